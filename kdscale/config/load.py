@@ -1,0 +1,98 @@
+"""YAML and `--set a.b=c` to a resolved config, and a config to its fingerprint."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from kdscale.config.run import RunConfig
+from kdscale.errors import KdscaleError
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The resolved config of the YAML file at `path`, after the overrides (`a.b=c`, c being YAML).
+
+    Raises KdscaleError for a missing or malformed file, an unknown key, or a value out of range.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise KdscaleError(
+            f"The config {str(path)!r} cannot be read: {error.strerror}.",
+            "Check the path, or write a starter config with `kdscale init`.",
+        ) from error
+    return parse_config(text, overrides, origin=str(path))
+
+
+def parse_config(text: str, overrides: Sequence[str] = (), origin: str = "config") -> RunConfig:
+    """Like `load_config`, from YAML text."""
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise KdscaleError(f"{origin} is not valid YAML: {error}", "Mend the line named.") from error
+    if not isinstance(tree, dict):
+        raise KdscaleError(f"{origin} holds no mapping.", "Start from `kdscale init`.")
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise KdscaleError(
+            f"{origin} is not a valid run config:\n{_explain(error)}",
+            "Correct the fields named; `kdscale init` writes a config with every field explained.",
+        ) from error
+
+
+def dump_config(config: RunConfig) -> str:
+    """YAML of all fields, defaults included; `parse_config` gives the same config back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hex digits of the SHA-256 of the parts' canonical JSON."""
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set one `a.b=c` in the tree, in place."""
+    key, equals, value = override.partition("=")
+    names = key.strip().split(".")
+    if not equals or not all(names):
+        raise KdscaleError(
+            f"The override {override!r} has not the form a.b=value.",
+            "Write for example --set distill.training.steps=100.",
+        )
+    for depth, name in enumerate(names[:-1], start=1):
+        # A key set to null (or left out) is a section that this override opens.
+        if tree.get(name) is None:
+            tree[name] = {}
+        tree = tree[name]
+        if not isinstance(tree, dict):
+            raise KdscaleError(
+                f"The override {override!r} goes through {'.'.join(names[:depth])!r}, a value.",
+                "Name a field of a section.",
+            )
+    try:
+        tree[names[-1]] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise KdscaleError(
+            f"The value of the override {override!r} is not valid YAML: {error}",
+            "Quote the value.",
+        ) from error
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "(whole config)"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"  {where}: unknown key")
+        else:
+            given = "" if isinstance(item["input"], dict) else f" (given: {item['input']!r})"
+            lines.append(f"  {where}: {item['msg'].removeprefix('Value error, ')}{given}")
+    return "\n".join(lines)

@@ -1,0 +1,58 @@
+"""The whole config of a run."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from kdscale.config.base import Config
+from kdscale.config.cache import CacheConfig
+from kdscale.config.data import DataConfig
+from kdscale.config.student import DistillConfig, EvaluateConfig
+from kdscale.config.teacher import TeacherConfig
+
+
+class TrackingConfig(Config):
+    """Where metrics go besides `metrics/*.jsonl`."""
+
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """`auto` is online where an API key is found and offline elsewhere."""
+
+    project: str = "kdscale"
+    """W&B project."""
+
+    entity: str | None = None
+    """W&B team or user; the account's default when not given."""
+
+
+class RunConfig(Config):
+    """One run: from raw text to an evaluated student."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Name of the run; W&B groups its stages by it."""
+
+    output: str
+    """Local path or fsspec URL (s3://bucket/prefix, gs://, ...) that everything is written to."""
+
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of initial weights, data order, dropout and sampling."""
+
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig
+    cache: CacheConfig = CacheConfig()
+    distill: DistillConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _rooms_agree(self) -> "RunConfig":
+        trained = self.data.tokenizer.kind == "train"
+        if trained and self.teacher.load is not None:
+            raise ValueError(
+                "a teacher that exists has its own tokenizer: set data.tokenizer.kind to 'teacher'"
+            )
+        if not trained and self.teacher.load is None:
+            raise ValueError("data.tokenizer.kind 'teacher' needs teacher.load")
+        batch, rows = self.distill.training.batch_rows, self.cache.rows
+        if rows is not None and batch > rows:
+            raise ValueError(f"distill.training.batch_rows {batch} is more than cache.rows {rows}")
+        return self

@@ -1,0 +1,68 @@
+"""Config of the teacher: one that exists, or one trained here."""
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from kdscale.config.base import Config
+from kdscale.config.training import TrainingConfig, WorkersConfig, ZeroConfig
+
+
+class ModelConfig(Config):
+    """A causal language model of transformers, built from its config."""
+
+    architecture: str
+    """`model_type` of transformers, such as `llama`, `gpt2`, `qwen3`."""
+
+    options: dict[str, Any] = {}
+    """Fields of that architecture's config. `vocab_size` and the special ids come from the tokenizer."""
+
+    pad_vocab_to_multiple_of: int = Field(default=1, ge=1)
+    """Round the embedding's rows up; the added ids never receive probability."""
+
+
+class TeacherConfig(Config):
+    """Either `load` or `model` with `training`."""
+
+    load: str | None = None
+    """Hugging Face folder (local path or fsspec URL) or hub name of an existing teacher."""
+
+    revision: str | None = None
+    """Commit of a hub name; give it, so that the same config always means the same weights."""
+
+    model: ModelConfig | None = None
+    """Architecture of a teacher trained here."""
+
+    training: TrainingConfig | None = None
+    """How a teacher is trained here."""
+
+    workers: WorkersConfig = WorkersConfig()
+    """Workers that train it."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "TeacherConfig":
+        made = self.model is not None and self.training is not None
+        if (self.load is not None) == made or (self.model is None) != (self.training is None):
+            raise ValueError("give either `load`, or both `model` and `training`")
+        return self
+
+
+class CaptureConfig(Config):
+    """How the teacher runs over the rows to be cached."""
+
+    workers: WorkersConfig = WorkersConfig()
+
+    zero: ZeroConfig = ZeroConfig(stage=3)
+    """3 shards the teacher, so that no rank ever holds all of it; 0 gives each worker a whole copy."""
+
+    micro_batch_rows: int = Field(default=8, gt=0)
+    """Rows of one forward on one rank."""
+
+    queue_batches: int = Field(default=4, ge=1)
+    """Forwards that may wait for encoding and upload before the teacher has to pause."""
+
+    @model_validator(mode="after")
+    def _stage_without_optimizer(self) -> "CaptureConfig":
+        if self.zero.stage not in (0, 3):
+            raise ValueError("capture has no optimiser to shard: zero.stage is 0 or 3")
+        return self

@@ -1,0 +1,93 @@
+"""Config of what trains: workers, optimiser, learning rate, parallelism. Teacher and student share it."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from kdscale.config.base import Config
+
+
+class WorkersConfig(Config):
+    """The Ray Train workers of a stage."""
+
+    count: int = Field(default=2, ge=1)
+    """Number of workers (ranks)."""
+
+    cpus: float = Field(default=1, gt=0)
+    """CPUs of a worker; also its number of threads on a CPU."""
+
+    gpus: float = Field(default=0, ge=0, le=1)
+    """GPUs of a worker: 0 runs on CPU with gloo in float32, 1 on a GPU with NCCL in bfloat16."""
+
+    max_failures: int = Field(default=3, ge=0)
+    """How often the worker group is started again after one of its workers died."""
+
+    collective_timeout_seconds: int = Field(default=1800, gt=0)
+    """A collective that waits longer than this fails instead of hanging."""
+
+
+class ZeroConfig(Config):
+    """DeepSpeed ZeRO."""
+
+    stage: Literal[0, 1, 2, 3] = 0
+    """1: optimiser states sharded, 2: gradients too, 3: parameters too. 0: plain data parallel (DDP)."""
+
+    offload: Literal["none", "cpu"] = "none"
+    """Where sharded optimiser states (and, at stage 3, parameters) live between uses."""
+
+    @model_validator(mode="after")
+    def _offload_needs_zero(self) -> "ZeroConfig":
+        if self.offload != "none" and self.stage == 0:
+            raise ValueError("offload needs zero.stage 1, 2 or 3")
+        return self
+
+
+class OptimiserConfig(Config):
+    """AdamW and its learning-rate schedule."""
+
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate."""
+
+    final_learning_rate_share: float = Field(default=0.1, ge=0, le=1)
+    """The cosine ends at this share of the peak."""
+
+    warmup_share: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises linearly."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's moment decays."""
+
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled weight decay, on matrices only."""
+
+    clip: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this global norm."""
+
+
+class TrainingConfig(Config):
+    """One training run."""
+
+    steps: int = Field(gt=0)
+    """Optimiser steps."""
+
+    batch_rows: int = Field(gt=0)
+    """Rows in a global batch, over all ranks and micro-batches."""
+
+    micro_batch_rows: int = Field(default=8, gt=0)
+    """Rows of one forward and backward on one rank; gradients accumulate over them."""
+
+    optimiser: OptimiserConfig = OptimiserConfig()
+
+    zero: ZeroConfig = ZeroConfig()
+
+    log_every: int = Field(default=10, gt=0)
+    """Steps between two logged lines."""
+
+    validate_every: int = Field(default=100, gt=0)
+    """Steps between two passes over the validation rows; the last step always has one."""
+
+    validation_rows: int = Field(default=64, gt=0)
+    """Rows of such a pass."""
+
+    checkpoint_every: int = Field(default=100, gt=0)
+    """Steps between two checkpoints. The last two are kept until the model is published."""

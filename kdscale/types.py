@@ -1,0 +1,66 @@
+"""The nouns that all rooms share.
+
+Shape legend, used in every docstring:
+    R  rows (all of a data set, or of a file)      B  rows in a batch
+    T  positions in a row                          P  positions, flattened over rows
+    V  vocabulary, padding included                K  ids that a codec keeps at a position
+
+Position i of a row speaks of token i + 1: its logits predict it, `loss_mask[i]` says whether that
+prediction counts, and the cache holds the teacher's distribution of it given tokens 0..i.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Fixed-length token rows on the host.
+
+    `segment_ids` number the documents packed in a row from 1; 0 is padding. Attention never crosses
+    from one segment to another.
+    """
+
+    sample_ids: np.ndarray  # [R, 16] uint8: xxh3_128 of the row's content
+    input_ids: np.ndarray  # [R, T] int32
+    segment_ids: np.ndarray  # [R, T] int32
+    loss_mask: np.ndarray  # [R, T] bool: True at i where token i + 1 is a target
+    byte_counts: np.ndarray  # [R] float64: UTF-8 bytes of text that the row's targets stand for
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def take(self, indices: np.ndarray) -> "Rows":
+        """The rows at `indices` ([B] integers), in that order."""
+        return Rows(
+            self.sample_ids[indices],
+            self.input_ids[indices],
+            self.segment_ids[indices],
+            self.loss_mask[indices],
+            self.byte_counts[indices],
+        )
+
+
+@dataclass(frozen=True)
+class SparseTargets:
+    """A target distribution that is non-zero at K ids of each position.
+
+    Where `ghost` is given, it is the mass of all ids not listed, as one bucket. Where it is None, the
+    probabilities sum to 1. An id may stand more than once: its probabilities then add up.
+    """
+
+    ids: torch.Tensor  # [..., K] int64
+    probs: torch.Tensor  # [..., K] float32
+    ghost: torch.Tensor | None = None  # [...] float32
+
+
+@dataclass(frozen=True)
+class DenseTargets:
+    """A target distribution over the whole vocabulary."""
+
+    log_probs: torch.Tensor  # [..., V] float32, normalised; -inf at padding ids
+
+
+Targets = SparseTargets | DenseTargets
