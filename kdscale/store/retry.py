@@ -1,0 +1,132 @@
+"""One retry policy for all remote calls: exponential pauses with full jitter, and a deadline.
+
+Full jitter (a pause drawn from 0 to the ceiling) keeps hundreds of workers, thrown out by the same
+outage, from coming back in step: Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog,
+2015.
+The clients' own retries are turned off, so that attempts do not multiply.
+"""
+
+import errno
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from kdscale.store.redact import redact
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+# Not the global generator: a retry must not move the random numbers of a training.
+_random = random.SystemRandom()
+
+# 409 is what S3 answers to a conditional create that met another one in flight: try again.
+_TRANSIENT_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 507, 509}
+# Error codes that say "again" under a status that usually does not.
+_TRANSIENT_CODES = {"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"}
+# Network failures of botocore, aiohttp, requests, azure and google.auth, none of which derives from
+# ConnectionError. Known by name, so that this module imports no client that may not be installed.
+_TRANSIENT_NAMES = {
+    "HTTPClientError",
+    "ConnectionError",
+    "ClientConnectionError",
+    "ClientPayloadError",
+    "IncompleteRead",
+    "ResponseParserError",
+    "ServiceRequestError",
+    "ServiceResponseError",
+    "TransportError",
+}
+_TRANSIENT_ERRNO = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN}
+
+_OUTAGE = 10.0  # seconds
+
+
+def full_jitter(ceiling: float) -> float:
+    """A pause in seconds, uniform between 0 and `ceiling`."""
+    return _random.uniform(0.0, ceiling)
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Calls an operation until it succeeds, fails for good, or `deadline` seconds would be over."""
+
+    deadline: float = 120.0
+    first_pause: float = 0.2
+    longest_pause: float = 15.0
+    sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+    jitter: Callable[[float], float] = full_jitter
+
+    def __call__(self, operation: Callable[[], T], name: str = "") -> T:
+        """The operation's result; `name` is for the log. Raises the last error, unchanged."""
+        start = self.clock()
+        ceiling = self.first_pause
+        while True:
+            try:
+                return operation()
+            except Exception as error:
+                elapsed, pause = self.clock() - start, self.jitter(ceiling)
+                if not is_transient(error) or elapsed + pause > self.deadline:
+                    raise
+                # Blips are everyday; an outage is why nothing moves, and people should be told.
+                level = logging.WARNING if elapsed > _OUTAGE else logging.INFO
+                text = f"{name}: {type(error).__name__}: {error}; trying again in {pause:.1f} s"
+                log.log(level, redact(text))
+            self.sleep(pause)
+            ceiling = min(2 * ceiling, self.longest_pause)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same call may succeed later.
+
+    Of the errors that it was raised from, the first that names a network failure or an HTTP status
+    decides: what lies below are a parser's or a socket's own words for it.
+    """
+    for link in chain(error):
+        if _is_network_failure(link):
+            return True
+        status = http_status(link)
+        if status is not None:
+            return status in _TRANSIENT_STATUS or _error_code(link) in _TRANSIENT_CODES
+    return False
+
+
+def http_status(error: BaseException) -> int | None:
+    """The HTTP status that an error of botocore, aiohttp, azure or gcsfs carries, if any."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    for name in ("status", "status_code", "code"):
+        value = getattr(error, name, None)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from, and so on."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__
+
+
+def class_names(error: BaseException) -> set[str]:
+    """Names of the error's class and of all it derives from."""
+    return {base.__name__ for base in type(error).__mro__}
+
+
+def _error_code(error: BaseException) -> str | None:
+    response = getattr(error, "response", None)
+    return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+
+
+def _is_network_failure(error: BaseException) -> bool:
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO:
+        return True
+    return not _TRANSIENT_NAMES.isdisjoint(class_names(error))

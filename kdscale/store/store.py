@@ -1,0 +1,94 @@
+"""The contract of a store: flat keys to bytes, each object whole or absent.
+
+Everything above counts on no more than object storage gives: no rename, no append, no lock. A
+writer that dies leaves whole objects or nothing, and `put_if_absent` is the one way to decide
+between writers.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from kdscale.store.redact import redact
+
+
+@dataclass(frozen=True, repr=False)
+class Store(ABC):
+    """Objects under `url`, hashable by it. Safe to pickle, to fork and to use from many threads.
+
+    A key is a relative path such as "commits/3.json". Methods that read raise FileNotFoundError
+    where the key holds nothing; a store that stays out of reach after all retries raises OSError.
+    """
+
+    url: str
+
+    def __str__(self) -> str:
+        """The URL without credentials: what messages should show."""
+        return redact(self.url)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
+    def child(self, name: str) -> Self:
+        """The store under `name`, which may contain "/"."""
+        return replace(self, url=self._join(name))
+
+    def _join(self, key: str) -> str:
+        assert {"", ".", ".."}.isdisjoint(key.split("/")), f"not a key: {key!r}"
+        return f"{self.url}/{key}"
+
+    @abstractmethod
+    def local_path(self, key: str = "") -> Path | None:
+        """The path of `key` (of the store itself for ""), or None where the store is not local."""
+
+    @abstractmethod
+    def get(self, key: str) -> bytes:
+        """The whole object."""
+
+    @abstractmethod
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Exactly `length` bytes from byte `start`; OSError where the object does not have them."""
+
+    @abstractmethod
+    def put(self, key: str, data: bytes) -> None:
+        """Write the object in one piece, over what is there. No reader ever sees half of it."""
+
+    @abstractmethod
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write the object unless the key is taken; True when the key then holds exactly `data`.
+
+        Of simultaneous writers of different data exactly one gets True. A taken key is read back,
+        because it may hold this very write: its answer was lost and it was sent again.
+        """
+
+    @abstractmethod
+    def exists(self, key: str) -> bool:
+        """Whether the key holds an object."""
+
+    @abstractmethod
+    def size(self, key: str) -> int:
+        """Bytes of the object."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove the object; a key that holds nothing is fine."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> list[str]:
+        """Keys that start with `prefix`, at any depth, sorted."""
+
+    @abstractmethod
+    def put_file(self, key: str, path: Path) -> None:
+        """Like `put`, from a file that may be larger than memory."""
+
+    @abstractmethod
+    def get_file(self, key: str, path: Path) -> None:
+        """Write the object to the file `path`, whole or not at all, and not through memory."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Find out within seconds whether the store can be read and written.
+
+        Writes, reads and deletes a marker. KdscaleError names the URL, the cause and the fix.
+        """

@@ -1,0 +1,131 @@
+"""A TCP proxy before an S3 server that injects the faults which no server produces on demand."""
+
+import re
+import socket
+import threading
+from types import TracebackType
+from typing import Literal, Self
+
+# lose_answer: the request is served, and the connection cut before its answer.
+# drop:        the connection is cut before the request is passed on.
+# slow_down:   the proxy answers 503 SlowDown itself.
+# half_body:   the answer's head and half its body arrive, then the connection is cut.
+Fault = Literal["lose_answer", "drop", "slow_down", "half_body"]
+
+_SLOW_DOWN_BODY = (
+    b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"
+)
+_SLOW_DOWN = b"HTTP/1.1 503 Slow Down\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (
+    len(_SLOW_DOWN_BODY),
+    _SLOW_DOWN_BODY,
+)
+
+
+class FaultProxy:
+    """Listens on `endpoint`, passes on to `upstream` ("host:port"), one request a connection.
+
+    `faults` are used up in order, one by each request whose method is `method`; after that all is
+    passed on as it is. `requests` lists the methods seen. A context manager.
+    """
+
+    def __init__(self, upstream: str, method: str, faults: list[Fault]) -> None:
+        host, port = upstream.rsplit(":", 1)
+        self.upstream = (host, int(port))
+        self.method = method
+        self.faults = list(faults)
+        self.requests: list[str] = []
+        self._lock = threading.Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client:
+            client.settimeout(30)
+            head, body = _read_head(client)
+            if not head:
+                return
+            method = head.split(b" ", 1)[0].decode()
+            fault = self._next_fault(method)
+            if fault == "drop":
+                return
+            wanted = _content_length(head)
+            if b"100-continue" in head.lower():
+                client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            body += _read_exactly(client, wanted - len(body))
+            if fault == "slow_down":
+                client.sendall(_SLOW_DOWN)
+                return
+            answer_head, answer_body = self._ask(_one_request(head) + body, method)
+            if fault == "lose_answer":
+                return
+            if fault == "half_body":
+                answer_body = answer_body[: len(answer_body) // 2]
+            client.sendall(answer_head + answer_body)
+
+    def _next_fault(self, method: str) -> Fault | None:
+        with self._lock:
+            self.requests.append(method)
+            return self.faults.pop(0) if self.faults and method == self.method else None
+
+    def _ask(self, request: bytes, method: str) -> tuple[bytes, bytes]:
+        """The upstream's answer to one request: its head, and its body up to the end of stream."""
+        with socket.create_connection(self.upstream, timeout=30) as server:
+            server.sendall(request)
+            head, body = _read_head(server)
+            while head.startswith(b"HTTP/1.1 100"):
+                head, body = _read_head(server, body)
+            while chunk := server.recv(1 << 16):
+                body += chunk
+        return head, body
+
+
+def _read_head(connection: socket.socket, data: bytes = b"") -> tuple[bytes, bytes]:
+    """The bytes up to the empty line, and what came after; an empty head at the end of stream."""
+    while b"\r\n\r\n" not in data:
+        chunk = connection.recv(1 << 16)
+        if not chunk:
+            return b"", b""
+        data += chunk
+    head, _, rest = data.partition(b"\r\n\r\n")
+    return head + b"\r\n\r\n", rest
+
+
+def _read_exactly(connection: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        chunk = connection.recv(count - len(data))
+        if not chunk:
+            raise ConnectionError(f"the client sent {len(data)} of {count} bytes")
+        data += chunk
+    return data
+
+
+def _content_length(head: bytes) -> int:
+    found = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+    return int(found.group(1)) if found else 0
+
+
+def _one_request(head: bytes) -> bytes:
+    """The head, asking the server to close the connection after its answer."""
+    kept = re.sub(rb"(?i)\r\nconnection:[^\r\n]*", b"", head)
+    return kept.removesuffix(b"\r\n\r\n") + b"\r\nConnection: close\r\n\r\n"
