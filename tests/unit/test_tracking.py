@@ -1,0 +1,294 @@
+"""Metrics as JSON lines, and real W&B runs, read back with W&B's own tool."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdscale import tracking
+from kdscale.config.run import TrackingConfig
+from kdscale.store import Store, open_store
+from kdscale.tracking import Tracker, open_tracker
+from tests.s3 import S3Server, free_ports
+
+OFF = TrackingConfig(wandb="off")
+OFFLINE = TrackingConfig(wandb="offline", project="tests")
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """W&B without the account, settings and caches of whoever runs the tests."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "NETRC"):
+        monkeypatch.setenv(name, str(tmp_path / "account" / name))
+    yield
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()
+
+
+def start(store: Store, config: TrackingConfig = OFF, **options: Any) -> Tracker:
+    return open_tracker(
+        config, run="night", stage="distill", store=store, resolved={"seed": 1}, **options
+    )
+
+
+def lines_of(store: Store) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in store.get("metrics/distill.jsonl").splitlines()]
+
+
+def steps_of(store: Store) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in lines_of(store)]
+
+
+def offline_runs(folder: Path) -> list[Path]:
+    return sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+def records_of(log: Path, kind: str) -> list[dict[str, Any]]:
+    """All records of one kind in a run's log, by `wandb leet inspect`."""
+    program = Path(sys.executable).parent / "wandb"
+    command = [str(program), "leet", "inspect", str(log), "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    return [record[kind] for record in records if record["type"] == kind]
+
+
+def test_a_line_is_there_as_soon_as_it_is_logged(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    tracker = start(store)
+    tracker.log(1, 100, {"train/loss": 2.5, "lr": 1})
+    (line,) = lines_of(store)
+    assert line.pop("time") > 1.7e9
+    assert line == {"step": 1, "tokens": 100, "train/loss": 2.5, "lr": 1.0}
+    assert sorted(os.listdir(tmp_path)) == ["metrics"]
+
+
+def test_what_is_not_finite_is_null_in_strict_json(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    start(store).log(1, 1, {"a": math.nan, "b": math.inf, "c": 0.5})
+    (line,) = lines_of(store)
+    assert (line["a"], line["b"], line["c"]) == (None, None, 0.5)
+
+
+def test_a_resumed_training_replays_what_followed_its_checkpoint(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    first = start(store)
+    for step in (1, 2, 3, 4):
+        first.log(step, step, {"loss": 1.0})
+    path = tmp_path / "metrics" / "distill.jsonl"
+    path.write_text(path.read_text() + '{"step": 2, "los')  # Torn by a kill.
+    second = start(store, start_step=2)
+    assert steps_of(store) == [(1, 1.0), (2, 1.0)]
+    second.log(3, 3, {"loss": 9.0})
+    assert steps_of(store) == [(1, 1.0), (2, 1.0), (3, 9.0)]
+    second.finish()
+    start(store)
+    assert lines_of(store) == []
+
+
+@pytest.mark.s3
+def test_a_remote_store_gets_the_lines_at_each_flush(s3_env: S3Server) -> None:
+    store = open_store(f"{s3_env.url}/{uuid.uuid4().hex}")
+    first = start(store)
+    first.log(1, 1, {"loss": 1.0})
+    first.flush()
+    assert steps_of(store) == [(1, 1.0)]
+    first.log(2, 2, {"loss": 1.0})
+    assert steps_of(store) == [(1, 1.0)]
+    second = start(store, start_step=1)
+    second.log(2, 2, {"loss": 2.0})
+    second.finish()
+    assert steps_of(store) == [(1, 1.0), (2, 2.0)]
+
+
+def test_an_offline_run_holds_everything(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "student" / "deep"
+    model.mkdir(parents=True)
+    (model / "weights.bin").write_bytes(b"12345")
+    store = open_store(str(tmp_path / "out"))
+    tracker = open_tracker(
+        OFFLINE,
+        run="night",
+        stage="distill",
+        store=store,
+        resolved={"seed": 1, "source": ["ftp://me:hunter2@host/x"]},
+        attempt=3,
+    )
+    for step in (10, 20):
+        tracker.log(step, step * 8, {"train/loss": 1 / step})
+    tracker.log_reference("cache", "cache", "s3://bucket/manifest.json", {"rows": 7})
+    tracker.log_reference("local", "cache", str(tmp_path / "manifest.json"), {})
+    tracker.log_folder("student", "model", tmp_path / "student", {"steps": 20})
+    tracker.summary({"loss": 0.05, "verdict": "good"})
+    tracker.finish()
+
+    printed = capfd.readouterr()
+    (log,) = offline_runs(tmp_path / "out")
+    folder = log.parent
+    assert printed.out == f"W&B: offline. Look: wandb leet {folder}   Upload: wandb sync {folder}\n"
+    assert printed.err == ""
+
+    (run,) = records_of(log, "run")
+    assert (run["project"], run["run_group"], run["job_type"]) == ("tests", "night", "distill")
+    assert run["config"]["update"]["seed"] == 1
+    assert run["config"]["update"]["source"] == ["ftp://***@host/x"]
+    names = ("trainer/global_step", "trainer/tokens", "trainer/attempt", "train/loss")
+    history = [[row["item"][name] for name in names] for row in records_of(log, "history")]
+    assert history == [[10, 80, 3, 0.1], [20, 160, 3, 0.05]]
+    metrics = records_of(log, "metric")
+    globs = {each["glob_name"]: each["step_metric"] for each in metrics if "glob_name" in each}
+    assert globs == {"*": "trainer/global_step"}
+    updates = [update for each in records_of(log, "summary") for update in each["update"].items()]
+    assert ("loss", 0.05) in updates
+    assert ("verdict", "good") in updates
+    assert [each["exit_code"] for each in records_of(log, "exit")] == [0]
+
+    artifacts = {each["name"]: each for each in records_of(log, "artifact")}
+    assert artifacts["cache"]["manifest"]["contents"][0]["ref"] == "s3://bucket/manifest.json"
+    assert json.loads(artifacts["cache"]["metadata"]) == {"rows": 7}
+    assert (
+        artifacts["local"]["manifest"]["contents"][0]["ref"] == f"file://{tmp_path}/manifest.json"
+    )
+    (file,) = artifacts["student"]["manifest"]["contents"]
+    assert (file["path"], int(file["size"])) == ("deep/weights.bin", 5)
+
+
+def test_starts_of_one_stage_are_one_run_to_wandb(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "a"))
+    for attempt in (0, 1):
+        tracker = start(store, OFFLINE, start_step=attempt, attempt=attempt)
+        tracker.log(attempt + 1, 1, {"loss": 1.0})
+        tracker.finish(exit_code=attempt)
+    start(open_store(str(tmp_path / "b")), OFFLINE).finish()
+    (other,) = offline_runs(tmp_path / "b")
+    mine = {log.name for log in offline_runs(tmp_path / "a")}
+    assert len(mine) == 1
+    assert other.name not in mine
+    assert steps_of(store) == [(1, 1.0), (2, 1.0)]
+    last = offline_runs(tmp_path / "a")[-1]
+    assert records_of(last, "run")[0]["resume"] is True
+    assert [each["exit_code"] for each in records_of(last, "exit")] == [1]
+
+
+def test_wandb_out_of_reach_becomes_an_offline_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (port,) = free_ports(1)
+    monkeypatch.setenv("WANDB_API_KEY", "hunter2" + "0" * 33)
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(tracking, "_INIT_SECONDS", 3.0)
+    store = open_store(str(tmp_path))
+    tracker = start(store, TrackingConfig())
+    tracker.log(1, 1, {"loss": 1.0})
+    tracker.finish()
+    printed = capfd.readouterr()
+    assert printed.out.startswith("W&B: online failed: CommError")
+    assert "W&B: offline." in printed.out
+    assert "hunter2" not in printed.out + printed.err
+    (log,) = offline_runs(tmp_path)
+    assert [row["item"]["loss"] for row in records_of(log, "history")] == [1]
+    assert steps_of(store) == [(1, 1.0)]
+
+
+def test_settings_that_wandb_refuses_cost_only_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "no url")
+    store = open_store(str(tmp_path))
+    tracker = start(store, TrackingConfig())
+    tracker.log(1, 1, {"loss": 1.0})
+    tracker.finish()
+    assert "W&B: its settings cannot be used: " in capfd.readouterr().out
+    assert steps_of(store) == [(1, 1.0)]
+
+
+BROKEN_SERVICE = """
+import os, signal, sys
+from pathlib import Path
+from kdscale.config.run import TrackingConfig
+from kdscale.store import open_store
+from kdscale.tracking import open_tracker
+
+store = open_store(sys.argv[1])
+tracker = open_tracker(
+    TrackingConfig(wandb="offline"), run="r", stage="distill", store=store, resolved={}
+)
+tracker.log(1, 1, {"loss": 1.0})
+children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+for child in children:
+    os.kill(int(child), signal.SIGKILL)
+    os.waitpid(int(child), 0)
+print(len(children), "killed", flush=True)
+for step in range(2, 30):
+    tracker.log(step, step, {"loss": 1.0})
+tracker.summary({"a": 1})
+tracker.log_reference("cache", "cache", "s3://b/k", {})
+tracker.finish()
+print("finished", flush=True)
+"""
+
+
+@pytest.mark.fault
+def test_training_outlives_a_killed_wandb(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", BROKEN_SERVICE, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "1 killed\n" in result.stdout
+    assert result.stdout.endswith("finished\n")
+    assert len(steps_of(open_store(str(tmp_path)))) == 29
+
+
+@pytest.mark.parametrize(
+    ("wanted", "environment", "netrc", "mode"),
+    [
+        ("auto", {}, "", "offline"),
+        ("auto", {"WANDB_API_KEY": "0" * 40}, "", "online"),
+        ("auto", {}, "machine api.wandb.ai login user password key", "online"),
+        ("auto", {}, "machine elsewhere.example login user password key", "offline"),
+        (
+            "auto",
+            {"WANDB_BASE_URL": "https://wandb.my.example"},
+            "machine wandb.my.example login user password key",
+            "online",
+        ),
+        ("auto", {"WANDB_API_KEY": "0" * 40, "WANDB_MODE": "offline"}, "", "offline"),
+        ("auto", {"WANDB_MODE": "disabled"}, "", "off"),
+        ("online", {}, "", "offline"),
+        ("online", {"WANDB_API_KEY": "0" * 40, "WANDB_MODE": "offline"}, "", "online"),
+        ("offline", {"WANDB_API_KEY": "0" * 40}, "", "offline"),
+        ("off", {"WANDB_MODE": "online"}, "", "off"),
+    ],
+)
+def test_where_wandb_goes(
+    wanted: Any,
+    environment: dict[str, str],
+    netrc: str,
+    mode: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "netrc").write_text(netrc)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert tracking._mode(wanted) == mode
+
+
+def test_wandb_is_not_imported_where_it_is_off(tmp_path: Path) -> None:
+    code = (
+        "import sys; from kdscale.config.run import TrackingConfig as C;"
+        "from kdscale.tracking import open_tracker; from kdscale.store import open_store;"
+        "t = open_tracker(C(wandb='off'), run='r', stage='s', store=open_store(sys.argv[1]),"
+        " resolved={}); t.log(1, 1, {}); t.summary({'a': 1}); t.finish();"
+        "sys.exit('wandb' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    assert subprocess.run(command, timeout=60, check=False).returncode == 0
