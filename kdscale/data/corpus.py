@@ -1,0 +1,193 @@
+"""What a configured source consists of: its pieces in a fixed order, found before any is read.
+
+Listing pieces is cheap, so a missing or empty corpus is an error at once, and the listing is what
+the fingerprint of prepared data stands on. `readers` opens the pieces.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from kdscale.config.data import SourceConfig
+from kdscale.data.readers import Piece, load_hub_dataset
+from kdscale.errors import KdscaleError
+from kdscale.store import open_store
+
+ROWS_PER_PIECE = 10_000
+_LOOKS_AT_ONCE = 16
+_SUFFIXES = {
+    "text": ("",),
+    "jsonl": (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz", ".json", ".json.gz"),
+    "parquet": (".parquet",),
+}
+_PROSE = re.compile(r".*\.(md|rst)|readme(\.txt)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A source's pieces in the order of their names. `local` files are on this machine only."""
+
+    source: SourceConfig
+    pieces: list[Piece]
+    local: bool
+
+
+def find_corpus(source: SourceConfig) -> Corpus:
+    """The pieces of a source. Raises KdscaleError where there is nothing to read."""
+    local = True
+    if source.kind == "python-stdlib":
+        pieces = _stdlib_pieces()
+    elif source.kind == "python-docs":
+        pieces = _docs_pieces()
+    elif source.kind == "huggingface":
+        pieces = _hub_pieces(source)
+    else:
+        pieces, local = _file_pieces(source)
+    # A kind with a document a piece needs no more pieces than the limit asks for.
+    if source.limit is not None and source.kind in ("python-stdlib", "python-docs", "text"):
+        pieces = pieces[: source.limit]
+    return Corpus(source, pieces, local)
+
+
+def corpus_identity(source: SourceConfig) -> dict[str, Any]:
+    """What the documents of a source depend on, without reading them.
+
+    Files: their number, bytes, and a digest of (key, size, and on a local disk the time of change).
+    Built-in sources: the interpreter or the installed packages. Hub data sets: the builder's hash,
+    which follows the data set's commit.
+    """
+    if source.kind == "python-stdlib":
+        return {"python": platform.python_version()}
+    if source.kind == "python-docs":
+        return {
+            "packages": sorted({_release(found) for found in importlib.metadata.distributions()})
+        }
+    if source.kind == "huggingface":
+        return {"builder": load_hub_dataset(str(source.path), source.subset, None).hash}
+    digest, total = hashlib.sha256(), 0
+    pieces = find_corpus(source).pieces
+    with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
+        for piece, (size, changed) in zip(pieces, pool.map(_look, pieces), strict=True):
+            digest.update(f"{piece.key}\0{size}\0{changed}\0".encode("utf-8", "surrogateescape"))
+            total += size
+    return {"files": len(pieces), "bytes": total, "sha256": digest.hexdigest()}
+
+
+def _look(piece: Piece) -> tuple[int, int]:
+    """A file's size, and on a local disk its time of change in nanoseconds."""
+    store = open_store(piece.root)
+    path = store.local_path(piece.key)
+    return store.size(piece.key), path.stat().st_mtime_ns if path else 0
+
+
+def _stdlib_pieces() -> list[Piece]:
+    """A piece for each module of the interpreter's own library."""
+    root = sysconfig.get_path("stdlib")
+    keys = []
+    for folder, folders, names in os.walk(root):
+        # Installed packages live inside the library's folder where there is no virtual environment.
+        folders[:] = [name for name in folders if name not in ("site-packages", "dist-packages")]
+        relative = Path(folder).relative_to(root)
+        keys += [(relative / name).as_posix() for name in names if name.endswith(".py")]
+    if not keys:
+        raise KdscaleError(
+            f"This Python has no source files of its standard library in {root!r}.",
+            "Use a Python that was not stripped, or another source for data.train.",
+        )
+    return [Piece("file", key, root, key) for key in sorted(keys)]
+
+
+def _docs_pieces() -> list[Piece]:
+    """A piece for each Markdown or reStructuredText file and long description of a package."""
+    found: dict[str, Piece] = {}
+    for distribution in importlib.metadata.distributions():
+        package = (distribution.metadata["Name"] or "").lower()
+        for file in distribution.files or []:
+            is_metadata = file.name == "METADATA"
+            path = Path(str(file.locate()))
+            if not (is_metadata or _PROSE.fullmatch(file.name)) or not path.is_file():
+                continue
+            name = f"{package}/{file.as_posix()}"
+            reader: Literal["metadata", "file"] = "metadata" if is_metadata else "file"
+            # Where two environments are on the path, Python imports from the first.
+            found.setdefault(name, Piece(reader, name, str(path.resolve().parent), path.name))
+    if not found:
+        raise KdscaleError(
+            "No installed package has a long description or a Markdown or reStructuredText file.",
+            "Use another source than python-docs.",
+        )
+    return [found[name] for name in sorted(found)]
+
+
+def _file_pieces(source: SourceConfig) -> tuple[list[Piece], bool]:
+    """A piece for each file of a folder, glob or file, and whether they are on this machine."""
+    path = str(source.path).rstrip("/")
+    root, keys = _list_files(path)
+    kept = [key for key in keys if _is_wanted(key, _SUFFIXES[source.kind])]
+    if not kept:
+        raise KdscaleError(
+            f"{open_store(path)} holds no {source.kind} files ({len(keys)} files of all kinds).",
+            "Check the path: a folder, a glob such as 'folder/**/*.txt', a file, or a URL of these"
+            + (f"; names end in {', '.join(_SUFFIXES[source.kind])}." if kept != keys else "."),
+        )
+    reader: Any = "file" if source.kind == "text" else source.kind
+    store = open_store(root)
+    pieces = [Piece(reader, key, store.url, key) for key in sorted(kept)]
+    return pieces, store.local_path() is not None
+
+
+def _list_files(path: str) -> tuple[str, list[str]]:
+    """The folder that keys are relative to, and the keys: of a glob, a file or a whole folder."""
+    magic = re.search(r"[*?]", path)
+    if magic:
+        root, slash, _ = path[: magic.start()].rpartition("/")
+        pattern = glob_pattern(path[len(root) + len(slash) :])
+        root = root or slash or "."
+        return root, [key for key in open_store(root).list() if pattern.fullmatch(key)]
+    parent, slash, name = path.rpartition("/")
+    parent = parent or slash or "."
+    if name not in ("", ".", "..") and open_store(parent).exists(name):
+        return parent, [name]
+    return path, open_store(path).list()
+
+
+def _is_wanted(key: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether a listed file belongs to the corpus: not hidden, and of a suffix of its kind."""
+    hidden = any(part.startswith(".") for part in key.split("/"))
+    return not hidden and key.lower().endswith(suffixes)
+
+
+def glob_pattern(glob: str) -> re.Pattern[str]:
+    """A glob over keys: `*` and `?` stay inside a folder, `**/` is any number of folders."""
+    rules = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|\*\*|\*|\?)", glob)
+    return re.compile("".join(rules.get(part, re.escape(part)) for part in parts), re.DOTALL)
+
+
+def _hub_pieces(source: SourceConfig) -> list[Piece]:
+    """Ranges of rows of a Hugging Face data set, which is downloaded here if it is not yet."""
+    name = str(source.path)
+    count = len(load_hub_dataset(name, source.subset, source.split))
+    if source.limit is not None:
+        count = min(count, source.limit)
+    if count == 0:
+        raise KdscaleError(
+            f"The split {source.split!r} of the data set {name!r} is empty.",
+            "Choose another split of it.",
+        )
+    whole = Piece("huggingface", f"{name}/{source.split}", name)
+    return [
+        replace(whole, start=start, stop=min(start + ROWS_PER_PIECE, count))
+        for start in range(0, count, ROWS_PER_PIECE)
+    ]
+
+
+def _release(distribution: importlib.metadata.Distribution) -> str:
+    return f"{distribution.metadata['Name']}=={distribution.version}"

@@ -1,0 +1,221 @@
+"""Ray Data: reads, cleans and tokenises a corpus on the cluster, streaming and in a fixed order.
+
+The cleaned documents stay in Ray's object store, which spills to disk; the driver sees their
+hashes, then their tokens, a block at a time. This module loads no torch: its functions run in Ray's
+workers.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from kdscale.config.data import SourceConfig
+from kdscale.data.cleaning import Status, admit, name_hash, text_digest
+from kdscale.data.corpus import Corpus
+from kdscale.data.readers import Piece, read_piece
+from kdscale.data.selection import Choice, Facts
+from kdscale.data.tokenizer import TokenizerInfo, encode
+from kdscale.errors import KdscaleError
+
+BLOCKS_PER_CPU = 4
+# A key is the piece's number times this, plus the document's number in the piece.
+DOCUMENTS_PER_PIECE = 2**36
+# Characters that a task holds at a time: an encoding takes about a hundred times more than its
+# text.
+CLEAN_CHARACTERS = 16 * 2**20
+ENCODE_CHARACTERS = 2**20
+
+# A line for each execution, and a warning that progress bars are off, tell the user nothing.
+_RAY_LOGGERS = {
+    "ray.data._internal.execution.streaming_executor": logging.WARNING,
+    "ray.data._internal.progress": logging.ERROR,
+}
+_FACTS: dict[str, pa.DataType] = {
+    "key": pa.int64(),
+    "place": pa.uint64(),
+    "digest": pa.binary(16),
+    "status": pa.uint8(),
+}
+_DOCUMENTS = pa.schema({**_FACTS, "text": pa.large_string()})
+_TOKENS = pa.schema({"tokens": pa.large_list(pa.int32()), "bytes": pa.int64()})
+
+
+def read_corpus(corpus: Corpus, min_characters: int) -> Any:
+    """The cleaned documents as a materialised Ray data set of `_DOCUMENTS`, in piece order.
+
+    Raises KdscaleError where a piece cannot be read.
+    """
+    import ray
+
+    for name, level in _RAY_LOGGERS.items():
+        logging.getLogger(name).setLevel(level)
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    items = [{"number": at, **asdict(piece)} for at, piece in enumerate(corpus.pieces)]
+    blocks = min(len(items), BLOCKS_PER_CPU * cpus)
+    data = ray.data.from_items(items, override_num_blocks=blocks)
+    # The data set's own settings, which all that is derived from it inherits.
+    data.context.execution_options.preserve_order = True
+    data.context.enable_progress_bars = False
+    data.context.print_on_execution_start = False
+    data = data.map_batches(
+        clean_pieces,
+        batch_size=None,
+        batch_format="pyarrow",
+        fn_kwargs={"source": corpus.source, "min_characters": min_characters},
+        **_placement(corpus, blocks),
+    )
+    if corpus.source.limit is not None:
+        data = data.limit(corpus.source.limit)
+    with _readable_errors():
+        return data.materialize()
+
+
+def read_facts(data: Any) -> Facts:
+    """What the driver needs to know of the documents in `data` (from `read_corpus`)."""
+    batches = list(_batches(data.select_columns(list(_FACTS))))
+    table: Any = pa.Table.from_batches(batches, pa.schema(_FACTS))
+    digests = b"".join(table["digest"].to_pylist())
+    keys = table["key"].to_numpy()
+    assert (keys[1:] > keys[:-1]).all(), "Ray Data was told to preserve the order"
+    return Facts(
+        keys=keys,
+        places=table["place"].to_numpy(),
+        digests=np.frombuffer(digests, "<u8").reshape(-1, 2),
+        status=table["status"].to_numpy(),
+    )
+
+
+def read_texts(data: Any, choice: Choice) -> Iterator[str]:
+    """The chosen documents' texts, in order, streamed to the driver."""
+    picked = data.map_batches(
+        pick, batch_size=None, batch_format="pyarrow", fn_kwargs={"choice": choice}
+    )
+    for batch in _batches(picked):
+        yield from batch["text"].to_pylist()
+
+
+def read_tokens(
+    data: Any, choice: Choice, tokenizer_json: str, info: TokenizerInfo
+) -> Iterator[tuple[np.ndarray, int]]:
+    """The chosen documents' tokens ([n] int32, with start and end) and UTF-8 bytes, in order."""
+    encoded = data.map_batches(
+        encode_documents,
+        batch_size=None,
+        batch_format="pyarrow",
+        fn_kwargs={"choice": choice, "tokenizer_json": tokenizer_json, "info": info},
+    )
+    for batch in _batches(encoded):
+        tokens, offsets = batch["tokens"].values.to_numpy(), batch["tokens"].offsets.to_numpy()
+        for at, byte_count in enumerate(batch["bytes"].to_pylist()):
+            yield tokens[offsets[at] : offsets[at + 1]], byte_count
+
+
+def clean_pieces(
+    batch: pa.Table, *, source: SourceConfig, min_characters: int
+) -> Iterator[pa.Table]:
+    """A Ray Data task: the documents of some pieces, those left out with an empty text."""
+    records: list[dict[str, Any]] = []
+    characters = 0
+    for item in batch.to_pylist():
+        first_key = item.pop("number") * DOCUMENTS_PER_PIECE
+        for at, (name, raw) in enumerate(read_piece(Piece(**item), source)):
+            text, status = admit(raw, min_characters)
+            records.append(
+                {
+                    "key": first_key + at,
+                    "place": name_hash(name),
+                    "digest": text_digest(text),
+                    "status": status,
+                    "text": text,
+                }
+            )
+            characters += len(text)
+            if characters >= CLEAN_CHARACTERS:
+                yield pa.Table.from_pylist(records, _DOCUMENTS)
+                records, characters = [], 0
+    yield pa.Table.from_pylist(records, _DOCUMENTS)
+
+
+def pick(batch: pa.Table, *, choice: Choice) -> pa.Table:
+    """A Ray Data task: the chosen documents' texts."""
+    readable = batch["status"].to_numpy() == Status.KEPT
+    chosen = readable & choice.covers(batch["key"].to_numpy(), batch["place"].to_numpy())
+    return batch.select(["text"]).filter(pa.array(chosen))
+
+
+def encode_documents(
+    batch: pa.Table, *, choice: Choice, tokenizer_json: str, info: TokenizerInfo
+) -> Iterator[pa.Table]:
+    """A Ray Data task: the chosen documents' tokens and bytes: columns of `_TOKENS`."""
+    chosen: Any = pick(batch, choice=choice)["text"]
+    for texts in _groups(chosen.to_pylist()):
+        documents = list(encode(tokenizer_json, info, texts))
+        tokens = [tokens for tokens, _ in documents]
+        offsets = np.cumsum([0, *map(len, tokens)])
+        yield pa.table(
+            [
+                pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(tokens))),
+                [byte_count for _, byte_count in documents],
+            ],
+            schema=_TOKENS,
+        )
+
+
+def _groups(texts: list[str]) -> Iterator[list[str]]:
+    """The texts in groups of about ENCODE_CHARACTERS."""
+    group: list[str] = []
+    characters = 0
+    for text in texts:
+        group.append(text)
+        characters += len(text)
+        if characters >= ENCODE_CHARACTERS:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
+
+
+def _batches(data: Any) -> Iterator[Any]:
+    """The blocks of a data set, in order."""
+    with _readable_errors():
+        for table in data.iter_batches(batch_size=None, batch_format="pyarrow"):
+            # A task that had nothing to give leaves a block without columns.
+            if table.num_rows:
+                yield from table.to_batches()
+
+
+def _placement(corpus: Corpus, blocks: int) -> dict[str, Any]:
+    """Where the pieces can be read: this machine's files here only, a store's anywhere.
+
+    Reading here takes no CPU from Ray's books, because the head node of a cluster often has none;
+    the pool's size keeps it to the cores there are.
+    """
+    if not corpus.local:
+        return {}
+    import ray
+
+    return {
+        "num_cpus": 0,
+        "compute": ray.data.TaskPoolStrategy(size=min(blocks, os.cpu_count() or 1)),
+        "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()},
+    }
+
+
+@contextmanager
+def _readable_errors() -> Iterator[None]:
+    """Raise the KdscaleError that a task raised, without Ray's wrapping."""
+    try:
+        yield
+    except Exception as error:  # Ray's own types differ from release to release
+        link: BaseException | None = error
+        while link is not None:
+            if type(link) is KdscaleError:
+                raise link from None
+            link = getattr(link, "cause", None) or link.__cause__
+        raise

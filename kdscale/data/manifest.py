@@ -1,0 +1,91 @@
+"""The manifest of prepared data: published last, checked first, and told in a terminal."""
+
+import json
+from typing import Any
+
+from kdscale.errors import KdscaleError
+from kdscale.store import Store
+
+MANIFEST = "manifest.json"
+FORMAT = "kdscale-prepared"
+# Also raised when the same input would give other rows, because fingerprints include it.
+VERSION = 1
+
+
+def write_manifest(store: Store, manifest: dict[str, Any]) -> None:
+    """Publish the prepared data: the last thing that is written."""
+    text = json.dumps(manifest, indent=1) + "\n"
+    store.put(MANIFEST, text.encode())
+
+
+def read_manifest(store: Store) -> tuple[dict[str, Any], bytes]:
+    """The manifest and its stored bytes. KdscaleError where it is missing or of another version."""
+    try:
+        raw = store.get(MANIFEST)
+    except FileNotFoundError as error:
+        raise KdscaleError(
+            f"There is no prepared data in {store}: {MANIFEST} is missing.",
+            "Run the prepare stage first: kdscale run CONFIG --only prepare.",
+        ) from error
+    try:
+        manifest = json.loads(raw)
+    except ValueError as error:
+        raise KdscaleError(
+            f"{MANIFEST} in {store} is not valid JSON: {error}",
+            f"Delete {store} and run the prepare stage again.",
+        ) from error
+    found = (manifest.get("format"), manifest.get("version"))
+    if found != (FORMAT, VERSION):
+        raise KdscaleError(
+            f"{store} holds {found[0]!r} version {found[1]!r}; this kdscale reads {FORMAT!r} "
+            f"version {VERSION}.",
+            "Run the prepare stage again with this kdscale, or read it with the one that wrote it.",
+        )
+    return manifest, raw
+
+
+def summarise(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    """(what, how many) lines for the terminal: one a source, one a split, one for the tokenizer."""
+    lines = [(name, _source_line(counts)) for name, counts in manifest["sources"].items()]
+    tokenizer = manifest["tokenizer"]
+    asked = tokenizer.get("requested_vocab_size", tokenizer["vocab_size"])
+    fewer = (
+        f", {asked:,} were asked for: the text has no more"
+        if asked > tokenizer["vocab_size"]
+        else ""
+    )
+    lines.append(("tokenizer", f"{tokenizer['vocab_size']:,} tokens{fewer}"))
+    lines += [
+        (f"{name} rows", _split_line(split["counts"])) for name, split in manifest["splits"].items()
+    ]
+    return lines
+
+
+def _source_line(counts: dict[str, int]) -> str:
+    dropped = {
+        "undecodable": counts["undecodable"],
+        "short": counts["dropped_short"],
+        "duplicate": counts["dropped_duplicate"],
+        "also in train": counts["leaked"],
+    }
+    text = f"read {counts['read']:,} documents, kept {counts['kept']:,}"
+    listed = ", ".join(f"{number:,} {what}" for what, number in dropped.items() if number)
+    return f"{text}; dropped {listed}" if listed else text
+
+
+def _split_line(counts: dict[str, Any]) -> str:
+    written, rows = counts["rows_written"], counts["rows"]
+    share = "" if written == rows else f" of {rows:,}"
+    parts = [
+        f"{written:,}{share} rows from {counts['documents']:,} documents",
+        f"{counts['split']:,} documents split",
+        f"{counts['packed']:,} pieces packed",
+        f"{counts['tokens']:,} tokens",
+        f"{counts['padding_share']:.1%} padding",
+    ]
+    if counts["truncated"]:
+        lost = counts["targets_truncated"]
+        parts.append(f"{counts['truncated']:,} documents truncated ({lost:,} tokens lost)")
+    if counts["rows_duplicate"]:
+        parts.append(f"{counts['rows_duplicate']:,} duplicate rows dropped")
+    return ", ".join(parts)

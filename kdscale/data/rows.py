@@ -1,0 +1,235 @@
+"""Token documents to rows of T tokens: the heart of the prepare stage, pure numpy.
+
+A document longer than a row becomes windows of T tokens that start every T - overlap tokens; a
+window's loss mask leaves out what an earlier window has scored, so that every token of a document
+but its first is a target exactly once. Windows that fill a row are cut by one strided view. What is
+shorter (short documents and last windows, called pieces) shares rows: each piece goes into the open
+row that it fills best, and the fullest row is closed when too many are open (bounded-space best
+fit; Csirik and Johnson, "Bounded space on-line bin packing: best is better than first",
+Algorithmica 2001). That needs one pass, bounded memory and no knowledge of the corpus, and is
+deterministic.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+import xxhash
+
+from kdscale.types import Rows
+
+OPEN_ROWS = 64
+CHUNK_ROWS = 1024
+# A piece holds a token and at least one target.
+SMALLEST_PIECE = 2
+
+# (tokens, first scored position, UTF-8 bytes a target)
+Piece = tuple[np.ndarray, int, float]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How rows are made. `truncate` keeps a document's first T tokens only."""
+
+    row_length: int
+    overlap: int
+    truncate: bool
+    pack: bool
+    pad_id: int
+
+
+@dataclass
+class RowCounts:
+    """What became of a split's documents and tokens; a document may be both split and packed.
+
+    `targets` and `bytes` are those of the rows given out: `targets_truncated` and
+    `targets_duplicate` say what is missing from the documents' own.
+    """
+
+    documents: int = 0
+    split: int = 0
+    truncated: int = 0
+    packed: int = 0
+    tokens: int = 0
+    targets_truncated: int = 0
+    targets_duplicate: int = 0
+    targets: int = 0
+    bytes: float = 0.0
+    rows: int = 0
+    rows_duplicate: int = 0
+    padding: int = 0
+
+
+def sample_ids(input_ids: np.ndarray, segment_ids: np.ndarray, loss_mask: np.ndarray) -> np.ndarray:
+    """[R, 16] uint8: xxh3_128 over each row's ids, segments (little-endian int32) and mask (bytes).
+
+    All three arrays are [R, T].
+    """
+    parts = (
+        np.ascontiguousarray(input_ids, "<i4"),
+        np.ascontiguousarray(segment_ids, "<i4"),
+        np.ascontiguousarray(loss_mask, bool),
+    )
+    digests = bytearray()
+    for ids, segments, mask in zip(*parts, strict=True):
+        digest = xxhash.xxh3_128(ids.data)
+        digest.update(segments.data)
+        digest.update(mask.data)
+        digests += digest.digest()
+    return np.frombuffer(digests, np.uint8).reshape(len(input_ids), 16)
+
+
+def concatenate(parts: list[Rows], row_length: int) -> Rows:
+    """The rows of all parts, in order; `row_length` gives the shape where there is none."""
+    if not parts:
+        return empty_rows(0, row_length, pad_id=0)
+    return Rows(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Rows)))
+
+
+def empty_rows(count: int, row_length: int, pad_id: int) -> Rows:
+    """`count` rows of padding, their sample ids not yet computed (zeros)."""
+    shape = (count, row_length)
+    return Rows(
+        sample_ids=np.zeros((count, 16), np.uint8),
+        input_ids=np.full(shape, pad_id, np.int32),
+        segment_ids=np.zeros(shape, np.int32),
+        loss_mask=np.zeros(shape, bool),
+        byte_counts=np.zeros(count, np.float64),
+    )
+
+
+class RowBuilder:
+    """Builds the rows of one split; `counts` is complete when `build` is exhausted."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.counts = RowCounts()
+        self._layout = layout
+        self._ready: list[Rows] = []
+        self._ready_rows = 0
+        # (free tokens, number) of the open rows, sorted: the best fit is one bisection away.
+        self._free: list[tuple[int, int]] = []
+        self._open: dict[int, list[Piece]] = {}
+        self._opened = 0
+        self._seen: set[bytes] = set()
+
+    def build(self, documents: Iterable[tuple[np.ndarray, int]]) -> Iterator[Rows]:
+        """Rows in chunks of about CHUNK_ROWS, from (tokens [n >= 2] int32, UTF-8 bytes) documents.
+
+        Rows come in the documents' order, but for those that wait for pieces. A row equal to an
+        earlier one is dropped and counted.
+        """
+        for tokens, byte_count in documents:
+            self._add(tokens, byte_count)
+            if self._ready_rows >= CHUNK_ROWS:
+                yield self._drain()
+        for _, number in sorted(self._free, key=lambda entry: entry[1]):
+            self._emit_packed(self._open.pop(number))
+        self._free.clear()
+        if self._ready_rows:
+            yield self._drain()
+
+    def _add(self, tokens: np.ndarray, byte_count: int) -> None:
+        """One document: windows that fill a row go out, what is left becomes a piece."""
+        layout, counts = self._layout, self.counts
+        length, row = len(tokens), layout.row_length
+        assert length >= SMALLEST_PIECE, "a document has its start and its end token"
+        bytes_per_target = byte_count / (length - 1)
+        counts.documents += 1
+        counts.tokens += length
+        if length > row and layout.truncate:
+            counts.truncated += 1
+            counts.targets_truncated += length - row
+            tokens = tokens[:row]
+        elif length > row:
+            counts.split += 1
+        step = row - layout.overlap
+        full = (len(tokens) - row) // step + 1 if len(tokens) >= row else 0
+        if full:
+            self._emit_windows(tokens, full, step, bytes_per_target)
+        # What earlier windows have scored ends before `scored`; the rest starts at window `full`.
+        start = full * step
+        scored = start + layout.overlap if full else 1
+        if scored < len(tokens):
+            self._place(tokens[start:], scored - start - 1, bytes_per_target)
+
+    def _emit_windows(
+        self, tokens: np.ndarray, count: int, step: int, bytes_per_target: float
+    ) -> None:
+        """The first `count` windows of a document, each a row of its own."""
+        row = self._layout.row_length
+        rows = empty_rows(count, row, self._layout.pad_id)
+        rows.input_ids[:] = np.lib.stride_tricks.sliding_window_view(tokens, row)[
+            : count * step : step
+        ]
+        rows.segment_ids[:] = 1
+        rows.loss_mask[0, :-1] = True
+        rows.loss_mask[1:, self._layout.overlap - 1 : -1] = True
+        rows.byte_counts[:] = rows.loss_mask.sum(1) * bytes_per_target
+        self._emit(rows)
+
+    def _place(self, tokens: np.ndarray, first_scored: int, bytes_per_target: float) -> None:
+        """Put a piece into the open row that it fills best, or into another."""
+        piece, length = (tokens, first_scored, bytes_per_target), len(tokens)
+        if not self._layout.pack:
+            self._emit_packed([piece])
+            return
+        at = bisect_left(self._free, (length, 0))
+        if at < len(self._free):
+            free, number = self._free.pop(at)
+            self._open[number].append(piece)
+        else:
+            free, number = self._layout.row_length, self._opened
+            self._opened += 1
+            self._open[number] = [piece]
+        if free - length < SMALLEST_PIECE:
+            self._emit_packed(self._open.pop(number))
+        else:
+            insort(self._free, (free - length, number))
+        if len(self._free) > OPEN_ROWS:
+            self._emit_packed(self._open.pop(self._free.pop(0)[1]))
+
+    def _emit_packed(self, pieces: list[Piece]) -> None:
+        """One row from its pieces, each a segment."""
+        rows = empty_rows(1, self._layout.row_length, self._layout.pad_id)
+        start = 0
+        for segment, (tokens, first_scored, bytes_per_target) in enumerate(pieces, start=1):
+            end = start + len(tokens)
+            rows.input_ids[0, start:end] = tokens
+            rows.segment_ids[0, start:end] = segment
+            rows.loss_mask[0, start + first_scored : end - 1] = True
+            rows.byte_counts[0] += (len(tokens) - 1 - first_scored) * bytes_per_target
+            start = end
+        if len(pieces) > 1:
+            self.counts.packed += len(pieces)
+        self._emit(rows)
+
+    def _emit(self, rows: Rows) -> None:
+        """Number the rows by content, drop and count repetitions, queue the rest."""
+        counts = self.counts
+        ids = sample_ids(rows.input_ids, rows.segment_ids, rows.loss_mask)
+        fresh = np.array([self._is_fresh(digest.tobytes()) for digest in ids])
+        targets = rows.loss_mask.sum(1)
+        counts.rows_duplicate += int((~fresh).sum())
+        counts.targets_duplicate += int(targets[~fresh].sum())
+        if not fresh.any():
+            return
+        kept = Rows(ids, rows.input_ids, rows.segment_ids, rows.loss_mask, rows.byte_counts)
+        kept = kept if fresh.all() else kept.take(np.flatnonzero(fresh))
+        counts.rows += len(kept)
+        counts.targets += int(targets[fresh].sum())
+        counts.bytes += float(kept.byte_counts.sum())
+        counts.padding += int((kept.segment_ids == 0).sum())
+        self._ready.append(kept)
+        self._ready_rows += len(kept)
+
+    def _is_fresh(self, digest: bytes) -> bool:
+        """Whether this row is the first of its content; remembers it."""
+        before = len(self._seen)
+        self._seen.add(digest)
+        return len(self._seen) > before
+
+    def _drain(self) -> Rows:
+        rows = concatenate(self._ready, self._layout.row_length)
+        self._ready, self._ready_rows = [], 0
+        return rows

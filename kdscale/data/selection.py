@@ -1,0 +1,106 @@
+"""Which documents are kept, held out, or train the tokenizer: decided from hashes, not from texts.
+
+The driver sees 40 bytes of a document, so a corpus of a hundred million documents fits in its
+memory.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdscale.data.cleaning import Status
+from kdscale.errors import KdscaleError
+
+LAST_PLACE = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What reading found out about the N documents of a source, in their order."""
+
+    keys: np.ndarray  # [N] int64: unique in the source
+    places: np.ndarray  # [N] uint64: `name_hash` of the name
+    digests: np.ndarray  # [N, 2] uint64: the 16 bytes of `text_digest`
+    status: np.ndarray  # [N] uint8: a Status
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The documents from place `first` to place `last` (both included), but for `dropped` keys."""
+
+    first: int
+    last: int
+    dropped: np.ndarray  # [D] int64
+
+    def covers(self, keys: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """[N] bool, from the [N] keys (int64) and places (uint64) of documents."""
+        inside = (places >= np.uint64(self.first)) & (places <= np.uint64(self.last))
+        return inside & ~np.isin(keys, self.dropped)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The documents of a source that go on. `counts` go to the manifest."""
+
+    kept: np.ndarray  # [N] bool
+    counts: dict[str, int]
+
+
+def first_of_each(digests: np.ndarray) -> np.ndarray:
+    """[N] bool: True at the first of each set of equal rows of `digests` ([N, 2])."""
+    # lexsort is stable: among equals the first in the data comes first.
+    order = np.lexsort((digests[:, 1], digests[:, 0]))
+    ordered = digests[order]
+    new = np.ones(len(digests), bool)
+    new[1:] = (ordered[1:] != ordered[:-1]).any(1)
+    first = np.zeros(len(digests), bool)
+    first[order[new]] = True
+    return first
+
+
+def select(facts: Facts, training_digests: np.ndarray | None = None) -> Selection:
+    """Keep the readable, long enough, first-of-its-text documents.
+
+    Where `training_digests` ([M, 2]) are given, documents that are among them are dropped too: they
+    would leak from training into evaluation.
+    """
+    readable = np.flatnonzero(facts.status == Status.KEPT)
+    digests = facts.digests[readable]
+    unique = first_of_each(digests)
+    leaked = np.zeros(len(readable), bool)
+    if training_digests is not None:
+        known = len(training_digests)
+        fresh = first_of_each(np.concatenate([training_digests, digests]))[known:]
+        leaked = unique & ~fresh
+    kept = np.zeros(len(facts.keys), bool)
+    kept[readable[unique & ~leaked]] = True
+    counts = {
+        "read": len(facts.keys),
+        "undecodable": int((facts.status == Status.UNDECODABLE).sum()),
+        "dropped_short": int((facts.status == Status.SHORT).sum()),
+        "dropped_duplicate": int((~unique).sum()),
+        "leaked": int(leaked.sum()),
+        "kept": int(kept.sum()),
+    }
+    return Selection(kept, counts)
+
+
+def first_training_place(places: np.ndarray, validation_share: float) -> int:
+    """Documents whose place is below the answer are held out; both sides get at least one.
+
+    `places` are the [N] uint64 places of the documents kept. KdscaleError for fewer than two.
+    """
+    if len(np.unique(places)) < 2:
+        raise KdscaleError(
+            f"{len(places)} documents are left of data.train: training and validation need one.",
+            "Give more documents, or lower data.min_characters.",
+        )
+    threshold = int(validation_share * 2.0**64)
+    return min(max(threshold, int(places.min()) + 1), int(places.max()))
+
+
+def first_sample_place(training_places: np.ndarray, documents: int) -> int:
+    """The training documents from this place on are `documents` many, or all if there are fewer."""
+    if len(training_places) <= documents:
+        return int(training_places.min())
+    return int(np.partition(training_places, -documents)[-documents])
