@@ -1,0 +1,319 @@
+"""The reader gives the rows asked for, verified, within its memory, and names what is damaged."""
+
+import multiprocessing
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kdscale.cache.blocks import BlockCache
+from kdscale.cache.container import CachedRows
+from kdscale.cache.maintenance import verify
+from kdscale.cache.reader import CacheReader
+from kdscale.config.cache import CodecConfig, FullCodec, TopkCodec, VaroptCodec
+from kdscale.errors import KdscaleError
+from kdscale.store import open_store
+from kdscale.store.local import LocalStore
+from kdscale.types import DenseTargets, Rows
+from tests.s3 import S3Server
+from tests.unit.cache.planted import Plant, assert_same_rows
+
+
+def shuffled(count: int, seed: int = 5) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(count)
+
+
+def reader_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if "cache-batch" in thread.name]
+
+
+def test_rows_come_in_the_order_asked_for(plant: Plant) -> None:
+    planted = plant().publish()
+    reader = CacheReader(planted.store)
+    assert len(reader) == 23
+    indices = np.concatenate([shuffled(23), [7, 7, 0, 22]])
+    found = reader.read(indices)
+    assert_same_rows(found.rows, planted.rows.take(indices))
+    assert np.array_equal(found.payload, planted.payload[indices])
+    assert np.array_equal(found.entropy, planted.stats.entropy[indices])
+    assert np.array_equal(found.nll, planted.stats.nll[indices])
+    assert len(reader.read(np.array([], dtype=np.int64))) == 0
+
+
+@pytest.mark.parametrize("index", [-1, 23])
+def test_row_that_does_not_exist_is_an_index_error(plant: Plant, index: int) -> None:
+    with pytest.raises(IndexError, match="of 23"):
+        CacheReader(plant().publish().store).read(np.array([0, index]))
+
+
+def test_statistics_are_those_of_all_rows_in_order(plant: Plant) -> None:
+    planted = plant().publish()
+    reader = CacheReader(planted.store)
+    for name in ("sample_ids", "entropy", "nll", "length"):
+        assert np.array_equal(getattr(reader.statistics, name), getattr(planted.stats, name))
+    assert reader.metrics["blocks_fetched"] == 0
+
+
+@pytest.mark.parametrize("config", [FullCodec(), TopkCodec(k=3), VaroptCodec(k=4, head=1)])
+def test_position_i_holds_the_planted_distribution_of_token_i_plus_1(
+    plant: Plant, config: CodecConfig
+) -> None:
+    planted = plant(config=config).publish()
+    reader = CacheReader(planted.store)
+    assert reader.codec == planted.codec
+    cached = reader.read(shuffled(23))
+    targets = reader.codec.decode(torch.from_numpy(cached.payload))
+    following = torch.from_numpy(cached.rows.input_ids[:, 1:]).long()
+    if isinstance(targets, DenseTargets):
+        mass = targets.log_probs.exp()[:, :-1].gather(-1, following[..., None])[..., 0]
+    else:
+        hit = targets.ids[:, :-1] == following[..., None]
+        mass = (targets.probs[:, :-1] * hit).sum(-1)
+    assert mass.shape == (23, 15)
+    # 0.75 in 254 steps for varopt, in float16 for the others.
+    assert (mass - 0.75).abs().max() < 1 / 254
+
+
+def test_student_of_another_tokenizer_is_refused(plant: Plant) -> None:
+    planted = plant().publish()
+    CacheReader(planted.store, expected={"tokenizer": "cd" * 8, "vocab_size": 50})
+    with pytest.raises(KdscaleError) as caught:
+        CacheReader(planted.store, expected={"tokenizer": "ff" * 8, "vocab_size": 51, "seed": 0})
+    assert "tokenizer: the cache has" in caught.value.problem
+    assert "vocab_size: the cache has 50, expected 51" in caught.value.problem
+    assert "seed" not in caught.value.problem
+
+
+def test_corrupt_block_is_refused_before_it_is_decoded(plant: Plant) -> None:
+    """The flipped bit is in the message's flatbuffer, which a decoder could crash on."""
+    planted = plant().publish()
+    unit = CacheReader(planted.store).manifest.units[1]
+    block = unit.blocks[1]
+    planted.damage(unit.object, block.offset + 9)
+    reader = CacheReader(planted.store)
+    with pytest.raises(KdscaleError) as caught:
+        reader.read(np.array([0, 12]))
+    problem = caught.value.problem
+    assert f"{planted.store}/{unit.object} is corrupt" in problem
+    assert f"at byte {block.offset}" in problem
+    assert f"not {block.digest}" in problem
+    assert "kdscale cache verify" in caught.value.fix
+    # Only that block: its neighbours in the object are fine.
+    assert np.array_equal(reader.read(np.array([8, 15])).payload, planted.payload[[8, 15]])
+
+
+def test_every_byte_of_a_block_is_guarded(plant: Plant) -> None:
+    planted = plant(rows=3).publish()
+    unit = CacheReader(planted.store).manifest.units[0]
+    block = unit.blocks[0]
+    for at in range(block.offset, block.offset + block.length, 97):
+        planted.damage(unit.object, at)
+        with pytest.raises(KdscaleError, match="is corrupt"):
+            CacheReader(planted.store).read(np.array([1]))
+        planted.damage(unit.object, at)
+    assert np.array_equal(
+        CacheReader(planted.store).read(np.array([1])).payload[0], planted.payload[1]
+    )
+
+
+def test_block_that_is_corrupt_once_is_fetched_again(plant: Plant, tmp_path: Path) -> None:
+    class OnceWrong(LocalStore):
+        wrong = threading.Lock()
+
+        def get_range(self, key: str, start: int, length: int) -> bytes:
+            data = super().get_range(key, start, length)
+            return bytes(length) if self.wrong.acquire(blocking=False) else data
+
+    planted = plant(store=OnceWrong(str(tmp_path / "once"))).publish()
+    reader = CacheReader(planted.store)
+    assert np.array_equal(reader.read(np.array([4])).payload[0], planted.payload[4])
+    assert OnceWrong.wrong.locked()
+
+
+def test_truncated_and_missing_objects_are_named(plant: Plant) -> None:
+    planted = plant().publish()
+    first, second, third = CacheReader(planted.store).manifest.units
+    planted.store.put(first.object, planted.store.get(first.object)[:1000])
+    planted.store.delete(second.object)
+    reader = CacheReader(planted.store)
+    with pytest.raises(KdscaleError, match=f"has 1000 bytes, the manifest says {first.length}"):
+        reader.read(np.array([7]))
+    with pytest.raises(KdscaleError, match=f"{second.object} is missing"):
+        reader.read(np.array([8]))
+    planted.damage(third.index, 40)
+    with pytest.raises(KdscaleError, match=f"{third.index} is corrupt"):
+        _ = reader.statistics
+
+
+def test_damage_that_was_repaired_is_read_without_a_new_reader(plant: Plant) -> None:
+    planted = plant().publish()
+    reader = CacheReader(planted.store)
+    unit = reader.manifest.units[0]
+    planted.damage(unit.object, unit.blocks[0].offset + 50)
+    with pytest.raises(KdscaleError):
+        reader.read(np.array([0]))
+    planted.damage(unit.object, unit.blocks[0].offset + 50)
+    assert np.array_equal(reader.read(np.array([0])).payload[0], planted.payload[0])
+
+
+def test_blocks_in_memory_are_not_fetched_again(plant: Plant) -> None:
+    planted = plant().publish()
+    reader = CacheReader(planted.store)
+    reader.read(np.arange(23))
+    reader.read(shuffled(23))
+    blocks = [block for unit in reader.manifest.units for block in unit.blocks]
+    assert reader.metrics["blocks_fetched"] == len(blocks) == 9
+    assert reader.metrics["bytes_fetched"] == sum(block.length for block in blocks)
+    assert reader.metrics["block_hits"] == 9
+
+
+def test_memory_stays_within_its_bound(plant: Plant) -> None:
+    planted = plant(rows=60, rows_per_unit=30).publish()
+    block_bytes = CacheReader(planted.store).read(np.arange(3)).nbytes
+    reader = CacheReader(planted.store, memory_bytes=int(4.5 * block_bytes))
+    for order in np.split(shuffled(60), 12):
+        assert np.array_equal(reader.read(order).payload, planted.payload[order])
+        assert reader._blocks.nbytes <= 4.5 * block_bytes
+    assert reader._blocks.nbytes > 3 * block_bytes
+    reader.read(np.array([0, 3, 6, 9]))
+    fetched = reader.metrics["blocks_fetched"]
+    reader.read(np.array([2, 5, 8, 11]))
+    assert reader.metrics["blocks_fetched"] == fetched
+
+
+def test_a_block_larger_than_the_memory_is_read_all_the_same(plant: Plant) -> None:
+    planted = plant().publish()
+    reader = CacheReader(planted.store, memory_bytes=1)
+    assert np.array_equal(reader.read(np.arange(23)).payload, planted.payload)
+    assert reader._blocks.nbytes == 0
+
+
+def test_the_least_recently_used_block_goes_first() -> None:
+    def block(number: int) -> tuple[CachedRows, int]:
+        loaded.append(number)
+        return sample, 7
+
+    nothing = np.zeros(0, np.uint8)
+    rows = Rows(nothing, nothing, nothing, nothing, nothing)
+    sample = CachedRows(rows, np.zeros(100, np.uint8), nothing, nothing)
+    loaded: list[int] = []
+    cache = BlockCache(block, memory_bytes=250)
+    for number in (0, 1, 0, 2, 0, 1):
+        assert [found for found, _ in cache.stream([number])] == [number]
+    assert loaded == [0, 1, 2, 1]
+    assert (cache.fetched, cache.fetched_bytes, cache.hits) == (4, 28, 2)
+
+
+def test_prefetched_batches_are_those_of_direct_reads(plant: Plant) -> None:
+    planted = plant().publish()
+    orders = [shuffled(23, seed)[:5] for seed in range(20)]
+    direct = CacheReader(planted.store)
+    reader = CacheReader(planted.store)
+    for ahead in (1, 3, 50):
+        batches = list(reader.batches(iter(orders), ahead))
+        assert len(batches) == 20
+        for batch, order in zip(batches, orders, strict=True):
+            expected = direct.read(order)
+            assert_same_rows(batch.rows, expected.rows)
+            assert np.array_equal(batch.payload, expected.payload)
+    assert reader.metrics["seconds_waited"] > 0
+    assert reader_threads() == []
+
+
+def test_only_so_many_batches_are_taken_ahead(plant: Plant) -> None:
+    reader = CacheReader(plant().publish().store)
+    taken: list[int] = []
+
+    def orders() -> Iterator[np.ndarray]:
+        while True:
+            taken.append(len(taken))
+            yield np.array([len(taken) % 23])
+
+    batches = reader.batches(orders(), ahead=3)
+    for _ in range(5):
+        next(batches)
+    assert len(taken) == 5 + 3
+    batches.close()
+    assert reader_threads() == []
+
+
+def test_an_error_surfaces_at_its_batch(plant: Plant) -> None:
+    planted = plant().publish()
+    unit = CacheReader(planted.store).manifest.units[2]
+    planted.damage(unit.object, unit.blocks[0].offset + 100)
+    reader = CacheReader(planted.store)
+    orders = [np.array([0]), np.array([9]), np.array([1]), np.array([16]), np.array([2])]
+    batches = reader.batches(orders, ahead=4)
+    for expected in (0, 9, 1):
+        assert np.array_equal(next(batches).payload[0], planted.payload[expected])
+    with pytest.raises(KdscaleError, match=unit.object):
+        next(batches)
+    assert reader_threads() == []
+
+
+def test_reader_is_safe_in_many_threads(plant: Plant) -> None:
+    planted = plant(rows=60, rows_per_unit=30).publish()
+    reader = CacheReader(planted.store, memory_bytes=5000)
+    wrong: list[np.ndarray] = []
+
+    def work(seed: int) -> None:
+        for order in np.split(shuffled(60, seed), 6):
+            if not np.array_equal(reader.read(order).payload, planted.payload[order]):
+                wrong.append(order)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_reader_pickles_with_its_manifest_pinned(plant: Plant) -> None:
+    planted = plant().publish()
+    reader = CacheReader(planted.store)
+    reader.read(np.arange(5))
+    copy = pickle.loads(pickle.dumps(reader))
+    assert copy.manifest == reader.manifest
+    assert copy.metrics["blocks_fetched"] == 0
+    assert np.array_equal(copy.read(np.array([21, 3])).payload, planted.payload[[21, 3]])
+
+
+def test_reader_works_in_a_forked_process(plant: Plant) -> None:
+    planted = plant().publish()
+    reader = CacheReader(planted.store)
+    reader.read(np.arange(5))
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    child = context.Process(target=lambda: results.put(reader.read(np.arange(4, 9)).payload))
+    child.start()
+    child.join(60)
+    child.kill()
+    assert child.exitcode == 0
+    assert np.array_equal(results.get(), planted.payload[4:9])
+
+
+@pytest.mark.s3
+def test_cache_on_s3_is_made_read_and_verified(plant: Plant, s3_env: S3Server) -> None:
+    store = open_store(f"{s3_env.url}/cache-reader")
+    planted = plant(store=store).publish()
+    unit, rows, payload, stats = planted.unit(0)
+    assert not planted.writer.commit(unit, rows, payload ^ 1, stats)
+    reader = CacheReader(store)
+    orders = [shuffled(23, seed)[:7] for seed in range(6)]
+    for batch, order in zip(reader.batches(orders, ahead=2), orders, strict=True):
+        assert_same_rows(batch.rows, planted.rows.take(order))
+        assert np.array_equal(batch.payload, planted.payload[order])
+    assert verify(store).bad == []
+    broken = reader.manifest.units[1]
+    planted.damage(broken.object, broken.blocks[0].offset + 70)
+    with pytest.raises(KdscaleError, match=f"{broken.object} is corrupt"):
+        CacheReader(store).read(np.array([8]))
+    assert {damage.unit for damage in verify(store).bad} == {1}
+    store.put(broken.object, store.get(broken.object)[:500])
+    with pytest.raises(KdscaleError, match="has 500 bytes, the manifest says"):
+        CacheReader(store).read(np.array([8]))
