@@ -1,0 +1,1 @@
+"""Build, load, shard and publish causal language models of transformers."""

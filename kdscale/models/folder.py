@@ -1,0 +1,154 @@
+"""Hugging Face folders in a store: where they are, what marks them complete, how they get there."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from transformers import AutoModelForCausalLM
+
+from kdscale.errors import KdscaleError
+from kdscale.models.build import count_parameters, load_config_of
+from kdscale.scratch import machine_folder
+from kdscale.store import Store, download_folder, open_store, upload_folder
+
+MARKER = "kdscale.json"
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """A model that is complete, and where its weights are.
+
+    `source` is a local folder, a store's URL or a hub name; `digest` names the weights' bytes (of a
+    hub model: its revision).
+    """
+
+    fingerprint: str
+    source: str
+    revision: str | None
+    digest: str
+    parameters: int
+
+    @property
+    def is_hub_name(self) -> bool:
+        """Whether transformers is to fetch it from a hub."""
+        return not _is_folder(self.source)
+
+    def local(self) -> str:
+        """What `from_pretrained` takes on this machine: a folder (fetched if need be) or a name."""
+        if self.is_hub_name:
+            return self.source
+        return str(local_folder(self.source))
+
+
+def local_folder(url: str) -> Path:
+    """A local folder with the files at `url`; remote ones are fetched once a machine."""
+    store = open_store(url)
+    here = store.local_path()
+    if here is not None:
+        return here
+    # The marker's bytes: another model at the same place gets another folder.
+    marker = store.get(MARKER) if store.exists(MARKER) else b""
+    name = hashlib.sha256(url.encode() + marker).hexdigest()[:16]
+    parent, _, last = url.rstrip("/").rpartition("/")
+    return download_folder(open_store(parent), last, machine_folder("models") / name)
+
+
+def read_marker(store: Store) -> ModelReference | None:
+    """The model that is complete in `store`, None where there is none."""
+    if not store.exists(MARKER):
+        return None
+    return ModelReference(**json.loads(store.get(MARKER))["model"])
+
+
+def publish(
+    output: Store,
+    name: str,
+    *,
+    export: Callable[[Path], None],
+    tokenizer: Path,
+    fingerprint: str,
+    parameters: int,
+) -> None:
+    """Put the Hugging Face folder that `export` writes, with the tokenizer, to `name` in `output`.
+
+    The marker `kdscale.json` comes last. Only one rank calls.
+    """
+    with tempfile.TemporaryDirectory(prefix="kdscale-model-") as scratch:
+        folder = Path(scratch)
+        export(folder)
+        for file in tokenizer.iterdir():
+            shutil.copy(file, folder / file.name)
+        url, digest = output.child(name).url, weights_digest(folder)
+        reference = ModelReference(fingerprint, url, None, digest, parameters)
+        (folder / MARKER).write_text(_marker(reference))
+        upload_folder(folder, output, name, last=MARKER)
+
+
+def refer(store: Store, source: str, revision: str | None, fingerprint: str) -> None:
+    """Mark `store` complete by pointing to a model elsewhere: existing weights are not copied."""
+    if _is_folder(source):
+        source = open_store(source).url
+        where = str(local_folder(source))
+        digest = weights_digest(Path(where))
+    else:
+        where, digest = source, f"{source}@{revision or 'main'}"
+    reference = ModelReference(fingerprint, source, revision, digest, _count(where, revision))
+    store.put(MARKER, _marker(reference).encode())
+
+
+def source_identity(source: str, revision: str | None) -> dict[str, Any]:
+    """What tells one state of an existing model from another, without reading its weights.
+
+    Raises KdscaleError where `source` looks like a path and is no folder.
+    """
+    if not _is_folder(source):
+        if source.startswith((".", "/", "~")):
+            raise KdscaleError(
+                f"The teacher's folder {source!r} does not exist.",
+                "Give a folder with config.json and *.safetensors, or a hub name.",
+            )
+        return {"name": source, "revision": revision}
+    store = open_store(source)
+    files = {key: store.size(key) for key in store.list() if "/" not in key}
+    here = store.local_path()
+    times = {} if here is None else {key: (here / key).stat().st_mtime_ns for key in files}
+    return {"url": store.url, "files": files, "modified": times}
+
+
+def weights_digest(folder: Path) -> str:
+    """xxh3_128 (hex) over names and bytes of the folder's *.safetensors."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise KdscaleError(
+            f"The folder {str(folder)!r} holds no *.safetensors.",
+            "Save the model once with transformers' save_pretrained, then use that folder.",
+        )
+    digest = xxhash.xxh3_128()
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 24):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _marker(reference: ModelReference) -> str:
+    return json.dumps({"model": asdict(reference)}, indent=2)
+
+
+def _count(source: str, revision: str | None) -> int:
+    """Parameters of a model that is not loaded: built without memory from its config."""
+    shape = load_config_of(source, revision)
+    with torch.device("meta"):
+        return count_parameters(AutoModelForCausalLM.from_config(shape))
+
+
+def _is_folder(source: str) -> bool:
+    return "://" in source or Path(source).expanduser().is_dir()

@@ -1,0 +1,197 @@
+"""How far a stage is: updates from any process, drawn in the terminal of the one that started it.
+
+Workers send their updates to a small Ray actor, because the driver is blocked in the trainer and
+may be on another machine. A terminal gets a bar; a log file gets a plain line now and then.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+POLL_SECONDS = 0.5
+LINE_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where a stage stands. `tokens` counts those processed since `started` (Unix seconds)."""
+
+    done: int = 0
+    total: int = 0
+    tokens: int = 0
+    note: str = ""
+    started: float = 0.0
+    updated: float = 0.0
+
+    def rate(self) -> float:
+        """Tokens a second since the start, 0 where nothing is known yet."""
+        seconds = self.updated - self.started
+        return self.tokens / seconds if seconds > 0 else 0.0
+
+    def seconds_left(self, first_done: int) -> float | None:
+        """At the pace since `first_done`, the progress that the stage started (or resumed) with."""
+        seconds, gained = self.updated - self.started, self.done - first_done
+        return seconds / gained * (self.total - self.done) if gained > 0 else None
+
+
+class Board:
+    """Holds the newest snapshot and lines to print; a Ray actor where workers report to it."""
+
+    def __init__(self) -> None:
+        self._snapshot = Snapshot()
+        self._lines: list[str] = []
+
+    def update(self, done: int, total: int, tokens: int, note: str) -> None:
+        """Replace the snapshot; the first call, or one that goes back, starts the clock."""
+        now = time.time()
+        old = self._snapshot
+        # Going back means that the work was resumed from an earlier point: rates start again.
+        fresh = old.started == 0 or done < old.done
+        self._snapshot = Snapshot(done, total, tokens, note, now if fresh else old.started, now)
+
+    def say(self, line: str) -> None:
+        """Add a line for the terminal."""
+        self._lines.append(line)
+
+    def take(self) -> tuple[Snapshot, list[str]]:
+        """The newest snapshot, and the lines since the last call."""
+        lines, self._lines = self._lines, []
+        return self._snapshot, lines
+
+
+class Reporter:
+    """What a worker holds; can be sent to it. Nothing waits for the driver to see an update."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def update(self, done: int, total: int, tokens: int, note: str) -> None:
+        """See Board."""
+        self._actor.update.remote(done, total, tokens, note)
+
+    def say(self, line: str) -> None:
+        """See Board. Waits until the line is kept: the next thing may be the worker's end."""
+        import ray
+
+        ray.get(self._actor.say.remote(line))
+
+
+class StageProgress:
+    """The driver's side of one stage."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self._board = Board()
+        self._actor: Any = None
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        """For work in the driver itself."""
+        self._board.update(done, total, 0, note)
+
+    def reporter(self) -> Reporter:
+        """For workers."""
+        import ray
+
+        if self._actor is None:
+            self._actor = ray.remote(num_cpus=0)(Board).remote()
+        return Reporter(self._actor)
+
+    def take(self) -> tuple[Snapshot, list[str]]:
+        """See Board; from wherever it is kept."""
+        if self._actor is None:
+            return self._board.take()
+        import ray
+
+        try:
+            taken: tuple[Snapshot, list[str]] = ray.get(self._actor.take.remote(), timeout=10)
+        except (ray.exceptions.RayError, TimeoutError):
+            # The actor's node may be gone or busy: progress is not worth failing a stage for.
+            return Snapshot(), []
+        return taken
+
+
+@contextmanager
+def stage_progress(stage: str) -> Iterator[StageProgress]:
+    """Draws the stage's progress and prints its lines until the block ends."""
+    progress = StageProgress(stage)
+    stop = threading.Event()
+    draw = _draw_bar if sys.stderr.isatty() else _print_lines
+    thread = threading.Thread(target=draw, args=(progress, stop), daemon=True)
+    thread.start()
+    try:
+        yield progress
+    finally:
+        stop.set()
+        thread.join(timeout=30)
+
+
+def _describe(snapshot: Snapshot, first_done: int) -> str:
+    parts = [f"{snapshot.done:,}/{snapshot.total:,}"]
+    if snapshot.tokens:
+        parts.append(f"{snapshot.rate():,.0f} tokens/s")
+    left = snapshot.seconds_left(first_done)
+    if left is not None:
+        parts.append(f"{left:,.0f} s left")
+    if snapshot.note:
+        parts.append(snapshot.note)
+    return ", ".join(parts)
+
+
+def _print_lines(progress: StageProgress, stop: threading.Event) -> None:
+    """Plain lines: what workers say at once, the progress now and then."""
+    clock, due = _Clock(), 0.0
+    while True:
+        ended = stop.wait(POLL_SECONDS)
+        snapshot, lines = progress.take()
+        for line in lines:
+            print(f"{progress.stage}: {line}", flush=True)
+        if clock.moved(snapshot) and time.monotonic() >= due:
+            print(f"{progress.stage}: {clock.describe(snapshot)}", file=sys.stderr, flush=True)
+            due = time.monotonic() + LINE_SECONDS
+        if ended:
+            return
+
+
+def _draw_bar(progress: StageProgress, stop: threading.Event) -> None:
+    """A bar at the foot of the terminal, with the workers' lines above it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(progress.stage, total=None, text="starting")
+        clock = _Clock()
+        while True:
+            ended = stop.wait(POLL_SECONDS)
+            snapshot, lines = progress.take()
+            for line in lines:
+                console.print(f"{progress.stage}: {line}", markup=False, highlight=False)
+            if clock.moved(snapshot):
+                text = clock.describe(snapshot)
+                bar.update(task, total=snapshot.total, completed=snapshot.done, text=text)
+            if ended:
+                return
+
+
+class _Clock:
+    """Tells a new snapshot from an old one, and remembers where the present attempt started."""
+
+    def __init__(self) -> None:
+        self._last = Snapshot()
+        self._first_done = 0
+
+    def moved(self, snapshot: Snapshot) -> bool:
+        if not snapshot.total or snapshot == self._last:
+            return False
+        if snapshot.started != self._last.started:
+            self._first_done = snapshot.done
+        self._last = snapshot
+        return True
+
+    def describe(self, snapshot: Snapshot) -> str:
+        return _describe(snapshot, self._first_done)

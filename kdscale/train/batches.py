@@ -1,0 +1,37 @@
+"""Which rows of a global batch a rank takes, and how they fall into micro-batches.
+
+There are no divisibility rules: every rank runs the same number of micro-batches, and where it has
+fewer rows than another, a row is repeated with an empty loss mask.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+
+def micro_batches_per_rank(batch_rows: int, micro_batch_rows: int, world_size: int) -> int:
+    """Forwards that each rank runs for a global batch."""
+    rows_of_rank_0 = -(-batch_rows // world_size)
+    return -(-rows_of_rank_0 // micro_batch_rows)
+
+
+def rank_rows(batch: np.ndarray, rank: int, world_size: int) -> np.ndarray:
+    """This rank's rows of the global `batch` ([B] row numbers): every world_size-th one."""
+    return batch[rank::world_size]
+
+
+def split_micro_batches(
+    mine: np.ndarray, batch: np.ndarray, micro_batch_rows: int, world_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(row numbers [m], valid [m] bool) of each micro-batch of a rank whose rows are `mine`.
+
+    All micro-batches of all ranks but the last of each rank have `micro_batch_rows` rows; invalid
+    rows must not count in the loss.
+    """
+    count = micro_batches_per_rank(len(batch), micro_batch_rows, world_size)
+    per_rank = -(-len(batch) // world_size)
+    padded = np.concatenate([mine, np.repeat(batch[:1], per_rank - len(mine))])
+    valid = np.arange(per_rank) < len(mine)
+    for index in range(count):
+        part = slice(index * micro_batch_rows, (index + 1) * micro_batch_rows)
+        yield padded[part], valid[part]

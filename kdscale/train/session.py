@@ -1,0 +1,206 @@
+"""One training from start or checkpoint to a published model: what the loop is surrounded by.
+
+The teacher and the student differ in their model, their batches and their loss; validation,
+tracking, checkpoints, resuming and publishing are the same and live here.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from kdscale.config import RunConfig
+from kdscale.config.training import TrainingConfig
+from kdscale.data.order import spread
+from kdscale.data.prepared import Prepared
+from kdscale.models.build import count_parameters
+from kdscale.models.folder import MARKER, publish, read_marker
+from kdscale.models.forward import (
+    check_isolation,
+    compute_logits,
+    next_token_labels,
+    row_tensors,
+)
+from kdscale.store import Store
+from kdscale.tracking import Tracker, open_tracker
+from kdscale.train.backend import Backend, make_backend
+from kdscale.train.batches import (
+    micro_batches_per_rank,
+    rank_rows,
+    split_micro_batches,
+)
+from kdscale.train.checkpoint import delete_checkpoints, load_checkpoint, save_checkpoint
+from kdscale.train.loop import Hooks, LossSums, Progress, Step, train
+from kdscale.workers import Worker
+
+BatchT = TypeVar("BatchT")
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a training is about: names, places and the config of its run."""
+
+    name: str  # "teacher", "student" or "control": of the model's folder and the checkpoints
+    fingerprint: str
+    config: RunConfig
+    training: TrainingConfig
+    output: Store
+
+    @property
+    def stage(self) -> str:
+        """What its metrics are called: the student is what the distill stage is about."""
+        return "distill" if self.name == "student" else self.name
+
+    @property
+    def checkpoints(self) -> Store:
+        """Where this training's checkpoints are, until the model is published."""
+        return self.output.child(f"checkpoints/{self.name}-{self.fingerprint}")
+
+    @property
+    def folder(self) -> Store:
+        """Where the finished model goes."""
+        return self.output.child(self.name)
+
+    def is_complete(self) -> bool:
+        """Whether the model is published already, for example before a restart."""
+        found = read_marker(self.folder)
+        return found is not None and found.fingerprint == self.fingerprint
+
+
+def run_session(
+    session: Session,
+    worker: Worker,
+    prepared: Prepared,
+    *,
+    build: Callable[[], PreTrainedModel],
+    steps: Callable[[int], Iterable[Step[BatchT]]],
+    compute_loss: Callable[[torch.nn.Module, BatchT, int], LossSums],
+    extra: Callable[[int], dict[str, float]],
+) -> None:
+    """Train and publish. Collective; restarts go on from the newest checkpoint.
+
+    `steps(start)` yields this rank's share of the steps from `start` on; `extra(step)` gives
+    metrics to log with it on rank 0.
+    """
+    training, config = session.training, session.config
+    count = micro_batches_per_rank(
+        training.batch_rows, training.micro_batch_rows, worker.world_size
+    )
+    backend = make_backend(build, training, count, worker)
+    # Ranks drop out different units; a checkpoint restores each rank's own state.
+    torch.manual_seed(config.seed * 1_000_003 + worker.rank)
+    stage = training.zero.stage
+    start = load_checkpoint(session.checkpoints, backend, worker, stage)
+    parameters = count_parameters(backend.model)
+    if config.data.pack:
+        check_isolation(backend.model, prepared.vocab_size, worker.device)
+    where = f"resumed at step {start.step}" if start.step else "started"
+    worker.say(f"{session.name}: {parameters:,} parameters, {where} of {training.steps} steps")
+    tracker = None
+    if worker.rank == 0:
+        tracker = open_tracker(
+            config.tracking,
+            run=config.name,
+            stage=session.stage,
+            store=session.output,
+            resolved=config.model_dump(mode="json"),
+            start_step=start.step,
+            attempt=worker.attempt,
+        )
+
+    def save(step: int, tokens: int) -> None:
+        # The metrics go first: a checkpoint must never be ahead of them.
+        if tracker is not None:
+            tracker.flush()
+        save_checkpoint(session.checkpoints, Progress(step, tokens), backend, worker, stage)
+
+    def progress(done: int, tokens: int) -> None:
+        worker.report(done, training.steps, tokens=tokens, note=session.name)
+
+    hooks = Hooks(
+        log=tracker.log if tracker is not None else _drop,
+        validate=_validator(backend, worker, prepared, training),
+        save=save,
+        progress=progress,
+        extra=extra if worker.rank == 0 else lambda step: {},
+    )
+    train(
+        backend=backend,
+        training=training,
+        worker=worker,
+        start=start,
+        steps=steps(start.step),
+        compute_loss=compute_loss,
+        hooks=hooks,
+    )
+    _publish(session, backend, worker, prepared.tokenizer_folder(), parameters)
+    if tracker is not None:
+        tracker.summary({"parameters": parameters})
+        if session.name == "student":
+            _log_student(session, tracker, {"parameters": parameters})
+        tracker.finish()
+    worker.barrier()
+
+
+def _log_student(session: Session, tracker: Tracker, metadata: dict[str, int]) -> None:
+    """The student as an artifact: its files where they are local, else where they are."""
+    name, folder = f"{session.config.name}-student", session.folder.local_path()
+    if folder is not None:
+        tracker.log_folder(name, "model", folder, metadata)
+    else:
+        tracker.log_reference(name, "model", f"{session.folder.url}/{MARKER}", metadata)
+
+
+def _publish(
+    session: Session, backend: Backend, worker: Worker, tokenizer: Path, parameters: int
+) -> None:
+    """Collective, because a sharded model is gathered by all ranks."""
+    if worker.rank == 0:
+        publish(
+            session.output,
+            session.name,
+            export=backend.export,
+            tokenizer=tokenizer,
+            fingerprint=session.fingerprint,
+            parameters=parameters,
+        )
+        delete_checkpoints(session.checkpoints)
+    else:
+        backend.export(Path())
+    worker.barrier()
+
+
+def _validator(
+    backend: Backend, worker: Worker, prepared: Prepared, training: TrainingConfig
+) -> Callable[[], dict[str, float]]:
+    """A pass over evenly spread validation rows: {"loss": nats a token}. Collective."""
+    table = prepared.split("validation")
+    chosen = spread(training.validation_rows, len(table))
+    rows = table.take(chosen)
+    vocab_size = prepared.vocab_size
+
+    @torch.no_grad()
+    def validate() -> dict[str, float]:
+        backend.model.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=worker.device)
+        order = spread(len(rows), len(rows))
+        mine = rank_rows(order, worker.rank, worker.world_size)
+        size = training.micro_batch_rows
+        for part, valid in split_micro_batches(mine, order, size, worker.world_size):
+            ids, segments, mask = row_tensors(rows.take(part), worker.device)
+            mask &= torch.from_numpy(valid).to(worker.device)[:, None]
+            logits = compute_logits(backend.model, ids, segments, vocab_size)[mask].float()
+            labels = next_token_labels(ids)[mask]
+            sums[0] += torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+            sums[1] += mask.sum()
+        total, targets = worker.all_reduce_sum(sums).tolist()
+        return {"loss": total / max(1.0, targets)}
+
+    return validate
+
+
+def _drop(step: int, tokens: int, metrics: dict[str, float]) -> None:
+    """Ranks other than 0 log nothing."""

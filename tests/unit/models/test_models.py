@@ -1,0 +1,167 @@
+"""Building, forwarding and cutting models: real small ones of several architectures."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kdscale.config.teacher import ModelConfig
+from kdscale.errors import KdscaleError
+from kdscale.models.build import build_model, check_vocabulary, load_model, make_config
+from kdscale.models.forward import (
+    attention_inputs,
+    check_isolation,
+    compute_logits,
+    next_token_labels,
+)
+from kdscale.models.layers import build_from_layers
+
+SPECIAL = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+LLAMA = ModelConfig(
+    architecture="llama",
+    options={
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+)
+GPT2 = ModelConfig(architecture="gpt2", options={"n_embd": 32, "n_layer": 3, "n_head": 4})
+QWEN3 = ModelConfig(
+    architecture="qwen3",
+    options={**LLAMA.options, "head_dim": 8, "tie_word_embeddings": True},
+)
+VOCAB = 300
+
+
+def make(config: ModelConfig, seed: int = 0) -> torch.nn.Module:
+    return build_model(make_config(config, VOCAB, SPECIAL, 64), seed).eval()
+
+
+@pytest.mark.parametrize("config", [LLAMA, GPT2, QWEN3], ids=lambda c: c.architecture)
+def test_packed_documents_have_the_logits_they_have_alone(config: ModelConfig) -> None:
+    model = make(config)
+    generator = torch.Generator().manual_seed(1)
+    a = torch.randint(VOCAB, (1, 5), generator=generator)
+    b = torch.randint(VOCAB, (1, 7), generator=generator)
+    packed = torch.cat([a, b, torch.zeros(1, 4, dtype=torch.int64)], dim=1)
+    segments = torch.tensor([[1] * 5 + [2] * 7 + [0] * 4])
+    with torch.no_grad():
+        together = compute_logits(model, packed, segments, VOCAB)
+        for start, document in ((0, a), (5, b)):
+            alone = model(input_ids=document).logits
+            torch.testing.assert_close(
+                together[:, start : start + document.shape[1]], alone, atol=1e-4, rtol=1e-4
+            )
+    check_isolation(model, VOCAB, torch.device("cpu"))
+
+
+def test_a_model_that_ignores_the_mask_is_refused() -> None:
+    mamba = ModelConfig(
+        architecture="mamba",
+        options={"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4},
+    )
+    model = make(mamba)
+    with pytest.raises(KdscaleError, match="packed documents"):
+        check_isolation(model, VOCAB, torch.device("cpu"))
+    # Without packing it works.
+    ids = torch.arange(8)[None]
+    assert compute_logits(model, ids, torch.ones_like(ids), VOCAB).shape == (1, 8, VOCAB)
+
+
+def test_positions_start_again_with_every_segment() -> None:
+    inputs = attention_inputs(torch.tensor([[1, 1, 1, 2, 2, 0]]), torch.float32)
+    assert inputs["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0]]
+    allowed = (inputs["attention_mask"][0, 0] == 0).int().tolist()
+    assert allowed == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0],
+        [0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0, 1],
+    ]
+    # One document and padding need no mask.
+    assert attention_inputs(torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]), torch.float32) == {}
+
+
+def test_labels_are_the_next_tokens() -> None:
+    assert next_token_labels(torch.tensor([[5, 6, 7]])).tolist() == [[6, 7, 5]]
+
+
+def test_padding_ids_are_cut_off() -> None:
+    padded = LLAMA.model_copy(update={"pad_vocab_to_multiple_of": 128})
+    config = make_config(padded, VOCAB, SPECIAL, 64)
+    assert config.vocab_size == 384
+    model = build_model(config, 0)
+    ids = torch.zeros(1, 4, dtype=torch.int64)
+    assert compute_logits(model, ids, torch.ones_like(ids), VOCAB).shape == (1, 4, VOCAB)
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    one, same, other = (make(LLAMA, seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["lm_head.weight"], other["lm_head.weight"])
+
+
+@pytest.mark.parametrize("config", [LLAMA, GPT2, QWEN3], ids=lambda c: c.architecture)
+def test_a_student_of_all_layers_is_its_teacher(config: ModelConfig, tmp_path: Path) -> None:
+    teacher = make(config)
+    teacher.save_pretrained(tmp_path)
+    layers = list(range(teacher.config.num_hidden_layers))
+    student = build_from_layers(tmp_path, layers, seed=9).eval()
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(student(input_ids=ids).logits, teacher(input_ids=ids).logits)
+
+
+def test_chosen_layers_are_copied_in_their_order(tmp_path: Path) -> None:
+    teacher = make(LLAMA)
+    teacher.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    student = build_from_layers(tmp_path, [3, 1], seed=9)
+    theirs, mine = teacher.state_dict(), student.state_dict()
+    assert student.config.num_hidden_layers == 2
+    for new, old in ((0, 3), (1, 1)):
+        for part in ("self_attn.q_proj.weight", "mlp.up_proj.weight", "input_layernorm.weight"):
+            assert torch.equal(
+                mine[f"model.layers.{new}.{part}"], theirs[f"model.layers.{old}.{part}"]
+            )
+    assert torch.equal(mine["lm_head.weight"], theirs["lm_head.weight"])
+    student.save_pretrained(tmp_path / "student")
+    again = load_model(tmp_path / "student")
+    ids = torch.arange(8)[None]
+    torch.testing.assert_close(again(input_ids=ids).logits, student(input_ids=ids).logits)
+
+
+def test_layers_that_the_teacher_lacks_are_refused(tmp_path: Path) -> None:
+    make(LLAMA).save_pretrained(tmp_path)
+    with pytest.raises(KdscaleError, match=r"\[4\] are not among the teacher's layers 0 to 3"):
+        build_from_layers(tmp_path, [0, 4], seed=0)
+
+
+def test_bad_models_are_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(KdscaleError, match="no architecture 'lama'"):
+        make_config(ModelConfig(architecture="lama"), VOCAB, SPECIAL, 64)
+    wrong = ModelConfig(architecture="llama", options={"hidden_sise": 32})
+    with pytest.raises(KdscaleError, match="no option 'hidden_sise'"):
+        make_config(wrong, VOCAB, SPECIAL, 64)
+    with pytest.raises(KdscaleError, match="No causal language model can be loaded"):
+        load_model(tmp_path)
+    with pytest.raises(KdscaleError, match="has 300 embeddings, but its tokenizer has 301 ids"):
+        check_vocabulary(make(LLAMA).config, 301, "teacher")
+
+
+def test_logits_do_not_see_the_future() -> None:
+    model = make(LLAMA)
+    ids = torch.from_numpy(np.random.default_rng(0).integers(VOCAB, size=(1, 16)))
+    changed = ids.clone()
+    changed[0, 9:] = 1
+    segments = torch.ones_like(ids)
+    with torch.no_grad():
+        before = compute_logits(model, ids, segments, VOCAB)
+        after = compute_logits(model, changed, segments, VOCAB)
+    torch.testing.assert_close(before[:, :9], after[:, :9])
+    assert not torch.allclose(before[:, 9:], after[:, 9:])
