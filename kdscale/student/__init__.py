@@ -1,0 +1,1 @@
+"""The student: its losses, and its training from the cache. It never meets the teacher."""
