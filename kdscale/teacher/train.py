@@ -1,0 +1,66 @@
+"""Train the teacher on labels: Ray Train workers, ZeRO, shuffled epochs over the training rows."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdscale.data.order import uniform_batch
+from kdscale.data.prepared import open_prepared
+from kdscale.models.build import build_model, make_config
+from kdscale.models.forward import compute_logits, next_token_labels, row_tensors
+from kdscale.train.batches import rank_rows, split_micro_batches
+from kdscale.train.loop import LossSums, Step
+from kdscale.train.session import Session, run_session
+from kdscale.workers import current_worker
+
+# ids [m, T], segments [m, T], loss mask [m, T]
+MicroBatch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def train_teacher(job: dict[str, Any]) -> None:
+    """A worker's loop. `job` has `session` (Session) and `prepared` (Store)."""
+    session: Session = job["session"]
+    if session.is_complete():
+        return
+    worker = current_worker()
+    prepared = open_prepared(job["prepared"])
+    table = prepared.split("train")
+    training, config = session.training, session.config
+    assert config.teacher.model is not None
+    vocab_size = prepared.vocab_size
+    model_config = make_config(
+        config.teacher.model, vocab_size, prepared.special_ids, config.data.row_length
+    )
+
+    def micro_batch(part: np.ndarray, valid: np.ndarray) -> MicroBatch:
+        ids, segments, mask = row_tensors(table.take(part), worker.device)
+        return ids, segments, mask & torch.from_numpy(valid).to(worker.device)[:, None]
+
+    def steps(start: int) -> Iterator[Step[MicroBatch]]:
+        for step in range(start, training.steps):
+            position = step * training.batch_rows
+            batch = uniform_batch(position, training.batch_rows, len(table), config.seed)
+            mine = rank_rows(batch, worker.rank, worker.world_size)
+            size = training.micro_batch_rows
+            parts = split_micro_batches(mine, batch, size, worker.world_size)
+            micro_batches = [micro_batch(part, valid) for part, valid in parts]
+            yield Step(micro_batches, sum(int(mask.sum()) for _, _, mask in micro_batches))
+
+    def compute_loss(model: torch.nn.Module, batch: MicroBatch, step: int) -> LossSums:
+        ids, segments, mask = batch
+        logits = compute_logits(model, ids, segments, vocab_size)[mask].float()
+        labels = next_token_labels(ids)[mask]
+        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+        return LossSums(loss, {"loss": loss.detach()})
+
+    run_session(
+        session,
+        worker,
+        prepared,
+        build=lambda: build_model(model_config, config.seed),
+        steps=steps,
+        compute_loss=compute_loss,
+        extra=lambda step: {},
+    )
