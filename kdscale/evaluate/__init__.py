@@ -1,0 +1,1 @@
+"""What the models score, and `results.json`, which says so."""

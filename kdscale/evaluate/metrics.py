@@ -1,0 +1,148 @@
+"""What a language model scores on held-out text, kept as sums that ranks can add.
+
+Means of means are wrong as soon as two batches differ in size, so nothing is divided until the end:
+every figure is a quotient of sums, all sums live in one float64 vector, and evaluating on many
+ranks is one all-reduce of that vector. Positions are worked through in chunks, because a vocabulary
+of 150,000 makes each [P, V] temporary hundreds of megabytes.
+
+Expected calibration error is that of Guo et al., "On Calibration of Modern Neural Networks",
+ICML 2017: equal-width bins ((m - 1) / M, m / M], L1, the confidence of the top-1 id. Agreement and
+KL are the fidelity measures of Stanton et al., "Does Knowledge Distillation Really Work?",
+NeurIPS 2021: a student may score well and still not do what its teacher does.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from kdscale.errors import KdscaleError
+from kdscale.evaluate.results import CalibrationBin, DomainMetrics
+
+BINS = 15
+CHUNK_ELEMENTS = 1 << 22  # logits in a chunk: 16 MiB of float32 for each temporary
+
+# The state vector: these scalars, then BINS each of count, summed confidence, summed correctness.
+_TOKENS, _LOSS, _BYTES, _COMPARED, _AGREED, _KL = range(6)
+_SCALARS = 6
+_SIZE = _SCALARS + 3 * BINS
+
+
+class LanguageModelSums:
+    """Sums over target positions; `metrics` divides them.
+
+    Ranks evaluate disjoint rows, all-reduce (sum) `state()`, and `load` the result.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        """The state lives on `device`: where the logits are, no update has to wait for a copy."""
+        self._state = torch.zeros(_SIZE, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def update(
+        self, logits: Tensor, labels: Tensor, teacher_log_probs: Tensor | None = None
+    ) -> None:
+        """Add P target positions.
+
+        logits: [P, V] float32, -inf at padding ids. labels: [P] int64, none of them padding.
+        teacher_log_probs: [P, V] float32, normalised, -inf at padding ids; given for all updates
+        or for none.
+        """
+        assert logits.ndim == 2, f"logits {tuple(logits.shape)} are not [P, V]"
+        assert labels.shape == logits.shape[:1], f"labels {tuple(labels.shape)} are not [P]"
+        if teacher_log_probs is not None:
+            assert teacher_log_probs.shape == logits.shape, (
+                f"teacher {tuple(teacher_log_probs.shape)} and logits {tuple(logits.shape)} differ"
+            )
+        positions, vocabulary = logits.shape
+        step = max(1, CHUNK_ELEMENTS // vocabulary)
+        for start in range(0, positions, step):
+            chunk = slice(start, start + step)
+            teacher = None if teacher_log_probs is None else teacher_log_probs[chunk]
+            self._state += _chunk_sums(logits[chunk], labels[chunk], teacher).to(self._state.device)
+
+    def add_bytes(self, n: float) -> None:
+        """Add `n` UTF-8 bytes of text that the updated positions stand for."""
+        self._state[_BYTES] += n
+
+    def state(self) -> Tensor:
+        """A copy of the sums: [51] float64; the states of two ranks add up to that of both."""
+        return self._state.clone()
+
+    def load(self, state: Tensor) -> None:
+        """Replace the sums by `state`, as given by `state()` and added over ranks."""
+        assert state.shape == (_SIZE,), f"state {tuple(state.shape)} is not [{_SIZE}]"
+        self._state = state.to(self._state.device, torch.float64, copy=True)
+
+    def metrics(self) -> DomainMetrics:
+        """The quotients of the sums; fields and units as in `DomainMetrics`.
+
+        Raises KdscaleError where no position was added.
+        """
+        scalars = self._state[:_SCALARS].tolist()
+        tokens, compared = int(scalars[_TOKENS]), int(scalars[_COMPARED])
+        assert compared in (0, tokens), f"{compared} of {tokens} positions have a teacher"
+        if tokens == 0:
+            raise KdscaleError(
+                "The evaluation set holds no target token.",
+                "Give it more or longer documents, or lower data.min_characters.",
+            )
+        loss, count_bytes = scalars[_LOSS] / tokens, scalars[_BYTES]
+        calibration = self._calibration()
+        result: DomainMetrics = {
+            "loss": loss,
+            "perplexity": (self._state[_LOSS] / tokens).exp().item(),
+            "bits_per_byte": scalars[_LOSS] / math.log(2) / count_bytes if count_bytes else None,
+            "ece": sum(abs(b["accuracy"] - b["confidence"]) * b["count"] for b in calibration)
+            / tokens,
+            "tokens": tokens,
+            "calibration": calibration,
+        }
+        if compared:
+            result["agreement_top1"] = scalars[_AGREED] / tokens
+            result["kl_teacher_student"] = scalars[_KL] / tokens
+        return result
+
+    def _calibration(self) -> list[CalibrationBin]:
+        counts, confidences, corrects = self._state[_SCALARS:].view(3, BINS).tolist()
+        return [
+            {"confidence": confidence / count, "accuracy": correct / count, "count": int(count)}
+            for count, confidence, correct in zip(counts, confidences, corrects, strict=True)
+            if count
+        ]
+
+
+def _chunk_sums(logits: Tensor, labels: Tensor, teacher: Tensor | None) -> Tensor:
+    """The state vector of one chunk of positions: [51] float64."""
+    sums = torch.zeros(_SIZE, dtype=torch.float64, device=logits.device)
+    log_probs = torch.log_softmax(logits.float(), dim=-1)
+    # From the logits: the softmax may round two of them to a tie.
+    top = logits.argmax(dim=-1)
+    sums[_TOKENS] = len(labels)
+    sums[_LOSS] = -_at(log_probs, labels).sum()
+    sums[_SCALARS:] = _bin_sums(_at(log_probs, top).exp(), (top == labels).double())
+    if teacher is not None:
+        sums[_COMPARED] = len(labels)
+        sums[_AGREED] = (top == teacher.argmax(dim=-1)).sum()
+        sums[_KL] = _kl_sum(teacher, log_probs)
+    return sums
+
+
+def _at(log_probs: Tensor, ids: Tensor) -> Tensor:
+    """The log-probabilities at `ids` ([P]): [P] float64."""
+    return log_probs.gather(-1, ids.unsqueeze(-1)).squeeze(-1).double()
+
+
+def _bin_sums(confidence: Tensor, correct: Tensor) -> Tensor:
+    """Counts, summed confidence and summed correctness of each bin: [3 * BINS] float64."""
+    index = (confidence * BINS).ceil().long().sub(1).clamp(0, BINS - 1)
+    values = torch.stack([torch.ones_like(confidence), confidence, correct])
+    bins = torch.zeros(3, BINS, dtype=torch.float64, device=confidence.device)
+    return bins.index_add_(1, index, values).flatten()
+
+
+def _kl_sum(teacher: Tensor, log_probs: Tensor) -> Tensor:
+    """Sum over positions of KL(teacher || model), nats; 0 log 0 is 0, also where both are -inf."""
+    probs = teacher.exp()
+    terms = (teacher - log_probs).mul_(probs).masked_fill_(probs == 0, 0.0)
+    return terms.sum(dtype=torch.float64)

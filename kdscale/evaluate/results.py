@@ -1,0 +1,261 @@
+"""`results.json`: the one file that says what a run achieved, its schema, its reading and writing.
+
+The report, the model card and every comparison between runs read this file and nothing else, so it
+carries its own provenance: seed, versions, hardware, config fingerprint. The schema is a set of
+TypedDicts, so that a result is a plain dict that mypy knows; pydantic checks it on the way out and
+on the way in. Nothing here imports torch: the report must open on a laptop that has none.
+
+Standard JSON has no NaN or infinity. A diverged model has them, and hiding that behind null would
+be a lie, so they are written as the strings "NaN", "Infinity" and "-Infinity", which
+`read_results` turns back into numbers.
+"""
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, NotRequired
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+# pydantic refuses the TypedDict of Python 3.11's own typing.
+from typing_extensions import TypedDict
+
+from kdscale.errors import KdscaleError
+from kdscale.store import Store
+from kdscale.store.redact import redact
+
+RESULTS_KEY = "results.json"
+SCHEMA_VERSION: Literal[1] = 1
+
+PACKAGES = (
+    "kdscale",
+    "torch",
+    "ray",
+    "deepspeed",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "numpy",
+    "pyarrow",
+    "wandb",
+)
+
+
+class CalibrationBin(TypedDict):
+    """One non-empty confidence bin; empty bins are left out."""
+
+    confidence: float  # mean top-1 probability of its positions
+    accuracy: float  # share of them where the top-1 id is the label
+    count: int
+
+
+class DomainMetrics(TypedDict):
+    """What one model scores on one evaluation domain."""
+
+    loss: float  # cross-entropy, nats a token
+    perplexity: float
+    bits_per_byte: float | None  # None where the bytes of the text are not known
+    ece: float  # expected calibration error: 15 equal-width bins, L1, top-1 confidence
+    tokens: int
+    calibration: list[CalibrationBin]
+    agreement_top1: NotRequired[float]  # share of positions with the teacher's top-1 id
+    kl_teacher_student: NotRequired[float]  # KL(teacher || model), nats a token, temperature 1
+
+
+class ModelResults(TypedDict):
+    """One model on all domains."""
+
+    parameters: int
+    domains: dict[str, DomainMetrics]
+
+
+@with_config(ConfigDict(extra="allow"))
+class CacheFacts(TypedDict):
+    """The cache the student was trained from; further facts may stand beside these."""
+
+    bytes_per_token: float  # payload at rest / positions
+    bytes: int  # all of the cache's objects
+    rows: int
+    targets: int  # positions with a target
+    codec: dict[str, Any] | str
+
+
+class Results(TypedDict):
+    """The whole file. `models` holds teacher, student and control, as far as they exist."""
+
+    schema_version: Literal[1]
+    run: str
+    output: str
+    created: str  # ISO 8601, UTC
+    task: str
+    models: dict[str, ModelResults]
+    gap_recovered: dict[str, float | None]
+    cache: CacheFacts | None
+    seconds: dict[str, float]  # wall time of each stage
+    seed: int
+    versions: dict[str, str]
+    hardware: dict[str, Any]  # cpu, cores, memory_bytes, gpus
+    config_fingerprint: str
+
+
+_ADAPTER: TypeAdapter[Results] = TypeAdapter(Results)
+
+
+def gap_recovered(teacher: float, student: float, control: float | None) -> float | None:
+    """(control - student) / (control - teacher), in loss: 1 is the teacher, 0 the control.
+
+    None without a control, or where the control is not worse than the teacher: then there is no
+    gap, and the quotient would mean nothing. Non-finite losses have no gap either.
+    """
+    if control is None or not all(map(math.isfinite, (teacher, student, control))):
+        return None
+    gap = control - teacher
+    return (control - student) / gap if gap > 0 else None
+
+
+def build_results(
+    *,
+    run: str,
+    output: str,
+    models: dict[str, ModelResults],
+    cache: Mapping[str, Any] | None,
+    seconds: Mapping[str, float],
+    seed: int,
+    versions: Mapping[str, str],
+    hardware: Mapping[str, Any],
+    config_fingerprint: str,
+    task: str = "causal-lm",
+) -> Results:
+    """The content of `results.json`, with the gap worked out for every domain of the student.
+
+    `cache` holds the CacheFacts, and may hold more. `versions` and `hardware` are those of the
+    worker that evaluated: see `environment`.
+    Raises pydantic's ValidationError where an argument does not fit the schema.
+    """
+    return _ADAPTER.validate_python(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "run": run,
+            "output": redact(output),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "task": task,
+            "models": models,
+            "gap_recovered": _gaps(models),
+            "cache": cache,
+            "seconds": dict(seconds),
+            "seed": seed,
+            "versions": dict(versions),
+            "hardware": dict(hardware),
+            "config_fingerprint": config_fingerprint,
+        }
+    )
+
+
+def _gaps(models: Mapping[str, ModelResults]) -> dict[str, float | None]:
+    if "teacher" not in models or "student" not in models:
+        return {}
+    teacher, student = models["teacher"]["domains"], models["student"]["domains"]
+    control = models["control"]["domains"] if "control" in models else {}
+    return {
+        domain: gap_recovered(
+            teacher[domain]["loss"],
+            student[domain]["loss"],
+            control[domain]["loss"] if domain in control else None,
+        )
+        for domain in student
+        if domain in teacher
+    }
+
+
+def write_results(store: Store, results: Results) -> None:
+    """Put `results` to `results.json` of the run's `store`."""
+    text = json.dumps(_standard(results), indent=2, allow_nan=False)
+    store.put(RESULTS_KEY, text.encode() + b"\n")
+
+
+def read_results(store: Store) -> Results:
+    """The results of the run in `store`.
+
+    Raises KdscaleError where there are none, or where they do not follow this schema.
+    """
+    if not store.exists(RESULTS_KEY):
+        raise KdscaleError(
+            f"There is no {RESULTS_KEY} in {store}: the run has not been evaluated.",
+            "Check the output path, or run `kdscale run CONFIG --only evaluate`.",
+        )
+    try:
+        return _ADAPTER.validate_json(store.get(RESULTS_KEY))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise KdscaleError(
+            f"{RESULTS_KEY} in {store} does not follow schema version {SCHEMA_VERSION}: "
+            f"{where}: {first['msg']} ({error.error_count()} problems in all).",
+            "Write it again with `kdscale run CONFIG --only evaluate`.",
+        ) from error
+
+
+def _standard(value: Any) -> Any:
+    """`value` with non-finite floats as strings."""
+    if isinstance(value, Mapping):
+        return {key: _standard(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_standard(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def environment() -> tuple[dict[str, str], dict[str, Any]]:
+    """(versions, hardware) of this process: package versions by name, and what it runs on.
+
+    Versions come from the packages' metadata, so that asking imports nothing; absent packages are
+    left out. Hardware: `cpu` (model), `cores` (usable ones), `memory_bytes`, `gpus` (names).
+    """
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    hardware = {
+        "cpu": _cpu_model(),
+        "cores": _usable_cores(),
+        "memory_bytes": _memory_bytes(),
+        "gpus": _gpu_names(),
+    }
+    return versions, hardware
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory_bytes() -> int | None:
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _gpu_names() -> list[str]:
+    try:
+        import torch
+    except ImportError:
+        return []
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

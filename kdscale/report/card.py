@@ -1,0 +1,178 @@
+"""The model card: the README.md that lies beside a model's weights, here and on the hub.
+
+The front matter is what the hub reads (base model, tags, results); the body is for people. The
+template is our own and everything is written offline; huggingface_hub checks the front matter.
+Whether `teacher.load` names a hub repository or a local folder cannot be asked offline, so a base
+model is given only where no such folder exists here.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from kdscale.errors import KdscaleError
+from kdscale.evaluate.results import Results
+from kdscale.report import facts, units
+from kdscale.report.load import setting
+from kdscale.report.markdown import plain, table
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+METRICS = {"loss": "Loss (nats a token)", "perplexity": "Perplexity", "bits_per_byte": "Bits/byte"}
+
+TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# {{ name }}
+
+{{ what }}
+
+## Training
+
+{{ training }}
+
+## Results
+
+{{ tables }}
+
+Loss in nats a token; ECE over 15 equal-width bins; agreement and KL are measured against the
+teacher.
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "path/to/this/folder"
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+```
+
+## Limits
+
+{{ limits }}
+"""
+
+
+def model_card(
+    results: Results,
+    which: Literal["student", "control"] = "student",
+    config: Mapping[str, Any] | None = None,
+) -> str:
+    """README.md of the model `which`; `config` is the resolved config as a tree, or None.
+
+    Raises KdscaleError where the run has no such model.
+    """
+    if which not in results["models"]:
+        raise KdscaleError(
+            f"Run {results['run']!r} has no {which} in its results: it holds "
+            f"{', '.join(facts.models(results)) or 'no models'}.",
+            "Train and evaluate it with `kdscale run CONFIG --from distill`.",
+        )
+    config = config or {}
+    domains = facts.domains(results)
+    card = ModelCard.from_template(
+        _data(results, which, config),
+        template_str=TEMPLATE,
+        name=plain(f"{results['run']} {which}"),
+        what=_what(results, which, config),
+        training=_training(results, which, config),
+        tables="\n\n".join(
+            f"**{plain(domain)}**\n\n{table(facts.quality_table(results, domain))}"
+            for domain in domains
+        ),
+        limits=_limits(domains),
+    )
+    return str(card)
+
+
+def _data(results: Results, which: str, config: Mapping[str, Any]) -> ModelCardData:
+    teacher = setting(config, "teacher.load")
+    source = setting(config, "data.train") or {}
+    datasets = [source["path"]] if source.get("kind") == "huggingface" else None
+    return ModelCardData(
+        base_model=teacher if which == "student" and _on_the_hub(teacher) else None,
+        datasets=datasets,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["knowledge-distillation", "kdscale"] if which == "student" else ["kdscale"],
+        model_name=f"{results['run']}-{which}",
+        eval_results=_eval_results(results, which),
+    )
+
+
+def _on_the_hub(name: Any) -> bool:
+    return isinstance(name, str) and bool(HUB_NAME.fullmatch(name)) and not Path(name).exists()
+
+
+def _eval_results(results: Results, which: str) -> list[EvalResult]:
+    found = []
+    for domain, metrics in results["models"][which]["domains"].items():
+        values = {"loss": metrics["loss"], "perplexity": metrics["perplexity"]}
+        if metrics["bits_per_byte"] is not None:
+            values["bits_per_byte"] = metrics["bits_per_byte"]
+        found += [
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=domain,
+                dataset_name=domain,
+                metric_type=key,
+                metric_name=METRICS[key],
+                metric_value=round(value, 6),
+            )
+            for key, value in values.items()
+            if math.isfinite(value)
+        ]
+    return found
+
+
+def _what(results: Results, which: str, config: Mapping[str, Any]) -> str:
+    size = units.count(results["models"][which]["parameters"])
+    if which == "control":
+        return (
+            f"A causal language model of {size} parameters, trained on the labels alone as the "
+            "control of a distillation run: same architecture, steps, data order and seed as its "
+            "student, no teacher."
+        )
+    teacher = setting(config, "teacher.load")
+    name = f"`{plain(teacher)}`" if teacher else "a teacher trained in the same run"
+    return (
+        f"A causal language model of {size} parameters, distilled from {name} with kdscale. "
+        f"{plain(facts.headline(results))}"
+    )
+
+
+def _training(results: Results, which: str, config: Mapping[str, Any]) -> str:
+    items = []
+    if which == "student" and results["cache"] is not None:
+        cache = results["cache"]
+        items += [
+            f"Targets: forward KL to cached teacher distributions, codec "
+            f"{plain(facts.codec_text(cache['codec']))}, "
+            f"{units.number(cache['bytes_per_token'], 2)} bytes a token at rest.",
+            f"Cache: {cache['rows']:,} rows, {cache['targets']:,} target positions.",
+        ]
+    steps = setting(config, "distill.training.steps")
+    batch = setting(config, "distill.training.batch_rows")
+    length = setting(config, "data.row_length")
+    if steps is not None:
+        items.append(f"Steps: {steps:,}, each of {batch} rows of {length} tokens.")
+    items.append(f"Seed: {results['seed']}.")
+    items.append(f"Config fingerprint: `{results['config_fingerprint']}`.")
+    return "\n".join(f"- {item}" for item in items)
+
+
+def _limits(domains: list[str]) -> str:
+    names = ", ".join(plain(domain) for domain in domains) or "no domain at all"
+    return (
+        f"- Evaluated on {names} only; nothing is known about other text.\n"
+        "- One seed: differences of the size of seed noise mean nothing.\n"
+        "- Not tuned to follow instructions and not checked for safety; what the teacher and the "
+        "training text get wrong, this model may get wrong too.\n"
+        "- No licence is stated: those of the teacher and of the training text decide."
+    )

@@ -1,0 +1,216 @@
+"""What a report says, as plain text and tables; HTML, Markdown and model card say it the same way.
+
+Every sentence here is derived from the results, so that a number is rounded once and a missing
+control or cache is explained once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from kdscale.evaluate.results import CacheFacts, DomainMetrics, Results
+from kdscale.report import units
+from kdscale.report.load import Run
+
+MODELS = ("teacher", "student", "control")
+HARDWARE = {"cpu": "CPU", "cores": "Cores", "memory_bytes": "Memory", "gpus": "GPUs"}
+CACHE_NAMED = ("codec", "bytes_per_token", "bytes", "rows", "targets")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text; the first cell of a row is its header, the others are figures."""
+
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def created(results: Results) -> str:
+    """When, as a person reads it."""
+    return results["created"].replace("T", " ").replace("+00:00", " UTC")
+
+
+def models(results: Results) -> list[str]:
+    """The models that were evaluated, teacher first."""
+    return [name for name in MODELS if name in results["models"]]
+
+
+def domains(results: Results) -> list[str]:
+    """The evaluation domains, `validation` first."""
+    names = dict.fromkeys(name for m in models(results) for name in results["models"][m]["domains"])
+    return sorted(names, key=lambda name: name != "validation")
+
+
+def main_domain(results: Results) -> str | None:
+    """The domain that headlines speak of: `validation` where it exists."""
+    return next(iter(domains(results)), None)
+
+
+def score(results: Results, model: str, domain: str) -> DomainMetrics | None:
+    """The metrics of `model` on `domain`, or None."""
+    if model not in results["models"]:
+        return None
+    return results["models"][model]["domains"].get(domain)
+
+
+def times_smaller(results: Results) -> float | None:
+    """Parameters of the teacher over those of the student."""
+    teacher, student = results["models"].get("teacher"), results["models"].get("student")
+    if not teacher or not student or not student["parameters"]:
+        return None
+    return teacher["parameters"] / student["parameters"]
+
+
+def main_gap(results: Results) -> float | None:
+    """Gap recovered on the main domain."""
+    return results["gap_recovered"].get(main_domain(results) or "")
+
+
+def headline(results: Results) -> str:
+    """The run in one or two sentences."""
+    if "student" not in results["models"]:
+        return "This run has no student: it holds the teacher's results only."
+    student = f"A student of {units.count(results['models']['student']['parameters'])} parameters"
+    ratio = times_smaller(results)
+    if ratio is not None:
+        student += f", {ratio:.1f} times smaller than its teacher,"
+    gap = main_gap(results)
+    if gap is None:
+        sentence = f"{student} was distilled. {no_gap_reason(results, main_domain(results) or '')}"
+    elif gap < 0:
+        sentence = f"{student} is worse than the same student trained on the labels alone."
+    else:
+        sentence = (
+            f"{student} recovers {units.percent(gap, 0)} of the loss gap between the teacher and "
+            "the same student trained on the labels alone."
+        )
+    cache = results["cache"]
+    if cache is None:
+        return sentence
+    return f"{sentence} The teacher is stored in {cache['bytes_per_token']:.1f} bytes a token."
+
+
+def no_gap_reason(results: Results, domain: str) -> str:
+    """Why there is no gap recovered on `domain`."""
+    if "control" not in results["models"]:
+        return "Without a control (distill.control) no gain over the labels can be claimed."
+    teacher, control = score(results, "teacher", domain), score(results, "control", domain)
+    if teacher and control and control["loss"] <= teacher["loss"]:
+        return "The control is not worse than the teacher, so there is no gap to recover."
+    return "The losses do not give a gap to recover."
+
+
+def quality_table(results: Results, domain: str) -> Table:
+    """One row a model: size, losses, calibration, fidelity to the teacher."""
+    header = ["Model", "Parameters", "Loss", "Perplexity", "Bits/byte", "ECE", "Agreement", "KL"]
+    rows = []
+    for model in models(results):
+        metrics = score(results, model, domain)
+        if metrics is None:
+            continue
+        rows.append(
+            [
+                model,
+                units.count(results["models"][model]["parameters"]),
+                units.number(metrics["loss"], 4),
+                units.number(metrics["perplexity"], 2),
+                units.number(metrics["bits_per_byte"], 4),
+                units.number(metrics["ece"], 4),
+                units.percent(metrics.get("agreement_top1")),
+                units.number(metrics.get("kl_teacher_student"), 4),
+            ]
+        )
+    tokens = max((m["tokens"] for m in _scores(results, domain)), default=0)
+    return Table(f"{domain}: {tokens:,} tokens", header, rows)
+
+
+def _scores(results: Results, domain: str) -> list[DomainMetrics]:
+    found = (score(results, model, domain) for model in models(results))
+    return [metrics for metrics in found if metrics is not None]
+
+
+def gap_table(results: Results) -> Table:
+    """Gap recovered on each domain."""
+    rows = [
+        [domain, units.percent(gap) if gap is not None else no_gap_reason(results, domain)]
+        for domain, gap in results["gap_recovered"].items()
+    ]
+    return Table("Share of the loss gap recovered", ["Domain", "Gap recovered"], rows)
+
+
+def codec_text(codec: Mapping[str, Any] | str) -> str:
+    """`varopt (k 12, head 4)` of a codec's config."""
+    if isinstance(codec, str):
+        return codec
+    rest = ", ".join(f"{key} {value}" for key, value in codec.items() if key != "kind")
+    return f"{codec.get('kind', 'codec')}" + (f" ({rest})" if rest else "")
+
+
+def cache_table(cache: CacheFacts) -> Table:
+    """What the cache holds and weighs; facts beyond the schema follow as they are."""
+    rows = [
+        ["Codec", codec_text(cache["codec"])],
+        ["Bytes a token (payload at rest)", units.number(cache["bytes_per_token"], 2)],
+        ["Size of all objects", units.size(cache["bytes"])],
+        ["Rows", f"{cache['rows']:,}"],
+        ["Target positions", f"{cache['targets']:,}"],
+    ]
+    extra = {key: value for key, value in cache.items() if key not in CACHE_NAMED}
+    rows += [[key.replace("_", " ").capitalize(), _plain(value)] for key, value in extra.items()]
+    return Table("The logit cache", ["Fact", "Value"], rows)
+
+
+def stage_table(results: Results) -> Table:
+    """Wall time of each stage, and of all."""
+    seconds = results["seconds"]
+    rows = [[stage, units.duration(value)] for stage, value in seconds.items()]
+    rows.append(["all", units.duration(sum(seconds.values()))])
+    return Table("Wall time of the stages", ["Stage", "Time"], rows)
+
+
+def speed_table(run: Run) -> Table:
+    """Medians of what the stages logged about their speed; no rows where they logged nothing."""
+    rows = []
+    for stage in run.metrics:
+        speed = [value for _, value in run.series(stage, "tokens_per_second")]
+        wait = [value for _, value in run.series(stage, "data_wait_share")]
+        if speed or wait:
+            rows.append(
+                [
+                    stage,
+                    units.count(median(speed)) if speed else units.NONE,
+                    units.percent(median(wait) if wait else None),
+                ]
+            )
+    header = ["Stage", "Tokens a second", "Waiting for data"]
+    return Table("Speed (medians over the logged steps)", header, rows)
+
+
+def provenance_table(results: Results) -> Table:
+    """Where the figures come from: what it takes to make them again."""
+    hardware = {key: _plain(value) for key, value in results["hardware"].items()}
+    if isinstance(memory := results["hardware"].get("memory_bytes"), int | float):
+        hardware = {**hardware, "memory_bytes": units.size(memory)}
+    rows = [
+        ["Output", results["output"]],
+        ["Created", created(results)],
+        ["Seed", str(results["seed"])],
+        ["Config fingerprint", results["config_fingerprint"]],
+        *([HARDWARE.get(key, key), value] for key, value in hardware.items()),
+        ["Versions", ", ".join(f"{k} {v}" for k, v in results["versions"].items())],
+    ]
+    return Table("Provenance", ["Fact", "Value"], rows)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value)) or "none"
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: units.NONE}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

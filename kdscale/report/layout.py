@@ -1,0 +1,54 @@
+"""The blocks a page is made of: sections, figures, tables.
+
+Sections, pairs and figures are None when they have nothing to show, so that the page needs no
+conditions of its own.
+"""
+
+from kdscale.report.facts import Table
+from kdscale.report.markup import Markup, tag
+
+
+def section(title: str, *parts: str | None, note: str | None = None) -> Markup | None:
+    """The section, or None where no part has anything to show."""
+    if not any(parts):
+        return None
+    return tag("section", tag("h2", title), tag("p", note, class_="note") if note else None, *parts)
+
+
+def pair(figures: list[Markup | None]) -> Markup | None:
+    """Figures side by side where the page is wide enough."""
+    return tag("div", *figures, class_="pair") if any(figures) else None
+
+
+def figure(title: str, caption: str, chart: Markup) -> Markup | None:
+    """A chart under its title and caption, or None where the chart is empty."""
+    if not chart:
+        return None
+    heading = tag("figcaption", tag("strong", f"{title}. "), caption)
+    return tag("figure", heading, tag("div", chart, class_="scroll"))
+
+
+def figures_table(table: Table) -> Markup:
+    """A table of figures with a header row; it scrolls sideways where the page is narrow."""
+    models = table.header[0] == "Model"  # their marker, as in the charts, stands before the name
+    header = tag("tr", *(tag("th", name, scope="col") for name in table.header))
+    rows = (
+        tag(
+            "tr",
+            tag("th", row[0], scope="row", class_=row[0] if models else None),
+            *(tag("td", cell) for cell in row[1:]),
+        )
+        for row in table.rows
+    )
+    parts = tag("caption", table.caption), tag("thead", header), tag("tbody", *rows)
+    content = tag("table", *parts, class_="figures")
+    return tag(
+        "div", content, class_="scroll", tabindex="0", role="region", aria_label=table.caption
+    )
+
+
+def facts_table(table: Table) -> Markup:
+    """A table of names and values under a heading that already says what they are."""
+    rows = (tag("tr", tag("th", name, scope="row"), tag("td", value)) for name, value in table.rows)
+    caption = tag("caption", tag("span", table.caption, class_="spoken"))
+    return tag("table", caption, tag("tbody", *rows), class_="facts")

@@ -1,0 +1,40 @@
+"""The summary: GitHub-flavoured Markdown for the terminal, a pull request, a chat."""
+
+from collections.abc import Sequence
+from html import escape
+
+from kdscale.report import facts, units
+from kdscale.report.facts import Table
+from kdscale.report.load import Run
+
+
+def render_markdown(run: Run) -> str:
+    """The summary of `run`: headline, a table for each domain, gap, cache, stages."""
+    results = run.results
+    parts = [f"# {plain(results['run'])}", plain(facts.headline(results))]
+    for domain in facts.domains(results):
+        parts += [f"## {plain(domain)}", table(facts.quality_table(results, domain))]
+    if results["gap_recovered"]:
+        parts += ["## Gap recovered", table(facts.gap_table(results))]
+    if results["cache"] is not None:
+        kept = units.number(results["cache"]["bytes_per_token"], 2)
+        codec = plain(facts.codec_text(results["cache"]["codec"]))
+        parts += ["## Cache", f"{kept} bytes a token at rest, codec {codec}."]
+    if results["seconds"]:
+        parts += ["## Stages", table(facts.stage_table(results))]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(content: Table) -> str:
+    """A GitHub table; figures are aligned to the right."""
+    rules = [":---"] + ["---:"] * (len(content.header) - 1)
+    return "\n".join(_row(cells) for cells in [content.header, rules, *content.rows])
+
+
+def plain(text: str) -> str:
+    """`text` as Markdown that shows it as it is: no HTML, no table cell or line ends early."""
+    return " ".join(escape(text, quote=False).replace("|", "\\|").split())
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(plain(cell) for cell in cells)} |"

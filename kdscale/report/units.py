@@ -1,0 +1,60 @@
+"""Numbers as a person reads them; the same text in HTML, Markdown and model card."""
+
+import math
+
+NONE = "–"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """`value` with `digits` decimals; a dash for None."""
+    if value is None:
+        return NONE
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "∞" if value > 0 else "-∞"
+    return f"{value:,.{digits}f}"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share of 1 in percent."""
+    return NONE if share is None else f"{number(100 * share, digits)}%"
+
+
+def whole_percent(share: float) -> str:
+    """A share of 1 in whole percents, for axes."""
+    return percent(share, 0)
+
+
+def count(value: float) -> str:
+    """Three significant digits and k, M, B or T; integers below 1,000 as they are."""
+    return _scaled(value, 1000, ("", " k", " M", " B", " T"))
+
+
+def size(n_bytes: float) -> str:
+    """Bytes in binary units."""
+    return _scaled(n_bytes, 1024, (" B", " KiB", " MiB", " GiB", " TiB", " PiB"))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as seconds, minutes or hours."""
+    if not math.isfinite(seconds):
+        return number(seconds)
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
+    if not math.isfinite(value):
+        return number(value)
+    power = 0
+    # 999.5 would be printed as 1000 of the smaller unit.
+    while abs(value) >= 999.5 and power < len(units) - 1:
+        value, power = value / base, power + 1
+    if power == 0 and value == int(value):
+        return f"{int(value)}{units[0]}"
+    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:.{digits}f}{units[power]}"

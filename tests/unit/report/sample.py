@@ -1,0 +1,180 @@
+"""A run folder as the pipeline leaves it, with figures like those of the quickstart.
+
+`sample_run` writes it to a folder; `sample_results` is its `results.json` alone. Losses follow
+smooth curves with seeded noise, so that charts look like charts and every number is reproducible.
+"""
+
+import json
+import math
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from kdscale.config import dump_config, parse_config
+from kdscale.evaluate.results import (
+    CalibrationBin,
+    DomainMetrics,
+    ModelResults,
+    Results,
+    build_results,
+    write_results,
+)
+from kdscale.store import Store, open_store
+
+CONFIG = """
+name: quickstart
+output: runs/quickstart
+data:
+  evaluate: {python-docs: {kind: python-docs}}
+teacher:
+  model: {architecture: llama, options: {hidden_size: 256}}
+  training: {steps: 640, batch_rows: 8}
+cache: {rows: 1600}
+distill:
+  student: {model: {architecture: llama, options: {hidden_size: 96}}}
+  training: {steps: 200, batch_rows: 8}
+"""
+LOSSES = {
+    "validation": {"teacher": 3.0512, "student": 3.3821, "control": 3.5233},
+    "python-docs": {"teacher": 4.4107, "student": 4.6902, "control": 4.8018},
+}
+PARAMETERS = {"teacher": 3_736_832, "student": 418_656, "control": 418_656}
+TOKENS = {"validation": 30_112, "python-docs": 29_874}
+
+
+def _calibration(model: str, tokens: int) -> list[CalibrationBin]:
+    slack = {"teacher": 0.02, "student": -0.03, "control": 0.07}[model]
+    bins: list[CalibrationBin] = []
+    for index in range(15):
+        confidence = (index + 0.5) / 15
+        accuracy = min(1.0, max(0.0, confidence - slack * math.sin(math.pi * confidence)))
+        bins.append(
+            {
+                "confidence": confidence,
+                "accuracy": accuracy,
+                "count": max(1, int(tokens * 0.24 * 0.78**index)),
+            }
+        )
+    return bins
+
+
+def domain_metrics(model: str, domain: str) -> DomainMetrics:
+    """What `model` scores on `domain`."""
+    loss, tokens = LOSSES[domain][model], TOKENS[domain]
+    calibration = _calibration(model, tokens)
+    count = sum(b["count"] for b in calibration)
+    metrics: DomainMetrics = {
+        "loss": loss,
+        "perplexity": math.exp(loss),
+        "bits_per_byte": loss / math.log(2) / 2.9,
+        "ece": sum(abs(b["accuracy"] - b["confidence"]) * b["count"] for b in calibration) / count,
+        "tokens": tokens,
+        "calibration": calibration,
+    }
+    if model != "teacher":
+        metrics["agreement_top1"] = 0.7132 if model == "student" else 0.6477
+        metrics["kl_teacher_student"] = 0.4031 if model == "student" else 0.5524
+    return metrics
+
+
+def sample_results(
+    models: Iterable[str] = ("teacher", "student", "control"),
+    run: str = "quickstart",
+    output: str = "runs/quickstart",
+) -> Results:
+    """Results with these models on two domains."""
+    found: dict[str, ModelResults] = {
+        model: {
+            "parameters": PARAMETERS[model],
+            "domains": {domain: domain_metrics(model, domain) for domain in LOSSES},
+        }
+        for model in models
+    }
+    return build_results(
+        run=run,
+        output=output,
+        models=found,
+        cache={
+            "bytes_per_token": 15.23,
+            "bytes": 3_214_336,
+            "rows": 1600,
+            "targets": 202_311,
+            "codec": {"kind": "varopt", "k": 12, "head": 4, "head_bits": 8},
+            "units": 8,
+            "blocks": 32,
+        },
+        seconds={
+            "prepare": 21.4,
+            "teacher": 231.0,
+            "cache": 44.9,
+            "distill": 118.2,
+            "evaluate": 31.7,
+        },
+        seed=0,
+        versions={"python": "3.11.9", "kdscale": "0.1.0", "torch": "2.9.1", "ray": "2.51.1"},
+        hardware={
+            "cpu": "AMD EPYC 7B13",
+            "cores": 2,
+            "memory_bytes": 16 * 2**30,
+            "gpus": [],
+        },
+        config_fingerprint="9f0c2ab417de55aa",
+    )
+
+
+def _training_lines(steps: int, start: float, end: float, seed: int) -> list[dict[str, Any]]:
+    noise = random.Random(seed)
+    lines = []
+    for step in range(10, steps + 1, 10):
+        loss = end + (start - end) * math.exp(-7 * step / steps)
+        line = {
+            "step": step,
+            "tokens": step * 1016,
+            "time": 1_700_000_000 + step,
+            "train/loss": loss + noise.gauss(0, 0.06),
+            "train/ce_loss": loss + noise.gauss(0, 0.06),
+            "lr": 3e-3 * (1 - step / steps),
+            "tokens_per_second": 3500 + noise.gauss(0, 120),
+            "data_wait_share": 0.012,
+        }
+        if step % 20 == 0:
+            line["validation/loss"] = loss + 0.02
+        lines.append(line)
+    return lines
+
+
+def _distill_lines(steps: int) -> list[dict[str, Any]]:
+    lines = _training_lines(steps, 7.6, 3.37, seed=1)
+    for line in lines:
+        share = min(1.0, math.sqrt(0.0625 + 0.9375 * line["step"] / (steps / 4)))
+        line["train/kl"] = line["train/ce_loss"] - 1.9
+        line["curriculum/competence"] = share
+        line["curriculum/pool_size"] = int(1600 * share)
+        line["curriculum/mean_difficulty"] = 1.6 + 0.9 * share + 0.05 * math.sin(line["step"])
+        line["curriculum/unique_seen_share"] = 1 - math.exp(-line["step"] * 8 / 1600)
+    return lines
+
+
+def sample_metrics() -> dict[str, list[dict[str, Any]]]:
+    """The lines of `metrics/<stage>.jsonl` by stage."""
+    return {
+        "teacher": _training_lines(640, 7.6, 3.04, seed=0),
+        "cache": [
+            {"step": step, "tokens": step * 25_400, "time": 0.0, "tokens_per_second": 5120.0}
+            for step in range(1, 9)
+        ],
+        "distill": _distill_lines(200),
+        "control": _training_lines(200, 7.6, 3.51, seed=2),
+    }
+
+
+def sample_run(folder: Path, results: Results | None = None) -> Store:
+    """Write a whole run to `folder`: results (the sample's when not given), metrics, config."""
+    store = open_store(str(folder))
+    write_results(store, results or sample_results())
+    store.put("config.resolved.yaml", dump_config(parse_config(CONFIG)).encode())
+    for stage, lines in sample_metrics().items():
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        store.put(f"metrics/{stage}.jsonl", text.encode())
+    return store

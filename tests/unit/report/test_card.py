@@ -1,0 +1,103 @@
+"""The model card: what the hub reads, what people read, nothing asked of the network."""
+
+import socket
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from kdscale.errors import KdscaleError
+from kdscale.report import model_card, write_model_card
+from tests.unit.report.sample import sample_results, sample_run
+
+HUB_CONFIG = {
+    "teacher": {"load": "Qwen/Qwen3-8B"},
+    "data": {"train": {"kind": "huggingface", "path": "HuggingFaceFW/fineweb"}, "row_length": 1024},
+    "distill": {"training": {"steps": 5000, "batch_rows": 64}},
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the card asked the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def test_front_matter_is_what_the_hub_reads() -> None:
+    data = ModelCard(model_card(sample_results(), "student", HUB_CONFIG)).data
+    assert data.library_name == "transformers"
+    assert data.pipeline_tag == "text-generation"
+    assert data.tags == ["knowledge-distillation", "kdscale"]
+    assert data.base_model == "Qwen/Qwen3-8B"
+    assert data.datasets == ["HuggingFaceFW/fineweb"]
+    assert data.model_name == "quickstart-student"
+    found = {(r.dataset_name, r.metric_type): r.metric_value for r in data.eval_results}
+    assert found["validation", "loss"] == 3.3821
+    assert found["python-docs", "perplexity"] == pytest.approx(108.875, abs=1e-3)
+    assert len(found) == 6
+
+
+def test_body_says_how_it_was_made_and_what_it_scores() -> None:
+    text = model_card(sample_results(), "student", HUB_CONFIG)
+    for words in (
+        "distilled from `Qwen/Qwen3-8B`",
+        "codec varopt (k 12, head 4, head_bits 8), 15.23 bytes a token",
+        "Steps: 5,000, each of 64 rows of 1024 tokens.",
+        "Seed: 0.",
+        "| student | 419 k | 3.3821 | 29.43 | 1.6825 | 0.0156 | 71.3% | 0.4031 |",
+        "AutoModelForCausalLM.from_pretrained",
+        "Evaluated on validation, python-docs only",
+    ):
+        assert words in text
+    assert "{{" not in text
+
+
+@pytest.mark.parametrize("load", [None, "s3://bucket/teacher", "/models/teacher", "./teacher"])
+def test_a_teacher_outside_the_hub_is_no_base_model(load: str | None) -> None:
+    text = model_card(sample_results(), "student", {"teacher": {"load": load}})
+    assert "base_model" not in yaml.safe_load(text.split("---")[1])
+
+
+def test_a_folder_that_looks_like_a_hub_name_is_no_base_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "Qwen" / "Qwen3-8B").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert ModelCard(model_card(sample_results(), "student", HUB_CONFIG)).data.base_model is None
+
+
+def test_the_control_says_that_it_had_no_teacher() -> None:
+    text = model_card(sample_results(), "control", HUB_CONFIG)
+    card = ModelCard(text)
+    assert card.data.base_model is None
+    assert card.data.tags == ["kdscale"]
+    assert "trained on the labels alone" in text
+    assert "codec" not in text
+
+
+def test_without_config_the_card_still_stands() -> None:
+    assert "a teacher trained in the same run" in model_card(sample_results())
+
+
+def test_non_finite_results_stay_out_of_the_front_matter() -> None:
+    results = sample_results()
+    results["models"]["student"]["domains"]["validation"]["loss"] = float("nan")
+    data = ModelCard(model_card(results)).data
+    assert ("validation", "loss") not in {
+        (r.dataset_name, r.metric_type) for r in data.eval_results
+    }
+
+
+def test_a_model_that_was_not_trained_is_a_user_error() -> None:
+    with pytest.raises(KdscaleError, match="has no control in its results: it holds teacher, stud"):
+        model_card(sample_results(("teacher", "student")), "control")
+
+
+def test_the_card_is_written_beside_the_weights(tmp_path: Path) -> None:
+    store = sample_run(tmp_path)
+    text = write_model_card(store)
+    assert store.get("student/README.md").decode() == text
+    assert "Steps: 200, each of 8 rows of 128 tokens." in text

@@ -1,0 +1,225 @@
+"""The whole report of a whole run, and of runs that lack something."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from kdscale.errors import KdscaleError
+from kdscale.evaluate.results import Results, write_results
+from kdscale.report import write_report
+from kdscale.report.load import load_run
+from kdscale.store import open_store
+from tests.unit.report.page import Element, read_page
+from tests.unit.report.sample import sample_results, sample_run
+
+
+def _report(folder: Path, results: Results | None = None) -> tuple[str, Element]:
+    store = sample_run(folder, results)
+    summary = write_report(store)
+    assert store.get("report/summary.md").decode() == summary
+    return summary, read_page(store.get("report/index.html").decode())
+
+
+def _headings(page: Element) -> list[str]:
+    return [h.text for h in page.all("h2")]
+
+
+def test_the_page_says_what_the_results_say(tmp_path: Path) -> None:
+    _, page = _report(tmp_path)
+    assert page.all("html")[0].attributes["lang"] == "en"
+    assert [h.text for h in page.all("h1")] == ["quickstart"]
+    lead = page.all("p")[1].text
+    for words in ("419 k parameters", "8.9 times smaller", "30% of the loss gap", "15.2 bytes"):
+        assert words in lead
+    assert [s.text for s in page.all("li")[0].all("strong")] == ["8.9×"]
+    assert _headings(page) == [
+        "Quality",
+        "Training",
+        "Calibration",
+        "Curriculum",
+        "Cache",
+        "Time",
+        "Provenance",
+    ]
+    student = [cell.text for cell in page.all("tbody")[0].all("tr")[1].all("td")]
+    assert student[:4] == ["419 k", "3.3821", "29.43", "1.6825"]
+    assert student[5:] == ["71.3%", "0.4031"]
+    facts = {
+        row.all("th")[0].text: row.all("td")[0].text for row in page.all("tr") if row.all("td")
+    }
+    assert facts["Codec"] == "varopt (k 12, head 4, head_bits 8)"
+    assert facts["Size of all objects"] == "3.07 MiB"
+    assert facts["Units"] == "8"
+    assert facts["Config fingerprint"] == "9f0c2ab417de55aa"
+    assert facts["Memory"] == "16.0 GiB"
+    assert facts["cache"] == "5.12 k"
+    assert "warmup_share: 0.25" in page.all("pre")[0].text
+
+
+def test_the_page_is_accessible_and_alone(tmp_path: Path) -> None:
+    _, page = _report(tmp_path)
+    drawings = page.all("svg")
+    assert len(drawings) == 9
+    identifiers = [e.attributes["id"] for e in page.all("svg")]
+    assert len(set(identifiers)) == len(identifiers)
+    for svg in drawings:
+        title, description = svg.children[:2]
+        assert (title.name, description.name) == ("title", "desc")
+        assert title.text
+        assert description.text
+        assert svg.attributes["role"] == "img"
+        named = svg.attributes["aria-labelledby"].split()
+        assert named == [title.attributes["id"], description.attributes["id"]]
+    for table in page.all("table"):
+        assert table.children[0].name == "caption"
+        assert table.children[0].text
+        assert all("scope" in header.attributes for header in table.all("th"))
+    assert not page.all("script")
+    assert not page.all("img")
+    assert [link.attributes["href"] for link in page.all("link")] == ["data:,"]
+    assert "url(" not in page.all("style")[0].text
+    assert "@import" not in page.all("style")[0].text
+
+
+def test_the_loss_chart_compares_student_and_control(tmp_path: Path) -> None:
+    _, page = _report(tmp_path)
+    chart = next(svg for svg in page.all("svg") if svg.attributes["id"] == "loss")
+    keys = [t.text for t in chart.all("text") if t.attributes["class"] == "key"]
+    assert keys == [
+        "student, train",
+        "student, validation",
+        "control, train",
+        "control, validation",
+        "teacher, evaluated",
+    ]
+    assert "teacher, evaluated: 3.051." in chart.all("desc")[0].text
+
+
+def test_the_summary_is_a_github_table(tmp_path: Path) -> None:
+    summary, _ = _report(tmp_path)
+    lines = summary.splitlines()
+    assert lines[0] == "# quickstart"
+    assert "| student | 419 k | 3.3821 | 29.43 | 1.6825 | 0.0156 | 71.3% | 0.4031 |" in lines
+    assert "| :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |" in lines
+    assert "| validation | 29.9% |" in lines
+    assert "| all | 7 min 27 s |" in lines
+    assert any(line.startswith("15.23 bytes a token at rest, codec varopt") for line in lines)
+
+
+@pytest.mark.parametrize("evil", ["<script>alert(1)</script>", "a|b", 'x" onload="y', "</title>"])
+def test_names_cannot_become_markup(tmp_path: Path, evil: str) -> None:
+    results = sample_results(run=evil)
+    for model in results["models"].values():
+        model["domains"][evil] = model["domains"].pop("python-docs")
+    results["gap_recovered"][evil] = results["gap_recovered"].pop("python-docs")
+    results["output"] = results["versions"]["torch"] = evil
+    results["seconds"][evil] = 1.0
+    summary, page = _report(tmp_path, results)
+    assert page.all("h1")[0].text == evil
+    assert not page.all("script")
+    assert not any(key.startswith("on") for svg in page.all("svg") for key in svg.attributes)
+    assert "<" not in summary
+    tables = [line for line in summary.splitlines() if line.startswith("|")]
+    widths = {line.replace("\\|", "").count("|") for line in tables}
+    assert widths <= {3, 9}
+
+
+def test_numbers_that_are_not_finite_are_shown(tmp_path: Path) -> None:
+    results = sample_results()
+    student = results["models"]["student"]["domains"]["validation"]
+    student["loss"] = student["ece"] = math.nan
+    student["perplexity"] = math.inf
+    for found in student["calibration"]:
+        found["confidence"] = math.nan
+    results["gap_recovered"]["validation"] = None
+    results["seconds"]["distill"] = math.nan
+    summary, page = _report(tmp_path, results)
+    assert "| student | 419 k | NaN | ∞ | 1.6825 | NaN | 71.3% | 0.4031 |" in summary
+    assert page.all("tbody")[0].all("tr")[1].all("td")[2].text == "∞"
+    assert "The losses do not give a gap to recover." in page.text
+
+
+def test_a_run_without_control_claims_nothing(tmp_path: Path) -> None:
+    store = sample_run(tmp_path, sample_results(("teacher", "student")))
+    (tmp_path / "metrics" / "control.jsonl").unlink()
+    summary = write_report(store)
+    page = read_page(store.get("report/index.html").decode())
+    assert "Without a control (distill.control) no gain over the labels can be claimed." in summary
+    assert "of the loss gap" not in page.text
+    assert not [svg for svg in page.all("svg") if svg.attributes["id"] == "gap"]
+    assert "control, validation" not in page.text
+
+
+def test_a_run_of_a_teacher_only(tmp_path: Path) -> None:
+    results = sample_results(("teacher",))
+    results["cache"] = None
+    store = open_store(str(tmp_path))
+    write_results(store, results)
+    summary = write_report(store)
+    page = read_page(store.get("report/index.html").decode())
+    assert "holds the teacher's results only" in summary
+    assert _headings(page) == ["Quality", "Training", "Calibration", "Time", "Provenance"]
+    assert "No metrics were recorded." in page.text
+    assert [row.all("th")[0].text for row in page.all("tbody")[0].all("tr")] == ["teacher"]
+
+
+def test_a_run_without_any_model(tmp_path: Path) -> None:
+    results = sample_results(())
+    results["cache"], results["seconds"] = None, {}
+    store = open_store(str(tmp_path))
+    write_results(store, results)
+    assert "has no student" in write_report(store)
+
+
+def test_a_student_worse_than_its_control(tmp_path: Path) -> None:
+    results = sample_results()
+    results["gap_recovered"]["validation"] = -0.125
+    summary, page = _report(tmp_path, results)
+    assert "is worse than the same student trained on the labels alone" in summary
+    assert "-12.5%" in page.text
+
+
+def test_missing_results_are_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(KdscaleError, match="--only evaluate"):
+        write_report(open_store(str(tmp_path)))
+
+
+def test_a_line_cut_short_is_left_out_at_the_end_only(tmp_path: Path) -> None:
+    store = sample_run(tmp_path)
+    whole = '{"step": 10, "tokens": 1, "train/loss": 3.5, "note": "x", "lr": null}\n'
+    store.put("metrics/control.jsonl", (whole + '{"step": 20, "tra').encode())
+    assert load_run(store).series("control", "train/loss") == [(10, 3.5)]
+    assert load_run(store).series("control", "lr") == []
+    store.put("metrics/control.jsonl", ('{"step": 20, "tra\n' + whole).encode())
+    with pytest.raises(KdscaleError, match=r"metrics/control\.jsonl .*line 1"):
+        load_run(store)
+
+
+@pytest.mark.parametrize("line", ["[1]", "3", '{"tokens": 5}', '{"step": "x"}'])
+def test_a_line_that_is_no_metrics_is_refused(tmp_path: Path, line: str) -> None:
+    store = sample_run(tmp_path)
+    store.put("metrics/control.jsonl", f'{line}\n{{"step": 1}}\n'.encode())
+    with pytest.raises(KdscaleError, match="line 1"):
+        load_run(store)
+
+
+def test_a_config_of_another_version_is_shown_as_it_is(tmp_path: Path) -> None:
+    store = sample_run(tmp_path)
+    store.put("config.resolved.yaml", b"future: {key: 1}\n")
+    write_report(store)
+    run = load_run(store)
+    assert run.setting("future.key") == 1
+    assert run.setting("future.key.deeper") is None
+    assert run.setting("distill.training.steps") is None
+    assert "future: {key: 1}" in read_page(store.get("report/index.html").decode()).text
+
+
+def test_credentials_stay_out_of_what_is_passed_on(tmp_path: Path) -> None:
+    url = "s3://key:hunter2@bucket/run"
+    store = sample_run(tmp_path, sample_results(output=url))
+    store.put("config.resolved.yaml", f"output: {url}\n".encode())
+    summary = write_report(store)
+    page, results = store.get("report/index.html"), store.get("results.json")
+    assert b"s3://***@bucket/run" in page
+    assert b"hunter2" not in page + results + summary.encode()
