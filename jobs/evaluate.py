@@ -1,0 +1,9 @@
+"""Measure teacher, student and control on the evaluation sets.
+
+python jobs/evaluate.py CONFIG [--set a.b=c ...] [--overwrite]
+"""
+
+from kdscale.cli.entry import run_job
+
+if __name__ == "__main__":
+    run_job("evaluate")

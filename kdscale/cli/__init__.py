@@ -1,0 +1,49 @@
+"""The `kdscale` program. Only typer and the standard library are imported before a command runs.
+
+A KdscaleError becomes two lines on stderr, its problem and its fix, and exit code 2 (or the code
+that its class names). KDSCALE_DEBUG=1 shows the traceback as well. Any other exception is our own
+bug and keeps its traceback.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from kdscale.cli import cache, doctor, init, jobs, results, run
+from kdscale.errors import KdscaleError
+
+app = typer.Typer(
+    name="kdscale",
+    help="Distil large Transformers into small ones at cluster scale; pay for the teacher once.",
+    no_args_is_help=True,
+    add_completion=False,
+    # KdscaleErrors are printed below; other tracebacks stay plain, fit for a job's log.
+    pretty_exceptions_enable=False,
+)
+app.command("run", rich_help_panel="Run")(run.run)
+app.command("evaluate", rich_help_panel="Run")(results.evaluate)
+app.command("report", rich_help_panel="Run")(results.report)
+app.command("submit", rich_help_panel="Jobs on a cluster")(jobs.submit)
+app.command("list", rich_help_panel="Jobs on a cluster")(jobs.list_)
+app.command("status", rich_help_panel="Jobs on a cluster")(jobs.status)
+app.command("logs", rich_help_panel="Jobs on a cluster")(jobs.logs)
+app.command("wait", rich_help_panel="Jobs on a cluster")(jobs.wait)
+app.command("stop", rich_help_panel="Jobs on a cluster")(jobs.stop)
+app.add_typer(cache.app, name="cache", rich_help_panel="Look into things")
+app.command("init", rich_help_panel="Look into things")(init.init)
+app.command("doctor", rich_help_panel="Look into things")(doctor.doctor)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program with `arguments` (those of the command line when not given), and exit."""
+    try:
+        app(args=arguments, prog_name="kdscale")
+    except KdscaleError as error:
+        if os.environ.get("KDSCALE_DEBUG") == "1":
+            traceback.print_exc()
+        sys.stdout.flush()
+        print(f"error: {error.problem}\nfix: {error.fix}", file=sys.stderr, flush=True)
+        sys.exit(getattr(error, "exit_code", 2))

@@ -1,0 +1,26 @@
+"""What the files in `jobs/` call: `kdscale run`, with the stage that the file is named after.
+
+A job file takes the arguments of `kdscale run` and ends as it does, so that there is one parser and
+one way to fail: non-zero, with the problem and its fix as the last lines of the log.
+"""
+
+import sys
+from pathlib import Path
+
+from kdscale.cli import main
+
+
+def run_job(stage: str | None = None) -> None:
+    """Run the command line's config, `stage` only where it is given, and exit."""
+    _leave_script_folder()
+    only = [] if stage is None else ["--only", stage]
+    main(["run", *only, *sys.argv[1:]])
+
+
+def _leave_script_folder() -> None:
+    """Take `jobs/` off the import path, where Python puts the folder of a script.
+
+    Its `evaluate.py` would stand before the library `evaluate`, here and in Ray's workers.
+    """
+    folder = Path(sys.argv[0]).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != folder]

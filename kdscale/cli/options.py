@@ -1,0 +1,49 @@
+"""Arguments and options that several commands share."""
+
+from typing import Annotated
+
+import typer
+
+from kdscale.stages import STAGES
+
+
+def _stage(name: str | None) -> str | None:
+    if name is not None and name not in STAGES:
+        raise typer.BadParameter(f"{name!r} is no stage; the stages are {', '.join(STAGES)}.")
+    return name
+
+
+def check_stages(only: str | None, start: str | None) -> None:
+    """Refuse `--only` together with `--from`."""
+    if only is not None and start is not None:
+        raise typer.BadParameter("--only runs one stage and --from several: give one of them.")
+
+
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Set a field of the config; may be repeated."),
+]
+Only = Annotated[
+    str | None,
+    typer.Option("--only", metavar="STAGE", callback=_stage, help="Run this stage only."),
+]
+Start = Annotated[
+    str | None,
+    typer.Option(
+        "--from", metavar="STAGE", callback=_stage, help="Run this stage and those after."
+    ),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Make again what is complete already.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="URL",
+        help="Dashboard of the cluster, http://HEAD:8265. Default: RAY_API_SERVER_ADDRESS, "
+        "RAY_ADDRESS, or this machine's.",
+    ),
+]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id that `kdscale submit` printed.")]

@@ -1,0 +1,103 @@
+"""The client of a cluster's job server, with the address that was asked for and the token it needs.
+
+Two habits of Ray's own client are corrected here. `RAY_API_SERVER_ADDRESS` and `RAY_ADDRESS` beat
+its `address` argument without a word, so that a job can land on the wrong cluster: a difference is
+refused. And it sends its token only where `RAY_AUTH_MODE=token` was set before Ray was imported:
+wherever a token is found, it is sent.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdscale.errors import KdscaleError
+from kdscale.submit.verdict import UnreachableError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+
+
+def connect(address: str | None) -> "JobSubmissionClient":
+    """A client of the job server at `address`, which is known to answer.
+
+    Raises UnreachableError when nothing answers or the token is refused, KdscaleError when the
+    address is malformed or the environment names another one.
+    """
+    url = resolve_address(address)
+    token = find_token()
+    if token:
+        # Where the environment gives a cluster address instead of a URL, Ray's core asks the head
+        # for the URL, and it reads the mode once, when it is imported.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+    import requests
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    headers = {"Authorization": f"Bearer {token}"} if token else None
+    try:
+        return JobSubmissionClient(url, headers=headers)
+    except AuthenticationError as error:
+        raise refused(url) from error
+    except (ConnectionError, requests.RequestException, RuntimeError) as error:
+        raise UnreachableError(
+            f"No Ray job server answers at {url}: {str(error).splitlines()[0]}",
+            "Give the dashboard's address, --address http://HEAD:8265. Through a firewall, forward "
+            "the port: `ray dashboard ray_cluster.yaml`, or `ssh -L 8265:localhost:8265 HEAD`.",
+        ) from error
+
+
+def resolve_address(address: str | None) -> str:
+    """The address to use: the one given, else the environment's, else this machine's dashboard.
+
+    Raises KdscaleError when the one given is no http(s) URL, or is not the one Ray would use.
+    """
+    given = None if address is None else _normalise(address)
+    # In this order Ray's client looks for an address that overrides its argument.
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        value = os.environ.get(name)
+        if not value:
+            continue
+        if given is not None and value.rstrip("/") != given:
+            raise KdscaleError(
+                f"--address is {given}, but {name} is {value}, and Ray's client obeys the latter.",
+                f"Run `unset {name}`, or leave out --address.",
+            )
+        return value
+    return given or DEFAULT_ADDRESS
+
+
+def find_token() -> str | None:
+    """The token that Ray itself would find; None without one, or with RAY_AUTH_MODE=disabled."""
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return None
+    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return token
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    try:
+        return path.read_text(encoding="utf-8").strip() or None
+    except FileNotFoundError:
+        return None
+
+
+def refused(url: str) -> UnreachableError:
+    """The error for a cluster that asks for a token we do not have."""
+    return UnreachableError(
+        f"The cluster at {url} refuses us: its token is missing here, or another one.",
+        "Put the cluster's token (on its head: `ray get-auth-token`) into ~/.ray/auth_token or "
+        "RAY_AUTH_TOKEN, and leave RAY_AUTH_MODE unset or `token`.",
+    )
+
+
+def _normalise(address: str) -> str:
+    url = address.rstrip("/")
+    if "://" not in url:
+        url = f"http://{url}"
+    if not url.startswith(("http://", "https://")):
+        raise KdscaleError(
+            f"--address {address!r} is not the address of a Ray dashboard.",
+            "Give an http or https URL: --address http://HEAD:8265.",
+        )
+    return url

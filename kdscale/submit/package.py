@@ -1,0 +1,48 @@
+"""The files that travel with a job: the package, the job scripts and the resolved config.
+
+They are copied to a folder of their own instead of uploading the checkout as it is. A checkout
+holds `.git`, runs and data, which soon pass Ray's upload limit; and the config has to travel too,
+because its file is on the submitter's machine. `.rayignore` is taken along: Ray obeys it.
+"""
+
+import shutil
+from pathlib import Path
+
+import kdscale
+from kdscale.errors import KdscaleError
+
+# Names left out wherever they stand. `cache` and `data` must not be among them: they are rooms.
+EXCLUDES = (
+    *(".git", ".venv", "venv", "__pycache__", "*.pyc", "*.egg-info"),
+    *(".mypy_cache", ".pytest_cache", ".ruff_cache", "runs", "wandb"),
+)
+CONFIG_PATH = "job/config.yaml"
+_OPTIONAL = ("pyproject.toml", ".rayignore")
+
+
+def checkout() -> Path:
+    """The folder that holds `kdscale/` and `jobs/`; KdscaleError where there is no `jobs/`."""
+    assert kdscale.__file__ is not None
+    root = Path(kdscale.__file__).resolve().parent.parent
+    if not (root / "jobs" / "run.py").is_file():
+        raise KdscaleError(
+            f"kdscale is installed at {root}, without its `jobs` folder.",
+            "Submit from a checkout: `git clone` the project and `pip install -e .` in it.",
+        )
+    return root
+
+
+def stage(root: Path, config_text: str, folder: Path) -> Path:
+    """Fill the empty `folder` with what a job needs of the checkout `root`, and return it.
+
+    `config_text` becomes `job/config.yaml`, the path that the entrypoint names.
+    """
+    for name in ("kdscale", "jobs"):
+        shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns(*EXCLUDES))
+    for name in _OPTIONAL:
+        if (root / name).is_file():
+            shutil.copy2(root / name, folder / name)
+    config = folder / CONFIG_PATH
+    config.parent.mkdir()
+    config.write_text(config_text, encoding="utf-8")
+    return folder

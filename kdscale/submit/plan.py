@@ -1,0 +1,153 @@
+"""What a submission asks of the cluster, worked out before anything contacts it.
+
+Paths are the trap: a relative path of the config means a folder of the submitter's machine, and the
+job starts in a folder of Ray's. So they become absolute here, and each one is named in a note,
+because it has to be on storage that all nodes share.
+"""
+
+import os
+import re
+import secrets
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdscale.config import RunConfig, dump_config
+from kdscale.errors import KdscaleError
+from kdscale.submit.package import CONFIG_PATH
+
+ENVIRONMENT = {
+    # Ray's default gives a stopped job 3 seconds after SIGTERM, but Ray Train only winds down on
+    # SIGINT, and a worker may be in the middle of an upload.
+    "RAY_JOB_STOP_SIGNAL": "SIGINT",
+    "RAY_JOB_STOP_WAIT_TIME_S": "60",
+    # The log is a file, which Python would otherwise write in blocks: nothing to follow.
+    "PYTHONUNBUFFERED": "1",
+}
+_SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """A job as it will be submitted, but for its files."""
+
+    submission_id: str
+    entrypoint: str
+    environment: dict[str, str]
+    metadata: dict[str, str]
+    config_text: str
+    notes: tuple[str, ...]
+
+    def summary(self, given: Sequence[str] = ()) -> dict[str, Any]:
+        """The plan as plain data, with the values of the variables in `given` masked."""
+        shown = {name: "***" if name in given else v for name, v in self.environment.items()}
+        return {
+            "submission_id": self.submission_id,
+            "entrypoint": self.entrypoint,
+            "runtime_env": {"env_vars": shown},
+            "metadata": self.metadata,
+        }
+
+
+def plan_job(
+    config: RunConfig,
+    *,
+    only: str | None = None,
+    start: str | None = None,
+    submission_id: str | None = None,
+    environment: Sequence[str] = (),
+    folder: Path | None = None,
+) -> JobPlan:
+    """The job that runs `config`, `only` one stage or from stage `start`.
+
+    `environment` holds `NAME=VALUE`; relative paths of the config are taken from `folder`, the
+    current one when not given. Raises KdscaleError for a malformed variable or id.
+    """
+    if submission_id is None:
+        submission_id = f"{config.name}-{secrets.token_hex(4)}"
+    if not _ID.fullmatch(submission_id):
+        raise KdscaleError(
+            f"{submission_id!r} cannot be a job's id.",
+            "Use letters, digits, dots, dashes and underscores, at most 128 of them.",
+        )
+    given = dict(_variable(text) for text in environment)
+    config, notes = _absolute_paths(config, folder or Path.cwd())
+    for name in filter(_SECRET.search, given):
+        notes.append(
+            f"{name} looks like a secret, and everyone with access to the dashboard sees it."
+        )
+    return JobPlan(
+        submission_id=submission_id,
+        entrypoint=_entrypoint(only, start),
+        environment={**ENVIRONMENT, **given},
+        metadata={"job_name": config.name, "output": config.output},
+        config_text=dump_config(config),
+        notes=tuple(notes),
+    )
+
+
+def _entrypoint(only: str | None, start: str | None) -> str:
+    command = ["python", "jobs/run.py", CONFIG_PATH]
+    if only is not None:
+        command += ["--only", only]
+    if start is not None:
+        command += ["--from", start]
+    # Ray hands the entrypoint to a shell.
+    return shlex.join(command)
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise KdscaleError(
+            f"The variable {name!r} has not the form NAME=VALUE.",
+            "Write for example --env WANDB_MODE=offline.",
+        )
+    return name, value
+
+
+def _absolute_paths(config: RunConfig, folder: Path) -> tuple[RunConfig, list[str]]:
+    """The config with its relative paths taken from `folder`, and a note for each local path."""
+    notes: list[str] = []
+
+    def absolute(field: str, path: str) -> str:
+        path = os.path.abspath(folder / Path(path).expanduser())
+        notes.append(f"{field} is {path}: it has to be on storage that all nodes share.")
+        return path
+
+    tree = config.model_dump(mode="json")
+    if _local(config.output):
+        tree["output"] = absolute("output", config.output)
+    load = config.teacher.load
+    if load is not None and _local_folder(load, folder):
+        tree["teacher"]["load"] = absolute("teacher.load", load)
+    reuse = config.cache.reuse
+    if reuse is not None and _local(reuse):
+        tree["cache"]["reuse"] = absolute("cache.reuse", reuse)
+    for field, source in _sources(tree["data"]):
+        path = source["path"]
+        if path is None or not _local(path):
+            continue
+        # The path of a Hugging Face data set is a name on the hub more often than a folder.
+        if source["kind"] != "huggingface" or _local_folder(path, folder):
+            source["path"] = absolute(f"{field}.path", path)
+    return RunConfig.model_validate(tree), notes
+
+
+def _sources(data: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    extra = [(f"data.evaluate.{name}", source) for name, source in data["evaluate"].items()]
+    return [("data.train", data["train"]), *extra]
+
+
+def _local(path: str) -> bool:
+    return "://" not in path
+
+
+def _local_folder(name: str, folder: Path) -> bool:
+    """Whether `name` is a folder here, and not a name on the Hugging Face hub."""
+    return _local(name) and (
+        name.startswith((".", "/", "~")) or (folder / Path(name).expanduser()).is_dir()
+    )

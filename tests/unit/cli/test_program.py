@@ -1,0 +1,130 @@
+"""The program as a user meets it: what it imports, how it fails, what its stages are called."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdscale.cli import main
+
+HEAVY = ("torch", "ray", "wandb", "deepspeed", "transformers", "pydantic", "rich", "yaml", "numpy")
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    return int(caught.value.code or 0)
+
+
+def test_importing_the_program_imports_nothing_heavy() -> None:
+    done = python(
+        f"import sys, kdscale.cli; print([n for n in {HEAVY!r} if n in sys.modules])",
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_submit_room_needs_no_torch() -> None:
+    heavy = ("torch", "ray", "wandb", "deepspeed", "transformers")
+    done = python(f"import sys, kdscale.submit; print([n for n in {heavy!r} if n in sys.modules])")
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    for command in ("run", "submit", "status", "logs", "stop", "cache", "init", "doctor"):
+        assert f" {command} " in text
+
+
+def test_error_is_two_lines_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("run", "absent.yaml") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "error: The config 'absent.yaml' cannot be read: No such file or directory.",
+        "fix: Check the path, or write a starter config with `kdscale init`.",
+    ]
+
+
+def test_debug_adds_the_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDSCALE_DEBUG", "1")
+    assert run("run", "absent.yaml") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback")
+    assert err.splitlines()[-1].startswith("fix: ")
+
+
+@pytest.mark.parametrize("option", ["--only", "--from"])
+def test_unknown_stage(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    assert run("run", "x.yaml", option, "bake") == 2
+    assert "'bake' is no stage" in capsys.readouterr().err
+
+
+def test_only_and_from_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("run", "x.yaml", "--only", "cache", "--from", "cache") == 2
+    assert "give one of them" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kdscale.config.load_config", interrupt)
+    assert run("run", "x.yaml") == 130
+
+
+@pytest.mark.parametrize("name", ["run", "prepare", "teacher", "cache", "distill"])
+def test_job_files_fail_with_the_reason_last(name: str, tmp_path: Path) -> None:
+    script = Path(__file__).parents[3] / "jobs" / f"{name}.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "absent.yaml"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-2:]
+    assert last[0].startswith("error: The config 'absent.yaml' cannot be read")
+    assert last[1].startswith("fix: ")
+
+
+def test_there_is_a_job_file_for_every_stage() -> None:
+    from kdscale.stages import STAGES
+
+    folder = Path(__file__).parents[3] / "jobs"
+    assert {path.stem for path in folder.glob("*.py")} == {"run", *STAGES}
+
+
+def test_job_folder_does_not_shadow_libraries(tmp_path: Path) -> None:
+    """`jobs/evaluate.py` must not be what `import evaluate` finds."""
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "evaluate.py").write_text("")
+    script = tmp_path / "jobs" / "run.py"
+    script.write_text(
+        "import importlib.util, sys\n"
+        "from kdscale.cli import entry\n"
+        "before = importlib.util.find_spec('evaluate').origin\n"
+        "entry._leave_script_folder()\n"
+        "after = importlib.util.find_spec('evaluate')\n"
+        "print(before == __file__.replace('run.py', 'evaluate.py'))\n"
+        "print(after is None or after.origin != before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["True", "True"], done.stderr

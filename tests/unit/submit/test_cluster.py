@@ -1,0 +1,73 @@
+"""Which address and which token a submission uses."""
+
+from pathlib import Path
+
+import pytest
+
+from kdscale.errors import KdscaleError
+from kdscale.submit.cluster import DEFAULT_ADDRESS, find_token, resolve_address
+
+HEAD = "http://head:8265"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.mark.parametrize("given", [HEAD, f"{HEAD}/", "head:8265"])
+def test_given_address_is_used(given: str) -> None:
+    assert resolve_address(given) == HEAD
+
+
+def test_default_is_this_machine() -> None:
+    assert resolve_address(None) == DEFAULT_ADDRESS
+
+
+@pytest.mark.parametrize("name", ["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"])
+def test_another_address_in_the_environment_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "http://other:8265")
+    with pytest.raises(KdscaleError) as caught:
+        resolve_address(HEAD)
+    assert HEAD in caught.value.problem
+    assert f"{name} is http://other:8265" in caught.value.problem
+    assert caught.value.fix == f"Run `unset {name}`, or leave out --address."
+
+
+def test_same_address_in_the_environment_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"{HEAD}/")
+    # Ray's client stops looking after the first: this one changes nothing.
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert resolve_address(HEAD).rstrip("/") == HEAD
+
+
+def test_environment_is_used_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert resolve_address(None) == "10.0.0.1:6379"
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "s3://bucket", "ftp://head"])
+def test_only_http_addresses(address: str) -> None:
+    with pytest.raises(KdscaleError, match="dashboard"):
+        resolve_address(address)
+
+
+def test_token_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert find_token() is None
+    default = tmp_path / ".ray" / "auth_token"
+    default.parent.mkdir()
+    default.write_text("from-default\n")
+    assert find_token() == "from-default"
+    other = tmp_path / "token"
+    other.write_text("from-path\n")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(other))
+    assert find_token() == "from-path"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", " from-variable ")
+    assert find_token() == "from-variable"
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert find_token() is None
