@@ -8,7 +8,8 @@ class KdscaleError(Exception):
     """
 
     def __init__(self, problem: str, fix: str) -> None:
-        # Both go to Exception's args, so that the error survives the pickling between Ray processes.
+        # Both go to Exception's args, so that the error survives the pickling between Ray
+        # processes.
         super().__init__(problem, fix)
         self.problem = problem
         self.fix = fix

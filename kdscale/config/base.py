@@ -1,4 +1,5 @@
-"""What every config model shares: frozen, unknown keys refused, documented once, under the field."""
+"""What every config model shares: frozen, unknown keys refused, documented once, under the
+field."""
 
 from pydantic import BaseModel, ConfigDict
 

@@ -11,8 +11,8 @@ class Schedule(Config):
     """A number that changes over training."""
 
     kind: Literal["constant", "linear", "cosine", "inverse"] = "constant"
-    """`inverse` is end + (start - end) / t for t = 1, 2, 3, ...: with start 1 and end 0 the article's
-    1/t, with start 0 and end 1 its 1 - 1/t."""
+    """`inverse` is end + (start - end) / t for t = 1, 2, 3, ...: with start 1 and end 0 the
+    article's 1/t, with start 0 and end 1 its 1 - 1/t."""
 
     start: float
     """Value at the first step."""

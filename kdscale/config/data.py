@@ -15,7 +15,8 @@ class SourceConfig(Config):
     reStructuredText and long descriptions of the installed packages; `text`: a file a document."""
 
     path: str | None = None
-    """Folder, glob or fsspec URL for `text`, `jsonl` and `parquet`; data set name for `huggingface`."""
+    """Folder, glob or fsspec URL for `text`, `jsonl` and `parquet`; data set name for
+    `huggingface`."""
 
     text_field: str = "text"
     """Column that holds the text, for `jsonl`, `parquet` and `huggingface`."""

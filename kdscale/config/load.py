@@ -33,7 +33,9 @@ def parse_config(text: str, overrides: Sequence[str] = (), origin: str = "config
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise KdscaleError(f"{origin} is not valid YAML: {error}", "Mend the line named.") from error
+        raise KdscaleError(
+            f"{origin} is not valid YAML: {error}", "Mend the line named."
+        ) from error
     if not isinstance(tree, dict):
         raise KdscaleError(f"{origin} holds no mapping.", "Start from `kdscale init`.")
     for override in overrides:

@@ -15,7 +15,8 @@ class ModelConfig(Config):
     """`model_type` of transformers, such as `llama`, `gpt2`, `qwen3`."""
 
     options: dict[str, Any] = {}
-    """Fields of that architecture's config. `vocab_size` and the special ids come from the tokenizer."""
+    """Fields of that architecture's config. `vocab_size` and the special ids come from the
+    tokenizer."""
 
     pad_vocab_to_multiple_of: int = Field(default=1, ge=1)
     """Round the embedding's rows up; the added ids never receive probability."""
@@ -53,7 +54,8 @@ class CaptureConfig(Config):
     workers: WorkersConfig = WorkersConfig()
 
     zero: ZeroConfig = ZeroConfig(stage=3)
-    """3 shards the teacher, so that no rank ever holds all of it; 0 gives each worker a whole copy."""
+    """3 shards the teacher, so that no rank ever holds all of it; 0 gives each worker a whole
+    copy."""
 
     micro_batch_rows: int = Field(default=8, gt=0)
     """Rows of one forward on one rank."""

@@ -1,4 +1,5 @@
-"""Config of what trains: workers, optimiser, learning rate, parallelism. Teacher and student share it."""
+"""Config of what trains: workers, optimiser, learning rate, parallelism. Teacher and student share
+it."""
 
 from typing import Literal
 
@@ -30,7 +31,8 @@ class ZeroConfig(Config):
     """DeepSpeed ZeRO."""
 
     stage: Literal[0, 1, 2, 3] = 0
-    """1: optimiser states sharded, 2: gradients too, 3: parameters too. 0: plain data parallel (DDP)."""
+    """1: optimiser states sharded, 2: gradients too, 3: parameters too. 0: plain data parallel
+    (DDP)."""
 
     offload: Literal["none", "cpu"] = "none"
     """Where sharded optimiser states (and, at stage 3, parameters) live between uses."""

@@ -1,0 +1,350 @@
+"""The stages of a run: what each needs and makes, and what can be skipped.
+
+    prepare -> teacher -> cache -> distill -> evaluate -> report
+
+A stage's output is named, or marked, by the fingerprint of its config and of its inputs'
+fingerprints, and is published last. Running again skips what is complete and goes on with what is
+not; a finished model made from another config is never overwritten unasked.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdscale.cache.maintenance import inspect
+from kdscale.cache.manifest import load_manifest, manifest_versions
+from kdscale.cache.plan import agree_plan, make_plan
+from kdscale.cache.writer import committed_units
+from kdscale.config import RunConfig, dump_config
+from kdscale.data.manifest import summarise
+from kdscale.data.order import spread
+from kdscale.data.prepare import prepare
+from kdscale.errors import KdscaleError
+from kdscale.evaluate.results import RESULTS_KEY, build_results, read_results, write_results
+from kdscale.evaluate.worker import MEASURED_KEY, EvaluateJob, evaluate
+from kdscale.models.folder import local_folder, read_marker, refer
+from kdscale.progress import StageProgress, stage_progress
+from kdscale.ray_session import ray_session
+from kdscale.record import RunRecord
+from kdscale.report import write_model_card, write_report
+from kdscale.run import Run, resolve_paths
+from kdscale.stages import STAGES
+from kdscale.student.worker import distill
+from kdscale.teacher.capture import CaptureJob, capture
+from kdscale.teacher.train import train_teacher
+from kdscale.train.session import Session
+from kdscale.workers import run_workers
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage; `make` returns lines for the terminal and runs only if `is_complete` is false."""
+
+    name: str
+    fingerprint: Callable[[Run], str]
+    is_complete: Callable[[Run, RunRecord], bool]
+    make: Callable[[Run, RunRecord, StageProgress], list[str]]
+    needs_ray: bool = True
+
+
+def run_pipeline(
+    config: RunConfig,
+    only: str | None = None,
+    start: str | None = None,
+    overwrite: bool = False,
+) -> str:
+    """Run the stages that are not complete; returns the report's Markdown summary, if there is one.
+
+    `only` and `start` name a stage: stages left out must be complete. Named alone, `evaluate` and
+    `report` run again even if they are complete. `overwrite` allows replacing models that another
+    config made in the same output. Raises KdscaleError for bad input before a worker starts.
+    """
+    run = Run(resolve_paths(config))
+    run.output.check()
+    chosen = _choose(only, start)
+    if not overwrite:
+        _refuse_foreign_models(run)
+    run.output.put("config.resolved.yaml", dump_config(run.config).encode())
+    record = RunRecord(run.output, run.config.name, run.fingerprint)
+    print(f"run {run.config.name} -> {run.output.url}", flush=True)
+    with ExitStack() as stack:
+        ray_started = False
+        for stage in chosen:
+            again = only in ("evaluate", "report")
+            if not again and stage.is_complete(run, record):
+                print(f"{stage.name}: complete, skipped", flush=True)
+                continue
+            if stage.needs_ray and not ray_started:
+                stack.enter_context(ray_session())
+                ray_started = True
+            _run_stage(stage, run, record)
+    report = run.output.child("report")
+    return report.get("summary.md").decode() if report.exists("summary.md") else ""
+
+
+def _run_stage(stage: Stage, run: Run, record: RunRecord) -> None:
+    print(f"{stage.name}: started", flush=True)
+    with record.running(stage.name, stage.fingerprint(run)), stage_progress(stage.name) as progress:
+        lines = stage.make(run, record, progress)
+    for line in lines:
+        print(f"{stage.name}: {line}", flush=True)
+    print(f"{stage.name}: done in {record.seconds()[stage.name]:.1f} s", flush=True)
+
+
+def _choose(only: str | None, start: str | None) -> list["Stage"]:
+    for name in (only, start):
+        if name is not None and name not in STAGES:
+            raise KdscaleError(
+                f"There is no stage {name!r}.", f"Choose one of {', '.join(STAGES)}."
+            )
+    if only is not None:
+        return [_STAGES[only]]
+    first = STAGES.index(start) if start is not None else 0
+    return [_STAGES[name] for name in STAGES[first:]]
+
+
+def _refuse_foreign_models(run: Run) -> None:
+    """A finished model in the output that this config would replace."""
+    found = read_marker(run.output.child("teacher"))
+    if found is not None and found.fingerprint != run.teacher_fingerprint:
+        _refuse(run, "teacher")
+    if found is None or not run.prepared_store.exists("manifest.json"):
+        return
+    for name in run.student_names:
+        model = read_marker(run.output.child(name))
+        if model is not None and model.fingerprint != run.student_fingerprint(name):
+            _refuse(run, name)
+
+
+def _refuse(run: Run, name: str) -> None:
+    raise KdscaleError(
+        f"{run.output.url}/{name} holds a {name} that another config made.",
+        "Give this run another `output`, or allow replacing it with --overwrite.",
+    )
+
+
+# prepare
+
+
+def _prepare(run: Run, record: RunRecord, progress: StageProgress) -> list[str]:
+    config = run.config
+    with tempfile.TemporaryDirectory(prefix="kdscale-tokenizer-") as scratch:
+        tokenizer = None
+        if config.data.tokenizer.kind == "teacher":
+            tokenizer = _save_tokenizer(config, Path(scratch))
+        manifest = prepare(
+            config.data,
+            store=run.prepared_store,
+            teacher_tokenizer=tokenizer,
+            progress=progress.update,
+        )
+    return [f"{what}: {numbers}" for what, numbers in summarise(manifest)]
+
+
+def _save_tokenizer(config: RunConfig, folder: Path) -> Path:
+    from transformers import AutoTokenizer
+
+    source = config.teacher.load
+    assert source is not None
+    where = str(local_folder(source)) if "://" in source else source
+    try:
+        AutoTokenizer.from_pretrained(where, revision=config.teacher.revision).save_pretrained(
+            folder
+        )
+    except (OSError, ValueError) as error:
+        raise KdscaleError(
+            f"The teacher {source!r} has no tokenizer that transformers can load: {error}",
+            "Give a folder with tokenizer files, or a hub name that this machine can reach.",
+        ) from error
+    return folder
+
+
+# teacher
+
+
+def _teacher(run: Run, record: RunRecord, progress: StageProgress) -> list[str]:
+    config = run.config
+    store = run.output.child("teacher")
+    if config.teacher.load is not None:
+        from kdscale.models.build import check_vocabulary, load_config_of
+
+        where = config.teacher.load
+        if "://" in where:
+            where = str(local_folder(where))
+        shape = load_config_of(where, config.teacher.revision)
+        check_vocabulary(shape, run.prepared.vocab_size, "teacher")
+        refer(store, config.teacher.load, config.teacher.revision, run.teacher_fingerprint)
+        return [f"uses {config.teacher.load}"]
+    assert config.teacher.training is not None
+    session = Session(
+        name="teacher",
+        fingerprint=run.teacher_fingerprint,
+        config=config,
+        training=config.teacher.training,
+        output=run.output,
+    )
+    job = {"session": session, "prepared": run.prepared_store}
+    run_workers(train_teacher, job, config.teacher.workers, progress)
+    return [f"{run.teacher().parameters:,} parameters"]
+
+
+# cache
+
+
+def _cache_complete(run: Run, record: RunRecord) -> bool:
+    """A manifest, and every unit that it names: `cache repair` takes commits of bad ones away."""
+    if not manifest_versions(run.cache_store):
+        return False
+    units = {unit.unit for unit in load_manifest(run.cache_store).units}
+    return units <= committed_units(run.cache_store)
+
+
+def _cache(run: Run, record: RunRecord, progress: StageProgress) -> list[str]:
+    config = run.config
+    store = run.cache_store
+    if config.cache.reuse is not None:
+        load_manifest(store)
+        return [f"reuses {store.url}"]
+    rows = run.cache_identity["rows"]
+    plan = make_plan(rows, config.cache.rows_per_unit)
+    selected = spread(rows, len(run.prepared.split("train")))
+    agree_plan(store, run.cache_identity, plan, selected)
+    job = CaptureJob(
+        config=config,
+        output=run.output,
+        prepared=run.prepared_store,
+        cache=store,
+        teacher=run.teacher(),
+        identity=run.cache_identity,
+        plan=plan,
+        selected=selected,
+    )
+    run_workers(capture, {"capture": job}, config.cache.capture.workers, progress)
+    facts = inspect(store)
+    return [
+        f"{facts['rows']:,} rows, {facts['targets']:,} targets, {facts['bytes']:,} bytes, "
+        f"{facts['bytes_per_position']:.1f} bytes a position at rest"
+    ]
+
+
+# distill
+
+
+def _distill(run: Run, record: RunRecord, progress: StageProgress) -> list[str]:
+    config = run.config
+    sessions = [
+        Session(
+            name=name,
+            fingerprint=run.student_fingerprint(name),
+            config=config,
+            training=config.distill.training,
+            output=run.output,
+        )
+        for name in run.student_names
+    ]
+    job = {
+        "sessions": sessions,
+        "prepared": run.prepared_store,
+        "cache": run.cache_store,
+        "expected": run.cache_needs,
+        "teacher": run.teacher(),
+    }
+    run_workers(distill, job, config.distill.workers, progress)
+    return [f"{run.student('student').parameters:,} parameters in the student"]
+
+
+# evaluate and report
+
+
+def _evaluate(run: Run, record: RunRecord, progress: StageProgress) -> list[str]:
+    config = run.config
+    job = EvaluateJob(
+        config=config,
+        output=run.output,
+        prepared=run.prepared_store,
+        teacher=run.teacher(),
+        students={name: run.student(name) for name in run.student_names},
+    )
+    run_workers(evaluate, {"evaluate": job}, config.evaluate.workers, progress)
+    measured = json.loads(run.output.get(MEASURED_KEY))
+    facts = inspect(run.cache_store)
+    results = build_results(
+        run=config.name,
+        output=run.output.url,
+        cache={**facts, "bytes_per_token": facts["bytes_per_position"]},
+        seconds=record.seconds(),
+        seed=config.seed,
+        config_fingerprint=run.evaluate_fingerprint,
+        **measured,
+    )
+    write_results(run.output, results)
+    gaps = results["gap_recovered"].items()
+    return [f"gap recovered on {d}: {'n/a' if g is None else f'{g:.1%}'}" for d, g in gaps]
+
+
+def _report(run: Run, record: RunRecord, progress: StageProgress) -> list[str]:
+    # The evaluate stage could not know its own seconds.
+    results = read_results(run.output)
+    write_results(run.output, {**results, "seconds": record.seconds()})
+    write_report(run.output)
+    for name in run.student_names:
+        write_model_card(run.output, name)
+    return [f"{run.output.url}/report/index.html"]
+
+
+def _model_complete(name: str, run: Run, expected: str) -> bool:
+    found = read_marker(run.output.child(name))
+    return found is not None and found.fingerprint == expected
+
+
+_STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "prepare",
+            lambda run: run.prepare_fingerprint,
+            lambda run, record: run.prepared_store.exists("manifest.json"),
+            _prepare,
+        ),
+        Stage(
+            "teacher",
+            lambda run: run.teacher_fingerprint,
+            lambda run, record: _model_complete("teacher", run, run.teacher_fingerprint),
+            _teacher,
+        ),
+        Stage(
+            "cache",
+            lambda run: run.cache_store.url.rsplit("/", 1)[-1],
+            _cache_complete,
+            _cache,
+        ),
+        Stage(
+            "distill",
+            lambda run: run.student_fingerprint("student"),
+            lambda run, record: all(
+                _model_complete(name, run, run.student_fingerprint(name))
+                for name in run.student_names
+            ),
+            _distill,
+        ),
+        Stage(
+            "evaluate",
+            lambda run: run.evaluate_fingerprint,
+            lambda run, record: (
+                run.output.exists(RESULTS_KEY)
+                and read_results(run.output)["config_fingerprint"] == run.evaluate_fingerprint
+            ),
+            _evaluate,
+        ),
+        Stage(
+            "report",
+            lambda run: run.evaluate_fingerprint,
+            lambda run, record: record.fingerprint("report") == run.evaluate_fingerprint,
+            _report,
+            needs_ray=False,
+        ),
+    )
+}

@@ -1,0 +1,29 @@
+"""Connect to the cluster named by the environment, or start Ray on this machine for this run."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Ray is initialised inside the block. A Ray that was running before is left running."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    # Workers must not move to a folder of Ray's: relative paths in a config would break there.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    # Keeps CUDA_VISIBLE_DEVICES as it is for tasks without a GPU, as later releases of Ray do.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    in_cluster = "RAY_ADDRESS" in os.environ
+    options = {} if in_cluster else {"address": "local", "include_dashboard": False}
+    # What workers have to say comes through the stage's board (progress.py), free of Ray's remarks;
+    # their whole output stays in Ray's session folder.
+    whole_logs = os.environ.get("KDSCALE_WORKER_LOGS") == "1"
+    ray.init(logging_level="WARNING", log_to_driver=whole_logs, **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()

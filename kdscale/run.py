@@ -1,0 +1,170 @@
+"""What the artefacts of a run are called: fingerprints from the config and from each other.
+
+A fingerprint covers what an artefact depends on and leaves out how it was computed: worker counts,
+micro-batches, ZeRO stages and intervals can change between attempts at the same artefact.
+"""
+
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from kdscale.cache.codecs import make_codec
+from kdscale.cache.identity import FORMAT
+from kdscale.config import RunConfig, fingerprint
+from kdscale.data.prepare import data_identity
+from kdscale.data.prepared import Prepared, open_prepared
+from kdscale.errors import KdscaleError
+from kdscale.models.folder import ModelReference, read_marker, source_identity
+from kdscale.store import Store, open_store
+
+OPERATIONAL = frozenset(
+    {
+        "workers",
+        "capture",
+        "micro_batch_rows",
+        "zero",
+        "log_every",
+        "validate_every",
+        "validation_rows",
+        "checkpoint_every",
+        "cache_memory_mib",
+        "prefetch_batches",
+        "control",
+        "rows_per_block",
+        "reuse",
+    }
+)
+
+# What a student needs of a cache that another run made.
+NEEDED_OF_CACHE = ("format", "teacher", "tokenizer", "vocab_size", "row_length", "temperature")
+
+
+class Run:
+    """A run's config, its output, and the names of what it makes."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.output: Store = open_store(config.output)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the whole config."""
+        return fingerprint(self.config.model_dump(mode="json"))
+
+    @cached_property
+    def prepare_fingerprint(self) -> str:
+        """Of the rows. Raises KdscaleError where the corpus is missing."""
+        config = self.config
+        # A tokenizer trained here follows from the data; the teacher's own does not.
+        teacher = self._teacher_source if config.data.tokenizer.kind == "teacher" else None
+        return fingerprint("prepare", data_identity(config.data), teacher)
+
+    @property
+    def prepared_store(self) -> Store:
+        """Where the rows are."""
+        return self.output.child(f"prepared/{self.prepare_fingerprint}")
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """The rows, once the stage is complete."""
+        return open_prepared(self.prepared_store)
+
+    @property
+    def teacher_fingerprint(self) -> str:
+        """Of the teacher: its source, or its recipe and data."""
+        teacher = self.config.teacher
+        if teacher.load is not None:
+            return fingerprint("teacher", self._teacher_source)
+        return fingerprint("teacher", _recipe(teacher), self.prepare_fingerprint, self.config.seed)
+
+    @cached_property
+    def _teacher_source(self) -> dict[str, Any]:
+        teacher = self.config.teacher
+        assert teacher.load is not None
+        return source_identity(teacher.load, teacher.revision)
+
+    def teacher(self) -> ModelReference:
+        """The complete teacher; KdscaleError where the stage has not run."""
+        return self._model("teacher", self.teacher_fingerprint)
+
+    @cached_property
+    def cache_identity(self) -> dict[str, Any]:
+        """What the cache's content depends on, field by field."""
+        cache, prepared = self.config.cache, self.prepared
+        rows = len(prepared.split("train"))
+        return {
+            "format": FORMAT,
+            "teacher": self.teacher().digest,
+            "tokenizer": prepared.manifest["tokenizer"]["sha256"],
+            "vocab_size": prepared.vocab_size,
+            "data": self.prepare_fingerprint,
+            "row_length": self.config.data.row_length,
+            "codec": make_codec(cache.codec, prepared.vocab_size).describe(),
+            "temperature": cache.temperature,
+            "dtype": "bfloat16" if cache.capture.workers.gpus else "float32",
+            "rows": min(rows, cache.rows or rows),
+            "rows_per_unit": cache.rows_per_unit,
+            "seed": self.config.seed,
+        }
+
+    @property
+    def cache_needs(self) -> dict[str, Any]:
+        """The fields that the reader must find: all of them, or of a reused cache what matters."""
+        identity = self.cache_identity
+        if self.config.cache.reuse is None:
+            return identity
+        return {name: identity[name] for name in NEEDED_OF_CACHE}
+
+    @property
+    def cache_store(self) -> Store:
+        """Where the cache is."""
+        if self.config.cache.reuse is not None:
+            return open_store(self.config.cache.reuse)
+        return self.output.child(f"cache/{fingerprint(self.cache_identity)}")
+
+    def student_fingerprint(self, name: str) -> str:
+        """Of `student` or `control`: the recipe, the cache and the seed."""
+        cache = fingerprint(self.cache_identity, self.config.cache.reuse)
+        return fingerprint(name, _recipe(self.config.distill), cache, self.config.seed)
+
+    @property
+    def student_names(self) -> list[Literal["student", "control"]]:
+        """The models that the distill stage makes, in its order."""
+        return ["student", "control"] if self.config.distill.control else ["student"]
+
+    def student(self, name: str) -> ModelReference:
+        """A complete `student` or `control`; KdscaleError where the stage has not run."""
+        return self._model(name, self.student_fingerprint(name))
+
+    @property
+    def evaluate_fingerprint(self) -> str:
+        """Of the results."""
+        names = [self.student_fingerprint(name) for name in self.student_names]
+        return fingerprint("evaluate", self.prepare_fingerprint, names)
+
+    def _model(self, name: str, expected: str) -> ModelReference:
+        found = read_marker(self.output.child(name))
+        if found is None or found.fingerprint != expected:
+            stage = "teacher" if name == "teacher" else "distill"
+            raise KdscaleError(
+                f"The {name} of this config is not complete in {self.output.url}.",
+                f"Run the stage first: kdscale run CONFIG --only {stage}.",
+            )
+        return found
+
+
+def resolve_paths(config: RunConfig) -> RunConfig:
+    """The config with a relative output made absolute: Ray workers run in other directories."""
+    return config.model_copy(update={"output": open_store(config.output).url})
+
+
+def _recipe(model: BaseModel) -> Any:
+    """The model's content without operational fields, at any depth."""
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: strip(v) for k, v in value.items() if k not in OPERATIONAL}
+        return value
+
+    return strip(model.model_dump(mode="json"))
