@@ -8,6 +8,7 @@ imports wandb, and it does so only when it is used.
 
 import hashlib
 import json
+import logging
 import math
 import netrc
 import os
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from kdscale.config.run import TrackingConfig
 
 Mode = Literal["online", "offline", "off"]
+
+log = logging.getLogger(__name__)
 
 # What W&B's own variable may say.
 _WANDB_MODES: dict[str, Mode] = {
@@ -296,4 +299,5 @@ def _brief(error: Exception) -> str:
 
 
 def _say(text: str) -> None:
-    print(f"W&B: {text}", flush=True)
+    # A warning is shown wherever this runs: by a worker's handler, or by Python's last resort.
+    log.warning("W&B: %s", text)

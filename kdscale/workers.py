@@ -161,6 +161,13 @@ def _last_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
+class _ToDriver(logging.Handler):
+    """Brings what our own modules log in a worker to the driver's terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        current_worker().say(self.format(record))
+
+
 class _Attempts:
     """An actor that counts the starts of a group, and keeps an error that no restart can mend."""
 
@@ -210,6 +217,7 @@ class _Loop:
     def _run(self, job: dict[str, Any]) -> None:
         global _reporter
         _reporter = self._reporter
+        logging.getLogger("kdscale").addHandler(_ToDriver())
         # Several workers share a machine: each keeps to its own share of the cores.
         # DeepSpeed looks for the tools that build its operators beside the interpreter's programs.
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

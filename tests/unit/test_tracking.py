@@ -109,7 +109,9 @@ def test_a_remote_store_gets_the_lines_at_each_flush(s3_env: S3Server) -> None:
     assert steps_of(store) == [(1, 1.0), (2, 2.0)]
 
 
-def test_an_offline_run_holds_everything(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_offline_run_holds_everything(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     model = tmp_path / "student" / "deep"
     model.mkdir(parents=True)
     (model / "weights.bin").write_bytes(b"12345")
@@ -133,8 +135,10 @@ def test_an_offline_run_holds_everything(tmp_path: Path, capfd: pytest.CaptureFi
     printed = capfd.readouterr()
     (log,) = offline_runs(tmp_path / "out")
     folder = log.parent
-    assert printed.out == f"W&B: offline. Look: wandb leet {folder}   Upload: wandb sync {folder}\n"
-    assert printed.err == ""
+    assert (printed.out, printed.err) == ("", "")
+    assert caplog.messages == [
+        f"W&B: offline. Look: wandb leet {folder}   Upload: wandb sync {folder}"
+    ]
 
     (run,) = records_of(log, "run")
     assert (run["project"], run["run_group"], run["job_type"]) == ("tests", "night", "distill")
@@ -179,7 +183,10 @@ def test_starts_of_one_stage_are_one_run_to_wandb(tmp_path: Path) -> None:
 
 
 def test_wandb_out_of_reach_becomes_an_offline_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (port,) = free_ports(1)
     monkeypatch.setenv("WANDB_API_KEY", "hunter2" + "0" * 33)
@@ -190,23 +197,23 @@ def test_wandb_out_of_reach_becomes_an_offline_run(
     tracker.log(1, 1, {"loss": 1.0})
     tracker.finish()
     printed = capfd.readouterr()
-    assert printed.out.startswith("W&B: online failed: CommError")
-    assert "W&B: offline." in printed.out
-    assert "hunter2" not in printed.out + printed.err
+    assert caplog.messages[0].startswith("W&B: online failed: CommError")
+    assert "W&B: offline." in caplog.text
+    assert "hunter2" not in printed.out + printed.err + caplog.text
     (log,) = offline_runs(tmp_path)
     assert [row["item"]["loss"] for row in records_of(log, "history")] == [1]
     assert steps_of(store) == [(1, 1.0)]
 
 
 def test_settings_that_wandb_refuses_cost_only_wandb(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", "no url")
     store = open_store(str(tmp_path))
     tracker = start(store, TrackingConfig())
     tracker.log(1, 1, {"loss": 1.0})
     tracker.finish()
-    assert "W&B: its settings cannot be used: " in capfd.readouterr().out
+    assert "W&B: its settings cannot be used: " in caplog.text
     assert steps_of(store) == [(1, 1.0)]
 
 

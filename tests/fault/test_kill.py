@@ -1,0 +1,178 @@
+"""kill -9 of real workers in the middle of a run on a real S3 server, against an undisturbed
+run."""
+
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdscale.cache.maintenance import verify
+from kdscale.store import Store, open_store
+from tests.runs import FinishedRun, kdscale, read_metrics, run_kdscale, tiny_config, write_config
+from tests.s3 import S3Server
+
+PATIENCE_SECONDS = 400
+
+
+class Watched:
+    """A run in a process of its own, with its log and the pids of its workers."""
+
+    def __init__(self, config: Path, env: dict[str, str]) -> None:
+        self.lines: list[str] = []
+        self._process = kdscale("run", str(config), env=env)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.lines.append(line)
+
+    def wait_for(self, ready: Callable[[], bool], what: str) -> None:
+        """Until `ready`; fails where the run ends or takes too long first."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not ready():
+            assert self._process.poll() is None, f"the run ended before {what}:\n{self.log[-4000:]}"
+            assert time.monotonic() < deadline, f"no {what}:\n{self.log[-4000:]}"
+            time.sleep(0.02)
+
+    def kill_worker(self, rank: int, marker: str) -> None:
+        """kill -9 the process that said `marker` as `rank`, which the log names."""
+        pattern = rf"rank {rank} of 2 \(pid (\d+)\): {marker}"
+        pid = int(re.findall(pattern, self.log)[-1])
+        os.kill(pid, signal.SIGKILL)
+
+    def finish(self) -> int:
+        """The exit code."""
+        code = self._process.wait(timeout=PATIENCE_SECONDS)
+        self._reader.join(timeout=10)
+        return code
+
+    @property
+    def log(self) -> str:
+        return "".join(self.lines)
+
+
+@pytest.fixture(scope="module")
+def disturbed(
+    finished_run: FinishedRun, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Watched, str]:
+    """The run of `finished_run` on S3, with one worker of each kind killed in the middle."""
+    url = f"{s3_server.url}/disturbed"
+    config = tiny_config(finished_run.corpus, url)
+    path = write_config(tmp_path_factory.mktemp("disturbed") / "tiny.yaml", config)
+    run = Watched(path, s3_server.env)
+    before = {key: os.environ.get(key) for key in s3_server.env}
+    os.environ.update(s3_server.env)
+    try:
+        store = open_store(url)
+
+        def committed() -> int:
+            return sum("/commits/" in key for key in store.list("cache/"))
+
+        run.wait_for(lambda: committed() >= 3, "capture of some units")
+        run.kill_worker(1, "teacher holds")
+        assert committed() < 40
+
+        def checkpointed() -> bool:
+            keys = store.list("checkpoints/student")
+            return any(key.endswith("complete.json") for key in keys)
+
+        run.wait_for(checkpointed, "a student's checkpoint")
+        run.kill_worker(0, "student")
+        code = run.finish()
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
+    assert code == 0, run.log[-6000:]
+    return run, url
+
+
+@pytest.fixture
+def store(disturbed: tuple[Watched, str], s3_env: S3Server) -> Store:
+    return open_store(disturbed[1])
+
+
+pytestmark = [pytest.mark.fault, pytest.mark.ray, pytest.mark.s3]
+
+
+def test_the_workers_were_really_started_again(disturbed: tuple[Watched, str]) -> None:
+    log = disturbed[0].log
+    missing = [int(n) for n in re.findall(r"rank 0 of 2 .*: (\d+) of 40 units to capture", log)]
+    assert missing[0] == 40
+    assert 0 < missing[-1] < 40
+    resumed = [int(n) for n in re.findall(r"student: .* resumed at step (\d+) of 120", log)]
+    assert resumed
+    assert 0 < resumed[-1] < 120
+
+
+def test_the_cache_holds_each_unit_once_and_verifies(store: Store) -> None:
+    (name,) = {key.split("/")[1] for key in store.list("cache/")}
+    cache = store.child(f"cache/{name}")
+    commits = cache.list("commits/")
+    assert commits == [f"commits/{unit:06d}.json" for unit in range(40)]
+    report = verify(cache)
+    assert report.bad == []
+    assert report.blocks == 80
+    named = {json.loads(cache.get(key))["object"] for key in commits}
+    assert len(named) == 40
+
+
+def test_cached_bytes_equal_those_of_the_undisturbed_run(
+    store: Store, finished_run: FinishedRun
+) -> None:
+    (name,) = {key.split("/")[1] for key in store.list("cache/")}
+    there = store.child(f"cache/{name}")
+    here = open_store(str(finished_run.output / "cache" / name))
+    for unit in (0, 3, 20, 39):
+        key = f"commits/{unit:06d}.json"
+        mine, theirs = (json.loads(s.get(key)) for s in (there, here))
+        assert mine["object"] == theirs["object"]
+
+
+@pytest.mark.parametrize("name", ["teacher", "distill", "control"])
+def test_losses_equal_those_of_the_undisturbed_run(
+    store: Store, finished_run: FinishedRun, name: str
+) -> None:
+    disturbed = read_metrics(store.get(f"metrics/{name}.jsonl"))
+    undisturbed = read_metrics((finished_run.output / f"metrics/{name}.jsonl").read_bytes())
+    assert [line["step"] for line in disturbed] == [line["step"] for line in undisturbed]
+    for mine, theirs in zip(disturbed, undisturbed, strict=True):
+        for key in ("train/loss", "train/ce_loss", "train/kl", "validation/loss", "tokens"):
+            assert mine.get(key) == theirs.get(key), (mine["step"], key)
+
+
+def test_results_on_s3_equal_those_on_disk(store: Store, finished_run: FinishedRun) -> None:
+    mine = json.loads(store.get("results.json"))
+    theirs = json.loads((finished_run.output / "results.json").read_text())
+    assert mine["models"] == theirs["models"]
+    assert mine["gap_recovered"] == theirs["gap_recovered"]
+
+
+def test_a_second_run_on_s3_skips_every_stage(
+    disturbed: tuple[Watched, str], finished_run: FinishedRun, s3_env: S3Server, tmp_path: Path
+) -> None:
+    config = tiny_config(finished_run.corpus, disturbed[1])
+    code, log = run_kdscale("run", str(write_config(tmp_path / "c.yaml", config)), env=s3_env.env)
+    assert code == 0, log
+    assert log.count("complete, skipped") == 6
+
+
+def test_an_unreachable_bucket_ends_in_a_clear_error(
+    finished_run: FinishedRun, s3_env: S3Server, tmp_path: Path
+) -> None:
+    config = tiny_config(finished_run.corpus, "s3://no-such-bucket/run")
+    code, log = run_kdscale("run", str(write_config(tmp_path / "c.yaml", config)), env=s3_env.env)
+    assert code == 2
+    assert "no-such-bucket" in log
+    assert "fix:" in log
+    assert s3_env.env["AWS_SECRET_ACCESS_KEY"] not in log

@@ -1,0 +1,212 @@
+"""A whole run with real Ray workers, DeepSpeed and W&B files: what it makes, and what it skips."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from kdscale.cache.maintenance import verify
+from kdscale.cache.reader import CacheReader
+from kdscale.config import parse_config
+from kdscale.store import open_store
+from tests.runs import FinishedRun, read_metrics, run_kdscale, tiny_config, write_config
+
+pytestmark = pytest.mark.ray
+
+
+def cache_folder(run: FinishedRun) -> Path:
+    (folder,) = (run.output / "cache").iterdir()
+    return folder
+
+
+def test_results_compare_teacher_student_and_control_on_every_domain(
+    finished_run: FinishedRun,
+) -> None:
+    results = json.loads((finished_run.output / "results.json").read_text())
+    assert results["schema_version"] == 1
+    assert set(results["models"]) == {"teacher", "student", "control"}
+    for model in results["models"].values():
+        assert set(model["domains"]) == {"validation", "docs"}
+        for scores in model["domains"].values():
+            assert scores["perplexity"] == pytest.approx(np.exp(scores["loss"]))
+            assert 0 < scores["bits_per_byte"] < 8
+            assert scores["tokens"] > 500
+    student, control, teacher = (
+        results["models"][name]["domains"]["validation"]
+        for name in ("student", "control", "teacher")
+    )
+    assert student["loss"] < control["loss"]
+    assert student["kl_teacher_student"] < control["kl_teacher_student"]
+    gap = (control["loss"] - student["loss"]) / (control["loss"] - teacher["loss"])
+    assert results["gap_recovered"]["validation"] == pytest.approx(gap)
+    stages = {"prepare", "teacher", "cache", "distill", "evaluate"}
+    assert stages <= set(results["seconds"])
+
+
+def test_no_rank_holds_the_whole_teacher(finished_run: FinishedRun) -> None:
+    pattern = r"rank (\d) of 2 .*teacher holds ([\d,]+) of ([\d,]+) parameters"
+    found = re.findall(pattern, finished_run.log)
+    assert {rank for rank, _, _ in found} == {"0", "1"}
+    for _, held, total in found:
+        held, total = (int(number.replace(",", "")) for number in (held, total))
+        assert held <= 0.55 * total
+
+
+def test_models_are_hugging_face_folders_that_generate(finished_run: FinishedRun) -> None:
+    sizes = {}
+    for name in ("teacher", "student", "control"):
+        folder = finished_run.output / name
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        ids = tokenizer("def ", return_tensors="pt")["input_ids"]
+        assert model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] > ids.shape[1]
+        sizes[name] = sum(p.numel() for p in model.parameters())
+        marker = json.loads((folder / "kdscale.json").read_text())
+        assert marker["model"]["parameters"] == sizes[name]
+    assert sizes["student"] == sizes["control"] < sizes["teacher"]
+    assert not (finished_run.output / "checkpoints").exists() or not list(
+        (finished_run.output / "checkpoints").rglob("*.pt")
+    )
+
+
+def test_student_and_control_start_equal_and_see_the_same_rows(finished_run: FinishedRun) -> None:
+    student, control = (
+        read_metrics((finished_run.output / f"metrics/{name}.jsonl").read_bytes())
+        for name in ("distill", "control")
+    )
+    assert [line["step"] for line in student] == list(range(1, 121))
+    for mine, theirs in zip(student, control, strict=True):
+        for key in ("tokens", "lr", "curriculum/mean_difficulty", "curriculum/pool_size"):
+            assert mine[key] == theirs[key]
+    # The first loss is measured before the first update: same weights, same rows.
+    assert student[0]["train/ce_loss"] == pytest.approx(control[0]["train/ce_loss"], rel=1e-6)
+    assert student[1]["train/ce_loss"] != control[1]["train/ce_loss"]
+    assert all("train/kl" in line for line in student)
+    assert student[-1]["train/kl"] < student[0]["train/kl"]
+
+
+def test_the_curriculum_grows_its_pool_from_easy_rows(finished_run: FinishedRun) -> None:
+    lines = read_metrics((finished_run.output / "metrics/distill.jsonl").read_bytes())
+    pools = [line["curriculum/pool_size"] for line in lines]
+    assert pools[0] == 160
+    assert pools[29] < 640
+    assert pools[30:] == [640] * 90
+    early = np.mean([line["curriculum/mean_difficulty"] for line in lines[:5]])
+    late = np.mean([line["curriculum/mean_difficulty"] for line in lines[60:]])
+    assert early < late
+
+
+def test_cached_statistics_agree_with_the_teacher(finished_run: FinishedRun) -> None:
+    reader = CacheReader(open_store(str(cache_folder(finished_run))))
+    assert len(reader) == 640
+    teacher = AutoModelForCausalLM.from_pretrained(finished_run.output / "teacher").eval()
+    rows = reader.read(np.array([0, 333, 639]))
+    for index in range(3):
+        ids = torch.from_numpy(rows.rows.input_ids[index]).long()
+        segments, mask = rows.rows.segment_ids[index], rows.rows.loss_mask[index]
+        nll, entropy = [], []
+        # Document by document, without any mask: the naive way.
+        for segment in np.unique(segments[segments > 0]):
+            where = np.flatnonzero(segments == segment)
+            with torch.no_grad():
+                log_probs = teacher(input_ids=ids[where][None]).logits[0].log_softmax(-1).double()
+            for place, position in enumerate(where[:-1]):
+                if mask[position]:
+                    nll.append(-log_probs[place, ids[position + 1]].item())
+                    entropy.append(-(log_probs[place].exp() * log_probs[place]).sum().item())
+        assert len(nll) == mask.sum()
+        assert rows.nll[index] == pytest.approx(np.mean(nll), rel=1e-4)
+        assert rows.entropy[index] == pytest.approx(np.mean(entropy), rel=1e-4)
+
+
+def test_cache_is_whole_and_verifies(finished_run: FinishedRun) -> None:
+    report = verify(open_store(str(cache_folder(finished_run))))
+    assert report.bad == []
+    assert report.blocks == 80
+    code, text = run_kdscale("cache", "verify", str(finished_run.output))
+    assert code == 0, text
+    code, text = run_kdscale("cache", "inspect", str(finished_run.output))
+    assert code == 0, text
+    assert "640" in text
+    assert "varopt" in text
+
+
+def test_everything_a_run_promises_is_there(finished_run: FinishedRun) -> None:
+    output = finished_run.output
+    resolved = parse_config((output / "config.resolved.yaml").read_text())
+    assert resolved.distill.training.steps == 120
+    record = json.loads((output / "run.json").read_text())
+    assert {s["state"] for s in record["stages"].values()} == {"complete"}
+    assert "torch" in record["versions"]
+    for name in ("teacher", "cache", "distill", "control"):
+        assert (output / f"metrics/{name}.jsonl").stat().st_size > 0
+    report = (output / "report/index.html").read_text()
+    assert "<svg" in report
+    assert "http://" not in report.replace("http://www.w3.org/2000/svg", "")
+    assert "gap" in (output / "report/summary.md").read_text().lower()
+    assert "library_name: transformers" in (output / "student/README.md").read_text()
+    runs = list((output / "wandb").glob("offline-run-*"))
+    assert len(runs) == 4
+    assert "wandb leet" in finished_run.log
+    assert "wandb sync" in finished_run.log
+
+
+def test_running_again_skips_every_stage_without_starting_ray(finished_run: FinishedRun) -> None:
+    before = (finished_run.output / "results.json").read_bytes()
+    code, log = run_kdscale("run", str(finished_run.config))
+    assert code == 0, log
+    for stage in ("prepare", "teacher", "cache", "distill", "evaluate", "report"):
+        assert f"{stage}: complete, skipped" in log
+    assert "rank 0" not in log
+    assert (finished_run.output / "results.json").read_bytes() == before
+
+
+def test_another_config_does_not_replace_a_finished_student(finished_run: FinishedRun) -> None:
+    code, log = run_kdscale("run", str(finished_run.config), "--set", "distill.training.steps=7")
+    assert code == 2
+    assert "holds a student that another config made" in log
+    assert "--overwrite" in log
+    # What only says how to compute is not another config.
+    code, log = run_kdscale(
+        "run", str(finished_run.config), "--set", "distill.training.micro_batch_rows=4"
+    )
+    assert code == 0, log
+
+
+def test_a_missing_corpus_ends_before_a_worker_starts(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "nowhere", str(tmp_path / "output"))
+    code, log = run_kdscale("run", str(write_config(tmp_path / "c.yaml", config)))
+    assert code == 2
+    assert "nowhere" in log
+    assert "fix:" in log
+    assert "rank 0" not in log
+
+
+def test_a_cache_of_another_vocabulary_is_refused(
+    finished_run: FinishedRun, tmp_path: Path
+) -> None:
+    """A second run with its own tokenizer, which tries to use the first run's cache."""
+    tree = yaml.safe_load(finished_run.config.read_text())
+    tree["output"] = str(tmp_path / "output")
+    tree["data"]["tokenizer"]["vocab_size"] = 400
+    tree["cache"]["reuse"] = str(cache_folder(finished_run))
+    tree["teacher"]["training"]["steps"] = 1
+    config = write_config(tmp_path / "c.yaml", tree)
+    code, log = run_kdscale("run", str(config))
+    assert code == 2, log[-3000:]
+    assert "vocab_size: the cache has 512, expected 400" in log
+    assert "tokenizer" in log
+
+
+def test_importing_the_program_stays_light() -> None:
+    heavy = ["torch", "ray", "deepspeed", "transformers", "wandb", "pydantic", "numpy", "pyarrow"]
+    code = f"import sys, kdscale.cli; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,283 @@
+"""The prepare stage on a real Ray: everything from sources to rows and back to text."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from tokenizers import Tokenizer
+
+from kdscale.config.data import DataConfig, SourceConfig, TokenizerConfig
+from kdscale.data.cleaning import clean, name_hash
+from kdscale.data.prepare import data_identity, prepare
+from kdscale.data.prepared import Prepared, open_prepared
+from kdscale.data.tokenizer import train_tokenizer
+from kdscale.errors import KdscaleError
+from kdscale.store import Store, open_store, upload_folder
+from kdscale.types import Rows
+from tests.s3 import S3Server
+
+pytestmark = pytest.mark.ray
+
+DOCUMENTS = 60
+
+
+@pytest.fixture
+def cluster() -> Iterator[None]:
+    """Ray on this machine, with the environment of this moment."""
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="warning")
+    yield
+    ray.shutdown()
+
+
+def text(number: int) -> str:
+    return "\n".join(f"line {at} of document {number} says {at * number}" for at in range(number))
+
+
+def write_corpus(folder: Path) -> Path:
+    """DOCUMENTS good documents of growing length, and one of each kind that is left out."""
+    folder.mkdir()
+    for number in range(1, DOCUMENTS + 1):
+        (folder / f"{number:03}.txt").write_text(text(number), newline="\r\n")
+    (folder / "short.txt").write_text("x")
+    (folder / "latin.txt").write_bytes("é".encode("latin-1") * 50)
+    (folder / "twin.txt").write_text(text(7))
+    return folder
+
+
+def config(folder: Path, **changes: Any) -> DataConfig:
+    defaults: dict[str, Any] = {
+        "train": SourceConfig(kind="text", path=str(folder)),
+        "validation_share": 0.2,
+        "tokenizer": TokenizerConfig(vocab_size=300),
+        "row_length": 32,
+        "overlap": 5,
+        "min_characters": 10,
+        "evaluation_rows": 1000,
+    }
+    return DataConfig(**{**defaults, **changes})
+
+
+def run(config: DataConfig, store: Store, teacher: Path | None = None) -> dict[str, Any]:
+    return prepare(config, store=store, teacher_tokenizer=teacher, progress=lambda *_: None)
+
+
+def rows_of(prepared: Prepared, split: str) -> Rows:
+    table = prepared.split(split)
+    return table.take(np.arange(len(table)))
+
+
+def texts_of(prepared: Prepared, split: str) -> list[str]:
+    """The documents of a split, put together again from the targets of its rows."""
+    rows = rows_of(prepared, split)
+    tokenizer = Tokenizer.from_file(str(prepared.tokenizer_folder() / "tokenizer.json"))
+    end = prepared.manifest["tokenizer"]["end_id"]
+    documents: dict[int, list[int]] = {}
+    pieces = []
+    for at in range(len(rows)):
+        for segment in range(1, rows.segment_ids[at].max() + 1):
+            inside = np.flatnonzero(rows.segment_ids[at] == segment)
+            scored = rows.input_ids[at][inside[1:]][rows.loss_mask[at][inside[:-1]]]
+            pieces.append((rows.input_ids[at][inside].tolist(), scored.tolist()))
+    # A piece belongs to the document whose text so far ends with what they share.
+    texts = []
+    for ids, scored in pieces:
+        context = ids[: len(ids) - len(scored)]
+        if context == [end]:
+            documents[len(documents)] = list(scored)
+        else:
+            [number] = [
+                number
+                for number, so_far in documents.items()
+                if so_far[-len(context) :] == context and so_far[-1] != end
+            ]
+            documents[number] += scored
+    for tokens in documents.values():
+        assert tokens[-1] == end
+        texts.append(tokenizer.decode(tokens[:-1], skip_special_tokens=False))
+    return texts
+
+
+def contents(store: Store) -> dict[str, bytes]:
+    return {key: store.get(key) for key in store.list()}
+
+
+def test_a_corpus_becomes_rows_and_rows_the_corpus(cluster: None, tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path / "corpus")
+    chosen = config(folder, pack=False)
+    low = np.array([name_hash(f"{n:03}.txt") < 0.2 * 2.0**64 for n in range(1, DOCUMENTS + 1)])
+    held_out = [text(int(n)) for n in np.flatnonzero(low) + 1]
+    training = [text(int(n)) for n in np.flatnonzero(~low) + 1]
+    records = [{"text": f"something else entirely, number {n}"} for n in range(9)]
+    records += [{"text": training[3] + "  \r\n"}, {"text": held_out[0]}, records[0]]
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    other = SourceConfig(kind="jsonl", path=str(tmp_path / "other.jsonl"))
+    chosen = chosen.model_copy(update={"evaluate": {"other": other}})
+    store = open_store(str(tmp_path / "prepared"))
+
+    manifest = run(chosen, store)
+
+    prepared = open_prepared(store)
+    assert prepared.manifest == json.loads(json.dumps(manifest))
+    assert prepared.splits == ["train", "validation", "other"]
+    assert sorted(texts_of(prepared, "train")) == sorted(training)
+    assert sorted(texts_of(prepared, "validation")) == sorted(held_out)
+    expected = [*(record["text"] for record in records[:9]), held_out[0]]
+    assert texts_of(prepared, "other") == expected
+    assert manifest["sources"] == {
+        "train": {
+            "read": DOCUMENTS + 3,
+            "undecodable": 1,
+            "dropped_short": 1,
+            "dropped_duplicate": 1,
+            "leaked": 0,
+            "kept": DOCUMENTS,
+        },
+        "other": {
+            "read": 12,
+            "undecodable": 0,
+            "dropped_short": 0,
+            "dropped_duplicate": 1,
+            "leaked": 1,
+            "kept": 10,
+        },
+    }
+    for name, texts in (("train", training), ("validation", held_out), ("other", expected)):
+        counts, rows = manifest["splits"][name]["counts"], rows_of(prepared, name)
+        assert counts["documents"] == len(texts)
+        assert counts["rows"] == counts["rows_written"] == len(rows)
+        assert counts["targets_written"] == rows.loss_mask.sum()
+        size = sum(len(clean(one).encode()) for one in texts)
+        assert rows.byte_counts.sum() == pytest.approx(size)
+    assert (manifest["seed"], manifest["row_length"]) == (3, 32)
+
+
+def test_the_same_input_gives_the_same_bytes(cluster: None, tmp_path: Path) -> None:
+    chosen = config(write_corpus(tmp_path / "corpus"), evaluation_rows=20)
+    first, second = (open_store(str(tmp_path / name)) for name in ("first", "second"))
+    run(chosen, first)
+    ray.shutdown()
+    # Another size of cluster cuts the corpus into other blocks.
+    ray.init(num_cpus=1, include_dashboard=False, logging_level="warning")
+    # An earlier run was killed and left something that is not its own.
+    second.put("manifest.json", b"{}")
+    second.put("rows/train-00000.arrow", b"half")
+    notes = []
+    manifest = prepare(
+        chosen,
+        store=second,
+        seed=3,
+        teacher_tokenizer=None,
+        progress=lambda done, total, note: notes.append((done, total, note)),
+    )
+    assert contents(first) == contents(second)
+    assert {"manifest.json", "rows/train-00000.arrow", "tokenizer/tokenizer.json"} <= set(
+        contents(first)
+    )
+    assert len(open_prepared(second).split("validation")) == 20
+    counts = manifest["splits"]["validation"]["counts"]
+    assert counts["rows_written"] == 20 < counts["rows"]
+    assert (0, 1, "reading train") in notes
+    assert (0, manifest["splits"]["train"]["counts"]["documents"], "rows of train") in notes
+
+
+def test_the_built_in_sources_and_the_teachers_tokenizer(cluster: None, tmp_path: Path) -> None:
+    chosen = DataConfig(
+        train=SourceConfig(kind="python-stdlib", limit=40),
+        evaluate={"docs": SourceConfig(kind="python-docs", limit=10)},
+        tokenizer=TokenizerConfig(kind="teacher"),
+        long_documents="truncate",
+        row_length=64,
+    )
+    teacher = train_tokenizer(["the teacher knows other words"] * 3, 300, tmp_path / "teacher")
+    store = open_store(str(tmp_path / "prepared"))
+    manifest = run(chosen, store, tmp_path / "teacher")
+    assert manifest["tokenizer"]["sha256"] == teacher.sha256
+    assert "requested_vocab_size" not in manifest["tokenizer"]
+    assert (manifest["sources"]["train"]["read"], manifest["sources"]["docs"]["read"]) == (40, 10)
+    counts = manifest["splits"]["train"]["counts"]
+    assert counts["truncated"] > 20
+    lost = counts["targets_truncated"] + counts["targets_duplicate"]
+    assert counts["targets"] + lost == counts["tokens"] - counts["documents"]
+    tokenizer = Tokenizer.from_file(str(tmp_path / "teacher" / "tokenizer.json"))
+    first = Path(json.__file__).parents[1] / "__future__.py"
+    rows = rows_of(open_prepared(store), "train")
+    ids = tokenizer.encode(clean(first.read_text()), add_special_tokens=False).ids
+    assert [teacher.start_id, *ids[:63]] in rows.input_ids.tolist()
+
+
+def test_a_limit_takes_the_first_records_of_all_files(cluster: None, tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for file in range(6):
+        lines = [json.dumps({"text": f"file {file} record {at} and so on"}) for at in range(5)]
+        (folder / f"{file}.jsonl").write_text("\n".join(lines))
+    source = SourceConfig(kind="jsonl", path=str(folder), limit=12)
+    store = open_store(str(tmp_path / "prepared"))
+    run(config(folder, train=source), store)
+    prepared = open_prepared(store)
+    found = texts_of(prepared, "train") + texts_of(prepared, "validation")
+    expected = [f"file {n // 5} record {n % 5} and so on" for n in range(12)]
+    assert sorted(found) == expected
+
+
+def test_what_the_user_can_mend_is_said_plainly(cluster: None, tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path / "corpus")
+    (tmp_path / "bad.jsonl").write_text('{"text": "a good line to begin with"}\n{"body": "x"}\n')
+    bad = SourceConfig(kind="jsonl", path=str(tmp_path / "bad.jsonl"))
+    store = open_store(str(tmp_path / "prepared"))
+    # Found by a task on the cluster.
+    with pytest.raises(KdscaleError, match="no field 'text', only body") as caught:
+        run(config(folder, train=bad), store)
+    assert type(caught.value) is KdscaleError
+    # The document of the highest place is a training document for certain.
+    last = max((f"{n:03}.txt" for n in range(1, DOCUMENTS + 1)), key=name_hash)
+    same = SourceConfig(kind="text", path=str(folder / last))
+    with pytest.raises(KdscaleError, match="No document is left of the evaluation set 'same'"):
+        run(config(folder, evaluate={"same": same}), store)
+    with pytest.raises(KdscaleError, match=r"0 documents are left of data\.train"):
+        run(config(folder, min_characters=10**6), store)
+    assert not store.exists("manifest.json")
+
+
+def test_bad_names_and_missing_corpora_are_found_before_any_work(tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path / "corpus")
+    store = open_store(str(tmp_path / "prepared"))
+    missing = SourceConfig(kind="text", path=str(tmp_path / "missing"))
+    good = SourceConfig(kind="text", path=str(folder))
+    for bad, problem in (
+        (config(folder, evaluate={"out": missing}), "missing holds no text files"),
+        (config(folder, evaluate={"train": good}), "cannot be called 'train'"),
+        (config(folder, evaluate={"a/b": good}), "cannot be called 'a/b'"),
+    ):
+        with pytest.raises(KdscaleError, match=problem):
+            run(bad, store)
+        with pytest.raises(KdscaleError, match=problem):
+            data_identity(bad)
+    assert not ray.is_initialized()
+    identity = data_identity(config(folder))
+    assert identity == data_identity(config(folder))
+    assert identity != data_identity(config(folder, overlap=6))
+    assert json.loads(json.dumps(identity)) == identity
+
+
+@pytest.mark.s3
+def test_from_s3_to_s3(s3_env: S3Server, cluster: None, tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path / "corpus")
+    upload_folder(folder, open_store(f"{s3_env.url}/prepare"), "corpus")
+    chosen = config(folder)
+    local, remote = open_store(str(tmp_path / "p")), open_store(f"{s3_env.url}/prepare/prepared")
+    source = SourceConfig(kind="text", path=f"{s3_env.url}/prepare/corpus/*.txt")
+    run(chosen, local)
+    run(chosen.model_copy(update={"train": source}), remote)
+    assert contents(remote) == contents(local)
+    prepared = open_prepared(remote)
+    np.testing.assert_array_equal(
+        rows_of(prepared, "train").input_ids, rows_of(open_prepared(local), "train").input_ids
+    )
+    files = {path.name: path.read_bytes() for path in prepared.tokenizer_folder().iterdir()}
+    assert files == {key: local.get(f"tokenizer/{key}") for key in files}
+    assert "tokenizer.json" in files

@@ -1,0 +1,251 @@
+"""A run small enough for a test, but with every stage and two real workers in each."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdscale.config import RunConfig
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that went through, and what it printed."""
+
+    output: Path
+    config: Path
+    corpus: Path
+    log: str
+
+
+SMALL_MODEL = {"num_attention_heads": 2, "num_key_value_heads": 2}
+
+# Modules of plain text size that every CPython has; enough to learn something from in seconds.
+MODULES = [
+    "abc",
+    "argparse",
+    "ast",
+    "base64",
+    "bdb",
+    "bisect",
+    "calendar",
+    "cmd",
+    "code",
+    "codecs",
+    "codeop",
+    "colorsys",
+    "configparser",
+    "contextlib",
+    "copy",
+    "csv",
+    "dataclasses",
+    "datetime",
+    "decimal",
+    "difflib",
+    "dis",
+    "doctest",
+    "enum",
+    "filecmp",
+    "fileinput",
+    "fnmatch",
+    "fractions",
+    "ftplib",
+    "functools",
+    "getopt",
+    "getpass",
+    "gettext",
+    "glob",
+    "gzip",
+    "hashlib",
+    "heapq",
+    "hmac",
+    "imaplib",
+    "inspect",
+    "io",
+    "ipaddress",
+    "keyword",
+    "linecache",
+    "locale",
+    "lzma",
+    "mailbox",
+    "mimetypes",
+    "netrc",
+    "ntpath",
+    "numbers",
+    "operator",
+    "optparse",
+    "os",
+    "pathlib",
+    "pdb",
+    "pickle",
+    "pickletools",
+    "plistlib",
+    "poplib",
+    "posixpath",
+    "pprint",
+    "profile",
+    "pstats",
+    "queue",
+    "quopri",
+    "random",
+    "reprlib",
+    "runpy",
+    "sched",
+    "selectors",
+    "shelve",
+    "shlex",
+    "shutil",
+    "signal",
+    "smtplib",
+    "socket",
+    "socketserver",
+    "statistics",
+    "string",
+    "stringprep",
+    "subprocess",
+    "symtable",
+    "tarfile",
+    "tempfile",
+    "textwrap",
+    "threading",
+    "timeit",
+    "token",
+    "tokenize",
+    "trace",
+    "traceback",
+    "tracemalloc",
+    "types",
+    "typing",
+    "uuid",
+    "warnings",
+    "wave",
+    "weakref",
+    "webbrowser",
+    "zipfile",
+]
+
+
+def write_corpus(folder: Path) -> Path:
+    """Some modules of the interpreter's own library as text files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    library = Path(sysconfig.get_paths()["stdlib"])
+    for name in MODULES:
+        source = library / f"{name}.py"
+        if source.exists():
+            shutil.copy(source, folder / source.name)
+    return folder
+
+
+def tiny_config(corpus: Path, output: str, **changes: Any) -> dict[str, Any]:
+    """A config of seconds a stage; `changes` are dotted keys with `__` for the dot."""
+    config: dict[str, Any] = {
+        "name": "tiny",
+        "output": output,
+        "seed": 3,
+        "data": {
+            "train": {"kind": "text", "path": str(corpus)},
+            "validation_share": 0.1,
+            "evaluate": {"docs": {"kind": "python-docs", "limit": 20}},
+            "tokenizer": {"kind": "train", "vocab_size": 512},
+            "row_length": 64,
+            "evaluation_rows": 32,
+        },
+        "teacher": {
+            "model": {
+                "architecture": "llama",
+                "options": {
+                    "hidden_size": 96,
+                    "intermediate_size": 192,
+                    "num_hidden_layers": 2,
+                    **SMALL_MODEL,
+                },
+            },
+            "training": {
+                "steps": 300,
+                "batch_rows": 8,
+                "micro_batch_rows": 4,
+                "optimiser": {"learning_rate": 4e-3},
+                "zero": {"stage": 2},
+                "validation_rows": 16,
+                "checkpoint_every": 100,
+            },
+        },
+        "cache": {
+            "codec": {"kind": "varopt", "k": 12, "head": 4},
+            "rows": 640,
+            "rows_per_unit": 16,
+            "rows_per_block": 8,
+            "capture": {"micro_batch_rows": 8},
+        },
+        "distill": {
+            "student": {
+                "model": {
+                    "architecture": "llama",
+                    "options": {
+                        "hidden_size": 24,
+                        "intermediate_size": 48,
+                        "num_hidden_layers": 1,
+                        **SMALL_MODEL,
+                    },
+                }
+            },
+            "training": {
+                "steps": 120,
+                "batch_rows": 8,
+                "micro_batch_rows": 2,
+                "optimiser": {"learning_rate": 4e-3},
+                "validation_rows": 16,
+                "log_every": 1,
+                "checkpoint_every": 10,
+            },
+        },
+    }
+    for key, value in changes.items():
+        section = config
+        *parents, last = key.split("__")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[last] = value
+    RunConfig.model_validate(config)
+    return config
+
+
+def write_config(path: Path, config: dict[str, Any]) -> Path:
+    """The config as a YAML file."""
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def kdscale(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """The real program in a process of its own, stdout and stderr in one stream of lines."""
+    return subprocess.Popen(
+        [str(Path(sys.executable).with_name("kdscale")), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **clean_environment(), **(env or {})},
+    )
+
+
+def run_kdscale(*arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
+    """(exit code, output) of the program."""
+    process = kdscale(*arguments, env=env)
+    output, _ = process.communicate(timeout=500)
+    return process.returncode, output
+
+
+def clean_environment() -> dict[str, str]:
+    """What keeps a test's run to itself: no W&B account, no color, one thread a worker."""
+    return {"WANDB_MODE": "offline", "NO_COLOR": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def read_metrics(text: bytes) -> list[dict[str, Any]]:
+    """The lines of a metrics file."""
+    return [json.loads(line) for line in text.decode().splitlines()]

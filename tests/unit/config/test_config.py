@@ -1,0 +1,105 @@
+"""Configs: every shipped file parses, mistakes are named, overrides and fingerprints hold."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from kdscale.config import RunConfig, dump_config, fingerprint, load_config, parse_config
+from kdscale.config.starter import starter_yaml
+from kdscale.errors import KdscaleError
+
+CONFIGS = sorted((Path(__file__).parents[3] / "jobs" / "configs").glob("*.yaml"))
+QUICKSTART = next(path for path in CONFIGS if path.name == "quickstart.yaml")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_config_is_valid_and_survives_its_dump(path: Path) -> None:
+    config = load_config(path)
+    assert parse_config(dump_config(config)) == config
+
+
+def test_the_starter_config_is_valid() -> None:
+    assert parse_config(starter_yaml()).name
+
+
+def test_every_field_is_documented_once_under_the_field() -> None:
+    undocumented = []
+
+    def walk(model: type[BaseModel]) -> None:
+        for name, field in model.model_fields.items():
+            inner = (field.annotation, *getattr(field.annotation, "__args__", ()))
+            models = [a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)]
+            for other in models:
+                walk(other)
+            # A section is documented by its own class.
+            if not field.description and not models and name != "kind" and name != "codec":
+                undocumented.append(f"{model.__name__}.{name}")
+
+    walk(RunConfig)
+    assert undocumented == []
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("distil.steps=3", r"distil: unknown key"),
+        ("data.foo=1", r"data\.foo: unknown key"),
+        ("cache.codec.k=1", r"cache\.codec\.varopt\.k: .* greater than or equal to 2"),
+        ("cache.codec={kind: topq}", r"cache\.codec: .*'topq'"),
+        ("data.row_length=abc", r"data\.row_length: .*integer.*'abc'"),
+        ("data.overlap=128", "overlap 128 must be below row_length 128"),
+        ("teacher.load=some/model", "give either `load`, or both `model` and `training`"),
+        ("distill.student.teacher_layers=[0]", "give either `model` or `teacher_layers`"),
+        ("cache.rows=4", "batch_rows 8 is more than cache.rows 4"),
+        ("cache.capture.zero.stage=2", "zero.stage is 0 or 3"),
+        ("distill.loss.kd_weight={kind: linear, start: 1}", "`end` belongs to every kind"),
+        ("distill.loss.kd_weight={start: 1.5}", r"kd_weight 1.5 is outside 0\.\.1"),
+        ("name=a/b", "name: String should match"),
+        ("data.train={kind: text}", "source 'text' needs `path`"),
+        ("data.evaluate={validation: {kind: python-docs}}", "give the other set another name"),
+        ("data.tokenizer.kind=teacher", "needs teacher.load"),
+        ("nonsense", "has not the form a.b=value"),
+        ("seed.x=1", "goes through 'seed', a value"),
+    ],
+)
+def test_a_mistake_is_named_with_the_field(override: str, message: str) -> None:
+    with pytest.raises(KdscaleError, match=message):
+        load_config(QUICKSTART, [override])
+
+
+def test_overrides_are_yaml_and_open_sections() -> None:
+    config = load_config(
+        QUICKSTART,
+        ["seed=7", "distill.loss.kd_weight={kind: inverse, start: 1, end: 0}", "output=s3://b/p"],
+    )
+    assert (config.seed, config.output) == (7, "s3://b/p")
+    assert config.distill.loss.kd_weight.kind == "inverse"
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(KdscaleError, match=r"nowhere\.yaml' cannot be read"):
+        load_config(tmp_path / "nowhere.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1\n")
+    with pytest.raises(KdscaleError, match="not valid YAML"):
+        load_config(broken)
+    broken.write_text("- a\n")
+    with pytest.raises(KdscaleError, match="holds no mapping"):
+        load_config(broken)
+
+
+def test_configs_are_frozen() -> None:
+    config = load_config(QUICKSTART)
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 1  # type: ignore[misc]  # what is tested
+
+
+def test_a_fingerprint_depends_on_content_and_not_on_order() -> None:
+    tree = yaml.safe_load(QUICKSTART.read_text())
+    turned = dict(reversed(tree.items()))
+    one, same = (RunConfig.model_validate(t).model_dump(mode="json") for t in (tree, turned))
+    assert fingerprint(one) == fingerprint(same)
+    assert fingerprint(one) != fingerprint({**one, "seed": 1})
+    assert len(fingerprint(one)) == 16

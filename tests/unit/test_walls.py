@@ -1,0 +1,123 @@
+"""Who may import whom, and which room alone may import an outside library."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "kdscale"
+
+# Each room (a folder or module of the package) with the rooms it stands on, itself left out.
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "types": set(),
+    "stages": set(),
+    "scratch": set(),
+    "progress": set(),
+    "config": {"errors"},
+    "store": {"errors"},
+    "tracking": {"config", "store"},
+    "workers": {"config", "errors", "progress"},
+    "ray_session": set(),
+    "data": {"config", "errors", "scratch", "store", "types"},
+    "cache": {"config", "errors", "store", "types"},
+    "models": {"config", "errors", "scratch", "store", "types", "workers"},
+    "train": {"config", "data", "errors", "models", "store", "tracking", "workers"},
+    "curriculum": {"config", "data"},
+    "teacher": {
+        *("cache", "config", "data", "models", "store", "tracking", "train", "types", "workers"),
+    },
+    "student": {
+        *("cache", "config", "curriculum", "data", "models", "store", "train", "types", "workers"),
+    },
+    "evaluate": {"config", "data", "errors", "models", "store", "train", "workers"},
+    "report": {"config", "errors", "evaluate", "store"},
+    "record": {"evaluate", "store"},
+    "run": {"cache", "config", "data", "errors", "models", "store"},
+    "submit": {"config", "errors", "stages", "store"},
+}
+
+# A library, and the only rooms or modules that may import it.
+WALLS = {
+    "wandb": {"tracking"},
+    "fsspec": {"store"},
+    "deepspeed": {"models.sharded"},
+    "ray.train": {"workers"},
+    "ray.job_submission": {"submit"},
+    "typer": {"cli"},
+    "yaml": {"config", "cli", "report"},
+    "datasets": {"data"},
+    "tokenizers": {"data"},
+}
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_rooms_stand_only_on_the_rooms_below_them() -> None:
+    wrong = []
+    for name, tree in modules():
+        room = name.split(".")[0]
+        for imported in imports(tree):
+            parts = imported.split(".")
+            if parts[0] == "kdscale" and len(parts) > 1 and room in ALLOWED:
+                other = parts[1]
+                known = other in ALLOWED or (PACKAGE / other).exists()
+                if known and other not in ALLOWED[room] | {room}:
+                    wrong.append(f"{name} imports {imported}")
+    assert wrong == []
+
+
+def test_the_report_reads_results_and_not_the_evaluation() -> None:
+    for name, tree in modules():
+        if name.startswith("report"):
+            for imported in imports(tree):
+                if imported.startswith("kdscale.evaluate"):
+                    assert imported.startswith("kdscale.evaluate.results"), name
+
+
+@pytest.mark.parametrize("library", WALLS)
+def test_one_wall_an_outside_library(library: str) -> None:
+    found = {
+        name
+        for name, tree in modules()
+        for imported in imports(tree)
+        if imported == library or imported.startswith(f"{library}.")
+    }
+    outside = {
+        name
+        for name in found
+        if not any(name == room or name.startswith(f"{room}.") for room in WALLS[library])
+    }
+    assert found, f"nothing imports {library}: the wall is out of date"
+    assert outside == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("kdscale.config", "torch ray deepspeed transformers wandb numpy pyarrow"),
+        ("kdscale.submit", "torch deepspeed transformers wandb"),
+        ("kdscale.report", "torch ray deepspeed transformers wandb"),
+        ("kdscale.cli", "torch ray deepspeed transformers wandb pydantic numpy pyarrow yaml"),
+    ],
+)
+def test_light_rooms_stay_light(module: str, forbidden: str) -> None:
+    code = f"import sys, {module}; print([m for m in {forbidden.split()} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
