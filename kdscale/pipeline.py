@@ -65,11 +65,13 @@ def run_pipeline(
     run = Run(resolve_paths(config))
     run.output.check()
     chosen = _choose(only, start)
+    # Looks at the corpus, so that a missing one ends the run here.
+    prepared = run.prepare_fingerprint
     if not overwrite:
         _refuse_foreign_models(run)
     run.output.put("config.resolved.yaml", dump_config(run.config).encode())
     record = RunRecord(run.output, run.config.name, run.fingerprint)
-    print(f"run {run.config.name} -> {run.output.url}", flush=True)
+    print(f"run {run.config.name} on data {prepared} -> {run.output}", flush=True)
     with ExitStack() as stack:
         ray_started = False
         for stage in chosen:
@@ -121,7 +123,7 @@ def _refuse_foreign_models(run: Run) -> None:
 
 def _refuse(run: Run, name: str) -> None:
     raise KdscaleError(
-        f"{run.output.url}/{name} holds a {name} that another config made.",
+        f"{run.output}/{name} holds a {name} that another config made.",
         "Give this run another `output`, or allow replacing it with --overwrite.",
     )
 
@@ -207,7 +209,7 @@ def _cache(run: Run, record: RunRecord, progress: StageProgress) -> list[str]:
     store = run.cache_store
     if config.cache.reuse is not None:
         load_manifest(store)
-        return [f"reuses {store.url}"]
+        return [f"reuses {store}"]
     rows = run.cache_identity["rows"]
     plan = make_plan(rows, config.cache.rows_per_unit)
     selected = spread(rows, len(run.prepared.split("train")))
@@ -292,7 +294,7 @@ def _report(run: Run, record: RunRecord, progress: StageProgress) -> list[str]:
     write_report(run.output)
     for name in run.student_names:
         write_model_card(run.output, name)
-    return [f"{run.output.url}/report/index.html"]
+    return [f"{run.output}/report/index.html"]
 
 
 def _model_complete(name: str, run: Run, expected: str) -> bool:

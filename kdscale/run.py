@@ -148,7 +148,7 @@ class Run:
         if found is None or found.fingerprint != expected:
             stage = "teacher" if name == "teacher" else "distill"
             raise KdscaleError(
-                f"The {name} of this config is not complete in {self.output.url}.",
+                f"The {name} of this config is not complete in {self.output}.",
                 f"Run the stage first: kdscale run CONFIG --only {stage}.",
             )
         return found

@@ -66,9 +66,7 @@ def corpus_identity(source: SourceConfig) -> dict[str, Any]:
     if source.kind == "python-stdlib":
         return {"python": platform.python_version()}
     if source.kind == "python-docs":
-        return {
-            "packages": sorted({_release(found) for found in importlib.metadata.distributions()})
-        }
+        return {"packages": sorted({_release(found) for found in _installed()})}
     if source.kind == "huggingface":
         return {"builder": load_hub_dataset(str(source.path), source.subset, None).hash}
     digest, total = hashlib.sha256(), 0
@@ -104,10 +102,17 @@ def _stdlib_pieces() -> list[Piece]:
     return [Piece("file", key, root, key) for key in sorted(keys)]
 
 
+def _installed() -> list[importlib.metadata.Distribution]:
+    """The packages of this environment, whatever a library has added to the import path."""
+    paths = sysconfig.get_paths()
+    folders = dict.fromkeys([paths["purelib"], paths["platlib"]])
+    return list(importlib.metadata.distributions(path=list(folders)))
+
+
 def _docs_pieces() -> list[Piece]:
     """A piece for each Markdown or reStructuredText file and long description of a package."""
     found: dict[str, Piece] = {}
-    for distribution in importlib.metadata.distributions():
+    for distribution in _installed():
         package = (distribution.metadata["Name"] or "").lower()
         for file in distribution.files or []:
             is_metadata = file.name == "METADATA"

@@ -64,6 +64,8 @@ def check_isolation(
     State-space models and some attention kernels ignore the mask: better to find out on 16 tokens
     than from a cache of wrong targets. Collective where the model is sharded.
     """
+    was_training = model.training
+    model.eval()  # dropout would make any two forwards differ
     generator = torch.Generator().manual_seed(0)
     second = torch.randint(vocab_size, (1, 8), generator=generator)
     first = torch.randint(vocab_size, (2, 8), generator=generator)
@@ -76,6 +78,7 @@ def check_isolation(
             f"This architecture cannot keep packed documents apart: {error}",
             "Set data.pack to false.",
         ) from error
+    model.train(was_training)
     worst = (logits[0] - logits[1]).abs().max().item()
     if worst > 1e-2 * logits.abs().max().item():
         raise KdscaleError(

@@ -1,9 +1,9 @@
-"""The only import of deepspeed, and a teacher under ZeRO-3: parameters spread over all ranks,
-gathered layer by layer in the forward.
+"""A teacher under ZeRO-3: spread over all ranks, gathered layer by layer in the forward.
 
-transformers partitions every parameter as it is built while an `HfDeepSpeedConfig` is alive, so
-that no rank ever holds the whole model. That object is global: it must be gone before another model
-(a student) is built in the same process, or that one would be partitioned too.
+The only import of deepspeed. transformers partitions every parameter as it is built while an
+`HfDeepSpeedConfig` is alive, so that no rank ever holds the whole model. That object is global: it
+must be gone before another model (a student) is built in the same process, or that one would be
+partitioned too.
 """
 
 import gc

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -210,3 +211,27 @@ def test_importing_the_program_stays_light() -> None:
     code = f"import sys, kdscale.cli; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_a_corrupted_cache_object_ends_in_an_error_that_names_it(
+    finished_run: FinishedRun, tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    shutil.copytree(finished_run.output, output)
+    (cache,) = (output / "cache").iterdir()
+    for path in (cache / "data").iterdir():
+        damaged = bytearray(path.read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        path.write_bytes(damaged)
+    code, log = run_kdscale("cache", "verify", str(output))
+    assert code == 1
+    assert "40 bad" in log
+    changes = ("--set", f"output={output}", "--set", "distill.training.steps=9")
+    code, log = run_kdscale("run", str(finished_run.config), *changes, "--overwrite")
+    assert code == 2, log[-3000:]
+    error = log[log.index("error:") :]
+    assert re.search(r"data/0000\d\d-[0-9a-f]{16}\.arrow", error)
+    assert "digest" in error or "checksum" in error
+    assert "cache verify" in error or "repair" in error
+    # A finished model is replaced by a finished model only.
+    assert (output / "student" / "kdscale.json").exists()

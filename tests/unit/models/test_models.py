@@ -55,7 +55,10 @@ def test_packed_documents_have_the_logits_they_have_alone(config: ModelConfig) -
             torch.testing.assert_close(
                 together[:, start : start + document.shape[1]], alone, atol=1e-4, rtol=1e-4
             )
+    # Also where dropout is on, which it leaves on.
+    model.train()
     check_isolation(model, VOCAB, torch.device("cpu"))
+    assert model.training
 
 
 def test_a_model_that_ignores_the_mask_is_refused() -> None:
