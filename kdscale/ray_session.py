@@ -1,5 +1,6 @@
 """Connect to the cluster named by the environment, or start Ray on this machine for this run."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +18,11 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     # Keeps CUDA_VISIBLE_DEVICES as it is for tasks without a GPU, as later releases of Ray do.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    in_cluster = "RAY_ADDRESS" in os.environ
-    options = {} if in_cluster else {"address": "local", "include_dashboard": False}
+    options = {}
+    if "RAY_ADDRESS" not in os.environ:
+        options = {"address": "local", "include_dashboard": False}
+        # Ray warns at every start that a cluster of one's own is protected by a token.
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     # What workers have to say comes through the stage's board (progress.py), free of Ray's remarks;
     # their whole output stays in Ray's session folder.
     whole_logs = os.environ.get("KDSCALE_WORKER_LOGS") == "1"

@@ -24,7 +24,7 @@ from kdscale.store.redact import redact
 if TYPE_CHECKING:
     from kdscale.config.run import TrackingConfig
 
-Mode = Literal["online", "offline", "off"]
+Mode = Literal["online", "offline", "disabled"]
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ _WANDB_MODES: dict[str, Mode] = {
     "run": "online",
     "offline": "offline",
     "dryrun": "offline",
-    "disabled": "off",
+    "disabled": "disabled",
 }
 _INIT_SECONDS = 30.0
 _FINISH_SECONDS = 60.0
@@ -59,7 +59,7 @@ def open_tracker(
     """
     lines = MetricLines(store, f"metrics/{stage}.jsonl", start_step)
     mode = _mode(config.wandb)
-    if mode == "off":
+    if mode == "disabled":
         return Tracker(lines, None, attempt)
     folder = store.local_path() or Path.cwd()
     identity = json.dumps([config.project, run, str(store), stage])
@@ -213,7 +213,7 @@ def _lines_up_to(text: str, step: int) -> Iterator[str]:
             yield line + "\n"
 
 
-def _mode(wanted: Literal["auto", "online", "offline", "off"]) -> Mode:
+def _mode(wanted: Literal["auto", "online", "offline", "disabled"]) -> Mode:
     """Where W&B should go, given what is configured and what is there."""
     if wanted == "auto":
         asked = _WANDB_MODES.get(os.environ.get("WANDB_MODE", ""))
@@ -278,6 +278,8 @@ def _init(mode: Literal["online", "offline"], options: dict[str, Any]) -> Any:
     )
     run = wandb.init(**options, mode=mode, reinit="create_new", settings=settings)
     run.define_metric("trainer/global_step")
+    # The other clock: any chart can be drawn over tokens instead of steps.
+    run.define_metric("trainer/tokens")
     run.define_metric("*", step_metric="trainer/global_step")
     folder = run.settings.sync_dir
     offline = f"offline. Look: wandb leet {folder}   Upload: wandb sync {folder}"

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,11 +133,11 @@ MODULES = [
 ]
 
 
-def write_corpus(folder: Path) -> Path:
+def write_corpus(folder: Path, modules: Sequence[str] = MODULES) -> Path:
     """Some modules of the interpreter's own library as text files."""
     folder.mkdir(parents=True, exist_ok=True)
     library = Path(sysconfig.get_paths()["stdlib"])
-    for name in MODULES:
+    for name in modules:
         source = library / f"{name}.py"
         if source.exists():
             shutil.copy(source, folder / source.name)
@@ -234,10 +235,12 @@ def kdscale(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Po
     )
 
 
-def run_kdscale(*arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
+def run_kdscale(
+    *arguments: str, env: dict[str, str] | None = None, timeout: float = 500
+) -> tuple[int, str]:
     """(exit code, output) of the program."""
     process = kdscale(*arguments, env=env)
-    output, _ = process.communicate(timeout=500)
+    output, _ = process.communicate(timeout=timeout)
     return process.returncode, output
 
 

@@ -14,7 +14,7 @@ from kdscale.config.teacher import TeacherConfig
 class TrackingConfig(Config):
     """Where metrics go besides `metrics/*.jsonl`."""
 
-    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """`auto` is online where an API key is found and offline elsewhere."""
 
     project: str = "kdscale"

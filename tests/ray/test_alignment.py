@@ -56,7 +56,7 @@ def save_planted_teacher(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def planted_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("planted")
-    corpus = write_corpus(folder / "corpus")
+    corpus = write_corpus(folder / "corpus", ["bisect", "colorsys", "fnmatch", "queue"])
     # Short documents too, so that rows hold several.
     for index in range(60):
         (corpus / f"short{index}.txt").write_text(f"def f{index}(x):\n    return x + {index} * x\n")
@@ -69,7 +69,7 @@ def planted_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         teacher={"load": str(teacher)},
         data__tokenizer={"kind": "teacher"},
         data__overlap=9,
-        cache__rows=96,
+        cache__rows=None,
     )
     path = write_config(folder / "planted.yaml", config)
     for stage in ("prepare", "teacher", "cache"):
@@ -83,7 +83,7 @@ def test_every_cached_target_is_the_planted_token_of_its_position(planted_run: P
     reader = CacheReader(open_store(str(cache)))
     cached = reader.read(np.arange(len(reader)))
     mask, ids, segments = cached.rows.loss_mask, cached.rows.input_ids, cached.rows.segment_ids
-    assert (segments.max(axis=1) > 1).sum() >= 2
+    assert (segments.max(axis=1) > 1).sum() >= 10
     assert mask.sum() > 1000
     # A target is the next token of the same document.
     rows, positions = np.nonzero(mask)
@@ -106,7 +106,7 @@ def test_the_loss_is_zero_for_the_teacher_itself_and_large_for_a_shifted_one(
     config = load_config(planted_run / "planted.yaml")
     (cache,) = (planted_run / "output" / "cache").iterdir()
     reader = CacheReader(open_store(str(cache)))
-    cached = reader.read(np.arange(24))
+    cached = reader.read(np.arange(len(reader) - 24, len(reader)))
     batch = to_device(cached, slice(0, 24), np.ones(24, dtype=bool), torch.device("cpu"))
     loss = DistillationLoss(config, reader.codec, VOCAB, labels_only=False)
     model = AutoModelForCausalLM.from_pretrained(planted_run / "teacher")
@@ -150,7 +150,7 @@ def test_masked_and_padded_positions_have_no_gradient(planted_run: Path) -> None
     (cache,) = (planted_run / "output" / "cache").iterdir()
     reader = CacheReader(open_store(str(cache)))
     config = load_config(planted_run / "planted.yaml")
-    cached = reader.read(np.arange(8))
+    cached = reader.read(np.arange(len(reader) - 8, len(reader)))
     batch = to_device(cached, slice(0, 8), np.ones(8, bool), torch.device("cpu"))
     loss = DistillationLoss(config, reader.codec, VOCAB, labels_only=False)
 

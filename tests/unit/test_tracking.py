@@ -18,7 +18,7 @@ from kdscale.store import Store, open_store
 from kdscale.tracking import Tracker, open_tracker
 from tests.s3 import S3Server, free_ports
 
-OFF = TrackingConfig(wandb="off")
+OFF = TrackingConfig(wandb="disabled")
 OFFLINE = TrackingConfig(wandb="offline", project="tests")
 
 
@@ -267,11 +267,11 @@ def test_training_outlives_a_killed_wandb(tmp_path: Path) -> None:
             "online",
         ),
         ("auto", {"WANDB_API_KEY": "0" * 40, "WANDB_MODE": "offline"}, "", "offline"),
-        ("auto", {"WANDB_MODE": "disabled"}, "", "off"),
+        ("auto", {"WANDB_MODE": "disabled"}, "", "disabled"),
         ("online", {}, "", "offline"),
         ("online", {"WANDB_API_KEY": "0" * 40, "WANDB_MODE": "offline"}, "", "online"),
         ("offline", {"WANDB_API_KEY": "0" * 40}, "", "offline"),
-        ("off", {"WANDB_MODE": "online"}, "", "off"),
+        ("disabled", {"WANDB_MODE": "online"}, "", "disabled"),
     ],
 )
 def test_where_wandb_goes(
