@@ -99,34 +99,7 @@ def run_session(
         check_isolation(backend.model, prepared.vocab_size, worker.device)
     where = f"resumed at step {start.step}" if start.step else "started"
     worker.say(f"{session.name}: {parameters:,} parameters, {where} of {training.steps} steps")
-    tracker = None
-    if worker.rank == 0:
-        tracker = open_tracker(
-            config.tracking,
-            run=config.name,
-            stage=session.stage,
-            store=session.output,
-            resolved=config.model_dump(mode="json"),
-            start_step=start.step,
-            attempt=worker.attempt,
-        )
-
-    def save(step: int, tokens: int) -> None:
-        # The metrics go first: a checkpoint must never be ahead of them.
-        if tracker is not None:
-            tracker.flush()
-        save_checkpoint(session.checkpoints, Progress(step, tokens), backend, worker, stage)
-
-    def progress(done: int, tokens: int) -> None:
-        worker.report(done, training.steps, tokens=tokens, note=session.name)
-
-    hooks = Hooks(
-        log=tracker.log if tracker is not None else _drop,
-        validate=_validator(backend, worker, prepared, training),
-        save=save,
-        progress=progress,
-        extra=extra if worker.rank == 0 else lambda step: {},
-    )
+    tracker = _open_tracker(session, worker, start) if worker.rank == 0 else None
     train(
         backend=backend,
         training=training,
@@ -134,7 +107,7 @@ def run_session(
         start=start,
         steps=steps(start.step),
         compute_loss=compute_loss,
-        hooks=hooks,
+        hooks=_hooks(session, worker, backend, prepared, tracker, extra),
     )
     _publish(session, backend, worker, prepared.tokenizer_folder(), parameters)
     if tracker is not None:
@@ -143,6 +116,49 @@ def run_session(
             _log_student(session, tracker, {"parameters": parameters})
         tracker.finish()
     worker.barrier()
+
+
+def _open_tracker(session: Session, worker: Worker, start: Progress) -> Tracker:
+    config = session.config
+    return open_tracker(
+        config.tracking,
+        run=config.name,
+        stage=session.stage,
+        store=session.output,
+        resolved=config.model_dump(mode="json"),
+        start_step=start.step,
+        attempt=worker.attempt,
+    )
+
+
+def _hooks(
+    session: Session,
+    worker: Worker,
+    backend: Backend,
+    prepared: Prepared,
+    tracker: Tracker | None,
+    extra: Callable[[int], dict[str, float]],
+) -> Hooks:
+    """What the loop calls; `tracker` is rank 0's."""
+    training = session.training
+
+    def save(step: int, tokens: int) -> None:
+        # The metrics go first: a checkpoint must never be ahead of them.
+        if tracker is not None:
+            tracker.flush()
+        progress = Progress(step, tokens)
+        save_checkpoint(session.checkpoints, progress, backend, worker, training.zero.stage)
+
+    def progress(done: int, tokens: int) -> None:
+        worker.report(done, training.steps, tokens=tokens, note=session.name)
+
+    return Hooks(
+        log=tracker.log if tracker is not None else lambda step, tokens, metrics: None,
+        validate=_validator(backend, worker, prepared, training),
+        save=save,
+        progress=progress,
+        extra=extra if worker.rank == 0 else lambda step: {},
+    )
 
 
 def _log_student(session: Session, tracker: Tracker, metadata: dict[str, int]) -> None:
@@ -200,7 +216,3 @@ def _validator(
         return {"loss": total / max(1.0, targets)}
 
     return validate
-
-
-def _drop(step: int, tokens: int, metrics: dict[str, float]) -> None:
-    """Ranks other than 0 log nothing."""

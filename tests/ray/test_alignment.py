@@ -18,7 +18,7 @@ from kdscale.student.worker import DistillationLoss, to_device
 from kdscale.types import SparseTargets
 from tests.runs import run_kdscale, tiny_config, write_config, write_corpus
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 VOCAB = 300
 
 

@@ -19,7 +19,7 @@ from kdscale.config import parse_config
 from kdscale.store import open_store
 from tests.runs import FinishedRun, read_metrics, run_kdscale, tiny_config, write_config
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
 
 def cache_folder(run: FinishedRun) -> Path:

@@ -18,6 +18,7 @@ import kdscale.submit as room
 from kdscale.cli import main
 from kdscale.submit.plan import JobPlan
 from kdscale.submit.verdict import UnreachableError
+from tests.runs import tiny_config, write_config, write_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -58,7 +59,7 @@ def token() -> str:
 
 @pytest.fixture(scope="module")
 def address(token: str) -> Iterator[str]:
-    """The dashboard of a head with one CPU, started here and ended by its process id."""
+    """The dashboard of a head with two CPUs, started here and ended by its process id."""
     # Short, because the path of a UNIX socket has at most 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="kr"))
     port, dashboard, agent, client, metrics = free_ports(5)
@@ -70,7 +71,7 @@ def address(token: str) -> Iterator[str]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
-    command += ["--num-cpus", "1", "--disable-usage-stats", "--temp-dir", str(folder / "r")]
+    command += ["--num-cpus", "2", "--disable-usage-stats", "--temp-dir", str(folder / "r")]
     command += ["--port", str(port), "--dashboard-port", str(dashboard)]
     command += ["--dashboard-agent-listen-port", str(agent), "--metrics-export-port", str(metrics)]
     command += ["--ray-client-server-port", str(client)]
@@ -196,6 +197,37 @@ def test_failure_of_the_real_job(
     assert err.rstrip().splitlines()[-1].startswith("fix: ")
     assert run("status", "bad-1", "--address", address) == 2
     assert run("wait", "bad-1", "--address", address) == 2
+
+
+def test_a_stage_of_the_real_pipeline(
+    address: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """This checkout's package travels, runs on the cluster's Ray, and its log streams here."""
+    corpus = write_corpus(tmp_path / "corpus")
+    config = tiny_config(Path("corpus"), "output", data__evaluate={})
+    write_config(tmp_path / "tiny.yaml", config)
+    arguments = ["--address", address, "--name", "tiny-1", "--follow", "--only", "prepare"]
+    assert run("submit", "tiny.yaml", *arguments) == 0
+    out, err = capfd.readouterr()
+    assert out == "tiny-1\n"
+    assert f"data.train.path is {corpus}" in err
+    assert "prepare: tokenizer: 512 tokens" in err
+    assert "tiny-1: SUCCEEDED after" in err
+    (manifest,) = (tmp_path / "output" / "prepared").glob("*/manifest.json")
+    assert manifest.stat().st_size > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_quickstart_as_a_job(
+    address: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--address", address, "--follow", "--env", "WANDB_MODE=offline"]
+    assert run("submit", str(QUICKSTART), *arguments) == 0
+    err = capfd.readouterr().err
+    for stage in ("prepare", "teacher", "cache", "distill", "evaluate", "report"):
+        assert f"{stage}: done in" in err
+    assert (tmp_path / "runs/quickstart/report/index.html").exists()
 
 
 def test_exit_code_of_the_driver(
