@@ -18,7 +18,7 @@ LINE_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Where a stage stands. `tokens` counts those processed since `started` (Unix seconds)."""
+    """Where a stage stands at `updated` (Unix seconds), and where this attempt at it `started`."""
 
     done: int = 0
     total: int = 0
@@ -26,16 +26,29 @@ class Snapshot:
     note: str = ""
     started: float = 0.0
     updated: float = 0.0
+    first_done: int = 0
+    first_tokens: int = 0
 
     def rate(self) -> float:
-        """Tokens a second since the start, 0 where nothing is known yet."""
+        """Tokens a second since the attempt started, 0 where nothing is known yet."""
         seconds = self.updated - self.started
-        return self.tokens / seconds if seconds > 0 else 0.0
+        return (self.tokens - self.first_tokens) / seconds if seconds > 0 else 0.0
 
-    def seconds_left(self, first_done: int) -> float | None:
-        """At the pace since `first_done`, the progress that the stage started (or resumed) with."""
-        seconds, gained = self.updated - self.started, self.done - first_done
-        return seconds / gained * (self.total - self.done) if gained > 0 else None
+    def seconds_left(self) -> float | None:
+        """At the pace of this attempt; None where nothing is known yet."""
+        seconds, gained = self.updated - self.started, self.done - self.first_done
+        return seconds / gained * (self.total - self.done) if seconds and gained > 0 else None
+
+    def __str__(self) -> str:
+        parts = [f"{self.done:,}/{self.total:,}"]
+        if self.rate():
+            parts.append(f"{self.rate():,.0f} tokens/s")
+        left = self.seconds_left()
+        if left is not None:
+            parts.append(f"{left:,.0f} s left")
+        if self.note:
+            parts.append(self.note)
+        return ", ".join(parts)
 
 
 class Board:
@@ -46,12 +59,14 @@ class Board:
         self._lines: list[str] = []
 
     def update(self, done: int, total: int, tokens: int, note: str) -> None:
-        """Replace the snapshot; the first call, or one that goes back, starts the clock."""
-        now = time.time()
-        old = self._snapshot
-        # Going back means that the work was resumed from an earlier point: rates start again.
-        fresh = old.started == 0 or done < old.done
-        self._snapshot = Snapshot(done, total, tokens, note, now if fresh else old.started, now)
+        """Replace the snapshot. The first call starts the clock, and so does one for other work."""
+        now, old = time.time(), self._snapshot
+        # Going back means that the work was resumed from an earlier point.
+        if old.started == 0 or done < old.done or note != old.note:
+            self._snapshot = Snapshot(done, total, tokens, note, now, now, done, tokens)
+        else:
+            start = (old.started, now, old.first_done, old.first_tokens)
+            self._snapshot = Snapshot(done, total, tokens, note, *start)
 
     def say(self, line: str) -> None:
         """Add a line for the terminal."""
@@ -129,29 +144,17 @@ def stage_progress(stage: str) -> Iterator[StageProgress]:
         thread.join(timeout=30)
 
 
-def _describe(snapshot: Snapshot, first_done: int) -> str:
-    parts = [f"{snapshot.done:,}/{snapshot.total:,}"]
-    if snapshot.tokens:
-        parts.append(f"{snapshot.rate():,.0f} tokens/s")
-    left = snapshot.seconds_left(first_done)
-    if left is not None:
-        parts.append(f"{left:,.0f} s left")
-    if snapshot.note:
-        parts.append(snapshot.note)
-    return ", ".join(parts)
-
-
 def _print_lines(progress: StageProgress, stop: threading.Event) -> None:
     """Plain lines: what workers say at once, the progress now and then."""
-    clock, due = _Clock(), 0.0
+    shown, due = Snapshot(), 0.0
     while True:
         ended = stop.wait(POLL_SECONDS)
         snapshot, lines = progress.take()
         for line in lines:
             print(f"{progress.stage}: {line}", flush=True)
-        if clock.moved(snapshot) and time.monotonic() >= due:
-            print(f"{progress.stage}: {clock.describe(snapshot)}", file=sys.stderr, flush=True)
-            due = time.monotonic() + LINE_SECONDS
+        if snapshot.total and snapshot != shown and time.monotonic() >= due:
+            print(f"{progress.stage}: {snapshot}", file=sys.stderr, flush=True)
+            shown, due = snapshot, time.monotonic() + LINE_SECONDS
         if ended:
             return
 
@@ -165,33 +168,12 @@ def _draw_bar(progress: StageProgress, stop: threading.Event) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(progress.stage, total=None, text="starting")
-        clock = _Clock()
         while True:
             ended = stop.wait(POLL_SECONDS)
             snapshot, lines = progress.take()
             for line in lines:
                 console.print(f"{progress.stage}: {line}", markup=False, highlight=False)
-            if clock.moved(snapshot):
-                text = clock.describe(snapshot)
-                bar.update(task, total=snapshot.total, completed=snapshot.done, text=text)
+            if snapshot.total:
+                bar.update(task, total=snapshot.total, completed=snapshot.done, text=str(snapshot))
             if ended:
                 return
-
-
-class _Clock:
-    """Tells a new snapshot from an old one, and remembers where the present attempt started."""
-
-    def __init__(self) -> None:
-        self._last = Snapshot()
-        self._first_done = 0
-
-    def moved(self, snapshot: Snapshot) -> bool:
-        if not snapshot.total or snapshot == self._last:
-            return False
-        if snapshot.started != self._last.started:
-            self._first_done = snapshot.done
-        self._last = snapshot
-        return True
-
-    def describe(self, snapshot: Snapshot) -> str:
-        return _describe(snapshot, self._first_done)

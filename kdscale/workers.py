@@ -15,6 +15,7 @@ import sys
 import tempfile
 import uuid
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,14 +173,13 @@ class _Attempts:
     """An actor that counts the starts of a group, and keeps an error that no restart can mend."""
 
     def __init__(self) -> None:
-        self._started = 0
+        self._starts: Counter[int] = Counter()
         self._error: Exception | None = None
 
     def start(self, rank: int) -> tuple[int, Exception | None]:
-        """(starts before this one, the final error if there was one)."""
-        before = self._started
-        self._started += rank == 0
-        return before, self._error
+        """(starts of this rank before, the final error if there was one)."""
+        self._starts[rank] += 1
+        return self._starts[rank] - 1, self._error
 
     def give_up(self, error: Exception) -> None:
         self._error = self._error or error
@@ -222,6 +222,10 @@ class _Loop:
         # DeepSpeed looks for the tools that build its operators beside the interpreter's programs.
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         torch.set_num_threads(max(1, int(self._workers.cpus)))
+        if self._workers.gpus:
+            from ray.train.torch import get_device
+
+            torch.cuda.set_device(get_device())
         _quiet_libraries()
         self._loop(job)
 

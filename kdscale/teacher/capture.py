@@ -102,34 +102,42 @@ class _Runner:
         self._vocab_size = vocab_size
         self._encoder = encoder
         self._size = spec.config.cache.capture.micro_batch_rows
+        self._rows_before = self._rows_done = 0  # in earlier attempts, in this one
 
     def run(self, missing: list[int], tracker: Tracker | None) -> None:
         """Capture the `missing` units of all ranks."""
         world = self._worker.world_size
-        done_before = len(self._spec.plan.units) - len(missing)
-        tokens, started, in_forward = 0, time.perf_counter(), 0.0
+        done = len(self._spec.plan.units) - len(missing)
+        self._rows_before = self._spec.plan.rows - sum(map(self._rows_of, missing))
+        started, in_forward = time.perf_counter(), 0.0
+        self._report(0)
         with self._encoder:
             for first in range(0, len(missing), world):
                 round_units = missing[first : first + world]
                 mine = self._worker.rank
                 unit = round_units[mine] if mine < len(round_units) else None
                 in_forward += self._run_round(unit, round_units)
-                done = done_before + first + len(round_units)
-                tokens += sum(self._rows_of(u) for u in round_units) * self._table_length
+                self._rows_done += sum(map(self._rows_of, round_units))
+                done += len(round_units)
                 if tracker is not None:
                     seconds = time.perf_counter() - started
+                    tokens = self._rows_done * self._spec.config.data.row_length
                     metrics = {
                         "tokens_per_second": tokens / seconds,
                         "outside_forward_share": 1 - in_forward / seconds,
                     }
                     tracker.log(done, tokens, metrics)
-                    self._worker.report(
-                        done, len(self._spec.plan.units), tokens=tokens, note="units"
-                    )
 
-    @property
-    def _table_length(self) -> int:
-        return self._spec.config.data.row_length
+    def _report(self, rows_of_round: int) -> None:
+        """Tell the driver how many rows all ranks have run, counting equal progress for each."""
+        if self._worker.rank == 0:
+            rows = self._rows_done + rows_of_round
+            self._worker.report(
+                self._rows_before + rows,
+                self._spec.plan.rows,
+                tokens=rows * self._spec.config.data.row_length,
+                note="rows",
+            )
 
     def _rows_of(self, unit: int) -> int:
         return len(self._spec.plan.units[unit])
@@ -152,6 +160,7 @@ class _Runner:
             with torch.no_grad():
                 logits = compute_logits(self._model, ids, segments, self._vocab_size)
             seconds += time.perf_counter() - before
+            self._report(sum(min(self._rows_of(u), (index + 1) * self._size) for u in round_units))
             if unit is not None and batch is not dummy:
                 assert rows is not None
                 last = part[-1] == len(rows) - 1

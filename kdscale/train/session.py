@@ -99,6 +99,7 @@ def run_session(
         check_isolation(backend.model, prepared.vocab_size, worker.device)
     where = f"resumed at step {start.step}" if start.step else "started"
     worker.say(f"{session.name}: {parameters:,} parameters, {where} of {training.steps} steps")
+    worker.report(start.step, training.steps, tokens=start.tokens, note=session.name)
     tracker = _open_tracker(session, worker, start) if worker.rank == 0 else None
     train(
         backend=backend,

@@ -1,0 +1,46 @@
+"""Rates and times left, at the start, after a resume, and for the next piece of work."""
+
+import pytest
+
+from kdscale import progress
+from kdscale.progress import Board, Snapshot
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "time", lambda: now[0])
+    return now
+
+
+def test_rate_and_time_left_count_from_where_the_attempt_started(clock: list[float]) -> None:
+    board = Board()
+    board.update(40, 100, 4_000, "teacher")  # resumed at step 40
+    assert str(board.take()[0]) == "40/100, teacher"
+    clock[0] += 10
+    board.update(60, 100, 6_000, "teacher")
+    snapshot, _ = board.take()
+    assert snapshot.rate() == pytest.approx(200)
+    assert snapshot.seconds_left() == pytest.approx(20)
+    assert str(snapshot) == "60/100, 200 tokens/s, 20 s left, teacher"
+
+
+def test_a_restart_and_other_work_start_the_clock_again(clock: list[float]) -> None:
+    board = Board()
+    board.update(0, 100, 0, "student")
+    clock[0] += 10
+    board.update(50, 100, 500, "student")
+    board.update(30, 100, 300, "student")  # back to the checkpoint
+    clock[0] += 5
+    board.update(40, 100, 400, "student")
+    assert board.take()[0].rate() == pytest.approx(20)
+    board.update(60, 100, 0, "control")
+    assert board.take()[0].seconds_left() is None
+
+
+def test_lines_are_taken_once(clock: list[float]) -> None:
+    board = Board()
+    board.say("one")
+    board.say("two")
+    assert board.take() == (Snapshot(), ["one", "two"])
+    assert board.take() == (Snapshot(), [])

@@ -1,0 +1,57 @@
+"""Fingerprints: what names an artefact, and what only says how to compute it."""
+
+from pathlib import Path
+
+import pytest
+
+from kdscale.config import RunConfig
+from kdscale.errors import KdscaleError
+from kdscale.run import Run
+from tests.runs import tiny_config, write_corpus
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path / "corpus", ["abc", "bisect"])
+
+
+def run(corpus: Path, **changes: object) -> Run:
+    tree = tiny_config(corpus, str(corpus.parent / "output"), data__evaluate={}, **changes)
+    return Run(RunConfig.model_validate(tree))
+
+
+def test_rows_are_named_by_their_config_and_their_source(corpus: Path) -> None:
+    first = run(corpus).prepare_fingerprint
+    assert run(corpus, seed=9, cache__rows=32).prepare_fingerprint == first
+    assert run(corpus, data__row_length=32).prepare_fingerprint != first
+    (corpus / "bisect.py").write_text("# another text, long enough to be kept by the cleaning\n")
+    assert run(corpus).prepare_fingerprint != first
+
+
+def test_a_teacher_is_named_by_its_recipe_not_by_its_workers(corpus: Path) -> None:
+    first = run(corpus).teacher_fingerprint
+    same = run(
+        corpus,
+        teacher__workers={"count": 5},
+        teacher__training__micro_batch_rows=2,
+        teacher__training__zero={"stage": 3},
+        teacher__training__checkpoint_every=7,
+    )
+    assert same.teacher_fingerprint == first
+    assert run(corpus, teacher__training__steps=7).teacher_fingerprint != first
+    assert run(corpus, seed=9).teacher_fingerprint != first
+
+
+def test_a_missing_corpus_or_teacher_is_found_before_anything_runs(corpus: Path) -> None:
+    with pytest.raises(KdscaleError, match="nowhere"):
+        _ = run(corpus.parent / "nowhere").prepare_fingerprint
+    lost = run(corpus, teacher={"load": "./lost"}, data__tokenizer={"kind": "teacher"})
+    with pytest.raises(KdscaleError, match=r"folder './lost' does not exist"):
+        _ = lost.prepare_fingerprint
+
+
+def test_stages_that_did_not_run_are_named(corpus: Path) -> None:
+    with pytest.raises(KdscaleError, match="teacher of this config is not complete"):
+        run(corpus).teacher()
+    with pytest.raises(KdscaleError, match="no prepared data"):
+        _ = run(corpus).cache_identity
