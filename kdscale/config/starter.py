@@ -31,6 +31,7 @@ _QUICKSTART: dict[str, Any] = {
                 "num_hidden_layers": 4,
                 "num_attention_heads": 4,
                 "num_key_value_heads": 4,
+                "tie_word_embeddings": True,
             },
         },
         "training": {
@@ -57,6 +58,7 @@ _QUICKSTART: dict[str, Any] = {
                     "num_hidden_layers": 2,
                     "num_attention_heads": 4,
                     "num_key_value_heads": 4,
+                    "tie_word_embeddings": True,
                 },
             },
         },
