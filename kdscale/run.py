@@ -54,11 +54,26 @@ class Run:
 
     @cached_property
     def prepare_fingerprint(self) -> str:
-        """Of the rows. Raises KdscaleError where the corpus is missing."""
-        config = self.config
+        """Of all rows. Raises KdscaleError where a corpus is missing."""
+        return fingerprint("prepare", self._data, self._tokenizer_source)
+
+    @property
+    def rows_fingerprint(self) -> str:
+        """Of the training rows alone: other evaluation sets leave teacher and cache as they are."""
+        evaluation = {"evaluate", "evaluation_rows"}
+        config = {k: v for k, v in self._data["config"].items() if k not in evaluation}
+        train = self._data["sources"]["train"]
+        return fingerprint("rows", self._data["format"], config, train, self._tokenizer_source)
+
+    @cached_property
+    def _data(self) -> dict[str, Any]:
+        return data_identity(self.config.data)
+
+    @property
+    def _tokenizer_source(self) -> dict[str, Any] | None:
         # A tokenizer trained here follows from the data; the teacher's own does not.
-        teacher = self._teacher_source if config.data.tokenizer.kind == "teacher" else None
-        return fingerprint("prepare", data_identity(config.data), teacher)
+        own = self.config.data.tokenizer.kind == "teacher"
+        return self._teacher_source if own else None
 
     @property
     def prepared_store(self) -> Store:
@@ -76,7 +91,7 @@ class Run:
         teacher = self.config.teacher
         if teacher.load is not None:
             return fingerprint("teacher", self._teacher_source)
-        return fingerprint("teacher", _recipe(teacher), self.prepare_fingerprint, self.config.seed)
+        return fingerprint("teacher", _recipe(teacher), self.rows_fingerprint, self.config.seed)
 
     @cached_property
     def _teacher_source(self) -> dict[str, Any]:
@@ -98,7 +113,7 @@ class Run:
             "teacher": self.teacher().digest,
             "tokenizer": prepared.manifest["tokenizer"]["sha256"],
             "vocab_size": prepared.vocab_size,
-            "data": self.prepare_fingerprint,
+            "data": self.rows_fingerprint,
             "row_length": self.config.data.row_length,
             "codec": make_codec(cache.codec, prepared.vocab_size).describe(),
             "temperature": cache.temperature,

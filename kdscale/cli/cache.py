@@ -1,6 +1,7 @@
 """`kdscale cache inspect | verify | repair`: what a cache holds, and whether it is sound."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,7 +34,7 @@ def inspect(
     store = find_cache(uri)
     facts = facts_of(store)
     if sample:
-        facts["sample"] = _sample(store, facts["identity"]["data"], sample)
+        facts["sample"] = _sample(store, facts["identity"]["tokenizer"], sample)
     typer.echo(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True), nl=False)
 
 
@@ -89,22 +90,34 @@ def find_cache(uri: str) -> "Store":
     )
 
 
-def _sample(store: "Store", data: str, count: int) -> list[dict[str, Any]]:
-    """Positions of the cache as text, by the tokenizer of the prepared rows `data` beside it."""
+def _sample(store: "Store", digest: str, count: int) -> list[dict[str, Any]]:
+    """Positions of the cache as text, by the tokenizer with that `digest` in the same output."""
     from transformers import AutoTokenizer
 
     from kdscale.cache.maintenance import sample
     from kdscale.cache.reader import CacheReader
-    from kdscale.data.prepared import open_prepared
     from kdscale.store import open_store
 
     output = open_store(store.url.rpartition("/cache/")[0])
-    folder = open_prepared(output.child(f"prepared/{data}")).tokenizer_folder()
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    tokenizer = AutoTokenizer.from_pretrained(str(_tokenizer_folder(output, digest)))
     return [
         {**position, "targets": [f"{p:.4f} {text!r}" for text, p in position["targets"]]}
         for position in sample(CacheReader(store), tokenizer.decode, count)
     ]
+
+
+def _tokenizer_folder(output: "Store", digest: str) -> Path:
+    from kdscale.data.prepared import open_prepared
+
+    for key in output.list("prepared/"):
+        if key.endswith("/manifest.json"):
+            prepared = open_prepared(output.child(key.removesuffix("/manifest.json")))
+            if prepared.manifest["tokenizer"]["sha256"] == digest:
+                return prepared.tokenizer_folder()
+    raise KdscaleError(
+        f"{output} holds no prepared data with the cache's tokenizer.",
+        "Leave --sample out, or run this where the cache's rows were prepared.",
+    )
 
 
 def _is_cache(store: "Store") -> bool:

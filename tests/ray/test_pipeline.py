@@ -137,6 +137,9 @@ def test_cache_is_whole_and_verifies(finished_run: FinishedRun) -> None:
     assert code == 0, text
     assert "640" in text
     assert "varopt" in text
+    code, text = run_kdscale("cache", "inspect", str(finished_run.output), "--sample", "2")
+    assert code == 0, text
+    assert text.count("context:") == 2
 
 
 def test_everything_a_run_promises_is_there(finished_run: FinishedRun) -> None:

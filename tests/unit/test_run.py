@@ -28,6 +28,17 @@ def test_rows_are_named_by_their_config_and_their_source(corpus: Path) -> None:
     assert run(corpus).prepare_fingerprint != first
 
 
+def test_other_evaluation_sets_leave_the_teacher_as_it_is(corpus: Path, tmp_path: Path) -> None:
+    other = write_corpus(tmp_path / "other", ["queue"])
+    first = run(corpus)
+    tree = tiny_config(corpus, str(tmp_path / "output"), data__evaluation_rows=7)
+    tree["data"]["evaluate"] = {"more": {"kind": "text", "path": str(other)}}
+    second = Run(RunConfig.model_validate(tree))
+    assert second.prepare_fingerprint != first.prepare_fingerprint
+    assert second.teacher_fingerprint == first.teacher_fingerprint
+    assert run(corpus, data__row_length=32).teacher_fingerprint != first.teacher_fingerprint
+
+
 def test_a_teacher_is_named_by_its_recipe_not_by_its_workers(corpus: Path) -> None:
     first = run(corpus).teacher_fingerprint
     same = run(
