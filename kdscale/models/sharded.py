@@ -43,6 +43,7 @@ def partitioned_construction(config: dict[str, Any]) -> Iterator[None]:
     if config["zero_optimization"]["stage"] != 3:
         yield
         return
+    _deepspeed()
     alive = HfDeepSpeedConfig(config)
     try:
         yield
@@ -72,12 +73,9 @@ def initialize_engine(
     parameter_groups: list[dict[str, Any]] | None = None,
 ) -> Any:
     """The DeepSpeed engine around `model`; with `parameter_groups` it has an optimiser."""
-    import deepspeed
-
-    # On a CPU DeepSpeed would compile a shared-memory all-reduce for inference, a minute on every
-    # new machine. Neither ZeRO nor we call it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=parameter_groups, config=config)
+    engine, *_ = _deepspeed().initialize(
+        model=model, model_parameters=parameter_groups, config=config
+    )
     return engine
 
 
@@ -94,3 +92,15 @@ def parameters_held(model: torch.nn.Module) -> tuple[int, int]:
             held += parameter.numel()
             total += parameter.numel()
     return held, total
+
+
+def _deepspeed() -> Any:
+    """The module, with the one operator switched off that it would compile at its first collective.
+
+    That is a shared-memory all-reduce for inference on CPUs, a minute on every new machine. Neither
+    ZeRO nor we call it.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
