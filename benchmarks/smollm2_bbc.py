@@ -8,7 +8,6 @@ keeps nothing. The last line is one JSON object.
 """
 
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -43,8 +42,9 @@ def main(quick: bool = typer.Option(False, help="A few steps, to see that it wor
     output = ROOT / "runs" / ("smollm2-bbc-quick" if quick else "smollm2-bbc")
     results = json.loads((output / "results.json").read_text())
     if not quick:
+        kept = {**results, "output": str(output.relative_to(ROOT))}
         KEPT.parent.mkdir(exist_ok=True)
-        shutil.copy(output / "results.json", KEPT)
+        KEPT.write_text(json.dumps(kept, indent=1) + "\n")
     print(json.dumps(figures(results, time.perf_counter() - started)))
 
 
