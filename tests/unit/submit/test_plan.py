@@ -89,14 +89,14 @@ def test_malformed_id(bad: str) -> None:
 
 
 def test_relative_paths_become_absolute(tmp_path: Path) -> None:
-    (tmp_path / "work" / "sets" / "mine").mkdir(parents=True)
-    plan = plan_job(config(), folder=tmp_path / "work")
+    (tmp_path / "somewhere" / "sets" / "mine").mkdir(parents=True)
+    plan = plan_job(config(), folder=tmp_path / "somewhere")
     made = parse_config(plan.config_text)
-    assert made.output == f"{tmp_path}/work/runs/demo"
+    assert made.output == f"{tmp_path}/somewhere/runs/demo"
     assert made.cache.reuse == f"{tmp_path}/other/cache/0123"
-    assert made.data.train.path == f"{tmp_path}/work/corpus/*.txt"
+    assert made.data.train.path == f"{tmp_path}/somewhere/corpus/*.txt"
     # A folder of that name is there, so it is no name on the hub.
-    assert made.data.evaluate["mine"].path == f"{tmp_path}/work/sets/mine"
+    assert made.data.evaluate["mine"].path == f"{tmp_path}/somewhere/sets/mine"
     named = [note.split()[0] for note in plan.notes]
     assert named == ["output", "cache.reuse", "data.train.path", "data.evaluate.mine.path"]
     assert all("storage that all nodes share" in note for note in plan.notes)
