@@ -9,6 +9,15 @@ from tests.runs import FinishedRun, run_kdscale, tiny_config, write_config, writ
 from tests.s3 import S3Server
 
 
+@pytest.fixture(autouse=True)
+def environment_left_alone() -> Iterator[None]:
+    """What a test, or the code it runs, sets in the environment ends with the test."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """One S3 server for all tests. A test that stops it starts it again."""

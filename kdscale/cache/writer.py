@@ -49,8 +49,8 @@ class UnitWriter:
         index = encode_index(stats)
         index_digest = object_digest(index)
         key, its_index = object_key(unit, encoded.digest), index_key(unit, index_digest)
-        self._put(key, encoded.data)
-        self._put(its_index, index)
+        self._put(unit, key, encoded.data)
+        self._put(unit, its_index, index)
         commit = Commit(
             unit=unit,
             object=key,
@@ -70,10 +70,16 @@ class UnitWriter:
         self._discard(commit)
         return False
 
-    def _put(self, key: str, data: bytes) -> None:
+    def _put(self, unit: int, key: str, data: bytes) -> None:
         """Put an object and look that all of it arrived: some stores lose the end of large ones."""
         self._store.put(key, data)
-        if (size := self._store.size(key)) != len(data):
+        try:
+            size = self._store.size(key)
+        except FileNotFoundError:
+            size = 0
+        # An attempt with the same content, hence the same key, takes the object away when it has
+        # lost. Then this one has lost too, and finds that out at the commit.
+        if size != len(data) and not self._store.exists(commit_key(unit)):
             raise KdscaleError(
                 f"{self._store}/{key} holds {size} bytes after a write of {len(data)}.",
                 "Check the store's limits on the size of an object; lower cache.rows_per_unit.",

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from kdscale.cache.writer import UnitWriter, committed_units
 from kdscale.config import fingerprint
 from kdscale.errors import KdscaleError
 from kdscale.store.local import LocalStore
-from tests.unit.cache.planted import Plant, assert_same_rows
+from tests.unit.cache.planted import Plant, Planted, assert_same_rows
 
 # Store calls of one commit: put object, look at its size, the same for the index, commit.
 CALLS_OF_A_COMMIT = 5
@@ -130,26 +131,49 @@ def test_second_attempt_with_other_content_leaves_nothing(plant: Plant) -> None:
     assert planted.store.list() == before
 
 
+def race(planted: Planted, number: int) -> list[bool]:
+    """What eight simultaneous attempts at one unit are told."""
+    unit, rows, payload, stats = planted.unit(number)
+    barrier = threading.Barrier(8)
+
+    def work(change: int) -> bool:
+        barrier.wait()
+        # Half of them differ, as a GPU's rounding would make them.
+        return planted.writer.commit(unit, rows, payload ^ np.uint8(change % 4), stats)
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(work, range(8)))
+
+
 def test_of_simultaneous_workers_exactly_one_commits(plant: Plant) -> None:
     planted = plant()
     planted.agree()
-    unit, rows, payload, stats = planted.unit(1)
-    wins, barrier = [], threading.Barrier(8)
+    for number in range(len(planted.plan.units)):
+        assert sorted(race(planted, number)) == [False] * 7 + [True]
+    commits = [read_record(Commit, planted.store, key) for key in planted.store.list("commits/")]
+    assert planted.store.list("data/") == [commit.object for commit in commits]
+    assert planted.store.list("index/") == [commit.index for commit in commits]
 
-    def work(change: int) -> None:
-        barrier.wait()
-        # Half of them differ, as a GPU's rounding would make them.
-        wins.append(planted.writer.commit(unit, rows, payload ^ np.uint8(change % 4), stats))
 
-    threads = [threading.Thread(target=work, args=(change,)) for change in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(wins) == [False] * 7 + [True]
-    commit = read_record(Commit, planted.store, "commits/000001.json")
-    assert planted.store.list("data/") == [commit.object]
-    assert planted.store.list("index/") == [commit.index]
+def test_an_attempt_whose_twin_has_lost_and_cleaned_up_loses_too(plant: Plant) -> None:
+    """Same content, same key: the twin deletes it between this attempt's write and its look."""
+    planted = plant()
+    planted.agree()
+    unit, rows, payload, stats = planted.unit(0)
+    assert planted.writer.commit(unit, rows, payload, stats)
+    before = planted.store.list()
+
+    class Cleaned(LocalStore):
+        def size(self, key: str) -> int:
+            if key.startswith("data/"):
+                self.delete(key)
+            return super().size(key)
+
+    writer = UnitWriter(Cleaned(planted.store.url), planted.identity, rows_per_block=4)
+    assert not writer.commit(unit, rows, payload ^ np.uint8(1), stats)
+    assert planted.store.list() == before
+    with pytest.raises(KdscaleError, match="holds 0 bytes after a write"):
+        writer.commit(*planted.unit(1))
 
 
 @pytest.mark.fault
