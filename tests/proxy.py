@@ -3,8 +3,13 @@
 import re
 import socket
 import threading
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Literal, Self
+
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 
 # lose_answer: the request is served, and the connection cut before its answer.
 # drop:        the connection is cut before the request is passed on.
@@ -24,15 +29,16 @@ _SLOW_DOWN = b"HTTP/1.1 503 Slow Down\r\nContent-Length: %d\r\nConnection: close
 class FaultProxy:
     """Listens on `endpoint`, passes on to `upstream` ("host:port"), one request a connection.
 
-    `faults` are used up in order, one by each request whose method is `method`; after that all is
-    passed on as it is. `requests` lists the methods seen. A context manager.
+    `faults` are used up in order, one by each request whose method is `method`; None is no fault,
+    and after the last all is passed on as it is. `requests` lists the methods seen. A context
+    manager.
     """
 
-    def __init__(self, upstream: str, method: str, faults: list[Fault]) -> None:
+    def __init__(self, upstream: str, method: str, faults: Sequence[Fault | None]) -> None:
         host, port = upstream.rsplit(":", 1)
         self.upstream = (host, int(port))
         self.method = method
-        self.faults = list(faults)
+        self.faults: list[Fault | None] = list(faults)
         self.requests: list[str] = []
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -75,7 +81,8 @@ class FaultProxy:
             if fault == "slow_down":
                 client.sendall(_SLOW_DOWN)
                 return
-            answer_head, answer_body = self._ask(_one_request(head) + body, method)
+            request = _one_request(self._changed(head, body)) + body
+            answer_head, answer_body = self._ask(request, method)
             if fault == "lose_answer":
                 return
             if fault == "half_body":
@@ -87,6 +94,10 @@ class FaultProxy:
             self.requests.append(method)
             return self.faults.pop(0) if self.faults and method == self.method else None
 
+    def _changed(self, head: bytes, body: bytes) -> bytes:
+        """The head to pass on."""
+        return head
+
     def _ask(self, request: bytes, method: str) -> tuple[bytes, bytes]:
         """The upstream's answer to one request: its head, and its body up to the end of stream."""
         with socket.create_connection(self.upstream, timeout=30) as server:
@@ -97,6 +108,35 @@ class FaultProxy:
             while chunk := server.recv(1 << 16):
                 body += chunk
         return head, body
+
+
+class UnconditionalProxy(FaultProxy):
+    """Makes the S3 server one without conditional put: `If-None-Match` never reaches it.
+
+    The client has signed that header with the rest, so the request is signed again, with the
+    server's own credentials (`env` of S3Server).
+    """
+
+    def __init__(self, env: dict[str, str]) -> None:
+        super().__init__(env["AWS_ENDPOINT_URL"].removeprefix("http://"), "PUT", [])
+        keys = Credentials(env["AWS_ACCESS_KEY_ID"], env["AWS_SECRET_ACCESS_KEY"])
+        self._signer = S3SigV4Auth(keys, "s3", env["AWS_REGION"])
+
+    def _changed(self, head: bytes, body: bytes) -> bytes:
+        first, *lines = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
+        headers = {
+            name.lower(): value.strip() for name, _, value in (x.partition(":") for x in lines)
+        }
+        if headers.pop("if-none-match", None) is None:
+            return head
+        # Those that are not the signer's to sign, or that it writes anew.
+        for name in ("authorization", "x-amz-date", "x-amz-content-sha256", "connection", "expect"):
+            headers.pop(name, None)
+        method, path, _ = first.split(" ")
+        request = AWSRequest(method, f"http://{headers['host']}{path}", headers, body)
+        self._signer.add_auth(request)
+        signed = [f"{name}: {value}" for name, value in request.headers.items()]
+        return "\r\n".join([first, *signed, "", ""]).encode("latin-1")
 
 
 def _read_head(connection: socket.socket, data: bytes = b"") -> tuple[bytes, bytes]:

@@ -1,12 +1,28 @@
-"""Objects by key, on a local disk or any store that fsspec reaches. No other room knows fsspec.
+"""Objects by key, on a local disk or any store that obstore or fsspec reaches. No other room knows
+either.
 
-`store` is the contract, `local` and `remote` keep it, `retry` is the one retry policy, `check`
-finds out early whether a store can be used, `folders` moves whole folders, `redact` hides
-credentials.
+`store` is the contract, `local` and `remote` keep it. Below `remote`, `connection` opens a client
+for each process: `native` (obstore, made by `clients`) or `fsspec_backend`; `backend` says what
+they have in common, `aws` where S3 is. `retry` is the one retry policy, `check` finds out early
+whether a store can be used, `probe` whether its conditional put decides between writers,
+`committer` does without one. `folders` moves whole folders, `redact` hides credentials.
 """
 
+from kdscale.store.committer import PutIfAbsent, SingleCommitter
 from kdscale.store.folders import download_folder, upload_folder
 from kdscale.store.open import open_store
-from kdscale.store.store import Store
+from kdscale.store.probe import Verdict, conditional_put, probe
+from kdscale.store.store import Entry, Store
 
-__all__ = ["Store", "download_folder", "open_store", "upload_folder"]
+__all__ = [
+    "Entry",
+    "PutIfAbsent",
+    "SingleCommitter",
+    "Store",
+    "Verdict",
+    "conditional_put",
+    "download_folder",
+    "open_store",
+    "probe",
+    "upload_folder",
+]

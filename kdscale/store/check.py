@@ -4,7 +4,7 @@ import uuid
 from pathlib import Path
 
 from kdscale.errors import KdscaleError
-from kdscale.store.connection import endpoint
+from kdscale.store.aws import endpoint
 from kdscale.store.redact import redact
 from kdscale.store.retry import chain, class_names, http_status, is_transient
 from kdscale.store.store import Store

@@ -2,21 +2,24 @@
 
 An object is written to a temporary file in its own folder, flushed to disk, then renamed (`put`) or
 linked (`put_if_absent`) to its name. Both are atomic in POSIX. The folder is flushed after, so that
-what has returned survives a power cut. A killed writer leaves a temporary file, which `list` hides.
+what has returned survives a power cut. A killed writer leaves a temporary file, which `list` hides
+and `leftovers` shows. A folder goes with its last object, as it would in object storage; a writer
+that finds its new folder gone makes it again.
 """
 
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdscale.store.check import check
-from kdscale.store.store import Store
+from kdscale.store.store import Entry, Store
 
 _TEMPORARY = (".kdscale-", ".tmp")
+_TRIES = 100
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,13 +33,14 @@ class LocalStore(Store):
         return self._file(key).read_bytes()
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
-        assert min(start, length) >= 0, (start, length)
-        with self._file(key).open("rb") as file:
-            file.seek(start)
-            data = file.read(length)
-        if len(data) != length:
-            raise OSError(f"{self}/{key} has {len(data)} bytes from byte {start}, not {length}")
-        return data
+        return self.get_ranges(key, [(start, length)])[0]
+
+    def get_ranges(self, key: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        for start, length in spans:
+            assert min(start, length) >= 0, (start, length)
+        with self._file(key).open("rb", buffering=0) as file:
+            _read_ahead(file.fileno(), spans)
+            return [self._read(file.fileno(), key, *span) for span in spans]
 
     def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
@@ -59,17 +63,27 @@ class LocalStore(Store):
         return self._file(key).stat().st_size
 
     def delete(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
+        path = self._path(key)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
+        for folder in path.parents:
+            if folder == self.local_path():
+                return
+            try:
+                folder.rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError:
+                return  # Something is in it.
+
+    def entries(self, prefix: str = "") -> list[Entry]:
+        return list(filter(None, map(self._entry, self.list(prefix))))
+
+    def leftovers(self) -> list[Entry]:
+        return list(filter(None, map(self._entry, filter(_is_temporary, self._keys()))))
 
     def list(self, prefix: str = "") -> list[str]:
-        folder = self.local_path(prefix.rpartition("/")[0])
-        keys = (
-            Path(parent, name).relative_to(self.url).as_posix()
-            for parent, _, names in os.walk(folder)
-            for name in names
-            if not _is_temporary(name)
-        )
-        return sorted(key for key in keys if key.startswith(prefix))
+        return sorted(key for key in self._keys(prefix) if not _is_temporary(key))
 
     def put_file(self, key: str, path: Path) -> None:
         target = self._path(key)
@@ -82,6 +96,35 @@ class LocalStore(Store):
 
     def check(self) -> None:
         check(self)
+
+    def _keys(self, prefix: str = "") -> Iterator[str]:
+        """Keys of all files, temporary ones too."""
+        for parent, _, names in os.walk(self.local_path(prefix.rpartition("/")[0])):
+            inside = Path(parent).relative_to(self.url)
+            for name in names:
+                key = (inside / name).as_posix()
+                if key.startswith(prefix):
+                    yield key
+
+    def _entry(self, key: str) -> Entry | None:
+        """None where the file has gone since it was listed."""
+        try:
+            found = self._path(key).stat()
+        except FileNotFoundError:
+            return None
+        return Entry(key, found.st_size, found.st_mtime)
+
+    def _read(self, descriptor: int, key: str, start: int, length: int) -> bytes:
+        """One span of an open file; the kernel hands out at most 2 GiB at a time."""
+        pieces = []
+        position, end = start, start + length
+        while position < end and (piece := os.pread(descriptor, end - position, position)):
+            pieces.append(piece)
+            position += len(piece)
+        if position != end:
+            found = position - start
+            raise OSError(f"{self}/{key} has {found} bytes from byte {start}, not {length}")
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _path(self, key: str) -> Path:
         return Path(self._join(key))
@@ -96,14 +139,24 @@ class LocalStore(Store):
 
 @contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
-    """A name for a temporary file in the folder of `path`, which is made. It is removed after."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A new temporary file in the folder of `path`, which is made. It is removed after."""
     prefix, suffix = _TEMPORARY
     temporary = path.parent / f"{prefix}{uuid.uuid4().hex}{suffix}"
+    _make(temporary)
     try:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _make(path: Path) -> None:
+    """An empty file and its folders, however often another process removes them as empty."""
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError, FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(exist_ok=False)
+            return
+    raise NotADirectoryError(f"{path.parent} cannot be made, or is removed again and again")
 
 
 @contextmanager
@@ -113,7 +166,7 @@ def _written(path: Path, data: bytes) -> Iterator[Path]:
         temporary.write_bytes(data)
         _flush(temporary)
         yield temporary
-        _flush(path.parent)
+        _flush_folder(path)
 
 
 @contextmanager
@@ -123,7 +176,13 @@ def _copied(source: Path, target: Path) -> Iterator[Path]:
         shutil.copyfile(source, temporary)
         _flush(temporary)
         yield temporary
-        _flush(target.parent)
+        _flush_folder(target)
+
+
+def _flush_folder(path: Path) -> None:
+    """Flush the folder of `path`. It may be gone: another process deleted the object already."""
+    with suppress(FileNotFoundError):
+        _flush(path.parent)
 
 
 def _flush(path: Path) -> None:
@@ -135,6 +194,14 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _is_temporary(name: str) -> bool:
+def _read_ahead(descriptor: int, spans: Sequence[tuple[int, int]]) -> None:
+    """Tell the kernel of all spans, so that it fetches them from the disk side by side."""
+    if len(spans) > 1 and hasattr(os, "posix_fadvise"):
+        for start, length in spans:
+            os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_WILLNEED)
+
+
+def _is_temporary(key: str) -> bool:
     prefix, suffix = _TEMPORARY
+    name = key.rpartition("/")[2]
     return name.startswith(prefix) and name.endswith(suffix)

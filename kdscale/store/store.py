@@ -6,11 +6,21 @@ between writers.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 from kdscale.store.redact import redact
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An object as a listing shows it: size in bytes, last write in seconds since the epoch."""
+
+    key: str
+    size: int
+    modified: float
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,6 +48,11 @@ class Store(ABC):
         assert {"", ".", ".."}.isdisjoint(key.split("/")), f"not a key: {key!r}"
         return f"{self.url}/{key}"
 
+    @property
+    def claims_conditional_put(self) -> bool:
+        """Whether the protocol has one; whether it works, `probe` finds out."""
+        return True
+
     @abstractmethod
     def local_path(self, key: str = "") -> Path | None:
         """The path of `key` (of the store itself for ""), or None where the store is not local."""
@@ -49,6 +64,10 @@ class Store(ABC):
     @abstractmethod
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Exactly `length` bytes from byte `start`; OSError where the object does not have them."""
+
+    @abstractmethod
+    def get_ranges(self, key: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        """`get_range` of each (start, length), in order, fetched side by side."""
 
     @abstractmethod
     def put(self, key: str, data: bytes) -> None:
@@ -73,6 +92,17 @@ class Store(ABC):
     @abstractmethod
     def delete(self, key: str) -> None:
         """Remove the object; a key that holds nothing is fine."""
+
+    @abstractmethod
+    def entries(self, prefix: str = "") -> list[Entry]:
+        """Like `list`, with size and age. A store that tells no ages says that all is fresh."""
+
+    def leftovers(self) -> list[Entry]:
+        """What killed writers left and no listing shows; `delete` takes their keys.
+
+        A writer at work has such an object too, so only old ones may go. Remote stores have none.
+        """
+        return []
 
     @abstractmethod
     def list(self, prefix: str = "") -> list[str]:

@@ -23,6 +23,14 @@ from tests.proxy import Fault, FaultProxy
 from tests.s3 import S3Server, free_ports
 
 
+@pytest.fixture(params=["fsspec", "native"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which client the stores of the test open."""
+    monkeypatch.setenv("KDSCALE_STORE", request.param)
+    name: str = request.param
+    return name
+
+
 @contextmanager
 def store_behind(
     server: S3Server, monkeypatch: pytest.MonkeyPatch, method: str, faults: list[Fault]
@@ -35,6 +43,7 @@ def store_behind(
 
 
 @pytest.mark.s3
+@pytest.mark.usefixtures("backend")
 def test_a_lost_answer_to_my_own_commit_is_a_success(
     s3_env: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -45,6 +54,7 @@ def test_a_lost_answer_to_my_own_commit_is_a_success(
 
 
 @pytest.mark.s3
+@pytest.mark.usefixtures("backend")
 def test_a_lost_answer_does_not_hide_another_writer(
     s3_env: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,6 +67,7 @@ def test_a_lost_answer_does_not_hide_another_writer(
 
 
 @pytest.mark.s3
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("fault", ["lose_answer", "drop", "slow_down"])
 def test_a_put_survives_what_passes(
     s3_env: S3Server, monkeypatch: pytest.MonkeyPatch, fault: Fault
@@ -69,6 +80,7 @@ def test_a_put_survives_what_passes(
 
 
 @pytest.mark.s3
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("fault", ["half_body", "drop", "slow_down"])
 def test_a_read_survives_what_passes(
     s3_env: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: Fault
@@ -80,6 +92,9 @@ def test_a_read_survives_what_passes(
         assert proxy.requests == ["PUT", "GET", "GET", "GET", "GET"]
         proxy.faults += [fault, fault]
         assert store.get_range("object", 1000, 200_000) == data[1000:201_000]
+        proxy.faults += [fault, fault]
+        spans = [(0, 100), (100_000, 100_000), (299_000, 1000)]
+        assert store.get_ranges("object", spans) == [data[a : a + n] for a, n in spans]
         proxy.faults += [fault]
         store.get_file("object", tmp_path / "file")
         assert (tmp_path / "file").read_bytes() == data
@@ -87,6 +102,7 @@ def test_a_read_survives_what_passes(
 
 
 @pytest.mark.s3
+@pytest.mark.usefixtures("backend")
 def test_an_outage_is_waited_out(s3_server: S3Server, s3_env: S3Server) -> None:
     store = open_store(f"{s3_server.url}/{uuid.uuid4().hex}")
     assert isinstance(store, RemoteStore)
@@ -118,6 +134,7 @@ def problem_of(url: str) -> KdscaleError:
 
 
 @pytest.mark.s3
+@pytest.mark.usefixtures("backend")
 def test_check_names_a_missing_bucket(s3_env: S3Server) -> None:
     error = problem_of("s3://no-such-bucket/runs")
     assert "s3://no-such-bucket/runs" in error.problem
@@ -126,6 +143,7 @@ def test_check_names_a_missing_bucket(s3_env: S3Server) -> None:
 
 
 @pytest.mark.s3
+@pytest.mark.usefixtures("backend")
 def test_check_names_wrong_credentials_without_showing_them(
     s3_env: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +155,7 @@ def test_check_names_wrong_credentials_without_showing_them(
 
 
 @pytest.mark.s3
+@pytest.mark.usefixtures("backend")
 def test_check_names_missing_credentials(
     s3_env: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -157,6 +176,7 @@ def use_endpoint(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     monkeypatch.setenv("AWS_REGION", "us-east-1")
 
 
+@pytest.mark.usefixtures("backend")
 def test_check_names_a_refused_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     (port,) = free_ports(1)
     use_endpoint(monkeypatch, f"http://user:hunter2@127.0.0.1:{port}")
@@ -166,6 +186,7 @@ def test_check_names_a_refused_connection(monkeypatch: pytest.MonkeyPatch) -> No
     assert "hunter2" not in str(error)
 
 
+@pytest.mark.usefixtures("backend")
 def test_a_silent_endpoint_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         use_endpoint(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
@@ -177,7 +198,8 @@ def test_a_silent_endpoint_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 WITHOUT_S3FS = """
-import sys
+import os, sys
+os.environ["KDSCALE_STORE"] = "fsspec"
 sys.modules["s3fs"] = None  # What the import of a missing package meets.
 from kdscale.store import open_store
 open_store("s3://bucket").check()

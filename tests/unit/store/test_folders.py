@@ -9,10 +9,18 @@ import pytest
 from kdscale.store import Store, download_folder, open_store, upload_folder
 
 
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+@pytest.fixture(
+    params=[
+        "local",
+        pytest.param("fsspec", marks=pytest.mark.s3),
+        pytest.param("native", marks=pytest.mark.s3),
+    ]
+)
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A folder, and a real S3 server through either client."""
     if request.param == "local":
         return open_store(str(tmp_path / "store"))
+    monkeypatch.setenv("KDSCALE_STORE", request.param)
     server = request.getfixturevalue("s3_env")
     return open_store(f"{server.url}/{uuid.uuid4().hex}")
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +17,18 @@ from kdscale.errors import KdscaleError
 from kdscale.store import Store, open_store
 
 
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+@pytest.fixture(
+    params=[
+        "local",
+        pytest.param("fsspec", marks=pytest.mark.s3),
+        pytest.param("native", marks=pytest.mark.s3),
+    ]
+)
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A folder, and a real S3 server through either client."""
     if request.param == "local":
         return open_store(str(tmp_path / "store"))
+    monkeypatch.setenv("KDSCALE_STORE", request.param)
     server = request.getfixturevalue("s3_env")
     return open_store(f"{server.url}/{uuid.uuid4().hex}")
 
@@ -51,6 +60,51 @@ def test_get_range_is_exact(store: Store) -> None:
     for start, length in ((90, 11), (100, 1), (500, 1)):
         with pytest.raises(OSError, match="object"):
             store.get_range("object", start, length)
+
+
+def test_get_ranges_are_exact_and_in_order(store: Store) -> None:
+    data = os.urandom(3_000_000)
+    store.put("object", data)
+    spans = [(2_000_000, 999_999), (0, 10), (5, 0), (5, 10), (0, 3_000_000)] + [
+        (start, 7) for start in range(0, 100, 3)
+    ]
+    wanted = [data[start : start + length] for start, length in spans]
+    got = store.get_ranges("object", spans)
+    assert got == wanted
+    assert {type(piece) for piece in got} == {bytes}
+    assert store.get_ranges("object", []) == []
+    with pytest.raises(OSError, match="object"):
+        store.get_ranges("object", [(0, 10), (2_999_999, 2)])
+    with pytest.raises(FileNotFoundError, match="missing"):
+        store.get_ranges("missing", [(0, 1), (1, 1)])
+    with pytest.raises(AssertionError):
+        store.get_ranges("object", [(0, 1), (-1, 1)])
+
+
+def test_entries_tell_size_and_age(store: Store) -> None:
+    assert store.entries() == []
+    before = time.time()
+    for key, size in (("b/2", 2), ("a", 0), ("b/c/3", 3)):
+        store.put(key, b"x" * size)
+    after = time.time()
+    entries = store.entries()
+    assert [(entry.key, entry.size) for entry in entries] == [("a", 0), ("b/2", 2), ("b/c/3", 3)]
+    # S3 tells whole seconds.
+    assert all(before - 1 <= entry.modified <= after + 1 for entry in entries)
+    assert [entry.key for entry in store.entries("b/")] == ["b/2", "b/c/3"]
+    assert [entry.key for entry in store.child("b").entries("c")] == ["c/3"]
+    assert store.leftovers() == []
+
+
+@pytest.mark.parametrize("key", ["a b", "per%20cent", "plus+", "q?x=1#y", "ü", "t~*'()!=&@:,;$"])
+def test_keys_are_taken_as_they_are(store: Store, key: str) -> None:
+    store.put(f"folder/{key}", key.encode())
+    assert store.get(f"folder/{key}") == key.encode()
+    assert store.get_range(f"folder/{key}", 0, 1) == key.encode()[:1]
+    assert store.put_if_absent(f"folder/{key}", b"another") is False
+    assert store.list("folder/") == [f"folder/{key}"]
+    store.delete(f"folder/{key}")
+    assert store.list() == []
 
 
 def test_list_is_by_prefix_sorted_and_fresh(store: Store) -> None:
@@ -191,7 +245,7 @@ def test_urls_that_name_no_store(url: str, problem: str) -> None:
 @pytest.mark.parametrize("conditional", [True, False])
 def test_other_protocols_of_fsspec(conditional: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not conditional:
-        monkeypatch.setattr("kdscale.store.remote._CONDITIONAL", set())
+        monkeypatch.setattr("kdscale.store.fsspec_backend._CONDITIONAL", set())
     store = open_store(f"memory://{uuid.uuid4().hex}")
     assert store.put_if_absent("a", b"1") is True
     assert store.put_if_absent("a", b"1") is True

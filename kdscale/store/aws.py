@@ -1,0 +1,88 @@
+"""Where S3 is and who asks: the environment, and botocore for what the environment leaves open.
+
+Both clients of S3 take it from here, so that a run behaves the same through either.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+CONNECT_TIMEOUT = 5.0  # seconds
+# botocore renews what expires well before it does, so it is asked again this often.
+_CREDENTIALS_LIVE = timedelta(minutes=5)
+# Settings of a profile that change where requests go and that only botocore understands.
+_ONLY_BOTOCORE = {"s3", "services", "endpoint_url"}
+
+
+def endpoint() -> str | None:
+    """The S3 endpoint that the environment names; None for Amazon's own."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def s3fs_options(read_timeout: float) -> dict[str, Any]:
+    """Arguments of s3fs. Endpoint and credentials are botocore's to find in the environment."""
+    config: dict[str, Any] = {
+        "connect_timeout": CONNECT_TIMEOUT,
+        "read_timeout": read_timeout,
+        "max_pool_connections": 32,
+        "retries": {"total_max_attempts": 1},
+    }
+    if endpoint():
+        # Since boto3 1.36 checksums go with every request by default; many S3 clones refuse them.
+        config |= {
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        }
+    # botocore itself reads only the older AWS_DEFAULT_REGION.
+    region = os.environ.get("AWS_REGION")
+    return {"config_kwargs": config, "client_kwargs": {"region_name": region} if region else {}}
+
+
+@dataclass(frozen=True, repr=False)
+class Credentials:
+    """Gives obstore the credentials that botocore found, whatever kind they are."""
+
+    found: Any
+
+    def __call__(self) -> dict[str, Any]:
+        frozen = self.found.get_frozen_credentials()
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            "expires_at": datetime.now(UTC) + _CREDENTIALS_LIVE,
+        }
+
+
+def native_s3_options(bucket: str) -> dict[str, Any] | None:
+    """Arguments of obstore's S3Store; None where only s3fs can do what the settings ask for.
+
+    Environment variables, profiles, SSO, roles of the machine: botocore looks them all up, as it
+    does for s3fs. Without an endpoint the region must be known, because obstore does not follow
+    Amazon to a bucket's own region.
+    """
+    try:
+        from botocore.session import get_session
+    except ImportError:
+        return None
+    session = get_session()
+    if not _ONLY_BOTOCORE.isdisjoint(session.get_scoped_config()):
+        return None
+    region = os.environ.get("AWS_REGION") or session.get_config_variable("region")
+    found = session.get_credentials()
+    if found is None or not (region or endpoint()):
+        return None
+    credentials = Credentials(found)
+    credentials()  # What cannot be had (an expired login) fails here, in botocore's own words.
+    options: dict[str, Any] = {
+        "credential_provider": credentials,
+        "region": region or "us-east-1",
+        # Names with dots do not match Amazon's certificate.
+        "virtual_hosted_style_request": endpoint() is None and "." not in bucket,
+        # Only one key is deleted at a time, and many S3 clones lack the bulk request.
+        "disable_bulk_delete": True,
+    }
+    if endpoint():
+        options["endpoint"] = endpoint()
+    return options
