@@ -1,30 +1,8 @@
-"""A seeded permutation with random access: no table, the same on every machine.
-
-A four-round Feistel network over the smallest power of four that covers n, walked until the value
-falls below n (format-preserving encryption by cycle walking; Black and Rogaway, CT-RSA 2002). It
-gives any element of an epoch's order in constant time and memory, which lets ranks, loader workers
-and resumed runs agree without talking.
-"""
+"""Which rows, in which order: pure functions of a position and a seed."""
 
 import numpy as np
 
-_ROUNDS = 4
-
-
-def permute(indices: np.ndarray, n: int, key: int) -> np.ndarray:
-    """Where a pseudo-random permutation of range(n), chosen by `key`, sends `indices`.
-
-    `indices` is [B] of integers in 0..n-1; the answer is [B] int64.
-    """
-    if n <= 1:
-        return np.zeros(len(indices), dtype=np.int64)
-    half_bits = max(1, ((n - 1).bit_length() + 1) // 2)
-    values = _encrypt(np.asarray(indices, dtype=np.uint64), half_bits, key)
-    outside = values >= n
-    while outside.any():
-        values[outside] = _encrypt(values[outside], half_bits, key)
-        outside = values >= n
-    return values.astype(np.int64)
+from kdscale.shuffle import hash_key, permute
 
 
 def uniform_batch(position: int, batch_rows: int, n: int, seed: int) -> np.ndarray:
@@ -37,33 +15,22 @@ def uniform_batch(position: int, batch_rows: int, n: int, seed: int) -> np.ndarr
     return rows
 
 
+class EvenRows:
+    """`count` row numbers (at most `total`) spread evenly over range(total), ascending: a sequence
+    that takes no memory. A slice of it is [n] int64."""
+
+    def __init__(self, count: int, total: int) -> None:
+        self.count = min(count, total)
+        self.total = total
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        places = np.arange(*part.indices(self.count), dtype=np.int64)
+        return (places * 2 + 1) * self.total // (2 * max(1, self.count))
+
+
 def spread(count: int, total: int) -> np.ndarray:
-    """`count` row numbers (at most `total`) spread evenly over range(total), ascending; int64."""
-    count = min(count, total)
-    return ((np.arange(count) * 2 + 1) * total // (2 * max(1, count))).astype(np.int64)
-
-
-def hash_key(*parts: int) -> int:
-    """64 bits that depend on every part (splitmix64)."""
-    state = 0
-    for part in parts:
-        state = int(_mix(np.array([(state ^ part) & (2**64 - 1)], dtype=np.uint64))[0])
-    return state
-
-
-def _encrypt(values: np.ndarray, half_bits: int, key: int) -> np.ndarray:
-    mask = np.uint64((1 << half_bits) - 1)
-    shift = np.uint64(half_bits)
-    left, right = values >> shift, values & mask
-    for round_number in range(_ROUNDS):
-        salt = np.uint64(hash_key(key, round_number))
-        left, right = right, left ^ (_mix(right ^ salt) & mask)
-    return (left << shift) | right
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014), elementwise on uint64."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    """All of `EvenRows`."""
+    return EvenRows(count, total)[:]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from kdscale.config.training import OptimiserConfig
-from kdscale.data.order import permute, spread, uniform_batch
+from kdscale.data.order import spread, uniform_batch
+from kdscale.shuffle import permute
 from kdscale.train.batches import (
     micro_batches_per_rank,
     rank_rows,
