@@ -2,14 +2,17 @@
 
 Any Arrow reader opens the whole object. Ours fetches a block with one range read and decodes it
 with the schema alone, which follows from row length and codec. Arrow compresses each column with
-LZ4: the payload is too dense to shrink, tokens and masks take 2 bytes a position instead of 9, and
-one core still verifies and decodes 9 GB/s. zstd would save 2 % more at half the speed.
+zstd: tokens and masks take 2 bytes a position instead of 9. The payload of a codec that samples is
+packed (packing.py) over the whole block and stands in the block's first row.
 
-Checksums are over the bytes as stored: xxh3_64 of a block, xxh3_128 of an object.
+Checksums are over the bytes as stored: xxh3_64 of a block, xxh3_128 of an object. Beside each unit
+stands its index, a small file with the row statistics and the table of blocks, so that neither a
+curriculum nor a lookup ever touches the data.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
@@ -17,11 +20,14 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from kdscale.cache.columns import as_binary, as_lists, from_binary, from_lists, from_numbers
+from kdscale.cache.packing import Packing
 from kdscale.cache.records import Block
 from kdscale.types import Rows
 
 # The magic word at the start of a file, with its padding.
 _MAGIC_BYTES = 8
+_OPTIONS = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", 1), use_threads=False)
 
 
 @dataclass(frozen=True)
@@ -83,67 +89,80 @@ def encode_unit(
     stats: RowStats,
     metadata: Mapping[str, str],
     rows_per_block: int,
+    packing: Packing | None = None,
 ) -> UnitObject:
     """Rows, their payload ([R, T, bytes a position] or [R, T * bytes a position] uint8) and their
-    statistics as one object; `metadata` goes to the schema. Equal input gives equal bytes."""
+    statistics as one object; `metadata` goes to the schema. Equal input gives equal bytes.
+
+    With `packing` the payload keeps the rows' targets only: positions outside the loss mask come
+    back as zeros, which is what they are.
+    """
     count, row_length = rows.input_ids.shape
-    flat = np.ascontiguousarray(payload).reshape(count, -1)
-    assert flat.dtype == np.uint8
-    assert flat.shape[1] % row_length == 0
+    payload = np.ascontiguousarray(payload).reshape(count, row_length, -1)
+    assert payload.dtype == np.uint8
     assert np.array_equal(stats.sample_ids, rows.sample_ids)
-    schema = _schema(row_length, flat.shape[1] // row_length).with_metadata(dict(metadata))
-    columns = [
-        _binary(rows.sample_ids),
-        _lists(rows.input_ids.astype(np.int32)),
-        _lists(rows.segment_ids.astype(np.int32)),
-        _lists(rows.loss_mask.astype(np.uint8)),
-        pa.array(rows.byte_counts, pa.float64()),
-        _binary(flat),
-        *_stats_columns(stats),
-    ]
-    batches = pa.Table.from_arrays(columns, schema=schema).to_batches(rows_per_block)
+    layout = Layout(row_length, payload.shape[-1], packing)
+    schema = layout.schema.with_metadata(dict(metadata))
     sink = pa.BufferOutputStream()
-    options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
-    with pa.ipc.new_file(sink, schema, options=options) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
+    sizes = []
+    with pa.ipc.new_file(sink, schema, options=_OPTIONS) as writer:
+        for first in range(0, count, rows_per_block):
+            part = np.arange(first, min(first + rows_per_block, count))
+            writer.write_batch(_block(rows, payload, stats, part, layout))
+            sizes.append(len(part))
     data = sink.getvalue().to_pybytes()
-    return UnitObject(data, object_digest(data), _blocks(data, [len(batch) for batch in batches]))
+    return UnitObject(data, object_digest(data), _blocks(data, sizes))
 
 
-def decode_block(data: bytes, row_length: int, bytes_per_position: int) -> CachedRows:
+def decode_block(data: bytes, layout: "Layout") -> CachedRows:
     """The rows of one block, from the bytes that its offset and length name. Verify them first."""
-    schema = _schema(row_length, bytes_per_position)
     message = pa.ipc.read_message(pa.py_buffer(data))
-    batch = pa.ipc.read_record_batch(message, schema)
+    batch = pa.ipc.read_record_batch(message, layout.schema)
     rows = Rows(
-        sample_ids=_from_binary(batch["sample_id"]),
-        input_ids=_from_lists(batch["input_ids"]),
-        segment_ids=_from_lists(batch["segment_ids"]),
-        loss_mask=_from_lists(batch["loss_mask"]).view(np.bool_),
-        byte_counts=batch["byte_count"].to_numpy(),
+        sample_ids=from_binary(batch["sample_id"]),
+        input_ids=from_lists(batch["input_ids"]),
+        segment_ids=from_lists(batch["segment_ids"]),
+        loss_mask=from_lists(batch["loss_mask"]).view(np.bool_),
+        byte_counts=from_numbers(batch["byte_count"]),
     )
-    payload = _from_binary(batch["payload"]).reshape(len(batch), row_length, bytes_per_position)
-    return CachedRows(rows, payload, batch["entropy"].to_numpy(), batch["nll"].to_numpy())
+    payload = (
+        _unpacked(batch["payload"][0].as_buffer(), rows, layout)
+        if layout.packing
+        else (from_binary(batch["payload"]).reshape(len(batch), layout.row_length, -1))
+    )
+    statistics = (from_numbers(batch[name]) for name in ("entropy", "nll"))
+    return CachedRows(rows, payload, *statistics)
 
 
-def encode_index(stats: RowStats) -> bytes:
-    """Row statistics alone, as a small Arrow IPC file."""
-    columns = [_binary(stats.sample_ids), *_stats_columns(stats)]
-    table = pa.Table.from_arrays(columns, schema=pa.schema([_SAMPLE_ID, *_STATS]))
+@dataclass(frozen=True)
+class UnitIndex:
+    """What a unit's index object says."""
+
+    stats: RowStats
+    blocks: tuple[Block, ...]
+
+
+def encode_index(stats: RowStats, blocks: tuple[Block, ...]) -> bytes:
+    """Row statistics as a small Arrow IPC file; the table of blocks is in its metadata."""
+    columns = [as_binary(stats.sample_ids), *_stats_columns(stats)]
+    table = json.dumps([block.model_dump() for block in blocks])
+    schema = pa.schema([_SAMPLE_ID, *_STATS], metadata={_BLOCKS: table})
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
     return sink.getvalue().to_pybytes()
 
 
-def decode_index(data: bytes) -> RowStats:
-    """The inverse of `encode_index`."""
-    batch = pa.ipc.open_file(pa.py_buffer(data)).get_batch(0)
-    statistics = (batch[field.name].to_numpy() for field in _STATS)
-    return RowStats(_from_binary(batch["sample_id"]), *statistics)
+def decode_index(data: bytes) -> UnitIndex:
+    """The inverse of `encode_index`. Verify the bytes first."""
+    with pa.ipc.open_file(pa.py_buffer(data)) as file:
+        batch, metadata = file.get_batch(0), file.schema.metadata
+    statistics = (from_numbers(batch[field.name]) for field in _STATS)
+    blocks = tuple(Block(**entry) for entry in json.loads(metadata[_BLOCKS]))
+    return UnitIndex(RowStats(from_binary(batch["sample_id"]), *statistics), blocks)
 
 
+_BLOCKS = b"kdscale.blocks"
 _SAMPLE_ID = pa.field("sample_id", pa.binary(16), nullable=False)
 _STATS: list["pa.Field[Any]"] = [
     pa.field("entropy", pa.float32(), nullable=False),
@@ -152,9 +171,23 @@ _STATS: list["pa.Field[Any]"] = [
 ]
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What it takes to decode a block."""
+
+    row_length: int
+    bytes_per_position: int
+    packing: Packing | None
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of a data object."""
+        return _schema(self.row_length, self.bytes_per_position, self.packing is not None)
+
+
 @cache
-def _schema(row_length: int, bytes_per_position: int) -> pa.Schema:
-    """The columns of a data object."""
+def _schema(row_length: int, bytes_per_position: int, packed: bool) -> pa.Schema:
+    payload = pa.binary() if packed else pa.binary(row_length * bytes_per_position)
     return pa.schema(
         [
             _SAMPLE_ID,
@@ -162,10 +195,43 @@ def _schema(row_length: int, bytes_per_position: int) -> pa.Schema:
             pa.field("segment_ids", pa.list_(pa.int32(), row_length), nullable=False),
             pa.field("loss_mask", pa.list_(pa.uint8(), row_length), nullable=False),
             pa.field("byte_count", pa.float64(), nullable=False),
-            pa.field("payload", pa.binary(row_length * bytes_per_position), nullable=False),
+            pa.field("payload", payload, nullable=False),
             *_STATS,
         ]
     )
+
+
+def _block(
+    rows: Rows, payload: np.ndarray, stats: RowStats, part: np.ndarray, layout: Layout
+) -> pa.RecordBatch:
+    """The rows at `part` as a record batch."""
+    rows, payload = rows.take(part), payload[part]
+    some = RowStats(*(getattr(stats, f.name)[part] for f in fields(RowStats)))
+    if layout.packing is None:
+        column = as_binary(payload.reshape(len(part), -1))
+    else:
+        mask = rows.loss_mask
+        packed = layout.packing.pack(rows.input_ids[mask], payload[mask])
+        column = pa.array([packed] + [b""] * (len(part) - 1), pa.binary())
+    columns = [
+        as_binary(rows.sample_ids),
+        as_lists(rows.input_ids.astype(np.int32)),
+        as_lists(rows.segment_ids.astype(np.int32)),
+        as_lists(rows.loss_mask.astype(np.uint8)),
+        pa.array(rows.byte_counts, pa.float64()),
+        column,
+        *_stats_columns(some),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=layout.schema)
+
+
+def _unpacked(packed: bytes, rows: Rows, layout: Layout) -> np.ndarray:
+    """[R, T, bytes a position] uint8 of a block's packed payload."""
+    assert layout.packing is not None
+    mask = rows.loss_mask
+    payload = np.zeros((*mask.shape, layout.bytes_per_position), np.uint8)
+    payload[mask] = layout.packing.unpack(rows.input_ids[mask], packed)
+    return payload
 
 
 def _blocks(data: bytes, sizes: list[int]) -> tuple[Block, ...]:
@@ -186,31 +252,3 @@ def _blocks(data: bytes, sizes: list[int]) -> tuple[Block, ...]:
 def _stats_columns(stats: RowStats) -> list["pa.Array[Any]"]:
     arrays = (stats.entropy, stats.nll, stats.length)
     return [pa.array(array, field.type) for array, field in zip(arrays, _STATS, strict=True)]
-
-
-def _binary(values: np.ndarray) -> "pa.Array[Any]":
-    """[R, N] uint8 -> R fixed-size binaries of N bytes."""
-    buffer = pa.py_buffer(np.ascontiguousarray(values).data)
-    kind = pa.binary(values.shape[1])
-    return pa.FixedSizeBinaryArray.from_buffers(kind, len(values), [None, buffer])
-
-
-def _from_binary(column: "pa.Array[Any]") -> np.ndarray:
-    """The inverse of `_binary`, without a copy."""
-    width = column.type.byte_width
-    buffer = column.buffers()[1]
-    assert buffer is not None
-    count = len(column) * width
-    values = np.frombuffer(memoryview(buffer), np.uint8, count, column.offset * width)
-    return values.reshape(-1, width)
-
-
-def _lists(values: np.ndarray) -> "pa.Array[Any]":
-    """[R, T] numbers -> R fixed-size lists of T."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-
-
-def _from_lists(column: "pa.Array[Any]") -> np.ndarray:
-    """The inverse of `_lists`, without a copy."""
-    assert isinstance(column, pa.FixedSizeListArray)
-    return column.flatten().to_numpy().reshape(len(column), -1)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from kdscale.errors import KdscaleError
 
-FORMAT: Literal[1] = 1
+FORMAT: Literal[2] = 2
 """Version of everything a cache stores; raised when a reader of the old one would misread it."""
 
 Identity = dict[str, Any]

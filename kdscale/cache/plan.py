@@ -1,89 +1,140 @@
 """Work units, fixed before the run.
 
-A unit is a range of positions in the list of captured rows. It never depends on workers or on the
-blocks that Ray happens to form, so a run with other workers continues what an earlier one left.
+A unit is a range of rows of a segment. It never depends on workers or on the blocks that Ray
+happens to form, so a run with other workers continues what an earlier one left. The first plan
+opens a cache; each later one appends a segment to it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import numpy as np
 import xxhash
 
+from kdscale.cache.codecs import open_codec
+from kdscale.cache.container import Layout, object_digest
 from kdscale.cache.identity import FORMAT, Identity, check_identity
-from kdscale.cache.records import PlanRecord, read_record, record_bytes
+from kdscale.cache.packing import Packing, packable
+from kdscale.cache.prior import Prior, decode_prior, encode_prior
+from kdscale.cache.records import (
+    ObjectReference,
+    PlanRecord,
+    Segment,
+    read_record,
+    record_bytes,
+)
+from kdscale.cache.verified import read_object
 from kdscale.errors import KdscaleError
-from kdscale.store import Store
+from kdscale.store import PutIfAbsent, Store
 
-PLAN_KEY = "plan.json"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """`rows` captured rows in units of `rows_per_unit`; the last unit may be shorter."""
-
-    rows: int
-    rows_per_unit: int
-
-    @property
-    def units(self) -> list[range]:
-        """The positions of each unit, in order."""
-        starts = range(0, self.rows, self.rows_per_unit)
-        return [range(start, min(start + self.rows_per_unit, self.rows)) for start in starts]
+_FOLDER = "plans/"
 
 
-def make_plan(rows: int, rows_per_unit: int) -> Plan:
-    """The plan of a capture; KdscaleError where there is nothing to capture."""
-    if rows < 1 or rows_per_unit < 1:
-        raise KdscaleError(
-            f"There is nothing to capture: {rows} rows in units of {rows_per_unit}.",
-            "Give a corpus with more text, shorter rows (data.row_length), or a larger unit.",
-        )
-    return Plan(rows, rows_per_unit)
+def plan_key(number: int) -> str:
+    """Where the plan of a segment lies, relative to the cache."""
+    return f"{_FOLDER}{number:04d}.json"
 
 
-def agree_plan(store: Store, identity: Identity, plan: Plan, row_numbers: np.ndarray) -> PlanRecord:
-    """Fix the plan of this cache, or check that the plan it has is this one.
+def request_digest(*numbers: int) -> str:
+    """A name for wanted rows of some data, from the numbers that say which they are."""
+    return xxhash.xxh3_128_hexdigest(np.array(numbers, "<i8").tobytes())
 
-    row_numbers: [R] integers, the captured rows' places in the data, in the plan's order. Safe to
-    call from many workers at once; KdscaleError lists the fields in which an earlier plan differs.
+
+def load_plans(store: Store) -> list[PlanRecord]:
+    """The plans of all segments, in order; none where nothing was captured yet. KdscaleError where
+    one is damaged or lies in the place of another."""
+    plans: list[PlanRecord] = []
+    units = rows = 0
+    for number in range(len(store.list(_FOLDER))):
+        plan = read_record(PlanRecord, store, plan_key(number))
+        segment = plan.segment
+        if (segment.first_unit, segment.first_row) != (units, rows):
+            raise KdscaleError(
+                f"{store}/{plan_key(number)} starts at unit {segment.first_unit} and row "
+                f"{segment.first_row}; the plans before it end at {units} and {rows}.",
+                f"`kdscale cache repair {store}` writes it again, once a manifest has it.",
+            )
+        plans.append(plan)
+        units, rows = units + len(segment.units), rows + segment.rows
+    return plans
+
+
+def find_segment(store: Store, data: str, request: str) -> tuple[int, Segment] | None:
+    """The segment that was planned for `request` of `data`, and how many stand before it."""
+    for number, plan in enumerate(load_plans(store)):
+        if (plan.segment.data, plan.segment.request) == (data, request):
+            return number, plan.segment
+    return None
+
+
+def agree_plan(
+    store: Store,
+    identity: Identity,
+    *,
+    data: str,
+    request: str,
+    rows: int,
+    rows_per_unit: int,
+    rows_per_block: int,
+    count_prior: Callable[[], Prior] | None = None,
+    put_if_absent: PutIfAbsent | None = None,
+) -> Segment:
+    """The segment for `rows` rows of `data` as `request` (`request_digest`) names them.
+
+    Where an earlier run planned the same request, its segment is given back, and the sizes and the
+    prior are its own. Otherwise a new segment is planned behind those that are there; its payload
+    is packed at rest where `count_prior` is given. Safe to call from several processes at once;
+    `put_if_absent` stands in for the store's own, where that is not to be relied on.
+    KdscaleError where there are no rows, or where the cache is of another identity.
     """
-    assert len(row_numbers) == plan.rows
-    record = PlanRecord(
-        format=FORMAT,
-        identity=identity,
-        rows=plan.rows,
-        rows_per_unit=plan.rows_per_unit,
-        rows_digest=xxhash.xxh3_128_hexdigest(row_numbers.astype("<i8").tobytes()),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    if store.put_if_absent(PLAN_KEY, record_bytes(record)):
-        return record
-    found = read_record(PlanRecord, store, PLAN_KEY)
-    check_identity(*_comparable(found, record))
-    return found
+    while True:
+        plans = load_plans(store)
+        for plan in plans:
+            check_identity(plan.identity, dict.fromkeys(plan.identity) | identity)
+            if (plan.segment.data, plan.segment.request) == (data, request):
+                return plan.segment
+        if min(rows, rows_per_unit, rows_per_block) < 1:
+            raise KdscaleError(
+                f"There is nothing to capture: {rows} rows in units of {rows_per_unit} and blocks "
+                f"of {rows_per_block}.",
+                "Give a corpus with more text, shorter rows (data.row_length), or a larger unit.",
+            )
+        before = [plan.segment for plan in plans]
+        segment = Segment(
+            first_unit=sum(len(earlier.units) for earlier in before),
+            first_row=sum(earlier.rows for earlier in before),
+            rows=rows,
+            rows_per_unit=rows_per_unit,
+            rows_per_block=rows_per_block,
+            data=data,
+            request=request,
+            prior=_stored_prior(store, count_prior()) if count_prior else None,
+        )
+        record = PlanRecord(
+            format=FORMAT,
+            identity=identity,
+            segment=segment,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        put = put_if_absent or store.put_if_absent
+        if put(plan_key(len(plans)), record_bytes(record)):
+            return segment
 
 
-def load_plan(store: Store) -> PlanRecord:
-    """The plan that a cache has; KdscaleError where it has none."""
-    try:
-        return read_record(PlanRecord, store, PLAN_KEY)
-    except FileNotFoundError:
-        raise KdscaleError(
-            f"{store} holds no cache: {PLAN_KEY} is missing.",
-            "Give the folder of a cache, or make one with `kdscale run CONFIG --only cache`.",
-        ) from None
+def open_layout(store: Store, identity: Identity, segment: Segment) -> Layout:
+    """What it takes to write and read the blocks of a segment; loads its prior."""
+    codec = open_codec(identity["codec"])
+    packing = None
+    if segment.prior is not None and segment.prior_key is not None:
+        assert packable(codec)
+        data = read_object(store, segment.prior_key, segment.prior.digest)
+        packing = Packing(codec, decode_prior(data))
+    return Layout(int(identity["row_length"]), codec.bytes_per_position, packing)
 
 
-def _comparable(found: PlanRecord, expected: PlanRecord) -> tuple[Identity, Identity]:
-    """Both as flat dicts with the same fields, so that a field of only one of them differs too."""
-    flat, wanted = (
-        {
-            **record.identity,
-            "rows": record.rows,
-            "rows_per_unit": record.rows_per_unit,
-            "rows_digest": record.rows_digest,
-        }
-        for record in (found, expected)
-    )
-    return flat, dict.fromkeys(flat) | wanted
+def _stored_prior(store: Store, prior: Prior) -> ObjectReference:
+    """The prior's name, once it is in the store."""
+    data = encode_prior(prior)
+    reference = ObjectReference(digest=object_digest(data), length=len(data))
+    store.put(f"prior/{reference.digest[:16]}.arrow", data)
+    return reference

@@ -1,13 +1,16 @@
-"""The JSON records of a cache: plan, commits, manifest.
+"""The JSON records of a cache: plans, commits, manifests.
 
 They are read from storage that anyone may have written to, so each is validated as a whole. Names
-of objects are not free: they follow from the unit and the digest, which also keeps a manifest from
+of objects are not free: they follow from the unit and the digest, which also keeps a record from
 naming anything outside its cache.
 """
 
-from typing import Annotated, Any, Literal, TypeVar
+import json
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+import xxhash
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from kdscale.config import fingerprint
 from kdscale.config.base import Config
@@ -17,16 +20,9 @@ from kdscale.store import Store
 Digest64 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Digest128 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0)]
 
-
-def object_key(unit: int, digest: str) -> str:
-    """Where a unit's rows and payload lie; the same content has the same key."""
-    return f"data/{unit:06d}-{digest[:16]}.arrow"
-
-
-def index_key(unit: int, digest: str) -> str:
-    """Where a unit's row statistics lie."""
-    return f"index/{unit:06d}-{digest[:16]}.arrow"
+_CHECKSUM = "checksum"
 
 
 def commit_key(unit: int) -> str:
@@ -34,94 +30,161 @@ def commit_key(unit: int) -> str:
     return f"commits/{unit:06d}.json"
 
 
+class ObjectReference(Config):
+    """An object that is named by its content."""
+
+    digest: Digest128
+    """xxh3_128 of its bytes."""
+
+    length: Count
+
+
 class Block(Config):
     """A part of a data object that is read and verified as one."""
 
     offset: Count
     length: Count
-    rows: Annotated[int, Field(gt=0)]
+    rows: Positive
     digest: Digest64
     """xxh3_64 of its bytes as stored."""
 
 
-class Commit(Config):
-    """One captured unit."""
+class Record(Config):
+    """What is stored as JSON of its own, with a checksum of all its other fields."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _intact(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """A flipped bit may leave a number a number. What has no checksum was never stored."""
+        if not isinstance(data, dict) or _CHECKSUM not in data:
+            return handler(data)
+        fields = {name: value for name, value in data.items() if name != _CHECKSUM}
+        record = handler(fields)
+        if (found := _checksum(fields)) != data[_CHECKSUM]:
+            raise ValueError(f"it is damaged: its checksum is {found}, not {data[_CHECKSUM]}")
+        return record
+
+
+class Unit(Config):
+    """The two objects of a captured unit."""
 
     unit: Count
-    object: str
     digest: Digest128
-    """xxh3_128 of the data object."""
+    """xxh3_128 of the data object, which holds rows and payload."""
 
     length: Count
-    index: str
     index_digest: Digest128
+    """xxh3_128 of the index object, which holds row statistics and the table of blocks."""
+
     index_length: Count
-    rows: Count
+    rows: Positive
     targets: Count
-    blocks: tuple[Block, ...]
+
+    @property
+    def object(self) -> str:
+        """Where the data object lies; the same content has the same key."""
+        return f"data/{self.unit:06d}-{self.digest[:16]}.arrow"
+
+    @property
+    def index(self) -> str:
+        """Where the index object lies."""
+        return f"index/{self.unit:06d}-{self.index_digest[:16]}.arrow"
+
+
+class Commit(Unit, Record):
+    """commits/<unit>.json: the attempt at a unit that counts."""
+
     attempt: str
     """Tells one attempt at the unit from another."""
 
     seconds: float
     """Time it took to build and upload the objects."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "Commit":
-        if self.object != object_key(self.unit, self.digest):
-            raise ValueError(f"{self.object!r} is not the object of unit {self.unit}")
-        if self.index != index_key(self.unit, self.index_digest):
-            raise ValueError(f"{self.index!r} is not the index of unit {self.unit}")
-        if sum(block.rows for block in self.blocks) != self.rows:
-            raise ValueError(f"the blocks of unit {self.unit} do not hold its {self.rows} rows")
-        if any(block.offset + block.length > self.length for block in self.blocks):
-            raise ValueError(f"a block of unit {self.unit} ends behind its object")
-        return self
+    def as_unit(self) -> Unit:
+        """Without what only this attempt knows."""
+        return Unit(**self.model_dump(exclude={"attempt", "seconds"}))
 
 
-class PlanRecord(Config):
-    """plan.json: what is captured, in which units. Written once, before the first unit."""
+class Segment(Config):
+    """Rows that were planned together: those of the first capture, or of one that was appended."""
 
-    format: Literal[1]  # identity.FORMAT
-    identity: dict[str, Any]
-    rows: Count
-    rows_per_unit: Annotated[int, Field(gt=0)]
-    rows_digest: Digest128
-    """xxh3_128 of the captured rows' numbers as little-endian int64."""
+    first_unit: Count
+    """Units count on from segment to segment, and so do rows."""
 
-    created: str
-    """ISO time of the first run."""
+    first_row: Count
+    rows: Positive
+    rows_per_unit: Positive
+    """The last unit may be shorter; so may the last block of every unit."""
 
+    rows_per_block: Positive
+    data: str
+    """Fingerprint of the data that the rows are from."""
 
-class Manifest(Config):
-    """A published cache: what it does not name does not exist."""
+    request: Digest128
+    """Which rows of that data were asked for (`request_digest`)."""
 
-    format: Literal[1]  # identity.FORMAT
-    version: Annotated[int, Field(ge=1)]
-    identity: dict[str, Any]
-    fingerprint: str
-    rows_per_unit: Annotated[int, Field(gt=0)]
-    created: str
-    units: tuple[Commit, ...]
+    prior: ObjectReference | None
+    """What the payload at rest is packed with; None where it is stored as it is."""
+
+    @cached_property
+    def units(self) -> list[range]:
+        """The rows of each unit, counted from the segment's first."""
+        starts = range(0, self.rows, self.rows_per_unit)
+        return [range(start, min(start + self.rows_per_unit, self.rows)) for start in starts]
 
     @property
-    def rows(self) -> int:
-        """Rows in all units."""
-        return sum(unit.rows for unit in self.units)
+    def prior_key(self) -> str | None:
+        """Where the prior lies."""
+        return None if self.prior is None else f"prior/{self.prior.digest[:16]}.arrow"
+
+
+class PlanRecord(Record):
+    """plans/<number>.json: what one segment captures. Written before its first unit."""
+
+    format: Literal[2]  # identity.FORMAT
+    identity: dict[str, Any]
+    segment: Segment
+    created: str
+    """ISO time."""
+
+
+class ManifestRecord(Record):
+    """manifests/<version>.json: a published cache. What it does not name does not exist."""
+
+    format: Literal[2]  # identity.FORMAT
+    version: Positive
+    identity: dict[str, Any]
+    fingerprint: str
+    created: str
+    """ISO time of the last segment's plan."""
+
+    segments: tuple[Segment, ...]
+    units: ObjectReference
+    """The table of all units, `units_key`."""
+
+    @property
+    def units_key(self) -> str:
+        """Where the table of units lies."""
+        return f"manifests/units-{self.units.digest[:16]}.arrow"
 
     @model_validator(mode="after")
-    def _consistent(self) -> "Manifest":
+    def _consistent(self) -> "ManifestRecord":
         if self.fingerprint != fingerprint(self.identity):
             raise ValueError(f"fingerprint {self.fingerprint!r} is not that of the identity")
-        numbers = [unit.unit for unit in self.units]
-        if numbers != list(range(len(numbers))):
-            raise ValueError("the units are not 0, 1, 2, ... each once")
+        units = rows = 0
+        for segment in self.segments:
+            if (segment.first_unit, segment.first_row) != (units, rows):
+                raise ValueError("the segments do not follow on each other")
+            units, rows = units + len(segment.units), rows + segment.rows
+        if not rows:
+            raise ValueError("there is no segment")
         return self
 
 
-Record = TypeVar("Record", bound=Config)
+Kind = TypeVar("Kind", bound=Record)
 
 
-def read_record(kind: type[Record], store: Store, key: str) -> Record:
+def read_record(kind: type[Kind], store: Store, key: str) -> Kind:
     """The record at `key`; FileNotFoundError if there is none, KdscaleError if it is invalid."""
     data = store.get(key)
     try:
@@ -136,6 +199,12 @@ def read_record(kind: type[Record], store: Store, key: str) -> Record:
         ) from error
 
 
-def record_bytes(record: Config) -> bytes:
+def record_bytes(record: Record) -> bytes:
     """The JSON that `read_record` reads."""
-    return record.model_dump_json(indent=1).encode()
+    fields = record.model_dump(mode="json")
+    return json.dumps(fields | {_CHECKSUM: _checksum(fields)}, indent=1).encode()
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    """xxh3_64 of the fields, whatever the layout of their JSON."""
+    return xxhash.xxh3_64_hexdigest(json.dumps(fields, sort_keys=True).encode())

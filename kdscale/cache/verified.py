@@ -6,15 +6,15 @@ error names the object, because the data cannot be mended here: the unit must be
 
 from collections.abc import Callable
 
-from kdscale.cache.container import block_digest, object_digest
-from kdscale.cache.records import Block, Commit
+from kdscale.cache.container import UnitIndex, block_digest, decode_index, object_digest
+from kdscale.cache.records import Block, Unit
 from kdscale.errors import KdscaleError
 from kdscale.store import Store
 
 _ATTEMPTS = 2
 
 
-def read_block(store: Store, unit: Commit, block: Block) -> bytes:
+def read_block(store: Store, unit: Unit, block: Block) -> bytes:
     """A block's bytes; KdscaleError naming object, offset and digests where they are not intact."""
 
     def read() -> bytes:
@@ -34,13 +34,18 @@ def read_block(store: Store, unit: Commit, block: Block) -> bytes:
     return _verified(read, block_digest, block.digest, store, unit.object, where)
 
 
-def read_index(store: Store, unit: Commit) -> bytes:
-    """The bytes of a unit's index object; KdscaleError where they are not intact."""
+def read_index(store: Store, unit: Unit) -> UnitIndex:
+    """A unit's index; KdscaleError where its object is not intact."""
+    return decode_index(read_object(store, unit.index, unit.index_digest))
+
+
+def read_object(store: Store, key: str, digest: str) -> bytes:
+    """A whole object; KdscaleError where it is missing or its xxh3_128 is not `digest`."""
 
     def read() -> bytes:
-        return store.get(unit.index)
+        return store.get(key)
 
-    return _verified(read, object_digest, unit.index_digest, store, unit.index, "the whole object")
+    return _verified(read, object_digest, digest, store, key, "the whole object")
 
 
 def _verified(

@@ -13,77 +13,89 @@ import numpy as np
 
 from kdscale.cache.container import RowStats, encode_index, encode_unit, object_digest
 from kdscale.cache.identity import Identity
-from kdscale.cache.records import (
-    Commit,
-    commit_key,
-    index_key,
-    object_key,
-    read_record,
-    record_bytes,
-)
+from kdscale.cache.plan import open_layout
+from kdscale.cache.records import Commit, Segment, commit_key, read_record, record_bytes
 from kdscale.errors import KdscaleError
-from kdscale.store import Store
+from kdscale.store import PutIfAbsent, Store
 from kdscale.types import Rows
 
 
 class UnitWriter:
-    """Writes units of one cache. Holds no state of a unit; picklable, safe in many threads."""
+    """Writes units of one segment. Holds no state of a unit; safe in many threads."""
 
-    def __init__(self, store: Store, identity: Identity, rows_per_block: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        identity: Identity,
+        segment: Segment,
+        put_if_absent: PutIfAbsent | None = None,
+    ) -> None:
+        """`put_if_absent` stands in for the store's own, where that is not to be relied on."""
         self._store = store
-        self._rows_per_block = rows_per_block
+        self._segment = segment
+        self._layout = open_layout(store, identity, segment)
+        self._put_if_absent = put_if_absent or store.put_if_absent
         self._metadata = {
             "kdscale.format": str(identity["format"]),
             "kdscale.codec": json.dumps(identity["codec"], sort_keys=True),
             "kdscale.identity": json.dumps(identity, sort_keys=True),
+            "kdscale.prior": segment.prior_key or "",
         }
 
-    def commit(self, unit: int, rows: Rows, payload: np.ndarray, stats: RowStats) -> bool:
-        """Store a captured unit; False when another attempt at it was first.
+    def commit(self, unit: int, rows: Rows, payload: np.ndarray, stats: RowStats) -> Commit | None:
+        """Store a captured unit; None when another attempt at it was first.
 
-        rows: the unit's R rows in the plan's order; payload: [R, T, bytes a position] uint8; stats
-        of the same rows. KdscaleError when the store cut an object short.
+        unit: its number in the segment. rows: the unit's R rows in the plan's order; payload: [R,
+        T, bytes a position] uint8; stats of the same rows. KdscaleError when the store cut an
+        object short.
         """
         started = time.monotonic()
-        encoded = encode_unit(rows, payload, stats, self._metadata, self._rows_per_block)
-        index = encode_index(stats)
-        index_digest = object_digest(index)
-        key, its_index = object_key(unit, encoded.digest), index_key(unit, index_digest)
-        self._put(unit, key, encoded.data)
-        self._put(unit, its_index, index)
+        encoded = encode_unit(
+            rows, payload, stats, self._metadata, self._segment.rows_per_block, self._layout.packing
+        )
+        index = encode_index(stats, encoded.blocks)
         commit = Commit(
-            unit=unit,
-            object=key,
+            unit=self._segment.first_unit + unit,
             digest=encoded.digest,
             length=len(encoded.data),
-            index=its_index,
-            index_digest=index_digest,
+            index_digest=object_digest(index),
             index_length=len(index),
             rows=len(rows),
             targets=int(stats.length.sum()),
-            blocks=encoded.blocks,
             attempt=uuid.uuid4().hex,
-            seconds=round(time.monotonic() - started, 3),
+            seconds=0,
         )
-        if self._store.put_if_absent(commit_key(unit), record_bytes(commit)):
-            return True
-        self._discard(commit)
-        return False
+        self._put(commit, commit.object, encoded.data)
+        self._put(commit, commit.index, index)
+        commit = commit.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
+        if not self._put_if_absent(commit_key(commit.unit), record_bytes(commit)):
+            self._discard(commit)
+            return None
+        # Before the commit nothing named these objects, and a `gc` that found them left over from a
+        # killed attempt with the same bytes may have taken them away in between.
+        for key, data in ((commit.object, encoded.data), (commit.index, index)):
+            if self._size(key) != len(data):
+                self._store.put(key, data)
+        return commit
 
-    def _put(self, unit: int, key: str, data: bytes) -> None:
+    def _put(self, commit: Commit, key: str, data: bytes) -> None:
         """Put an object and look that all of it arrived: some stores lose the end of large ones."""
         self._store.put(key, data)
-        try:
-            size = self._store.size(key)
-        except FileNotFoundError:
-            size = 0
+        size = self._size(key)
         # An attempt with the same content, hence the same key, takes the object away when it has
         # lost. Then this one has lost too, and finds that out at the commit.
-        if size != len(data) and not self._store.exists(commit_key(unit)):
+        if size != len(data) and not self._store.exists(commit_key(commit.unit)):
             raise KdscaleError(
                 f"{self._store}/{key} holds {size} bytes after a write of {len(data)}.",
                 "Check the store's limits on the size of an object; lower cache.rows_per_unit.",
             )
+
+    def _size(self, key: str) -> int:
+        """Bytes of an object, 0 where there is none."""
+        try:
+            return self._store.size(key)
+        except FileNotFoundError:
+            return 0
 
     def _discard(self, lost: Commit) -> None:
         """Delete what this attempt wrote, except what the winner names too."""
@@ -92,7 +104,9 @@ class UnitWriter:
             self._store.delete(key)
 
 
-def committed_units(store: Store) -> set[int]:
-    """Numbers of the units that need no capture any more."""
+def committed_units(store: Store, segment: Segment) -> set[int]:
+    """Numbers, in the segment, of the units that need no capture any more."""
+    first, count = segment.first_unit, len(segment.units)
     names = (key.removeprefix("commits/").removesuffix(".json") for key in store.list("commits/"))
-    return {int(name) for name in names if name.isdigit()}
+    numbers = {int(name) - first for name in names if name.isdigit()}
+    return {number for number in numbers if 0 <= number < count}

@@ -22,6 +22,22 @@ class TopkCodec(Config):
     k: int = Field(default=50, ge=1)
     """Ids kept at a position."""
 
+    value_bits: Literal[8, 16] = 16
+    """Bits of a log-probability: float16, or steps of 1/16 nat in 8."""
+
+
+class SampleCodec(Config):
+    """Independent draws (Random-Sampling KD, arXiv 2503.16870): unbiased, as in the paper."""
+
+    kind: Literal["sample"] = "sample"
+
+    draws: int = Field(default=50, ge=1)
+    """Draws of a position, with replacement; each is stored as an id."""
+
+    tau: float = Field(default=1.0, gt=0)
+    """Draw from p^tau. Other than 1, every draw also stores its importance weight, and a target
+    sums to 1 on average only."""
+
 
 class VaroptCodec(Config):
     """Threshold sampling: unbiased, sums to 1, the least variance that K ids allow."""
@@ -44,22 +60,40 @@ class VaroptCodec(Config):
         return self
 
 
-CodecConfig = Annotated[FullCodec | TopkCodec | VaroptCodec, Field(discriminator="kind")]
+CodecConfig = Annotated[
+    FullCodec | TopkCodec | SampleCodec | VaroptCodec, Field(discriminator="kind")
+]
+
+
+class ReusedCache(Config):
+    """A finished cache to distil from."""
+
+    url: str
+    """Folder or URL of the cache (`<output>/cache/<fingerprint>`)."""
+
+    weight: float = Field(default=1.0, gt=0)
+    """How often an epoch has each of its rows: 2 is twice, 0.5 an evenly spread half of them."""
 
 
 class CacheConfig(Config):
     """What the cache holds."""
 
     codec: CodecConfig = VaroptCodec()
-    """How a position's distribution is kept: `full`, `topk` or `varopt`."""
+    """How a position's distribution is kept: `full`, `topk`, `sample` or `varopt`."""
 
     temperature: float = Field(default=1.0, gt=0)
     """Teacher logits are divided by this before the softmax. A cache is made at one temperature."""
 
-    reuse: str | None = None
-    """Folder or URL of a finished cache (`<output>/cache/<fingerprint>`) to distil from; nothing is
-    captured then. It is refused where its teacher, tokenizer, vocabulary, row length or temperature
-    is not this run's."""
+    reuse: str | tuple[ReusedCache, ...] | None = None
+    """Folder or URL of a finished cache (`<output>/cache/<fingerprint>`) to distil from, or several
+    of them with weights, read as one; nothing is captured then. One is refused where its tokenizer,
+    vocabulary, row length or temperature is not this run's, and a single one also where its teacher
+    is not."""
+
+    append_to: str | None = None
+    """Folder or URL of a finished cache of the same teacher, tokenizer, codec and seed: those of
+    this run's rows that it lacks are captured into it, as its next version, and the student learns
+    from all of them."""
 
     rows: int | None = Field(default=None, gt=0)
     """Capture so many training rows, evenly spread over the corpus; all of them when not given."""
@@ -70,4 +104,17 @@ class CacheConfig(Config):
     rows_per_block: int = Field(default=64, gt=0)
     """Rows of a block: what a reader fetches and verifies at a time. Aim at 1 to 4 MiB."""
 
+    pack: bool = True
+    """Store the ids of codecs that sample as their ranks under the text's own statistics, entropy
+    coded: about 40 % fewer bytes, unpacked once when a block is read. False stores them as they
+    are."""
+
     capture: CaptureConfig = CaptureConfig()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "CacheConfig":
+        if self.reuse is not None and self.append_to is not None:
+            raise ValueError("give either `reuse` or `append_to`")
+        if self.reuse == ():
+            raise ValueError("`reuse` names no cache")
+        return self

@@ -56,3 +56,8 @@ class CurriculumConfig(Config):
     warmup_share: float = Field(default=0.25, ge=0, le=1)
     """Share of the steps after which all rows are in the pool and sampling is uniform. 0 turns the
     curriculum off."""
+
+    shuffle_rows: int = Field(default=65536, gt=0)
+    """A cache of more rows is shuffled block by block, and row by row within windows of so many
+    rows: every block is then fetched once an epoch. What the windows hold should fit on the
+    machine's disk (distill.cache_disk_gib)."""

@@ -58,6 +58,13 @@ class DistillConfig(Config):
     cache_memory_mib: int = Field(default=512, gt=0)
     """Memory for decoded cache blocks on a worker."""
 
+    cache_disk_gib: float = Field(default=32.0, ge=0)
+    """Disk for decoded cache blocks on each machine, shared by its workers and kept for the next
+    run; the least recently used go first. 0 reads every block from the store."""
+
+    cache_folder: str | None = None
+    """Where they are kept: best a local NVMe disk. By default in the folder for temporary files."""
+
     prefetch_batches: int = Field(default=4, ge=1)
     """Batches read ahead of the training step."""
 

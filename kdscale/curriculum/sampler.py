@@ -1,14 +1,16 @@
 """The rows of every global batch, as a pure function of (seed, step).
 
 While the pool grows, a batch is drawn from it without replacement; afterwards shuffled epochs run
-over all rows. Ranks, world sizes and resumed runs compute the same batches without talking.
+over all rows, in an order that keeps blocks of the cache together (`kdscale.cache.order`). Ranks,
+world sizes and resumed runs compute the same batches without talking.
 """
 
 import numpy as np
 
+from kdscale.cache.order import EpochOrder
 from kdscale.config.curriculum import CurriculumConfig
 from kdscale.curriculum.pacing import competence, warmup_steps
-from kdscale.data.order import hash_key, permute, uniform_batch
+from kdscale.shuffle import hash_key, permute
 
 _POOL, _EPOCHS, _RANDOM_ORDER = 1, 2, 3
 
@@ -24,8 +26,10 @@ class CurriculumSampler:
         batch_rows: int,
         steps: int,
         seed: int,
+        rows_per_block: int = 1,
     ) -> None:
-        """`difficulty` is [R], larger is harder; ties keep the order of the rows."""
+        """`difficulty` is [R], larger is harder; ties keep the order of the rows. `rows_per_block`
+        is the cache's."""
         rows = len(difficulty)
         if config.order == "random":
             ranking = permute(np.arange(rows), rows, hash_key(seed, _RANDOM_ORDER))
@@ -40,6 +44,7 @@ class CurriculumSampler:
         self._steps = steps
         self._seed = seed
         self._warmup = warmup_steps(config, steps)
+        self._epochs = _epochs(config, rows, rows_per_block, hash_key(seed, _EPOCHS))
 
     def pool_size(self, step: int) -> int:
         """Rows that the batch of `step` is drawn from."""
@@ -49,10 +54,9 @@ class CurriculumSampler:
 
     def batch(self, step: int) -> np.ndarray:
         """Row numbers [batch_rows] int64 of the global batch of `step`."""
-        rows = len(self._ranking)
         if step >= self._warmup:
-            position = (step - self._warmup) * self._batch_rows
-            return uniform_batch(position, self._batch_rows, rows, hash_key(self._seed, _EPOCHS))
+            first = (step - self._warmup) * self._batch_rows
+            return self._epochs.rows_at(np.arange(first, first + self._batch_rows))
         pool = self.pool_size(step)
         # A batch is a slice of a permutation of the pool that belongs to this step alone.
         slots = np.arange(self._batch_rows) % pool
@@ -65,6 +69,14 @@ class CurriculumSampler:
             "curriculum/pool_size": float(self.pool_size(step)),
             "curriculum/mean_difficulty": float(self._difficulty[self.batch(step)].mean()),
         }
+
+
+def _epochs(config: CurriculumConfig, rows: int, rows_per_block: int, seed: int) -> EpochOrder:
+    """Few rows are shuffled as a whole, whatever their blocks; many within windows of blocks."""
+    if rows <= config.shuffle_rows:
+        return EpochOrder(rows, seed, chunk_rows=rows, window_chunks=None)
+    blocks = max(1, config.shuffle_rows // rows_per_block)
+    return EpochOrder(rows, seed, chunk_rows=rows_per_block, window_chunks=blocks)
 
 
 class SeenRows:

@@ -1,17 +1,26 @@
-"""What a codec is, and the checks on logits that all codecs share.
+"""What a codec is: logits in, bytes and statistics out, and back from bytes to a target.
 
 A codec turns a position's logits into a fixed number of bytes and those bytes into a target for the
 student. It is pure tensor code without state: it runs where the logits are, and equal bytes a
-position make a row of the cache a fixed-width column.
+position make a row of the cache a fixed-width column. Entropy and normaliser come out of the same
+pass, because a second softmax would cost as much as all the rest.
 """
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
-from kdscale.errors import KdscaleError
 from kdscale.types import Targets
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """P encoded positions. All statistics are of softmax(logits / temperature)."""
+
+    payload: Tensor  # [P, bytes_per_position] uint8
+    entropy: Tensor  # [P] float32, nats
+    log_norm: Tensor  # [P] float32: logsumexp(logits / temperature)
 
 
 class Codec(Protocol):
@@ -22,13 +31,27 @@ class Codec(Protocol):
         """Bytes of one encoded position."""
         ...
 
-    def encode(self, logits: Tensor, uniforms: Tensor) -> Tensor:
-        """[P, V] logits and [P, 2] uniforms -> [P, bytes_per_position] uint8, on the same device.
+    @property
+    def streams(self) -> int:
+        """Uniform numbers that a position draws."""
+        ...
 
-        logits: any float type, already divided by the temperature; -inf where an id has no
-        probability. Columns past the codec's vocabulary (the padding of an embedding) are left out.
-        uniforms: float64 in [0, 1), from `kdscale.cache.codecs.noise`.
-        Raises KdscaleError for logits with too few columns or without a distribution (NaN, +inf).
+    def encode(
+        self,
+        logits: Tensor,
+        uniforms: Tensor,
+        *,
+        where: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> Encoded:
+        """Encode the positions `where` of [N, V] logits; all of them where it is None.
+
+        logits: raw, of any float type; -inf where an id has no probability. Columns past the
+        codec's vocabulary (the padding of an embedding) are left out. where: [P] int64.
+        uniforms: [P, streams] float64 in [0, 1), from `kdscale.cache.codecs.noise`.
+        The result is on the device of the logits. It depends on nothing but a position's own logits
+        and uniforms. KdscaleError for logits with too few columns or without a distribution (NaN,
+        +inf, all -inf).
         """
         ...
 
@@ -41,21 +64,28 @@ class Codec(Protocol):
         ...
 
 
-def usable(logits: Tensor, vocab_size: int) -> Tensor:
-    """The first `vocab_size` columns of [P, V] logits, or KdscaleError where V is less."""
-    if logits.ndim != 2 or logits.shape[1] < vocab_size:
-        raise KdscaleError(
-            f"The teacher's logits have the shape {tuple(logits.shape)}, the codec needs "
-            f"[positions, {vocab_size} ids or more].",
-            "Use the tokenizer that belongs to the teacher.",
-        )
-    return logits[:, :vocab_size]
+class SampledIds(Protocol):
+    """A payload that ends in K packed ids, most of which may stand in any order.
 
+    What is to be stored can then sort them, which takes fewer bits.
+    """
 
-def refuse_nan(witness: Tensor) -> None:
-    """KdscaleError if a position has no distribution; `witness` [P] is NaN exactly there."""
-    if bad := int(torch.isnan(witness).sum()):
-        raise KdscaleError(
-            f"The teacher's logits hold NaN or infinity at {bad} of {len(witness)} positions.",
-            "Run the teacher in bfloat16 or float32: float16 overflows in many models.",
-        )
+    @property
+    def prefix_bytes(self) -> int:
+        """Bytes of a position before its packed ids."""
+        ...
+
+    @property
+    def k(self) -> int:
+        """Ids of a position."""
+        ...
+
+    @property
+    def id_width(self) -> int:
+        """Bits of an id."""
+        ...
+
+    def ordered_ids(self, payload: Tensor) -> Tensor:
+        """[P, bytes_per_position] uint8 -> [P] int64: how many leading ids have a meaning by their
+        place. The others are a multiset."""
+        ...

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdscale.cache.codecs.base import refuse_nan, usable
+from kdscale.cache.codecs.chunked import ChunkedCodec
+from kdscale.cache.codecs.distribution import Distribution
 from kdscale.types import DenseTargets
 
 
 @dataclass(frozen=True)
-class Full:
+class Full(ChunkedCodec):
     """The whole distribution at 2 V bytes a position."""
 
     vocab_size: int
@@ -24,12 +25,9 @@ class Full:
     def bytes_per_position(self) -> int:
         return 2 * self.vocab_size
 
-    def encode(self, logits: Tensor, uniforms: Tensor) -> Tensor:
-        """See `Codec.encode`; draws nothing, so `uniforms` is not looked at."""
-        log_probs = usable(logits, self.vocab_size).float().log_softmax(-1)
-        # A NaN or +inf anywhere in a row makes all of its log-softmax NaN.
-        refuse_nan(log_probs[:, 0])
-        return log_probs.half().view(torch.uint8)
+    @property
+    def streams(self) -> int:
+        return 0
 
     def decode(self, payload: Tensor) -> DenseTargets:
         """[..., 2 V] uint8 -> log-probabilities [..., V] float32, normalised once more."""
@@ -37,3 +35,11 @@ class Full:
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "full", "vocab_size": self.vocab_size}
+
+    def select(self, p: Distribution, uniforms: Tensor) -> tuple[Tensor]:
+        log_probs = p.logits[:, : self.vocab_size] - p.log_norm[:, None]
+        return (log_probs.half(),)
+
+    def pack(self, *selected: Tensor) -> Tensor:
+        (log_probs,) = selected
+        return log_probs.view(torch.uint8)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,12 @@ import xxhash
 
 from kdscale.cache.codecs import Codec, make_codec, uniforms
 from kdscale.cache.container import RowStats
-from kdscale.cache.manifest import publish
-from kdscale.cache.plan import Plan, agree_plan, make_plan
+from kdscale.cache.manifest import load_manifest, publish
+from kdscale.cache.packing import Packing, packable
+from kdscale.cache.plan import agree_plan, request_digest
+from kdscale.cache.prior import Prior, count_prior
+from kdscale.cache.records import Block, Segment
+from kdscale.cache.verified import read_index
 from kdscale.cache.writer import UnitWriter
 from kdscale.config.cache import CodecConfig, VaroptCodec
 from kdscale.store import Store
@@ -19,6 +24,7 @@ from kdscale.types import Rows
 
 VOCAB = 50
 ROW_LENGTH = 16
+DATA = "ef" * 8
 
 
 @dataclass(frozen=True)
@@ -28,34 +34,51 @@ class Planted:
     store: Store
     codec: Codec
     identity: dict[str, Any]
-    plan: Plan
     rows: Rows
     stats: RowStats
     payload: np.ndarray  # [R, T, bytes a position] uint8
+    rows_per_unit: int
+    packed: bool
+
+    @cached_property
+    def segment(self) -> Segment:
+        """The agreed plan, with blocks of three rows."""
+        return self.agree()
 
     @property
     def writer(self) -> UnitWriter:
-        """With blocks of three rows."""
-        return UnitWriter(self.store, self.identity, rows_per_block=3)
+        """A writer of units."""
+        return UnitWriter(self.store, self.identity, self.segment)
 
-    def agree(self) -> None:
-        """Fix the plan."""
-        agree_plan(self.store, self.identity, self.plan, np.arange(len(self.rows)))
+    def agree(self, **changes: Any) -> Segment:
+        """Fix the plan, or find it."""
+        options: dict[str, Any] = {
+            "data": DATA,
+            "request": request_digest(len(self.rows)),
+            "rows": len(self.rows),
+            "rows_per_unit": self.rows_per_unit,
+            "rows_per_block": 3,
+            "count_prior": (lambda: planted_prior(self.rows)) if self.packed else None,
+        }
+        return agree_plan(self.store, self.identity, **(options | changes))
 
     def unit(self, unit: int) -> tuple[int, Rows, np.ndarray, RowStats]:
         """What `UnitWriter.commit` takes for a unit."""
-        at = np.array(self.plan.units[unit])
+        at = np.array(self.segment.units[unit])
         s = self.stats
         stats = RowStats(s.sample_ids[at], s.entropy[at], s.nll[at], s.length[at])
         return unit, self.rows.take(at), self.payload[at], stats
 
     def publish(self) -> "Planted":
         """Make the cache complete."""
-        self.agree()
-        for unit in range(len(self.plan.units)):
+        for unit in range(len(self.segment.units)):
             assert self.writer.commit(*self.unit(unit))
-        publish(self.store, self.identity, self.plan)
+        publish(self.store, self.segment)
         return self
+
+    def blocks(self, unit: int) -> tuple[Block, ...]:
+        """The table of blocks of a published unit."""
+        return read_index(self.store, load_manifest(self.store).units[unit]).blocks
 
     def damage(self, key: str, at: int) -> None:
         """Flip one bit of a stored object."""
@@ -87,15 +110,34 @@ def planted_payload(codec: Codec, rows: Rows) -> np.ndarray:
     following = torch.from_numpy(np.roll(rows.input_ids, -1, axis=1)).long()
     probs = torch.full((*following.shape, VOCAB), 0.25 / (VOCAB - 1))
     probs.scatter_(-1, following[..., None], 0.75)
-    noise = uniforms(0, torch.from_numpy(rows.sample_ids.copy()), ROW_LENGTH)
-    payload = codec.encode(probs.log().flatten(0, 1), noise.flatten(0, 1))
-    return payload.reshape(*following.shape, -1).numpy()
+    sample_ids = torch.from_numpy(rows.sample_ids.copy())
+    noise = uniforms(0, sample_ids, ROW_LENGTH, codec.streams)
+    encoded = codec.encode(probs.log().flatten(0, 1), noise.flatten(0, 1))
+    return encoded.payload.reshape(*following.shape, -1).numpy()
+
+
+def planted_prior(rows: Rows) -> Prior:
+    return count_prior([(rows.input_ids, rows.loss_mask)], VOCAB)
+
+
+def stored_payload(codec: Codec, rows: Rows, payload: np.ndarray) -> np.ndarray:
+    """The payload as a packed cache gives it back: the ids of a set in another order."""
+    packing, mask = Packing(codec, planted_prior(rows)), rows.loss_mask
+    tokens = rows.input_ids[mask]
+    result = np.zeros_like(payload)
+    result[mask] = packing.unpack(tokens, packing.pack(tokens, payload[mask]))
+    return result
 
 
 def make_planted(
-    store: Store, rows: int = 23, rows_per_unit: int = 8, config: CodecConfig | None = None
+    store: Store,
+    rows: int = 23,
+    rows_per_unit: int = 8,
+    config: CodecConfig | None = None,
+    packed: bool = True,
 ) -> Planted:
-    """The content of a cache; nothing of it is stored yet."""
+    """The content of a cache; nothing of it is stored yet. Codecs that sample are packed at rest,
+    unless `packed` says otherwise."""
     codec = make_codec(config or VaroptCodec(k=4, head=2), VOCAB)
     content = planted_rows(rows)
     generator = np.random.default_rng(1)
@@ -106,27 +148,28 @@ def make_planted(
         content.loss_mask.sum(1).astype(np.int32),
     )
     identity = {
-        "format": 1,
+        "format": 2,
         "teacher": "ab" * 8,
         "tokenizer": "cd" * 8,
         "vocab_size": VOCAB,
-        "data": "ef" * 8,
         "row_length": ROW_LENGTH,
         "codec": codec.describe(),
         "temperature": 1.0,
         "dtype": "float32",
-        "rows": rows,
         "seed": 0,
     }
-    return Planted(
-        store,
-        codec,
-        identity,
-        make_plan(rows, rows_per_unit),
-        content,
-        stats,
-        planted_payload(codec, content),
-    )
+    packed = packed and packable(codec)
+    payload = planted_payload(codec, content) * content.loss_mask[..., None]
+    if packed:
+        payload = stored_payload(codec, content, payload)
+    return Planted(store, codec, identity, content, stats, payload, rows_per_unit, packed)
+
+
+def changed(payload: np.ndarray, change: int = 1) -> np.ndarray:
+    """Another attempt's payload: other head values, as a GPU's rounding would make them."""
+    other = payload.copy()
+    other[..., 0] ^= np.uint8(change) * (payload[..., 0] > 0)
+    return other
 
 
 def assert_same_rows(found: Rows, expected: Rows) -> None:

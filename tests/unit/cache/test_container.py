@@ -6,13 +6,15 @@ import pytest
 import xxhash
 
 from kdscale.cache.container import (
+    Layout,
     UnitObject,
     decode_block,
     decode_index,
     encode_index,
     encode_unit,
 )
-from tests.unit.cache.planted import Plant, Planted, assert_same_rows
+from kdscale.cache.packing import Packing
+from tests.unit.cache.planted import Plant, Planted, assert_same_rows, planted_prior
 
 
 def encode(planted: Planted, rows_per_block: int = 3) -> UnitObject:
@@ -29,7 +31,7 @@ def test_each_block_decodes_from_its_range_alone(plant: Plant) -> None:
     for block in unit.blocks:
         data = unit.data[block.offset : block.offset + block.length]
         assert block.digest == xxhash.xxh3_64_hexdigest(data)
-        found = decode_block(data, 16, planted.codec.bytes_per_position)
+        found = decode_block(data, Layout(16, planted.codec.bytes_per_position, None))
         at = np.arange(start, start + block.rows)
         assert_same_rows(found.rows, planted.rows.take(at))
         assert np.array_equal(found.payload, planted.payload[at])
@@ -85,12 +87,34 @@ def test_tokens_and_masks_take_less_than_their_columns(plant: Plant) -> None:
     assert planted.codec.bytes_per_position < stored < planted.codec.bytes_per_position + 7
 
 
+def test_packed_blocks_take_less_and_come_back(plant: Plant) -> None:
+    planted = plant(rows=400)
+    packing = Packing(planted.codec, planted_prior(planted.rows))
+    plain, packed = (
+        encode_unit(planted.rows, planted.payload, planted.stats, {}, 200, p)
+        for p in (None, packing)
+    )
+    assert len(packed.data) < len(plain.data)
+    layout = Layout(16, planted.codec.bytes_per_position, packing)
+    _, second = packed.blocks
+    data = packed.data[second.offset : second.offset + second.length]
+    found = decode_block(data, layout)
+    assert np.array_equal(found.payload, planted.payload[200:])
+    assert_same_rows(found.rows, planted.rows.take(np.arange(200, 400)))
+    # For any Arrow reader the payload of a block stands in its first row.
+    sizes = [len(p.as_py()) for p in pa.ipc.open_file(packed.data).get_batch(1)["payload"]]
+    assert sizes[0] > 0
+    assert set(sizes[1:]) == {0}
+
+
 def test_index_round_trips(plant: Plant) -> None:
-    stats = plant().stats
-    found = decode_index(encode_index(stats))
+    planted = plant()
+    blocks = encode(planted).blocks
+    found = decode_index(encode_index(planted.stats, blocks))
+    assert found.blocks == blocks
     for name in ("sample_ids", "entropy", "nll", "length"):
-        assert getattr(found, name).dtype == getattr(stats, name).dtype
-        assert np.array_equal(getattr(found, name), getattr(stats, name))
+        assert getattr(found.stats, name).dtype == getattr(planted.stats, name).dtype
+        assert np.array_equal(getattr(found.stats, name), getattr(planted.stats, name))
 
 
 def test_statistics_of_other_rows_are_refused(plant: Plant) -> None:

@@ -44,6 +44,16 @@ def test_values_do_not_depend_on_batch_or_length() -> None:
     assert torch.equal(uniforms(3, ids, 6), whole[:, :6])
 
 
+def test_more_streams_leave_the_first_as_they_are() -> None:
+    """A codec with more draws sees the numbers of one with fewer, and one without draws none."""
+    ids = sample_ids(3)
+    many = uniforms(3, ids, 4, 50)
+    assert many.shape == (3, 4, 50)
+    assert torch.equal(many[..., :2], uniforms(3, ids, 4))
+    assert len(many.unique()) == many.numel()
+    assert uniforms(3, ids, 4, 0).shape == (3, 4, 0)
+
+
 def test_other_seed_or_sample_gives_other_values() -> None:
     ids = sample_ids(2)
     assert not (uniforms(0, ids, 50) == uniforms(1, ids, 50)).any()

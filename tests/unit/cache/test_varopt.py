@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kdscale.cache.codecs import bits
 from kdscale.cache.codecs.varopt import Varopt
 
 LARGE = (1 << 17) + 1000
@@ -51,7 +52,7 @@ CODECS: dict[str, Callable[[int], Varopt]] = {
 
 def draw(codec: Varopt, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """ids and probabilities [N, K] of one distribution, drawn once for each of [N, 2] uniforms."""
-    targets = codec.decode(codec.encode(logits.expand(len(uniforms), -1), uniforms))
+    targets = codec.decode(codec.encode(logits.expand(len(uniforms), -1), uniforms).payload)
     return targets.ids, targets.probs
 
 
@@ -196,7 +197,7 @@ def test_rounding_never_lets_an_id_without_mass_into_the_head() -> None:
     logits[:, [3, 40, 69]] = torch.randn(300, 3, generator=torch.Generator().manual_seed(0)) / 8
     assert (logits.softmax(-1).double().sum(-1) > 1).any()
     subject = Varopt(12, 4, 8, 70)
-    payload = subject.encode(logits, random_uniforms(300))
+    payload = subject.encode(logits, random_uniforms(300)).payload
     assert (payload[:, :3] < 255).all()
     assert (payload[:, 3] == 255).all()
     targets = subject.decode(payload)
@@ -210,23 +211,32 @@ def test_the_last_point_falls_on_an_id_with_mass() -> None:
     logits[:, 640:] = -torch.inf
     uniforms = torch.full((200, 2), 1 - 2.0**-53, dtype=torch.float64)
     subject = Varopt(12, 4, 8, 1000)
-    targets = subject.decode(subject.encode(logits, uniforms))
+    targets = subject.decode(subject.encode(logits, uniforms).payload)
     assert (targets.ids[:, -1] == 639).all()
-
-
-def test_result_does_not_depend_on_the_positions_around_it() -> None:
-    """V is large enough that the positions are worked on in several pieces."""
-    logits = zipf(LARGE).repeat(40, 1) + normal(40, 1.0)[:, None] * torch.linspace(0, 1, LARGE)
-    subject, uniforms = Varopt(12, 4, 8, LARGE), random_uniforms(40)
-    whole = subject.encode(logits, uniforms)
-    assert torch.equal(subject.encode(logits[33:35], uniforms[33:35]), whole[33:35])
 
 
 def test_layout_is_codes_then_ids() -> None:
     """A default position over a vocabulary of 2048: 4 codes, 12 ids of 11 bits."""
     subject = Varopt(12, 4, 8, 2048)
     assert subject.bytes_per_position == 4 + 17
-    payload = subject.encode(only(2048, {2047: 1.0})[None], torch.zeros(1, 2, dtype=torch.float64))
+    encoded = subject.encode(only(2048, {2047: 1.0})[None], torch.zeros(1, 2, dtype=torch.float64))
+    payload = encoded.payload
     # One head of weight 1, three tail ids in the places of codes; then id 2047 in 11 bits.
     assert payload[0, :5].tolist() == [254, 255, 255, 255, 255]
     assert int(payload[0, 5]) & 0b111 == 0b111
+
+
+def test_what_packing_at_rest_needs_to_know() -> None:
+    """The codes come first, and all ids behind the head are a multiset of one weight."""
+    p = torch.tensor([0.05, 0.5, 0.02, 0.3] + [0.13 / 60] * 60)
+    subject = Varopt(8, 4, 16, 64)
+    assert (subject.prefix_bytes, subject.k, subject.id_width) == (8, 8, 6)
+    rows = torch.stack([p.log(), torch.zeros(64), only(64, {7: 1.0})])
+    payload = subject.encode(rows, random_uniforms(3)).payload
+    heads = subject.ordered_ids(payload)
+    assert heads.tolist() == [3, 0, 1]
+    ids = bits.unpack(payload[:, subject.prefix_bytes :], subject.k, subject.id_width)
+    targets = subject.decode(payload)
+    assert torch.equal(ids, targets.ids)
+    for head, probs in zip(heads, targets.probs, strict=True):
+        assert len(probs[head:].unique()) == 1

@@ -107,6 +107,26 @@ def test_after_the_warmup_every_epoch_meets_every_row_once() -> None:
     assert not np.array_equal(met[:100], met[100:200])
 
 
+def test_many_rows_are_shuffled_within_windows_of_blocks() -> None:
+    rows, difficulty = 1000, np.zeros(1000)
+    windowed = CurriculumSampler(
+        config(warmup_share=0.0, shuffle_rows=64),
+        difficulty,
+        batch_rows=16,
+        steps=STEPS,
+        seed=7,
+        rows_per_block=8,
+    )
+    met = np.concatenate([windowed.batch(step) for step in range(125)])
+    for epoch in (met[:rows], met[rows:]):
+        assert sorted(epoch) == list(range(rows))
+        # A window of 64 rows is 8 blocks, from all over the cache and in no order.
+        blocks = np.unique(epoch[:64] // 8)
+        assert len(blocks) == 8
+        assert blocks.max() - blocks.min() > 40
+        assert not np.array_equal(np.sort(epoch[:64]), epoch[:64])
+
+
 def test_a_pool_smaller_than_a_batch_is_raised_to_it() -> None:
     tiny = sampler(rows=20)
     assert tiny.pool_size(0) == 16

@@ -1,0 +1,95 @@
+"""Encoding chunk by chunk: as many positions at a time as a CPU's cache holds.
+
+What a codec says is small: what it keeps of a chunk (`select`), and which bytes that becomes
+(`pack`). Packing is done once for all chunks, because it is many small operations.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from kdscale.cache.codecs.base import Encoded
+from kdscale.cache.codecs.blocks import BLOCK
+from kdscale.cache.codecs.distribution import Distribution, Scratch, distribution, valid
+from kdscale.errors import KdscaleError
+
+# Elements of one working tensor; there are about three. Those of a CPU's thread should stay in its
+# share of the last-level cache; on a GPU larger pieces keep the launches few.
+_CHUNK_ELEMENTS_THREAD = 1 << 20
+_CHUNK_ELEMENTS_GPU = 1 << 26
+
+
+class ChunkedCodec(ABC):
+    """The half of a `Codec` that encodes."""
+
+    vocab_size: int
+
+    @property
+    @abstractmethod
+    def streams(self) -> int:
+        """See `Codec.streams`."""
+
+    @abstractmethod
+    def select(self, p: Distribution, uniforms: Tensor) -> tuple[Tensor, ...]:
+        """What to keep of C positions, given uniforms [C, streams]: tensors [C, ...]."""
+
+    @abstractmethod
+    def pack(self, *selected: Tensor) -> Tensor:
+        """What `select` gave, of all chunks: [P, bytes_per_position] uint8."""
+
+    @property
+    def blocks_read(self) -> int:
+        """Blocks of a position that `select` takes out: they have to fit the memory too."""
+        return 0
+
+    @torch.no_grad()
+    def encode(
+        self,
+        logits: Tensor,
+        uniforms: Tensor,
+        *,
+        where: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> Encoded:
+        """See `Codec.encode`."""
+        if logits.ndim != 2 or logits.shape[1] < self.vocab_size:
+            raise KdscaleError(
+                f"The teacher's logits have the shape {tuple(logits.shape)}, the codec needs "
+                f"[positions, {self.vocab_size} ids or more].",
+                "Use the tokenizer that belongs to the teacher.",
+            )
+        if where is None:
+            where = torch.arange(len(logits), device=logits.device)
+        assert uniforms.shape == (len(where), self.streams)
+        elements = max(self.vocab_size, self.blocks_read * BLOCK)
+        size = max(1, _chunk_elements(logits.device) // elements)
+        scratch = Scratch(min(size, len(where)), self.vocab_size, logits.device)
+        parts = []
+        for here, some_uniforms in zip(where.split(size), uniforms.split(size), strict=True):
+            rows = _rows(logits, here)[:, : self.vocab_size].float()
+            p = distribution(rows if temperature == 1.0 else rows / temperature, scratch)
+            parts.append((p.entropy, p.log_norm, *self.select(p, some_uniforms)))
+        entropy, log_norm, *selected = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        if bad := int((~valid(log_norm)).sum()):
+            raise KdscaleError(
+                f"The teacher's logits hold NaN or infinity at {bad} of {len(where)} positions.",
+                "Run the teacher in bfloat16 or float32: float16 overflows in many models.",
+            )
+        return Encoded(self.pack(*selected), entropy, log_norm)
+
+
+def _chunk_elements(device: torch.device) -> int:
+    if device.type == "cpu":
+        return _CHUNK_ELEMENTS_THREAD * torch.get_num_threads()
+    return _CHUNK_ELEMENTS_GPU
+
+
+def _rows(logits: Tensor, here: Tensor) -> Tensor:
+    """logits[here], not copied where `here` is a run of neighbours, as it mostly is."""
+    if len(here):
+        first = int(here[0])
+        run = torch.arange(first, first + len(here), device=here.device)
+        if torch.equal(here, run):
+            return logits[first : first + len(here)]
+    return logits.index_select(0, here)

@@ -1,0 +1,101 @@
+"""What a cache holds: its facts, and single positions for a person to read."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdscale.cache.codecs import open_codec
+from kdscale.cache.manifest import load_manifest
+from kdscale.cache.reader import CacheReader
+from kdscale.cache.records import ObjectReference, Segment
+from kdscale.store import Store
+from kdscale.types import DenseTargets, SparseTargets
+
+_SHOWN_TARGETS = 8
+_SHOWN_CONTEXT = 32
+
+
+def inspect(store: Store, version: int | None = None) -> dict[str, Any]:
+    """The facts of a published cache, from its manifest alone.
+
+    Sizes are in bytes, `bytes` is that of all a reader needs. A position is one token of a row,
+    target or not. KdscaleError where there is no such manifest.
+    """
+    manifest = load_manifest(store, version)
+    positions = manifest.rows * int(manifest.identity["row_length"])
+    prior_bytes = sum(prior.length for prior in priors(manifest.segments).values())
+    stored = manifest.units.nbytes + prior_bytes + manifest.record.units.length
+    return {
+        "url": str(store),
+        "version": manifest.version,
+        "created": manifest.record.created,
+        "fingerprint": manifest.record.fingerprint,
+        "identity": manifest.identity,
+        "codec": manifest.identity["codec"],
+        "rows": manifest.rows,
+        "positions": positions,
+        "targets": manifest.units.targets,
+        "segments": len(manifest.segments),
+        "units": len(manifest.units),
+        "blocks": sum(map(_blocks, manifest.segments)),
+        "bytes": stored,
+        "prior_bytes": prior_bytes,
+        "payload_bytes_per_position": open_codec(manifest.identity["codec"]).bytes_per_position,
+        "bytes_per_position": stored / positions,
+    }
+
+
+def priors(segments: tuple[Segment, ...]) -> dict[str, ObjectReference]:
+    """The priors of all segments by key; segments of equal text share one."""
+    return {s.prior_key: s.prior for s in segments if s.prior_key and s.prior}
+
+
+def sample(
+    reader: CacheReader, decode: Callable[[list[int]], str], count: int
+) -> list[dict[str, Any]]:
+    """`count` positions from rows spread over the cache, for a person to read.
+
+    decode: a tokenizer's ids -> text. Each position gives its row and position, the text before it,
+    the token that follows, and the most probable targets with their probabilities.
+    """
+    shown = []
+    for index in np.linspace(0, len(reader) - 1, min(count, len(reader))).astype(np.int64):
+        cached = reader.read(np.array([index]))
+        ids = cached.rows.input_ids[0]
+        targets = np.flatnonzero(cached.rows.loss_mask[0])
+        if len(targets):
+            at = int(targets[len(targets) // 2])
+            payload = torch.from_numpy(cached.payload[0, at])
+            shown.append(
+                {
+                    "row": int(index),
+                    "position": at,
+                    "context": decode(ids[max(0, at + 1 - _SHOWN_CONTEXT) : at + 1].tolist()),
+                    "token": decode([int(ids[at + 1])]),
+                    "targets": [
+                        (decode([token]), probability)
+                        for token, probability in _most_probable(reader.codec.decode(payload))
+                    ],
+                }
+            )
+    return shown
+
+
+def _blocks(segment: Segment) -> int:
+    """Blocks of all units. All units but the last are of one size."""
+    per_unit = -(-segment.rows_per_unit // segment.rows_per_block)
+    last = -(-len(segment.units[-1]) // segment.rows_per_block)
+    return per_unit * (len(segment.units) - 1) + last
+
+
+def _most_probable(targets: SparseTargets | DenseTargets) -> list[tuple[int, float]]:
+    """Ids and probabilities of one position, an id once, from the most probable down."""
+    if isinstance(targets, DenseTargets):
+        top = targets.log_probs.exp().topk(min(_SHOWN_TARGETS, len(targets.log_probs)))
+        return list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+    summed: dict[int, float] = {}
+    for token, probability in zip(targets.ids.tolist(), targets.probs.tolist(), strict=True):
+        summed[token] = summed.get(token, 0.0) + probability
+    return sorted(summed.items(), key=lambda pair: -pair[1])[:_SHOWN_TARGETS]

@@ -1,0 +1,221 @@
+"""Mend what the cache itself has the means to mend, and give back the rest to the capture.
+
+The teacher is expensive, so a unit is captured again only where neither its commit nor the manifest
+names intact objects; withdrawing its commit is all it takes. Plans and manifests follow from each
+other and from the commits, a prior from the tokens of the rows, so these are written again. Where
+records disagree, intact objects decide first, then the manifest.
+"""
+
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
+
+import numpy as np
+import pyarrow as pa
+
+from kdscale.cache.ahead import in_order
+from kdscale.cache.checks import Damage
+from kdscale.cache.columns import from_lists
+from kdscale.cache.container import object_digest
+from kdscale.cache.manifest import (
+    Manifest,
+    load_manifest,
+    manifest_key,
+    manifest_versions,
+    publish,
+)
+from kdscale.cache.plan import load_plans, plan_key
+from kdscale.cache.prior import count_prior, counted_rows, encode_prior
+from kdscale.cache.records import (
+    Commit,
+    PlanRecord,
+    Segment,
+    Unit,
+    commit_key,
+    read_record,
+    record_bytes,
+)
+from kdscale.cache.verified import read_object
+from kdscale.cache.verify import UnitChecker, verify
+from kdscale.cache.writer import committed_units
+from kdscale.errors import KdscaleError
+from kdscale.store import PutIfAbsent, Store
+
+_THREADS = 4
+
+
+@dataclass(frozen=True)
+class RepairReport:
+    """What `repair` did."""
+
+    mended: list[str]
+    """Keys that are right again, without the teacher."""
+
+    withdrawn: list[int]
+    """Units that the cache stage has to capture again."""
+
+    lost: list[Damage]
+    """What nothing here can mend. Units are then left as they are."""
+
+
+def repair(
+    store: Store,
+    *,
+    workers: int = 8,
+    put_if_absent: PutIfAbsent | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> RepairReport:
+    """Verify the latest manifest, and mend or withdraw what is damaged.
+
+    put_if_absent: stands in for the store's own, see `kdscale.committing`. Safe to run again after
+    it was killed. KdscaleError where there is no cache, or where one without a readable manifest
+    lacks units.
+    """
+    bad = verify(store, workers=workers, progress=progress).bad
+    mended: list[str] = []
+    while shared := [damage for damage in bad if damage.unit is None]:
+        more = [key for key in _mend_shared(store, shared, put_if_absent) if key not in mended]
+        if not more:
+            return RepairReport(mended, [], shared)
+        mended += more
+        # What the damage hid can be seen only now.
+        bad = verify(store, workers=workers, progress=progress).bad
+    if not bad:
+        return RepairReport(mended, [], [])
+    kept, withdrawn = _settle(store, bad, put_if_absent or store.put_if_absent)
+    return RepairReport(mended + kept, withdrawn, [])
+
+
+# Units
+
+
+def _settle(
+    store: Store, bad: Sequence[Damage], put_if_absent: PutIfAbsent
+) -> tuple[list[str], list[int]]:
+    """Let each damaged unit have a commit that names intact objects, or none. Gives the commits
+    that were kept or written, and the units withdrawn."""
+    manifest = load_manifest(store)
+    checker = UnitChecker(store, manifest, with_commit=False)
+    kept, withdrawn = [], []
+    for number in sorted({damage.unit for damage in bad if damage.unit is not None}):
+        key = commit_key(number)
+        named = manifest.units[number]
+        committed = _commit_of(store, number)
+        if committed is not None and _is_intact(checker, committed):
+            kept.append(key)
+        elif committed != named and _is_intact(checker, named):
+            store.delete(key)
+            commit = Commit(**named.model_dump(), attempt=f"repair-{uuid.uuid4().hex}", seconds=0)
+            put_if_absent(key, record_bytes(commit))
+            kept.append(key)
+        else:
+            store.delete(key)
+            withdrawn.append(number)
+    if not withdrawn:
+        # Otherwise the cache stage does it, once it has captured them.
+        publish(store, manifest.segments[-1], put_if_absent)
+    return kept, withdrawn
+
+
+def _commit_of(store: Store, number: int) -> Unit | None:
+    """What the unit's commit names; None where it is missing or says nonsense."""
+    try:
+        commit = read_record(Commit, store, commit_key(number))
+    except (FileNotFoundError, KdscaleError):
+        return None
+    return commit.as_unit() if commit.unit == number else None
+
+
+def _is_intact(checker: UnitChecker, unit: Unit) -> bool:
+    return not checker.check(unit).bad
+
+
+# What all units share
+
+
+def _mend_shared(
+    store: Store, shared: Sequence[Damage], put_if_absent: PutIfAbsent | None
+) -> list[str]:
+    """Write plans, priors and the manifest again where that can be done; the keys mended."""
+    damaged = {damage.key for damage in shared}
+    manifests = [key for key in damaged if key.startswith("manifests/")]
+    if manifests:
+        for key in manifests:
+            _mend_manifest(store, key, put_if_absent)
+        return manifests
+    manifest = load_manifest(store)
+    mended = []
+    for number, segment in enumerate(manifest.segments):
+        if plan_key(number) in damaged:
+            store.put(plan_key(number), record_bytes(_plan_again(manifest, segment)))
+            mended.append(plan_key(number))
+    by_prior = {segment.prior_key: segment for segment in manifest.segments}
+    for key in damaged & by_prior.keys():
+        if _mend_prior(store, manifest, by_prior[key]):
+            mended.append(key)
+    return mended
+
+
+def _mend_manifest(store: Store, key: str, put_if_absent: PutIfAbsent | None) -> None:
+    """Publish again from plans and commits; the same content gives the same record and table.
+
+    What nobody can open is taken away first, and so are those before it that nobody can open. Where
+    units of the first segment are missing nothing takes their place: the cache is then one whose
+    capture is not finished.
+    """
+    complete = [*takewhile(partial(_is_committed, store), load_plans(store))]
+    store.delete(key)
+    for version in sorted(manifest_versions(store), reverse=True):
+        try:
+            load_manifest(store, version)
+            break
+        except KdscaleError:
+            store.delete(manifest_key(version))
+    # One by one: a student may have been promised the rows of the first segments only.
+    for plan in complete:
+        publish(store, plan.segment, put_if_absent)
+
+
+def _is_committed(store: Store, plan: PlanRecord) -> bool:
+    return len(committed_units(store, plan.segment)) == len(plan.segment.units)
+
+
+def _plan_again(manifest: Manifest, segment: Segment) -> PlanRecord:
+    """The plan of a published segment; of the time only that of the manifest is known."""
+    record = manifest.record
+    return PlanRecord(
+        format=record.format, identity=record.identity, segment=segment, created=record.created
+    )
+
+
+def _mend_prior(store: Store, manifest: Manifest, segment: Segment) -> bool:
+    """Count a segment's prior again from its rows' tokens, which are stored without its help."""
+    assert segment.prior is not None
+    assert segment.prior_key is not None
+    numbers = range(segment.first_unit, segment.first_unit + len(segment.units))
+    units = (manifest.units[number] for number in numbers)
+    every = counted_rows(segment.rows, int(manifest.identity["row_length"])).step
+    counted = partial(_counted_tokens, store, segment, every)
+    try:
+        texts = in_order(counted, units, threads=_THREADS, ahead=_THREADS)
+        data = encode_prior(count_prior(texts, int(manifest.identity["vocab_size"])))
+    except KdscaleError:
+        return False  # Units are damaged as well.
+    if object_digest(data) != segment.prior.digest:
+        return False
+    store.put(segment.prior_key, data)
+    return True
+
+
+def _counted_tokens(
+    store: Store, segment: Segment, every: int, unit: Unit
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids [R, T] and loss mask [R, T] of those of a unit's rows that are an `every`-th of the
+    segment; KdscaleError where its object is damaged."""
+    with pa.ipc.open_file(pa.py_buffer(read_object(store, unit.object, unit.digest))) as file:
+        rows = file.read_all()
+    ids, mask = (from_lists(rows[name].combine_chunks()) for name in ("input_ids", "loss_mask"))
+    counted = slice(-segment.units[unit.unit - segment.first_unit].start % every, None, every)
+    return ids[counted], mask[counted].astype(np.bool_)

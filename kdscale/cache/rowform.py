@@ -1,0 +1,69 @@
+"""Decoded rows one after the other in memory, each with all its fields: taking a row is one copy.
+
+A batch takes single rows out of many blocks. Field by field that would be eight small copies a row,
+and on a disk as many pages apart; here a row is one run of bytes, as wide as every other row of the
+cache. The fields of many rows are views with a stride, which NumPy and torch use as they are.
+"""
+
+from dataclasses import dataclass, fields
+from functools import cache
+
+import numpy as np
+
+from kdscale.cache.container import CachedRows
+from kdscale.types import Rows
+
+# Rows start at cache lines.
+_ALIGNMENT = 64
+_ROW_FIELDS = tuple(field.name for field in fields(Rows))
+
+
+@dataclass(frozen=True)
+class FixedRows(CachedRows):
+    """Rows whose arrays are views of `records`."""
+
+    records: np.ndarray  # [B] void, as wide as `row_type`
+
+
+@cache
+def row_type(row_length: int, bytes_per_position: int) -> np.dtype[np.void]:
+    """The bytes of a row: wide fields first, so that each is aligned without gaps."""
+    layout: list[tuple[str, str, tuple[int, ...]]] = [
+        ("byte_counts", "<f8", ()),
+        ("entropy", "<f4", ()),
+        ("nll", "<f4", ()),
+        ("input_ids", "<i4", (row_length,)),
+        ("segment_ids", "<i4", (row_length,)),
+        ("sample_ids", "u1", (16,)),
+        ("loss_mask", "?", (row_length,)),
+        ("payload", "u1", (row_length, bytes_per_position)),
+    ]
+    padding = -np.dtype(layout).itemsize % _ALIGNMENT
+    return np.dtype([*layout, ("padding", "u1", (padding,))])
+
+
+def empty_records(count: int, kind: np.dtype[np.void]) -> np.ndarray:
+    """[count] void for rows of `kind`. Without fields: NumPy copies such records as a whole."""
+    return np.empty(count, np.dtype((np.void, kind.itemsize)))
+
+
+def view_rows(records: np.ndarray, kind: np.dtype[np.void]) -> FixedRows:
+    """The rows in `records` ([B] void of the width of `kind`), not copied."""
+    views = records.view(kind)
+    own = {field.name: views[field.name] for field in fields(CachedRows) if field.name != "rows"}
+    return FixedRows(Rows(**{name: views[name] for name in _ROW_FIELDS}), **own, records=records)
+
+
+def fix_rows(block: CachedRows) -> FixedRows:
+    """`block` in this form: a copy, unless it has it already."""
+    if isinstance(block, FixedRows):
+        return block
+    kind = row_type(*block.payload.shape[1:])
+    records = empty_records(len(block), kind)
+    views = records.view(kind)
+    for name in _ROW_FIELDS:
+        views[name] = getattr(block.rows, name)
+    for name in ("payload", "entropy", "nll"):
+        views[name] = getattr(block, name)
+    views["padding"] = 0
+    return view_rows(records, kind)

@@ -1,0 +1,134 @@
+"""The numbers behind a cache: where its bytes go, how its rows are spread, what lies about unused.
+
+Units are alike, so row statistics and the split of bytes come from a bounded number of them, evenly
+spread; sizes and counts are of all.
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from kdscale.cache.ahead import in_order
+from kdscale.cache.collect import gc
+from kdscale.cache.container import RowStats
+from kdscale.cache.inspect import inspect
+from kdscale.cache.manifest import Manifest, load_manifest, manifest_versions
+from kdscale.cache.records import Unit
+from kdscale.cache.verified import read_block, read_index
+from kdscale.store import Store
+
+_THREADS = 16
+_UNITS_FOR_ROWS = 1024
+_UNITS_FOR_BYTES = 16
+_MAGIC_BYTES = 8
+_STORED_AS = pa.ipc.IpcWriteOptions(compression="zstd")
+_QUANTILES = {"min": 0, "p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1}
+
+
+def stats(store: Store) -> dict[str, Any]:
+    """Numbers of the latest manifest and of its store. Sizes in bytes, entropy and nll in nats.
+
+    `bytes_per_position` splits into parts: the payload (the targets), the tokens (ids, masks and
+    the rest of the data objects), the index, the prior, and the manifest's table of units.
+    KdscaleError where there is no cache, or where a record or index is damaged.
+    """
+    manifest, facts = load_manifest(store), inspect(store)
+    garbage = gc(store, grace_seconds=-math.inf, dry_run=True)
+    commits = len(store.list("commits/"))
+    return {
+        "url": str(store),
+        "versions": sorted(manifest_versions(store)),
+        "rows": facts["rows"],
+        "targets": facts["targets"],
+        "bytes": facts["bytes"],
+        "bytes_per_position": _parts(store, manifest, facts),
+        "units": {
+            "count": len(manifest.units),
+            "committed_beyond_manifest": max(0, commits - len(manifest.units)),
+            "bytes": _spread(np.array([unit.length for unit in manifest.units])),
+            "index_bytes": _spread(np.array([unit.index_length for unit in manifest.units])),
+        },
+        "row_statistics": _row_statistics(store, manifest),
+        "unnamed": {"objects": len(garbage.entries), "bytes": garbage.bytes},
+    }
+
+
+def _parts(store: Store, manifest: Manifest, facts: dict[str, Any]) -> dict[str, float]:
+    """Bytes a position by part; they add up to all bytes."""
+    data = sum(unit.length for unit in manifest.units)
+    index = manifest.units.nbytes - data
+    share = _payload_share(store, manifest)
+    sizes = {
+        "payload": data * share,
+        "tokens": data * (1 - share),
+        "index": index,
+        "prior": facts["prior_bytes"],
+        "manifest": manifest.record.units.length,
+    }
+    return {"all": facts["bytes_per_position"]} | {
+        part: size / facts["positions"] for part, size in sizes.items()
+    }
+
+
+def _payload_share(store: Store, manifest: Manifest) -> float:
+    """Share of the data objects' bytes that is payload, from one block of each of some units."""
+    units = _some_units(manifest, _UNITS_FOR_BYTES)
+    sizes = list(in_order(partial(_payload_size, store), units, threads=4, ahead=8))
+    return sum(payload for payload, _ in sizes) / sum(whole for _, whole in sizes)
+
+
+def _payload_size(store: Store, unit: Unit) -> tuple[int, int]:
+    """Bytes of the payload in a unit's first block, and of the whole block."""
+    block = read_index(store, unit).blocks[0]
+    # Behind its magic word an Arrow file is a stream that begins with the schema.
+    head = store.get_range(unit.object, 0, block.offset)[_MAGIC_BYTES:]
+    message = pa.ipc.read_message(pa.py_buffer(read_block(store, unit, block)))
+    batch = pa.ipc.read_record_batch(message, pa.ipc.open_stream(head).schema)
+    whole = _stored_size(batch)
+    return whole - _stored_size(batch.drop_columns(["payload"])), whole
+
+
+def _stored_size(batch: pa.RecordBatch) -> int:
+    """Bytes of the batch, compressed as in a data object."""
+    sink = pa.MockOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema, options=_STORED_AS) as writer:
+        writer.write_batch(batch)
+    return sink.size()
+
+
+def _row_statistics(store: Store, manifest: Manifest) -> dict[str, Any]:
+    """How entropy, nll and targets are spread over rows; rows without targets have no entropy."""
+    units = _some_units(manifest, _UNITS_FOR_ROWS)
+    parts = list(in_order(partial(_index_stats, store), units, threads=_THREADS, ahead=_THREADS))
+    length = np.concatenate([part.length for part in parts])
+    entropy = np.concatenate([part.entropy for part in parts])[length > 0]
+    nll = np.concatenate([part.nll for part in parts])[length > 0]
+    return {
+        "rows": len(length),
+        "rows_without_targets": int((length == 0).sum()),
+        "entropy": _spread(entropy),
+        "nll": _spread(nll),
+        "targets": _spread(length),
+    }
+
+
+def _index_stats(store: Store, unit: Unit) -> RowStats:
+    return read_index(store, unit).stats
+
+
+def _some_units(manifest: Manifest, count: int) -> list[Unit]:
+    """At most `count` units, evenly spread over the cache."""
+    units = len(manifest.units)
+    numbers = np.linspace(0, units - 1, min(count, units)).astype(np.int64)
+    return [manifest.units[number] for number in numbers.tolist()]
+
+
+def _spread(values: np.ndarray) -> dict[str, float]:
+    """Mean and quantiles; nothing of no values."""
+    if not len(values):
+        return {}
+    found = np.quantile(values, list(_QUANTILES.values())).tolist()
+    return {"mean": float(values.mean()), **dict(zip(_QUANTILES, found, strict=True))}

@@ -1,0 +1,176 @@
+"""Is a cache sound? Every stored byte against its digest, and every record against the others.
+
+Units are independent, so they are checked side by side; whoever wants a quick answer takes a
+sample. Damage is reported, never raised.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from kdscale.cache.ahead import in_order
+from kdscale.cache.checks import Damage, Tally, check_unit, fetch
+from kdscale.cache.codecs import open_codec
+from kdscale.cache.container import Layout
+from kdscale.cache.inspect import priors
+from kdscale.cache.manifest import Manifest, load_manifest, manifest_key, manifest_versions
+from kdscale.cache.plan import open_layout, plan_key
+from kdscale.cache.records import Commit, PlanRecord, Unit, commit_key, read_record
+from kdscale.errors import KdscaleError
+from kdscale.store import Store
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify` read, and what of it is damaged."""
+
+    version: int
+    units: int
+    """Units that were checked, of `units_of_cache`."""
+
+    units_of_cache: int
+    objects: int
+    blocks: int
+    bytes: int
+    bad: list[Damage]
+
+
+def verify(
+    store: Store,
+    *,
+    workers: int = 8,
+    sample: float | None = None,
+    seed: int = 0,
+    version: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> VerifyReport:
+    """Hold a manifest's objects and records against each other, and decode every block.
+
+    sample: share of the units, chosen by `seed`; all of them when not given. Memory is that of
+    `workers` units. progress: called with (units done, units in all). KdscaleError where there is
+    no such manifest or share.
+    """
+    if sample is not None and not 0 < sample <= 1:
+        raise KdscaleError(f"The sample {sample} is no share of a cache.", "Give 0 < sample <= 1.")
+    tally = Tally()
+    version, newest = _versions(store, version)
+    manifest = _open_manifest(store, version, tally)
+    if manifest is None:
+        return VerifyReport(version, 0, 0, tally.objects, 0, tally.bytes, tally.bad)
+    tally.bad += _plan_damage(store, manifest)
+    for key, prior in priors(manifest.segments).items():
+        fetch(store, None, key, prior.digest, tally)
+    check = UnitChecker(store, manifest, with_commit=version == newest)
+    chosen = _chosen(len(manifest.units), sample, seed)
+    checked = in_order(check, chosen.tolist(), threads=workers, ahead=2 * workers)
+    for done, found in enumerate(checked, start=1):
+        tally.add(found)
+        if progress:
+            progress(done, len(chosen))
+    return VerifyReport(
+        version=version,
+        units=len(chosen),
+        units_of_cache=len(manifest.units),
+        objects=tally.objects,
+        blocks=tally.blocks,
+        bytes=tally.bytes,
+        bad=tally.bad,
+    )
+
+
+class UnitChecker:
+    """Checks units of one manifest by number. Safe in many threads."""
+
+    def __init__(self, store: Store, manifest: Manifest, *, with_commit: bool) -> None:
+        """`with_commit` also compares the unit's commit with the manifest."""
+        self._store = store
+        self._manifest = manifest
+        self._codec = open_codec(manifest.identity["codec"])
+        self._first_units = [segment.first_unit for segment in manifest.segments]
+        self._with_commit = with_commit
+        # Units come in order: of many segments' priors only the latest are needed.
+        self._layout = lru_cache(maxsize=2)(self._open_layout)
+
+    def __call__(self, number: int) -> Tally:
+        """The unit as the manifest names it."""
+        tally = self.check(self._manifest.units[number])
+        if self._with_commit:
+            tally.bad += self._commit_damage(number)
+        return tally
+
+    def check(self, unit: Unit) -> Tally:
+        """The objects of a unit, whoever names them."""
+        number = bisect_right(self._first_units, unit.unit) - 1
+        segment = self._manifest.segments[number]
+        rows = len(segment.units[unit.unit - segment.first_unit])
+        return check_unit(self._store, unit, rows, self._codec, self._layout(number))
+
+    def _open_layout(self, number: int) -> Layout | None:
+        """None where the segment's prior is damaged, which is reported for the prior."""
+        segment = self._manifest.segments[number]
+        try:
+            return open_layout(self._store, self._manifest.identity, segment)
+        except KdscaleError:
+            return None
+
+    def _commit_damage(self, number: int) -> Iterator[Damage]:
+        """Where the stored commit is not the manifest's."""
+        key = commit_key(number)
+        try:
+            commit = read_record(Commit, self._store, key)
+            if commit.as_unit() != self._manifest.units[number]:
+                yield Damage(number, key, "is of another attempt than the manifest's")
+        except FileNotFoundError:
+            yield Damage(number, key, "is missing")
+        except KdscaleError as error:
+            yield Damage(number, key, f"cannot be read: {error.problem}")
+
+
+def _versions(store: Store, version: int | None) -> tuple[int, int]:
+    """The version to check, and the newest; KdscaleError where there is none."""
+    versions = manifest_versions(store)
+    if not versions or version not in {None, *versions}:
+        load_manifest(store, version)
+    return version or max(versions), max(versions)
+
+
+def _open_manifest(store: Store, version: int, tally: Tally) -> Manifest | None:
+    """The manifest; None where it, or its table of units, is damaged."""
+    key = manifest_key(version)
+    try:
+        manifest = load_manifest(store, version)
+    except KdscaleError as error:
+        tally.bad.append(Damage(None, key, f"cannot be read: {error.problem}"))
+        return None
+    tally.objects += 1
+    tally.bytes += manifest.record.units.length
+    sizes = [len(rows) for segment in manifest.segments for rows in segment.units]
+    if manifest.units.rows.tolist() != sizes:
+        tally.bad.append(Damage(None, key, "names other units than its segments have"))
+        return None
+    return manifest
+
+
+def _plan_damage(store: Store, manifest: Manifest) -> Iterator[Damage]:
+    """Segments whose plan is not as the manifest has it: an append would go wrong on it."""
+    for number, segment in enumerate(manifest.segments):
+        key = plan_key(number)
+        try:
+            plan = read_record(PlanRecord, store, key)
+            if (plan.segment, plan.identity) != (segment, manifest.identity):
+                yield Damage(None, key, "plans something else than the manifest has")
+        except FileNotFoundError:
+            yield Damage(None, key, "is missing")
+        except KdscaleError as error:
+            yield Damage(None, key, f"cannot be read: {error.problem}")
+
+
+def _chosen(units: int, sample: float | None, seed: int) -> np.ndarray:
+    """Ascending numbers of the units to check; at least one."""
+    if sample is None:
+        return np.arange(units)
+    count = max(1, round(sample * units))
+    return np.sort(np.random.default_rng(seed).choice(units, count, replace=False))
