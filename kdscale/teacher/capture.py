@@ -1,10 +1,12 @@
 """Run the teacher over the corpus and fill the cache.
 
-Work units are fixed by the cache's plan. In each round every rank takes one missing unit; ranks
-that have none, or a shorter one, run dummy forwards, because the ranks of a sharded teacher must
-run equally many. Encoding and upload (encoder.py) overlap the next forward.
+Work units are fixed by the cache's plan; rank r takes the missing units r, r + world size, and so
+on. The ranks of a sharded teacher must run equally many forwards, so there a rank that has no unit
+in a round, or a shorter one, runs dummies. Encoding and upload (encoder.py) go on beside the
+forwards.
 """
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +15,11 @@ import numpy as np
 import torch
 
 from kdscale.cache.manifest import manifest_key, publish
-from kdscale.cache.plan import Plan
-from kdscale.cache.writer import committed_units
+from kdscale.cache.records import Segment
+from kdscale.cache.writer import UnitWriter, committed_units
 from kdscale.config import RunConfig
-from kdscale.data.prepared import RowTable, open_prepared
+from kdscale.data.order import EvenRows
+from kdscale.data.prepared import Prepared, RowTable, open_prepared
 from kdscale.models.build import check_vocabulary
 from kdscale.models.folder import ModelReference
 from kdscale.models.forward import (
@@ -25,9 +28,11 @@ from kdscale.models.forward import (
     row_tensors,
 )
 from kdscale.models.sharded import load_teacher, parameters_held
-from kdscale.store import Store
+from kdscale.store import PutIfAbsent, Store
+from kdscale.teacher.clock import DeviceClock
 from kdscale.teacher.encoder import Encoder, Forward
 from kdscale.tracking import Tracker, open_tracker
+from kdscale.types import Rows
 from kdscale.workers import Worker, current_worker
 
 
@@ -41,32 +46,39 @@ class CaptureJob:
     cache: Store
     teacher: ModelReference
     identity: dict[str, Any]
-    plan: Plan
-    selected: np.ndarray  # [rows] int64: training rows that the cache holds, in the plan's order
+    plan: Segment
+    selected: np.ndarray | EvenRows  # training rows to capture, in the plan's order
+    put_if_absent: PutIfAbsent  # what decides between attempts, see kdscale.committing
 
 
 def capture(job: dict[str, Any]) -> None:
     """A worker's loop. `job["capture"]` is a CaptureJob."""
     spec: CaptureJob = job["capture"]
     worker = current_worker()
-    config = spec.config.cache
     prepared = open_prepared(spec.prepared)
-    model = load_teacher(spec.teacher.local(), worker, config.capture.zero, spec.teacher.revision)
+    zero = spec.config.cache.capture.zero
+    model = load_teacher(spec.teacher.local(), worker, zero, spec.teacher.revision)
     bare = getattr(model, "module", model)
     check_vocabulary(bare.config, prepared.vocab_size, "teacher")
     held, total = parameters_held(model)
     worker.say(f"teacher holds {held:,} of {total:,} parameters here")
     if spec.config.data.pack:
         check_isolation(model, prepared.vocab_size, worker.device)
+    fill_cache(spec, worker, model, prepared)
 
+
+def fill_cache(
+    spec: CaptureJob, worker: Worker, model: torch.nn.Module, prepared: Prepared
+) -> None:
+    """Capture what is missing with the loaded teacher, and publish. All ranks call it together."""
     # Rank 0 reads what is missing, so that all ranks share out the same list.
     missing = worker.broadcast(_missing_units(spec) if worker.rank == 0 else None)
     worker.say(f"{len(missing)} of {len(spec.plan.units)} units to capture")
     tracker = _open_tracker(spec, worker.attempt, len(missing)) if worker.rank == 0 else None
+    writer = UnitWriter(spec.cache, spec.identity, spec.plan, spec.put_if_absent)
     encoder = Encoder(
-        config,
-        spec.cache,
-        spec.identity,
+        spec.config.cache,
+        writer.commit,
         vocab_size=prepared.vocab_size,
         seed=spec.config.seed,
         device=worker.device,
@@ -76,7 +88,7 @@ def capture(job: dict[str, Any]) -> None:
     worker.barrier()
     if tracker is not None:
         # The manifest comes last: it is what makes the cache exist.
-        manifest = publish(spec.cache, spec.identity, spec.plan)
+        manifest = publish(spec.cache, spec.plan, spec.put_if_absent)
         url = f"{spec.cache.url}/{manifest_key(manifest.version)}"
         tracker.log_reference(f"{spec.config.name}-cache", "logit-cache", url, spec.identity)
         tracker.finish()
@@ -84,7 +96,7 @@ def capture(job: dict[str, Any]) -> None:
 
 
 class _Runner:
-    """The teacher's side: forwards in lockstep, one unit a rank and round."""
+    """The teacher's side: forwards, one unit a rank and round."""
 
     def __init__(
         self,
@@ -102,6 +114,8 @@ class _Runner:
         self._vocab_size = vocab_size
         self._encoder = encoder
         self._size = spec.config.cache.capture.micro_batch_rows
+        self._lockstep = spec.config.cache.capture.zero.stage == 3
+        self._clock = DeviceClock(worker.device)
         self._rows_before = self._rows_done = 0  # in earlier attempts, in this one
 
     def run(self, missing: list[int], tracker: Tracker | None) -> None:
@@ -109,24 +123,50 @@ class _Runner:
         world = self._worker.world_size
         done = len(self._spec.plan.units) - len(missing)
         self._rows_before = self._spec.plan.rows - sum(map(self._rows_of, missing))
-        started, in_forward = time.perf_counter(), 0.0
+        started = time.perf_counter()
         self._report(0)
         with self._encoder:
             for first in range(0, len(missing), world):
                 round_units = missing[first : first + world]
-                mine = self._worker.rank
-                unit = round_units[mine] if mine < len(round_units) else None
-                in_forward += self._run_round(unit, round_units)
+                self._run_round(round_units)
                 self._rows_done += sum(map(self._rows_of, round_units))
                 done += len(round_units)
-                if tracker is not None:
-                    seconds = time.perf_counter() - started
-                    tokens = self._rows_done * self._spec.config.data.row_length
-                    metrics = {
-                        "tokens_per_second": tokens / seconds,
-                        "outside_forward_share": 1 - in_forward / seconds,
-                    }
-                    tracker.log(done, tokens, metrics)
+                # The last line waits for the commits.
+                if tracker is not None and first + world < len(missing):
+                    self._log(tracker, done, time.perf_counter() - started)
+        if tracker is not None and missing:
+            self._log(tracker, done, time.perf_counter() - started)
+
+    def _run_round(self, round_units: list[int]) -> None:
+        """This rank's unit, and in lockstep as many forwards as the longest unit takes."""
+        rank = self._worker.rank
+        unit = round_units[rank] if rank < len(round_units) else None
+        rows = self._rows_to_run(unit)
+        longest = max(map(self._rows_of, round_units)) if self._lockstep else len(rows)
+        for start in range(0, longest, self._size):
+            part = rows.take(np.arange(start, min(start + self._size, len(rows))))
+            if unit is not None and len(part):
+                last = start + self._size >= len(rows)
+                # Not held by a name here: logits are the largest thing in memory.
+                self._encoder.submit(Forward(unit, part, self._forward(part), last))
+            else:
+                self._forward(self._table.take(self._spec.selected[:1]))
+            self._report(sum(min(self._rows_of(u), start + self._size) for u in round_units))
+
+    def _rows_to_run(self, unit: int | None) -> Rows:
+        """The rows of a unit; none if there is no unit."""
+        positions = range(0) if unit is None else self._spec.plan.units[unit]
+        return self._table.take(self._spec.selected[positions.start : positions.stop])
+
+    @torch.no_grad()
+    def _forward(self, rows: Rows) -> torch.Tensor:
+        """Logits [B, T, V]."""
+        with self._clock.running():
+            ids, segments, _ = row_tensors(rows, self._worker.device)
+            return compute_logits(self._model, ids, segments, self._vocab_size)
+
+    def _rows_of(self, unit: int) -> int:
+        return len(self._spec.plan.units[unit])
 
     def _report(self, rows_of_round: int) -> None:
         """Tell the driver how many rows all ranks have run, counting equal progress for each."""
@@ -139,37 +179,29 @@ class _Runner:
                 note="rows",
             )
 
-    def _rows_of(self, unit: int) -> int:
-        return len(self._spec.plan.units[unit])
+    def _log(self, tracker: Tracker, done: int, seconds: float) -> None:
+        """Tokens are those of all ranks, counting equal progress; the rest is this rank's own.
 
-    def _run_round(self, unit: int | None, round_units: list[int]) -> float:
-        """The same number of forwards on every rank; returns the seconds spent in them."""
-        forwards = max(-(-self._rows_of(u) // self._size) for u in round_units)
-        rows = None
-        if unit is not None:
-            positions = self._spec.plan.units[unit]
-            rows = self._table.take(self._spec.selected[positions.start : positions.stop])
-        dummy = self._table.take(self._spec.selected[:1])
-        seconds = 0.0
-        for index in range(forwards):
-            part = np.arange(index * self._size, (index + 1) * self._size)
-            part = part[part < (len(rows) if rows is not None else 0)]
-            batch = rows.take(part) if rows is not None and len(part) else dummy
-            before = time.perf_counter()
-            ids, segments, _ = row_tensors(batch, self._worker.device)
-            with torch.no_grad():
-                logits = compute_logits(self._model, ids, segments, self._vocab_size)
-            seconds += time.perf_counter() - before
-            self._report(sum(min(self._rows_of(u), (index + 1) * self._size) for u in round_units))
-            if unit is not None and batch is not dummy:
-                assert rows is not None
-                last = part[-1] == len(rows) - 1
-                self._encoder.submit(Forward(unit, batch, logits, bool(last)))
-        return seconds
+        `outside_forward_share` is what capture costs over bare forwards. Encoding on a GPU and
+        uploads everywhere go on meanwhile: their shares are how busy they are, not what they cost.
+        """
+        length = self._spec.config.data.row_length
+        progress = self._encoder.progress
+        tokens, committed = self._rows_done * length, progress.committed_rows * length
+        metrics = {
+            "tokens_per_second": tokens / seconds,
+            "outside_forward_share": 1 - self._clock.seconds / seconds,
+            "encode_share": progress.encoding / seconds,
+            "upload_share": progress.committing / seconds,
+            "queue_wait_seconds": progress.waiting,
+            "bytes_committed": progress.committed_bytes,
+            "bytes_per_token": progress.committed_bytes / committed if committed else math.nan,
+        }
+        tracker.log(done, tokens, metrics)
 
 
 def _missing_units(spec: CaptureJob) -> list[int]:
-    done = committed_units(spec.cache)
+    done = committed_units(spec.cache, spec.plan)
     return [unit for unit in range(len(spec.plan.units)) if unit not in done]
 
 

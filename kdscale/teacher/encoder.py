@@ -1,8 +1,19 @@
-"""From logits to committed units, in a thread of its own, while the teacher runs on."""
+"""From logits to committed units, beside the teacher.
 
-import queue
+    submit -> encode -> (unit complete) -> commit
+
+On a GPU a thread encodes, on a CUDA stream of its own that waits for the forward it works on: the
+teacher's launches never wait for a payload. On a CPU `submit` encodes with all of the worker's
+threads: a further thread would only take a core from one of the forward's, and the others would
+wait for that one; and the logits are freed at once. Commits, which wait for the network, have
+threads of their own everywhere.
+"""
+
 import threading
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -10,13 +21,19 @@ import torch
 from kdscale.cache.codecs import Codec, make_codec
 from kdscale.cache.codecs.noise import uniforms
 from kdscale.cache.container import RowStats
-from kdscale.cache.identity import Identity
-from kdscale.cache.writer import UnitWriter
+from kdscale.cache.records import Commit
 from kdscale.config.cache import CacheConfig
 from kdscale.data.rows import concatenate
-from kdscale.models.forward import next_token_labels, row_tensors
-from kdscale.store import Store
+from kdscale.models.forward import next_token_labels
+from kdscale.teacher.pipe import Pipe
 from kdscale.types import Rows
+
+# Units in commit. With one that waits and one that fills, no more than four are in memory.
+_COMMITS = 2
+_UNITS_WAITING = 1
+
+CommitUnit = Callable[[int, Rows, np.ndarray, RowStats], Commit | None]
+"""`UnitWriter.commit`."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +47,18 @@ class Forward:
 
 
 @dataclass(frozen=True)
-class _Encoded:
+class Progress:
+    """What an encoder has done so far; times in seconds."""
+
+    committed_rows: int = 0
+    committed_bytes: int = 0
+    encoding: float = 0.0
+    committing: float = 0.0  # summed over threads
+    waiting: float = 0.0  # of the teacher, for a full queue
+
+
+@dataclass(frozen=True)
+class _Part:
     rows: Rows
     payload: np.ndarray  # [B, T * bytes_per_position] uint8
     entropy: np.ndarray  # [B] float32
@@ -38,86 +66,103 @@ class _Encoded:
 
 
 class Encoder:
-    """A thread that encodes forwards in order and commits each unit when its last one is through.
+    """Encodes forwards in order, and commits each unit when its last one is through.
 
-    `submit` blocks while the queue is full: back-pressure, and not memory growth. An error in the
-    thread is raised from the next `submit`, or when the block ends.
+    A context manager. `submit` waits while the queues are full. What goes wrong in a thread is
+    raised by the next `submit`, or at the end of the block.
     """
 
     def __init__(
         self,
         config: CacheConfig,
-        store: Store,
-        identity: Identity,
+        commit: CommitUnit,
         *,
         vocab_size: int,
         seed: int,
         device: torch.device,
     ) -> None:
-        """`store` and `identity` are the cache's; `seed` is the noise's."""
+        """`commit` is called from several threads; `seed` is the noise's."""
         self._temperature = config.temperature
         self._seed = seed
         self._device = device
         self._codec: Codec = make_codec(config.codec, vocab_size)
-        self._writer = UnitWriter(store, identity, config.rows_per_block)
-        self._queue: queue.Queue[Forward | None] = queue.Queue(config.capture.queue_batches)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
+        self._commit_unit = commit
+        self._parts: list[_Part] = []
+        self._committed = (0, 0)  # rows, bytes
+        self._lock = threading.Lock()
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._encodes = Pipe(
+            "encode",
+            self._encode,
+            threads=0 if self._stream is None else 1,
+            waiting=config.capture.queue_batches,
+        )
+        self._commits = Pipe("commit", self._commit, threads=_COMMITS, waiting=_UNITS_WAITING)
+        self._stack = ExitStack()
 
     def __enter__(self) -> "Encoder":
-        self._thread.start()
+        # Left in the opposite order: the last forward is encoded before the commits end.
+        self._stack.enter_context(self._commits)
+        self._stack.enter_context(self._encodes)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._queue.put(None)
-        self._thread.join()
-        if kind is None and self._error is not None:
-            raise self._error
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
 
     def submit(self, forward: Forward) -> None:
-        """Hand over one forward; waits while `queue_batches` are pending."""
-        if self._error is not None:
-            raise self._error
-        self._queue.put(forward)
+        """Hand over one forward."""
+        ready = None
+        if self._stream is not None:
+            ready = torch.cuda.current_stream(self._device).record_event()
+        self._encodes.put((forward, ready))
 
-    def _run(self) -> None:
-        parts: list[_Encoded] = []
-        for forward in iter(self._queue.get, None):
-            # After an error the queue is still drained, so that nobody waits in `submit` for ever.
-            if self._error is not None:
-                continue
-            try:
-                parts.append(self._encode(forward))
-                if forward.last:
-                    self._commit(forward.unit, parts)
-                    parts = []
-            except BaseException as error:  # handed to the main thread
-                self._error = error
+    @property
+    def progress(self) -> Progress:
+        """May be asked for at any time."""
+        rows, size = self._committed
+        waiting = self._commits.waited if self._stream is None else self._encodes.waited
+        encoding = self._encodes.busy - self._commits.waited
+        return Progress(rows, size, encoding, self._commits.busy, waiting)
+
+    def _encode(self, item: tuple[Forward, torch.cuda.Event | None]) -> None:
+        forward, ready = item
+        if self._stream is not None and ready is not None:
+            self._stream.wait_event(ready)
+        with torch.cuda.stream(self._stream):
+            self._parts.append(self._part(forward))
+        if forward.last:
+            parts, self._parts = self._parts, []
+            self._commits.put((forward.unit, parts))
 
     @torch.no_grad()
-    def _encode(self, forward: Forward) -> _Encoded:
-        ids, _, mask = row_tensors(forward.rows, self._device)
-        batch, length = ids.shape
-        logits = forward.logits[mask].float() / self._temperature
-        sample_ids = torch.from_numpy(forward.rows.sample_ids).to(self._device)
-        noise = uniforms(self._seed, sample_ids, length)[mask]
-        payload = torch.zeros(
-            (batch, length, self._codec.bytes_per_position), dtype=torch.uint8, device=self._device
-        )
+    def _part(self, forward: Forward) -> _Part:
+        rows, device = forward.rows, self._device
+        batch, length = rows.loss_mask.shape
+        targets = np.flatnonzero(rows.loss_mask)
+        where = torch.from_numpy(targets).to(device)
+        labels = next_token_labels(torch.from_numpy(rows.input_ids)).flatten()[targets].long()
+        sample_ids = torch.from_numpy(rows.sample_ids).to(device)
+        noise = uniforms(self._seed, sample_ids, length, self._codec.streams).flatten(0, 1)[where]
+        logits = forward.logits.flatten(0, 1)
+        encoded = self._codec.encode(logits, noise, where=where, temperature=self._temperature)
+        nll = encoded.log_norm - logits[where, labels.to(device)].float() / self._temperature
         # Positions that are no targets stay zero bytes: no loss ever looks at them.
-        payload[mask] = self._codec.encode(logits, noise)
-        log_probs = torch.log_softmax(logits, dim=-1)
-        entropy = -torch.where(log_probs > -torch.inf, log_probs.exp() * log_probs, 0.0).sum(-1)
-        labels = next_token_labels(ids)[mask]
-        nll = -log_probs.gather(-1, labels[:, None])[:, 0]
-        return _Encoded(
-            forward.rows,
-            payload.reshape(batch, -1).cpu().numpy(),
-            _row_means(entropy, mask),
-            _row_means(nll, mask),
+        payload = np.zeros((batch * length, self._codec.bytes_per_position), np.uint8)
+        payload[targets] = encoded.payload.cpu().numpy()
+        return _Part(
+            rows,
+            payload.reshape(batch, -1),
+            _row_means(encoded.entropy, rows.loss_mask),
+            _row_means(nll, rows.loss_mask),
         )
 
-    def _commit(self, unit: int, parts: list[_Encoded]) -> None:
+    def _commit(self, item: tuple[int, list[_Part]]) -> None:
+        unit, parts = item
         rows = concatenate([part.rows for part in parts], parts[0].rows.input_ids.shape[1])
         stats = RowStats(
             sample_ids=rows.sample_ids,
@@ -126,12 +171,17 @@ class Encoder:
             length=rows.loss_mask.sum(axis=1).astype(np.int32),
         )
         payload = np.concatenate([part.payload for part in parts])
-        self._writer.commit(unit, rows, payload, stats)
+        commit = self._commit_unit(unit, rows, payload, stats)
+        if commit is not None:
+            with self._lock:
+                before = self._committed
+                size = commit.length + commit.index_length
+                self._committed = before[0] + commit.rows, before[1] + size
 
 
-def _row_means(values: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
-    """Mean [B] float32 over each row's targets of `values` [P]; 0 for a row without any."""
-    sums = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-    sums[mask] = values
-    means = sums.sum(dim=1) / mask.sum(dim=1).clamp_min(1)
-    return means.cpu().numpy().astype(np.float32)
+def _row_means(values: torch.Tensor, mask: np.ndarray) -> np.ndarray:
+    """Mean [B] float32 over each row's targets ([B, T] bool) of `values` [P]; 0 for a row without
+    any."""
+    row_of = np.nonzero(mask)[0]
+    sums = np.bincount(row_of, weights=values.cpu().numpy(), minlength=len(mask))
+    return (sums / np.maximum(mask.sum(axis=1), 1)).astype(np.float32)

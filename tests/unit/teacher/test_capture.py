@@ -1,0 +1,200 @@
+"""A capture by one worker in this process: what it stores, logs, and does when it is run again."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from kdscale.cache.codecs import make_codec
+from kdscale.cache.identity import FORMAT
+from kdscale.cache.plan import agree_plan, request_digest
+from kdscale.cache.reader import CacheReader
+from kdscale.cache.records import commit_key
+from kdscale.config import RunConfig
+from kdscale.config.data import DataConfig
+from kdscale.data.manifest import FORMAT as DATA_FORMAT
+from kdscale.data.manifest import VERSION, write_manifest
+from kdscale.data.rows import Layout, RowBuilder, RowCounts, concatenate
+from kdscale.data.splits import SplitWriter
+from kdscale.data.tokenizer import train_tokenizer
+from kdscale.models.folder import ModelReference
+from kdscale.store import Store, open_store, upload_folder
+from kdscale.teacher.capture import CaptureJob, capture
+from kdscale.types import DenseTargets, Rows
+from tests.runs import read_metrics
+
+T, CAPTURED = 16, 21
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A job, and what it is made of."""
+
+    job: CaptureJob
+    rows: Rows
+    model: LlamaForCausalLM
+
+    def run(self) -> None:
+        capture({"capture": self.job})
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        return read_metrics(self.job.output.get("metrics/cache.jsonl"))
+
+
+def write_prepared(store: Store, folder: Path) -> tuple[Rows, int]:
+    """Rows of random tokens by the real writer; also the size of the vocabulary."""
+    info = train_tokenizer(["some words for a tokenizer"], 300, folder)
+    upload_folder(folder, store, "tokenizer")
+    generator = np.random.default_rng(0)
+    texts = [
+        (generator.integers(0, info.vocab_size, n).astype(np.int32), int(3 * n))
+        for n in generator.integers(2, 60, 40)
+    ]
+    rows = concatenate(list(RowBuilder(Layout(T, 3, False, True, 0)).build(texts)), T)
+    writer = SplitWriter(DataConfig(row_length=T), store, "", info, lambda *_: None)
+    entry = writer._store_rows("train", [rows], RowCounts(rows=len(rows)))
+    manifest = {
+        "format": DATA_FORMAT,
+        "version": VERSION,
+        "row_length": T,
+        "tokenizer": info.as_dict(),
+        "splits": {"train": entry},
+    }
+    write_manifest(store, manifest)
+    return rows, info.vocab_size
+
+
+@pytest.fixture
+def subject(tmp_path: Path) -> Subject:
+    """21 rows in units of 6, the last one shorter, in batches of 4."""
+    output = open_store(str(tmp_path / "output"))
+    rows, vocab_size = write_prepared(output.child("prepared/x"), tmp_path / "tokenizer")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    # Embeddings are padded: the ids past the tokenizer's must not be seen.
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size + 5, **sizes, **heads)).eval()
+    model.save_pretrained(tmp_path / "teacher")
+    config = RunConfig.model_validate(
+        {
+            "name": "capture",
+            "output": str(tmp_path / "output"),
+            "data": {"row_length": T, "tokenizer": {"kind": "teacher"}},
+            "teacher": {"load": str(tmp_path / "teacher")},
+            "cache": {
+                "codec": {"kind": "full"},
+                "temperature": 1.5,
+                "rows": CAPTURED,
+                "rows_per_unit": 6,
+                "rows_per_block": 3,
+                "capture": {"zero": {"stage": 0}, "micro_batch_rows": 4},
+            },
+            "distill": {
+                "student": {"teacher_layers": [0]},
+                "training": {"steps": 1, "batch_rows": 1},
+            },
+            "tracking": {"wandb": "disabled"},
+        }
+    )
+    selected = np.arange(CAPTURED) * 2
+    identity = {
+        "format": FORMAT,
+        "vocab_size": vocab_size,
+        "row_length": T,
+        "codec": make_codec(config.cache.codec, vocab_size).describe(),
+    }
+    plan = agree_plan(
+        output.child("cache/x"),
+        identity,
+        data="data",
+        request=request_digest(selected),
+        rows=CAPTURED,
+        rows_per_unit=6,
+        rows_per_block=3,
+    )
+    job = CaptureJob(
+        config=config,
+        output=output,
+        prepared=output.child("prepared/x"),
+        cache=output.child("cache/x"),
+        teacher=ModelReference("f", str(tmp_path / "teacher"), None, "d", 0),
+        identity=identity,
+        plan=plan,
+        selected=selected,
+        put_if_absent=output.child("cache/x").put_if_absent,
+    )
+    return Subject(job, rows.take(selected), model)
+
+
+@torch.no_grad()
+def test_every_target_is_the_teachers_distribution(subject: Subject) -> None:
+    """Each row alone, document by document, without batches, packing or masks."""
+    subject.run()
+    reader = CacheReader(subject.job.cache)
+    cached = reader.read(np.arange(CAPTURED))
+    assert cached.rows.sample_ids.tolist() == subject.rows.sample_ids.tolist()
+    targets = reader.codec.decode(torch.from_numpy(cached.payload.copy()))
+    assert isinstance(targets, DenseTargets)
+    vocab_size = subject.job.identity["vocab_size"]
+    checked = 0
+    for row in range(CAPTURED):
+        ids, segments = subject.rows.input_ids[row], subject.rows.segment_ids[row]
+        entropies = []
+        for at in np.flatnonzero(subject.rows.loss_mask[row]):
+            start = int(np.argmax(segments == segments[at]))
+            seen = torch.from_numpy(ids[start : at + 1]).long()[None]
+            logits = subject.model(seen).logits[0, -1, :vocab_size]
+            exact = (logits / 1.5).log_softmax(-1)
+            assert torch.allclose(targets.log_probs[row, at], exact, atol=5e-3)
+            entropies.append(-(exact.exp() * exact).sum().item())
+        assert cached.entropy[row] == pytest.approx(np.mean(entropies), rel=1e-4)
+        checked += len(entropies)
+    assert checked == subject.rows.loss_mask.sum() > CAPTURED * T / 2
+
+
+def test_a_line_a_round_with_what_capture_cost(subject: Subject) -> None:
+    subject.run()
+    lines = subject.metrics
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line["tokens"] for line in lines] == [6 * T, 12 * T, 18 * T, CAPTURED * T]
+    units = CacheReader(subject.job.cache).manifest.units
+    size = sum(unit.length + unit.index_length for unit in units)
+    last = lines[-1]
+    assert last["bytes_committed"] == size
+    assert last["bytes_per_token"] == pytest.approx(size / (CAPTURED * T))
+    assert 0 < last["outside_forward_share"] < 1
+    # Encoding is done between forwards here.
+    assert 0 < last["encode_share"] < last["outside_forward_share"]
+    assert last["upload_share"] > 0
+    assert last["queue_wait_seconds"] >= 0
+    assert last["tokens_per_second"] > 0
+
+
+def test_run_again_captures_only_what_is_missing(
+    subject: Subject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subject.run()
+    cache = subject.job.cache
+    before = {key: cache.get(key) for key in cache.list("")}
+    lost = json.loads(cache.get(commit_key(2)))
+    cache.delete(commit_key(2))
+    capsys.readouterr()
+    subject.run()
+    assert "1 of 4 units to capture" in capsys.readouterr().out
+    after = {key: cache.get(key) for key in cache.list("")}
+    assert after.keys() == before.keys()
+    # The same bytes, though the first batch of a unit is another one.
+    found = json.loads(cache.get(commit_key(2)))
+    volatile = {"attempt", "seconds", "checksum"}
+    assert {k: v for k, v in found.items() if k not in volatile} == {
+        k: v for k, v in lost.items() if k not in volatile
+    }
+    differing = {key for key in before if before[key] != after[key]}
+    assert differing == {commit_key(2)}
+    subject.run()
+    assert "0 of 4 units to capture" in capsys.readouterr().out
