@@ -11,16 +11,16 @@ import json
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kdscale.cache.maintenance import inspect
-from kdscale.cache.manifest import load_manifest, manifest_versions
-from kdscale.cache.plan import agree_plan, make_plan
-from kdscale.cache.writer import committed_units
+from kdscale.cache.inspect import inspect
+from kdscale.cache.manifest import load_manifest
+from kdscale.cache.reader import CacheSource
+from kdscale.cache_stage import is_complete, own_store, plan_capture, readable_caches
+from kdscale.committing import committing
 from kdscale.config import RunConfig, dump_config
 from kdscale.data.manifest import summarise
-from kdscale.data.order import spread
 from kdscale.data.prepare import prepare
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.results import RESULTS_KEY, build_results, read_results, write_results
@@ -33,7 +33,7 @@ from kdscale.report import write_model_card, write_report
 from kdscale.run import Run, resolve_paths
 from kdscale.stages import STAGES
 from kdscale.student.worker import distill
-from kdscale.teacher.capture import CaptureJob, capture
+from kdscale.teacher.capture import capture
 from kdscale.teacher.train import train_teacher
 from kdscale.train.session import Session
 from kdscale.workers import run_workers
@@ -196,36 +196,18 @@ def _teacher(run: Run, record: RunRecord, progress: StageProgress) -> list[str]:
 # cache
 
 
-def _cache_complete(run: Run, record: RunRecord) -> bool:
-    """A manifest, and every unit that it names: `cache repair` takes commits of bad ones away."""
-    if not manifest_versions(run.cache_store):
-        return False
-    units = {unit.unit for unit in load_manifest(run.cache_store).units}
-    return units <= committed_units(run.cache_store)
-
-
 def _cache(run: Run, record: RunRecord, progress: StageProgress) -> list[str]:
     config = run.config
-    store = run.cache_store
     if config.cache.reuse is not None:
-        load_manifest(store)
-        return [f"reuses {store}"]
-    rows = run.cache_identity["rows"]
-    plan = make_plan(rows, config.cache.rows_per_unit)
-    selected = spread(rows, len(run.prepared.split("train")))
-    agree_plan(store, run.cache_identity, plan, selected)
-    job = CaptureJob(
-        config=config,
-        output=run.output,
-        prepared=run.prepared_store,
-        cache=store,
-        teacher=run.teacher(),
-        identity=run.cache_identity,
-        plan=plan,
-        selected=selected,
-    )
-    run_workers(capture, {"capture": job}, config.cache.capture.workers, progress)
-    facts = inspect(store)
+        for store, _ in run.cache_stores:
+            load_manifest(store)
+        return [f"reuses {', '.join(str(store) for store, _ in run.cache_stores)}"]
+    # One probe serves all caches of an output.
+    probed = None if config.cache.append_to else run.output
+    with committing(own_store(run), probed) as put_if_absent:
+        job = plan_capture(run, put_if_absent)
+        run_workers(capture, {"capture": job}, config.cache.capture.workers, progress)
+    facts = inspect(job.cache)
     return [
         f"{facts['rows']:,} rows, {facts['targets']:,} targets, {facts['bytes']:,} bytes, "
         f"{facts['bytes_per_position']:.1f} bytes a position at rest"
@@ -250,12 +232,20 @@ def _distill(run: Run, record: RunRecord, progress: StageProgress) -> list[str]:
     job = {
         "sessions": sessions,
         "prepared": run.prepared_store,
-        "cache": run.cache_store,
+        "caches": _pinned_caches(run, record),
         "expected": run.cache_needs,
         "teacher": run.teacher(),
     }
     run_workers(distill, job, config.distill.workers, progress)
     return [f"{run.student('student').parameters:,} parameters in the student"]
+
+
+def _pinned_caches(run: Run, record: RunRecord) -> list[CacheSource]:
+    """What the student read from its first step on, whatever was appended to a cache since."""
+    caches = readable_caches(run)
+    key = run.student_fingerprint("student")
+    pinned = record.pinned("cache_segments", key, [cache.segments for cache in caches])
+    return [replace(c, segments=n) for c, n in zip(caches, pinned, strict=True)]
 
 
 # evaluate and report
@@ -272,7 +262,7 @@ def _evaluate(run: Run, record: RunRecord, progress: StageProgress) -> list[str]
     )
     run_workers(evaluate, {"evaluate": job}, config.evaluate.workers, progress)
     measured = json.loads(run.output.get(MEASURED_KEY))
-    facts = inspect(run.cache_store)
+    facts = inspect(run.cache_stores[0][0])
     results = build_results(
         run=config.name,
         output=run.output.url,
@@ -319,8 +309,8 @@ _STAGES = {
         ),
         Stage(
             "cache",
-            lambda run: run.cache_store.url.rsplit("/", 1)[-1],
-            _cache_complete,
+            lambda run: run.cache_fingerprint,
+            lambda run, record: is_complete(run),
             _cache,
         ),
         Stage(

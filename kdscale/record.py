@@ -39,6 +39,14 @@ class RunRecord:
         """Wall seconds of each stage so far, over all attempts at its present fingerprint."""
         return {stage: entry["seconds"] for stage, entry in self._stages.items()}
 
+    def pinned(self, name: str, fingerprint: str, value: Any) -> Any:
+        """`value`, or what was pinned as `name` for the same fingerprint before."""
+        pins = self._content.setdefault("pinned", {})
+        if pins.get(name, {}).get("fingerprint") != fingerprint:
+            pins[name] = {"fingerprint": fingerprint, "value": value}
+            self._write()
+        return pins[name]["value"]
+
     @contextmanager
     def running(self, stage: str, fingerprint: str) -> Iterator[None]:
         """Times the block and records how it ends."""
@@ -64,4 +72,7 @@ class RunRecord:
 
     def _put(self, stage: str, entry: dict[str, Any]) -> None:
         self._stages[stage] = entry
+        self._write()
+
+    def _write(self) -> None:
         self._store.put(RUN_KEY, json.dumps(self._content, indent=2).encode())

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from kdscale.cache.codecs import make_codec
 from kdscale.cache.identity import FORMAT
 from kdscale.config import RunConfig, fingerprint
+from kdscale.data.order import EvenRows
 from kdscale.data.prepare import data_identity
 from kdscale.data.prepared import Prepared, open_prepared
 from kdscale.errors import KdscaleError
@@ -29,15 +30,21 @@ OPERATIONAL = frozenset(
         "validation_rows",
         "checkpoint_every",
         "cache_memory_mib",
+        "cache_disk_gib",
+        "cache_folder",
         "prefetch_batches",
         "control",
+        "rows_per_unit",
         "rows_per_block",
+        "pack",
         "reuse",
+        "append_to",
     }
 )
 
-# What a student needs of a cache that another run made.
+# What a student needs of a cache that another run made, and of several that are read as one.
 NEEDED_OF_CACHE = ("format", "teacher", "tokenizer", "vocab_size", "row_length", "temperature")
+NEEDED_OF_CACHES = tuple(name for name in NEEDED_OF_CACHE if name != "teacher")
 
 
 class Run:
@@ -105,43 +112,59 @@ class Run:
 
     @cached_property
     def cache_identity(self) -> dict[str, Any]:
-        """What the cache's content depends on, field by field."""
+        """What the targets of a cache depend on, field by field; not which rows it has."""
         cache, prepared = self.config.cache, self.prepared
-        rows = len(prepared.split("train"))
         return {
             "format": FORMAT,
             "teacher": self.teacher().digest,
             "tokenizer": prepared.manifest["tokenizer"]["sha256"],
             "vocab_size": prepared.vocab_size,
-            "data": self.rows_fingerprint,
             "row_length": self.config.data.row_length,
             "codec": make_codec(cache.codec, prepared.vocab_size).describe(),
             "temperature": cache.temperature,
             "dtype": "bfloat16" if cache.capture.workers.gpus else "float32",
-            "rows": min(rows, cache.rows or rows),
-            "rows_per_unit": cache.rows_per_unit,
             "seed": self.config.seed,
         }
+
+    @cached_property
+    def selected(self) -> EvenRows:
+        """The training rows that the student learns from."""
+        rows = len(self.prepared.split("train"))
+        return EvenRows(self.config.cache.rows or rows, rows)
 
     @property
     def cache_needs(self) -> dict[str, Any]:
         """The fields that the reader must find: all of them, or of a reused cache what matters."""
-        identity = self.cache_identity
-        if self.config.cache.reuse is None:
-            return identity
-        return {name: identity[name] for name in NEEDED_OF_CACHE}
+        reuse = self.config.cache.reuse
+        if reuse is None:
+            return self.cache_identity
+        needed = NEEDED_OF_CACHE if isinstance(reuse, str) else NEEDED_OF_CACHES
+        return {name: self.cache_identity[name] for name in needed}
 
     @property
-    def cache_store(self) -> Store:
-        """Where the cache is."""
-        if self.config.cache.reuse is not None:
-            return open_store(self.config.cache.reuse)
-        return self.output.child(f"cache/{fingerprint(self.cache_identity)}")
+    def cache_fingerprint(self) -> str:
+        """Of the rows and targets that the student learns from."""
+        cache = self.config.cache
+        elsewhere = cache.reuse if isinstance(cache.reuse, str) else cache.append_to
+        mixed = [c.model_dump() for c in cache.reuse] if isinstance(cache.reuse, tuple) else None
+        rows = (self.rows_fingerprint, len(self.selected))
+        return fingerprint(self.cache_identity, *rows, elsewhere, mixed)
+
+    @property
+    def cache_stores(self) -> list[tuple[Store, float]]:
+        """Where the cache is; several with their weights where the config mixes them."""
+        cache = self.config.cache
+        if isinstance(cache.reuse, tuple):
+            return [(open_store(source.url), source.weight) for source in cache.reuse]
+        elsewhere = cache.reuse or cache.append_to
+        if elsewhere is not None:
+            return [(open_store(elsewhere), 1.0)]
+        return [(self.output.child(f"cache/{self.cache_fingerprint}"), 1.0)]
 
     def student_fingerprint(self, name: str) -> str:
         """Of `student` or `control`: the recipe, the cache and the seed."""
-        cache = fingerprint(self.cache_identity, self.config.cache.reuse)
-        return fingerprint(name, _recipe(self.config.distill), cache, self.config.seed)
+        recipe = _recipe(self.config.distill)
+        return fingerprint(name, recipe, self.cache_fingerprint, self.config.seed)
 
     @property
     def student_names(self) -> list[Literal["student", "control"]]:

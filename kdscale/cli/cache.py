@@ -1,21 +1,42 @@
-"""`kdscale cache inspect | verify | repair`: what a cache holds, and whether it is sound."""
+"""`kdscale cache ...`: what a cache holds, whether it is sound, and what keeps it so."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from kdscale.cli.audit import audit
+from kdscale.cli.find import find_cache, find_maker
 from kdscale.errors import KdscaleError
 
 if TYPE_CHECKING:
-    from kdscale.store import Store
+    from kdscale.store import PutIfAbsent, Store
 
-app = typer.Typer(help="Look into a logit cache.", no_args_is_help=True)
+app = typer.Typer(help="Look into a logit cache, and after it.", no_args_is_help=True)
+app.command("audit")(audit)
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _duration(text: str) -> float:
+    """Seconds of 90s, 30m, 24h or 7d."""
+    number, unit = text[:-1], text[-1:]
+    if not number.isdigit() or unit not in _SECONDS:
+        raise typer.BadParameter(f"{text!r} is no time; write for example 90s, 30m, 24h or 7d.")
+    return float(number) * _SECONDS[unit]
+
 
 Workers = Annotated[int, typer.Option(min=1, help="Objects read at the same time.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of YAML.")]
 Uri = Annotated[
     str, typer.Argument(metavar="URI", help="A cache's folder, or the output of a run with one.")
+]
+Grace = Annotated[
+    float,
+    typer.Option(parser=_duration, metavar="TIME", help="Leave what is younger: 90s, 30m, 24h."),
 ]
 
 
@@ -25,76 +46,146 @@ def inspect(
     sample: Annotated[
         int, typer.Option(min=0, help="Also show what the teacher said at so many positions.")
     ] = 0,
+    as_json: Json = False,
 ) -> None:
-    """Print what a cache holds, as YAML."""
-    import yaml
-
-    from kdscale.cache.maintenance import inspect as facts_of
+    """Print what a cache holds."""
+    from kdscale.cache.inspect import inspect as facts_of
 
     store = find_cache(uri)
     facts = facts_of(store)
     if sample:
         facts["sample"] = _sample(store, facts["identity"]["tokenizer"], sample)
-    typer.echo(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True), nl=False)
+    _print(facts, as_json)
 
 
 @app.command()
-def verify(uri: Uri, workers: Workers = 8) -> None:
-    """Read every byte of a cache and compare checksums. Exit code 1 if something is bad."""
-    from kdscale.cache.maintenance import verify as verify_cache
+def stats(uri: Uri, as_json: Json = False) -> None:
+    """Print where a cache's bytes go, how its rows are spread, and what lies about unused."""
+    from kdscale.cache.stats import stats as stats_of
+
+    _print(stats_of(find_cache(uri)), as_json)
+
+
+@app.command()
+def verify(
+    uri: Uri,
+    workers: Workers = 8,
+    sample: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Check this share of the units only.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Chooses the units of a sample.")] = 0,
+) -> None:
+    """Read a cache, compare all checksums, decode all blocks. Exit code 1 if something is bad."""
+    from kdscale.cache.verify import verify as verify_cache
+    from kdscale.progress import stage_progress
 
     store = find_cache(uri)
-    report = verify_cache(store, workers)
+    with stage_progress("verify") as shown:
+        report = verify_cache(
+            store, workers=workers, sample=sample, seed=seed, progress=shown.update
+        )
     typer.echo(
-        f"{store}: {report.objects} objects, {report.blocks} blocks, {report.bytes} bytes, "
-        f"{len(report.bad)} bad"
+        f"{store}: {report.units} of {report.units_of_cache} units, {report.objects} objects, "
+        f"{report.blocks} blocks, {report.bytes} bytes, {len(report.bad)} bad"
     )
     for damage in report.bad:
         typer.echo(f"bad: {damage}")
     if report.bad:
-        typer.echo("fix: kdscale cache repair, then run the cache stage again.", err=True)
+        typer.echo(f"fix: kdscale cache repair {store}", err=True)
     raise typer.Exit(1 if report.bad else 0)
 
 
 @app.command()
-def repair(uri: Uri, workers: Workers = 8) -> None:
-    """Withdraw the damaged units of a cache, so that the cache stage captures them again."""
-    from kdscale.cache.maintenance import repair as repair_cache
-    from kdscale.cache.maintenance import verify as verify_cache
+def repair(
+    uri: Uri,
+    workers: Workers = 8,
+    withdraw_only: Annotated[
+        bool, typer.Option("--withdraw-only", help="Leave the capture of bad units to a later run.")
+    ] = False,
+) -> None:
+    """Mend what is damaged, and capture again the units that only the teacher can give.
+
+    Exit code 1 if something cannot be mended.
+    """
+    from kdscale.cache.repair import repair as repair_cache
+    from kdscale.progress import stage_progress
 
     store = find_cache(uri)
-    units = repair_cache(store, verify_cache(store, workers).bad)
-    if units:
-        typer.echo(f"{store}: withdrew units {', '.join(map(str, units))}")
-        typer.echo("Run the cache stage again to capture them.", err=True)
-    else:
+    with stage_progress("repair") as shown, _commits(store) as put_if_absent:
+        report = repair_cache(
+            store, workers=workers, put_if_absent=put_if_absent, progress=shown.update
+        )
+    for key in report.mended:
+        typer.echo(f"mended {key}")
+    for damage in report.lost:
+        typer.echo(f"cannot mend: {damage}")
+    if report.lost:
+        typer.echo("fix: restore what is named from a copy, or capture a new cache.", err=True)
+        raise typer.Exit(1)
+    if report.withdrawn:
+        typer.echo(f"{store}: withdrew units {', '.join(map(str, report.withdrawn))}")
+        _capture_again(uri, store, report.withdrawn, withdraw_only)
+    elif not report.mended:
         typer.echo(f"{store}: nothing is damaged")
 
 
-def find_cache(uri: str) -> "Store":
-    """The cache at `uri`: a cache's own folder, or the one that the run at `uri` used last.
+@app.command()
+def gc(
+    uri: Uri,
+    grace: Grace = "24h",  # type: ignore[assignment]  # typer parses the default like any text
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="Delete all but so many manifests, too.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Delete objects that nothing names, and what killed writers left."""
+    from kdscale.cache.collect import gc as collect
 
-    Raises KdscaleError where there is none.
-    """
+    store = find_cache(uri, published=False)
+    report = collect(store, grace, dry_run, keep=keep)
+    verb = "would delete" if dry_run else "deleted"
+    for entry in report.entries:
+        typer.echo(f"{verb} {entry.key} ({entry.size} bytes)")
+    typer.echo(f"{store}: {verb} {len(report.entries)} objects, {report.bytes} bytes")
+
+
+@app.command()
+def export(
+    uri: Uri,
+    out: Annotated[str, typer.Argument(metavar="OUT", help="An empty folder, or any URL.")],
+    file_format: Annotated[
+        Literal["parquet", "safetensors"], typer.Option("--format", help="Of the files.")
+    ] = "parquet",
+    rows: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
+) -> None:
+    """Write a cache's rows, decoded, for programs that know nothing of kdscale."""
+    from kdscale.cache.export import export as export_rows
+    from kdscale.cache.reader import CacheReader
+    from kdscale.progress import stage_progress
     from kdscale.store import open_store
 
-    store = open_store(uri)
-    if _is_cache(store):
-        return store
-    name = _last_cache(store)
-    if name is not None and _is_cache(store.child(f"cache/{name}")):
-        return store.child(f"cache/{name}")
-    raise KdscaleError(
-        f"{store} is neither a finished cache nor the output of a run that has made one.",
-        "Give <output>/cache/<fingerprint> or <output>; the cache stage has to be complete.",
-    )
+    store, target = find_cache(uri), open_store(out)
+    with stage_progress("export") as shown:
+        index = export_rows(
+            CacheReader(store), target, file_format, rows=rows, progress=shown.update
+        )
+    typer.echo(f"{target}: {index['rows']} rows in {len(index['files'])} files")
+
+
+def _print(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(facts))
+    else:
+        import yaml
+
+        typer.echo(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True), nl=False)
 
 
 def _sample(store: "Store", digest: str, count: int) -> list[dict[str, Any]]:
     """Positions of the cache as text, by the tokenizer with that `digest` in the same output."""
     from transformers import AutoTokenizer
 
-    from kdscale.cache.maintenance import sample
+    from kdscale.cache.inspect import sample
     from kdscale.cache.reader import CacheReader
     from kdscale.store import open_store
 
@@ -120,14 +211,33 @@ def _tokenizer_folder(output: "Store", digest: str) -> Path:
     )
 
 
-def _is_cache(store: "Store") -> bool:
-    # What no manifest names does not exist.
-    return bool(store.list("manifests/"))
+def _capture_again(uri: str, store: "Store", units: list[int], withdraw_only: bool) -> None:
+    """Run the cache stage of the run that made the cache, if that is to be found."""
+    from kdscale.cache.records import commit_key
+
+    config = None if withdraw_only else find_maker(uri, store)
+    if config is not None:
+        from kdscale.pipeline import run_pipeline
+
+        run_pipeline(config, only="cache")
+    missing = [unit for unit in units if not store.exists(commit_key(unit))]
+    if missing:
+        typer.echo(
+            f"fix: units {', '.join(map(str, missing))} are to be captured again: with the config "
+            "that captured them, `kdscale run CONFIG --only cache`.",
+            err=True,
+        )
+    else:
+        typer.echo(f"{store}: all of them are captured again")
 
 
-def _last_cache(output: "Store") -> str | None:
-    """Fingerprint of the cache stage in the run's record; it names the cache's folder."""
-    if not output.exists("run.json"):
-        return None
-    stages = json.loads(output.get("run.json"))["stages"]
-    return stages.get("cache", {}).get("fingerprint")
+@contextmanager
+def _commits(store: "Store") -> "Iterator[PutIfAbsent]":
+    """What stands for the store's put-if-absent, where that does not decide between writers."""
+    from kdscale.store import SingleCommitter, conditional_put
+
+    if conditional_put(store):
+        yield store.put_if_absent
+    else:
+        with SingleCommitter(store, "kdscale cache repair") as committer:
+            yield committer.put_if_absent

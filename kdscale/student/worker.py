@@ -4,7 +4,7 @@ Both read the same cached rows in the same order with the same seed and steps; o
 the distillation loss differs, so that what the student gains over the control is the teacher's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from transformers import PreTrainedModel
 
 from kdscale.cache.codecs import Codec
 from kdscale.cache.container import CachedRows, RowStats
-from kdscale.cache.reader import CacheReader
+from kdscale.cache.disk import DiskCache
+from kdscale.cache.mixing import MixedReader
+from kdscale.cache.reader import CacheReader, CacheSource
 from kdscale.config import RunConfig
 from kdscale.config.curriculum import CurriculumConfig
 from kdscale.curriculum.sampler import CurriculumSampler, SeenRows
@@ -25,7 +27,7 @@ from kdscale.models.build import build_model, check_vocabulary, make_config
 from kdscale.models.folder import ModelReference
 from kdscale.models.forward import compute_logits, next_token_labels, row_tensors
 from kdscale.models.layers import build_from_layers
-from kdscale.store import Store
+from kdscale.scratch import machine_folder
 from kdscale.student.losses import cross_entropy_sum, soft_cross_entropy_sum, target_entropy_sum
 from kdscale.train.batches import rank_rows, split_micro_batches
 from kdscale.train.loop import LossSums, Step
@@ -46,22 +48,44 @@ class MicroBatch:
 
 
 def distill(job: dict[str, Any]) -> None:
-    """A worker's loop. `job` has `sessions` (student first), `prepared`, `cache` (Stores),
-    `expected` (the cache identity that the student needs) and `teacher` (ModelReference)."""
+    """A worker's loop. `job` has `sessions` (student first), `prepared` (a Store), `caches` (a
+    CacheSource each), `expected` (the cache identity that the student needs) and `teacher`
+    (ModelReference)."""
     worker = current_worker()
     sessions: list[Session] = [s for s in job["sessions"] if not s.is_complete()]
     if not sessions:
         return
     config = sessions[0].config
     prepared = open_prepared(job["prepared"])
-    reader = open_cache(config, job["cache"], job["expected"])
+    reader = open_cache(config, job["caches"], job["expected"])
     for session in sessions:
         _train_arm(session, worker, prepared, reader, job["teacher"])
 
 
-def open_cache(config: RunConfig, cache: Store, expected: dict[str, Any]) -> CacheReader:
-    """The cache, refused where it was not made for this run's rows, tokenizer and vocabulary."""
-    return CacheReader(cache, expected=expected, memory_bytes=config.distill.cache_memory_mib << 20)
+def open_cache(
+    config: RunConfig, caches: Sequence[CacheSource], expected: dict[str, Any]
+) -> CacheReader | MixedReader:
+    """The cache, refused where it was not made for this run's tokenizer and vocabulary; several of
+    them as one."""
+    distill, folder = config.distill, None
+    if distill.cache_disk_gib:
+        folder = Path(distill.cache_folder) if distill.cache_folder else machine_folder("blocks")
+    disk = DiskCache(folder, int(distill.cache_disk_gib * 2**30)) if folder else None
+    memory_bytes = distill.cache_memory_mib << 20
+    weights = [cache.weight for cache in caches]
+    readers = [
+        CacheReader(
+            cache.store,
+            expected=expected,
+            segments=cache.segments,
+            memory_bytes=int(memory_bytes * cache.weight / sum(weights)),
+            disk=disk,
+        )
+        for cache in caches
+    ]
+    if len(readers) == 1:
+        return readers[0]
+    return MixedReader(readers, weights)
 
 
 def build_student(
@@ -92,7 +116,7 @@ def _train_arm(
     session: Session,
     worker: Worker,
     prepared: Prepared,
-    reader: CacheReader,
+    reader: CacheReader | MixedReader,
     teacher: ModelReference,
 ) -> None:
     config, training = session.config, session.training
@@ -102,6 +126,7 @@ def _train_arm(
         batch_rows=training.batch_rows,
         steps=training.steps,
         seed=config.seed,
+        rows_per_block=reader.rows_per_block,
     )
     seen = SeenRows(sampler, len(reader))
     loss = DistillationLoss(
@@ -124,7 +149,11 @@ def _train_arm(
 
 
 def read_steps(
-    session: Session, worker: Worker, reader: CacheReader, sampler: CurriculumSampler, start: int
+    session: Session,
+    worker: Worker,
+    reader: CacheReader | MixedReader,
+    sampler: CurriculumSampler,
+    start: int,
 ) -> Iterator[Step[MicroBatch]]:
     """This rank's share of every step from `start` on, read ahead from the cache."""
     training = session.training

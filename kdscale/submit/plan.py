@@ -124,9 +124,13 @@ def _absolute_paths(config: RunConfig, folder: Path) -> tuple[RunConfig, list[st
     load = config.teacher.load
     if load is not None and _local_folder(load, folder):
         tree["teacher"]["load"] = absolute("teacher.load", load)
-    reuse = config.cache.reuse
-    if reuse is not None and _local(reuse):
-        tree["cache"]["reuse"] = absolute("cache.reuse", reuse)
+    cache = tree["cache"]
+    for field in ("reuse", "append_to"):
+        if isinstance(cache[field], str) and _local(cache[field]):
+            cache[field] = absolute(f"cache.{field}", cache[field])
+    for number, source in enumerate(cache["reuse"] if isinstance(cache["reuse"], list) else ()):
+        if _local(source["url"]):
+            source["url"] = absolute(f"cache.reuse.{number}.url", source["url"])
     for field, source in _sources(tree["data"]):
         path = source["path"]
         if path is None or not _local(path):

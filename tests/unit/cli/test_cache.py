@@ -1,14 +1,20 @@
-"""`kdscale cache`: finds the cache, tells its facts, and finds a flipped bit."""
+"""`kdscale cache`: finds the cache, tells its facts, finds a flipped bit, and tidies up."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
+from kdscale.cache.inspect import inspect
 from kdscale.cache.manifest import load_manifest
+from kdscale.cache.stats import stats
 from kdscale.cache.writer import committed_units
 from kdscale.cli import main
+from kdscale.config import dump_config, parse_config
+from kdscale.config.starter import starter_yaml
 from kdscale.store import open_store
 from tests.unit.cache.planted import Planted, make_planted
 
@@ -62,25 +68,139 @@ def test_no_cache(
     assert f"error: {tmp_path} is neither a finished cache nor" in capsys.readouterr().err
 
 
-def test_verify_and_repair(cache: Planted, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cache_that_the_config_says_is_elsewhere(
+    cache: Planted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = parse_config(starter_yaml(), [f"cache.reuse={cache.store.url}"])
+    open_store(str(tmp_path / "other")).put("config.resolved.yaml", dump_config(config).encode())
+    assert run("inspect", str(tmp_path / "other")) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["url"] == cache.store.url
+
+
+def test_facts_and_numbers_as_json(cache: Planted, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("inspect", cache.store.url, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == inspect(cache.store)
+    assert run("stats", cache.store.url, "--json") == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers == stats(cache.store)
+    assert run("stats", cache.store.url) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == numbers
+
+
+def test_verify_finds_damage_and_repair_withdraws_it(
+    cache: Planted, capsys: pytest.CaptureFixture[str]
+) -> None:
     url = cache.store.url
     assert run("verify", url) == 0
-    assert "6 objects, 9 blocks" in capsys.readouterr().out
+    assert "3 of 3 units, 8 objects, 9 blocks" in capsys.readouterr().out
     assert run("repair", url) == 0
     assert "nothing is damaged" in capsys.readouterr().out
 
     unit = load_manifest(cache.store).units[1]
-    cache.damage(unit.object, unit.blocks[0].offset + 64)
+    cache.damage(unit.object, cache.blocks(1)[0].offset + 64)
     assert run("verify", url) == 1
     out, err = capsys.readouterr()
     # The block and, with it, the object.
     assert ", 2 bad\n" in out
     assert f"bad: unit 1: {unit.object} " in out
-    assert "kdscale cache repair" in err
+    assert f"kdscale cache repair {url}" in err
 
     assert run("repair", url) == 0
-    assert "withdrew units 1\n" in capsys.readouterr().out
-    assert committed_units(cache.store) == {0, 2}
+    out, err = capsys.readouterr()
+    assert "withdrew units 1\n" in out
+    assert "units 1 are to be captured again" in err
+    assert "--only cache" in err
+    assert committed_units(cache.store, cache.segment) == {0, 2}
+
+
+def test_verify_of_a_sample(cache: Planted, capsys: pytest.CaptureFixture[str]) -> None:
+    cache.store.delete(load_manifest(cache.store).units[1].object)
+    codes = [
+        run("verify", cache.store.url, "--sample", "0.3", "--seed", str(seed)) for seed in range(9)
+    ]
+    assert set(codes) == {0, 1}
+    assert capsys.readouterr().out.count("1 of 3 units") == 9
+    assert run("verify", cache.store.url, "--sample", "2") == 2
+    assert "error: The sample 2.0 is no share" in capsys.readouterr().err
+
+
+def test_repair_says_what_it_mended_and_what_it_cannot(
+    cache: Planted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (prior,) = cache.store.list("prior/")
+    cache.damage(prior, 40)
+    assert run("repair", cache.store.url) == 0
+    assert f"mended {prior}\n" in capsys.readouterr().out
+    cache.damage(prior, 40)
+    cache.store.delete(load_manifest(cache.store).units[2].object)
+    assert run("repair", cache.store.url) == 1
+    out, err = capsys.readouterr()
+    assert f"cannot mend: {prior} " in out
+    assert "fix: restore" in err
+    assert committed_units(cache.store, cache.segment) == {0, 1, 2}
+
+
+def test_gc_tells_and_deletes_what_is_old(
+    cache: Planted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stray = "data/000001-0123456789abcdef.arrow"
+    cache.store.put(stray, b"stray")
+    two_hours_ago = time.time() - 7200
+    os.utime(cache.store.local_path(stray), (two_hours_ago, two_hours_ago))
+    url = cache.store.url
+    assert run("gc", url) == 0
+    assert capsys.readouterr().out == f"{url}: deleted 0 objects, 0 bytes\n"
+    for grace in ("1h", "119m", "5000s"):
+        assert run("gc", url, "--grace", grace, "--dry-run") == 0
+        assert capsys.readouterr().out == (
+            f"would delete {stray} (5 bytes)\n{url}: would delete 1 objects, 5 bytes\n"
+        )
+    assert run("gc", url, "--grace", "1h", "--keep", "1") == 0
+    assert f"deleted {stray} (5 bytes)\n" in capsys.readouterr().out
+    assert stray not in cache.store.list()
+    assert run("verify", url) == 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--grace", "1w"), ("--grace", "h"), ("--grace", "-1h"), ("--keep", "0")]
+)
+def test_gc_refuses_what_it_does_not_understand(
+    cache: Planted, wrong: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("gc", cache.store.url, *wrong) == 2
+    assert wrong[0] in capsys.readouterr().err
+
+
+def test_gc_of_a_capture_that_was_given_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted = make_planted(open_store(str(tmp_path / "cache")))
+    assert planted.writer.commit(*planted.unit(0))
+    stray = "data/000001-0123456789abcdef.arrow"
+    planted.store.put(stray, b"stray")
+    for key in planted.store.list():
+        os.utime(planted.store.local_path(key), (0, 0))
+    assert run("inspect", planted.store.url) == 2
+    assert run("gc", planted.store.url) == 0
+    assert "deleted 1 objects, 5 bytes" in capsys.readouterr().out
+    for unit in (1, 2):
+        assert planted.writer.commit(*planted.unit(unit))
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "safetensors"])
+def test_export(
+    cache: Planted, tmp_path: Path, file_format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    assert run("export", cache.store.url, out, "--format", file_format, "--rows", "9") == 0
+    assert f"{out}: 9 rows in 2 files\n" in capsys.readouterr().out
+    assert sorted(path.name for path in Path(out).iterdir()) == [
+        "index.json",
+        f"part-000000.{file_format}",
+        f"part-000001.{file_format}",
+    ]
+    assert run("export", cache.store.url, out) == 2
+    assert "is not empty" in capsys.readouterr().err
 
 
 def test_sample_without_its_tokenizer(cache: Planted, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,75 @@
+"""`kdscale cache audit`: what a cache's codec does to a student's gradients, and what would be
+better."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from kdscale.report.facts import Table
+
+
+def audit(
+    uri: Annotated[
+        str, typer.Argument(metavar="URI", help="A cache's folder, or the output of a run.")
+    ],
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the cache to look at.")] = 16,
+    budget: Annotated[
+        float | None,
+        typer.Option(min=1, help="Bytes at rest a token to recommend a codec for."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=2, help="Draws of each target.")] = 4,
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="The teacher, where no run is beside the cache."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write an HTML page with charts.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
+) -> None:
+    """Compare a cache's codec, and others of its size, with the teacher's full distribution.
+
+    Exit code 1 if the cache does not agree with its teacher.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    from kdscale.audit.audit import audit as audit_cache
+    from kdscale.audit.page import render_page
+    from kdscale.audit.tables import advice, audit_table, proof_sentence
+    from kdscale.cli.find import find_cache
+
+    disable_progress_bar()
+    found = audit_cache(
+        find_cache(uri),
+        teacher=teacher,
+        rows=rows,
+        budget=budget,
+        draws=seeds,
+        say=lambda line: typer.echo(line, err=True),
+    )
+    if out is not None:
+        out.write_text(render_page(found), encoding="utf-8")
+        typer.echo(f"wrote {out}", err=True)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict()))
+    else:
+        typer.echo(_aligned(audit_table(found)))
+        typer.echo(f"\n{proof_sentence(found)}\n\n{advice(found)}")
+    raise typer.Exit(0 if found.agrees else 1)
+
+
+def _aligned(table: "Table") -> str:
+    """A table in columns, the first one flush left."""
+    lines = [table.header, *table.rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(table.header))]
+    text = "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+    return f"{text}\n\n{table.caption}"
