@@ -1,0 +1,49 @@
+"""What a codec's payload takes in the store: packed under a prior, or compressed as a column."""
+
+import numpy as np
+import pyarrow as pa
+
+from kdscale.cache.codecs import Codec
+from kdscale.cache.packing import Packing, packable
+from kdscale.cache.prior import Prior
+
+_ZSTD = pa.Codec("zstd", 1)  # as the container compresses its columns
+_ENOUGH = 8 << 20
+
+
+class AtRest:
+    """Adds up the stored bytes of one codec's payload, as it comes.
+
+    What is packed is kept until the end and packed as one block, so a few positions take a little
+    more each than the many of a real block. What is not packed may be large (`full`), and is
+    compressed part by part.
+    """
+
+    def __init__(self, codec: Codec, prior: Prior) -> None:
+        self._packing = Packing(codec, prior) if packable(codec) else None
+        self._contexts: list[np.ndarray] = []
+        self._payload: list[np.ndarray] = []
+        self._positions = self._stored = 0
+
+    def add(self, contexts: np.ndarray, payload: np.ndarray) -> None:
+        """Positions with the tokens `contexts` [P] and `payload` [P, bytes a position] uint8."""
+        self._contexts.append(contexts)
+        self._payload.append(payload)
+        self._positions += len(payload)
+        if self._packing is None and sum(part.nbytes for part in self._payload) > _ENOUGH:
+            self._store()
+
+    def bytes_per_position(self) -> float:
+        """Bytes of a position's payload; tokens, masks and the prior are not counted."""
+        if self._payload:
+            self._store()
+        return self._stored / self._positions
+
+    def _store(self) -> None:
+        payload = np.concatenate(self._payload)
+        if self._packing is None:
+            stored = _ZSTD.compress(payload.tobytes(), asbytes=True)
+        else:
+            stored = self._packing.pack(np.concatenate(self._contexts), payload)
+        self._stored += len(stored)
+        self._contexts, self._payload = [], []
