@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kdscale.cache.maintenance import verify
+from kdscale.cache.verify import verify
 from kdscale.store import Store, open_store
 from tests.runs import FinishedRun, kdscale, read_metrics, run_kdscale, tiny_config, write_config
 from tests.s3 import S3Server
@@ -123,7 +123,7 @@ def test_the_cache_holds_each_unit_once_and_verifies(store: Store) -> None:
     report = verify(cache)
     assert report.bad == []
     assert report.blocks == 80
-    named = {json.loads(cache.get(key))["object"] for key in commits}
+    named = {json.loads(cache.get(key))["digest"] for key in commits}
     assert len(named) == 40
 
 
@@ -136,7 +136,7 @@ def test_cached_bytes_equal_those_of_the_undisturbed_run(
     for unit in (0, 3, 20, 39):
         key = f"commits/{unit:06d}.json"
         mine, theirs = (json.loads(s.get(key)) for s in (there, here))
-        assert mine["object"] == theirs["object"]
+        assert mine["digest"] == theirs["digest"]
 
 
 @pytest.mark.parametrize("name", ["teacher", "distill", "control"])
