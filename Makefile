@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow check bench clean
+.PHONY: quickstart test test-slow check bench bench-setup clean
 
 quickstart: .venv/.installed
 	$(BIN)/kdscale run jobs/configs/quickstart.yaml
@@ -24,8 +24,16 @@ bench: .venv/.installed-dev
 	$(BIN)/pip install --quiet --disable-pip-version-check gguf
 	$(BIN)/python benchmarks/smollm2_bbc.py
 
+# The peers of benchmarks/reader.py, in an environment of their own.
+bench-setup: .venv-bench/.installed
+
 clean:
-	rm -rf .venv runs wandb
+	rm -rf .venv .venv-bench runs wandb
+
+.venv-bench/.installed: benchmarks/requirements-peers.txt
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
 
 .venv/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

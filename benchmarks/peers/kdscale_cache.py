@@ -1,0 +1,158 @@
+"""kdscale's own cache, as a student reads it: packed at rest, checksums on.
+
+Threads do the work of loader processes: with `workers` 0 a batch is read where the loop runs.
+"""
+
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers.contract import BATCH_ROWS, SEED, Batch, Place, Records
+from benchmarks.peers.synthetic import VOCAB, codec, prior
+from kdscale.cache.container import CachedRows, RowStats
+from kdscale.cache.disk import DiskCache
+from kdscale.cache.identity import FORMAT
+from kdscale.cache.loader import CacheLoader
+from kdscale.cache.manifest import publish
+from kdscale.cache.order import EpochOrder
+from kdscale.cache.plan import agree_plan, request_digest
+from kdscale.cache.reader import CacheReader
+from kdscale.cache.writer import UnitWriter
+from kdscale.config.cache import CacheConfig
+from kdscale.store import open_store
+from kdscale.types import Rows
+
+PACKAGES = ("kdscale",)
+RESUME = "CacheLoader.state_dict"
+# Rows are shuffled within 64 blocks of 64 rows: four times the peers' buffers of 1,000.
+_WINDOW_BLOCKS = 64
+_DISK_BYTES = 8 << 30
+_REPEATS = 7
+_DATA = "0" * 16
+
+
+def write(records: Records, folder: Path) -> None:
+    """A published cache with units and blocks of the default size."""
+    store, sizes = open_store(str(folder)), CacheConfig.model_fields
+    identity = {
+        "format": FORMAT,
+        "teacher": "synthetic",
+        "tokenizer": "synthetic",
+        "vocab_size": VOCAB,
+        "data": _DATA,
+        "row_length": records.row_length,
+        "codec": codec().describe(),
+        "temperature": 1.0,
+        "dtype": "float32",
+        "rows": len(records),
+        "seed": 0,
+    }
+    segment = agree_plan(
+        store,
+        identity,
+        data=_DATA,
+        request=request_digest(len(records)),
+        rows=len(records),
+        rows_per_unit=sizes["rows_per_unit"].default,
+        rows_per_block=sizes["rows_per_block"].default,
+        count_prior=lambda: prior(records),
+    )
+    writer = UnitWriter(store, identity, segment)
+    for unit, numbers in enumerate(segment.units):
+        at = np.array(numbers)
+        rows = _rows(records, at)
+        writer.commit(unit, rows, records.payload[at], _statistics(rows))
+    publish(store, segment)
+
+
+def _rows(records: Records, at: np.ndarray) -> Rows:
+    """The records at `at` as rows of one document each."""
+    input_ids = records.input_ids[at]
+    return Rows(
+        sample_ids=records.sample_ids[at],
+        input_ids=input_ids,
+        segment_ids=np.ones_like(input_ids),
+        loss_mask=records.loss_mask[at].astype(bool),
+        byte_counts=np.full(len(at), 4.0 * input_ids.shape[1]),
+    )
+
+
+def _statistics(rows: Rows) -> RowStats:
+    zeros = np.zeros(len(rows), np.float32)
+    return RowStats(rows.sample_ids, zeros, zeros, rows.loss_mask.sum(1).astype(np.int32))
+
+
+def open_loader(place: Place) -> "KdscaleLoader":
+    """A loader over the cache where it lies."""
+    reader = _reader(place)
+    order = EpochOrder(
+        len(reader), seed=SEED, chunk_rows=reader.rows_per_block, window_chunks=_WINDOW_BLOCKS
+    )
+    loader = CacheLoader(reader, order, batch_rows=BATCH_ROWS, workers=place.workers)
+    assert len(reader) % BATCH_ROWS == 0
+    return KdscaleLoader(loader, len(reader) // BATCH_ROWS)
+
+
+def _reader(place: Place) -> CacheReader:
+    """A reader over the cache where it lies, decoded blocks in memory and on the local disk."""
+    return CacheReader(open_store(place.url), disk=DiskCache(place.cache, _DISK_BYTES))
+
+
+class KdscaleLoader:
+    """Steps of an endless order, counted off into epochs."""
+
+    def __init__(self, loader: CacheLoader, steps: int) -> None:
+        self._loader = loader
+        self._steps = steps
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of the next epoch."""
+        return self._batches(self._steps)
+
+    def state(self) -> Any:
+        """A few integers."""
+        return self._loader.state_dict()
+
+    def resume(self, state: Any) -> Iterator[Batch]:
+        """The rest of the epoch."""
+        self._loader.load_state_dict(state)
+        return self._batches(self._steps - state["step"])
+
+    def _batches(self, steps: int) -> Iterator[Batch]:
+        for batch in islice(iter(self._loader), steps):
+            yield _fields(batch)
+
+
+def _fields(batch: CachedRows) -> Batch:
+    return {
+        "sample_ids": batch.rows.sample_ids,
+        "input_ids": batch.rows.input_ids,
+        "loss_mask": batch.rows.loss_mask,
+        "payload": batch.payload,
+    }
+
+
+def measure(place: Place) -> dict[str, Any]:
+    """Seconds from cached blocks on the local disk to all batches of an epoch, and of a copy.
+
+    One thread, a new reader each time, so that every block is verified and mapped again; the copy
+    is np.copyto of the same arrays of each batch into new ones, which a batch needs as well.
+    """
+    batches = list(open_loader(place).epoch(0))
+    decode, copy = [], []
+    for _ in range(_REPEATS):
+        loader = open_loader(place)
+        started = time.perf_counter()
+        for _batch in loader.epoch(0):
+            pass
+        decode.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        for batch in batches:
+            for array in batch.values():
+                np.copyto(np.empty_like(array), array)
+        copy.append(time.perf_counter() - started)
+    return {"decode_seconds": decode, "copy_seconds": copy}

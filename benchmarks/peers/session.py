@@ -1,0 +1,131 @@
+"""Runs the arms' jobs, each in a process of its own, in the arm's own environment."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers.storage import ROOT, Storage, drop_page_cache, files_in
+
+OURS = "kdscale_cache"
+PEERS = (
+    "mosaic",
+    "litdata_chunks",
+    "datasets_map",
+    "datasets_stream",
+    "webdataset_tar",
+    "distillkit",
+)
+_JOB_SECONDS = 600
+_MORE_RESTARTS = 2
+
+
+@dataclass(frozen=True)
+class Session:
+    """Jobs on one set of records, in the folder `work`."""
+
+    work: Path
+    peers_python: Path
+    seconds: float
+    """After so much time an epoch is left."""
+
+    @property
+    def records(self) -> Path:
+        """Where the records are."""
+        return self.work / "records"
+
+    @property
+    def formats(self) -> Path:
+        """Where each arm's files are, in a folder of its name."""
+        return self.work / "formats"
+
+    def write(self, arms: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Write the arms' files. Of each arm: versions of its libraries, its way to resume, and
+        its bytes on disk."""
+        found: dict[str, dict[str, Any]] = {}
+        for ours in (True, False):
+            some = [arm for arm in arms if (arm == OURS) == ours]
+            found |= self._run(some[0], "write", {}, arms=some, formats=str(self.formats))
+        for arm, about in found.items():
+            folder = self.formats / arm
+            about["bytes"] = sum((folder / name).stat().st_size for name in files_in(folder))
+        return found
+
+    def epochs(self, arm: str, storage: Storage, workers: int) -> dict[str, Any]:
+        """A cold and a warm epoch."""
+        return self._run(arm, "epochs", storage.env, place=self._cold(arm, storage, workers))
+
+    def special(self, arm: str, storage: Storage) -> dict[str, Any]:
+        """The measurement that only this arm has."""
+        return self._run(arm, "special", storage.env, place=self._cold(arm, storage, 0))
+
+    def resumed(self, arm: str, storage: Storage, workers: int) -> dict[str, Any]:
+        """Half an epoch in one process and the rest in another, with the local cache kept. Seconds
+        to the first batch of several such processes; rows lost and repeated by the change."""
+        details = {
+            "place": self._cold(arm, storage, workers),
+            "state": str(self.work / "state"),
+        }
+        parts = [self.work / "before.npy", self.work / "after.npy"]
+        before, after = (
+            self._run(arm, task, storage.env, ids=str(ids), **details)
+            for task, ids in zip(("stop", "resume"), parts, strict=True)
+        )
+        if wrong := before["wrong_rows"] + after["wrong_rows"]:
+            raise RuntimeError(f"{arm} gave {wrong} rows that are not the ones written")
+        more = [self._run(arm, "restart", storage.env, **details) for _ in range(_MORE_RESTARTS)]
+        seen = np.concatenate([np.load(ids) for ids in parts])
+        distinct = len(np.unique(seen, axis=0))
+        rows = len(np.load(self.records / "sample_ids.npy", mmap_mode="r"))
+        return {
+            "resume_seconds": [result["seconds"] for result in (after, *more)],
+            "rows_lost": rows - distinct,
+            "rows_repeated": len(seen) - distinct,
+        }
+
+    def _cold(self, arm: str, storage: Storage, workers: int) -> dict[str, Any]:
+        """A place with an empty local cache, and nothing of the arm in the page cache."""
+        cache = self.work / "cache"
+        shutil.rmtree(cache, ignore_errors=True)
+        cache.mkdir()
+        is_local = storage.files == self.formats
+        drop_page_cache(self.formats / arm if is_local else storage.files)
+        names = files_in(self.formats / arm)
+        return {"url": storage.url(arm), "names": names, "cache": str(cache), "workers": workers}
+
+    def _run(self, arm: str, task: str, env: Mapping[str, str], **details: Any) -> dict[str, Any]:
+        result, job = self.work / "result.json", self.work / "job.json"
+        result.unlink(missing_ok=True)
+        job.write_text(
+            json.dumps(
+                {
+                    "task": task,
+                    "arm": arm,
+                    "records": str(self.records),
+                    "result": str(result),
+                    "seconds": self.seconds,
+                    **details,
+                }
+            )
+        )
+        python = sys.executable if arm == OURS else str(self.peers_python)
+        ended = subprocess.run(
+            [python, "-m", "benchmarks.peers.measure", str(job)],
+            cwd=ROOT,
+            env={**os.environ, **env, "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"},
+            capture_output=True,
+            text=True,
+            timeout=_JOB_SECONDS,
+            check=False,
+        )
+        if ended.returncode or not result.exists():
+            raise RuntimeError(f"{task} of {arm} failed:\n{ended.stdout}\n{ended.stderr[-4000:]}")
+        found: dict[str, Any] = json.loads(result.read_text())
+        return found
