@@ -1,6 +1,6 @@
 """What capture costs: tokens/s of kdscale filling a cache in S3, over those of the bare forward.
 
-    python benchmarks/capture_overhead.py [--quick] [--assets FOLDER]
+    python benchmarks/capture_overhead.py [--quick] [--assets FOLDER] [--turns 5]
 
 SmolLM2-135M-Instruct over BBC articles in rows of 512 tokens, in real Ray Train worker groups: one
 worker with two threads, and two workers with one. Each group loads the teacher once, then takes
@@ -56,10 +56,11 @@ LAYOUTS = (WorkersConfig(count=1, cpus=2), WorkersConfig(count=2, cpus=1))
 def main(
     quick: bool = typer.Option(False, help="A few rows, to see that it works."),
     assets: Path = typer.Option(ROOT / "assets", help="Folder that assets.py wrote."),
+    turns: int = typer.Option(5, min=1, help="Turns that count, after one to warm up."),
 ) -> None:
     """Measure both layouts and print the figures."""
     started = time.perf_counter()
-    rows, turns = (4, 0) if quick else (32, 5)
+    rows, turns = (4, 0) if quick else (32, turns)
     with tempfile.TemporaryDirectory() as scratch, S3Server(Path(scratch) / "s3") as server:
         os.environ.update(server.env)
         with ray_session():

@@ -68,7 +68,7 @@ def run_pipeline(
     # Looks at the corpus, so that a missing one ends the run here.
     prepared = run.prepare_fingerprint
     if not overwrite:
-        _refuse_foreign_models(run)
+        _refuse_foreign_models(run, {stage.name for stage in chosen})
     run.output.put("config.resolved.yaml", dump_config(run.config).encode())
     record = RunRecord(run.output, run.config.name, run.fingerprint)
     print(f"run {run.config.name} on data {prepared} -> {run.output}", flush=True)
@@ -108,12 +108,12 @@ def _choose(only: str | None, start: str | None) -> list["Stage"]:
     return [_STAGES[name] for name in STAGES[first:]]
 
 
-def _refuse_foreign_models(run: Run) -> None:
-    """A finished model in the output that this config would replace."""
+def _refuse_foreign_models(run: Run, stages: set[str]) -> None:
+    """A finished model in the output that one of `stages` would replace."""
     found = read_marker(run.output.child("teacher"))
-    if found is not None and found.fingerprint != run.teacher_fingerprint:
+    if "teacher" in stages and found is not None and found.fingerprint != run.teacher_fingerprint:
         _refuse(run, "teacher")
-    if found is None or not run.prepared_store.exists("manifest.json"):
+    if "distill" not in stages or found is None or not run.prepared_store.exists("manifest.json"):
         return
     for name in run.student_names:
         model = read_marker(run.output.child(name))

@@ -186,6 +186,8 @@ def tiny_config(corpus: Path, output: str, **changes: Any) -> dict[str, Any]:
             "capture": {"micro_batch_rows": 8},
         },
         "distill": {
+            # Not the folder of all runs on this machine: a test must not find another's blocks.
+            "cache_folder": str(corpus.parent / "blocks"),
             "student": {
                 "model": {
                     "architecture": "llama",

@@ -35,7 +35,7 @@ _REPEATS = 7
 _DATA = "0" * 16
 
 
-def write(records: Records, folder: Path) -> None:
+def write(records: Records, folder: Path, *, packed: bool = True) -> None:
     """A published cache with units and blocks of the default size."""
     store, sizes = open_store(str(folder)), CacheConfig.model_fields
     identity = {
@@ -59,7 +59,7 @@ def write(records: Records, folder: Path) -> None:
         rows=len(records),
         rows_per_unit=sizes["rows_per_unit"].default,
         rows_per_block=sizes["rows_per_block"].default,
-        count_prior=lambda: prior(records),
+        count_prior=(lambda: prior(records)) if packed else None,
     )
     writer = UnitWriter(store, identity, segment)
     for unit, numbers in enumerate(segment.units):
@@ -137,22 +137,38 @@ def _fields(batch: CachedRows) -> Batch:
 
 
 def measure(place: Place) -> dict[str, Any]:
-    """Seconds from cached blocks on the local disk to all batches of an epoch, and of a copy.
+    """Seconds from cached blocks on the local disk to decoded arrays, block by block, and of a
+    plain copy of the same arrays.
 
-    One thread, a new reader each time, so that every block is verified and mapped again; the copy
-    is np.copyto of the same arrays of each batch into new ones, which a batch needs as well.
+    One thread, a new reader each time, so that every block is verified and mapped again.
     """
-    batches = list(open_loader(place).epoch(0))
+    rows = len(_reader(place))
+    size = _reader(place).rows_per_block
+    numbers = [np.arange(first, min(first + size, rows)) for first in range(0, rows, size)]
+    filled = _reader(place)
+    for some in numbers:
+        filled.read(some)
     decode, copy = [], []
     for _ in range(_REPEATS):
-        loader = open_loader(place)
+        reader = _reader(place)
+        reader.read(numbers[0][:1])
         started = time.perf_counter()
-        for _batch in loader.epoch(0):
-            pass
+        for some in numbers:
+            reader.read(some)
         decode.append(time.perf_counter() - started)
-        started = time.perf_counter()
-        for batch in batches:
-            for array in batch.values():
+        seconds = 0.0
+        for some in numbers:
+            batch = reader.read(some)
+            arrays = [np.ascontiguousarray(array) for array in _all_fields(batch)]
+            started = time.perf_counter()
+            for array in arrays:
                 np.copyto(np.empty_like(array), array)
-        copy.append(time.perf_counter() - started)
+            seconds += time.perf_counter() - started
+        copy.append(seconds)
     return {"decode_seconds": decode, "copy_seconds": copy}
+
+
+def _all_fields(batch: CachedRows) -> list[np.ndarray]:
+    rows = batch.rows
+    of_rows = [rows.sample_ids, rows.input_ids, rows.segment_ids, rows.loss_mask, rows.byte_counts]
+    return [*of_rows, batch.payload, batch.entropy, batch.nll]

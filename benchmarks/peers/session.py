@@ -15,6 +15,8 @@ import numpy as np
 from benchmarks.peers.storage import ROOT, Storage, drop_page_cache, files_in
 
 OURS = "kdscale_cache"
+# The same without packing ids at rest: larger files, nothing to unpack.
+PLAIN = "kdscale_plain"
 PEERS = (
     "mosaic",
     "litdata_chunks",
@@ -51,7 +53,7 @@ class Session:
         its bytes on disk."""
         found: dict[str, dict[str, Any]] = {}
         for ours in (True, False):
-            some = [arm for arm in arms if (arm == OURS) == ours]
+            some = [arm for arm in arms if (arm in (OURS, PLAIN)) == ours]
             found |= self._run(some[0], "write", {}, arms=some, formats=str(self.formats))
         for arm, about in found.items():
             folder = self.formats / arm
@@ -115,7 +117,7 @@ class Session:
                 }
             )
         )
-        python = sys.executable if arm == OURS else str(self.peers_python)
+        python = sys.executable if arm in (OURS, PLAIN) else str(self.peers_python)
         ended = subprocess.run(
             [python, "-m", "benchmarks.peers.measure", str(job)],
             cwd=ROOT,

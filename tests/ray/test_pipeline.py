@@ -230,6 +230,8 @@ def test_a_corrupted_cache_object_ends_in_an_error_that_names_it(
     assert code == 1
     assert int(re.search(r"(\d+) bad", log)[1]) >= 40
     changes = ("--set", f"output={output}", "--set", "distill.training.steps=9")
+    # The machine still holds the blocks as they were, and would read those.
+    changes += ("--set", f"distill.cache_folder={tmp_path}/blocks")
     code, log = run_kdscale("run", str(finished_run.config), *changes, "--overwrite")
     assert code == 2, log[-3000:]
     error = log[log.index("error:") :]

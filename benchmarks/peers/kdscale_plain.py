@@ -1,0 +1,14 @@
+"""kdscale's own cache with `cache.pack: false`: ids at rest as the codec packs them."""
+
+from pathlib import Path
+
+from benchmarks.peers import kdscale_cache
+from benchmarks.peers.contract import Records
+from benchmarks.peers.kdscale_cache import PACKAGES, RESUME, open_loader
+
+__all__ = ["PACKAGES", "RESUME", "open_loader", "write"]
+
+
+def write(records: Records, folder: Path) -> None:
+    """See `kdscale_cache.write`."""
+    kdscale_cache.write(records, folder, packed=False)
