@@ -22,7 +22,7 @@ from kdscale.cache.disk import DiskCache
 from kdscale.cache.identity import Identity, check_identity
 from kdscale.cache.manifest import Manifest, load_manifest
 from kdscale.cache.records import Unit
-from kdscale.cache.rowform import empty_records, row_type, view_rows
+from kdscale.cache.rowform import FixedRows, empty_records, row_type, view_rows
 from kdscale.cache.source import BlockSource
 from kdscale.cache.stored import BlockMap, StoredBlocks
 from kdscale.cache.verified import read_index
@@ -128,7 +128,7 @@ class CacheReader:
             "seconds_waited": self._seconds_waited,
         }
 
-    def read(self, indices: np.ndarray) -> CachedRows:
+    def read(self, indices: np.ndarray) -> FixedRows:
         """The rows at `indices` ([B] integers, repeats allowed), in that order, as a copy.
 
         IndexError for an index outside 0 .. len - 1; KdscaleError for damaged data.
@@ -143,7 +143,7 @@ class CacheReader:
         parts = np.split(by_block, starts)[1:]
         stream = self._blocks.stream(blocks.tolist())
         for wanted, (_, block) in zip(parts, stream, strict=True):
-            records[wanted] = block.records[places[wanted]]
+            _copy_records(records, wanted, block.records, places[wanted])
         return view_rows(records, self._row_type)
 
     def batches(
@@ -172,6 +172,15 @@ class CacheReader:
         if self._process != os.getpid():
             self._start_cache()
         return self._cache
+
+
+def _copy_records(out: np.ndarray, to: np.ndarray, records: np.ndarray, at: np.ndarray) -> None:
+    """`records` at places `at` into places `to` (ascending) of `out`."""
+    if to[-1] - to[0] + 1 == len(to):
+        # Straight to where they belong: fresh memory in between costs more than the copy.
+        np.take(records, at, out=out[to[0] : to[-1] + 1], mode="clip")
+    else:
+        out[to] = records[at]
 
 
 def _load_stats(store: Store, unit: Unit) -> RowStats:
