@@ -181,9 +181,9 @@ def counts(tokens: int) -> Result:
         "objects": 3 * units + 3,
         "bytes": int(tokens * BYTES_PER_TOKEN),
         "blocks": blocks,
-        # Two objects and their sizes, then the commit.
+        # Two objects with their sizes, the commit, and the sizes again.
         "capture_puts_per_second": 3 * capture,
-        "capture_heads_per_second": 2 * capture,
+        "capture_heads_per_second": 4 * capture,
         "list_requests_of_a_start": -(-units // 1000),
         "publish_gets": units,
         # Each block and each unit's index is fetched once an epoch and machine of 8 ranks.
