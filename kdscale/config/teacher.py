@@ -61,7 +61,8 @@ class CaptureConfig(Config):
     """Rows of one forward on one rank."""
 
     queue_batches: int = Field(default=4, ge=1)
-    """Forwards that may wait for encoding and upload before the teacher has to pause."""
+    """Forwards that may wait for encoding before the teacher has to pause. GPUs only: a CPU worker
+    encodes between its forwards."""
 
     @model_validator(mode="after")
     def _stage_without_optimizer(self) -> "CaptureConfig":
