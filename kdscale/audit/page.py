@@ -12,10 +12,8 @@ from kdscale.audit.audit import Audit
 from kdscale.audit.bench import Audited
 from kdscale.audit.families import label
 from kdscale.audit.tables import advice, audit_table, proof_sentence
-from kdscale.report.html import POLICY
-from kdscale.report.layout import figure, figures_table, section
+from kdscale.report.layout import figure, figures_table, page, section
 from kdscale.report.markup import Markup, join, tag
-from kdscale.report.style import CSS
 from kdscale.report.svg import Box, Scale, drawing, legend, line, marker, text
 
 # The kinds' places in the report's palette: colour, dash and marker go together.
@@ -27,24 +25,13 @@ Value = Callable[[Audited], float]
 
 def render_page(audit: Audit) -> str:
     """The whole page."""
-    title = f"Audit of {audit.cache}"
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("link", rel="icon", href="data:,"),
-        tag("title", title),
-        tag("style", Markup(CSS)),
-    )
     header = tag(
         "header",
         tag("p", "Audit of a logit cache", class_="eyebrow"),
         tag("h1", audit.cache),
         tag("p", proof_sentence(audit), class_="lead"),
     )
-    body = tag("body", header, tag("main", *_sections(audit)))
-    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
+    return page(f"Audit of {audit.cache}", header, tag("main", *_sections(audit)))
 
 
 def _sections(audit: Audit) -> list[Markup | None]:

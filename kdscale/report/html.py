@@ -1,8 +1,7 @@
 """The page: one self-contained HTML file, headline first, provenance last.
 
-It holds no script and a content security policy that forbids every request, so that it can be
-mailed, archived, or served from a bucket and looks the same in ten years. A section with nothing to
-show is left out; what is missing and matters (metrics, control) is said in words.
+A section with nothing to show is left out; what is missing and matters (metrics, control) is said
+in words.
 """
 
 from kdscale.evaluate.results import CacheFacts, Results
@@ -16,12 +15,10 @@ from kdscale.report.charts import (
     reliability_chart,
     smooth,
 )
-from kdscale.report.layout import facts_table, figure, figures_table, pair, section
+from kdscale.report.layout import facts_table, figure, figures_table, page, pair, section
 from kdscale.report.load import Run
 from kdscale.report.markup import Markup, tag
-from kdscale.report.style import CSS
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 NARROW = 400  # width of a chart that shares its row
 DIFFICULTY = {
     "entropy": "teacher entropy, nats a token",
@@ -33,15 +30,6 @@ DIFFICULTY = {
 def render_html(run: Run) -> str:
     """The whole page of `run`."""
     results = run.results
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("link", rel="icon", href="data:,"),
-        tag("title", f"{results['run']} · kdscale report"),
-        tag("style", Markup(CSS)),
-    )
     sections = (
         _quality(results),
         _training(run),
@@ -53,8 +41,8 @@ def render_html(run: Run) -> str:
     )
     version = results["versions"].get("kdscale", "")
     footer = tag("footer", tag("p", f"Written by kdscale {version} from results.json."))
-    body = tag("body", _header(results), tag("main", *sections), footer)
-    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
+    title = f"{results['run']} · kdscale report"
+    return page(title, _header(results), tag("main", *sections), footer)
 
 
 def _header(results: Results) -> Markup:

@@ -1,4 +1,7 @@
-"""The blocks a page is made of: sections, figures, tables.
+"""A page and the blocks it is made of: sections, figures, tables.
+
+A page holds no script and a content security policy that forbids every request, so that it can be
+mailed, archived, or served from a bucket and looks the same in ten years.
 
 Sections, pairs and figures are None when they have nothing to show, so that the page needs no
 conditions of its own.
@@ -6,6 +9,23 @@ conditions of its own.
 
 from kdscale.report.facts import Table
 from kdscale.report.markup import Markup, tag
+from kdscale.report.style import CSS
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def page(title: str, *parts: str) -> str:
+    """One self-contained HTML file of `parts`."""
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("link", rel="icon", href="data:,"),
+        tag("title", title),
+        tag("style", Markup(CSS)),
+    )
+    return f"<!DOCTYPE html>\n{tag('html', head, tag('body', *parts), lang='en')}\n"
 
 
 def section(title: str, *parts: str | None, note: str | None = None) -> Markup | None:
