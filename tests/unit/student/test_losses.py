@@ -82,7 +82,8 @@ def test_sampled_targets_equal_the_dense_reference(
         ),
     )
     expected, expected_gradient = reference(logits, dense, temperature)
-    assert value == pytest.approx(expected, rel=1e-5)
+    # A sum near 0 is the difference of numbers of size 1.
+    assert value == pytest.approx(expected, rel=1e-5, abs=1e-6 * positions)
     np.testing.assert_allclose(gradient, expected_gradient, atol=2e-6)
 
 
@@ -100,7 +101,7 @@ def test_ghost_bucket_equals_the_reference_over_k_plus_one_classes(
     targets = SparseTargets(torch.tensor(ids), torch.tensor(mass[:, :k]), torch.tensor(mass[:, k]))
     value, gradient = with_gradient(logits, lambda x: soft_cross_entropy_sum(x, targets))
     expected, expected_gradient = ghost_reference(logits, ids, mass[:, :k], mass[:, k])
-    assert value == pytest.approx(expected, rel=1e-4)
+    assert value == pytest.approx(expected, rel=1e-4, abs=1e-6 * positions)
     np.testing.assert_allclose(gradient, expected_gradient, atol=1e-4)
 
 
