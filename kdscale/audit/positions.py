@@ -14,8 +14,8 @@ from torch import Tensor
 from kdscale.audit.gradient import merge
 from kdscale.audit.measure import CHUNK
 from kdscale.cache.codecs import Codec, uniforms
-from kdscale.cache.container import CachedRows
 from kdscale.cache.identity import Identity
+from kdscale.cache.rows import CachedRows
 from kdscale.models.forward import compute_logits, next_token_labels, row_tensors
 from kdscale.types import DenseTargets
 

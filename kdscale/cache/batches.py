@@ -13,11 +13,13 @@ from itertools import islice
 import numpy as np
 
 from kdscale.cache.ahead import in_order
-from kdscale.cache.container import CachedRows
+from kdscale.cache.rows import CachedRows
 from kdscale.types import Rows
 
-# Larger arrays are mapped afresh for every read, and their pages cost more than blocks save.
-_MOST_BYTES = 4 << 20
+# From 4 MiB on NumPy asks for huge pages: smaller arrays cost more to map than to fill.
+MOST_BYTES = 8 << 20
+
+_ROW_FIELDS = tuple(field.name for field in fields(Rows))
 
 Read = Callable[[np.ndarray], CachedRows]
 
@@ -39,7 +41,7 @@ def read_batches(
     generator ends its threads.
     """
     together = max(1, (ahead + 1) // (threads + 1))
-    groups = _groups(orders, together, max(1, _MOST_BYTES // row_bytes))
+    groups = _groups(orders, together, max(1, MOST_BYTES // row_bytes))
 
     def read_group(group: list[np.ndarray]) -> list[CachedRows | Exception]:
         return _read_together(read, group)
@@ -92,5 +94,5 @@ def _attempt(read: Read, order: np.ndarray) -> CachedRows | Exception:
 
 def _part(whole: CachedRows, part: slice) -> CachedRows:
     """Consecutive rows, not copied."""
-    rows = Rows(*(getattr(whole.rows, field.name)[part] for field in fields(Rows)))
+    rows = Rows(*(getattr(whole.rows, name)[part] for name in _ROW_FIELDS))
     return CachedRows(rows, whole.payload[part], whole.entropy[part], whole.nll[part])

@@ -89,31 +89,42 @@ class BlockCache:
         room. Let a block go when you ask for the next, and have one stream open in a thread."""
         wanted = deque(numbers)
         waiting: deque[_Entry] = deque()
+        used: list[_Entry] = []
         try:
             while wanted or waiting:
-                while wanted and (entry := self._request(wanted[0], wait=not waiting)):
-                    waiting.append(entry)
-                    wanted.popleft()
-                yield waiting[0].number, waiting[0].future.result()
-                self._release(waiting.popleft())
+                if wanted:
+                    # One visit to the table for many blocks, unless there is no room for them.
+                    self._release(used)
+                    used = []
+                    self._request(wanted, waiting)
+                used.append(waiting.popleft())
+                yield used[-1].number, used[-1].future.result()
         finally:
-            for entry in waiting:
-                self._release(entry)
+            self._release([*waiting, *used])
 
-    def _request(self, number: int, *, wait: bool) -> _Entry | None:
-        """The block's entry with one user more; None where there is no room and no wish to wait."""
+    def _request(self, wanted: deque[int], waiting: deque[_Entry]) -> None:
+        """Move blocks from `wanted` to `waiting`, as their user, while there is room for them; wait
+        for room for the first."""
         with self._room:
-            while (entry := self._entries.get(number)) is None:
-                if self._make_room():
-                    return self._submit(number)
-                if not wait:
-                    return None
-                self._room.wait()
-            self.hits += 1
-            if self._idle.pop(number, None):
-                self._idle_bytes -= entry.charge
-            entry.users += 1
-            return entry
+            while wanted:
+                if (entry := self._entries.get(wanted[0])) is not None:
+                    self._use(entry)
+                elif self._make_room():
+                    entry = self._submit(wanted[0])
+                elif waiting:
+                    return
+                else:
+                    self._room.wait()
+                    continue
+                waiting.append(entry)
+                wanted.popleft()
+
+    def _use(self, entry: _Entry) -> None:
+        """One user more. Needs the lock."""
+        self.hits += 1
+        if self._idle.pop(entry.number, None):
+            self._idle_bytes -= entry.charge
+        entry.users += 1
 
     def _submit(self, number: int) -> _Entry:
         """Start to fetch a block, for its first stream. Needs the lock."""
@@ -139,7 +150,7 @@ class BlockCache:
                 self.fetched_bytes += fetched
                 self.disk_hits += fetched == 0
             entry.future.set_result(block)
-        self._release(entry)
+        self._release([entry])
 
     def _hold(self, entry: _Entry, block: FixedRows) -> None:
         entry.charge = block.nbytes
@@ -150,13 +161,14 @@ class BlockCache:
         self._largest_charge = max(self._largest_charge, entry.charge)
         self._largest_block = max(self._largest_block, block.nbytes, entry.charge)
 
-    def _release(self, entry: _Entry) -> None:
-        """One user less."""
+    def _release(self, entries: list[_Entry]) -> None:
+        """One user less of each."""
         with self._room:
-            entry.users -= 1
-            if entry.users == 0 and self._entries.get(entry.number) is entry:
-                self._idle[entry.number] = entry
-                self._idle_bytes += entry.charge
+            for entry in entries:
+                entry.users -= 1
+                if entry.users == 0 and self._entries.get(entry.number) is entry:
+                    self._idle[entry.number] = entry
+                    self._idle_bytes += entry.charge
             while self._bytes(self._on_the_way) > self._memory_bytes and self._idle:
                 self._drop_oldest()
             self._room.notify_all()

@@ -12,9 +12,7 @@ import torch
 
 from kdscale.cache.codecs import Codec
 from kdscale.cache.container import (
-    CachedRows,
     Layout,
-    RowStats,
     UnitIndex,
     block_digest,
     decode_block,
@@ -22,6 +20,7 @@ from kdscale.cache.container import (
     object_digest,
 )
 from kdscale.cache.records import Unit
+from kdscale.cache.rows import CachedRows, RowStats
 from kdscale.store import Store
 from kdscale.types import DenseTargets
 

@@ -23,45 +23,13 @@ import xxhash
 from kdscale.cache.columns import as_binary, as_lists, from_binary, from_lists, from_numbers
 from kdscale.cache.packing import Packing
 from kdscale.cache.records import Block
+from kdscale.cache.rowform import FixedRows, new_rows, payload_offsets, row_type
+from kdscale.cache.rows import RowStats
 from kdscale.types import Rows
 
 # The magic word at the start of a file, with its padding.
 _MAGIC_BYTES = 8
 _OPTIONS = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", 1), use_threads=False)
-
-
-@dataclass(frozen=True)
-class RowStats:
-    """What a curriculum needs to know of rows, without their payload."""
-
-    sample_ids: np.ndarray  # [R, 16] uint8
-    entropy: np.ndarray  # [R] float32: mean entropy of the teacher over the row's targets, nats
-    nll: np.ndarray  # [R] float32: mean negative log-likelihood of the labels, nats
-    length: np.ndarray  # [R] int32: targets in the row
-
-    def __len__(self) -> int:
-        return len(self.length)
-
-
-@dataclass(frozen=True)
-class CachedRows:
-    """Rows with the encoded distribution of each of their positions."""
-
-    rows: Rows
-    payload: np.ndarray  # [B, T, bytes_per_position] uint8
-    entropy: np.ndarray  # [B] float32, nats
-    nll: np.ndarray  # [B] float32, nats
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in memory."""
-        rows = self.rows
-        arrays = (rows.sample_ids, rows.input_ids, rows.segment_ids, rows.loss_mask)
-        more = (rows.byte_counts, self.payload, self.entropy, self.nll)
-        return sum(array.nbytes for array in arrays + more)
 
 
 @dataclass(frozen=True)
@@ -114,24 +82,28 @@ def encode_unit(
     return UnitObject(data, object_digest(data), _blocks(data, sizes))
 
 
-def decode_block(data: bytes, layout: "Layout") -> CachedRows:
+def decode_block(data: bytes, layout: "Layout") -> FixedRows:
     """The rows of one block, from the bytes that its offset and length name. Verify them first."""
     message = pa.ipc.read_message(pa.py_buffer(data))
     batch = pa.ipc.read_record_batch(message, layout.schema)
-    rows = Rows(
-        sample_ids=from_binary(batch["sample_id"]),
-        input_ids=from_lists(batch["input_ids"]),
-        segment_ids=from_lists(batch["segment_ids"]),
-        loss_mask=from_lists(batch["loss_mask"]).view(np.bool_),
-        byte_counts=from_numbers(batch["byte_count"]),
-    )
-    payload = (
-        _unpacked(batch["payload"][0].as_buffer(), rows, layout)
-        if layout.packing
-        else (from_binary(batch["payload"]).reshape(len(batch), layout.row_length, -1))
-    )
-    statistics = (from_numbers(batch[name]) for name in ("entropy", "nll"))
-    return CachedRows(rows, payload, *statistics)
+    found = new_rows(len(batch), row_type(layout.row_length, layout.bytes_per_position))
+    rows = found.rows
+    rows.sample_ids[:] = from_binary(batch["sample_id"])
+    rows.input_ids[:] = from_lists(batch["input_ids"])
+    rows.segment_ids[:] = from_lists(batch["segment_ids"])
+    rows.loss_mask[:] = from_lists(batch["loss_mask"])
+    rows.byte_counts[:] = from_numbers(batch["byte_count"])
+    found.entropy[:] = from_numbers(batch["entropy"])
+    found.nll[:] = from_numbers(batch["nll"])
+    if layout.packing is None:
+        found.payload[:] = from_binary(batch["payload"]).reshape(found.payload.shape)
+    else:
+        found.payload[:] = 0
+        mask = rows.loss_mask
+        contexts, places = rows.input_ids[mask], payload_offsets(found)[mask]
+        packed = batch["payload"][0].as_buffer()
+        layout.packing.unpack_to(found.records.view(np.uint8), places, contexts, packed)
+    return found
 
 
 @dataclass(frozen=True)
@@ -223,15 +195,6 @@ def _block(
         *_stats_columns(some),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=layout.schema)
-
-
-def _unpacked(packed: bytes, rows: Rows, layout: Layout) -> np.ndarray:
-    """[R, T, bytes a position] uint8 of a block's packed payload."""
-    assert layout.packing is not None
-    mask = rows.loss_mask
-    payload = np.zeros((*mask.shape, layout.bytes_per_position), np.uint8)
-    payload[mask] = layout.packing.unpack(rows.input_ids[mask], packed)
-    return payload
 
 
 def _blocks(data: bytes, sizes: list[int]) -> tuple[Block, ...]:

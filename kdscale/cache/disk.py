@@ -27,8 +27,7 @@ from typing import Any
 import xxhash
 
 from kdscale.cache.blockfile import MappedRows, map_block, pack_block
-from kdscale.cache.container import CachedRows
-from kdscale.cache.rowform import fix_rows
+from kdscale.cache.rowform import FixedRows
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +67,16 @@ class DiskCache:
         """False for some minutes after a write failed."""
         return time.monotonic() >= self._paused_until
 
+    def is_beside(self, path: Path) -> bool:
+        """Whether `path` lies on the same disk."""
+        nearest = next(
+            folder for folder in (self._folder, *self._folder.parents) if folder.exists()
+        )
+        try:
+            return path.stat().st_dev == nearest.stat().st_dev
+        except OSError:
+            return False
+
     def get(self, key: str) -> MappedRows | None:
         """The block under `key`, or None. Its arrays stay valid when the file is deleted."""
         path = self._path(key)
@@ -83,12 +92,12 @@ class DiskCache:
         _touch(path)
         return rows
 
-    def put(self, key: str, rows: CachedRows) -> None:
+    def put(self, key: str, rows: FixedRows) -> None:
         """Keep a block under `key`, which must name its content for ever: a digest."""
         if not self.is_writing:
             return
         try:
-            self._write(key, pack_block(key, fix_rows(rows)))
+            self._write(key, pack_block(key, rows))
         except OSError as error:
             self._paused_until = time.monotonic() + _PAUSE_SECONDS
             self._warn(f"cannot be written ({error}); blocks are read from the store meanwhile")

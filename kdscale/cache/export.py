@@ -17,8 +17,8 @@ import torch
 
 from kdscale.cache.codecs import Codec
 from kdscale.cache.columns import as_binary
-from kdscale.cache.container import CachedRows
 from kdscale.cache.reader import CacheReader
+from kdscale.cache.rows import CachedRows
 from kdscale.errors import KdscaleError
 from kdscale.store import Store
 from kdscale.types import DenseTargets

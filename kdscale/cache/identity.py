@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from kdscale.errors import KdscaleError
 
-FORMAT: Literal[2] = 2
+FORMAT: Literal[3] = 3
 """Version of everything a cache stores; raised when a reader of the old one would misread it."""
 
 Identity = dict[str, Any]

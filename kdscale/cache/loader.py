@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from kdscale.cache.batches import read_batches
-from kdscale.cache.container import CachedRows
 from kdscale.cache.order import EpochOrder
+from kdscale.cache.rows import CachedRows
 from kdscale.errors import KdscaleError
 
 _VERSION = 1

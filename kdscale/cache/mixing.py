@@ -14,10 +14,10 @@ import numpy as np
 
 from kdscale.cache.batches import read_batches
 from kdscale.cache.codecs import Codec
-from kdscale.cache.container import CachedRows, RowStats
 from kdscale.cache.identity import Identity
 from kdscale.cache.reader import CacheReader
-from kdscale.cache.rowform import empty_records, fix_rows, row_type, view_rows
+from kdscale.cache.rowform import empty_records, row_type, view_rows
+from kdscale.cache.rows import CachedRows, RowStats
 from kdscale.errors import KdscaleError
 
 # What one batch of targets must have in common. Teachers and data may differ.
@@ -111,7 +111,7 @@ class MixedReader:
         records = empty_records(len(indices), kind)
         for cache in np.unique(caches):
             here = caches == cache
-            records[here] = fix_rows(self._readers[cache].read(rows[here])).records
+            records[here] = self._readers[cache].read(rows[here]).records
         return view_rows(records, kind)
 
     def batches(

@@ -12,6 +12,7 @@ and thirty times as long to decode it. Unpacked ids of a set stand in rising ran
 order in which they were drawn, which means the same; everything else comes back bit by bit.
 """
 
+import math
 import struct
 from dataclasses import dataclass
 from typing import TypeGuard
@@ -24,6 +25,7 @@ from kdscale.cache import bitstream
 from kdscale.cache.codecs import Codec, bits
 from kdscale.cache.codecs.base import SampledIds
 from kdscale.cache.prior import Prior
+from kdscale.compiled import compiled
 
 _ZSTD = pa.Codec("zstd", 3)
 
@@ -69,38 +71,104 @@ class Packing:
         classes = (numbers.astype(np.float32).view(np.int32) >> _SHIFT) - _CLASS_OF_ONE
         planes = [*payload[:, : codec.prefix_bytes].T, *classes.astype(np.uint8)]
         streams = [ordered, *(plane[group] for plane in planes for group in groups.values())]
+        compressed = b"".join(_ZSTD.compress(s.tobytes(), asbytes=True) for s in streams)
         left = (numbers - _LEAST[classes]).ravel()
         open_bits = bitstream.join(left, _OPEN_BITS[classes].ravel())
-        return b"".join([*map(_compressed, streams), open_bits])
+        return _LENGTHS.pack(len(ordered), len(compressed)) + compressed + open_bits
 
     def unpack(self, contexts: np.ndarray, data: bytes) -> np.ndarray:
         """The inverse of `pack`: [P, bytes a position] uint8, the ids of a set in rising rank."""
-        codec, count = self.codec, len(contexts)
-        streams = _Streams(data)
-        ordered = streams.next()
-        groups = _groups(ordered)
-        planes = np.empty((codec.prefix_bytes + codec.k, count), np.uint8)
-        for plane in planes:
-            for group in groups.values():
-                plane[group] = streams.next()
-        by_group = np.argsort(ordered, kind="stable")
-        identify = self.prior.identifier(contexts[by_group])
-        open_bits = bitstream.Reader(streams.rest)
-        ids = bitstream.Columns(count, codec.k, codec.id_width)
-        ranks = np.zeros(count, np.int32)
-        # Slot by slot: what a step works on then fits the processor's cache.
-        for slot, classes in enumerate(planes[codec.prefix_bytes :]):
-            gaps = np.take(_LEAST, classes) - 1
-            gaps += open_bits.read(np.take(_OPEN_BITS, classes))
-            for first, group in groups.items():
-                if first < slot:
-                    gaps[group] += ranks[group]
-            ranks = gaps
-            ids.append(identify(ranks))
-        prefix = planes[: codec.prefix_bytes].T
-        payload = np.empty((count, prefix.shape[1] + ids.bytes), np.uint8)
-        payload[by_group] = np.concatenate([prefix, ids.packed()], axis=1)
+        width = self.codec.prefix_bytes + bits.packed_bytes(self.codec.k, self.codec.id_width)
+        payload = np.empty((len(contexts), width), np.uint8)
+        self.unpack_to(payload.reshape(-1), width * np.arange(len(contexts)), contexts, data)
         return payload
+
+    def unpack_to(
+        self, memory: np.ndarray, offsets: np.ndarray, contexts: np.ndarray, data: bytes
+    ) -> None:
+        """`unpack`, each position's bytes to its place in `memory` ([N] uint8): from its offset
+        ([P] int64) on. ValueError for bytes that were not packed from P such positions."""
+        codec, count = self.codec, len(contexts)
+        positions, length = _LENGTHS.unpack_from(data)
+        if positions != count:
+            raise ValueError(f"{positions} positions were packed, not {count}")
+        # Frames that follow each other are undone by one call, and the groups of a plane touch.
+        open_bits = bitstream.windows(memoryview(data)[_LENGTHS.size + length :])
+        compressed = memoryview(data)[_LENGTHS.size : _LENGTHS.size + length]
+        shape = (1 + codec.prefix_bytes + codec.k, count)
+        streams = _ZSTD.decompress(compressed, math.prod(shape), asbytes=True)
+        ordered, *_ = planes = np.frombuffer(streams, np.uint8).reshape(shape)
+        if planes[-codec.k :].max(initial=0) >= len(_CLASSES):
+            raise ValueError("the packed bytes hold classes that there are not")
+        by_group = np.argsort(ordered, kind="stable")
+        fits = _unpack(
+            (codec.prefix_bytes, codec.k, codec.id_width),
+            self.prior.starts,
+            self.prior.names,
+            planes[1:],
+            ordered[by_group],
+            contexts[by_group],
+            open_bits,
+            memory,
+            offsets[by_group],
+        )
+        if not fits:
+            raise ValueError("ids were packed under another prior")
+
+
+@compiled
+def _unpack(
+    sizes: tuple[int, int, int],  # bytes of the prefix, K, bits of an id
+    starts: np.ndarray,  # [V + 1] int32, see `Prior`
+    names: np.ndarray,  # [pairs + V] int32, see `Prior`
+    planes: np.ndarray,  # [prefix bytes + K, P] uint8: bytes of the prefix, then classes
+    ordered: np.ndarray,  # [P] uint8
+    contexts: np.ndarray,  # [P] integers
+    open_bits: np.ndarray,  # uint32, see `bitstream.windows`
+    memory: np.ndarray,  # uint8
+    offsets: np.ndarray,  # [P] int64
+) -> bool:
+    """Position after position, so that all that is known of one stays in registers. False where
+    the bits or the prior do not reach."""
+    prefix_bytes, k, id_width = sizes
+    classes = planes[prefix_bytes:]
+    # The open bits stand slot by slot, so each slot has a cursor of its own.
+    cursors = np.zeros(k + 1, np.int64)
+    for slot in range(k):
+        cursors[slot + 1] = cursors[slot]
+        for one in classes[slot]:
+            cursors[slot + 1] += _OPEN_BITS[one]
+    if cursors[k] > 8 * (len(open_bits) - 1):
+        return False
+    followers = len(names) - len(starts) + 1
+    for place in range(len(contexts)):
+        at = offsets[place]
+        for byte in range(prefix_bytes):
+            memory[at] = planes[byte, place]
+            at += 1
+        first = starts[contexts[place]]
+        count = starts[contexts[place] + 1] - first
+        rank, word, filled = 0, np.uint64(0), 0
+        for slot in range(k):
+            one = classes[slot, place]
+            cursor, width = cursors[slot], _OPEN_BITS[one]
+            cursors[slot] = cursor + width
+            window = np.int64(open_bits[cursor >> 3]) >> (cursor & 7)
+            number = _LEAST[one] + (window & ((np.int64(1) << width) - 1))
+            rank = number - 1 + (rank if slot > ordered[place] else 0)
+            named = rank + (first if rank < count else followers - count)
+            if named >= len(names):
+                return False
+            word |= np.uint64(names[named]) << np.uint64(filled)
+            filled += id_width
+            while filled >= 8:
+                memory[at] = word & np.uint64(255)
+                word >>= np.uint64(8)
+                filled -= 8
+                at += 1
+        if filled:
+            memory[at] = word & np.uint64(255)
+    return True
 
 
 def _groups(ordered: np.ndarray) -> dict[int, slice]:
@@ -123,24 +191,3 @@ def _gaps(ranks: np.ndarray, ordered: np.ndarray) -> np.ndarray:
     gaps = np.where(in_set, rising, ranks)
     gaps[:, 1:] -= before
     return gaps
-
-
-def _compressed(stream: np.ndarray) -> bytes:
-    """A stream of bytes behind its length and the length of its compressed form."""
-    data = _ZSTD.compress(stream.tobytes(), asbytes=True)
-    return _LENGTHS.pack(len(stream), len(data)) + data
-
-
-class _Streams:
-    """Reads one stream after the other."""
-
-    def __init__(self, data: bytes) -> None:
-        self.rest = memoryview(data)
-
-    def next(self) -> np.ndarray:
-        """The next stream, [its length] uint8."""
-        count, length = _LENGTHS.unpack_from(self.rest)
-        start = _LENGTHS.size
-        data = _ZSTD.decompress(self.rest[start : start + length], count, asbytes=True)
-        self.rest = self.rest[start + length :]
-        return np.frombuffer(data, np.uint8)

@@ -42,10 +42,16 @@ def request_digest(*numbers: int) -> str:
 
 def load_plans(store: Store) -> list[PlanRecord]:
     """The plans of all segments, in order; none where nothing was captured yet. KdscaleError where
-    one is damaged or lies in the place of another."""
+    one is damaged, is missing, or lies in the place of another."""
     plans: list[PlanRecord] = []
     units = rows = 0
-    for number in range(len(store.list(_FOLDER))):
+    keys = store.list(_FOLDER)
+    for number in range(len(keys)):
+        if plan_key(number) not in keys:
+            raise KdscaleError(
+                f"{store} has plans of later segments, but {plan_key(number)} is missing.",
+                f"`kdscale cache repair {store}` writes it again, once a manifest has it.",
+            )
         plan = read_record(PlanRecord, store, plan_key(number))
         segment = plan.segment
         if (segment.first_unit, segment.first_row) != (units, rows):

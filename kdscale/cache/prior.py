@@ -6,7 +6,7 @@ follow the position's token, so that likely ids are small numbers. No teacher is
 a poor prior costs bytes, never correctness.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -43,22 +43,10 @@ class Prior:
         found[found == len(known)] = 0
         return np.where(known[found] == wanted, ranks[found], others)
 
-    def identifier(self, contexts: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        """For positions whose tokens are `contexts` [P]: from ranks [P] to the ids that `rank` gave
-        them for, int32. Its inverse."""
-        lengths = self._lengths[contexts]
-        # Followers and all ids in one table: a single look finds either.
-        table = self._table
-        of_follower = self.starts[contexts]
-        of_other = np.int32(len(self.followers)) - lengths
-
-        def identify(ranks: np.ndarray) -> np.ndarray:
-            return np.take(table, ranks + np.where(ranks < lengths, of_follower, of_other))
-
-        return identify
-
     @cached_property
-    def _table(self) -> np.ndarray:
+    def names(self) -> np.ndarray:
+        """[pairs + V] int32, followers and then `order`, which turns a rank under c back into its
+        id: rank r is at starts[c] + r, or, where c has n <= r followers, at pairs - n + r."""
         return np.concatenate([self.followers, self.order])
 
     @cached_property

@@ -10,19 +10,21 @@ from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from kdscale.cache.batches import read_batches
+from kdscale.cache.batches import MOST_BYTES, read_batches
 from kdscale.cache.blocks import BlockCache
 from kdscale.cache.codecs import Codec, open_codec
-from kdscale.cache.container import CachedRows, RowStats
 from kdscale.cache.disk import DiskCache
 from kdscale.cache.identity import Identity, check_identity
 from kdscale.cache.manifest import Manifest, load_manifest
 from kdscale.cache.records import Unit
-from kdscale.cache.rowform import FixedRows, empty_records, row_type, view_rows
+from kdscale.cache.recycled import RecycledMemory
+from kdscale.cache.rowform import FixedRows, row_type, view_rows
+from kdscale.cache.rows import CachedRows, RowStats
 from kdscale.cache.source import BlockSource
 from kdscale.cache.stored import BlockMap, StoredBlocks
 from kdscale.cache.verified import read_index
@@ -30,6 +32,8 @@ from kdscale.store import Store
 
 _INDEX_THREADS = 16
 _BATCH_THREADS = 4
+# Memory kept for later reads: what one batch of each thread takes.
+_KEPT_BATCHES = _BATCH_THREADS
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,23 @@ class CacheReader:
         self._row_type = row_type(int(self.identity["row_length"]), self.codec.bytes_per_position)
         self._map = BlockMap(manifest.segments)
         self._seconds_waited = 0.0
+        self._memory = RecycledMemory(MOST_BYTES, _KEPT_BATCHES)
         self._start_cache()
 
     def _start_cache(self) -> None:
-        self._source = BlockSource(StoredBlocks(self._store, self.manifest), self._disk)
+        disk = self._disk if self._needs_disk else None
+        self._source = BlockSource(StoredBlocks(self._store, self.manifest), disk)
         self._cache = BlockCache(self._source.load, self._memory_bytes)
         self._process = os.getpid()
+
+    @property
+    def _needs_disk(self) -> bool:
+        """Not for blocks that lie on that disk already and need no unpacking."""
+        path = self._store.local_path()
+        is_packed = any(segment.prior is not None for segment in self.manifest.segments)
+        return self._disk is not None and (
+            is_packed or path is None or not self._disk.is_beside(path)
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -136,13 +151,15 @@ class CacheReader:
         if len(indices) and not 0 <= np.min(indices) <= np.max(indices) < len(self):
             raise IndexError(f"rows {np.min(indices)} .. {np.max(indices)} of {len(self)}")
         numbers, places = self._map.locate(np.asarray(indices))
-        records = empty_records(len(indices), self._row_type)
+        memory = self._memory.take(len(indices) * self.row_bytes)
+        records = memory.view(np.dtype((np.void, self.row_bytes)))
         # Places in the batch, block by block.
         by_block = np.argsort(numbers, kind="stable")
         blocks, starts = np.unique(numbers[by_block], return_index=True)
-        parts = np.split(by_block, starts)[1:]
+        spans = pairwise([*starts.tolist(), len(numbers)])
         stream = self._blocks.stream(blocks.tolist())
-        for wanted, (_, block) in zip(parts, stream, strict=True):
+        for (start, end), (_, block) in zip(spans, stream, strict=True):
+            wanted = by_block[start:end]
             _copy_records(records, wanted, block.records, places[wanted])
         return view_rows(records, self._row_type)
 

@@ -141,7 +141,7 @@ class Segment(Config):
 class PlanRecord(Record):
     """plans/<number>.json: what one segment captures. Written before its first unit."""
 
-    format: Literal[2]  # identity.FORMAT
+    format: Literal[3]  # identity.FORMAT
     identity: dict[str, Any]
     segment: Segment
     created: str
@@ -151,7 +151,7 @@ class PlanRecord(Record):
 class ManifestRecord(Record):
     """manifests/<version>.json: a published cache. What it does not name does not exist."""
 
-    format: Literal[2]  # identity.FORMAT
+    format: Literal[3]  # identity.FORMAT
     version: Positive
     identity: dict[str, Any]
     fingerprint: str

@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-from kdscale.cache.container import CachedRows
+from kdscale.cache.rows import CachedRows
 from kdscale.types import Rows
 
 # Rows start at cache lines.
@@ -54,16 +54,17 @@ def view_rows(records: np.ndarray, kind: np.dtype[np.void]) -> FixedRows:
     return FixedRows(Rows(**{name: views[name] for name in _ROW_FIELDS}), **own, records=records)
 
 
-def fix_rows(block: CachedRows) -> FixedRows:
-    """`block` in this form: a copy, unless it has it already."""
-    if isinstance(block, FixedRows):
-        return block
-    kind = row_type(*block.payload.shape[1:])
-    records = empty_records(len(block), kind)
-    views = records.view(kind)
-    for name in _ROW_FIELDS:
-        views[name] = getattr(block.rows, name)
-    for name in ("payload", "entropy", "nll"):
-        views[name] = getattr(block, name)
-    views["padding"] = 0
-    return view_rows(records, kind)
+def new_rows(count: int, kind: np.dtype[np.void]) -> FixedRows:
+    """`count` rows of `kind` to be filled in."""
+    rows = view_rows(empty_records(count, kind), kind)
+    # The padding goes to files, which are to be the same each time.
+    rows.records.view(kind)["padding"] = 0
+    return rows
+
+
+def payload_offsets(rows: FixedRows) -> np.ndarray:
+    """[B, T] int64: where each position's payload starts among the bytes of `rows.records`."""
+    row, position, _ = rows.payload.strides
+    start = rows.payload.ctypes.data - rows.records.ctypes.data
+    count, length, _ = rows.payload.shape
+    return start + row * np.arange(count)[:, None] + position * np.arange(length)

@@ -9,9 +9,8 @@ import threading
 import time
 from typing import Protocol
 
-from kdscale.cache.container import CachedRows
 from kdscale.cache.disk import DiskCache
-from kdscale.cache.rowform import FixedRows, fix_rows
+from kdscale.cache.rowform import FixedRows
 
 
 class Blocks(Protocol):
@@ -26,7 +25,7 @@ class Blocks(Protocol):
         """The stored bytes, verified."""
         ...
 
-    def decode(self, number: int, data: bytes) -> CachedRows:
+    def decode(self, number: int, data: bytes) -> FixedRows:
         """The rows in what `fetch` gave."""
         ...
 
@@ -65,7 +64,7 @@ class BlockSource:
     def _load_from_store(self, number: int) -> tuple[FixedRows, int]:
         data = self._blocks.fetch(number)
         started = time.thread_time()
-        block = fix_rows(self._blocks.decode(number, data))
+        block = self._blocks.decode(number, data)
         with self._lock:
             self._decode_seconds += time.thread_time() - started
         return block, len(data)

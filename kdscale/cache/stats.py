@@ -13,10 +13,10 @@ import pyarrow as pa
 
 from kdscale.cache.ahead import in_order
 from kdscale.cache.collect import gc
-from kdscale.cache.container import RowStats
 from kdscale.cache.inspect import inspect
 from kdscale.cache.manifest import Manifest, load_manifest, manifest_versions
 from kdscale.cache.records import Unit
+from kdscale.cache.rows import RowStats
 from kdscale.cache.verified import read_block, read_index
 from kdscale.store import Store
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdscale.cache.container import CachedRows, Layout, decode_block
+from kdscale.cache.container import Layout, decode_block
 from kdscale.cache.manifest import Manifest
 from kdscale.cache.plan import open_layout
 from kdscale.cache.records import Block, Segment, Unit
+from kdscale.cache.rowform import FixedRows
 from kdscale.cache.verified import read_block, read_index
 from kdscale.store import Store
 
@@ -83,7 +84,7 @@ class StoredBlocks:
         entry = self._table(unit)[place.block]
         return read_block(self._store, unit, _as_block(entry))
 
-    def decode(self, number: int, data: bytes) -> CachedRows:
+    def decode(self, number: int, data: bytes) -> FixedRows:
         """The rows in what `fetch` gave."""
         return decode_block(data, self._layout(self._map.place(number).segment))
 

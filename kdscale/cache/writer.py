@@ -11,10 +11,11 @@ import uuid
 
 import numpy as np
 
-from kdscale.cache.container import RowStats, encode_index, encode_unit, object_digest
+from kdscale.cache.container import encode_index, encode_unit, object_digest
 from kdscale.cache.identity import Identity
 from kdscale.cache.plan import open_layout
 from kdscale.cache.records import Commit, Segment, commit_key, read_record, record_bytes
+from kdscale.cache.rows import RowStats
 from kdscale.errors import KdscaleError
 from kdscale.store import PutIfAbsent, Store
 from kdscale.types import Rows

@@ -14,10 +14,10 @@ import torch
 from transformers import PreTrainedModel
 
 from kdscale.cache.codecs import Codec
-from kdscale.cache.container import CachedRows, RowStats
 from kdscale.cache.disk import DiskCache
 from kdscale.cache.mixing import MixedReader
 from kdscale.cache.reader import CacheReader, CacheSource
+from kdscale.cache.rows import CachedRows, RowStats
 from kdscale.config import RunConfig
 from kdscale.config.curriculum import CurriculumConfig
 from kdscale.curriculum.sampler import CurriculumSampler, SeenRows

@@ -20,8 +20,8 @@ import torch
 
 from kdscale.cache.codecs import Codec, make_codec
 from kdscale.cache.codecs.noise import uniforms
-from kdscale.cache.container import RowStats
 from kdscale.cache.records import Commit
+from kdscale.cache.rows import RowStats
 from kdscale.config.cache import CacheConfig
 from kdscale.data.rows import concatenate
 from kdscale.models.forward import next_token_labels

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kdscale.cache.container import CachedRows
+from kdscale.cache.rows import CachedRows
 from kdscale.store import Store, open_store
 from tests.fault.captures import capture
 from tests.fault.outcome import UNITS, decoded, planted_in

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from kdscale.cache.collect import gc
-from kdscale.cache.container import CachedRows
 from kdscale.cache.reader import CacheReader
+from kdscale.cache.rows import CachedRows
 from kdscale.cache.verify import verify
 from kdscale.store import Store
 from tests.unit.cache.planted import Planted, assert_same_rows, make_planted

@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from kdscale.cache.container import CachedRows
 from kdscale.cache.records import commit_key
 from kdscale.cache.repair import repair
+from kdscale.cache.rows import CachedRows
 from kdscale.cache.verify import verify
 from kdscale.errors import KdscaleError
 from kdscale.store import PutIfAbsent, SingleCommitter, Store, conditional_put, open_store

@@ -7,12 +7,12 @@ from itertools import product
 import numpy as np
 import pytest
 
-from kdscale.cache.container import CachedRows, RowStats
 from kdscale.cache.manifest import load_manifest, manifest_key
 from kdscale.cache.plan import load_plans, plan_key
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.records import Commit, commit_key, read_record
 from kdscale.cache.repair import repair
+from kdscale.cache.rows import CachedRows, RowStats
 from kdscale.cache.verify import verify
 from kdscale.errors import KdscaleError
 from kdscale.store import Store, open_store

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdscale.cache.container import CachedRows
 from kdscale.cache.disk import DiskCache
 from kdscale.cache.reader import CacheReader
+from kdscale.cache.rows import CachedRows
 from kdscale.store import Store
 from tests.fault.captures import capture
 from tests.fault.conftest import Start

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdscale.cache.container import CachedRows
+from kdscale.cache.rows import CachedRows
 from kdscale.store import Store
 from tests.fault.captures import capture_together
 from tests.fault.conftest import Start

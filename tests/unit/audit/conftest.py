@@ -10,8 +10,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from kdscale.cache.codecs import make_codec, uniforms
-from kdscale.cache.container import RowStats
+from kdscale.cache.identity import FORMAT
 from kdscale.cache.packing import packable
+from kdscale.cache.rows import RowStats
 from kdscale.config.cache import CodecConfig, VaroptCodec
 from kdscale.models.build import load_model
 from kdscale.models.folder import publish, read_marker
@@ -91,7 +92,7 @@ def capture(
         )
         entropy[row], nll[row] = encoded.entropy[mask[0]].mean(), losses[mask[0]].mean()
     identity = {
-        "format": 2,
+        "format": FORMAT,
         "teacher": marker.digest,
         "tokenizer": "cd" * 8,
         "vocab_size": VOCAB,

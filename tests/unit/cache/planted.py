@@ -10,12 +10,13 @@ import torch
 import xxhash
 
 from kdscale.cache.codecs import Codec, make_codec, uniforms
-from kdscale.cache.container import RowStats
+from kdscale.cache.identity import FORMAT
 from kdscale.cache.manifest import load_manifest, publish
 from kdscale.cache.packing import Packing, packable
 from kdscale.cache.plan import agree_plan, request_digest
 from kdscale.cache.prior import Prior, count_prior
 from kdscale.cache.records import Block, Segment
+from kdscale.cache.rows import RowStats
 from kdscale.cache.verified import read_index
 from kdscale.cache.writer import UnitWriter
 from kdscale.config.cache import CodecConfig, VaroptCodec
@@ -148,7 +149,7 @@ def make_planted(
         content.loss_mask.sum(1).astype(np.int32),
     )
     identity = {
-        "format": 2,
+        "format": FORMAT,
         "teacher": "ab" * 8,
         "tokenizer": "cd" * 8,
         "vocab_size": VOCAB,

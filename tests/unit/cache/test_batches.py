@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from kdscale.cache.batches import read_batches
-from kdscale.cache.container import CachedRows
 from kdscale.cache.reader import CacheReader
+from kdscale.cache.rows import CachedRows
 from tests.unit.cache.planted import Plant, assert_same_rows
 
 

@@ -12,12 +12,13 @@ import pytest
 
 from kdscale.cache.blockfile import MappedRows
 from kdscale.cache.blocks import BlockCache
-from kdscale.cache.container import CachedRows
 from kdscale.cache.disk import DiskCache
 from kdscale.cache.rowform import FixedRows
+from kdscale.cache.rows import CachedRows
 from kdscale.cache.source import BlockSource
 from kdscale.errors import KdscaleError
 from kdscale.types import Rows
+from tests.unit.cache.made import fixed
 
 BLOCK_BYTES = 1000
 
@@ -33,12 +34,12 @@ def mapped(rows: FixedRows) -> MappedRows:
     return MappedRows(rows.rows, rows.payload, rows.entropy, rows.nll, rows.records)
 
 
-def decoded(number: int) -> CachedRows:
+def decoded(number: int) -> FixedRows:
     """A block of two rows, as it comes from decoding."""
     words = np.full((2, 3), number, np.int32)
     rows = Rows(np.zeros((2, 16), np.uint8), words, words, words > 5, np.ones(2))
     halves = np.full(2, 0.5, np.float32)
-    return CachedRows(rows, np.full((2, 3, 4), number, np.uint8), halves, halves)
+    return fixed(CachedRows(rows, np.full((2, 3, 4), number, np.uint8), halves, halves))
 
 
 class Loads:
@@ -265,7 +266,7 @@ class StoredBlocks:
             file.write(f"{number}\n")
         return bytes([number]) * 70
 
-    def decode(self, number: int, data: bytes) -> CachedRows:
+    def decode(self, number: int, data: bytes) -> FixedRows:
         assert data == bytes([number]) * 70
         return decoded(number)
 

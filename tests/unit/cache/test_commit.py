@@ -1,9 +1,6 @@
 """A cache is made exactly once, whoever dies and whoever comes twice."""
 
 import json
-import multiprocessing
-import os
-import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
@@ -13,16 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdscale.cache.container import RowStats
 from kdscale.cache.identity import check_identity
 from kdscale.cache.manifest import load_manifest, manifest_versions, publish
 from kdscale.cache.plan import load_plans
 from kdscale.cache.reader import CacheReader
 from kdscale.cache.records import Commit, Segment, read_record
+from kdscale.cache.repair import repair
+from kdscale.cache.rows import RowStats
 from kdscale.cache.writer import UnitWriter, committed_units
 from kdscale.config import fingerprint
 from kdscale.errors import KdscaleError
 from kdscale.store.local import LocalStore
+from tests.fault.processes import Pipe, Worker, kill_me
 from tests.unit.cache.planted import (
     Plant,
     Planted,
@@ -50,10 +49,10 @@ class DyingStore(LocalStore):
         self.calls.append(name)
         last = len(self.calls) == self.call + 1
         if last and not self.after:
-            os.kill(os.getpid(), signal.SIGKILL)
+            kill_me()
         result = getattr(LocalStore, name)(self, *arguments)
         if last:
-            os.kill(os.getpid(), signal.SIGKILL)
+            kill_me()
         return result
 
     def put(self, key: str, data: bytes) -> None:
@@ -137,6 +136,18 @@ def appended(planted: Planted, count: int = 10) -> Planted:
     for unit in range(len(segment.units)):
         assert more.writer.commit(*more.unit(unit))
     return more
+
+
+def test_a_plan_missing_before_others_is_named_and_mended(plant: Plant) -> None:
+    planted = plant().publish()
+    more = appended(planted)
+    publish(planted.store, more.segment)
+    whole = planted.store.get("plans/0000.json")
+    planted.store.delete("plans/0000.json")
+    with pytest.raises(KdscaleError, match=r"plans/0000.json is missing(.|\n)*cache repair"):
+        load_plans(planted.store)
+    repair(planted.store)
+    assert planted.store.get("plans/0000.json") == whole
 
 
 def test_appended_rows_are_a_new_version_behind_the_old_rows(plant: Plant) -> None:
@@ -243,6 +254,10 @@ def test_an_attempt_whose_twin_has_lost_and_cleaned_up_loses_too(plant: Plant) -
         writer.commit(*planted.unit(1))
 
 
+def commit(_: Pipe, writer: UnitWriter, unit: tuple[Any, ...]) -> None:
+    writer.commit(*unit)
+
+
 @pytest.mark.fault
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("call", range(CALLS_OF_A_COMMIT))
@@ -253,10 +268,7 @@ def test_writer_killed_at_any_store_call_loses_and_doubles_nothing(
     planted.agree()
     store = DyingStore(planted.store.url, call=call, after=after)
     writer = UnitWriter(store, planted.identity, planted.segment)
-    child = multiprocessing.get_context("fork").Process(target=writer.commit, args=planted.unit(0))
-    child.start()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
+    Worker(commit, writer, planted.unit(0)).await_death()
     committed = call > COMMITTING_CALL or (call == COMMITTING_CALL and after)
     assert committed_units(planted.store, planted.segment) == ({0} if committed else set())
 
@@ -375,7 +387,7 @@ def test_unit_captured_again_gives_a_new_version_and_leaves_the_old_one(plant: P
         (["units", "digest"], "x" * 32, "should match pattern"),
         (["units", "length"], -1, "greater than or equal to 0"),
         (["identity", "teacher"], "other", "not that of the identity"),
-        (["format"], 3, "format: Input should be 2"),
+        (["format"], 2, "format: Input should be 3"),
         (["surplus"], 1, "Extra inputs are not permitted"),
     ],
 )

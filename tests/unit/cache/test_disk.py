@@ -23,29 +23,19 @@ import pytest
 
 from kdscale.cache import disk
 from kdscale.cache.blockfile import MappedRows
-from kdscale.cache.container import CachedRows
 from kdscale.cache.disk import DiskCache
+from kdscale.cache.rowform import FixedRows
+from kdscale.cache.rows import CachedRows
 from kdscale.types import Rows
+from tests.unit.cache.made import fixed, make_rows
 
 SPAWN = multiprocessing.get_context("spawn")
 ROWS, LENGTH, WIDTH = 5, 33, 7
 
 
-def make_rows(seed: int, rows: int = ROWS) -> CachedRows:
-    """Any content; odd sizes, so that alignment matters."""
-    generator = np.random.default_rng(seed)
-    return CachedRows(
-        Rows(
-            sample_ids=generator.integers(0, 256, (rows, 16), np.uint8),
-            input_ids=generator.integers(0, 2**31, (rows, LENGTH), np.int32),
-            segment_ids=generator.integers(0, 9, (rows, LENGTH), np.int32),
-            loss_mask=generator.integers(0, 2, (rows, LENGTH)).astype(np.bool_),
-            byte_counts=generator.uniform(0, 99, rows),
-        ),
-        payload=generator.integers(0, 256, (rows, LENGTH, WIDTH), np.uint8),
-        entropy=generator.uniform(0, 4, rows).astype(np.float32),
-        nll=generator.uniform(0, 4, rows).astype(np.float32),
-    )
+def make_block(seed: int, rows: int = ROWS) -> FixedRows:
+    """Odd sizes, so that alignment matters."""
+    return fixed(make_rows(rows, LENGTH, WIDTH, seed))
 
 
 def arrays(block: CachedRows) -> dict[str, np.ndarray]:
@@ -61,8 +51,8 @@ def assert_same(found: CachedRows | None, expected: CachedRows) -> None:
 
 
 def file_bytes(folder: Path) -> int:
-    """Of one block of `make_rows`."""
-    DiskCache(folder / "measure", 1 << 30).put("ab", make_rows(0))
+    """Of one block of `make_block`."""
+    DiskCache(folder / "measure", 1 << 30).put("ab", make_block(0))
     (file,) = (folder / "measure/blocks").iterdir()
     size = file.stat().st_size
     shutil.rmtree(folder / "measure")
@@ -99,9 +89,9 @@ def receive(connection: Connection) -> Any:
 def test_a_block_comes_back_as_views_of_its_file(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, 1 << 20)
     assert cache.get("ab-01") is None
-    cache.put("ab-01", make_rows(1))
+    cache.put("ab-01", make_block(1))
     found = cache.get("ab-01")
-    assert_same(found, make_rows(1))
+    assert_same(found, make_block(1))
     assert found is not None
     for name, array in arrays(found).items():
         assert not array.flags.writeable, name
@@ -110,7 +100,7 @@ def test_a_block_comes_back_as_views_of_its_file(tmp_path: Path) -> None:
     assert found.records.ctypes.data % 64 == 0
     # They outlive the file, and no descriptor stays open for them.
     (tmp_path / "blocks/ab-01.blk").unlink()
-    assert_same(found, make_rows(1))
+    assert_same(found, make_block(1))
     assert not any("ab-01" in os.readlink(f"/proc/self/fd/{fd}") for fd in open_files())
 
 
@@ -122,15 +112,15 @@ def test_blocks_are_there_after_a_restart_and_for_other_processes(tmp_path: Path
     with child(_put_and_get, tmp_path, ["aa"], ["bb"]) as (_, first):
         assert receive(first) == [None]
         with child(_put_and_get, tmp_path, ["bb"], ["aa"]) as (_, second):
-            assert receive(second) == [make_rows(0).payload.tobytes()]
-    assert_same(DiskCache(tmp_path, 1 << 20).get("bb"), make_rows(0))
-    assert_same(pickle.loads(pickle.dumps(DiskCache(tmp_path, 1 << 20))).get("aa"), make_rows(0))
+            assert receive(second) == [make_block(0).payload.tobytes()]
+    assert_same(DiskCache(tmp_path, 1 << 20).get("bb"), make_block(0))
+    assert_same(pickle.loads(pickle.dumps(DiskCache(tmp_path, 1 << 20))).get("aa"), make_block(0))
 
 
 def _put_and_get(connection: Connection, folder: Path, puts: list[str], gets: list[str]) -> None:
     cache = DiskCache(folder, 1 << 20)
     for key in puts:
-        cache.put(key, make_rows(0))
+        cache.put(key, make_block(0))
     found = [cache.get(key) for key in gets]
     connection.send([rows and rows.payload.tobytes() for rows in found])
     connection.recv()
@@ -141,14 +131,14 @@ def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
     # Ten blocks and the tenth part of one: a sweep leaves room for one more than is needed.
     cache = DiskCache(tmp_path, 10 * size + size // 10)
     for number in range(10):
-        cache.put(f"{number:02}", make_rows(number))
+        cache.put(f"{number:02}", make_block(number))
     assert kept(tmp_path) == {f"{number:02}" for number in range(10)}
     for number in (0, 3):
-        assert_same(cache.get(f"{number:02}"), make_rows(number))
-    cache.put("10", make_rows(10))
+        assert_same(cache.get(f"{number:02}"), make_block(number))
+    cache.put("10", make_block(10))
     assert kept(tmp_path) == {f"{number:02}" for number in (0, 3, 4, 5, 6, 7, 8, 9, 10)} - {"02"}
-    cache.put("11", make_rows(11))
-    cache.put("12", make_rows(12))
+    cache.put("11", make_block(11))
+    cache.put("12", make_block(12))
     assert kept(tmp_path) == {f"{number:02}" for number in (0, 3, 6, 7, 8, 9, 10, 11, 12)} - {"04"}
     assert used(tmp_path) <= 10 * size + size // 10
 
@@ -157,10 +147,10 @@ def test_a_use_in_one_process_keeps_a_block_that_another_would_drop(tmp_path: Pa
     size = file_bytes(tmp_path)
     ours = DiskCache(tmp_path, 4 * size + size // 2)
     for number in range(4):
-        ours.put(f"{number:02}", make_rows(0))
+        ours.put(f"{number:02}", make_block(0))
     with child(_put_and_get, tmp_path, [], ["00"]) as (_, connection):
-        assert receive(connection) == [make_rows(0).payload.tobytes()]
-    ours.put("04", make_rows(0))
+        assert receive(connection) == [make_block(0).payload.tobytes()]
+    ours.put("04", make_block(0))
     assert kept(tmp_path) == {"00", "02", "03", "04"}
 
 
@@ -173,13 +163,13 @@ def test_several_processes_stay_within_the_bound_together(tmp_path: Path) -> Non
     assert max(peaks) <= bound
     assert 4 * size <= used(tmp_path) <= bound
     for key in kept(tmp_path):
-        assert_same(DiskCache(tmp_path, bound).get(key), make_rows(int(key)))
+        assert_same(DiskCache(tmp_path, bound).get(key), make_block(int(key)))
 
 
 def _fill(connection: Connection, folder: Path, bound: int, worker: int) -> None:
     cache, peak = DiskCache(folder, bound), 0
     for number in range(worker * 100, worker * 100 + 40):
-        cache.put(f"{number}", make_rows(number))
+        cache.put(f"{number}", make_block(number))
         peak = max(peak, _settled(folder))
     connection.send(peak)
 
@@ -207,23 +197,23 @@ def test_the_folder_is_not_listed_at_every_put(
     )
     cache = DiskCache(tmp_path, 64 * size)
     for number in range(64):
-        cache.put(f"{number}", make_rows(0))
+        cache.put(f"{number}", make_block(0))
     # One for the process; then each frees a sixteenth, that is 4 blocks and the one to come.
     assert len(sweeps) == 1
     for number in range(64, 104):
-        cache.put(f"{number}", make_rows(0))
+        cache.put(f"{number}", make_block(0))
     assert len(sweeps) == 1 + 40 // 5
 
 
 def test_a_block_larger_than_the_folder_is_not_kept(tmp_path: Path) -> None:
     size = file_bytes(tmp_path)
     cache = DiskCache(tmp_path, size - 1)
-    cache.put("ab", make_rows(0))
+    cache.put("ab", make_block(0))
     assert cache.get("ab") is None
     exact = DiskCache(tmp_path, size)
-    exact.put("ab", make_rows(0))
-    exact.put("cd", make_rows(1))
-    assert_same(exact.get("cd"), make_rows(1))
+    exact.put("ab", make_block(0))
+    exact.put("cd", make_block(1))
+    assert_same(exact.get("cd"), make_block(1))
     assert kept(tmp_path) == {"cd"}
 
 
@@ -231,7 +221,7 @@ def test_every_flipped_bit_is_found_and_the_file_deleted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = DiskCache(tmp_path, 1 << 20)
-    cache.put("ab", make_rows(0))
+    cache.put("ab", make_block(0))
     file = tmp_path / "blocks/ab.blk"
     good = file.read_bytes()
     for at in [*range(64), *range(64, len(good), 53), len(good) - 1]:
@@ -257,19 +247,19 @@ def test_every_flipped_bit_is_found_and_the_file_deleted(
 )
 def test_truncated_and_foreign_files_are_misses(tmp_path: Path, damage: Any) -> None:
     cache = DiskCache(tmp_path, 1 << 20)
-    cache.put("ab", make_rows(0))
+    cache.put("ab", make_block(0))
     file = tmp_path / "blocks/ab.blk"
     file.write_bytes(damage(file.read_bytes()))
     restarted = DiskCache(tmp_path, 1 << 20)
     assert restarted.get("ab") is None
     assert not file.exists()
-    restarted.put("ab", make_rows(0))
-    assert_same(restarted.get("ab"), make_rows(0))
+    restarted.put("ab", make_block(0))
+    assert_same(restarted.get("ab"), make_block(0))
 
 
 def test_a_file_under_the_name_of_another_block_is_a_miss(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, 1 << 20)
-    cache.put("ab", make_rows(0))
+    cache.put("ab", make_block(0))
     (tmp_path / "blocks/ab.blk").rename(tmp_path / "blocks/cd.blk")
     assert cache.get("cd") is None
     assert cache.get("ab") is None
@@ -278,9 +268,9 @@ def test_a_file_under_the_name_of_another_block_is_a_miss(tmp_path: Path) -> Non
 def test_damage_after_the_first_use_is_found_when_the_file_is_another(tmp_path: Path) -> None:
     """A process verifies a file once; one that was put in its place is verified too."""
     cache = DiskCache(tmp_path, 1 << 20)
-    cache.put("ab", make_rows(0))
+    cache.put("ab", make_block(0))
     file = tmp_path / "blocks/ab.blk"
-    assert_same(cache.get("ab"), make_rows(0))
+    assert_same(cache.get("ab"), make_block(0))
     bad = bytearray(file.read_bytes())
     bad[-100] ^= 1
     (tmp_path / "other").write_bytes(bad)
@@ -293,11 +283,11 @@ def test_a_count_of_bytes_that_is_lost_or_wrong_is_set_right(tmp_path: Path) -> 
     bound = 4 * size + size // 2
     for count in (b"", b"garbage", bytes(8), b"\xff" * 8):
         for number in range(4):
-            DiskCache(tmp_path, bound).put(f"{number}", make_rows(0))
+            DiskCache(tmp_path, bound).put(f"{number}", make_block(0))
         (tmp_path / "used").write_bytes(count)
         cache = DiskCache(tmp_path, bound)
         for number in range(10, 14):
-            cache.put(f"{number}", make_rows(0))
+            cache.put(f"{number}", make_block(0))
         assert used(tmp_path) <= bound
         assert kept(tmp_path) == {"10", "11", "12", "13"}
 
@@ -314,12 +304,12 @@ def test_a_writer_killed_in_the_middle_leaves_nothing_that_is_read(tmp_path: Pat
     cache = DiskCache(tmp_path, 1 << 20)
     assert cache.get("ab") is None
     # No lock is left either: the next one writes at once, and leaves a young file alone.
-    cache.put("ab", make_rows(0))
-    assert_same(cache.get("ab"), make_rows(0))
+    cache.put("ab", make_block(0))
+    assert_same(cache.get("ab"), make_block(0))
     assert leftover.exists()
     old = time.time() - 2 * disk._GRACE_SECONDS
     os.utime(leftover, (old, old))
-    DiskCache(tmp_path, 1 << 20).put("cd", make_rows(1))
+    DiskCache(tmp_path, 1 << 20).put("cd", make_block(1))
     assert not leftover.exists()
     assert kept(tmp_path) == {"ab", "cd"}
 
@@ -330,7 +320,7 @@ def _stop_before_the_rename(connection: Connection, folder: Path) -> None:
         signal.pause()
 
     os.replace = stop
-    DiskCache(folder, 1 << 20).put("ab", make_rows(0))
+    DiskCache(folder, 1 << 20).put("ab", make_block(0))
 
 
 @pytest.mark.fault
@@ -344,10 +334,10 @@ def test_killed_writers_never_leave_the_folder_broken(tmp_path: Path) -> None:
             os.kill(process.pid, signal.SIGKILL)
             process.join(60)
     cache = DiskCache(tmp_path, bound)
-    cache.put("9999", make_rows(9999))
+    cache.put("9999", make_block(9999))
     assert used(tmp_path) <= bound
     for key in kept(tmp_path):
-        assert_same(cache.get(key), make_rows(int(key)))
+        assert_same(cache.get(key), make_block(int(key)))
     assert "9999" in kept(tmp_path)
 
 
@@ -356,7 +346,7 @@ def _write_for_ever(connection: Connection, folder: Path, bound: int) -> None:
     number = 0
     while True:
         number += 1
-        cache.put(f"{number}", make_rows(number))
+        cache.put(f"{number}", make_block(number))
         connection.send(number)
 
 
@@ -439,16 +429,16 @@ def test_the_same_block_put_by_many_at_once_is_whole(tmp_path: Path) -> None:
     assert kept(tmp_path) == {f"{number}" for number in range(20)}
     assert used(tmp_path) == 20 * file_bytes(tmp_path)
     for number in range(20):
-        assert_same(DiskCache(tmp_path, 1 << 20).get(f"{number}"), make_rows(number))
+        assert_same(DiskCache(tmp_path, 1 << 20).get(f"{number}"), make_block(number))
 
 
 def _put_at_once(connection: Connection, folder: Path, barrier: Any) -> None:
     cache, right = DiskCache(folder, 1 << 20), 0
     for number in range(20):
         barrier.wait(60)
-        cache.put(f"{number}", make_rows(number))
+        cache.put(f"{number}", make_block(number))
         found = cache.get(f"{number}")
-        right += found is not None and np.array_equal(found.payload, make_rows(number).payload)
+        right += found is not None and np.array_equal(found.payload, make_block(number).payload)
     connection.send(right)
 
 
@@ -470,7 +460,7 @@ def test_a_full_disk_is_reported_once_and_what_it_has_is_still_read(
     small_disk: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = DiskCache(small_disk / "cache", 1 << 30)
-    blocks = {f"{number}": make_rows(number, rows=60) for number in range(20)}
+    blocks = {f"{number}": make_block(number, rows=60) for number in range(20)}
     for key, rows in blocks.items():
         cache.put(key, rows)
     there = kept(small_disk / "cache")
@@ -508,10 +498,10 @@ def _put_with_a_limit(connection: Connection, folder: Path) -> None:
     handler.emit = lambda record: warnings.append(record.getMessage())  # type: ignore[method-assign]
     disk.log.addHandler(handler)
     cache = DiskCache(folder, 1 << 20)
-    cache.put("ab", make_rows(0))
+    cache.put("ab", make_block(0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-    cache.put("cd", make_rows(1))
-    cache.put("ef", make_rows(2))
+    cache.put("cd", make_block(1))
+    cache.put("ef", make_block(2))
     found = [cache.get(key) is not None for key in ("ab", "cd", "ef")]
     connection.send((found, warnings, os.listdir(folder / "blocks")))
 
@@ -523,8 +513,8 @@ def test_a_folder_that_cannot_be_made_costs_a_warning(
     cache = DiskCache(tmp_path / "file/cache", 1 << 20)
     assert cache.get("ab") is None
     with cache.exclusive("ab"):
-        cache.put("ab", make_rows(0))
-    cache.put("ab", make_rows(0))
+        cache.put("ab", make_block(0))
+    cache.put("ab", make_block(0))
     assert cache.get("ab") is None
     assert len(caplog.records) == 1
     assert "Not a directory" in caplog.text

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdscale.cache.container import CachedRows
 from kdscale.cache.loader import CacheLoader
 from kdscale.cache.order import EpochOrder
 from kdscale.cache.reader import CacheReader
+from kdscale.cache.rows import CachedRows
 from kdscale.errors import KdscaleError
 from kdscale.store import Store, open_store
 from kdscale.train.batches import rank_rows

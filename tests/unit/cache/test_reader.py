@@ -1,7 +1,9 @@
 """The reader gives the rows asked for, verified, within its memory, and names what is damaged."""
 
 import multiprocessing
+import os
 import pickle
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +13,9 @@ import pytest
 import torch
 
 from kdscale.cache.blocks import BlockCache
-from kdscale.cache.container import CachedRows
+from kdscale.cache.disk import DiskCache
 from kdscale.cache.reader import CacheReader
+from kdscale.cache.rows import CachedRows
 from kdscale.cache.verify import verify
 from kdscale.config.cache import CodecConfig, FullCodec, TopkCodec, VaroptCodec
 from kdscale.errors import KdscaleError
@@ -317,3 +320,25 @@ def test_cache_on_s3_is_made_read_and_verified(plant: Plant, s3_env: S3Server) -
     store.put(broken.object, store.get(broken.object)[:500])
     with pytest.raises(KdscaleError, match="has 500 bytes, the manifest says"):
         CacheReader(store).read(np.array([8]))
+
+
+def test_blocks_that_need_no_unpacking_are_not_copied_to_the_disk_they_lie_on(
+    plant: Plant, tmp_path: Path
+) -> None:
+    plain = plant(packed=False).publish()
+    disk = DiskCache(tmp_path / "blocks", 1 << 20)
+    reader = CacheReader(plain.store, disk=disk)
+    assert np.array_equal(reader.read(np.arange(23)).payload, plain.payload)
+    assert not (tmp_path / "blocks").exists()
+    packed = plant(store=open_store(str(tmp_path / "packed"))).publish()
+    CacheReader(packed.store, disk=disk).read(np.arange(23))
+    assert len(list((tmp_path / "blocks" / "blocks").iterdir())) == 9
+
+
+@pytest.mark.skipif(not Path("/dev/shm").exists(), reason="needs a second file system")
+def test_blocks_on_another_disk_are_kept(plant: Plant, tmp_path: Path) -> None:
+    plain = plant(packed=False).publish()
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        assert os.stat(folder).st_dev != os.stat(tmp_path).st_dev
+        CacheReader(plain.store, disk=DiskCache(Path(folder), 1 << 20)).read(np.arange(23))
+        assert len(list((Path(folder) / "blocks").iterdir())) == 9

@@ -4,26 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from kdscale.cache.container import CachedRows
-from kdscale.cache.rowform import empty_records, fix_rows, row_type, view_rows
-from kdscale.types import Rows
-
-
-def make_rows(rows: int, length: int, width: int) -> CachedRows:
-    generator = np.random.default_rng(length)
-    return CachedRows(
-        Rows(
-            sample_ids=generator.integers(0, 256, (rows, 16), np.uint8),
-            input_ids=generator.integers(0, 2**31, (rows, length), np.int32),
-            segment_ids=generator.integers(0, 9, (rows, length), np.int32),
-            loss_mask=generator.integers(0, 2, (rows, length)).astype(np.bool_),
-            byte_counts=generator.uniform(0, 99, rows),
-        ),
-        payload=generator.integers(0, 256, (rows, length, width), np.uint8),
-        entropy=generator.uniform(0, 4, rows).astype(np.float32),
-        nll=generator.uniform(0, 4, rows).astype(np.float32),
-    )
-
+from kdscale.cache.rowform import empty_records, row_type, view_rows
+from kdscale.cache.rows import CachedRows
+from tests.unit.cache.made import fixed, make_rows
 
 ROW_FIELDS = ("sample_ids", "input_ids", "segment_ids", "loss_mask", "byte_counts")
 OWN_FIELDS = ("payload", "entropy", "nll")
@@ -37,14 +20,13 @@ def arrays(block: CachedRows) -> list[np.ndarray]:
 @pytest.mark.parametrize(("length", "width"), [(1, 1), (16, 7), (33, 28), (512, 20)])
 def test_every_value_and_type_is_kept(length: int, width: int) -> None:
     block = make_rows(5, length, width)
-    fixed = fix_rows(block)
-    for found, expected in zip(arrays(fixed), arrays(block), strict=True):
+    own = fixed(block)
+    for found, expected in zip(arrays(own), arrays(block), strict=True):
         assert found.dtype == expected.dtype
         assert np.array_equal(found, expected)
-        assert np.shares_memory(found, fixed.records)
+        assert np.shares_memory(found, own.records)
         assert found.flags.aligned
         assert torch.equal(torch.from_numpy(found), torch.from_numpy(expected))
-    assert fix_rows(fixed) is fixed
 
 
 def test_a_row_takes_its_bytes_and_up_to_63_more() -> None:
@@ -60,12 +42,12 @@ def test_rows_taken_as_records_are_those_of_the_fields() -> None:
     kind = row_type(16, 7)
     out = empty_records(5, kind)
     to, at = np.array([4, 0, 2, 3, 1]), np.array([8, 8, 0, 3, 5])
-    out[to] = fix_rows(block).records[at]
+    out[to] = fixed(block).records[at]
     for found, expected in zip(arrays(view_rows(out, kind)), arrays(block), strict=True):
         assert np.array_equal(found[to], expected[at])
 
 
 def test_equal_rows_have_equal_bytes() -> None:
     """The padding too: a file of them is checked by its digest, and compared by eye."""
-    one, other = (fix_rows(make_rows(3, 16, 7)).records.tobytes() for _ in range(2))
+    one, other = (fixed(make_rows(3, 16, 7)).records.tobytes() for _ in range(2))
     assert one == other

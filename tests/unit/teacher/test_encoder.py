@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from kdscale.cache.codecs import make_codec, uniforms
-from kdscale.cache.container import RowStats
 from kdscale.cache.records import Commit
+from kdscale.cache.rows import RowStats
 from kdscale.config.cache import CacheConfig, FullCodec, VaroptCodec
 from kdscale.errors import KdscaleError
 from kdscale.teacher.encoder import Encoder, Forward

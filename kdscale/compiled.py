@@ -1,0 +1,34 @@
+"""Loops over single numbers at the speed of C, where NumPy would need a dozen passes.
+
+Numba compiles such a function at its first call and keeps the machine code beside the source, or in
+the user's cache folder. The function runs without the interpreter's lock, so threads decode side by
+side. It must do without bounds checks, so whoever calls it checks sizes first.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from numba import njit
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def compiled(function: Function) -> Function:
+    """`function`, compiled. It takes and returns numbers, arrays and plain tuples of them.
+
+    The machine code that is kept knows neither other files nor the names of classes: a function
+    uses no code and no class of ours beyond its own file, or it would survive their change.
+    """
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:
+        # Neither folder can be written: each process compiles for itself, which takes seconds.
+        return njit(nogil=True)(function)
+
+
+@compiled
+def _nothing() -> None:
+    """Numba imports most of itself at the first call of any function: better now than in a loop."""
+
+
+_nothing()
