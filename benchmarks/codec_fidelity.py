@@ -33,7 +33,7 @@ from kdscale.audit.gradient import Truth, make_truth
 from kdscale.audit.measure import CHUNK, Fidelity, Measure
 from kdscale.audit.rest import AtRest
 from kdscale.cache.codecs import make_codec, uniforms
-from kdscale.cache.packing import packable
+from kdscale.cache.format.packing import packable
 from kdscale.config.cache import CodecConfig, SampleCodec, TopkCodec, VaroptCodec
 from kdscale.types import SparseTargets
 

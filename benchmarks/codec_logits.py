@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
-from kdscale.cache.prior import Prior, count_prior, encode_prior
+from kdscale.cache.format.prior import Prior, count_prior, encode_prior
 from kdscale.models.build import load_model
 
 ROW_LENGTH = 512

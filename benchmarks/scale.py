@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import typer
 
+from kdscale.cache.commit.manifest import Manifest
+from kdscale.cache.commit.plan import agree_plan, request_digest
+from kdscale.cache.commit.units import UnitTable, decode_table, encode_table, make_table
+from kdscale.cache.format.records import Commit, ManifestRecord, Segment, record_bytes
 from kdscale.cache.identity import FORMAT
-from kdscale.cache.manifest import Manifest
-from kdscale.cache.order import EpochOrder
-from kdscale.cache.plan import agree_plan, request_digest
-from kdscale.cache.records import Commit, ManifestRecord, Segment, record_bytes
-from kdscale.cache.stored import BlockMap
-from kdscale.cache.units import UnitTable, decode_table, encode_table, make_table
+from kdscale.cache.read.order import EpochOrder
+from kdscale.cache.read.stored import BlockMap
 from kdscale.config import fingerprint
 from kdscale.data.order import EvenRows
 from kdscale.evaluate.results import environment

@@ -11,12 +11,12 @@ from functools import partial
 import numpy as np
 
 from kdscale.cache.codecs import open_codec
-from kdscale.cache.manifest import load_manifest, manifest_versions
-from kdscale.cache.packing import packable
-from kdscale.cache.plan import agree_plan, find_segment, load_plans, request_digest
-from kdscale.cache.prior import Prior, count_prior, counted_rows
-from kdscale.cache.reader import CacheReader, CacheSource
-from kdscale.cache.writer import committed_units
+from kdscale.cache.commit.manifest import load_manifest, manifest_versions
+from kdscale.cache.commit.plan import agree_plan, find_segment, load_plans, request_digest
+from kdscale.cache.commit.writer import committed_units
+from kdscale.cache.format.packing import packable
+from kdscale.cache.format.prior import Prior, count_prior, counted_rows
+from kdscale.cache.read.reader import CacheReader, CacheSource
 from kdscale.data.order import EvenRows
 from kdscale.run import Run
 from kdscale.store import PutIfAbsent, Store

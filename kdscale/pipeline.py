@@ -14,9 +14,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kdscale.cache.inspect import inspect
-from kdscale.cache.manifest import load_manifest
-from kdscale.cache.reader import CacheSource
+from kdscale.cache.commit.manifest import load_manifest
+from kdscale.cache.maintain.inspect import inspect
+from kdscale.cache.read.reader import CacheSource
 from kdscale.cache_stage import is_complete, own_store, plan_capture, readable_caches
 from kdscale.committing import committing
 from kdscale.config import RunConfig, dump_config

@@ -13,15 +13,15 @@ import numpy as np
 
 from benchmarks.peers.contract import BATCH_ROWS, SEED, Batch, Place, Records
 from benchmarks.peers.synthetic import VOCAB, codec, prior
-from kdscale.cache.disk import DiskCache
+from kdscale.cache.commit.manifest import publish
+from kdscale.cache.commit.plan import agree_plan, request_digest
+from kdscale.cache.commit.writer import UnitWriter
 from kdscale.cache.identity import FORMAT
-from kdscale.cache.loader import CacheLoader
-from kdscale.cache.manifest import publish
-from kdscale.cache.order import EpochOrder
-from kdscale.cache.plan import agree_plan, request_digest
-from kdscale.cache.reader import CacheReader
+from kdscale.cache.read.disk import DiskCache
+from kdscale.cache.read.loader import CacheLoader
+from kdscale.cache.read.order import EpochOrder
+from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows, RowStats
-from kdscale.cache.writer import UnitWriter
 from kdscale.config.cache import CacheConfig
 from kdscale.store import open_store
 from kdscale.types import Rows

@@ -17,8 +17,8 @@ import xxhash
 
 from benchmarks.peers.contract import PAYLOAD_BYTES, Records
 from kdscale.cache.codecs import Codec, make_codec
-from kdscale.cache.packing import Packing, packable
-from kdscale.cache.prior import Prior, count_prior
+from kdscale.cache.format.packing import Packing, packable
+from kdscale.cache.format.prior import Prior, count_prior
 from kdscale.config.cache import VaroptCodec
 
 VOCAB = 49_152

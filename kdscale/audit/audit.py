@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from kdscale.audit.bench import Audited, Bench
 from kdscale.audit.families import FAMILIES, distinct, size_of, size_within
 from kdscale.audit.teacher import find_teacher
-from kdscale.cache.reader import CacheReader
+from kdscale.cache.read.reader import CacheReader
 from kdscale.config.cache import CodecConfig, FullCodec
 from kdscale.store import Store
 

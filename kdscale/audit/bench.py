@@ -17,9 +17,9 @@ from kdscale.audit.measure import CHUNK, Fidelity, Measure
 from kdscale.audit.positions import Positions, Proof, draw_positions, run_teacher
 from kdscale.audit.rest import AtRest
 from kdscale.cache.codecs import make_codec
-from kdscale.cache.plan import open_layout
-from kdscale.cache.prior import Prior, count_prior
-from kdscale.cache.reader import CacheReader
+from kdscale.cache.commit.plan import open_layout
+from kdscale.cache.format.prior import Prior, count_prior
+from kdscale.cache.read.reader import CacheReader
 from kdscale.config.cache import CodecConfig
 from kdscale.config.training import ZeroConfig
 from kdscale.errors import KdscaleError

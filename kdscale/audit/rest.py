@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 
 from kdscale.cache.codecs import Codec
-from kdscale.cache.packing import Packing, packable
-from kdscale.cache.prior import Prior
+from kdscale.cache.format.packing import Packing, packable
+from kdscale.cache.format.prior import Prior
 
 _ZSTD = pa.Codec("zstd", 1)  # as the container compresses its columns
 _ENOUGH = 8 << 20

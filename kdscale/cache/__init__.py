@@ -1,7 +1,6 @@
 """The logit cache: what a teacher knows of a corpus, in a few bytes a token, in object storage.
 
-`codecs` turn a distribution into bytes and back; `container` lays out a unit of rows; `plan`,
-`writer` and `manifest` make a cache complete exactly once; `reader` gives rows in any order, and
-`mixing` those of several caches. `inspect`, `stats`, `verify`, `repair`, `collect` and `export` are
-for whoever looks after what is stored.
+`codecs` turn a distribution into bytes and back. `format` lays units of rows out as objects,
+`commit` makes a cache of them complete exactly once, `read` gives rows in any order, and `maintain`
+is for whoever looks after what is stored. Each stands on those before it.
 """

@@ -49,7 +49,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Print what a cache holds."""
-    from kdscale.cache.inspect import inspect as facts_of
+    from kdscale.cache.maintain.inspect import inspect as facts_of
 
     store = find_cache(uri)
     facts = facts_of(store)
@@ -61,7 +61,7 @@ def inspect(
 @app.command()
 def stats(uri: Uri, as_json: Json = False) -> None:
     """Print where a cache's bytes go, how its rows are spread, and what lies about unused."""
-    from kdscale.cache.stats import stats as stats_of
+    from kdscale.cache.maintain.stats import stats as stats_of
 
     _print(stats_of(find_cache(uri)), as_json)
 
@@ -76,7 +76,7 @@ def verify(
     seed: Annotated[int, typer.Option(help="Chooses the units of a sample.")] = 0,
 ) -> None:
     """Read a cache, compare all checksums, decode all blocks. Exit code 1 if something is bad."""
-    from kdscale.cache.verify import verify as verify_cache
+    from kdscale.cache.maintain.verify import verify as verify_cache
     from kdscale.progress import stage_progress
 
     store = find_cache(uri)
@@ -107,7 +107,7 @@ def repair(
 
     Exit code 1 if something cannot be mended.
     """
-    from kdscale.cache.repair import repair as repair_cache
+    from kdscale.cache.maintain.repair import repair as repair_cache
     from kdscale.progress import stage_progress
 
     store = find_cache(uri)
@@ -139,7 +139,7 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
 ) -> None:
     """Delete objects that nothing names, and what killed writers left."""
-    from kdscale.cache.collect import gc as collect
+    from kdscale.cache.maintain.collect import gc as collect
 
     store = find_cache(uri, published=False)
     report = collect(store, grace, dry_run, keep=keep)
@@ -159,8 +159,8 @@ def export(
     rows: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
 ) -> None:
     """Write a cache's rows, decoded, for programs that know nothing of kdscale."""
-    from kdscale.cache.export import export as export_rows
-    from kdscale.cache.reader import CacheReader
+    from kdscale.cache.maintain.export import export as export_rows
+    from kdscale.cache.read.reader import CacheReader
     from kdscale.progress import stage_progress
     from kdscale.store import open_store
 
@@ -185,8 +185,8 @@ def _sample(store: "Store", digest: str, count: int) -> list[dict[str, Any]]:
     """Positions of the cache as text, by the tokenizer with that `digest` in the same output."""
     from transformers import AutoTokenizer
 
-    from kdscale.cache.inspect import sample
-    from kdscale.cache.reader import CacheReader
+    from kdscale.cache.maintain.inspect import sample
+    from kdscale.cache.read.reader import CacheReader
     from kdscale.store import open_store
 
     output = open_store(store.url.rpartition("/cache/")[0])
@@ -213,7 +213,7 @@ def _tokenizer_folder(output: "Store", digest: str) -> Path:
 
 def _capture_again(uri: str, store: "Store", units: list[int], withdraw_only: bool) -> None:
     """Run the cache stage of the run that made the cache, if that is to be found."""
-    from kdscale.cache.records import commit_key
+    from kdscale.cache.format.records import commit_key
 
     config = None if withdraw_only else find_maker(uri, store)
     if config is not None:

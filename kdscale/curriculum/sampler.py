@@ -1,13 +1,13 @@
 """The rows of every global batch, as a pure function of (seed, step).
 
 While the pool grows, a batch is drawn from it without replacement; afterwards shuffled epochs run
-over all rows, in an order that keeps blocks of the cache together (`kdscale.cache.order`). Ranks,
-world sizes and resumed runs compute the same batches without talking.
+over all rows, in an order that keeps blocks of the cache together (`kdscale.cache.read.order`).
+Ranks, world sizes and resumed runs compute the same batches without talking.
 """
 
 import numpy as np
 
-from kdscale.cache.order import EpochOrder
+from kdscale.cache.read.order import EpochOrder
 from kdscale.config.curriculum import CurriculumConfig
 from kdscale.curriculum.pacing import competence, warmup_steps
 from kdscale.shuffle import hash_key, permute

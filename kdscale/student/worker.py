@@ -14,9 +14,9 @@ import torch
 from transformers import PreTrainedModel
 
 from kdscale.cache.codecs import Codec
-from kdscale.cache.disk import DiskCache
-from kdscale.cache.mixing import MixedReader
-from kdscale.cache.reader import CacheReader, CacheSource
+from kdscale.cache.read.disk import DiskCache
+from kdscale.cache.read.mixing import MixedReader
+from kdscale.cache.read.reader import CacheReader, CacheSource
 from kdscale.cache.rows import CachedRows, RowStats
 from kdscale.config import RunConfig
 from kdscale.config.curriculum import CurriculumConfig

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdscale.cache.manifest import manifest_key, publish
-from kdscale.cache.records import Segment
-from kdscale.cache.writer import UnitWriter, committed_units
+from kdscale.cache.commit.manifest import manifest_key, publish
+from kdscale.cache.commit.writer import UnitWriter, committed_units
+from kdscale.cache.format.records import Segment
 from kdscale.config import RunConfig
 from kdscale.data.order import EvenRows
 from kdscale.data.prepared import Prepared, RowTable, open_prepared

@@ -20,7 +20,7 @@ import torch
 
 from kdscale.cache.codecs import Codec, make_codec
 from kdscale.cache.codecs.noise import uniforms
-from kdscale.cache.records import Commit
+from kdscale.cache.format.records import Commit
 from kdscale.cache.rows import RowStats
 from kdscale.config.cache import CacheConfig
 from kdscale.data.rows import concatenate

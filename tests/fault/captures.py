@@ -10,10 +10,10 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from kdscale.cache.manifest import publish
-from kdscale.cache.reader import CacheReader
+from kdscale.cache.commit.manifest import publish
+from kdscale.cache.commit.writer import UnitWriter, committed_units
+from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows
-from kdscale.cache.writer import UnitWriter, committed_units
 from kdscale.store import PutIfAbsent, Store
 from tests.fault.outcome import assert_same, decoded, rows_of
 from tests.fault.processes import Pipe, kill_me

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from kdscale.cache.collect import gc
-from kdscale.cache.reader import CacheReader
+from kdscale.cache.maintain.collect import gc
+from kdscale.cache.maintain.verify import verify
+from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows
-from kdscale.cache.verify import verify
 from kdscale.store import Store
 from tests.unit.cache.planted import Planted, assert_same_rows, make_planted
 

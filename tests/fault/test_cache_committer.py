@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import pytest
 
-from kdscale.cache.records import commit_key
-from kdscale.cache.repair import repair
+from kdscale.cache.format.records import commit_key
+from kdscale.cache.maintain.repair import repair
+from kdscale.cache.maintain.verify import verify
 from kdscale.cache.rows import CachedRows
-from kdscale.cache.verify import verify
 from kdscale.errors import KdscaleError
 from kdscale.store import PutIfAbsent, SingleCommitter, Store, conditional_put, open_store
 from tests.fault.captures import MOMENTS, Call, Moment, WatchedStore, capture

@@ -7,13 +7,13 @@ from itertools import product
 import numpy as np
 import pytest
 
-from kdscale.cache.manifest import load_manifest, manifest_key
-from kdscale.cache.plan import load_plans, plan_key
-from kdscale.cache.reader import CacheReader
-from kdscale.cache.records import Commit, commit_key, read_record
-from kdscale.cache.repair import repair
+from kdscale.cache.commit.manifest import load_manifest, manifest_key
+from kdscale.cache.commit.plan import load_plans, plan_key
+from kdscale.cache.format.records import Commit, commit_key, read_record
+from kdscale.cache.maintain.repair import repair
+from kdscale.cache.maintain.verify import verify
+from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows, RowStats
-from kdscale.cache.verify import verify
 from kdscale.errors import KdscaleError
 from kdscale.store import Store, open_store
 from tests.fault.captures import capture

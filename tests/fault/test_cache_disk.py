@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdscale.cache.disk import DiskCache
-from kdscale.cache.reader import CacheReader
+from kdscale.cache.read.disk import DiskCache
+from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows
 from kdscale.store import Store
 from tests.fault.captures import capture

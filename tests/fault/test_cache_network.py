@@ -6,7 +6,7 @@ import uuid
 import numpy as np
 import pytest
 
-from kdscale.cache.records import commit_key
+from kdscale.cache.format.records import commit_key
 from kdscale.cache.rows import CachedRows
 from kdscale.store import Store, open_store
 from tests.fault.captures import (

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kdscale.cache.verify import verify
+from kdscale.cache.maintain.verify import verify
 from kdscale.store import Store, open_store
 from tests.runs import FinishedRun, kdscale, read_metrics, run_kdscale, tiny_config, write_config
 from tests.s3 import S3Server

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from kdscale.cache.reader import CacheReader
+from kdscale.cache.read.reader import CacheReader
 from kdscale.config import load_config
 from kdscale.data.tokenizer import train_tokenizer
 from kdscale.store import open_store

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import ray
 
-from kdscale.cache.manifest import load_manifest
-from kdscale.cache.reader import CacheReader
-from kdscale.cache.verify import verify
+from kdscale.cache.commit.manifest import load_manifest
+from kdscale.cache.maintain.verify import verify
+from kdscale.cache.read.reader import CacheReader
 from kdscale.committing import committing
 from kdscale.ray_session import ray_session
 from kdscale.store import open_store

@@ -13,8 +13,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kdscale.cache.reader import CacheReader
-from kdscale.cache.verify import verify
+from kdscale.cache.maintain.verify import verify
+from kdscale.cache.read.reader import CacheReader
 from kdscale.config import parse_config
 from kdscale.store import open_store
 from tests.runs import FinishedRun, read_metrics, run_kdscale, tiny_config, write_config

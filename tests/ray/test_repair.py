@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kdscale.cache.manifest import load_manifest
-from kdscale.cache.verify import verify
+from kdscale.cache.commit.manifest import load_manifest
+from kdscale.cache.maintain.verify import verify
 from kdscale.store import Store, open_store
 from tests.runs import FinishedRun, run_kdscale
 

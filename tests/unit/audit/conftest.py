@@ -10,8 +10,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from kdscale.cache.codecs import make_codec, uniforms
+from kdscale.cache.format.packing import packable
 from kdscale.cache.identity import FORMAT
-from kdscale.cache.packing import packable
 from kdscale.cache.rows import RowStats
 from kdscale.config.cache import CodecConfig, VaroptCodec
 from kdscale.models.build import load_model

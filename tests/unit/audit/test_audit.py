@@ -8,7 +8,7 @@ import pytest
 
 from kdscale.audit.audit import Audit, audit, recommend
 from kdscale.audit.teacher import find_teacher
-from kdscale.cache.packing import Packing, packable
+from kdscale.cache.format.packing import Packing, packable
 from kdscale.config.cache import FullCodec, TopkCodec, VaroptCodec
 from kdscale.errors import KdscaleError
 from kdscale.store import open_store

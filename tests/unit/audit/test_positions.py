@@ -9,7 +9,7 @@ import torch
 from kdscale.audit.measure import CHUNK
 from kdscale.audit.positions import Proof, draw_positions, run_teacher
 from kdscale.cache.codecs import uniforms
-from kdscale.cache.reader import CacheReader
+from kdscale.cache.read.reader import CacheReader
 from kdscale.config.cache import CodecConfig, FullCodec, SampleCodec, TopkCodec
 from kdscale.models.build import load_model
 from kdscale.models.forward import compute_logits, row_tensors

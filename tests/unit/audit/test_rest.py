@@ -5,8 +5,8 @@ import torch
 
 from kdscale.audit.rest import AtRest
 from kdscale.cache.codecs import make_codec
-from kdscale.cache.packing import Packing
-from kdscale.cache.prior import count_prior
+from kdscale.cache.format.packing import Packing
+from kdscale.cache.format.prior import count_prior
 from kdscale.config.cache import FullCodec, TopkCodec, VaroptCodec
 
 VOCAB, COUNT = 3000, 300

@@ -10,15 +10,15 @@ import torch
 import xxhash
 
 from kdscale.cache.codecs import Codec, make_codec, uniforms
+from kdscale.cache.commit.manifest import load_manifest, publish
+from kdscale.cache.commit.plan import agree_plan, request_digest
+from kdscale.cache.commit.writer import UnitWriter
+from kdscale.cache.format.packing import Packing, packable
+from kdscale.cache.format.prior import Prior, count_prior
+from kdscale.cache.format.records import Block, Segment
+from kdscale.cache.format.verified import read_index
 from kdscale.cache.identity import FORMAT
-from kdscale.cache.manifest import load_manifest, publish
-from kdscale.cache.packing import Packing, packable
-from kdscale.cache.plan import agree_plan, request_digest
-from kdscale.cache.prior import Prior, count_prior
-from kdscale.cache.records import Block, Segment
 from kdscale.cache.rows import RowStats
-from kdscale.cache.verified import read_index
-from kdscale.cache.writer import UnitWriter
 from kdscale.config.cache import CodecConfig, VaroptCodec
 from kdscale.store import Store
 from kdscale.types import Rows

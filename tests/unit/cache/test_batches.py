@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from kdscale.cache.batches import read_batches
-from kdscale.cache.reader import CacheReader
+from kdscale.cache.read.batches import read_batches
+from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows
 from tests.unit.cache.planted import Plant, assert_same_rows
 

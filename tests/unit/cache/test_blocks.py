@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdscale.cache.blockfile import MappedRows
-from kdscale.cache.blocks import BlockCache
-from kdscale.cache.disk import DiskCache
-from kdscale.cache.rowform import FixedRows
+from kdscale.cache.format.rowform import FixedRows
+from kdscale.cache.read.blockfile import MappedRows
+from kdscale.cache.read.blocks import BlockCache
+from kdscale.cache.read.disk import DiskCache
+from kdscale.cache.read.source import BlockSource
 from kdscale.cache.rows import CachedRows
-from kdscale.cache.source import BlockSource
 from kdscale.errors import KdscaleError
 from kdscale.types import Rows
 from tests.unit.cache.made import fixed

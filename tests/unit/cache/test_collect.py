@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from kdscale.cache.checks import Damage
-from kdscale.cache.collect import DAY, gc
-from kdscale.cache.container import encode_index, encode_unit
-from kdscale.cache.manifest import load_manifest, manifest_versions, publish
-from kdscale.cache.records import commit_key
-from kdscale.cache.repair import repair
-from kdscale.cache.verify import verify
+from kdscale.cache.commit.manifest import load_manifest, manifest_versions, publish
+from kdscale.cache.format.container import encode_index, encode_unit
+from kdscale.cache.format.records import commit_key
+from kdscale.cache.maintain.checks import Damage
+from kdscale.cache.maintain.collect import DAY, gc
+from kdscale.cache.maintain.repair import repair
+from kdscale.cache.maintain.verify import verify
 from kdscale.errors import KdscaleError
 from kdscale.store import Entry, Store, open_store
 from kdscale.store.local import LocalStore, temporary_beside

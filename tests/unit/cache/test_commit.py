@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kdscale.cache.commit.manifest import load_manifest, manifest_versions, publish
+from kdscale.cache.commit.plan import load_plans
+from kdscale.cache.commit.writer import UnitWriter, committed_units
+from kdscale.cache.format.records import Commit, Segment, read_record
 from kdscale.cache.identity import check_identity
-from kdscale.cache.manifest import load_manifest, manifest_versions, publish
-from kdscale.cache.plan import load_plans
-from kdscale.cache.reader import CacheReader
-from kdscale.cache.records import Commit, Segment, read_record
-from kdscale.cache.repair import repair
+from kdscale.cache.maintain.repair import repair
+from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import RowStats
-from kdscale.cache.writer import UnitWriter, committed_units
 from kdscale.config import fingerprint
 from kdscale.errors import KdscaleError
 from kdscale.store.local import LocalStore

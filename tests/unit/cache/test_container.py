@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 import xxhash
 
-from kdscale.cache.container import (
+from kdscale.cache.format.container import (
     Layout,
     UnitObject,
     decode_block,
@@ -13,7 +13,7 @@ from kdscale.cache.container import (
     encode_index,
     encode_unit,
 )
-from kdscale.cache.packing import Packing
+from kdscale.cache.format.packing import Packing
 from tests.unit.cache.planted import Plant, Planted, assert_same_rows, planted_prior
 
 

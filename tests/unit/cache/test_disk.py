@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdscale.cache import disk
-from kdscale.cache.blockfile import MappedRows
-from kdscale.cache.disk import DiskCache
-from kdscale.cache.rowform import FixedRows
+from kdscale.cache.format.rowform import FixedRows
+from kdscale.cache.read import disk
+from kdscale.cache.read.blockfile import MappedRows
+from kdscale.cache.read.disk import DiskCache
 from kdscale.cache.rows import CachedRows
 from kdscale.types import Rows
 from tests.unit.cache.made import fixed, make_rows

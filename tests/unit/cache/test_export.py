@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.numpy import load
 
-from kdscale.cache.export import export
-from kdscale.cache.manifest import publish
-from kdscale.cache.reader import CacheReader
+from kdscale.cache.commit.manifest import publish
+from kdscale.cache.maintain.export import export
+from kdscale.cache.read.reader import CacheReader
 from kdscale.config.cache import CodecConfig, FullCodec, SampleCodec, TopkCodec, VaroptCodec
 from kdscale.errors import KdscaleError
 from kdscale.store import Store, open_store

@@ -2,9 +2,9 @@
 
 import pytest
 
-from kdscale.cache.inspect import inspect, sample
-from kdscale.cache.manifest import publish
-from kdscale.cache.reader import CacheReader
+from kdscale.cache.commit.manifest import publish
+from kdscale.cache.maintain.inspect import inspect, sample
+from kdscale.cache.read.reader import CacheReader
 from kdscale.config.cache import CodecConfig, FullCodec, VaroptCodec
 from kdscale.errors import KdscaleError
 from tests.unit.cache.planted import Plant

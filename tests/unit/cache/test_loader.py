@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdscale.cache.loader import CacheLoader
-from kdscale.cache.order import EpochOrder
-from kdscale.cache.reader import CacheReader
+from kdscale.cache.read.loader import CacheLoader
+from kdscale.cache.read.order import EpochOrder
+from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows
 from kdscale.errors import KdscaleError
 from kdscale.store import Store, open_store

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdscale.cache.mixing import MixedReader, drawn_rows, source_rows
-from kdscale.cache.reader import CacheReader
+from kdscale.cache.read.mixing import MixedReader, drawn_rows, source_rows
+from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows, RowStats
 from kdscale.config.cache import TopkCodec, VaroptCodec
 from kdscale.errors import KdscaleError

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kdscale import shuffle
-from kdscale.cache.order import EpochOrder
+from kdscale.cache.read.order import EpochOrder
 
 
 def epoch(order: EpochOrder, number: int = 0) -> np.ndarray:

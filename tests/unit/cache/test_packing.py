@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdscale.cache import bitstream
 from kdscale.cache.codecs import bits, make_codec, uniforms
-from kdscale.cache.packing import Packing, packable
-from kdscale.cache.prior import Prior, count_prior, decode_prior, encode_prior
+from kdscale.cache.format import bitstream
+from kdscale.cache.format.packing import Packing, packable
+from kdscale.cache.format.prior import Prior, count_prior, decode_prior, encode_prior
 from kdscale.config.cache import CodecConfig, FullCodec, SampleCodec, TopkCodec, VaroptCodec
 
 CODECS: list[CodecConfig] = [

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from kdscale.cache.blocks import BlockCache
-from kdscale.cache.disk import DiskCache
-from kdscale.cache.reader import CacheReader
+from kdscale.cache.maintain.verify import verify
+from kdscale.cache.read.blocks import BlockCache
+from kdscale.cache.read.disk import DiskCache
+from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows
-from kdscale.cache.verify import verify
 from kdscale.config.cache import CodecConfig, FullCodec, TopkCodec, VaroptCodec
 from kdscale.errors import KdscaleError
 from kdscale.store import open_store

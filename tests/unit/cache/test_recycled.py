@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import torch
 
-from kdscale.cache.recycled import RecycledMemory
+from kdscale.cache.read.recycled import RecycledMemory
 
 
 def address(array: np.ndarray) -> int:

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdscale.cache.manifest import load_manifest, publish
-from kdscale.cache.reader import CacheReader
-from kdscale.cache.records import Commit, commit_key, read_record
-from kdscale.cache.repair import RepairReport, repair
-from kdscale.cache.verify import verify
-from kdscale.cache.writer import committed_units
+from kdscale.cache.commit.manifest import load_manifest, publish
+from kdscale.cache.commit.writer import committed_units
+from kdscale.cache.format.records import Commit, commit_key, read_record
+from kdscale.cache.maintain.repair import RepairReport, repair
+from kdscale.cache.maintain.verify import verify
+from kdscale.cache.read.reader import CacheReader
 from kdscale.errors import KdscaleError
 from kdscale.store import Store
 from kdscale.store.local import LocalStore

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdscale.cache.rowform import empty_records, row_type, view_rows
+from kdscale.cache.format.rowform import empty_records, row_type, view_rows
 from kdscale.cache.rows import CachedRows
 from tests.unit.cache.made import fixed, make_rows
 

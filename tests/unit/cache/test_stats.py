@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from kdscale.cache.inspect import inspect
-from kdscale.cache.manifest import load_manifest, publish
-from kdscale.cache.stats import stats
+from kdscale.cache.commit.manifest import load_manifest, publish
+from kdscale.cache.maintain.inspect import inspect
+from kdscale.cache.maintain.stats import stats
 from kdscale.config.cache import CodecConfig, FullCodec, VaroptCodec
 from tests.unit.cache.planted import Plant
 from tests.unit.cache.test_commit import appended

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from kdscale.cache.container import block_digest, decode_index, encode_index, object_digest
-from kdscale.cache.inspect import inspect
-from kdscale.cache.manifest import load_manifest, publish
-from kdscale.cache.records import Block, Commit, Unit, commit_key, read_record, record_bytes
+from kdscale.cache.commit.manifest import load_manifest, publish
+from kdscale.cache.format.container import block_digest, decode_index, encode_index, object_digest
+from kdscale.cache.format.records import Block, Commit, Unit, commit_key, read_record, record_bytes
+from kdscale.cache.maintain.inspect import inspect
+from kdscale.cache.maintain.verify import verify
 from kdscale.cache.rows import RowStats
-from kdscale.cache.verify import verify
 from kdscale.config.cache import CodecConfig, FullCodec, SampleCodec, TopkCodec, VaroptCodec
 from kdscale.errors import KdscaleError
 from tests.unit.cache.planted import Plant, Planted

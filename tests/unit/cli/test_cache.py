@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kdscale.cache.inspect import inspect
-from kdscale.cache.manifest import load_manifest
-from kdscale.cache.stats import stats
-from kdscale.cache.writer import committed_units
+from kdscale.cache.commit.manifest import load_manifest
+from kdscale.cache.commit.writer import committed_units
+from kdscale.cache.maintain.inspect import inspect
+from kdscale.cache.maintain.stats import stats
 from kdscale.cli import main
 from kdscale.config import dump_config, parse_config
 from kdscale.config.starter import starter_yaml

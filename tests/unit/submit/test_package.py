@@ -18,7 +18,7 @@ def test_staged_files(tmp_path: Path) -> None:
     root = tmp_path / "checkout"
     kept = [
         "kdscale/__init__.py",
-        "kdscale/cache/writer.py",
+        "kdscale/cache/rows.py",
         "kdscale/data/rows.py",
         "jobs/run.py",
         "jobs/configs/a.yaml",
@@ -44,7 +44,7 @@ def test_staged_files(tmp_path: Path) -> None:
     assert stage(root, "name: demo\n", folder) == folder
     assert files(folder) == {*kept, "job/config.yaml"}
     assert (folder / "job/config.yaml").read_text() == "name: demo\n"
-    assert (folder / "kdscale/cache/writer.py").read_text() == "kdscale/cache/writer.py"
+    assert (folder / "kdscale/cache/rows.py").read_text() == "kdscale/cache/rows.py"
 
 
 def test_this_checkout_stages_every_module(tmp_path: Path) -> None:

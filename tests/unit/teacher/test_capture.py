@@ -10,10 +10,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from kdscale.cache.codecs import make_codec
+from kdscale.cache.commit.plan import agree_plan, request_digest
+from kdscale.cache.format.records import commit_key
 from kdscale.cache.identity import FORMAT
-from kdscale.cache.plan import agree_plan, request_digest
-from kdscale.cache.reader import CacheReader
-from kdscale.cache.records import commit_key
+from kdscale.cache.read.reader import CacheReader
 from kdscale.config import RunConfig
 from kdscale.config.data import DataConfig
 from kdscale.data.manifest import FORMAT as DATA_FORMAT

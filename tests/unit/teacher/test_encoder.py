@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kdscale.cache.codecs import make_codec, uniforms
-from kdscale.cache.records import Commit
+from kdscale.cache.format.records import Commit
 from kdscale.cache.rows import RowStats
 from kdscale.config.cache import CacheConfig, FullCodec, VaroptCodec
 from kdscale.errors import KdscaleError

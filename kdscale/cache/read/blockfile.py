@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from kdscale.cache.rowform import FixedRows, row_type, view_rows
+from kdscale.cache.format.rowform import FixedRows, row_type, view_rows
 
 _MAGIC = b"KDSBLK\x00\x01"
 _HEAD = struct.Struct("<8sQQ")

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from kdscale.cache.ahead import in_order
-from kdscale.cache.collect import gc
-from kdscale.cache.inspect import inspect
-from kdscale.cache.manifest import Manifest, load_manifest, manifest_versions
-from kdscale.cache.records import Unit
+from kdscale.ahead import in_order
+from kdscale.cache.commit.manifest import Manifest, load_manifest, manifest_versions
+from kdscale.cache.format.records import Unit
+from kdscale.cache.format.verified import read_block, read_index
+from kdscale.cache.maintain.collect import gc
+from kdscale.cache.maintain.inspect import inspect
 from kdscale.cache.rows import RowStats
-from kdscale.cache.verified import read_block, read_index
 from kdscale.store import Store
 
 _THREADS = 16

@@ -15,19 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from kdscale.cache.batches import MOST_BYTES, read_batches
-from kdscale.cache.blocks import BlockCache
 from kdscale.cache.codecs import Codec, open_codec
-from kdscale.cache.disk import DiskCache
+from kdscale.cache.commit.manifest import Manifest, load_manifest
+from kdscale.cache.format.records import Unit
+from kdscale.cache.format.rowform import FixedRows, row_type, view_rows
+from kdscale.cache.format.verified import read_index
 from kdscale.cache.identity import Identity, check_identity
-from kdscale.cache.manifest import Manifest, load_manifest
-from kdscale.cache.records import Unit
-from kdscale.cache.recycled import RecycledMemory
-from kdscale.cache.rowform import FixedRows, row_type, view_rows
+from kdscale.cache.read.batches import MOST_BYTES, read_batches
+from kdscale.cache.read.blocks import BlockCache
+from kdscale.cache.read.disk import DiskCache
+from kdscale.cache.read.recycled import RecycledMemory
+from kdscale.cache.read.source import BlockSource
+from kdscale.cache.read.stored import BlockMap, StoredBlocks
 from kdscale.cache.rows import CachedRows, RowStats
-from kdscale.cache.source import BlockSource
-from kdscale.cache.stored import BlockMap, StoredBlocks
-from kdscale.cache.verified import read_index
 from kdscale.store import Store
 
 _INDEX_THREADS = 16

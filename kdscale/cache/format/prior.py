@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from kdscale.cache.columns import from_numbers
+from kdscale.cache.format.columns import from_numbers
 
 # A pair that was seen less often does not earn back the two bytes that it takes in the prior.
 _LEAST_COUNT = 3

@@ -21,10 +21,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from kdscale.cache import bitstream
 from kdscale.cache.codecs import Codec, bits
 from kdscale.cache.codecs.base import SampledIds
-from kdscale.cache.prior import Prior
+from kdscale.cache.format import bitstream
+from kdscale.cache.format.prior import Prior
 from kdscale.compiled import compiled
 
 _ZSTD = pa.Codec("zstd", 3)

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pyarrow as pa
 
-from kdscale.cache.columns import as_binary, from_binary, from_numbers
-from kdscale.cache.records import Unit
+from kdscale.cache.format.columns import as_binary, from_binary, from_numbers
+from kdscale.cache.format.records import Unit
 
 _DTYPE = np.dtype(
     [

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kdscale.cache.batches import read_batches
-from kdscale.cache.order import EpochOrder
+from kdscale.cache.read.batches import read_batches
+from kdscale.cache.read.order import EpochOrder
 from kdscale.cache.rows import CachedRows
 from kdscale.errors import KdscaleError
 

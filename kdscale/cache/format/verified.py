@@ -6,8 +6,8 @@ error names the object, because the data cannot be mended here: the unit must be
 
 from collections.abc import Callable
 
-from kdscale.cache.container import UnitIndex, block_digest, decode_index, object_digest
-from kdscale.cache.records import Block, Unit
+from kdscale.cache.format.container import UnitIndex, block_digest, decode_index, object_digest
+from kdscale.cache.format.records import Block, Unit
 from kdscale.errors import KdscaleError
 from kdscale.store import Store
 

@@ -11,10 +11,10 @@ import uuid
 
 import numpy as np
 
-from kdscale.cache.container import encode_index, encode_unit, object_digest
+from kdscale.cache.commit.plan import open_layout
+from kdscale.cache.format.container import encode_index, encode_unit, object_digest
+from kdscale.cache.format.records import Commit, Segment, commit_key, read_record, record_bytes
 from kdscale.cache.identity import Identity
-from kdscale.cache.plan import open_layout
-from kdscale.cache.records import Commit, Segment, commit_key, read_record, record_bytes
 from kdscale.cache.rows import RowStats
 from kdscale.errors import KdscaleError
 from kdscale.store import PutIfAbsent, Store

@@ -12,11 +12,11 @@ from functools import cached_property
 
 import numpy as np
 
-from kdscale.cache.batches import read_batches
 from kdscale.cache.codecs import Codec
+from kdscale.cache.format.rowform import empty_records, row_type, view_rows
 from kdscale.cache.identity import Identity
-from kdscale.cache.reader import CacheReader
-from kdscale.cache.rowform import empty_records, row_type, view_rows
+from kdscale.cache.read.batches import read_batches
+from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows, RowStats
 from kdscale.errors import KdscaleError
 

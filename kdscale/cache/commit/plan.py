@@ -12,18 +12,18 @@ import numpy as np
 import xxhash
 
 from kdscale.cache.codecs import open_codec
-from kdscale.cache.container import Layout, object_digest
-from kdscale.cache.identity import FORMAT, Identity, check_identity
-from kdscale.cache.packing import Packing, packable
-from kdscale.cache.prior import Prior, decode_prior, encode_prior
-from kdscale.cache.records import (
+from kdscale.cache.format.container import Layout, object_digest
+from kdscale.cache.format.packing import Packing, packable
+from kdscale.cache.format.prior import Prior, decode_prior, encode_prior
+from kdscale.cache.format.records import (
     ObjectReference,
     PlanRecord,
     Segment,
     read_record,
     record_bytes,
 )
-from kdscale.cache.verified import read_object
+from kdscale.cache.format.verified import read_object
+from kdscale.cache.identity import FORMAT, Identity, check_identity
 from kdscale.errors import KdscaleError
 from kdscale.store import PutIfAbsent, Store
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from kdscale.cache.blockfile import MappedRows
-from kdscale.cache.rowform import FixedRows
+from kdscale.cache.format.rowform import FixedRows
+from kdscale.cache.read.blockfile import MappedRows
 
 _THREADS = 8
 # A mapped block is the kernel's memory, dropped when it is needed elsewhere. It still counts a

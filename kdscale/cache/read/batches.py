@@ -12,7 +12,7 @@ from itertools import islice
 
 import numpy as np
 
-from kdscale.cache.ahead import in_order
+from kdscale.ahead import in_order
 from kdscale.cache.rows import CachedRows
 from kdscale.types import Rows
 

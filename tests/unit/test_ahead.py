@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kdscale.cache.ahead import in_order
+from kdscale.ahead import in_order
 
 
 def threads() -> list[threading.Thread]:

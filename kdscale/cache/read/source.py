@@ -9,8 +9,8 @@ import threading
 import time
 from typing import Protocol
 
-from kdscale.cache.disk import DiskCache
-from kdscale.cache.rowform import FixedRows
+from kdscale.cache.format.rowform import FixedRows
+from kdscale.cache.read.disk import DiskCache
 
 
 class Blocks(Protocol):

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from kdscale.cache.ahead import in_order
-from kdscale.cache.inspect import priors
-from kdscale.cache.manifest import load_manifest
-from kdscale.cache.plan import load_plans
-from kdscale.cache.records import Commit, ManifestRecord, commit_key, read_record
+from kdscale.ahead import in_order
+from kdscale.cache.commit.manifest import load_manifest
+from kdscale.cache.commit.plan import load_plans
+from kdscale.cache.format.records import Commit, ManifestRecord, commit_key, read_record
+from kdscale.cache.maintain.inspect import priors
 from kdscale.errors import KdscaleError
 from kdscale.store import Entry, Store
 

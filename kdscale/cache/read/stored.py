@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdscale.cache.container import Layout, decode_block
-from kdscale.cache.manifest import Manifest
-from kdscale.cache.plan import open_layout
-from kdscale.cache.records import Block, Segment, Unit
-from kdscale.cache.rowform import FixedRows
-from kdscale.cache.verified import read_block, read_index
+from kdscale.cache.commit.manifest import Manifest
+from kdscale.cache.commit.plan import open_layout
+from kdscale.cache.format.container import Layout, decode_block
+from kdscale.cache.format.records import Block, Segment, Unit
+from kdscale.cache.format.rowform import FixedRows
+from kdscale.cache.format.verified import read_block, read_index
 from kdscale.store import Store
 
 _TABLES = 4096

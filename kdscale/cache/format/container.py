@@ -20,10 +20,10 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from kdscale.cache.columns import as_binary, as_lists, from_binary, from_lists, from_numbers
-from kdscale.cache.packing import Packing
-from kdscale.cache.records import Block
-from kdscale.cache.rowform import FixedRows, new_rows, payload_offsets, row_type
+from kdscale.cache.format.columns import as_binary, as_lists, from_binary, from_lists, from_numbers
+from kdscale.cache.format.packing import Packing
+from kdscale.cache.format.records import Block
+from kdscale.cache.format.rowform import FixedRows, new_rows, payload_offsets, row_type
 from kdscale.cache.rows import RowStats
 from kdscale.types import Rows
 

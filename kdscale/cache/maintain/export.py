@@ -16,8 +16,8 @@ import safetensors.numpy
 import torch
 
 from kdscale.cache.codecs import Codec
-from kdscale.cache.columns import as_binary
-from kdscale.cache.reader import CacheReader
+from kdscale.cache.format.columns import as_binary
+from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows
 from kdscale.errors import KdscaleError
 from kdscale.store import Store

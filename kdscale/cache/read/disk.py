@@ -26,8 +26,8 @@ from typing import Any
 
 import xxhash
 
-from kdscale.cache.blockfile import MappedRows, map_block, pack_block
-from kdscale.cache.rowform import FixedRows
+from kdscale.cache.format.rowform import FixedRows
+from kdscale.cache.read.blockfile import MappedRows, map_block, pack_block
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from kdscale.cache.codecs import open_codec
-from kdscale.cache.manifest import load_manifest
-from kdscale.cache.reader import CacheReader
-from kdscale.cache.records import ObjectReference, Segment
+from kdscale.cache.commit.manifest import load_manifest
+from kdscale.cache.format.records import ObjectReference, Segment
+from kdscale.cache.read.reader import CacheReader
 from kdscale.store import Store
 from kdscale.types import DenseTargets, SparseTargets
 

@@ -15,20 +15,20 @@ from itertools import takewhile
 import numpy as np
 import pyarrow as pa
 
-from kdscale.cache.ahead import in_order
-from kdscale.cache.checks import Damage
-from kdscale.cache.columns import from_lists
-from kdscale.cache.container import object_digest
-from kdscale.cache.manifest import (
+from kdscale.ahead import in_order
+from kdscale.cache.commit.manifest import (
     Manifest,
     load_manifest,
     manifest_key,
     manifest_versions,
     publish,
 )
-from kdscale.cache.plan import load_plans, plan_key
-from kdscale.cache.prior import count_prior, counted_rows, encode_prior
-from kdscale.cache.records import (
+from kdscale.cache.commit.plan import load_plans, plan_key
+from kdscale.cache.commit.writer import committed_units
+from kdscale.cache.format.columns import from_lists
+from kdscale.cache.format.container import object_digest
+from kdscale.cache.format.prior import count_prior, counted_rows, encode_prior
+from kdscale.cache.format.records import (
     Commit,
     PlanRecord,
     Segment,
@@ -37,9 +37,9 @@ from kdscale.cache.records import (
     read_record,
     record_bytes,
 )
-from kdscale.cache.verified import read_object
-from kdscale.cache.verify import UnitChecker, verify
-from kdscale.cache.writer import committed_units
+from kdscale.cache.format.verified import read_object
+from kdscale.cache.maintain.checks import Damage
+from kdscale.cache.maintain.verify import UnitChecker, verify
 from kdscale.errors import KdscaleError
 from kdscale.store import PutIfAbsent, Store
 

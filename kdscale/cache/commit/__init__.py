@@ -1,0 +1,1 @@
+"""How a cache becomes complete exactly once: plan, writers' commits, manifests."""

@@ -1,0 +1,1 @@
+"""What looks after a stored cache: statistics, verification, repair, collection, export."""

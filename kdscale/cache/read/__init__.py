@@ -1,0 +1,1 @@
+"""How rows come back in any order: blocks through memory and a local disk, batches, epochs."""
