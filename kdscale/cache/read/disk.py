@@ -125,33 +125,41 @@ class DiskCache:
         temporary = self._folder / "blocks" / f"{uuid.uuid4().hex}.tmp"
         temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
-            if not self._reserve(temporary, size):
-                return
+            with self._counting() as count:
+                if count is None:
+                    return
+                self._reserve(count, temporary, size)
             with temporary.open("r+b") as file:
                 for piece in pieces:
                     file.write(piece)
                 inode = os.fstat(file.fileno()).st_ino
             _touch(temporary)
-            os.replace(temporary, self._path(key))
-            self._verified[key] = inode
+            # Not while another process sweeps: it could miss the file under both its names.
+            with self._counting() as count:
+                if count is not None:
+                    os.replace(temporary, self._path(key))
+                    self._verified[key] = inode
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _reserve(self, temporary: Path, size: int) -> bool:
-        """Make room for `size` bytes and count them; False where another process does not let us.
-        The temporary file has its final size at once, so that a sweep sees it whole."""
+    @contextmanager
+    def _counting(self) -> Iterator[int | None]:
+        """The open file of the count while it is ours alone; None where another process does not
+        let us."""
         descriptor = os.open(self._folder / "used", os.O_RDWR | os.O_CREAT, 0o666)
         with _locked(descriptor) as is_ours:
-            if not is_ours:
-                return False
-            used = _read_count(descriptor)
-            if used is None or used + size > self._max_bytes or not self._has_swept:
-                used = self._sweep(size)
-                self._has_swept = True
-            with temporary.open("xb") as file:
-                file.truncate(size)
-            os.pwrite(descriptor, _COUNT.pack(used + size), 0)
-            return True
+            yield descriptor if is_ours else None
+
+    def _reserve(self, count: int, temporary: Path, size: int) -> None:
+        """Make room for `size` bytes and count them. The temporary file has its final size at once,
+        so that a sweep sees it whole."""
+        used = _read_count(count)
+        if used is None or used + size > self._max_bytes or not self._has_swept:
+            used = self._sweep(size)
+            self._has_swept = True
+        with temporary.open("xb") as file:
+            file.truncate(size)
+        os.pwrite(count, _COUNT.pack(used + size), 0)
 
     def _sweep(self, size: int) -> int:
         """Make room for `size` bytes and remove what killed writers left. The bytes then in use."""
@@ -161,7 +169,7 @@ class DiskCache:
             for entry in entries:
                 try:
                     found = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:  # Renamed or deleted since it was listed.
+                except FileNotFoundError:  # Deleted since it was listed.
                     continue
                 if entry.name.endswith(".tmp") and found.st_mtime < oldest:
                     Path(entry.path).unlink(missing_ok=True)
