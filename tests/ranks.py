@@ -2,8 +2,10 @@
 
 import os
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -20,39 +22,47 @@ def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) ->
     with its traceback; only processes started here are ended.
     """
     context = mp.get_context("spawn")
-    results = context.SimpleQueue()
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         meeting = os.path.join(folder, "meeting")
-        processes = [
-            context.Process(
-                target=_rank, args=(rank, world_size, meeting, results, function, arguments)
+        pipes, processes = [], []
+        for rank in range(world_size):
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_rank, args=(rank, world_size, meeting, theirs, function, arguments)
             )
-            for rank in range(world_size)
-        ]
-        for process in processes:
             process.start()
+            theirs.close()
+            pipes.append(ours)
+            processes.append(process)
+        # Read before they are awaited: a rank does not end before its result has gone through.
+        found = [_receive(pipe, deadline) for pipe in pipes]
         for process in processes:
-            process.join(TIMEOUT_SECONDS)
-        hung = [rank for rank, process in enumerate(processes) if process.is_alive()]
-        for rank in hung:
-            processes[rank].kill()
-            processes[rank].join()
-    found: dict[int, Any] = {}
-    while not results.empty():
-        rank, value, error = results.get()
-        if error is not None:
-            raise AssertionError(f"rank {rank} failed:\n{error}")
-        found[rank] = value
-    if hung or len(found) < world_size:
-        raise AssertionError(f"ranks {hung} hung; ranks {sorted(found)} returned")
-    return [found[rank] for rank in range(world_size)]
+            process.join(max(0.0, deadline - time.monotonic()))
+            process.kill()
+            process.join()
+    errors = [f"rank {rank} {error}" for rank, (_, error) in enumerate(found) if error is not None]
+    if errors:
+        raise AssertionError("\n".join(errors))
+    return [value for value, _ in found]
+
+
+def _receive(pipe: Connection, deadline: float) -> tuple[Any, str | None]:
+    """A rank's result, or what became of it instead."""
+    if not pipe.poll(max(0.0, deadline - time.monotonic())):
+        return None, "hung"
+    try:
+        value, error = pipe.recv()
+    except EOFError:
+        return None, "died"
+    return value, error
 
 
 def _rank(
     rank: int,
     world_size: int,
     meeting: str,
-    results: Any,
+    results: Connection,
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
@@ -70,9 +80,9 @@ def _rank(
         )
         value = function(*arguments)
         dist.barrier()
-        results.put((rank, value, None))
+        results.send((value, None))
     except BaseException:
-        results.put((rank, None, traceback.format_exc()))
+        results.send((None, f"failed:\n{traceback.format_exc()}"))
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
