@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -45,7 +46,7 @@ def make_config(
         )
     try:
         return config_class(**{**options, **model.options})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, StrictDataclassError) as error:
         raise KdscaleError(
             f"transformers refuses the options of {model.architecture!r}: {error}",
             "Correct `options` of the model.",

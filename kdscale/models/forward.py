@@ -5,6 +5,8 @@ gives the same logits packed as alone. Rows of a single segment take the model's
 which is the fast one.
 """
 
+from typing import Any
+
 import torch
 from transformers import PreTrainedModel
 
@@ -46,13 +48,19 @@ def attention_inputs(segments: torch.Tensor, dtype: torch.dtype) -> dict[str, to
     return {"position_ids": position_ids, "attention_mask": mask[:, None]}
 
 
+def model_inputs(
+    model: torch.nn.Module, input_ids: torch.Tensor, segments: torch.Tensor
+) -> dict[str, Any]:
+    """What a forward of a transformers `model` takes for rows [B, T]."""
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    return {"input_ids": input_ids, "use_cache": False, **attention_inputs(segments, dtype)}
+
+
 def compute_logits(
     model: torch.nn.Module, input_ids: torch.Tensor, segments: torch.Tensor, vocab_size: int
 ) -> torch.Tensor:
     """Logits [B, T, vocab_size] of `input_ids` [B, T], padding ids of the embedding cut off."""
-    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    inputs = attention_inputs(segments, dtype)
-    return model(input_ids=input_ids, use_cache=False, **inputs).logits[..., :vocab_size]
+    return model(**model_inputs(model, input_ids, segments)).logits[..., :vocab_size]
 
 
 @torch.no_grad()

@@ -7,12 +7,13 @@ partitioned too.
 """
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from kdscale.config.training import ZeroConfig
 from kdscale.models.build import load_model
@@ -53,15 +54,21 @@ def partitioned_construction(config: dict[str, Any]) -> Iterator[None]:
 
 
 def load_teacher(
-    folder: str | Path, worker: Worker, zero: ZeroConfig, revision: str | None = None
+    folder: str | Path,
+    worker: Worker,
+    zero: ZeroConfig,
+    revision: str | None = None,
+    *,
+    wrap: Callable[[PreTrainedModel], torch.nn.Module] = lambda model: model,
 ) -> torch.nn.Module:
-    """The teacher in evaluation mode, sharded at stage 3 and whole at stage 0."""
+    """The teacher in evaluation mode, inside of what `wrap` makes of it; sharded at stage 3 and
+    whole at stage 0."""
     if zero.stage == 0:
-        return load_model(folder, worker.dtype, revision).to(worker.device).eval()
+        return wrap(load_model(folder, worker.dtype, revision).to(worker.device)).eval()
     config = zero3_config(worker, zero.offload)
     with partitioned_construction(config):
         model = load_model(folder, worker.dtype, revision)
-    engine = initialize_engine(model, config)
+    engine = initialize_engine(wrap(model), config)
     engine.eval()
     gc.collect()
     return engine
@@ -77,6 +84,13 @@ def initialize_engine(
         model=model, model_parameters=parameter_groups, config=config
     )
     return engine
+
+
+def share_parameter(module: torch.nn.Module, parameter: torch.nn.Parameter | None) -> None:
+    """Let the forward of `module` use a parameter of one of its children outside of the child's own
+    forward: it is then gathered around both."""
+    if parameter is not None:
+        _deepspeed().zero.register_external_parameter(module, parameter)
 
 
 def parameters_held(model: torch.nn.Module) -> tuple[int, int]:

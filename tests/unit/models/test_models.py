@@ -1,4 +1,4 @@
-"""Building, forwarding and cutting models: real small ones of several architectures."""
+"""Building and forwarding models: real small ones of several architectures."""
 
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from kdscale.models.forward import (
     compute_logits,
     next_token_labels,
 )
-from kdscale.models.layers import build_from_layers
 
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 LLAMA = ModelConfig(
@@ -107,42 +106,6 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     one, same, other = (make(LLAMA, seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["lm_head.weight"], other["lm_head.weight"])
-
-
-@pytest.mark.parametrize("config", [LLAMA, GPT2, QWEN3], ids=lambda c: c.architecture)
-def test_a_student_of_all_layers_is_its_teacher(config: ModelConfig, tmp_path: Path) -> None:
-    teacher = make(config)
-    teacher.save_pretrained(tmp_path)
-    layers = list(range(teacher.config.num_hidden_layers))
-    student = build_from_layers(tmp_path, layers, seed=9).eval()
-    ids = torch.arange(12)[None]
-    with torch.no_grad():
-        torch.testing.assert_close(student(input_ids=ids).logits, teacher(input_ids=ids).logits)
-
-
-def test_chosen_layers_are_copied_in_their_order(tmp_path: Path) -> None:
-    teacher = make(LLAMA)
-    teacher.save_pretrained(tmp_path, max_shard_size="20KB")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    student = build_from_layers(tmp_path, [3, 1], seed=9)
-    theirs, mine = teacher.state_dict(), student.state_dict()
-    assert student.config.num_hidden_layers == 2
-    for new, old in ((0, 3), (1, 1)):
-        for part in ("self_attn.q_proj.weight", "mlp.up_proj.weight", "input_layernorm.weight"):
-            assert torch.equal(
-                mine[f"model.layers.{new}.{part}"], theirs[f"model.layers.{old}.{part}"]
-            )
-    assert torch.equal(mine["lm_head.weight"], theirs["lm_head.weight"])
-    student.save_pretrained(tmp_path / "student")
-    again = load_model(tmp_path / "student")
-    ids = torch.arange(8)[None]
-    torch.testing.assert_close(again(input_ids=ids).logits, student(input_ids=ids).logits)
-
-
-def test_layers_that_the_teacher_lacks_are_refused(tmp_path: Path) -> None:
-    make(LLAMA).save_pretrained(tmp_path)
-    with pytest.raises(KdscaleError, match=r"\[4\] are not among the teacher's layers 0 to 3"):
-        build_from_layers(tmp_path, [0, 4], seed=0)
 
 
 def test_bad_models_are_refused_with_the_reason(tmp_path: Path) -> None:

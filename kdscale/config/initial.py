@@ -1,0 +1,64 @@
+"""Config of what a student takes over from its teacher: which layers, which width."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from kdscale.config.base import Config
+
+
+class LayerChoice(Config):
+    """`count` of the teacher's layers, chosen by a rule."""
+
+    kind: Literal["even", "ends"]
+    """`even` spaces them evenly from the first to the last; `ends` takes as many from the front as
+    from the back, and one more from the front if their count is odd."""
+
+    count: int = Field(ge=2)
+    """Layers of the student."""
+
+
+def _form(value: Any) -> str:
+    """Which form of `teacher_layers` is meant, so that an error speaks of that one alone."""
+    return "layers" if isinstance(value, list | tuple) else "choice"
+
+
+TeacherLayers = Annotated[
+    Annotated[list[int], Tag("layers")] | Annotated[LayerChoice, Tag("choice")],
+    Discriminator(_form),
+]
+
+
+class WidthConfig(Config):
+    """Sizes of a student narrower than its teacher. What is kept of the teacher are the dimensions
+    with the largest activations on a calibration sample; a size left out stays the teacher's, and
+    the size of a head always does."""
+
+    hidden_size: int | None = Field(default=None, gt=0)
+    """Dimensions of the residual stream."""
+
+    intermediate_size: int | None = Field(default=None, gt=0)
+    """Neurons of each MLP."""
+
+    num_attention_heads: int | None = Field(default=None, gt=0)
+    """Query heads of each layer."""
+
+    num_key_value_heads: int | None = Field(default=None, gt=0)
+    """Key and value heads of each layer. Given alone, each keeps all its query heads."""
+
+    calibration_rows: int = Field(default=64, gt=0)
+    """Training rows that the teacher reads to find out which dimensions are active."""
+
+    teacher_zero: Literal[0, 3] = 3
+    """ZeRO stage of the teacher there: 3 shards it over the workers, 0 gives each a whole copy."""
+
+    @model_validator(mode="after")
+    def _some_size(self) -> "WidthConfig":
+        heads, groups = self.num_attention_heads, self.num_key_value_heads
+        if not (self.hidden_size or self.intermediate_size or heads or groups):
+            raise ValueError("`width` gives no size: leave it out, or give one")
+        if heads and groups and heads % groups:
+            raise ValueError(
+                f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}"
+            )
+        return self

@@ -1,0 +1,84 @@
+"""A causal language model as hidden states and a head, for losses that never see all logits.
+
+Most architectures end in a linear map, some with a bias, a factor or a soft cap. What a model says
+of itself is compared with its own logits once; one that does something else keeps its logits whole,
+which costs memory and nothing else.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from kdscale.losses.fused import Head
+from kdscale.models.forward import compute_logits, model_inputs
+
+_POSITIONS = 8
+_TOLERANCE = 1e-3
+
+
+class TrainedModel(torch.nn.Module):
+    """A model in the form that a back end wraps: every use of it is one call of this module.
+
+    Data parallelism and ZeRO act around the calls of the module they wrap; a loss that took the
+    head's weight from outside of one would get no gradients reduced, or an empty shard.
+    """
+
+    def __init__(self, model: PreTrainedModel, vocab_size: int) -> None:
+        super().__init__()
+        self.model = model
+        self.vocab_size = vocab_size
+        self._has_linear_head = True
+
+    def forward(self, use: Callable[..., Any], *arguments: Any) -> Any:
+        """`use(self, *arguments)`."""
+        return use(self, *arguments)
+
+    def hidden(self, input_ids: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+        """What goes into `head`, [B, T, D], of `input_ids` [B, T] and `segments` [B, T]."""
+        inputs = model_inputs(self.model, input_ids, segments)
+        if not self._has_linear_head:
+            logits: torch.Tensor = self.model(**inputs).logits
+            return logits
+        hidden: torch.Tensor = self.model.base_model(**inputs).last_hidden_state
+        return hidden
+
+    @property
+    def head(self) -> Head:
+        """From hidden states to logits. Inside of a call of this module only: its weight may be
+        sharded."""
+        if not self._has_linear_head:
+            return Head(None, None, self.vocab_size)
+        config = self.model.config.get_text_config()
+        output: Any = self.model.get_output_embeddings()
+        scale = getattr(config, "logit_scale", None) or 1 / getattr(config, "logits_scaling", 1)
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return Head(output.weight, output.bias, self.vocab_size, scale, softcap)
+
+    @property
+    def head_weight(self) -> torch.nn.Parameter | None:
+        """The parameter that `head` uses outside of its own module's forward."""
+        output = self.model.get_output_embeddings()
+        weight = getattr(output, "weight", None)
+        return weight if isinstance(weight, torch.nn.Parameter) else None
+
+    @torch.no_grad()
+    def check_head(self, device: torch.device) -> None:
+        """Find out whether the head is what `head` says. Call it as a use of this module."""
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(self.vocab_size, (1, _POSITIONS), generator=generator).to(device)
+        was_training = self.training
+        self.eval()
+        own = compute_logits(self.model, ids, torch.ones_like(ids), self.vocab_size).float()
+        self._has_linear_head = self._is_linear(ids, own)
+        self.train(was_training)
+
+    def _is_linear(self, ids: torch.Tensor, own: torch.Tensor) -> bool:
+        if self.head_weight is None:
+            return False
+        hidden = self.hidden(ids, torch.ones_like(ids))
+        if hidden.shape[-1] != self.head_weight.shape[-1]:
+            return False
+        found = self.head.logits(hidden.flatten(0, 1)).view_as(own)
+        return bool((found - own).abs().max() <= _TOLERANCE * own.abs().max())

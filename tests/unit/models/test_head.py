@@ -1,0 +1,95 @@
+"""Hidden states and head give the model's own logits, whatever the architecture."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from kdscale.config.teacher import ModelConfig
+from kdscale.losses.fused import head_and_loss
+from kdscale.models.build import build_model, make_config
+from kdscale.models.forward import compute_logits, next_token_labels
+from kdscale.models.head import TrainedModel
+
+VOCAB, LENGTH = 37, 12
+SPECIAL = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+SMALL = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+LINEAR: dict[str, dict[str, Any]] = {
+    "llama": SMALL,
+    "llama tied": {**SMALL, "tie_word_embeddings": True},
+    "qwen3": {**SMALL, "head_dim": 8},
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2},
+    "phi": SMALL,
+    "gemma2": {**SMALL, "head_dim": 8, "final_logit_softcapping": 0.5},
+    "cohere": {**SMALL, "logit_scale": 0.25},
+    "granite": {**SMALL, "logits_scaling": 4.0},
+}
+
+
+def make(name: str, options: dict[str, Any]) -> TrainedModel:
+    model = ModelConfig(architecture=name.split()[0], options=options, pad_vocab_to_multiple_of=8)
+    torch.manual_seed(1)
+    found = build_model(make_config(model, VOCAB, SPECIAL, LENGTH), 0)
+    for parameter in found.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return TrainedModel(found, VOCAB).eval()
+
+
+def rows() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    segments = torch.tensor([[1] * 7 + [2] * 5, [1] * LENGTH])
+    return torch.randint(VOCAB, (2, LENGTH), generator=generator), segments
+
+
+def gradients(model: TrainedModel, *, fused: bool) -> tuple[float, dict[str, torch.Tensor]]:
+    ids, segments = rows()
+    labels = next_token_labels(ids).flatten()
+    model.zero_grad()
+    if fused:
+        hidden = model.hidden(ids, segments).flatten(0, 1)
+        loss = head_and_loss(hidden, model.head, labels).objective
+    else:
+        logits = compute_logits(model.model, ids, segments, VOCAB).flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    loss.backward()
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return float(loss.detach()), found
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_head_and_loss_train_as_the_models_own_logits_do(name: str) -> None:
+    model = make(name, LINEAR[name])
+    model(TrainedModel.check_head, torch.device("cpu"))
+    assert model.head.weight is not None
+    loss, found = gradients(model, fused=True)
+    expected_loss, expected = gradients(model, fused=False)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert found.keys() == expected.keys()
+    for parameter, gradient in expected.items():
+        torch.testing.assert_close(found[parameter], gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_a_head_that_is_more_than_linear_keeps_its_logits() -> None:
+    options = {key: value for key, value in SMALL.items() if "key_value" not in key}
+    model = make("roberta", {**options, "is_decoder": True, "max_position_embeddings": 64})
+    model(TrainedModel.check_head, torch.device("cpu"))
+    assert model.head.weight is None
+    loss, found = gradients(model, fused=True)
+    expected_loss, expected = gradients(model, fused=False)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    for parameter, gradient in expected.items():
+        torch.testing.assert_close(found[parameter], gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_dropout_stays_what_it_was() -> None:
+    model = make("gpt2", {**LINEAR["gpt2"], "resid_pdrop": 0.5})
+    model.train()
+    model(TrainedModel.check_head, torch.device("cpu"))
+    assert model.training
+    assert model.head.weight is not None
