@@ -50,11 +50,21 @@ class OptimiserConfig(Config):
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate."""
 
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """What the learning rate does after its warm-up: `wsd` stays at the peak and falls over the
+    last `decay_share` of the steps."""
+
     final_learning_rate_share: float = Field(default=0.1, ge=0, le=1)
-    """The cosine ends at this share of the peak."""
+    """Every schedule but `constant` ends at this share of the peak."""
 
     warmup_share: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps over which the learning rate rises linearly."""
+
+    decay_share: float = Field(default=0.1, gt=0, le=1)
+    """Share of the steps over which `wsd` falls."""
+
+    decay_shape: Literal["linear", "1-sqrt"] = "1-sqrt"
+    """How `wsd` falls."""
 
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's moment decays."""
@@ -64,6 +74,25 @@ class OptimiserConfig(Config):
 
     clip: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this global norm."""
+
+    @model_validator(mode="after")
+    def _warmup_before_decay(self) -> "OptimiserConfig":
+        if self.schedule == "wsd" and self.warmup_share + self.decay_share > 1:
+            raise ValueError(
+                f"warmup_share {self.warmup_share} and decay_share {self.decay_share} are more "
+                "than the whole run"
+            )
+        return self
+
+
+class EarlyStoppingConfig(Config):
+    """When a training that no longer gets better ends before its last step."""
+
+    patience: int = Field(gt=0)
+    """Validations in a row without a gain after which it ends."""
+
+    least_gain: float = Field(default=0.0, ge=0)
+    """What the validation loss, nats a token, has to fall by for a gain. Smaller gains add up."""
 
 
 class TrainingConfig(Config):
@@ -82,6 +111,21 @@ class TrainingConfig(Config):
 
     zero: ZeroConfig = ZeroConfig()
 
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Sets every dropout that the architecture has, against overfitting. As the architecture or the
+    teacher has it, if not given."""
+
+    activation_checkpointing: bool = False
+    """Compute the activations of each layer again in the backward pass instead of keeping them:
+    less memory for about a third more time."""
+
+    early_stopping: EarlyStoppingConfig | None = None
+    """{patience: n, least_gain: x} ends the training after n validations in a row without a gain of
+    x nats a token."""
+
+    keep: Literal["best", "last"] = "last"
+    """The model to publish: the one with the lowest validation loss, or that of the last step."""
+
     log_every: int = Field(default=10, gt=0)
     """Steps between two logged lines."""
 
@@ -92,4 +136,5 @@ class TrainingConfig(Config):
     """Rows of such a pass."""
 
     checkpoint_every: int = Field(default=100, gt=0)
-    """Steps between two checkpoints. The last two are kept until the model is published."""
+    """Steps between two checkpoints. The last two, and of `keep: best` the best one, are kept until
+    the model is published."""

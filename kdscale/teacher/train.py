@@ -8,8 +8,10 @@ import torch
 
 from kdscale.data.order import uniform_batch
 from kdscale.data.prepared import open_prepared
+from kdscale.losses.fused import head_and_loss
 from kdscale.models.build import build_model, make_config
-from kdscale.models.forward import compute_logits, next_token_labels, row_tensors
+from kdscale.models.forward import next_token_labels, row_tensors
+from kdscale.models.head import TrainedModel
 from kdscale.train.batches import rank_rows, split_micro_batches
 from kdscale.train.loop import LossSums, Step
 from kdscale.train.session import Session, run_session
@@ -29,16 +31,15 @@ def train_teacher(job: dict[str, Any]) -> None:
     table = prepared.split("train")
     training, config = session.training, session.config
     assert config.teacher.model is not None
-    vocab_size = prepared.vocab_size
     model_config = make_config(
-        config.teacher.model, vocab_size, prepared.special_ids, config.data.row_length
+        config.teacher.model, prepared.vocab_size, prepared.special_ids, config.data.row_length
     )
 
     def micro_batch(part: np.ndarray, valid: np.ndarray) -> MicroBatch:
         ids, segments, mask = row_tensors(table.take(part), worker.device)
         return ids, segments, mask & torch.from_numpy(valid).to(worker.device)[:, None]
 
-    def steps(start: int) -> Iterator[Step[MicroBatch]]:
+    def steps(start: int, _: torch.nn.Module) -> Iterator[Step[MicroBatch]]:
         for step in range(start, training.steps):
             position = step * training.batch_rows
             batch = uniform_batch(position, training.batch_rows, len(table), config.seed)
@@ -48,12 +49,11 @@ def train_teacher(job: dict[str, Any]) -> None:
             micro_batches = [micro_batch(part, valid) for part, valid in parts]
             yield Step(micro_batches, sum(int(mask.sum()) for _, _, mask in micro_batches))
 
-    def compute_loss(model: torch.nn.Module, batch: MicroBatch, step: int) -> LossSums:
+    def compute_loss(model: TrainedModel, batch: MicroBatch, step: int) -> LossSums:
         ids, segments, mask = batch
-        logits = compute_logits(model, ids, segments, vocab_size)[mask].float()
         labels = next_token_labels(ids)[mask]
-        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-        return LossSums(loss, {"loss": loss.detach()})
+        loss = head_and_loss(model.hidden(ids, segments)[mask], model.head, labels).objective
+        return loss, {"loss": loss.detach()}
 
     run_session(
         session,

@@ -1,21 +1,23 @@
 """Checkpoints in the store: every rank writes its part, then rank 0 writes the marker that counts.
 
-A checkpoint holds the back end's model and optimiser, each rank's random state, and the step. The
-learning rate, the curriculum and the data order are pure functions of the step and the seed, so the
-step is all their state.
+A checkpoint holds the back end's model and optimiser, each rank's random state, the step, and what
+the validations have shown. The learning rate, the curriculum and the data order are pure functions
+of the step and the seed, so the step is all their state.
 """
 
 import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kdscale.errors import KdscaleError
+from kdscale.config.training import TrainingConfig
 from kdscale.store import Store, download_folder, upload_folder
 from kdscale.train.backend import Backend
 from kdscale.train.loop import Progress
+from kdscale.train.stopping import Validated
 from kdscale.workers import Worker
 
 _MARKER = "complete.json"
@@ -23,13 +25,14 @@ KEPT = 2
 
 
 def save_checkpoint(
-    store: Store, progress: Progress, backend: Backend, worker: Worker, zero_stage: int
+    store: Store, progress: Progress, backend: Backend, worker: Worker, training: TrainingConfig
 ) -> None:
-    """Write the state at `progress`; afterwards only the newest two are kept.
+    """Write the state at `progress`; afterwards the newest two are kept, and the best one where it
+    is to be published.
 
     Collective: the checkpoint exists once every rank's files are there.
     """
-    name = f"step-{progress.step:08d}"
+    name = _name(progress.step)
     with tempfile.TemporaryDirectory(prefix="kdscale-checkpoint-") as scratch:
         folder = Path(scratch)
         backend.save(folder)
@@ -37,51 +40,49 @@ def save_checkpoint(
         upload_folder(folder, store, name)
     worker.barrier()
     if worker.rank == 0:
-        marker = {
-            "step": progress.step,
-            "tokens": progress.tokens,
-            "world_size": worker.world_size,
-            "zero_stage": zero_stage,
-        }
-        store.put(f"{name}/{_MARKER}", json.dumps(marker).encode())
+        store.put(f"{name}/{_MARKER}", json.dumps(asdict(progress)).encode())
+        best = _name(progress.validated.best_step) if training.keep == "best" else None
         for old in _complete(store)[:-KEPT]:
-            _delete(store, old)
+            if old != best:
+                _delete(store, old)
     worker.barrier()
 
 
-def load_checkpoint(store: Store, backend: Backend, worker: Worker, zero_stage: int) -> Progress:
-    """Restore the newest complete checkpoint and say where it stands; at 0 where there is none.
+def load_checkpoint(
+    store: Store,
+    backend: Backend,
+    worker: Worker,
+    training: TrainingConfig,
+    step: int | None = None,
+) -> Progress:
+    """Restore the complete checkpoint of `step`, by default the newest, and say where it stands; at
+    0 where there is none.
 
-    Collective. Raises KdscaleError where sharded states were saved at another world size or stage.
+    Collective. Any world size and ZeRO stage restores what any other one saved.
     """
     # Rank 0 decides for all: a store may show a fresh marker to one rank before another.
-    found = worker.broadcast(_complete(store)[-1:] if worker.rank == 0 else None)
+    newest = _complete(store)[-1:] if worker.rank == 0 and step is None else []
+    found = worker.broadcast(newest) if step is None else [_name(step)]
     if not found:
         return Progress()
     name: str = found[0]
     marker: dict[str, Any] = json.loads(store.get(f"{name}/{_MARKER}"))
-    saved = (marker["zero_stage"], marker["world_size"] if zero_stage else None)
-    wanted = (zero_stage, worker.world_size if zero_stage else None)
-    if saved != wanted:
-        raise KdscaleError(
-            f"The checkpoint {store}/{name} was saved at ZeRO stage {marker['zero_stage']} by "
-            f"{marker['world_size']} workers; this run has stage {zero_stage} and "
-            f"{worker.world_size} workers.",
-            "Resume with the same workers.count and zero.stage, or delete the folder to start "
-            "again. zero.stage 0 can resume at any number of workers.",
-        )
     with tempfile.TemporaryDirectory(prefix="kdscale-checkpoint-") as scratch:
         folder = download_folder(store, name, Path(scratch))
         backend.load(folder)
         _restore_random_state(folder / f"random-{worker.rank}.pt")
     worker.barrier()
-    return Progress(int(marker["step"]), int(marker["tokens"]))
+    return Progress(marker["step"], marker["tokens"], Validated(**marker["validated"]))
 
 
 def delete_checkpoints(store: Store) -> None:
     """Remove all checkpoints below `store`."""
     for key in store.list():
         store.delete(key)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _complete(store: Store) -> list[str]:

@@ -1,30 +1,30 @@
 """The training loop: no Ray, no storage, no W&B in it; what it needs of them comes in as
 callables."""
 
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 import torch
 
 from kdscale.config.training import TrainingConfig
+from kdscale.models.build import count_parameters
+from kdscale.models.head import TrainedModel
 from kdscale.train.backend import Backend
+from kdscale.train.meter import Meter
 from kdscale.train.schedule import learning_rate
+from kdscale.train.stopping import Validated
 from kdscale.workers import Worker
 
 BatchT = TypeVar("BatchT")
 
 
-@dataclass(frozen=True)
-class LossSums:
-    """Sums over the target positions of one micro-batch.
+LossSums = tuple[torch.Tensor, dict[str, torch.Tensor]]
+"""Sums over the target positions of one micro-batch: the objective, which is differentiated, and
+detached scalars to log, by name. A plain tuple, because ZeRO looks for tensors in it."""
 
-    `objective` is differentiated; `parts` are detached scalars to log, by name, summed like it.
-    """
-
-    objective: torch.Tensor
-    parts: dict[str, torch.Tensor]
+ComputeLoss = Callable[[TrainedModel, BatchT, int], LossSums]
+"""From the model, a micro-batch and the step to its sums; a use of the model."""
 
 
 @dataclass(frozen=True)
@@ -37,24 +37,30 @@ class Step(Generic[BatchT]):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training stands: optimiser steps done, and targets trained on in them."""
+    """Where a training stands: optimiser steps done, targets trained on in them, and what the
+    validations have shown."""
 
     step: int = 0
     tokens: int = 0
+    validated: Validated = field(default_factory=Validated)
+
+    def is_final(self, training: TrainingConfig) -> bool:
+        """Whether no step is left: all are done, or early stopping ends the training."""
+        return self.step >= training.steps or self.validated.ends(training.early_stopping)
 
 
 @dataclass
 class Hooks:
     """What the loop calls outside of itself.
 
-    `log(step, tokens, metrics)` and `progress(done, tokens)` on rank 0 only; `validate()` and
-    `save(step, tokens)` on all ranks; `extra(step)` gives more metrics of that step. Tokens are
-    targets trained on since step 0.
+    `log(step, tokens, metrics)` and `progress(done, tokens)` on rank 0 only; `validate()`, which
+    gives every rank the same `loss`, and `save(progress)` on all ranks; `extra(step)` gives more
+    metrics of that step. Tokens are targets trained on since step 0.
     """
 
     log: Callable[[int, int, dict[str, float]], None]
     validate: Callable[[], dict[str, float]]
-    save: Callable[[int, int], None]
+    save: Callable[[Progress], None]
     progress: Callable[[int, int], None]
     extra: Callable[[int], dict[str, float]]
 
@@ -66,53 +72,53 @@ def train(
     worker: Worker,
     start: Progress,
     steps: Iterable[Step[BatchT]],
-    compute_loss: Callable[[torch.nn.Module, BatchT, int], LossSums],
+    compute_loss: ComputeLoss[BatchT],
     hooks: Hooks,
-) -> None:
-    """Train from `start` to `training.steps` optimiser steps.
+) -> Progress:
+    """Train from `start` to `training.steps` optimiser steps, or to where early stopping ends it.
 
     `steps` yields one Step for each step that is left, the same number of micro-batches on every
     rank. `compute_loss` returns sums; the division by the targets of all ranks and micro-batches
-    happens here, once.
+    happens here, once. Returns where the training stands at its end.
     """
-    tokens, waited, since = start.tokens, 0.0, time.perf_counter()
-    iterator = iter(steps)
-    for step in range(start.step, training.steps):
-        before = time.perf_counter()
-        batch = next(iterator)
-        waited += time.perf_counter() - before
+    now, batches = start, iter(steps)
+    meter = Meter(worker, count_parameters(backend.model))
+    while not now.is_final(training):
+        batch = meter.next_of(batches)
         targets = worker.all_reduce_sum(torch.tensor(float(batch.targets), device=worker.device))
-        rate = learning_rate(training.optimiser, step, training.steps)
+        rate = learning_rate(training.optimiser, now.step, training.steps)
         backend.model.train()
-        sums = _accumulate(backend, batch, compute_loss, step, float(targets))
+        sums = _accumulate(backend, batch, compute_loss, now.step, float(targets))
         norm = backend.step(rate)
+        meter.end_step(int(targets))
 
-        tokens += int(targets)
-        done = step + 1
+        done, tokens = now.step + 1, now.tokens + int(targets)
+        now = replace(now, step=done, tokens=tokens)
         last = done == training.steps
         metrics: dict[str, float] = {}
         if done % training.log_every == 0 or last or done == 1:
-            seconds = time.perf_counter() - since
             metrics |= _mean_over_ranks(sums, worker, float(targets))
-            metrics |= {"lr": rate, "train/gradient_norm": norm} | hooks.extra(step)
-            metrics |= {
-                "tokens_per_second": (tokens - start.tokens) / seconds,
-                "data_wait_share": waited / seconds,
-            }
+            metrics |= {"lr": rate, "train/gradient_norm": norm} | hooks.extra(done - 1)
+            metrics |= meter.metrics()
         if done % training.validate_every == 0 or last:
-            metrics |= {f"validation/{name}": v for name, v in hooks.validate().items()}
-        if metrics and worker.rank == 0:
-            hooks.log(done, tokens, metrics)
+            found = hooks.validate()
+            validated = now.validated.after(done, found["loss"], training.early_stopping)
+            now = replace(now, validated=validated)
+            metrics |= {f"validation/{name}": value for name, value in found.items()}
         if worker.rank == 0:
+            if metrics:
+                hooks.log(done, tokens, metrics)
             hooks.progress(done, tokens)
-        if done % training.checkpoint_every == 0 or last:
-            hooks.save(done, tokens)
+        is_best = training.keep == "best" and now.validated.best_step == done
+        if done % training.checkpoint_every == 0 or is_best or now.is_final(training):
+            hooks.save(now)
+    return now
 
 
 def _accumulate(
     backend: Backend,
     batch: Step[BatchT],
-    compute_loss: Callable[[torch.nn.Module, BatchT, int], LossSums],
+    compute_loss: ComputeLoss[BatchT],
     step: int,
     targets: float,
 ) -> dict[str, torch.Tensor]:
@@ -120,9 +126,9 @@ def _accumulate(
     sums: dict[str, torch.Tensor] = {}
     for index, micro_batch in enumerate(batch.micro_batches):
         with backend.micro_batch(last=index == len(batch.micro_batches) - 1):
-            losses = compute_loss(backend.model, micro_batch, step)
-            backend.backward(losses.objective / targets)
-        for name, value in losses.parts.items():
+            objective, parts = backend.model(compute_loss, micro_batch, step)
+            backend.backward(objective / targets)
+        for name, value in parts.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value
     return sums
 

@@ -16,14 +16,11 @@ from kdscale.config import RunConfig
 from kdscale.config.training import TrainingConfig
 from kdscale.data.order import spread
 from kdscale.data.prepared import Prepared
+from kdscale.losses.fused import head_and_loss
 from kdscale.models.build import count_parameters
 from kdscale.models.folder import MARKER, publish, read_marker
-from kdscale.models.forward import (
-    check_isolation,
-    compute_logits,
-    next_token_labels,
-    row_tensors,
-)
+from kdscale.models.forward import check_isolation, next_token_labels, row_tensors
+from kdscale.models.head import TrainedModel
 from kdscale.store import Store
 from kdscale.tracking import Tracker, open_tracker
 from kdscale.train.backend import Backend, make_backend
@@ -33,7 +30,7 @@ from kdscale.train.batches import (
     split_micro_batches,
 )
 from kdscale.train.checkpoint import delete_checkpoints, load_checkpoint, save_checkpoint
-from kdscale.train.loop import Hooks, LossSums, Progress, Step, train
+from kdscale.train.loop import ComputeLoss, Hooks, Progress, Step, train
 from kdscale.workers import Worker
 
 BatchT = TypeVar("BatchT")
@@ -76,45 +73,50 @@ def run_session(
     prepared: Prepared,
     *,
     build: Callable[[], PreTrainedModel],
-    steps: Callable[[int], Iterable[Step[BatchT]]],
-    compute_loss: Callable[[torch.nn.Module, BatchT, int], LossSums],
+    steps: Callable[[int, torch.nn.Module], Iterable[Step[BatchT]]],
+    compute_loss: ComputeLoss[BatchT],
     extra: Callable[[int], dict[str, float]],
 ) -> None:
     """Train and publish. Collective; restarts go on from the newest checkpoint.
 
-    `steps(start)` yields this rank's share of the steps from `start` on; `extra(step)` gives
+    `steps(start, model)` yields this rank's share of the steps from `start` on, where `model`, the
+    back end's, is at `start` when the first is asked for; `extra(step)` gives
     metrics to log with it on rank 0.
     """
     training, config = session.training, session.config
     count = micro_batches_per_rank(
         training.batch_rows, training.micro_batch_rows, worker.world_size
     )
-    backend = make_backend(build, training, count, worker)
+    backend = make_backend(build, prepared.vocab_size, training, count, worker)
     # Ranks drop out different units; a checkpoint restores each rank's own state.
     torch.manual_seed(config.seed * 1_000_003 + worker.rank)
-    stage = training.zero.stage
-    start = load_checkpoint(session.checkpoints, backend, worker, stage)
+    start = load_checkpoint(session.checkpoints, backend, worker, training)
     parameters = count_parameters(backend.model)
     if config.data.pack:
-        check_isolation(backend.model, prepared.vocab_size, worker.device)
+        with torch.no_grad():
+            backend.model(_check_isolation, worker.device)
     where = f"resumed at step {start.step}" if start.step else "started"
     worker.say(f"{session.name}: {parameters:,} parameters, {where} of {training.steps} steps")
     worker.report(start.step, training.steps, tokens=start.tokens, note=session.name)
     tracker = _open_tracker(session, worker, start) if worker.rank == 0 else None
-    train(
+    end = train(
         backend=backend,
         training=training,
         worker=worker,
         start=start,
-        steps=steps(start.step),
+        steps=steps(start.step, backend.model),
         compute_loss=compute_loss,
         hooks=_hooks(session, worker, backend, prepared, tracker, extra),
     )
+    if end.step < training.steps:
+        worker.say(f"{session.name}: stopped at step {end.step}, as validation gained no more")
+    published = _restore_published(session, backend, worker, end)
     _publish(session, backend, worker, prepared.tokenizer_folder(), parameters)
     if tracker is not None:
-        tracker.summary({"parameters": parameters})
+        facts = {"parameters": parameters, "published_step": published}
+        tracker.summary({**facts})
         if session.name == "student":
-            _log_student(session, tracker, {"parameters": parameters})
+            _log_student(session, tracker, facts)
         tracker.finish()
     worker.barrier()
 
@@ -143,12 +145,11 @@ def _hooks(
     """What the loop calls; `tracker` is rank 0's."""
     training = session.training
 
-    def save(step: int, tokens: int) -> None:
+    def save(progress: Progress) -> None:
         # The metrics go first: a checkpoint must never be ahead of them.
         if tracker is not None:
             tracker.flush()
-        progress = Progress(step, tokens)
-        save_checkpoint(session.checkpoints, progress, backend, worker, training.zero.stage)
+        save_checkpoint(session.checkpoints, progress, backend, worker, training)
 
     def progress(done: int, tokens: int) -> None:
         worker.report(done, training.steps, tokens=tokens, note=session.name)
@@ -169,6 +170,22 @@ def _log_student(session: Session, tracker: Tracker, metadata: dict[str, int]) -
         tracker.log_folder(name, "model", folder, metadata)
     else:
         tracker.log_reference(name, "model", f"{session.folder.url}/{MARKER}", metadata)
+
+
+def _restore_published(session: Session, backend: Backend, worker: Worker, end: Progress) -> int:
+    """Go back to the best step where that is the one to publish; the step that it is. Collective.
+
+    Where no validation gave a loss there is no best one, and the last is published.
+    """
+    best = end.validated.best_step
+    if session.training.keep == "last" or best in (0, end.step):
+        return end.step
+    load_checkpoint(session.checkpoints, backend, worker, session.training, best)
+    worker.say(
+        f"{session.name}: step {best} is published, with a validation loss of "
+        f"{end.validated.best_loss:.4f}"
+    )
+    return best
 
 
 def _publish(
@@ -193,11 +210,11 @@ def _publish(
 def _validator(
     backend: Backend, worker: Worker, prepared: Prepared, training: TrainingConfig
 ) -> Callable[[], dict[str, float]]:
-    """A pass over evenly spread validation rows: {"loss": nats a token}. Collective."""
+    """A pass over evenly spread validation rows: {"loss": nats a token}, the same on every rank, as
+    they all decide by it. Collective."""
     table = prepared.split("validation")
     chosen = spread(training.validation_rows, len(table))
     rows = table.take(chosen)
-    vocab_size = prepared.vocab_size
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
@@ -209,11 +226,21 @@ def _validator(
         for part, valid in split_micro_batches(mine, order, size, worker.world_size):
             ids, segments, mask = row_tensors(rows.take(part), worker.device)
             mask &= torch.from_numpy(valid).to(worker.device)[:, None]
-            logits = compute_logits(backend.model, ids, segments, vocab_size)[mask].float()
-            labels = next_token_labels(ids)[mask]
-            sums[0] += torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+            sums[0] += backend.model(_cross_entropy, ids, segments, mask)
             sums[1] += mask.sum()
         total, targets = worker.all_reduce_sum(sums).tolist()
-        return {"loss": total / max(1.0, targets)}
+        found: dict[str, float] = worker.broadcast({"loss": total / max(1.0, targets)})
+        return found
 
     return validate
+
+
+def _check_isolation(model: TrainedModel, device: torch.device) -> None:
+    check_isolation(model.model, model.vocab_size, device)
+
+
+def _cross_entropy(
+    model: TrainedModel, ids: torch.Tensor, segments: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    hidden = model.hidden(ids, segments)[mask]
+    return head_and_loss(hidden, model.head, next_token_labels(ids)[mask]).cross_entropy

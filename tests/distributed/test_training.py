@@ -1,9 +1,11 @@
-"""Two real gloo ranks against one: gradients, losses, ZeRO stages, and resuming."""
+"""Two real gloo ranks against one: gradients, losses, ZeRO stages, and resuming anywhere."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,14 +14,18 @@ from transformers import PreTrainedModel
 
 from kdscale.config.teacher import ModelConfig
 from kdscale.config.training import OptimiserConfig, TrainingConfig, ZeroConfig
+from kdscale.losses.fused import head_and_loss
 from kdscale.models.build import build_model, load_model, make_config
 from kdscale.models.forward import compute_logits, next_token_labels
+from kdscale.models.head import TrainedModel
 from kdscale.models.sharded import load_teacher, parameters_held
 from kdscale.store import open_store
+from kdscale.train import zero
 from kdscale.train.backend import make_backend
 from kdscale.train.batches import micro_batches_per_rank, rank_rows, split_micro_batches
 from kdscale.train.checkpoint import load_checkpoint, save_checkpoint
 from kdscale.train.loop import Hooks, LossSums, Progress, Step, train
+from kdscale.train.zero import _zero_config
 from kdscale.workers import current_worker
 from tests.ranks import run_ranks
 
@@ -35,11 +41,9 @@ MODEL = ModelConfig(
         "num_key_value_heads": 4,
     },
 )
-# Dropout makes the random state part of what a resume has to restore.
-GPT2_WITH_DROPOUT = ModelConfig(
-    architecture="gpt2",
-    options={"n_embd": 32, "n_layer": 2, "n_head": 4, "resid_pdrop": 0.2, "embd_pdrop": 0.2},
-)
+GPT2 = ModelConfig(architecture="gpt2", options={"n_embd": 32, "n_layer": 2, "n_head": 4})
+# (ZeRO stage that saved, ZeRO stage that goes on at another world size)
+RESUMED = [(0, 0), (1, 1), (2, 2), (3, 3), (0, 1), (1, 3), (3, 2), (2, 0)]
 
 
 def training(stage: int = 0, **fields: Any) -> TrainingConfig:
@@ -79,12 +83,12 @@ def run(
     worker = current_worker()
     ids, mask = data()
     count = micro_batches_per_rank(config.batch_rows, config.micro_batch_rows, worker.world_size)
-    backend = make_backend(build, config, count, worker)
+    backend = make_backend(build, VOCAB, config, count, worker)
     torch.manual_seed(100 + worker.rank)
     store = open_store(folder) if folder else None
     start = Progress()
     if store is not None:
-        start = load_checkpoint(store, backend, worker, config.zero.stage)
+        start = load_checkpoint(store, backend, worker, config)
     logged: dict[int, dict[str, float]] = {}
     seen: list[int] = []
 
@@ -100,16 +104,16 @@ def run(
                 parts.append((ids[rows], mask[rows] & torch.from_numpy(valid)[:, None]))
             yield Step(parts, sum(int(m.sum()) for _, m in parts))
 
-    def compute_loss(module: torch.nn.Module, batch: Any, step: int) -> LossSums:
+    def compute_loss(model: TrainedModel, batch: Any, step: int) -> LossSums:
         rows, targets = batch
-        logits = compute_logits(module, rows, torch.ones_like(rows), VOCAB)[targets]
         labels = next_token_labels(rows)[targets]
-        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-        return LossSums(loss, {"loss": loss.detach()})
+        hidden = model.hidden(rows, torch.ones_like(rows))[targets]
+        loss = head_and_loss(hidden, model.head, labels).objective
+        return loss, {"loss": loss.detach()}
 
-    def save(step: int, tokens: int) -> None:
-        if store is not None and step <= until:
-            save_checkpoint(store, Progress(step, tokens), backend, worker, config.zero.stage)
+    def save(progress: Progress) -> None:
+        if store is not None and progress.step <= until:
+            save_checkpoint(store, progress, backend, worker, config)
 
     train(
         backend=backend,
@@ -120,7 +124,7 @@ def run(
         compute_loss=compute_loss,
         hooks=Hooks(
             log=lambda step, tokens, metrics: logged.update({step: {**metrics, "tokens": tokens}}),
-            validate=dict,
+            validate=lambda: {"loss": 0.0},
             save=save,
             progress=lambda done, tokens: None,
             extra=lambda step: {},
@@ -132,27 +136,77 @@ def run(
     return {"losses": losses, "norms": norms, "tokens": tokens, "seen": seen}
 
 
+def save_alone(folder: str) -> None:
+    """On one rank: checkpoints after half of the steps, for others to go on from."""
+    for stage in (0, 1, 2, 3):
+        build = partial(load_model, f"{folder}/model")
+        run(training(stage), build, f"{folder}/one-{stage}", until=3)
+
+
 def all_stages(folder: str) -> dict[str, Any]:
     """Every back end in one group of ranks: starting processes is the slow part."""
-    results: dict[str, Any] = {"ddp": run(training())}
-    for stage in (1, 2, 3):
-        where = f"{folder}/zero{stage}"
+    results: dict[str, Any] = {}
+    for stage in (0, 1, 2, 3):
+        where = f"{folder}/two-{stage}"
         # Stage 3 draws random weights in another order, so all stages start from a file here.
         build = partial(load_model, f"{folder}/model")
-        results[f"zero{stage}"] = run(training(stage), build, where, until=3)
-        results[f"zero{stage} resumed"] = run(training(stage), build, where)
-    where, build = f"{folder}/ddp", partial(make, GPT2_WITH_DROPOUT)
-    results["dropout"] = run(training(), build, where, until=3)
-    results["dropout resumed"] = run(training(), build, where)
-    run(training(), folder=f"{folder}/elastic", until=3)
+        results[f"{stage}"] = run(training(stage), build, where, until=3)
+        results[f"{stage} resumed"] = run(training(stage), build, where, until=3)
+        results[f"{stage} recomputed"] = run(training(stage, activation_checkpointing=True), build)
+    for saved, resumed in RESUMED:
+        results[f"{saved} on {resumed}"] = resume(folder, "one", saved, resumed)
+    with every_parameter_partitioned():
+        results["partitioned"] = resume(folder, "one", 3, 3)
+        results["partitioned, saved"] = run(
+            training(3), partial(load_model, f"{folder}/model"), f"{folder}/parts-3", until=3
+        )
+    results["partitioned, resumed"] = resume(folder, "parts", 3, 3)
+    # Dropout makes the random state part of what a resume has to restore.
+    where, build = f"{folder}/dropout", partial(make, GPT2)
+    results["dropout"] = run(training(dropout=0.2), build, where, until=3)
+    results["dropout resumed"] = run(training(dropout=0.2), build, where, until=3)
     return results
+
+
+def resume_alone(folder: str) -> dict[str, Any]:
+    """On one rank: from what two saved."""
+    return {
+        f"{saved} on {resumed}": resume(folder, "two", saved, resumed) for saved, resumed in RESUMED
+    }
+
+
+@contextmanager
+def every_parameter_partitioned() -> Iterator[None]:
+    """ZeRO-3 keeps small parameters whole on every rank, so all of a small model: not here."""
+
+    def config(*arguments: Any) -> dict[str, Any]:
+        found = _zero_config(*arguments)
+        found["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return found
+
+    with mock.patch.object(zero, "_zero_config", config):
+        yield
+
+
+def resume(folder: str, ranks: str, saved: int, stage: int) -> dict[str, Any]:
+    """From what `ranks` ranks saved at the stage `saved`."""
+    build = partial(load_model, f"{folder}/model")
+    where = f"{folder}/{ranks}-{saved}"
+    return run(training(stage), build, where, until=3)
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], Path]:
     folder = tmp_path_factory.mktemp("checkpoints")
     make().save_pretrained(folder / "model")
+    run_ranks(save_alone, 1, str(folder))
     return run_ranks(all_stages, 2, str(folder)), folder
+
+
+@pytest.fixture(scope="module")
+def one_rank(two_ranks: tuple[list[dict[str, Any]], Path]) -> dict[str, Any]:
+    found: dict[str, Any] = run_ranks(resume_alone, 1, str(two_ranks[1]))[0]
+    return found
 
 
 @pytest.mark.dist
@@ -162,10 +216,10 @@ def test_two_ranks_give_the_losses_gradients_and_order_of_one(
     alone, (first, second) = run(training()), two_ranks[0]
     assert len(alone["losses"]) == STEPS
     for step in range(1, STEPS + 1):
-        assert first["ddp"]["losses"][step] == pytest.approx(alone["losses"][step], rel=2e-5)
-        assert first["ddp"]["norms"][step] == pytest.approx(alone["norms"][step], rel=2e-4)
-        assert first["ddp"]["tokens"][step] == alone["tokens"][step]
-    both = first["ddp"]["seen"] + second["ddp"]["seen"]
+        assert first["0"]["losses"][step] == pytest.approx(alone["losses"][step], rel=2e-5)
+        assert first["0"]["norms"][step] == pytest.approx(alone["norms"][step], rel=2e-4)
+        assert first["0"]["tokens"][step] == alone["tokens"][step]
+    both = first["0"]["seen"] + second["0"]["seen"]
     assert sorted(both) == sorted(alone["seen"])
 
 
@@ -175,14 +229,23 @@ def test_every_zero_stage_gives_the_losses_of_ddp(
     two_ranks: tuple[list[dict[str, Any]], Path], stage: int
 ) -> None:
     results = two_ranks[0][0]
-    expected = results["ddp"]["losses"]
-    found = results[f"zero{stage}"]["losses"]
     for step in range(1, STEPS + 1):
-        assert found[step] == pytest.approx(expected[step], rel=1e-4), step
+        expected = results["0"]["losses"][step]
+        assert results[f"{stage}"]["losses"][step] == pytest.approx(expected, rel=1e-4), step
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "dropout"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_activation_checkpointing_changes_no_loss(
+    two_ranks: tuple[list[dict[str, Any]], Path], stage: int
+) -> None:
+    plain, recomputed = (two_ranks[0][0][f"{stage}{suffix}"] for suffix in ("", " recomputed"))
+    assert recomputed["losses"] == plain["losses"]
+    assert recomputed["norms"] == plain["norms"]
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("name", ["0", "1", "2", "3", "dropout"])
 def test_resuming_repeats_the_losses_of_the_undisturbed_run(
     two_ranks: tuple[list[dict[str, Any]], Path], name: str
 ) -> None:
@@ -190,18 +253,38 @@ def test_resuming_repeats_the_losses_of_the_undisturbed_run(
     assert sorted(resumed["losses"]) == [4, 5, 6]
     for step in (4, 5, 6):
         assert resumed["losses"][step] == whole["losses"][step], step
+        assert resumed["norms"][step] == whole["norms"][step], step
         assert resumed["tokens"][step] == whole["tokens"][step]
 
 
 @pytest.mark.dist
-def test_ddp_resumes_at_another_world_size_with_the_same_losses(
+@pytest.mark.parametrize(("saved", "stage"), RESUMED)
+def test_any_world_size_and_stage_goes_on_from_any_other(
+    two_ranks: tuple[list[dict[str, Any]], Path],
+    one_rank: dict[str, Any],
+    saved: int,
+    stage: int,
+) -> None:
+    undisturbed = two_ranks[0][0]["0"]
+    for ranks, results in (("1 to 2", two_ranks[0][0]), ("2 to 1", one_rank)):
+        resumed = results[f"{saved} on {stage}"]
+        assert sorted(resumed["losses"]) == [4, 5, 6]
+        for step in (4, 5, 6):
+            expected = undisturbed["losses"][step]
+            assert resumed["losses"][step] == pytest.approx(expected, rel=3e-6), (ranks, step)
+            assert resumed["tokens"][step] == undisturbed["tokens"][step]
+
+
+@pytest.mark.dist
+def test_parameters_in_parts_go_on_like_whole_ones(
     two_ranks: tuple[list[dict[str, Any]], Path],
 ) -> None:
-    results, folder = two_ranks
-    resumed = run(training(), folder=f"{folder}/elastic")
-    for step in (4, 5, 6):
-        expected = results[0]["ddp"]["losses"][step]
-        assert resumed["losses"][step] == pytest.approx(expected, rel=2e-5)
+    results = two_ranks[0][0]
+    for name in ("partitioned", "partitioned, resumed"):
+        assert sorted(results[name]["losses"]) == [4, 5, 6]
+        for step in (4, 5, 6):
+            expected = results["0"]["losses"][step]
+            assert results[name]["losses"][step] == pytest.approx(expected, rel=3e-6), name
 
 
 def shard(folder: str) -> tuple[int, int, list[float]]:

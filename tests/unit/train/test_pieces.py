@@ -1,11 +1,8 @@
-"""Learning rate, batch division and row order: pure functions."""
-
-import itertools
+"""Batch division and row order: pure functions."""
 
 import numpy as np
 import pytest
 
-from kdscale.config.training import OptimiserConfig
 from kdscale.data.order import spread, uniform_batch
 from kdscale.shuffle import permute
 from kdscale.train.batches import (
@@ -13,26 +10,6 @@ from kdscale.train.batches import (
     rank_rows,
     split_micro_batches,
 )
-from kdscale.train.schedule import learning_rate
-
-
-def test_learning_rate_at_every_boundary() -> None:
-    config = OptimiserConfig(
-        learning_rate=1.0, warmup_share=0.1, final_learning_rate_share=0.2, clip=1.0
-    )
-    rates = [learning_rate(config, step, 100) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[9] == pytest.approx(1.0)
-    assert rates[10] == pytest.approx(1.0)
-    assert rates[99] == pytest.approx(0.2)
-    assert max(rates) == 1.0
-    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
-
-
-def test_learning_rate_without_warmup_and_with_one_step() -> None:
-    config = OptimiserConfig(learning_rate=2.0, warmup_share=0.0)
-    assert learning_rate(config, 0, 10) == 2.0
-    assert learning_rate(config, 0, 1) == 2.0
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
