@@ -1,18 +1,31 @@
 """The rows of every global batch, as a pure function of (seed, step).
 
-While the pool grows, a batch is drawn from it without replacement; afterwards shuffled epochs run
-over all rows, in an order that keeps blocks of the cache together (`kdscale.cache.read.order`).
-Ranks, world sizes and resumed runs compute the same batches without talking.
+While the pool grows with every step, a batch is drawn from it without replacement. A pool that
+stays for a stage is met in shuffled epochs. Afterwards shuffled epochs run over all rows, in an
+order that keeps blocks of the cache together (`kdscale.cache.read.order`). Ranks, world sizes and
+resumed runs compute the same batches without talking.
+
+The student's gap is measured again during training: then a batch is a function of the tables of
+difficulties too, which the caller stores, and hands back to a resumed run.
 """
+
+from bisect import bisect_right
+from dataclasses import dataclass
 
 import numpy as np
 
 from kdscale.cache.read.order import EpochOrder
 from kdscale.config.curriculum import CurriculumConfig
-from kdscale.curriculum.pacing import competence, warmup_steps
+from kdscale.curriculum.pacing import competence, pool_since, table_steps, uniform_from
 from kdscale.shuffle import hash_key, permute
 
 _POOL, _EPOCHS, _RANDOM_ORDER = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class _Table:
+    difficulty: np.ndarray  # [R]
+    ranking: np.ndarray  # [R] int64: the rows, those that come first at the front
 
 
 class CurriculumSampler:
@@ -28,47 +41,69 @@ class CurriculumSampler:
         seed: int,
         rows_per_block: int = 1,
     ) -> None:
-        """`difficulty` is [R], larger is harder; ties keep the order of the rows. `rows_per_block`
-        is the cache's."""
-        rows = len(difficulty)
-        if config.order == "random":
-            ranking = permute(np.arange(rows), rows, hash_key(seed, _RANDOM_ORDER))
-        else:
-            ranking = np.argsort(difficulty, kind="stable")
-            if config.order == "hard":
-                ranking = ranking[::-1]
-        self._ranking = ranking
-        self._difficulty = difficulty
+        """`difficulty` is [R], larger is harder; rows of equal difficulty come in a random order,
+        so that the order of the corpus decides nothing. `rows_per_block` is the cache's."""
+        self._rows = len(difficulty)
         self._config = config
         self._batch_rows = batch_rows
         self._steps = steps
         self._seed = seed
-        self._warmup = warmup_steps(config, steps)
-        self._epochs = _epochs(config, rows, rows_per_block, hash_key(seed, _EPOCHS))
+        self._uniform = uniform_from(config, steps)
+        self._epochs = _epochs(config, self._rows, rows_per_block, hash_key(seed, _EPOCHS))
+        self._due = table_steps(config, steps)
+        self._tables: dict[int, _Table] = {}
+        self.refresh(0, difficulty)
+
+    def refresh(self, step: int, difficulty: np.ndarray) -> None:
+        """`difficulty` [R], measured before `step`, holds from there to the next of `table_steps`.
+
+        `step` must be one of these. Batches of a stage whose table is not there are refused: a
+        reader must not run ahead of the measurement, and a resumed run needs the earlier tables.
+        """
+        assert step in self._due, (step, self._due)
+        assert difficulty.shape == (self._rows,), (difficulty.shape, self._rows)
+        self._tables[step] = _Table(difficulty, _rank(difficulty, self._config.order, self._seed))
 
     def pool_size(self, step: int) -> int:
         """Rows that the batch of `step` is drawn from."""
-        rows = len(self._ranking)
         share = competence(self._config, step, self._steps)
-        return min(rows, max(self._batch_rows, round(share * rows)))
+        return min(self._rows, max(self._batch_rows, round(share * self._rows)))
 
     def batch(self, step: int) -> np.ndarray:
         """Row numbers [batch_rows] int64 of the global batch of `step`."""
-        if step >= self._warmup:
-            first = (step - self._warmup) * self._batch_rows
-            return self._epochs.rows_at(np.arange(first, first + self._batch_rows))
+        if step >= self._uniform:
+            return self._epochs.rows_at(self._positions(step - self._uniform))
+        since = pool_since(self._config, step, self._steps)
         pool = self.pool_size(step)
-        # A batch is a slice of a permutation of the pool that belongs to this step alone.
-        slots = np.arange(self._batch_rows) % pool
-        return self._ranking[permute(slots, pool, hash_key(self._seed, _POOL, step))]
+        order = EpochOrder(pool, hash_key(self._seed, _POOL, since), pool, window_chunks=None)
+        return self._table(step).ranking[order.rows_at(self._positions(step - since))]
 
     def metrics(self, step: int) -> dict[str, float]:
         """What to log about the batch of `step`."""
+        difficulty = self._table(step).difficulty
         return {
             "curriculum/competence": competence(self._config, step, self._steps),
             "curriculum/pool_size": float(self.pool_size(step)),
-            "curriculum/mean_difficulty": float(self._difficulty[self.batch(step)].mean()),
+            "curriculum/mean_difficulty": float(difficulty[self.batch(step)].mean()),
         }
+
+    def _positions(self, batches: int) -> np.ndarray:
+        """Positions of a batch in epochs that began so many batches ago."""
+        return np.arange(batches * self._batch_rows, (batches + 1) * self._batch_rows)
+
+    def _table(self, step: int) -> _Table:
+        due = self._due[bisect_right(self._due, step) - 1]
+        assert due in self._tables, f"no difficulties for step {due} are there, for step {step}"
+        return self._tables[due]
+
+
+def _rank(difficulty: np.ndarray, order: str, seed: int) -> np.ndarray:
+    """[R] int64: the rows in the order in which they join the pool."""
+    mixed = permute(np.arange(len(difficulty)), len(difficulty), hash_key(seed, _RANDOM_ORDER))
+    if order == "random":
+        return mixed
+    keys = difficulty[mixed] if order == "easy" else -difficulty[mixed].astype(np.float64)
+    return mixed[np.argsort(keys, kind="stable")]
 
 
 def _epochs(config: CurriculumConfig, rows: int, rows_per_block: int, seed: int) -> EpochOrder:
@@ -84,16 +119,20 @@ class SeenRows:
 
     def __init__(self, sampler: CurriculumSampler, rows: int) -> None:
         self._sampler = sampler
-        self._counts = np.zeros(rows, dtype=np.int64)
+        self._met = np.zeros(rows, dtype=bool)
+        self._distinct = 0
+        self._meetings = 0
         self._next = 0
 
     def metrics(self, step: int) -> dict[str, float]:
         """Share of all rows met in steps 0..step, and mean meetings of a row that was met."""
         while self._next <= step:
-            np.add.at(self._counts, self._sampler.batch(self._next), 1)
+            batch = self._sampler.batch(self._next)
+            self._distinct += len(np.unique(batch[~self._met[batch]]))
+            self._met[batch] = True
+            self._meetings += len(batch)
             self._next += 1
-        seen = int((self._counts > 0).sum())
         return {
-            "curriculum/unique_seen_share": seen / len(self._counts),
-            "curriculum/repeats": float(self._counts.sum()) / max(1, seen),
+            "curriculum/unique_seen_share": self._distinct / len(self._met),
+            "curriculum/repeats": self._meetings / max(1, self._distinct),
         }
