@@ -235,6 +235,7 @@ def _distill(run: Run, record: RunRecord, progress: StageProgress) -> list[str]:
         "caches": _pinned_caches(run, record),
         "expected": run.cache_needs,
         "teacher": run.teacher(),
+        "tables": run.output.child(f"curriculum/{run.student_fingerprint('student')}"),
     }
     run_workers(distill, job, config.distill.workers, progress)
     return [f"{run.student('student').parameters:,} parameters in the student"]

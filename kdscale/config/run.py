@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from kdscale.config.base import Config
 from kdscale.config.cache import CacheConfig
 from kdscale.config.data import DataConfig
+from kdscale.config.loss import check_defined
 from kdscale.config.student import DistillConfig, EvaluateConfig
 from kdscale.config.teacher import TeacherConfig
 
@@ -52,6 +53,14 @@ class RunConfig(Config):
             )
         if not trained and self.teacher.load is None:
             raise ValueError("data.tokenizer.kind 'teacher' needs teacher.load")
+        if self.distill.targets == "cache" and self.cache.reuse is None:
+            check_defined(self.distill.loss.divergence.kind, self.cache.codec.kind)
+        length, overlap = self.distill.curriculum.length, self.data.overlap
+        if length is not None and min(length.positions.corners) <= overlap:
+            raise ValueError(
+                f"distill.curriculum.length goes down to {min(length.positions.corners):g} "
+                f"positions, of which data.overlap takes {overlap}: none would be a target"
+            )
         batch, rows = self.distill.training.batch_rows, self.cache.rows
         if rows is not None and batch > rows:
             raise ValueError(f"distill.training.batch_rows {batch} is more than cache.rows {rows}")

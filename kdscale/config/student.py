@@ -5,48 +5,69 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from kdscale.config.base import Config
-from kdscale.config.curriculum import CurriculumConfig, Schedule
+from kdscale.config.curriculum import CurriculumConfig
+from kdscale.config.initial import TeacherLayers, WidthConfig
+from kdscale.config.live import LiveConfig
+from kdscale.config.loss import LossConfig
 from kdscale.config.teacher import ModelConfig
 from kdscale.config.training import TrainingConfig, WorkersConfig
 
 
 class StudentConfig(Config):
-    """Either `model` (a random start) or `teacher_layers` (a start from the teacher)."""
+    """Either `model` (a start at random) or `teacher_layers` (a start from the teacher)."""
 
     model: ModelConfig | None = None
     """Architecture of a student that starts at random."""
 
-    teacher_layers: list[int] | None = None
-    """Layers of the teacher that the student starts from, in this order; embeddings, norms and head
-    are copied too."""
+    teacher_layers: TeacherLayers | None = None
+    """Layers of the teacher that the student starts from: a list of them in the student's order, or
+    {kind: even, count: n} (evenly spaced, first and last among them), or {kind: ends, count: n}
+    (half from the front, half from the back). Embeddings, norms and head are taken too."""
+
+    width: WidthConfig | None = None
+    """Sizes smaller than the teacher's for a start from `teacher_layers`: hidden_size,
+    intermediate_size, num_attention_heads, num_key_value_heads; and calibration_rows, the rows on
+    which the teacher's most active dimensions are found."""
+
+    copy_embeddings: bool = False
+    """Let a student of `model` start with the teacher's embeddings and head; both need the same
+    hidden size."""
+
+    tie_embeddings: bool | None = None
+    """Whether the head is the embedding. As the architecture or the teacher has it, if not
+    given."""
 
     @model_validator(mode="after")
     def _one_start(self) -> "StudentConfig":
         if (self.model is None) == (self.teacher_layers is None):
             raise ValueError("give either `model` or `teacher_layers`")
-        if self.teacher_layers is not None and not self.teacher_layers:
-            raise ValueError("`teacher_layers` is empty")
+        if self.model is None:
+            if not self.teacher_layers:
+                raise ValueError("`teacher_layers` is empty")
+            if self.copy_embeddings:
+                raise ValueError("`teacher_layers` take the embeddings too: drop copy_embeddings")
+        elif self.width is not None:
+            raise ValueError("`width` narrows a start from `teacher_layers`; `model` has its own")
+        elif self.tie_embeddings is not None and "tie_word_embeddings" in self.model.options:
+            raise ValueError("give either tie_embeddings or model.options.tie_word_embeddings")
         return self
 
-
-class LossConfig(Config):
-    """Forward KL to the cached targets, mixed with cross-entropy on the labels."""
-
-    kd_weight: Schedule = Schedule(kind="constant", start=1.0)
-    """Weight w of the distillation loss at a step; cross-entropy gets 1 - w."""
-
-    @model_validator(mode="after")
-    def _weights_in_range(self) -> "LossConfig":
-        for value in (self.kd_weight.start, self.kd_weight.end):
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"kd_weight {value} is outside 0..1")
-        return self
+    @property
+    def takes_from_teacher(self) -> bool:
+        """Whether the student's first weights need the teacher's files."""
+        return self.teacher_layers is not None or self.copy_embeddings
 
 
 class DistillConfig(Config):
-    """The distill stage: the student from the cache, then the control from the labels alone."""
+    """The distill stage: the student from its teacher, then the control from the labels alone."""
 
     student: StudentConfig
+
+    targets: Literal["cache", "live"] = "cache"
+    """Where the teacher's distributions come from. The rows, their order and their statistics are
+    the cache's either way, so that both train on the same batches."""
+
+    live: LiveConfig = LiveConfig()
     loss: LossConfig = LossConfig()
     training: TrainingConfig
     curriculum: CurriculumConfig = CurriculumConfig()
@@ -67,6 +88,12 @@ class DistillConfig(Config):
 
     prefetch_batches: int = Field(default=4, ge=1)
     """Batches read ahead of the training step."""
+
+    @model_validator(mode="after")
+    def _live_where_live(self) -> "DistillConfig":
+        if self.targets == "cache" and self.live != LiveConfig():
+            raise ValueError("`live` says how a live teacher runs: set targets to `live`")
+        return self
 
 
 class EvaluateConfig(Config):

@@ -24,6 +24,8 @@ DIFFICULTY = {
     "entropy": "teacher entropy, nats a token",
     "nll": "teacher loss, nats a token",
     "length": "target tokens in a row",
+    "rarity": "rarity of the tokens, nats a token",
+    "gap": "student's loss above the teacher's, nats a token",
 }
 
 
@@ -184,7 +186,9 @@ def _curriculum(run: Run) -> Markup | None:
     hardness = run.series("distill", "curriculum/mean_difficulty")
     pool = [value for _, value in run.series("distill", "curriculum/pool_size")]
     growth = f" The pool grew from {pool[0]:,.0f} to {pool[-1]:,.0f} rows." if pool else ""
-    difficulty = DIFFICULTY.get(run.setting("distill.curriculum.difficulty"), "difficulty")
+    measure = run.setting("distill.curriculum.difficulty")
+    # Several measures as one are a mapping, and what they give has no unit.
+    difficulty = DIFFICULTY.get(measure, "") if isinstance(measure, str) else "fused ranks"
     of_rows, of_difficulty = "Share of the rows", "Mean difficulty"
     shares = line_chart(
         "pool",

@@ -71,6 +71,11 @@ class MixedReader:
         return self._readers[0].row_bytes
 
     @property
+    def row_length(self) -> int:
+        """Positions in a row."""
+        return int(self._readers[0].identity["row_length"])
+
+    @property
     def rows_per_block(self) -> int:
         """Rows of the caches' largest blocks."""
         return max(reader.rows_per_block for reader in self._readers)
@@ -107,7 +112,7 @@ class MixedReader:
         if len(indices) and not 0 <= np.min(indices) <= np.max(indices) < len(self):
             raise IndexError(f"rows {np.min(indices)} .. {np.max(indices)} of {len(self)}")
         caches, rows = self.locate(np.asarray(indices, np.int64))
-        kind = row_type(int(self._readers[0].identity["row_length"]), self.codec.bytes_per_position)
+        kind = row_type(self.row_length, self.codec.bytes_per_position)
         records = empty_records(len(indices), kind)
         for cache in np.unique(caches):
             here = caches == cache

@@ -118,6 +118,11 @@ class CacheReader:
         return self._row_type.itemsize
 
     @property
+    def row_length(self) -> int:
+        """Positions in a row."""
+        return int(self.identity["row_length"])
+
+    @property
     def rows_per_block(self) -> int:
         """Rows that are fetched together, in the first segment."""
         return self.manifest.segments[0].rows_per_block

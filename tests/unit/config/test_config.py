@@ -56,6 +56,13 @@ def test_every_field_is_documented_once_under_the_field() -> None:
         ("cache.capture.zero.stage=2", "zero.stage is 0 or 3"),
         ("distill.loss.kd_weight={kind: linear, start: 1}", "`end` belongs to every kind"),
         ("distill.loss.kd_weight={start: 1.5}", r"kd_weight 1.5 is outside 0\.\.1"),
+        ("distill.loss.kd_weight={kind: stages, values: [0.5, 2]}", r"2\.0 is outside 0\.\.1"),
+        ("distill.loss.divergence={kind: reverse_kl}", "not defined on the targets of 'varopt'"),
+        ("distill.live.zero=3", "set targets to `live`"),
+        (
+            "distill.curriculum.length={multiple: 2, positions: {start: 2}}; data.overlap=3",
+            "goes down to 2 positions, of which data.overlap takes 3",
+        ),
         ("name=a/b", "name: String should match"),
         ("data.train={kind: text}", "source 'text' needs `path`"),
         ("data.evaluate={validation: {kind: python-docs}}", "give the other set another name"),
@@ -66,7 +73,7 @@ def test_every_field_is_documented_once_under_the_field() -> None:
 )
 def test_a_mistake_is_named_with_the_field(override: str, message: str) -> None:
     with pytest.raises(KdscaleError, match=message):
-        load_config(QUICKSTART, [override])
+        load_config(QUICKSTART, override.split("; "))
 
 
 def test_overrides_are_yaml_and_open_sections() -> None:

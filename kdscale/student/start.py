@@ -1,0 +1,50 @@
+"""How every arm of a distillation starts: the student and its control from the same weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from kdscale.config import RunConfig
+from kdscale.data.order import spread
+from kdscale.data.prepared import Prepared
+from kdscale.models.build import load_config_of
+from kdscale.models.calibrate import calibrate
+from kdscale.models.folder import ModelReference
+from kdscale.models.initial import build_student, plan_student
+from kdscale.workers import Worker
+
+
+def plan_start(
+    config: RunConfig, prepared: Prepared, teacher: ModelReference, worker: Worker
+) -> Callable[[], PreTrainedModel]:
+    """What builds the student of `config` before its first step, whenever it is called. Collective.
+
+    Says on rank 0 what is taken from the teacher. Raises KdscaleError for what it cannot give.
+    """
+    student = config.distill.student
+    folder = _weights_folder(teacher) if student.takes_from_teacher else None
+    plan = plan_student(
+        student,
+        load_config_of(folder) if folder else None,
+        vocab_size=prepared.vocab_size,
+        special_ids=prepared.special_ids,
+        row_length=config.data.row_length,
+    )
+    kept = None
+    if student.width is not None:
+        assert folder is not None
+        train = prepared.split("train")
+        rows = train.take(spread(student.width.calibration_rows, len(train)))
+        kept = plan.keep(calibrate(student.width, folder, None, rows, worker))
+    if worker.rank == 0:
+        worker.say(f"student: {plan.provenance}")
+    return lambda: build_student(plan, folder, kept, config.seed)
+
+
+def _weights_folder(teacher: ModelReference) -> Path:
+    if not teacher.is_hub_name:
+        return Path(teacher.local())
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(teacher.source, revision=teacher.revision))
