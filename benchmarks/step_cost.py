@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -44,6 +45,7 @@ from kdscale.config import RunConfig  # noqa: E402
 from kdscale.config.student import DistillConfig  # noqa: E402
 from kdscale.curriculum.sampler import CurriculumSampler  # noqa: E402
 from kdscale.models.build import build_model, load_config_of  # noqa: E402
+from kdscale.models.head import TrainedModel  # noqa: E402
 from kdscale.store import open_store  # noqa: E402
 from kdscale.student.objective import DistillationLoss, LabelsLoss  # noqa: E402
 from kdscale.student.steps import MicroBatch, read_steps  # noqa: E402
@@ -125,7 +127,7 @@ class Ours:
         self._backends = {
             name: make_backend(
                 lambda: build_model(shape, 0),
-                synthetic.VOCAB,
+                partial(TrainedModel, vocab_size=synthetic.VOCAB),
                 config.distill.training,
                 1,
                 self._worker,

@@ -5,7 +5,7 @@ of itself is compared with its own logits once; one that does something else kee
 which costs memory and nothing else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,10 +25,17 @@ class TrainedModel(torch.nn.Module):
     head's weight from outside of one would get no gradients reduced, or an empty shard.
     """
 
-    def __init__(self, model: PreTrainedModel, vocab_size: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        vocab_size: int,
+        projections: Sequence[torch.nn.Module] = (),
+    ) -> None:
+        """`projections` are trained with the model and belong to the loss, not to the model."""
         super().__init__()
         self.model = model
         self.vocab_size = vocab_size
+        self.projections = torch.nn.ModuleList(projections)
         self._has_linear_head = True
 
     def forward(self, use: Callable[..., Any], *arguments: Any) -> Any:
@@ -43,6 +50,18 @@ class TrainedModel(torch.nn.Module):
             return logits
         hidden: torch.Tensor = self.model.base_model(**inputs).last_hidden_state
         return hidden
+
+    def hidden_and_layers(
+        self, input_ids: torch.Tensor, segments: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """`hidden`, and what every layer gives, [B, T, D] each, the last one behind the final
+        norm."""
+        inputs = model_inputs(self.model, input_ids, segments) | {"output_hidden_states": True}
+        if self._has_linear_head:
+            found = self.model.base_model(**inputs)
+            return found.last_hidden_state, found.hidden_states[1:]
+        whole = self.model(**inputs)
+        return whole.logits, whole.hidden_states[1:]
 
     @property
     def head(self) -> Head:

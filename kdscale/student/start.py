@@ -1,7 +1,9 @@
 """How every arm of a distillation starts: the student and its control from the same weights."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -15,10 +17,19 @@ from kdscale.models.initial import build_student, plan_student
 from kdscale.workers import Worker
 
 
+@dataclass(frozen=True)
+class Start:
+    """A student before its first step."""
+
+    config: Any  # of transformers
+    build: Callable[[], PreTrainedModel]
+    """Gives the same weights at every call."""
+
+
 def plan_start(
     config: RunConfig, prepared: Prepared, teacher: ModelReference, worker: Worker
-) -> Callable[[], PreTrainedModel]:
-    """What builds the student of `config` before its first step, whenever it is called. Collective.
+) -> Start:
+    """How the student of `config` starts. Collective.
 
     Says on rank 0 what is taken from the teacher. Raises KdscaleError for what it cannot give.
     """
@@ -39,7 +50,7 @@ def plan_start(
         kept = plan.keep(calibrate(student.width, folder, None, rows, worker))
     if worker.rank == 0:
         worker.say(f"student: {plan.provenance}")
-    return lambda: build_student(plan, folder, kept, config.seed)
+    return Start(plan.config, lambda: build_student(plan, folder, kept, config.seed))
 
 
 def _weights_folder(teacher: ModelReference) -> Path:

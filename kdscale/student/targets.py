@@ -5,6 +5,7 @@ vocabulary exists for a chunk of positions only. The entropy of what was handed 
 way: it makes a KL of the soft cross-entropy.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -61,7 +62,13 @@ class LiveTeacher:
     """A teacher that runs over the student's rows."""
 
     def __init__(
-        self, reference: ModelReference, worker: Worker, zero: ZeroConfig, vocab_size: int
+        self,
+        reference: ModelReference,
+        worker: Worker,
+        zero: ZeroConfig,
+        vocab_size: int,
+        *,
+        with_layers: bool = False,
     ) -> None:
         def wrap(model: PreTrainedModel) -> TrainedModel:
             trained = TrainedModel(model, vocab_size)
@@ -69,6 +76,7 @@ class LiveTeacher:
                 share_parameter(trained, trained.head_weight)
             return trained
 
+        self._with_layers = with_layers
         folder = reference.local()
         self._model = load_teacher(folder, worker, zero, reference.revision, wrap=wrap)
         with torch.no_grad():
@@ -78,8 +86,12 @@ class LiveTeacher:
     def targets(
         self, ids: torch.Tensor, segments: torch.Tensor, mask: torch.Tensor, temperature: float
     ) -> "LiveTargets":
-        """Softmax of the logits over `temperature` where `mask` [B, T] is True."""
-        return LiveTargets(self, self._model(_hidden, ids, segments)[mask], temperature)
+        """Softmax of the logits over `temperature` where `mask` [B, T] is True; and the layers'
+        states there, where they are wanted."""
+        if not self._with_layers:
+            return LiveTargets(self, self._model(_hidden, ids, segments)[mask], temperature)
+        hidden, layers = self._model(TrainedModel.hidden_and_layers, ids, segments)
+        return LiveTargets(self, hidden[mask], temperature, [layer[mask] for layer in layers])
 
     @torch.no_grad()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -91,7 +103,14 @@ class LiveTeacher:
 class LiveTargets:
     """Dense targets, a chunk at a time."""
 
-    def __init__(self, teacher: LiveTeacher, hidden: torch.Tensor, temperature: float) -> None:
+    def __init__(
+        self,
+        teacher: LiveTeacher,
+        hidden: torch.Tensor,
+        temperature: float,
+        layers: Sequence[torch.Tensor] = (),
+    ) -> None:
+        self.layers = layers
         self._teacher = teacher
         self._hidden = hidden
         self._temperature = temperature

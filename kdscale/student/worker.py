@@ -4,11 +4,10 @@ Both read the same cached rows in the same order with the same seed and steps; o
 the distillation loss differs, so that what the student gains over the control is the teacher's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from transformers import PreTrainedModel
 
 from kdscale.cache.read.disk import DiskCache
 from kdscale.cache.read.mixing import MixedReader
@@ -18,12 +17,15 @@ from kdscale.config.loss import check_defined
 from kdscale.config.training import ZeroConfig
 from kdscale.curriculum.sampler import SeenRows
 from kdscale.data.prepared import Prepared, open_prepared
+from kdscale.models.build import load_config_of
 from kdscale.models.folder import ModelReference
+from kdscale.models.head import TrainedModel
 from kdscale.scratch import machine_folder
 from kdscale.store import Store
+from kdscale.student.hidden import HiddenLoss, make_hidden_loss
 from kdscale.student.objective import DistillationLoss, LabelsLoss
 from kdscale.student.stages import make_sampler, staged_steps
-from kdscale.student.start import plan_start
+from kdscale.student.start import Start, plan_start
 from kdscale.student.targets import LiveTeacher
 from kdscale.train.session import Session, run_session
 from kdscale.workers import Worker, current_worker
@@ -42,9 +44,9 @@ def distill(job: dict[str, Any]) -> None:
     reader = open_cache(config, job["caches"], job["expected"])
     source = "live" if config.distill.targets == "live" else reader.codec.describe()["kind"]
     check_defined(config.distill.loss.divergence.kind, source)
-    build = plan_start(config, prepared, job["teacher"], worker)
+    start = plan_start(config, prepared, job["teacher"], worker)
     for session in sessions:
-        _train_arm(session, worker, prepared, reader, build, job["teacher"], job["tables"])
+        _train_arm(session, worker, prepared, reader, start, job["teacher"], job["tables"])
 
 
 def open_cache(
@@ -80,7 +82,20 @@ def live_teacher(
     if config.distill.targets == "cache":
         return None
     zero = ZeroConfig(stage=config.distill.live.zero)
-    return LiveTeacher(teacher, worker, zero, prepared.vocab_size)
+    with_layers = config.distill.live.hidden is not None
+    return LiveTeacher(teacher, worker, zero, prepared.vocab_size, with_layers=with_layers)
+
+
+def hidden_loss(config: RunConfig, start: Start, teacher: ModelReference) -> HiddenLoss | None:
+    """The loss on hidden states, where the config asks for one; KdscaleError for layers that
+    student or teacher have not."""
+    if config.distill.live.hidden is None:
+        return None
+    shapes = (start.config, load_config_of(teacher.local(), teacher.revision))
+    own, theirs = (shape.get_text_config() for shape in shapes)
+    depths = own.num_hidden_layers, theirs.num_hidden_layers
+    widths = own.hidden_size, theirs.hidden_size
+    return make_hidden_loss(config.distill.live.hidden, depths, widths)
 
 
 def _train_arm(
@@ -88,7 +103,7 @@ def _train_arm(
     worker: Worker,
     prepared: Prepared,
     reader: CacheReader | MixedReader,
-    build: Callable[[], PreTrainedModel],
+    start: Start,
     teacher: ModelReference,
     tables: Store,
 ) -> None:
@@ -97,9 +112,13 @@ def _train_arm(
     sampler = make_sampler(distill, reader, worker, vocab_size, config.seed)
     seen = SeenRows(sampler, len(reader))
     loss: LabelsLoss | DistillationLoss = LabelsLoss()
+    wrap = partial(TrainedModel, vocab_size=vocab_size)
     if session.name != "control":
         live = live_teacher(config, teacher, worker, prepared)
-        loss = DistillationLoss(config, reader.codec, live)
+        hidden = hidden_loss(config, start, teacher)
+        loss = DistillationLoss(config, reader.codec, live, hidden)
+        if hidden is not None:
+            wrap = partial(wrap, projections=hidden.projections(config.seed))
 
     def extra(step: int) -> dict[str, float]:
         return sampler.metrics(step) | seen.metrics(step) | loss.metrics(step)
@@ -108,9 +127,10 @@ def _train_arm(
         session,
         worker,
         prepared,
-        build=build,
-        steps=lambda start, model: staged_steps(
-            distill, worker, reader, sampler, tables, vocab_size, start, model
+        build=start.build,
+        wrap=wrap,
+        steps=lambda first, model: staged_steps(
+            distill, worker, reader, sampler, tables, vocab_size, first, model
         ),
         compute_loss=loss,
         extra=extra,

@@ -1,6 +1,7 @@
 """Train the teacher on labels: Ray Train workers, ZeRO, shuffled epochs over the training rows."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,7 @@ def train_teacher(job: dict[str, Any]) -> None:
         worker,
         prepared,
         build=lambda: build_model(model_config, config.seed),
+        wrap=partial(TrainedModel, vocab_size=prepared.vocab_size),
         steps=steps,
         compute_loss=compute_loss,
         extra=lambda step: {},

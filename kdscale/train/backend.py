@@ -47,12 +47,13 @@ class Backend(Protocol):
 
 def make_backend(
     build: Callable[[], PreTrainedModel],
-    vocab_size: int,
+    wrap: Callable[[PreTrainedModel], TrainedModel],
     training: TrainingConfig,
     micro_batches: int,
     worker: Worker,
 ) -> Backend:
-    """DDP or ZeRO around `build()`, by `training.zero.stage`; `micro_batches` per step and rank.
+    """DDP or ZeRO around `wrap(build())`, by `training.zero.stage`; `micro_batches` per step and
+    rank. All parameters of what `wrap` gives are trained; the built model alone is exported.
 
     Raises KdscaleError where the model has no dropout to set, or cannot recompute activations.
     """
@@ -66,9 +67,9 @@ def make_backend(
         return model
 
     if training.zero.stage == 0:
-        backend: Backend = DdpBackend(build_for_training(), vocab_size, training.optimiser, worker)
+        backend: Backend = DdpBackend(wrap(build_for_training()), training.optimiser, worker)
     else:
-        backend = ZeroBackend(build_for_training, vocab_size, training, micro_batches, worker)
+        backend = ZeroBackend(build_for_training, wrap, training, micro_batches, worker)
     with torch.no_grad():
         backend.model(TrainedModel.check_head, worker.device)
     return backend

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedModel
 
 from kdscale.config.training import OptimiserConfig
 from kdscale.models.head import TrainedModel
@@ -18,13 +17,11 @@ from kdscale.workers import Worker
 class DdpBackend:
     """PyTorch DistributedDataParallel with AdamW; float32 weights, autocast on a GPU."""
 
-    def __init__(
-        self, model: PreTrainedModel, vocab_size: int, optimiser: OptimiserConfig, worker: Worker
-    ) -> None:
-        self._bare = model.to(worker.device)
+    def __init__(self, trained: TrainedModel, optimiser: OptimiserConfig, worker: Worker) -> None:
+        trained = trained.to(worker.device)
+        self._bare = trained.model
         self._worker = worker
         self._clip = optimiser.clip
-        trained = TrainedModel(self._bare, vocab_size)
         self._parameters = trained_parameters(trained)
         self.model: torch.nn.Module = trained
         if worker.world_size > 1:

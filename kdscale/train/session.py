@@ -73,21 +73,22 @@ def run_session(
     prepared: Prepared,
     *,
     build: Callable[[], PreTrainedModel],
+    wrap: Callable[[PreTrainedModel], TrainedModel],
     steps: Callable[[int, torch.nn.Module], Iterable[Step[BatchT]]],
     compute_loss: ComputeLoss[BatchT],
     extra: Callable[[int], dict[str, float]],
 ) -> None:
     """Train and publish. Collective; restarts go on from the newest checkpoint.
 
-    `steps(start, model)` yields this rank's share of the steps from `start` on, where `model`, the
-    back end's, is at `start` when the first is asked for; `extra(step)` gives
-    metrics to log with it on rank 0.
+    `wrap` puts the built model into the form that is trained. `steps(start, model)` yields this
+    rank's share of the steps from `start` on, where `model`, the back end's, is at `start` when the
+    first is asked for; `extra(step)` gives metrics to log with it on rank 0.
     """
     training, config = session.training, session.config
     count = micro_batches_per_rank(
         training.batch_rows, training.micro_batch_rows, worker.world_size
     )
-    backend = make_backend(build, prepared.vocab_size, training, count, worker)
+    backend = make_backend(build, wrap, training, count, worker)
     # Ranks drop out different units; a checkpoint restores each rank's own state.
     torch.manual_seed(config.seed * 1_000_003 + worker.rank)
     start = load_checkpoint(session.checkpoints, backend, worker, training)

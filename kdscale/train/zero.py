@@ -26,7 +26,7 @@ class ZeroBackend:
     def __init__(
         self,
         build: Callable[[], PreTrainedModel],
-        vocab_size: int,
+        wrap: Callable[[PreTrainedModel], TrainedModel],
         training: TrainingConfig,
         micro_batches: int,
         worker: Worker,
@@ -37,7 +37,7 @@ class ZeroBackend:
         config = _zero_config(training, micro_batches, worker)
         with partitioned_construction(config):
             self._bare = build()
-        trained = TrainedModel(self._bare, vocab_size)
+        trained = wrap(self._bare)
         self._parameters = trained_parameters(trained)
         groups = parameter_groups(trained, training.optimiser.weight_decay)
         if self._stage == 3:

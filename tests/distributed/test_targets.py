@@ -9,12 +9,14 @@ import torch
 from kdscale.cache.codecs import make_codec
 from kdscale.config import RunConfig
 from kdscale.config.cache import CodecConfig, FullCodec, TopkCodec
+from kdscale.config.live import HiddenConfig
 from kdscale.config.teacher import ModelConfig
 from kdscale.config.training import ZeroConfig
 from kdscale.models.build import build_model, load_model, make_config
 from kdscale.models.folder import ModelReference
-from kdscale.models.forward import compute_logits, next_token_labels
+from kdscale.models.forward import compute_logits, model_inputs, next_token_labels
 from kdscale.models.head import TrainedModel
+from kdscale.student.hidden import make_hidden_loss
 from kdscale.student.objective import DistillationLoss, LabelsLoss
 from kdscale.student.steps import MicroBatch
 from kdscale.student.targets import LiveTeacher
@@ -78,11 +80,16 @@ def values(found: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> dict[str, flo
 def live_values(folder: str, stage: int, **distill: Any) -> dict[str, float]:
     """What is logged with a live teacher, sharded or whole, and the gradient's size."""
     worker = current_worker()
-    teacher = LiveTeacher(reference(folder), worker, ZeroConfig(stage=stage), VOCAB)
-    student = TrainedModel(model(1, 8), VOCAB)
-    loss = DistillationLoss(
-        config(targets="live", **distill), make_codec(FullCodec(), VOCAB), teacher
+    run = config(targets="live", **distill)
+    hidden = None
+    if run.distill.live.hidden is not None:
+        hidden = make_hidden_loss(run.distill.live.hidden, (2, 2), (8, 16))
+    teacher = LiveTeacher(
+        reference(folder), worker, ZeroConfig(stage=stage), VOCAB, with_layers=hidden is not None
     )
+    maps = hidden.projections(seed=4) if hidden is not None else []
+    student = TrainedModel(model(1, 8), VOCAB, maps)
+    loss = DistillationLoss(run, make_codec(FullCodec(), VOCAB), teacher, hidden)
     objective, parts = loss(student, batch(), 0)
     objective.backward()
     norm = sum(float(p.grad.norm()) ** 2 for p in student.parameters() if p.grad is not None)
@@ -139,8 +146,35 @@ def test_the_control_learns_from_labels_alone(folder: str) -> None:
     assert found["loss"] == found["ce_loss"] == pytest.approx(dense(folder, 1.0)[1], rel=1e-4)
 
 
+HIDDEN = {"live": {"hidden": {"kind": "mse", "weight": 0.5}}}
+
+
+def test_hidden_states_are_compared_layer_by_layer(folder: str) -> None:
+    plain, found = live_values(folder, 0), live_values(folder, 0, **HIDDEN)
+    assert found["loss"] == pytest.approx(plain["loss"] + 0.5 * found["hidden"], rel=1e-5)
+    assert found["kl"] == pytest.approx(plain["kl"], rel=1e-5)
+    rows, expected = batch(), 0.0
+    maps = make_hidden_loss(HiddenConfig(), (2, 2), (8, 16)).projections(seed=4)
+    with torch.no_grad():
+        student, teacher = (
+            m.base_model(
+                **model_inputs(m, rows.ids, rows.segments), output_hidden_states=True
+            ).hidden_states
+            for m in (model(1, 8), load_model(folder))
+        )
+        for layer, map_ in enumerate(maps, 1):
+            difference = map_(student[layer][rows.mask]) - teacher[layer][rows.mask]
+            expected += (difference**2).mean(1).sum().item() / 2
+    assert found["hidden"] == pytest.approx(expected, rel=1e-4)
+
+
+def sharded(folder: str) -> list[dict[str, float]]:
+    return [live_values(folder, 3), live_values(folder, 3, **HIDDEN)]
+
+
 @pytest.mark.dist
 def test_a_sharded_live_teacher_is_the_whole_one(folder: str) -> None:
-    whole = live_values(folder, 0)
-    for found in run_ranks(live_values, 2, folder, 3):
-        assert found == pytest.approx(whole, rel=1e-4)
+    whole = [live_values(folder, 0), live_values(folder, 0, **HIDDEN)]
+    for found in run_ranks(sharded, 2, folder):
+        for one, other in zip(found, whole, strict=True):
+            assert one == pytest.approx(other, rel=1e-4)

@@ -83,7 +83,7 @@ def run(
     worker = current_worker()
     ids, mask = data()
     count = micro_batches_per_rank(config.batch_rows, config.micro_batch_rows, worker.world_size)
-    backend = make_backend(build, VOCAB, config, count, worker)
+    backend = make_backend(build, partial(TrainedModel, vocab_size=VOCAB), config, count, worker)
     torch.manual_seed(100 + worker.rank)
     store = open_store(folder) if folder else None
     start = Progress()

@@ -13,8 +13,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from kdscale.cache.read.reader import CacheReader
 from kdscale.config import load_config
 from kdscale.data.tokenizer import train_tokenizer
+from kdscale.losses.fused import Head
+from kdscale.models.head import TrainedModel
 from kdscale.store import open_store
-from kdscale.student.worker import DistillationLoss, to_device
+from kdscale.student.objective import DistillationLoss
+from kdscale.student.steps import to_device
 from kdscale.types import SparseTargets
 from tests.runs import run_kdscale, tiny_config, write_config, write_corpus
 
@@ -107,22 +110,31 @@ def test_the_loss_is_zero_for_the_teacher_itself_and_large_for_a_shifted_one(
     (cache,) = (planted_run / "output" / "cache").iterdir()
     reader = CacheReader(open_store(str(cache)))
     cached = reader.read(np.arange(len(reader) - 24, len(reader)))
-    batch = to_device(cached, slice(0, 24), np.ones(24, dtype=bool), torch.device("cpu"))
-    loss = DistillationLoss(config, reader.codec, VOCAB, labels_only=False)
+    batch = to_device(
+        cached, slice(0, 24), np.ones(24, dtype=bool), reader.row_length, torch.device("cpu")
+    )
+    loss = DistillationLoss(config, reader.codec, None)
     model = AutoModelForCausalLM.from_pretrained(planted_run / "teacher")
+    trained = TrainedModel(model, VOCAB)
     targets = int(batch.mask.sum())
-    assert loss(model, batch, 0).objective.item() / targets < 0.05
+    assert loss(trained, batch, 0)[0].item() / targets < 0.05
 
     with torch.no_grad():
         # A student that is one position late has the planted token of the token before.
         model.lm_head.weight.copy_(model.lm_head.weight[torch.arange(VOCAB).roll(1)])
-    assert loss(model, batch, 0).objective.item() / targets > 10
+    assert loss(trained, batch, 0)[0].item() / targets > 10
 
 
 def test_the_distillation_signal_changes_the_gradient(planted_run: Path) -> None:
     (cache,) = (planted_run / "output" / "cache").iterdir()
     reader = CacheReader(open_store(str(cache)))
-    batch = to_device(reader.read(np.arange(4)), slice(0, 4), np.ones(4, bool), torch.device("cpu"))
+    batch = to_device(
+        reader.read(np.arange(4)),
+        slice(0, 4),
+        np.ones(4, bool),
+        reader.row_length,
+        torch.device("cpu"),
+    )
     gradients = {}
     for weight in (0.0, 0.5, 1.0):
         path = planted_run / "planted.yaml"
@@ -137,8 +149,8 @@ def test_the_distillation_signal_changes_the_gradient(planted_run: Path) -> None
             num_key_value_heads=2,
         )
         student = LlamaForCausalLM(shape)
-        loss = DistillationLoss(config, reader.codec, VOCAB, labels_only=False)
-        loss(student, batch, 0).objective.backward()
+        loss = DistillationLoss(config, reader.codec, None)
+        loss(TrainedModel(student, VOCAB), batch, 0)[0].backward()
         gradients[weight] = student.lm_head.weight.grad.clone()
     assert not torch.allclose(gradients[0.0], gradients[1.0], rtol=0.1)
     # The mix is linear in its weight.
@@ -151,18 +163,25 @@ def test_masked_and_padded_positions_have_no_gradient(planted_run: Path) -> None
     reader = CacheReader(open_store(str(cache)))
     config = load_config(planted_run / "planted.yaml")
     cached = reader.read(np.arange(len(reader) - 8, len(reader)))
-    batch = to_device(cached, slice(0, 8), np.ones(8, bool), torch.device("cpu"))
-    loss = DistillationLoss(config, reader.codec, VOCAB, labels_only=False)
+    batch = to_device(cached, slice(0, 8), np.ones(8, bool), reader.row_length, torch.device("cpu"))
+    loss = DistillationLoss(config, reader.codec, None)
 
-    class Constant(torch.nn.Module):
+    class Constant(TrainedModel):
+        """Logits of its own at every position."""
+
         def __init__(self) -> None:
-            super().__init__()
-            self.logits_ = torch.nn.Parameter(torch.zeros(8, 64, VOCAB))
+            torch.nn.Module.__init__(self)
+            self.logits = torch.nn.Parameter(torch.zeros(8, 64, VOCAB))
 
-        def forward(self, **_: object) -> object:
-            return type("Output", (), {"logits": self.logits_})()
+        def hidden(self, *_: object) -> torch.Tensor:
+            return self.logits
+
+        @property
+        def head(self) -> Head:
+            return Head(None, None, VOCAB)
 
     model = Constant()
-    loss(model, batch, 0).objective.backward()
-    touched = (model.logits_.grad.abs().sum(-1) > 0).numpy()
+    loss(model, batch, 0)[0].backward()
+    assert model.logits.grad is not None
+    touched = (model.logits.grad.abs().sum(-1) > 0).numpy()
     np.testing.assert_array_equal(touched, cached.rows.loss_mask)

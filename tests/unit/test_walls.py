@@ -37,9 +37,8 @@ ALLOWED: dict[str, set[str]] = {
         *("workers",),
     },
     "student": {
-        *("cache", "config", "curriculum", "data", "losses", "models", "scratch", "store"),
-        *("train",),
-        *("types", "workers"),
+        *("cache", "config", "curriculum", "data", "errors", "losses", "models", "scratch"),
+        *("store", "train", "types", "workers"),
     },
     "evaluate": {"config", "data", "errors", "models", "store", "train", "workers"},
     "audit": {

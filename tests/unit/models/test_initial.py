@@ -1,6 +1,7 @@
 """Where students start: the teacher's tensors, embeddings, ties, and what is said of it."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from kdscale.config.training import OptimiserConfig, TrainingConfig, ZeroConfig
 from kdscale.errors import KdscaleError
 from kdscale.models.build import build_model, count_parameters
 from kdscale.models.calibrate import calibrate
+from kdscale.models.head import TrainedModel
 from kdscale.models.initial import build_student, plan_student
 from kdscale.train.backend import make_backend
 from kdscale.workers import current_worker
@@ -196,7 +198,7 @@ def weights_on_this_rank(folder: str, target: str, stage: int, fields: dict[str,
     )
     backend = make_backend(
         lambda: build_student(planned, path, kept, seed=9),
-        VOCAB,
+        partial(TrainedModel, vocab_size=VOCAB),
         training,
         1,
         current_worker(),

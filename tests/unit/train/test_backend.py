@@ -1,5 +1,6 @@
 """What the config changes about a model before a back end wraps it, and what it restores."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def make(architecture: str, seed: int = 0, **fields: Any) -> Backend:
     training = TrainingConfig(steps=4, batch_rows=2, **fields)
     return make_backend(
         lambda: build_model(make_config(config, VOCAB, special, 16), seed),
-        VOCAB,
+        partial(TrainedModel, vocab_size=VOCAB),
         training,
         1,
         Worker(0, 1, torch.device("cpu")),
