@@ -26,7 +26,7 @@ bench: .venv/.installed-dev
 	$(BIN)/pip install --quiet --disable-pip-version-check gguf
 	$(BIN)/python benchmarks/smollm2_bbc.py
 
-# The peers of benchmarks/reader.py, in an environment of their own.
+# The peers of benchmarks/{reader,loss,step_cost}.py, in an environment of their own.
 bench-setup: .venv-bench/.installed
 
 clean:
