@@ -6,6 +6,7 @@ parts: first one, so that a loop starts soon, then twice as many each time, up t
 allows.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import fields
 from itertools import islice
@@ -19,6 +20,8 @@ from kdscale.types import Rows
 # From 4 MiB on NumPy asks for huge pages: smaller arrays cost more to map than to fill.
 MOST_BYTES = 8 << 20
 
+# So many read batches ahead.
+THREADS = 4
 _ROW_FIELDS = tuple(field.name for field in fields(Rows))
 
 Read = Callable[[np.ndarray], CachedRows]
@@ -60,6 +63,41 @@ def read_batches(
     finally:
         if isinstance(results, Generator):
             results.close()
+
+
+class ReadsAhead(ABC):
+    """What has rows to read, and gives batches of them ahead of time."""
+
+    seconds_waited = 0.0
+    """Seconds that the consumer of `batches` waited."""
+
+    @abstractmethod
+    def read(self, indices: np.ndarray) -> CachedRows:
+        """The rows at `indices` [B], in that order."""
+
+    @property
+    @abstractmethod
+    def row_bytes(self) -> int:
+        """Bytes of a decoded row."""
+
+    def batches(
+        self, orders: Iterable[np.ndarray], ahead: int
+    ) -> Generator[CachedRows, None, None]:
+        """`read` of each of `orders`, with the next `ahead` batches read in the background.
+
+        An error surfaces at the batch that it belongs to. Closing the iterator ends its threads.
+        """
+        return read_batches(
+            self.read,
+            orders,
+            row_bytes=self.row_bytes,
+            threads=min(ahead, THREADS),
+            ahead=ahead,
+            waited=self._count_wait,
+        )
+
+    def _count_wait(self, seconds: float) -> None:
+        self.seconds_waited += seconds
 
 
 def _groups(orders: Iterable[np.ndarray], most: int, most_rows: int) -> Iterator[list[np.ndarray]]:

@@ -6,7 +6,7 @@ curricula and resume work on it as on one cache.
 """
 
 import json
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import cached_property
 
@@ -15,7 +15,7 @@ import numpy as np
 from kdscale.cache.codecs import Codec
 from kdscale.cache.format.rowform import empty_records, row_type, view_rows
 from kdscale.cache.identity import Identity
-from kdscale.cache.read.batches import read_batches
+from kdscale.cache.read.batches import ReadsAhead
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows, RowStats
 from kdscale.errors import KdscaleError
@@ -23,10 +23,8 @@ from kdscale.errors import KdscaleError
 # What one batch of targets must have in common. Teachers and data may differ.
 ALIKE = ("codec", "tokenizer", "vocab_size", "row_length", "temperature")
 
-_BATCH_THREADS = 4
 
-
-class MixedReader:
+class MixedReader(ReadsAhead):
     """Rows of several caches as rows 0 .. len - 1, of cache i weights[i] times as many as it has.
 
     A weight of 2 gives every row twice, 0.5 an evenly spread half, 1.5 every row once and such a
@@ -44,7 +42,6 @@ class MixedReader:
             [drawn_rows(len(r), weight) for r, weight in zip(readers, weights, strict=True)]
         )
         self._ends = np.cumsum(self._drawn)
-        self._seconds_waited = 0.0
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -99,7 +96,7 @@ class MixedReader:
         for reader in self._readers:
             for name, value in reader.metrics.items():
                 total[name] = total.get(name, 0.0) + value
-        return total | {"seconds_waited": self._seconds_waited}
+        return total | {"seconds_waited": self.seconds_waited}
 
     def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The cache [B] and the row in it [B] of each of `indices` [B]."""
@@ -118,23 +115,6 @@ class MixedReader:
             here = caches == cache
             records[here] = self._readers[cache].read(rows[here]).records
         return view_rows(records, kind)
-
-    def batches(
-        self, orders: Iterable[np.ndarray], ahead: int
-    ) -> Generator[CachedRows, None, None]:
-        """See `CacheReader.batches`."""
-        threads = min(ahead, _BATCH_THREADS)
-        return read_batches(
-            self.read,
-            orders,
-            row_bytes=self.row_bytes,
-            threads=threads,
-            ahead=ahead,
-            waited=self._count_wait,
-        )
-
-    def _count_wait(self, seconds: float) -> None:
-        self._seconds_waited += seconds
 
 
 def check_alike(identities: Sequence[Identity]) -> None:

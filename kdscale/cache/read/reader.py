@@ -6,7 +6,6 @@ arithmetic; only the tables of blocks, which stand in the units' indexes, are fe
 """
 
 import os
-from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -21,19 +20,18 @@ from kdscale.cache.format.records import Unit
 from kdscale.cache.format.rowform import FixedRows, row_type, view_rows
 from kdscale.cache.format.verified import read_index
 from kdscale.cache.identity import Identity, check_identity
-from kdscale.cache.read.batches import MOST_BYTES, read_batches
+from kdscale.cache.read.batches import MOST_BYTES, THREADS, ReadsAhead
 from kdscale.cache.read.blocks import BlockCache
 from kdscale.cache.read.disk import DiskCache
 from kdscale.cache.read.recycled import RecycledMemory
 from kdscale.cache.read.source import BlockSource
 from kdscale.cache.read.stored import BlockMap, StoredBlocks
-from kdscale.cache.rows import CachedRows, RowStats
+from kdscale.cache.rows import RowStats
 from kdscale.store import Store
 
 _INDEX_THREADS = 16
-_BATCH_THREADS = 4
 # Memory kept for later reads: what one batch of each thread takes.
-_KEPT_BATCHES = _BATCH_THREADS
+_KEPT_BATCHES = THREADS
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class CacheSource:
     weight: float = 1.0
 
 
-class CacheReader:
+class CacheReader(ReadsAhead):
     """Rows 0 .. len - 1 of a published cache, in the order of its plans.
 
     expected: fields of the identity that the student depends on; KdscaleError where one differs.
@@ -79,7 +77,6 @@ class CacheReader:
         self._disk = disk
         self._row_type = row_type(int(self.identity["row_length"]), self.codec.bytes_per_position)
         self._map = BlockMap(manifest.segments)
-        self._seconds_waited = 0.0
         self._memory = RecycledMemory(MOST_BYTES, _KEPT_BATCHES)
         self._start_cache()
 
@@ -145,7 +142,7 @@ class CacheReader:
         spent decoding, and seconds that the consumer of `batches` waited."""
         return self._blocks.metrics | {
             "decode_seconds": self._source.decode_seconds,
-            "seconds_waited": self._seconds_waited,
+            "seconds_waited": self.seconds_waited,
         }
 
     def read(self, indices: np.ndarray) -> FixedRows:
@@ -167,26 +164,6 @@ class CacheReader:
             wanted = by_block[start:end]
             _copy_records(records, wanted, block.records, places[wanted])
         return view_rows(records, self._row_type)
-
-    def batches(
-        self, orders: Iterable[np.ndarray], ahead: int
-    ) -> Generator[CachedRows, None, None]:
-        """`read` of each of `orders`, with the next `ahead` batches read in the background.
-
-        An error surfaces at the batch that it belongs to. Closing the iterator ends its threads.
-        """
-        threads = min(ahead, _BATCH_THREADS)
-        return read_batches(
-            self.read,
-            orders,
-            row_bytes=self.row_bytes,
-            threads=threads,
-            ahead=ahead,
-            waited=self._count_wait,
-        )
-
-    def _count_wait(self, seconds: float) -> None:
-        self._seconds_waited += seconds
 
     @property
     def _blocks(self) -> BlockCache:
