@@ -69,6 +69,10 @@ class Worker:
         assert kind == "failed", f"the process {kind} instead: {value}"
         return str(value)
 
+    def end(self) -> tuple[str, Any]:
+        """How `work` ended: ("returned", value), ("failed", traceback) or ("died", None)."""
+        return self._receive()
+
     def await_death(self) -> None:
         """Wait for the process to kill itself."""
         kind, value = self._receive()
