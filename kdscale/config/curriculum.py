@@ -113,29 +113,6 @@ class LengthConfig(Config):
         return self
 
 
-class TaidConfig(Config):
-    """TAID (Shing et al., ICLR 2025): the target moves from the student to the teacher. t is the
-    teacher's part in it."""
-
-    start: float = Field(default=0.4, ge=0, lt=1)
-    """t at the first step."""
-
-    end: float = Field(default=1.0, gt=0, le=1)
-    """t at the last step."""
-
-    alpha: float = Field(default=5e-4, ge=0, le=1)
-    """How fast t may run ahead of the straight line from `start` to `end`."""
-
-    beta: float = Field(default=0.99, ge=0, lt=1)
-    """Decay of the mean of the loss's relative change, which drives t."""
-
-    @model_validator(mode="after")
-    def _towards_the_teacher(self) -> "TaidConfig":
-        if self.end < self.start:
-            raise ValueError(f"taid: end {self.end:g} is below start {self.start:g}")
-        return self
-
-
 class CurriculumConfig(Config):
     """In which order the rows are met."""
 

@@ -1,9 +1,9 @@
-"""Where a student's first weights come from, by groups of parameters, for people and for JSON."""
+"""Where a student's first weights come from, by groups of parameters."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Literal
+from typing import Literal
 
 from kdscale.models.skeleton import Skeleton
 from kdscale.models.sources import Source
@@ -45,10 +45,6 @@ class Provenance:
         totals = [(s, sum(getattr(g, s) for g in self.groups)) for s in _STARTS]
         first = "initial parameters: " + ", ".join(f"{n:,} {s}" for s, n in totals if n)
         return "\n".join([first, *(f"  {group}" for group in self.groups)])
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """The groups as plain objects."""
-        return [asdict(group) for group in self.groups]
 
 
 def trace(mine: Skeleton, theirs: Skeleton | None, sources: dict[str, Source]) -> Provenance:

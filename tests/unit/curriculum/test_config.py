@@ -8,7 +8,6 @@ from kdscale.config.curriculum import (
     FusionConfig,
     LengthConfig,
     Schedule,
-    TaidConfig,
 )
 from kdscale.curriculum.pacing import competence
 from kdscale.curriculum.schedule import value_at
@@ -90,11 +89,6 @@ def test_rows_are_never_cut_to_less_than_a_multiple() -> None:
     with pytest.raises(ValidationError, match="4 positions are fewer than `multiple` 8"):
         LengthConfig(positions=short)
     assert LengthConfig(positions=short, multiple=4).multiple == 4
-
-
-def test_taid_goes_towards_the_teacher() -> None:
-    with pytest.raises(ValidationError, match=r"end 0\.3 is below start 0\.4"):
-        TaidConfig(end=0.3)
 
 
 def test_a_recipe_of_several_stages_runs_on_one_clock() -> None:

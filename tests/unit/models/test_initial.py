@@ -1,6 +1,5 @@
 """Where students start: the teacher's tensors, embeddings, ties, and what is said of it."""
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -145,15 +144,6 @@ def test_what_was_taken_is_said_group_by_group(tmp_path: Path) -> None:
         "  norms <- teacher's norms: 1 tensor, parameters 24 copied",
         "  head <- teacher's head: 1 tensor, parameters 2,328 copied",
     ]
-    again = json.loads(json.dumps(planned.provenance.to_json()))
-    assert again[2] == {
-        "name": "layer 1",
-        "source": "layer 3",
-        "tensors": 11,
-        "copied": attention + 2 * HIDDEN,
-        "sliced": inside,
-        "random": 0,
-    }
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mamba"])
