@@ -81,10 +81,14 @@ class ZeroBackend:
     def export(self, folder: Path) -> None:
         """See Backend."""
         if self._stage == 3:
-            # All ranks gather; rank 0 gets the whole state, the others None.
-            state = self._engine._zero3_consolidated_16bit_state_dict()
-            if state is not None:
-                state = {name.removeprefix(_WRAPPED): value for name, value in state.items()}
+            # All ranks gather; rank 0 gets the whole state, learned projections too, the others
+            # None.
+            gathered = self._engine._zero3_consolidated_16bit_state_dict() or {}
+            state = {
+                name.removeprefix(_WRAPPED): value
+                for name, value in gathered.items()
+                if name.startswith(_WRAPPED)
+            }
         else:
             state = self._bare.state_dict()
         if self._worker.rank == 0:

@@ -1,17 +1,20 @@
 """The student's objective from a live teacher and from the cache, on one rank and on two."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from kdscale.cache.codecs import make_codec
 from kdscale.config import RunConfig
 from kdscale.config.cache import CodecConfig, FullCodec, TopkCodec
 from kdscale.config.live import HiddenConfig
 from kdscale.config.teacher import ModelConfig
-from kdscale.config.training import ZeroConfig
+from kdscale.config.training import OptimiserConfig, TrainingConfig, ZeroConfig
+from kdscale.losses.fused import head_and_loss
 from kdscale.models.build import build_model, load_model, make_config
 from kdscale.models.folder import ModelReference
 from kdscale.models.forward import compute_logits, model_inputs, next_token_labels
@@ -20,6 +23,7 @@ from kdscale.student.hidden import make_hidden_loss
 from kdscale.student.objective import DistillationLoss, LabelsLoss
 from kdscale.student.steps import MicroBatch
 from kdscale.student.targets import LiveTeacher
+from kdscale.train.backend import make_backend
 from kdscale.workers import current_worker
 from tests.ranks import run_ranks
 from tests.runs import tiny_config
@@ -178,3 +182,60 @@ def test_a_sharded_live_teacher_is_the_whole_one(folder: str) -> None:
     for found in run_ranks(sharded, 2, folder):
         for one, other in zip(found, whole, strict=True):
             assert one == pytest.approx(other, rel=1e-4)
+
+
+def trained_maps(folder: str, stages: list[int]) -> dict[int, dict[str, Any]]:
+    """Hidden losses of four steps for each ZeRO stage, on rows shared by the ranks, and what the
+    exported student's files hold."""
+    worker, found = current_worker(), {}
+    loss = make_hidden_loss(HiddenConfig(), (2, 2), (8, 16))
+    rows = batch()
+    with torch.no_grad():
+        teacher = TrainedModel(load_model(folder), VOCAB)
+        theirs = [x[rows.mask] for x in teacher.hidden_and_layers(rows.ids, rows.segments)[1]]
+
+    labels = next_token_labels(rows.ids)[rows.mask]
+
+    def objective_of(student: TrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden, layers = student.hidden_and_layers(rows.ids, rows.segments)
+        on_labels = head_and_loss(hidden[rows.mask], student.head, labels).objective
+        on_layers = loss(student.projections, [x[rows.mask] for x in layers], theirs)
+        return on_labels + on_layers, on_layers.detach()
+
+    for stage in stages:
+        training = TrainingConfig(
+            steps=4,
+            batch_rows=ROWS * worker.world_size,
+            optimiser=OptimiserConfig(weight_decay=0.0),
+            zero=ZeroConfig(stage=stage),
+        )
+        wrap = partial(TrainedModel, vocab_size=VOCAB, projections=loss.projections(seed=4))
+        backend = make_backend(partial(load_model, f"{folder}/student"), wrap, training, 1, worker)
+        values = []
+        for _ in range(4):
+            with backend.micro_batch(last=True):
+                objective, on_layers = backend.model(objective_of)
+                backend.backward(objective / worker.world_size)
+            backend.step(1e-2)
+            values.append(float(on_layers))
+        out = Path(folder) / f"export-{worker.world_size}-{stage}"
+        backend.export(out)
+        worker.barrier()
+        with safe_open(out / "model.safetensors", framework="pt") as file:
+            found[stage] = {"values": values, "names": sorted(file.keys())}
+    return found
+
+
+@pytest.mark.dist
+def test_learned_maps_are_trained_by_every_back_end_and_left_out_of_the_student(
+    folder: str,
+) -> None:
+    model(1, 8).save_pretrained(f"{folder}/student")
+    alone = trained_maps(folder, [0])[0]
+    assert alone["values"][-1] < 0.95 * alone["values"][0]
+    with safe_open(f"{folder}/student/model.safetensors", framework="pt") as file:
+        assert alone["names"] == sorted(file.keys())
+    for found in run_ranks(trained_maps, 2, folder, [0, 1, 3]):
+        for stage, one in found.items():
+            assert one["values"] == pytest.approx(alone["values"], rel=1e-4), stage
+            assert one["names"] == alone["names"], stage
