@@ -60,8 +60,19 @@ class VaroptCodec(Config):
         return self
 
 
+class SystematicCodec(Config):
+    """Evenly spaced draws: unbiased, sums to 1, every draw of the same weight."""
+
+    kind: Literal["systematic"] = "systematic"
+
+    draws: int = Field(default=24, ge=1)
+    """Draws of a position. An id comes as often as `draws` times its probability says, rounded down
+    or up; each draw is stored as an id, and repeats take next to nothing at rest."""
+
+
 CodecConfig = Annotated[
-    FullCodec | TopkCodec | SampleCodec | VaroptCodec, Field(discriminator="kind")
+    FullCodec | TopkCodec | SampleCodec | VaroptCodec | SystematicCodec,
+    Field(discriminator="kind"),
 ]
 
 
@@ -79,7 +90,8 @@ class CacheConfig(Config):
     """What the cache holds."""
 
     codec: CodecConfig = VaroptCodec()
-    """How a position's distribution is kept: `full`, `topk`, `sample` or `varopt`."""
+    """How a position's distribution is kept: `full`, `topk`, `sample`, `varopt` or
+    `systematic`."""
 
     temperature: float = Field(default=1.0, gt=0)
     """Teacher logits are divided by this before the softmax. A cache is made at one temperature."""
