@@ -1,0 +1,85 @@
+"""The run that all arms share, and what is kept of an arm that is finished."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kdscale.config import RunConfig
+from kdscale.config.base import Config
+
+ROW_LENGTH, ROWS, HELD_OUT_ROWS = 256, 400, 32
+BATCH_ROWS = 4
+RATE = 4e-3
+
+NARROW = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+}
+"""A third of the teacher's sizes."""
+
+FROM_TEACHER = {
+    "teacher_layers": [0, 15, 29],
+    "width": {**NARROW, "calibration_rows": 16, "teacher_zero": 0},
+}
+"""A student of three of the teacher's layers."""
+
+
+def make_config(
+    rows: int,
+    seed: int,
+    student: dict[str, Any] | None = None,
+    curriculum: dict[str, Any] | None = None,
+) -> RunConfig:
+    """One pass over as many rows as `rows`; by default in a uniform order."""
+    return RunConfig.model_validate(
+        {
+            "name": "ablation",
+            "output": "unused",
+            "seed": seed,
+            "data": {
+                "train": {"kind": "text", "path": "unused"},
+                "tokenizer": {"kind": "teacher"},
+                "row_length": ROW_LENGTH,
+            },
+            "teacher": {"load": "unused"},
+            "distill": {
+                "student": student or FROM_TEACHER,
+                "curriculum": curriculum or {"warmup_share": 0},
+                "training": {
+                    "steps": rows // BATCH_ROWS,
+                    "batch_rows": BATCH_ROWS,
+                    "micro_batch_rows": BATCH_ROWS,
+                    "optimiser": {"learning_rate": RATE},
+                },
+            },
+        }
+    )
+
+
+def arguments_of(config: Config) -> dict[str, Any]:
+    """What is set in a config, as plain JSON: fields that others add later change nothing."""
+    kind = getattr(config, "kind", None)
+    return config.model_dump(mode="json", exclude_defaults=True) | {"kind": kind}
+
+
+def once(
+    folder: Path, name: str, settings: list[Any], run: Callable[[], dict[str, float]]
+) -> dict[str, float]:
+    """What `run` gives, or what it gave before with equal `settings` (plain JSON)."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    path = folder / f"{name}-{digest}.json"
+    if not path.exists():
+        found = run()
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(found))
+        part.rename(path)
+    found = json.loads(path.read_text())
+    print(
+        f"{name:26} " + "  ".join(f"{key} {value:.4f}" for key, value in found.items()), flush=True
+    )
+    return found

@@ -1,0 +1,166 @@
+"""A student of one arm: trained by kdscale's own loop, loss and back end, on rows in memory."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.ablation.corpus import Corpus
+from kdscale.config import RunConfig
+from kdscale.curriculum.sampler import CurriculumSampler
+from kdscale.evaluate.metrics import LanguageModelSums
+from kdscale.evaluate.results import DomainMetrics
+from kdscale.models.build import load_config_of
+from kdscale.models.calibrate import calibrate
+from kdscale.models.forward import row_tensors
+from kdscale.models.head import TrainedModel
+from kdscale.models.initial import build_student, plan_student
+from kdscale.models.width import Kept as KeptDimensions
+from kdscale.student.objective import DistillationLoss, LabelsLoss
+from kdscale.student.steps import MicroBatch
+from kdscale.train.backend import Backend, make_backend
+from kdscale.train.loop import Hooks, Progress, Step, train
+from kdscale.workers import Worker
+
+WORKER = Worker(0, 1, torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What an arm learns from: payload [R, T, bytes] uint8 and the codec that reads it; without
+    one, from the labels alone."""
+
+    payload: np.ndarray | None = None
+    codec: Any = None
+
+
+class Students:
+    """Starts students, each with the same weights for the same seed."""
+
+    def __init__(self, config: RunConfig, teacher: Path, corpus: Corpus) -> None:
+        student = config.distill.student
+        self._plan = plan_student(
+            student,
+            load_config_of(teacher),
+            vocab_size=corpus.vocab_size,
+            special_ids={},
+            row_length=corpus.rows.input_ids.shape[1],
+        )
+        self._teacher = teacher if student.takes_from_teacher else None
+        self._kept: KeptDimensions | None = None
+        if student.width is not None:
+            sample = corpus.rows.take(np.arange(student.width.calibration_rows))
+            self._kept = self._plan.keep(calibrate(student.width, teacher, None, sample, WORKER))
+
+    def start(self, config: RunConfig, vocab_size: int) -> Backend:
+        """A student before its first step."""
+        return make_backend(
+            lambda: build_student(self._plan, self._teacher, self._kept, config.seed),
+            partial(TrainedModel, vocab_size=vocab_size),
+            config.distill.training,
+            _micro_batches(config),
+            WORKER,
+        )
+
+
+def run_arm(
+    config: RunConfig,
+    students: Students,
+    corpus: Corpus,
+    held_out: Corpus,
+    arm: Arm,
+    difficulty: np.ndarray,
+) -> dict[str, float]:
+    """What a student trained on `corpus` scores on `held_out`."""
+    started = time.perf_counter()
+    found = evaluate(train_student(config, students, corpus, arm, difficulty), held_out)
+    return {
+        "loss": found["loss"],
+        "kl": found["kl_teacher_student"],
+        "agreement": found["agreement_top1"],
+        "ece": found["ece"],
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def train_student(
+    config: RunConfig,
+    students: Students,
+    corpus: Corpus,
+    arm: Arm,
+    difficulty: np.ndarray,
+) -> Backend:
+    """A student that was trained on `corpus`, in the order that the config gives rows of such
+    difficulty ([R])."""
+    backend = students.start(config, corpus.vocab_size)
+    loss = LabelsLoss() if arm.codec is None else DistillationLoss(config, arm.codec, None)
+    train(
+        backend=backend,
+        training=config.distill.training,
+        worker=WORKER,
+        start=Progress(),
+        steps=read_steps(config, corpus, arm, difficulty),
+        compute_loss=loss,
+        hooks=Hooks(
+            log=lambda step, tokens, metrics: None,
+            validate=lambda: {"loss": 0.0},  # no decision hangs on it here
+            save=lambda progress: None,
+            progress=lambda done, tokens: None,
+            extra=lambda step: {},
+        ),
+    )
+    return backend
+
+
+def read_steps(
+    config: RunConfig, corpus: Corpus, arm: Arm, difficulty: np.ndarray
+) -> Iterator[Step[MicroBatch]]:
+    """The rows of every step, in micro-batches."""
+    training = config.distill.training
+    sampler = CurriculumSampler(
+        config.distill.curriculum,
+        difficulty,
+        batch_rows=training.batch_rows,
+        steps=training.steps,
+        seed=config.seed,
+    )
+    for step in range(training.steps):
+        batch = sampler.batch(step)
+        parts = np.array_split(batch, _micro_batches(config))
+        micro_batches = [micro_batch(corpus, arm, part) for part in parts]
+        yield Step(micro_batches, sum(int(each.mask.sum()) for each in micro_batches))
+
+
+def micro_batch(corpus: Corpus, arm: Arm, rows: np.ndarray) -> MicroBatch:
+    """Rows as a step has them."""
+    ids, segments, mask = row_tensors(corpus.rows.take(rows), WORKER.device)
+    payload = np.empty((*ids.shape, 0), np.uint8) if arm.payload is None else arm.payload[rows]
+    return MicroBatch(ids, segments, mask, torch.from_numpy(payload), None)
+
+
+@torch.no_grad()
+def evaluate(backend: Backend, corpus: Corpus) -> DomainMetrics:
+    """Scores on all rows, against the labels and against the teacher's own distribution."""
+    backend.model.eval()
+    sums = LanguageModelSums()
+    for row in range(len(corpus)):
+        ids, segments, mask = row_tensors(corpus.rows.take(np.array([row])), WORKER.device)
+        logits = backend.model(_logits, ids, segments, mask)
+        sums.update(logits, corpus.labels(row), corpus.log_probs(row))
+    return sums.metrics()
+
+
+def _logits(
+    model: TrainedModel, ids: torch.Tensor, segments: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    return model.head.logits(model.hidden(ids, segments)[mask])
+
+
+def _micro_batches(config: RunConfig) -> int:
+    training = config.distill.training
+    return -(-training.batch_rows // training.micro_batch_rows)
