@@ -23,8 +23,8 @@ class Cached:
     codec: Codec
     payload: Tensor  # [P, bytes] uint8
 
-    def at(self, part: slice) -> SparseTargets:
-        """The targets of some positions."""
+    def at(self, part: slice, logits: Tensor | None = None) -> SparseTargets:
+        """The targets of some positions, whatever the student's `logits` are."""
         found = self.codec.decode(self.payload[part])
         assert isinstance(found, SparseTargets)
         return found

@@ -95,6 +95,15 @@ class DistillConfig(Config):
             raise ValueError("`live` says how a live teacher runs: set targets to `live`")
         return self
 
+    @model_validator(mode="after")
+    def _taid_with_forward_kl(self) -> "DistillConfig":
+        kind = self.loss.divergence.kind
+        if self.live.taid is not None and kind != "forward_kl":
+            raise ValueError(
+                f"`live.taid` is a target of the forward KL: drop it, or the divergence {kind!r}"
+            )
+        return self
+
 
 class EvaluateConfig(Config):
     """The evaluate stage."""

@@ -24,8 +24,9 @@ __all__ = ["Head", "LossSums", "Objective", "TargetsAt", "head_and_loss"]
 # gain nothing. The two buffers take as much memory as the gradient of a weight 512 wide.
 _POSITIONS = 256
 
-TargetsAt = Callable[[slice], Targets]
-"""The targets of some of the positions, made when they are needed."""
+TargetsAt = Callable[[slice, torch.Tensor], Targets]
+"""The targets of some of the C positions, made when they are needed; they may depend on the
+student's logits there, [C, V] float32, which are gone when the call has returned."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,14 @@ class Head:
         """Without padding, in the dtype of the hidden states."""
         weight, bias = (
             None if each is None else each[: self.vocab_size].to(dtype)
+            for each in (self.weight, self.bias)
+        )
+        return replace(self, weight=weight, bias=bias)
+
+    def copied(self) -> "Head":
+        """Without padding, in memory of its own, for as long as it is held."""
+        weight, bias = (
+            None if each is None else each[: self.vocab_size].detach().clone()
             for each in (self.weight, self.bias)
         )
         return replace(self, weight=weight, bias=bias)
@@ -80,10 +89,10 @@ def head_and_loss(
 ) -> LossSums:
     """Sums over P positions of the objective on hidden states [P, D] and labels [P] int64.
 
-    `targets` gives SparseTargets or DenseTargets over V ids for a slice of the positions; without
-    it, or with `kd_weight` 0 and no need to know the distillation loss, there is cross-entropy
-    alone. Gradients reach `hidden`, the head's weight and its bias. ValueError for shapes that do
-    not fit each other.
+    `targets` gives SparseTargets or DenseTargets over V ids for a slice of the positions and the
+    logits there; without it, or with `kd_weight` 0 and no need to know the distillation loss, there
+    is cross-entropy alone. Gradients reach `hidden`, the head's weight and its bias. ValueError for
+    shapes that do not fit each other.
     """
     objective = objective or Objective()
     width = head.vocab_size if head.weight is None else head.weight.shape[-1]
@@ -122,7 +131,7 @@ class _FusedLoss(torch.autograd.Function):
             logits, gradient = (buffer[: len(some)] for buffer in buffers)
             _multiply(some, used, logits)
             slope = _transform(logits, head)
-            found = targets(part) if targets is not None else None
+            found = targets(part, logits) if targets is not None else None
             sums += chunk_loss(logits, labels[part], found, objective, gradient)
             if gradients.wanted:
                 gradients.add(part, some, used, gradient if slope is None else gradient.mul_(slope))

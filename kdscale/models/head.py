@@ -5,8 +5,8 @@ of itself is compared with its own logits once; one that does something else kee
 which costs memory and nothing else.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -16,6 +16,12 @@ from kdscale.models.forward import compute_logits, model_inputs
 
 _POSITIONS = 8
 _TOLERANCE = 1e-3
+
+LayerOutput = Literal["hidden", "attention"]
+"""What a layer gives, [B, T, D], the last one behind the final norm; or its attention weights, the
+mean over heads, [B, T, T]: a row for each query."""
+
+_FLAGS = {"hidden": "output_hidden_states", "attention": "output_attentions"}
 
 
 class TrainedModel(torch.nn.Module):
@@ -30,9 +36,15 @@ class TrainedModel(torch.nn.Module):
         model: PreTrainedModel,
         vocab_size: int,
         projections: Sequence[torch.nn.Module] = (),
+        *,
+        gives_attention: bool = False,
     ) -> None:
-        """`projections` are trained with the model and belong to the loss, not to the model."""
+        """`projections` are trained with the model and belong to the loss, not to the model.
+        `gives_attention`: it computes its attention in the way that has the weights."""
         super().__init__()
+        self.gives_attention = gives_attention
+        if gives_attention:
+            model.set_attn_implementation("eager")
         self.model = model
         self.vocab_size = vocab_size
         self.projections = torch.nn.ModuleList(projections)
@@ -52,16 +64,26 @@ class TrainedModel(torch.nn.Module):
         return hidden
 
     def hidden_and_layers(
-        self, input_ids: torch.Tensor, segments: torch.Tensor
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """`hidden`, and what every layer gives, [B, T, D] each, the last one behind the final
-        norm."""
-        inputs = model_inputs(self.model, input_ids, segments) | {"output_hidden_states": True}
+        self,
+        input_ids: torch.Tensor,
+        segments: torch.Tensor,
+        outputs: Collection[LayerOutput],
+    ) -> tuple[torch.Tensor, dict[str, list[torch.Tensor]]]:
+        """`hidden`, and the `outputs` of all layers by name."""
+        flags = {_FLAGS[name]: True for name in outputs}
+        inputs = model_inputs(self.model, input_ids, segments) | flags
         if self._has_linear_head:
             found = self.model.base_model(**inputs)
-            return found.last_hidden_state, found.hidden_states[1:]
-        whole = self.model(**inputs)
-        return whole.logits, whole.hidden_states[1:]
+            hidden = found.last_hidden_state
+        else:
+            found = self.model(**inputs)
+            hidden = found.logits
+        layers = {}
+        if "hidden" in outputs:
+            layers["hidden"] = list(found.hidden_states[1:])
+        if "attention" in outputs:
+            layers["attention"] = [weights.mean(dim=1) for weights in found.attentions]
+        return hidden, layers
 
     @property
     def head(self) -> Head:

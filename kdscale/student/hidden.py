@@ -1,23 +1,23 @@
-"""Which layers of student and teacher are compared, through which maps, by which loss."""
+"""Which hidden states of student and teacher are compared, through which maps, by which loss."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from kdscale.config.live import HiddenConfig
-from kdscale.errors import KdscaleError
+from kdscale.config.live import HiddenConfig, LayerPairs
 from kdscale.losses.hidden import hidden_cosine_sum, hidden_mse_sum
+from kdscale.student.layers import choose_pairs, mean_over_pairs
 
 _LOSSES = {"mse": hidden_mse_sum, "cosine": hidden_cosine_sum}
 
 
 @dataclass(frozen=True)
 class HiddenLoss:
-    """A loss between pairs of layers."""
+    """A loss between the hidden states of pairs of layers."""
 
     config: HiddenConfig
-    pairs: tuple[tuple[int, int], ...]
+    pairs: LayerPairs
     widths: tuple[int, int]  # of student and teacher
 
     def projections(self, seed: int) -> list[torch.nn.Module]:
@@ -42,12 +42,10 @@ class HiddenLoss:
     ) -> torch.Tensor:
         """Sum over P positions of the mean over pairs; `student` and `teacher` are what their
         layers give, [P, D] each, by layer."""
-        loss = _LOSSES[self.config.kind]
-        parts = [
-            loss(project(student[mine]), teacher[theirs])
-            for project, (mine, theirs) in zip(projections, self.pairs, strict=True)
-        ]
-        return torch.stack(parts).mean()
+        pairs = zip(projections, self.pairs, strict=True)
+        mine = [project(student[layer]) for project, (layer, _) in pairs]
+        theirs = [teacher[layer] for _, layer in self.pairs]
+        return mean_over_pairs(_LOSSES[self.config.kind], mine, theirs)
 
 
 def make_hidden_loss(
@@ -55,19 +53,5 @@ def make_hidden_loss(
 ) -> HiddenLoss:
     """For a student and a teacher of so many layers and such widths. KdscaleError for layers that
     one of them has not."""
-    pairs = config.layers or tuple((i, matching_layer(i, *depths)) for i in range(depths[0]))
-    for pair in pairs:
-        for layer, depth, name in zip(pair, depths, ("student", "teacher"), strict=True):
-            if not 0 <= layer < depth:
-                raise KdscaleError(
-                    f"distill.live.hidden.layers has {list(pair)}, but the {name} has layers 0 to "
-                    f"{depth - 1}.",
-                    "Give pairs of layers that both have.",
-                )
+    pairs = choose_pairs(config.layers, depths, "distill.live.hidden.layers")
     return HiddenLoss(config, pairs, widths)
-
-
-def matching_layer(layer: int, student: int, teacher: int) -> int:
-    """The teacher's layer at the same share of the depth as the student's; the last with the
-    last."""
-    return max(0, round((layer + 1) * teacher / student) - 1)

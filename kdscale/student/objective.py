@@ -9,9 +9,18 @@ from kdscale.losses.divergences import make_divergence
 from kdscale.losses.fused import Objective, head_and_loss
 from kdscale.models.forward import next_token_labels
 from kdscale.models.head import TrainedModel
+from kdscale.student.attention import AttentionLoss
 from kdscale.student.hidden import HiddenLoss
 from kdscale.student.steps import MicroBatch
-from kdscale.student.targets import BatchTargets, CachedTargets, LiveTargets, LiveTeacher
+from kdscale.student.taid import LOSS as TAID_LOSS
+from kdscale.student.taid import InterpolatedTargets, Taid
+from kdscale.student.targets import (
+    BatchTargets,
+    CachedTargets,
+    LayerOutputs,
+    LiveTeacher,
+    at_positions,
+)
 from kdscale.train.loop import LossSums
 
 
@@ -39,10 +48,13 @@ class DistillationLoss:
         codec: Codec,
         teacher: LiveTeacher | None,
         hidden: HiddenLoss | None = None,
+        attention: AttentionLoss | None = None,
     ) -> None:
-        """Targets are those of `teacher` or, without one, of the cache with `codec`; `hidden` needs
-        a teacher that gives its layers."""
+        """Targets are those of `teacher` or, without one, of the cache with `codec`; `hidden` and
+        `attention` are the losses on layers that `config` asks for; they need a teacher."""
         self._hidden = hidden
+        self._attention = attention
+        self._outputs = config.distill.live.layer_outputs
         self._loss = config.distill.loss
         self._steps = config.distill.training.steps
         self._cache_temperature = config.cache.temperature
@@ -50,54 +62,64 @@ class DistillationLoss:
         self._divergence = make_divergence(self._loss.divergence)
         self._codec = codec
         self._teacher = teacher
+        taid = config.distill.live.taid
+        self.taid = Taid(taid, self._steps) if taid is not None else None
 
     def metrics(self, step: int) -> dict[str, float]:
-        """What is scheduled, at `step`."""
-        return {"kd_weight": self._kd_weight(step), "temperature": self._temperature_at(step)}
+        """What is scheduled, at `step`, which is at hand."""
+        found = {"kd_weight": self._kd_weight(step), "temperature": self._temperature_at(step)}
+        return found if self.taid is None else found | {"taid_t": self.taid.t}
 
     def __call__(self, model: TrainedModel, batch: MicroBatch, step: int) -> LossSums:
         """Sums over the batch's targets. Logged: `loss` is what is trained on, `ce_loss` the
         cross-entropy on the labels, and `kl`, or `divergence` where it is another one, how far the
-        student is from its teacher (but for the KL of sampled targets in rows that are cut)."""
+        student is from its teacher (but for the KL of sampled targets in rows that are cut); with
+        TAID also the loss on its targets."""
         temperature = self._temperature_at(step)
         targets = self._targets(batch, temperature)
-        hidden, on_layers = self._states(model, batch, targets)
+        hidden, layers = self._forward(model, batch)
         labels = next_token_labels(batch.ids)[batch.mask]
         objective = Objective(self._kd_weight(step), temperature, self._divergence)
         found = head_and_loss(hidden, model.head, labels, targets.at, objective)
         total = found.objective
         parts = {"ce_loss": found.cross_entropy}
-        if on_layers is not None and self._hidden is not None:
-            total = total + self._hidden.config.weight * on_layers
-            parts["hidden"] = on_layers.detach()
+        for name, (weight, value) in self._on_layers(model, layers, targets.layers).items():
+            total = total + weight * value
+            parts[name] = value.detach()
         parts["loss"] = total.detach()
+        if self.taid is not None:
+            parts[TAID_LOSS] = found.distillation
         if self._divergence is not None:
             return total, parts | {"divergence": found.distillation}
-        entropy = targets.entropy()
-        if entropy is None:
-            return total, parts
-        # What was summed is a soft cross-entropy.
-        kl = found.distillation - entropy * temperature**2
-        return total, parts | {"kl": kl}
+        kl = targets.kl(found.distillation)
+        return total, parts if kl is None else parts | {"kl": kl}
 
-    def _states(
-        self, model: TrainedModel, batch: MicroBatch, targets: BatchTargets
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Hidden states [P, D] for the head, and the loss on all layers, where there is one."""
-        if self._hidden is None:
-            return model.hidden(batch.ids, batch.segments)[batch.mask], None
-        assert isinstance(targets, LiveTargets)
-        hidden, layers = model.hidden_and_layers(batch.ids, batch.segments)
-        own = [layer[batch.mask] for layer in layers]
-        return hidden[batch.mask], self._hidden(model.projections, own, targets.layers)
+    def _forward(self, model: TrainedModel, batch: MicroBatch) -> tuple[torch.Tensor, LayerOutputs]:
+        """Hidden states [P, D] for the head, and what the losses on layers need."""
+        hidden, layers = model.hidden_and_layers(batch.ids, batch.segments, self._outputs)
+        return hidden[batch.mask], at_positions(layers, batch.mask)
+
+    def _on_layers(
+        self, model: TrainedModel, mine: LayerOutputs, theirs: LayerOutputs
+    ) -> dict[str, tuple[float, torch.Tensor]]:
+        """Weight and sum of each loss on layers, by name."""
+        found = {}
+        if self._hidden is not None:
+            value = self._hidden(model.projections, mine["hidden"], theirs["hidden"])
+            found["hidden"] = (self._hidden.config.weight, value)
+        if self._attention is not None:
+            value = self._attention(mine["attention"], theirs["attention"])
+            found["attention"] = (self._attention.config.weight, value)
+        return found
 
     def _targets(self, batch: MicroBatch, temperature: float) -> BatchTargets:
         if self._teacher is not None:
-            return self._teacher.targets(batch.ids, batch.segments, batch.mask, temperature)
+            live = self._teacher.targets(batch.ids, batch.segments, batch.mask, temperature)
+            return live if self.taid is None else InterpolatedTargets(live, self.taid.t)
         entropy = batch.entropy
         if entropy is not None:
             entropy = (entropy * batch.mask.sum(dim=1)).sum()
-        return CachedTargets(self._codec, batch.payload[batch.mask], entropy)
+        return CachedTargets(self._codec, batch.payload[batch.mask], entropy, temperature)
 
     def _kd_weight(self, step: int) -> float:
         return value_at(self._loss.kd_weight, step, self._steps)

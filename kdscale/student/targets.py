@@ -5,7 +5,7 @@ vocabulary exists for a chunk of positions only. The entropy of what was handed 
 way: it makes a KL of the soft cross-entropy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Protocol
 
 import torch
@@ -14,37 +14,56 @@ from transformers import PreTrainedModel
 from kdscale.cache.codecs import Codec
 from kdscale.config.training import ZeroConfig
 from kdscale.losses.divergences import entropy_sum
+from kdscale.losses.fused import Head
+from kdscale.models.attention import check_attention
 from kdscale.models.folder import ModelReference
-from kdscale.models.head import TrainedModel
+from kdscale.models.head import LayerOutput, TrainedModel
 from kdscale.models.sharded import load_teacher, share_parameter
 from kdscale.types import DenseTargets, SparseTargets, Targets
 from kdscale.workers import Worker
+
+LayerOutputs = dict[str, list[torch.Tensor]]
+"""By name of the LayerOutput, then by layer."""
 
 
 class BatchTargets(Protocol):
     """The targets of P positions."""
 
-    def at(self, part: slice) -> Targets:
-        """Those of some of the positions; each is asked for once."""
+    layers: LayerOutputs
+    """The teacher's at these positions, [P, *] each; none of a cache."""
+
+    def at(self, part: slice, logits: torch.Tensor) -> Targets:
+        """Those of some C of the positions, where the student's logits are `logits` [C, V]
+        float32, not divided by the temperature; each position is asked for once."""
         ...
 
-    def entropy(self) -> torch.Tensor | None:
-        """Sum of the teacher's entropies over the positions handed out, nats; a scalar. None where
-        it is not known."""
+    def kl(self, distillation: torch.Tensor) -> torch.Tensor | None:
+        """KL of the student from its teacher, times T^2, summed over the positions handed out; None
+        where it is not known. `distillation` is T^2 times the soft cross-entropy of the targets, a
+        sum."""
         ...
 
 
 class CachedTargets:
     """What a codec kept."""
 
-    def __init__(self, codec: Codec, payload: torch.Tensor, entropy: torch.Tensor | None) -> None:
-        """payload: [P, bytes a position] uint8; entropy: the teacher's own over all positions."""
+    def __init__(
+        self,
+        codec: Codec,
+        payload: torch.Tensor,
+        entropy: torch.Tensor | None,
+        temperature: float,
+    ) -> None:
+        """payload: [P, bytes a position] uint8; entropy: the teacher's own over all positions, a
+        sum, where it is known; temperature: of the student."""
+        self.layers: LayerOutputs = {}
         self._codec = codec
         self._payload = payload
         self._entropy = entropy
+        self._temperature = temperature
         self._merged: torch.Tensor | None = None
 
-    def at(self, part: slice) -> Targets:
+    def at(self, part: slice, logits: torch.Tensor) -> Targets:
         """See BatchTargets."""
         targets = self._codec.decode(self._payload[part])
         if isinstance(targets, SparseTargets) and targets.ghost is not None:
@@ -52,14 +71,16 @@ class CachedTargets:
             self._merged = found if self._merged is None else self._merged + found
         return targets
 
-    def entropy(self) -> torch.Tensor | None:
-        """The teacher's own, which leaves the KL unbiased where targets are sampled; with a ghost
-        bucket, that of the listed ids and the bucket."""
-        return self._entropy if self._merged is None else self._merged
+    def kl(self, distillation: torch.Tensor) -> torch.Tensor | None:
+        """See BatchTargets. The teacher's own entropy leaves it unbiased where targets are sampled;
+        with a ghost bucket it is that of the listed ids and the bucket."""
+        entropy = self._entropy if self._merged is None else self._merged
+        return None if entropy is None else distillation - entropy * self._temperature**2
 
 
 class LiveTeacher:
-    """A teacher that runs over the student's rows."""
+    """A teacher that runs over the student's rows. Where it is sharded, every rank holds its head
+    whole while a micro-batch lasts."""
 
     def __init__(
         self,
@@ -67,37 +88,33 @@ class LiveTeacher:
         worker: Worker,
         zero: ZeroConfig,
         vocab_size: int,
-        *,
-        with_layers: bool = False,
+        outputs: Collection[LayerOutput] = (),
     ) -> None:
+        """`outputs` of its layers come with its targets. KdscaleError where it has not got
+        them."""
+
         def wrap(model: PreTrainedModel) -> TrainedModel:
-            trained = TrainedModel(model, vocab_size)
+            trained = TrainedModel(model, vocab_size, gives_attention="attention" in outputs)
             if zero.stage == 3:
                 share_parameter(trained, trained.head_weight)
             return trained
 
-        self._with_layers = with_layers
+        self._outputs = outputs
+        self._is_sharded = zero.stage == 3
         folder = reference.local()
         self._model = load_teacher(folder, worker, zero, reference.revision, wrap=wrap)
         with torch.no_grad():
             self._model(TrainedModel.check_head, worker.device)
+            self._model(check_attention, worker.device)
 
     @torch.no_grad()
     def targets(
         self, ids: torch.Tensor, segments: torch.Tensor, mask: torch.Tensor, temperature: float
     ) -> "LiveTargets":
-        """Softmax of the logits over `temperature` where `mask` [B, T] is True; and the layers'
-        states there, where they are wanted."""
-        if not self._with_layers:
-            return LiveTargets(self, self._model(_hidden, ids, segments)[mask], temperature)
-        hidden, layers = self._model(TrainedModel.hidden_and_layers, ids, segments)
-        return LiveTargets(self, hidden[mask], temperature, [layer[mask] for layer in layers])
-
-    @torch.no_grad()
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[C, V] float32 of hidden states [C, D]."""
-        found: torch.Tensor = self._model(_logits, hidden)
-        return found
+        """Softmax of the logits over `temperature` where `mask` [B, T] is True, and the layers'
+        outputs there."""
+        hidden, layers, head = self._model(_forward, ids, segments, self._outputs, self._is_sharded)
+        return LiveTargets(head, hidden[mask], temperature, at_positions(layers, mask))
 
 
 class LiveTargets:
@@ -105,32 +122,43 @@ class LiveTargets:
 
     def __init__(
         self,
-        teacher: LiveTeacher,
+        head: Head,
         hidden: torch.Tensor,
         temperature: float,
-        layers: Sequence[torch.Tensor] = (),
+        layers: LayerOutputs,
     ) -> None:
+        """`hidden` [P, D] is what the teacher's `head` takes."""
         self.layers = layers
-        self._teacher = teacher
+        self.temperature = temperature
+        self._head = head
         self._hidden = hidden
-        self._temperature = temperature
         self._entropy = torch.zeros((), device=hidden.device)
 
-    def at(self, part: slice) -> Targets:
+    def at(self, part: slice, logits: torch.Tensor) -> DenseTargets:
         """See BatchTargets."""
-        logits = self._teacher.logits(self._hidden[part])
-        targets = DenseTargets(torch.log_softmax(logits / self._temperature, dim=-1))
+        own = self._head.logits(self._hidden[part])
+        targets = DenseTargets(torch.log_softmax(own / self.temperature, dim=-1))
         self._entropy = self._entropy + entropy_sum(targets)
         return targets
 
-    def entropy(self) -> torch.Tensor:
+    def kl(self, distillation: torch.Tensor) -> torch.Tensor:
         """See BatchTargets."""
-        return self._entropy
+        return distillation - self._entropy * self.temperature**2
 
 
-def _hidden(model: TrainedModel, ids: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
-    return model.hidden(ids, segments)
+def at_positions(layers: LayerOutputs, mask: torch.Tensor) -> LayerOutputs:
+    """What layers give, [B, T, *] each, where `mask` [B, T] is True: [P, *]."""
+    return {name: [each[mask] for each in found] for name, found in layers.items()}
 
 
-def _logits(model: TrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    return model.head.logits(hidden)
+def _forward(
+    model: TrainedModel,
+    ids: torch.Tensor,
+    segments: torch.Tensor,
+    outputs: Collection[LayerOutput],
+    is_sharded: bool,
+) -> tuple[torch.Tensor, LayerOutputs, Head]:
+    """Hidden states [B, T, D], layers' outputs, and the head, which is whole only in here."""
+    hidden, layers = model.hidden_and_layers(ids, segments, outputs)
+    # Gathered here, once: chunk by chunk, ranks with fewer targets would not be there to take part.
+    return hidden, layers, model.head.copied() if is_sharded else model.head

@@ -22,6 +22,7 @@ from kdscale.models.folder import ModelReference
 from kdscale.models.head import TrainedModel
 from kdscale.scratch import machine_folder
 from kdscale.store import Store
+from kdscale.student.attention import AttentionLoss, make_attention_loss
 from kdscale.student.hidden import HiddenLoss, make_hidden_loss
 from kdscale.student.objective import DistillationLoss, LabelsLoss
 from kdscale.student.stages import make_sampler, staged_steps
@@ -82,20 +83,25 @@ def live_teacher(
     if config.distill.targets == "cache":
         return None
     zero = ZeroConfig(stage=config.distill.live.zero)
-    with_layers = config.distill.live.hidden is not None
-    return LiveTeacher(teacher, worker, zero, prepared.vocab_size, with_layers=with_layers)
+    outputs = config.distill.live.layer_outputs
+    return LiveTeacher(teacher, worker, zero, prepared.vocab_size, outputs)
 
 
-def hidden_loss(config: RunConfig, start: Start, teacher: ModelReference) -> HiddenLoss | None:
-    """The loss on hidden states, where the config asks for one; KdscaleError for layers that
-    student or teacher have not."""
-    if config.distill.live.hidden is None:
-        return None
+def layer_losses(
+    config: RunConfig, start: Start, teacher: ModelReference
+) -> tuple[HiddenLoss | None, AttentionLoss | None]:
+    """The losses on hidden states and on attention, where the config asks for them; KdscaleError
+    for layers that student or teacher have not."""
+    live = config.distill.live
+    if not live.layer_outputs:
+        return None, None
     shapes = (start.config, load_config_of(teacher.local(), teacher.revision))
     own, theirs = (shape.get_text_config() for shape in shapes)
     depths = own.num_hidden_layers, theirs.num_hidden_layers
     widths = own.hidden_size, theirs.hidden_size
-    return make_hidden_loss(config.distill.live.hidden, depths, widths)
+    hidden = make_hidden_loss(live.hidden, depths, widths) if live.hidden else None
+    attention = make_attention_loss(live.attention, depths) if live.attention else None
+    return hidden, attention
 
 
 def _train_arm(
@@ -114,11 +120,14 @@ def _train_arm(
     loss: LabelsLoss | DistillationLoss = LabelsLoss()
     wrap = partial(TrainedModel, vocab_size=vocab_size)
     if session.name != "control":
+        hidden, attention = layer_losses(config, start, teacher)
         live = live_teacher(config, teacher, worker, prepared)
-        hidden = hidden_loss(config, start, teacher)
-        loss = DistillationLoss(config, reader.codec, live, hidden)
-        if hidden is not None:
-            wrap = partial(wrap, projections=hidden.projections(config.seed))
+        loss = DistillationLoss(config, reader.codec, live, hidden, attention)
+        wrap = partial(
+            wrap,
+            projections=hidden.projections(config.seed) if hidden is not None else (),
+            gives_attention=attention is not None,
+        )
 
     def extra(step: int) -> dict[str, float]:
         return sampler.metrics(step) | seen.metrics(step) | loss.metrics(step)
@@ -134,4 +143,5 @@ def _train_arm(
         ),
         compute_loss=loss,
         extra=extra,
+        adaptive=loss.taid if isinstance(loss, DistillationLoss) else None,
     )

@@ -1,8 +1,8 @@
 """Checkpoints in the store: every rank writes its part, then rank 0 writes the marker that counts.
 
-A checkpoint holds the back end's model and optimiser, each rank's random state, the step, and what
-the validations have shown. The learning rate, the curriculum and the data order are pure functions
-of the step and the seed, so the step is all their state.
+A checkpoint holds the back end's model and optimiser, each rank's random state, the step, what the
+validations have shown, and what follows the loss. The learning rate, the curriculum and the data
+order are pure functions of the step and the seed, so the step is all their state.
 """
 
 import json
@@ -72,7 +72,7 @@ def load_checkpoint(
         backend.load(folder)
         _restore_random_state(folder / f"random-{worker.rank}.pt")
     worker.barrier()
-    return Progress(marker["step"], marker["tokens"], Validated(**marker["validated"]))
+    return Progress(**{**marker, "validated": Validated(**marker["validated"])})
 
 
 def delete_checkpoints(store: Store) -> None:

@@ -1,9 +1,9 @@
 """The training loop: no Ray, no storage, no W&B in it; what it needs of them comes in as
 callables."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
@@ -37,16 +37,28 @@ class Step(Generic[BatchT]):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training stands: optimiser steps done, targets trained on in them, and what the
-    validations have shown."""
+    """Where a training stands: optimiser steps done, targets trained on in them, what the
+    validations have shown, and what an Adaptive has made of the steps."""
 
     step: int = 0
     tokens: int = 0
     validated: Validated = field(default_factory=Validated)
+    adapted: dict[str, float] = field(default_factory=dict)
 
     def is_final(self, training: TrainingConfig) -> bool:
         """Whether no step is left: all are done, or early stopping ends the training."""
         return self.step >= training.steps or self.validated.ends(training.early_stopping)
+
+
+class Adaptive(Protocol):
+    """What changes with the losses of the training itself, and so is no function of the step."""
+
+    def restore(self, saved: Mapping[str, float]) -> None:
+        """Go on from what `after` gave in an earlier run; from the start where that is empty."""
+
+    def after(self, step: int, means: Mapping[str, float]) -> dict[str, float]:
+        """Follow `step`, whose logged parts had these means over all ranks: what is to be kept of
+        it for `restore`."""
 
 
 @dataclass
@@ -55,7 +67,8 @@ class Hooks:
 
     `log(step, tokens, metrics)` and `progress(done, tokens)` on rank 0 only; `validate()`, which
     gives every rank the same `loss`, and `save(progress)` on all ranks; `extra(step)` gives more
-    metrics of that step. Tokens are targets trained on since step 0.
+    metrics of that step; `adaptive` follows every step on all ranks. Tokens are targets trained on
+    since step 0.
     """
 
     log: Callable[[int, int, dict[str, float]], None]
@@ -63,6 +76,7 @@ class Hooks:
     save: Callable[[Progress], None]
     progress: Callable[[int, int], None]
     extra: Callable[[int], dict[str, float]]
+    adaptive: Adaptive | None = None
 
 
 def train(
@@ -93,13 +107,16 @@ def train(
         meter.end_step(int(targets))
 
         done, tokens = now.step + 1, now.tokens + int(targets)
-        now = replace(now, step=done, tokens=tokens)
         last = done == training.steps
+        logs = done % training.log_every == 0 or last or done == 1
         metrics: dict[str, float] = {}
-        if done % training.log_every == 0 or last or done == 1:
-            metrics |= _mean_over_ranks(sums, worker, float(targets))
+        means = _mean_over_ranks(sums, worker, float(targets)) if logs or hooks.adaptive else {}
+        if logs:
+            metrics |= {f"train/{name}": value for name, value in means.items()}
             metrics |= {"lr": rate, "train/gradient_norm": norm} | hooks.extra(done - 1)
             metrics |= meter.metrics()
+        adapted = hooks.adaptive.after(done - 1, means) if hooks.adaptive else {}
+        now = replace(now, step=done, tokens=tokens, adapted=adapted)
         if done % training.validate_every == 0 or last:
             found = hooks.validate()
             validated = now.validated.after(done, found["loss"], training.early_stopping)
@@ -139,6 +156,4 @@ def _mean_over_ranks(
     names = sorted(sums)
     stacked = torch.stack([sums[name].detach().float() for name in names])
     total = worker.all_reduce_sum(stacked)
-    return {
-        f"train/{name}": float(value) / targets for name, value in zip(names, total, strict=True)
-    }
+    return {name: float(value) / targets for name, value in zip(names, total, strict=True)}

@@ -17,6 +17,7 @@ from kdscale.config.training import TrainingConfig
 from kdscale.data.order import spread
 from kdscale.data.prepared import Prepared
 from kdscale.losses.fused import head_and_loss
+from kdscale.models.attention import check_attention
 from kdscale.models.build import count_parameters
 from kdscale.models.folder import MARKER, publish, read_marker
 from kdscale.models.forward import check_isolation, next_token_labels, row_tensors
@@ -30,7 +31,7 @@ from kdscale.train.batches import (
     split_micro_batches,
 )
 from kdscale.train.checkpoint import delete_checkpoints, load_checkpoint, save_checkpoint
-from kdscale.train.loop import ComputeLoss, Hooks, Progress, Step, train
+from kdscale.train.loop import Adaptive, ComputeLoss, Hooks, Progress, Step, train
 from kdscale.workers import Worker
 
 BatchT = TypeVar("BatchT")
@@ -77,21 +78,29 @@ def run_session(
     steps: Callable[[int, torch.nn.Module], Iterable[Step[BatchT]]],
     compute_loss: ComputeLoss[BatchT],
     extra: Callable[[int], dict[str, float]],
+    adaptive: Adaptive | None = None,
 ) -> None:
     """Train and publish. Collective; restarts go on from the newest checkpoint.
 
     `wrap` puts the built model into the form that is trained. `steps(start, model)` yields this
     rank's share of the steps from `start` on, where `model`, the back end's, is at `start` when the
-    first is asked for; `extra(step)` gives metrics to log with it on rank 0.
+    first is asked for; `extra(step)` gives metrics to log with it on rank 0; `adaptive` is a part
+    of the loss that follows the training.
     """
     training, config = session.training, session.config
     count = micro_batches_per_rank(
         training.batch_rows, training.micro_batch_rows, worker.world_size
     )
     backend = make_backend(build, wrap, training, count, worker)
+    backend.model.train()
+    # Without gradients from the outside on: data parallelism would wait for a backward otherwise.
+    with torch.no_grad():
+        backend.model(check_attention, worker.device)
     # Ranks drop out different units; a checkpoint restores each rank's own state.
     torch.manual_seed(config.seed * 1_000_003 + worker.rank)
     start = load_checkpoint(session.checkpoints, backend, worker, training)
+    if adaptive is not None:
+        adaptive.restore(start.adapted)
     parameters = count_parameters(backend.model)
     if config.data.pack:
         with torch.no_grad():
@@ -107,7 +116,7 @@ def run_session(
         start=start,
         steps=steps(start.step, backend.model),
         compute_loss=compute_loss,
-        hooks=_hooks(session, worker, backend, prepared, tracker, extra),
+        hooks=_hooks(session, worker, backend, prepared, tracker, extra, adaptive),
     )
     if end.step < training.steps:
         worker.say(f"{session.name}: stopped at step {end.step}, as validation gained no more")
@@ -142,6 +151,7 @@ def _hooks(
     prepared: Prepared,
     tracker: Tracker | None,
     extra: Callable[[int], dict[str, float]],
+    adaptive: Adaptive | None,
 ) -> Hooks:
     """What the loop calls; `tracker` is rank 0's."""
     training = session.training
@@ -161,6 +171,7 @@ def _hooks(
         save=save,
         progress=progress,
         extra=extra if worker.rank == 0 else lambda step: {},
+        adaptive=adaptive,
     )
 
 

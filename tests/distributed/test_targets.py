@@ -1,5 +1,6 @@
 """The student's objective from a live teacher and from the cache, on one rank and on two."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from kdscale.config.cache import CodecConfig, FullCodec, TopkCodec
 from kdscale.config.live import HiddenConfig
 from kdscale.config.teacher import ModelConfig
 from kdscale.config.training import OptimiserConfig, TrainingConfig, ZeroConfig
-from kdscale.losses.fused import head_and_loss
+from kdscale.models.attention import check_attention
 from kdscale.models.build import build_model, load_model, make_config
 from kdscale.models.folder import ModelReference
 from kdscale.models.forward import compute_logits, model_inputs, next_token_labels
 from kdscale.models.head import TrainedModel
+from kdscale.student.attention import make_attention_loss
 from kdscale.student.hidden import make_hidden_loss
 from kdscale.student.objective import DistillationLoss, LabelsLoss
 from kdscale.student.steps import MicroBatch
@@ -37,7 +39,7 @@ def model(seed: int, width: int) -> Any:
         "hidden_size": width,
         "intermediate_size": 2 * width,
         "num_hidden_layers": 2,
-        "num_attention_heads": 2,
+        "num_attention_heads": width // 4,
         "num_key_value_heads": 2,
     }
     config = ModelConfig(architecture="llama", options=options)
@@ -81,19 +83,32 @@ def values(found: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> dict[str, flo
     return {name: float(value) for name, value in found[1].items()}
 
 
-def live_values(folder: str, stage: int, **distill: Any) -> dict[str, float]:
-    """What is logged with a live teacher, sharded or whole, and the gradient's size."""
-    worker = current_worker()
+def live_loss(
+    folder: str, stage: int, **distill: Any
+) -> tuple[DistillationLoss, Callable[[Any], TrainedModel]]:
+    """The loss with a live teacher, sharded or whole, and how its student is wrapped."""
     run = config(targets="live", **distill)
-    hidden = None
-    if run.distill.live.hidden is not None:
-        hidden = make_hidden_loss(run.distill.live.hidden, (2, 2), (8, 16))
+    live = run.distill.live
+    hidden = make_hidden_loss(live.hidden, (2, 2), (8, 16)) if live.hidden else None
+    attention = make_attention_loss(live.attention, (2, 2)) if live.attention else None
+    zero = ZeroConfig(stage=stage)
     teacher = LiveTeacher(
-        reference(folder), worker, ZeroConfig(stage=stage), VOCAB, with_layers=hidden is not None
+        reference(folder), current_worker(), zero, VOCAB, run.distill.live.layer_outputs
     )
-    maps = hidden.projections(seed=4) if hidden is not None else []
-    student = TrainedModel(model(1, 8), VOCAB, maps)
-    loss = DistillationLoss(run, make_codec(FullCodec(), VOCAB), teacher, hidden)
+    loss = DistillationLoss(run, make_codec(FullCodec(), VOCAB), teacher, hidden, attention)
+    wrap = partial(
+        TrainedModel,
+        vocab_size=VOCAB,
+        projections=hidden.projections(seed=4) if hidden else (),
+        gives_attention=attention is not None,
+    )
+    return loss, wrap
+
+
+def live_values(folder: str, stage: int, **distill: Any) -> dict[str, float]:
+    """What is logged with a live teacher, and the gradient's size."""
+    loss, wrap = live_loss(folder, stage, **distill)
+    student = wrap(model(1, 8))
     objective, parts = loss(student, batch(), 0)
     objective.backward()
     norm = sum(float(p.grad.norm()) ** 2 for p in student.parameters() if p.grad is not None)
@@ -172,36 +187,118 @@ def test_hidden_states_are_compared_layer_by_layer(folder: str) -> None:
     assert found["hidden"] == pytest.approx(expected, rel=1e-4)
 
 
+def naive_attention(folder: str, kind: str, pairs: list[tuple[int, int]]) -> float:
+    """From the weights of every head, query by query."""
+    rows, total = batch(), 0.0
+    with torch.no_grad():
+        student, teacher = (
+            m(**model_inputs(m, rows.ids, rows.segments), output_attentions=True).attentions
+            for m in (eager(model(1, 8)), eager(load_model(folder)))
+        )
+    for mine, theirs in pairs:
+        for row, query in rows.mask.nonzero().tolist():
+            same = rows.segments[row] == rows.segments[row, query]
+            q, p = (weights[row, :, query].mean(0) for weights in (student[mine], teacher[theirs]))
+            seen = same & (torch.arange(LENGTH) <= query)
+            assert p[~seen].abs().max() == 0
+            p, q = p[seen], q[seen]
+            found = (p * (p / q).log()).sum() if kind == "kl" else ((p - q) ** 2).sum()
+            total += float(found) / len(pairs)
+    return total
+
+
+def eager(found: Any) -> Any:
+    found.set_attn_implementation("eager")
+    return found
+
+
+@pytest.mark.parametrize("kind", ["kl", "mse"])
+@pytest.mark.parametrize("pairs", [None, [(1, 0)]])
+def test_attention_is_compared_layer_by_layer(
+    folder: str, kind: str, pairs: list[tuple[int, int]] | None
+) -> None:
+    """Of a student with half of its teacher's heads, in rows with a mask and two documents."""
+    attention = {"kind": kind, "weight": 0.5, "layers": pairs}
+    plain, found = live_values(folder, 0), live_values(folder, 0, live={"attention": attention})
+    assert found["attention"] == pytest.approx(
+        naive_attention(folder, kind, pairs or [(0, 0), (1, 1)]), rel=1e-4
+    )
+    assert found["loss"] == pytest.approx(plain["loss"] + 0.5 * found["attention"], rel=1e-5)
+    assert found["kl"] == pytest.approx(plain["kl"], rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_targets_of_taid_lie_between_student_and_teacher(
+    folder: str, temperature: float
+) -> None:
+    found = live_values(
+        folder,
+        0,
+        live={"taid": {"start": 0.3}, "temperature": {"start": temperature}},
+        loss={"kd_weight": {"start": 0.75}},
+    )
+    rows, student = batch(), model(1, 8)
+    z = compute_logits(student, rows.ids, rows.segments, VOCAB)[rows.mask]
+    with torch.no_grad():
+        teacher = load_model(folder)
+        y = compute_logits(teacher, rows.ids, rows.segments, VOCAB)[rows.mask]
+    target = ((0.7 * z.detach() + 0.3 * y) / temperature).softmax(-1)
+    on_target = -(target * (z / temperature).log_softmax(-1)).sum() * temperature**2
+    kl, cross_entropy = dense(folder, temperature)
+    labels = next_token_labels(rows.ids)[rows.mask]
+    on_labels = torch.nn.functional.cross_entropy(z, labels, reduction="sum")
+    loss = 0.75 * on_target + 0.25 * on_labels
+    loss.backward()
+    norm = sum(float(p.grad.norm()) ** 2 for p in student.parameters()) ** 0.5
+    assert found["taid_loss"] == pytest.approx(on_target.item(), rel=1e-4)
+    assert found["loss"] == pytest.approx(loss.item(), rel=1e-4)
+    assert found["ce_loss"] == pytest.approx(cross_entropy, rel=1e-4)
+    assert found["norm"] == pytest.approx(norm, rel=1e-4)
+    # Of the teacher itself, so that it compares with a training without TAID.
+    assert found["kl"] == pytest.approx(kl, rel=1e-4)
+
+
+ATTENTION = {"live": {"attention": {"weight": 0.5}}}
+TAID = {"live": {"taid": {}}}
+LAYERS = {"hidden": {}, "attention": {"weight": 50}}
+STAGES = [0, 1, 3]
+
+
 def sharded(folder: str) -> list[dict[str, float]]:
-    return [live_values(folder, 3), live_values(folder, 3, **HIDDEN)]
+    return [live_values(folder, 3, **fields) for fields in ({}, HIDDEN, ATTENTION, TAID)]
 
 
 @pytest.mark.dist
 def test_a_sharded_live_teacher_is_the_whole_one(folder: str) -> None:
-    whole = [live_values(folder, 0), live_values(folder, 0, **HIDDEN)]
+    whole = [live_values(folder, 0, **fields) for fields in ({}, HIDDEN, ATTENTION, TAID)]
     for found in run_ranks(sharded, 2, folder):
         for one, other in zip(found, whole, strict=True):
             assert one == pytest.approx(other, rel=1e-4)
 
 
-def trained_maps(folder: str, stages: list[int]) -> dict[int, dict[str, Any]]:
-    """Hidden losses of four steps for each ZeRO stage, on rows shared by the ranks, and what the
-    exported student's files hold."""
+def uneven(folder: str) -> dict[str, float]:
+    """Several chunks of targets on the first rank, none on the second."""
+    rank, rows = current_worker().rank, batch()
+    loss, wrap = live_loss(folder, 3, live=LAYERS)
+    mask = rows.mask if rank == 0 else torch.zeros_like(rows.mask)
+    many = [x.repeat(40, 1) for x in (rows.ids, rows.segments, mask)]
+    assert rank == 1 or int(many[2].sum()) > 3 * 256
+    payload = torch.zeros(len(many[0]), LENGTH, 0, dtype=torch.uint8)
+    return values(loss(wrap(model(1, 8)), MicroBatch(*many, payload, None), 0))
+
+
+@pytest.mark.dist
+def test_ranks_with_more_targets_than_others_do_not_wait_for_them(folder: str) -> None:
+    whole = live_values(folder, 0, live=LAYERS)
+    many, none = run_ranks(uneven, 2, folder)
+    assert many == pytest.approx({name: 40 * whole[name] for name in many}, rel=1e-4)
+    assert none == dict.fromkeys(many, 0.0)
+
+
+def trained_on_layers(folder: str, stages: list[int]) -> dict[int, dict[str, Any]]:
+    """Losses on layers in four steps for each ZeRO stage, of the student and of its teacher, on
+    rows that the ranks share; and what the exported student's files hold."""
     worker, found = current_worker(), {}
-    loss = make_hidden_loss(HiddenConfig(), (2, 2), (8, 16))
-    rows = batch()
-    with torch.no_grad():
-        teacher = TrainedModel(load_model(folder), VOCAB)
-        theirs = [x[rows.mask] for x in teacher.hidden_and_layers(rows.ids, rows.segments)[1]]
-
-    labels = next_token_labels(rows.ids)[rows.mask]
-
-    def objective_of(student: TrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden, layers = student.hidden_and_layers(rows.ids, rows.segments)
-        on_labels = head_and_loss(hidden[rows.mask], student.head, labels).objective
-        on_layers = loss(student.projections, [x[rows.mask] for x in layers], theirs)
-        return on_labels + on_layers, on_layers.detach()
-
     for stage in stages:
         training = TrainingConfig(
             steps=4,
@@ -209,33 +306,42 @@ def trained_maps(folder: str, stages: list[int]) -> dict[int, dict[str, Any]]:
             optimiser=OptimiserConfig(weight_decay=0.0),
             zero=ZeroConfig(stage=stage),
         )
-        wrap = partial(TrainedModel, vocab_size=VOCAB, projections=loss.projections(seed=4))
-        backend = make_backend(partial(load_model, f"{folder}/student"), wrap, training, 1, worker)
-        values = []
-        for _ in range(4):
+        loss, wrap = live_loss(folder, 3 if stage == 3 else 0, live=LAYERS)
+        build = partial(load_model, f"{folder}/student")
+        backend = make_backend(build, wrap, training, 1, worker)
+        backend.model.train()
+        with torch.no_grad():
+            backend.model(check_attention, worker.device)
+        steps = []
+        for step in range(4):
             with backend.micro_batch(last=True):
-                objective, on_layers = backend.model(objective_of)
+                objective, parts = backend.model(loss, batch(), step)
                 backend.backward(objective / worker.world_size)
             backend.step(1e-2)
-            values.append(float(on_layers))
+            steps.append([float(parts[name]) for name in ("hidden", "attention")])
         out = Path(folder) / f"export-{worker.world_size}-{stage}"
         backend.export(out)
         worker.barrier()
         with safe_open(out / "model.safetensors", framework="pt") as file:
-            found[stage] = {"values": values, "names": sorted(file.keys())}
+            found[stage] = {"steps": steps, "names": sorted(file.keys())}
+        found[stage]["config"] = (out / "config.json").read_text()
     return found
 
 
 @pytest.mark.dist
-def test_learned_maps_are_trained_by_every_back_end_and_left_out_of_the_student(
+def test_losses_on_layers_train_every_back_end_and_leave_the_exported_student_alone(
     folder: str,
 ) -> None:
     model(1, 8).save_pretrained(f"{folder}/student")
-    alone = trained_maps(folder, [0])[0]
-    assert alone["values"][-1] < 0.95 * alone["values"][0]
+    alone = trained_on_layers(folder, [0])[0]
+    (hidden, attention), last = alone["steps"][0], alone["steps"][-1]
+    assert last[0] < 0.95 * hidden
+    assert last[1] < 0.95 * attention
     with safe_open(f"{folder}/student/model.safetensors", framework="pt") as file:
         assert alone["names"] == sorted(file.keys())
-    for found in run_ranks(trained_maps, 2, folder, [0, 1, 3]):
+    assert alone["config"] == Path(folder, "student", "config.json").read_text()
+    for found in [trained_on_layers(folder, [0]), *run_ranks(trained_on_layers, 2, folder, STAGES)]:
         for stage, one in found.items():
-            assert one["values"] == pytest.approx(alone["values"], rel=1e-4), stage
-            assert one["names"] == alone["names"], stage
+            for step, expected in zip(one["steps"], alone["steps"], strict=True):
+                assert step == pytest.approx(expected, rel=1e-4), stage
+            assert (one["names"], one["config"]) == (alone["names"], alone["config"]), stage

@@ -113,7 +113,7 @@ def test_value_and_gradients_are_those_of_dense_logits(
     targets = targets_of(codec, positions, vocab, seed)
     objective = Objective(kd_weight, temperature, divergence)
     head = Head(weight, bias, vocab, scale, softcap)
-    sums = head_and_loss(hidden, head, labels, lambda part: part_of(targets, part), objective)
+    sums = head_and_loss(hidden, head, labels, lambda part, _: part_of(targets, part), objective)
     (3 * sums.objective).backward()
 
     exact = [
@@ -137,7 +137,7 @@ def sums_of(positions: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> tupl
     labels = torch.arange(positions) % 30
     targets = targets_of("varopt", positions, 30, 0)
     sums = head_and_loss(
-        hidden, Head(weight, None, 30), labels, lambda p: part_of(targets, p), Objective(0.5)
+        hidden, Head(weight, None, 30), labels, lambda p, _: part_of(targets, p), Objective(0.5)
     )
     sums.objective.backward()
     return sums, hidden.grad, weight.grad  # type: ignore[return-value]  # gradients are there
@@ -157,7 +157,7 @@ def test_one_pass_gives_both_losses_and_the_teachers_gradient() -> None:
     hidden, weight, labels = randn(0, 9, 4), randn(1, 12, 4), torch.arange(9)
     targets = targets_of("varopt", 9, 12, 0)
     head = Head(weight, None, 12)
-    found = head_and_loss(hidden, head, labels, lambda p: part_of(targets, p), Objective(0.25))
+    found = head_and_loss(hidden, head, labels, lambda p, _: part_of(targets, p), Objective(0.25))
     log_q = (hidden @ weight.T).log_softmax(-1)
     assert found.cross_entropy.item() == pytest.approx(-log_q[range(9), labels].sum().item())
     dense = dense_probs(targets, 12)
@@ -178,7 +178,7 @@ def test_the_mean_gradient_over_samples_is_that_of_the_full_distribution() -> No
     labels = torch.zeros(positions, dtype=torch.int64)
     head = Head(weight, None, vocab)
     head_and_loss(
-        hidden, head, labels, lambda p: codec.decode(payload[p]), Objective(1.0)
+        hidden, head, labels, lambda p, _: codec.decode(payload[p]), Objective(1.0)
     ).objective.backward()
     q = (hidden[:1] @ weight.T).softmax(-1)
     expected = ((q - teacher.softmax(-1)).T @ hidden[:1]).detach()
@@ -229,7 +229,7 @@ def test_nothing_as_large_as_the_logits_is_made(
             hidden,
             Head(weight, None, vocab),
             torch.zeros(positions, dtype=torch.int64),
-            lambda part: part_of(targets, part),
+            lambda part, _: part_of(targets, part),
             Objective(kd_weight),
         ).objective.backward()
     assert largest.found == 16 * vocab
@@ -256,7 +256,7 @@ def test_an_unlikely_label_has_its_value_up_to_87_nats_and_its_gradient_always(
     targets = SparseTargets(torch.tensor([[0]]), torch.tensor([[1.0]]))
     head = Head(torch.eye(2), None, 2)
     sums = head_and_loss(
-        hidden, head, torch.tensor([0]), lambda part: part_of(targets, part), Objective(0.5)
+        hidden, head, torch.tensor([0]), lambda part, _: part_of(targets, part), Objective(0.5)
     )
     sums.objective.backward()
     assert float(sums.cross_entropy) == pytest.approx(loss, rel=1e-4)
@@ -301,12 +301,12 @@ def test_logits_of_a_model_of_its_own_kind_give_the_same() -> None:
     targets = targets_of("varopt", 9, 12, 0)
     objective = Objective(0.25)
     found = head_and_loss(
-        logits, Head(None, None, 12), labels, lambda p: part_of(targets, p), objective
+        logits, Head(None, None, 12), labels, lambda p, _: part_of(targets, p), objective
     )
     found.objective.backward()
     own = logits.detach()[:, :12].clone().requires_grad_()
     eye = Head(torch.eye(12), None, 12)
-    expected = head_and_loss(own, eye, labels, lambda p: part_of(targets, p), objective)
+    expected = head_and_loss(own, eye, labels, lambda p, _: part_of(targets, p), objective)
     expected.objective.backward()
     assert found.objective.item() == pytest.approx(expected.objective.item())
     assert logits.grad is not None

@@ -5,14 +5,10 @@ import torch
 
 from kdscale.config.live import HiddenConfig
 from kdscale.errors import KdscaleError
-from kdscale.student.hidden import make_hidden_loss, matching_layer
+from kdscale.student.hidden import make_hidden_loss
 
 
-def test_layers_match_by_depth_and_the_last_is_with_the_last() -> None:
-    assert [matching_layer(i, 3, 12) for i in range(3)] == [3, 7, 11]
-    assert [matching_layer(i, 4, 4) for i in range(4)] == [0, 1, 2, 3]
-    assert [matching_layer(i, 3, 2) for i in range(3)] == [0, 0, 1]
-    assert matching_layer(0, 1, 30) == 29
+def test_every_layer_of_the_student_has_a_match_by_default() -> None:
     chosen = make_hidden_loss(HiddenConfig(), (2, 6), (4, 4))
     assert chosen.pairs == ((0, 2), (1, 5))
 
@@ -22,7 +18,9 @@ def test_layers_that_are_not_there_are_refused() -> None:
         ((2, 0), "student has layers 0 to 1"),
         ((0, 6), "teacher has layers 0 to 5"),
     ):
-        with pytest.raises(KdscaleError, match=rf"\[{pair[0]}, {pair[1]}\], but the {name}"):
+        with pytest.raises(
+            KdscaleError, match=rf"hidden.layers has \[{pair[0]}, {pair[1]}\], but the {name}"
+        ):
             make_hidden_loss(HiddenConfig(layers=(pair,)), (2, 6), (4, 4))
 
 

@@ -1,0 +1,205 @@
+"""TAID in a whole training on real gloo ranks: one t for all, and back from a checkpoint."""
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kdscale.cache.codecs import make_codec
+from kdscale.config import RunConfig
+from kdscale.config.cache import FullCodec
+from kdscale.config.teacher import ModelConfig
+from kdscale.config.training import ZeroConfig
+from kdscale.data.prepared import open_prepared
+from kdscale.models.build import build_model, make_config
+from kdscale.models.folder import ModelReference
+from kdscale.models.forward import row_tensors
+from kdscale.models.head import TrainedModel
+from kdscale.store import Store, open_store
+from kdscale.student.objective import DistillationLoss
+from kdscale.student.steps import MicroBatch
+from kdscale.student.targets import LiveTeacher
+from kdscale.train.batches import rank_rows, split_micro_batches
+from kdscale.train.loop import Step
+from kdscale.train.session import Session, run_session
+from kdscale.workers import current_worker
+from tests.ranks import run_ranks
+from tests.unit.train.overfitting import LENGTH, ROWS, make_prepared
+
+STEPS, SAVED, ALPHA, BETA, START = 8, 3, 0.6, 0.5, 0.2
+SPECIAL = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+SHAPE = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+
+
+class Killed(BaseException):
+    """Ends a training as a signal would: nothing that it does later is done."""
+
+
+def shape(vocab_size: int) -> Any:
+    config = ModelConfig(architecture="llama", options=SHAPE)
+    return make_config(config, vocab_size, SPECIAL, LENGTH)
+
+
+def make_session(output: str, stage: int) -> Session:
+    raw = {
+        "name": "test",
+        "output": output,
+        "data": {"row_length": LENGTH, "pack": False, "tokenizer": {"kind": "teacher"}},
+        "teacher": {"load": "unused"},
+        "distill": {
+            "targets": "live",
+            "live": {"taid": {"start": START, "alpha": ALPHA, "beta": BETA}, "zero": stage},
+            "student": {"model": {"architecture": "llama", "options": SHAPE}},
+            "training": {
+                "steps": STEPS,
+                "batch_rows": 5,
+                "micro_batch_rows": 2,
+                "optimiser": {"learning_rate": 1e-2},
+                "zero": {"stage": stage},
+                "log_every": 1,
+                "checkpoint_every": SAVED,
+            },
+        },
+        "tracking": {"wandb": "disabled"},
+    }
+    config = RunConfig.model_validate(raw)
+    return Session("student", "0" * 16, config, config.distill.training, open_store(output))
+
+
+def distil(
+    folder: str, prepared: Store, output: str, stage: int, die_at: int | None = None
+) -> dict[int, float]:
+    """Train to the end, or to where `die_at` (a step, from 0) begins; t of the steps, on this
+    rank."""
+    worker, opened = current_worker(), open_prepared(prepared)
+    session, table, seen = make_session(output, stage), opened.split("train"), {}
+    teacher = ModelReference("0" * 16, folder, None, "0" * 16, 0)
+    live = LiveTeacher(teacher, worker, ZeroConfig(stage=stage), opened.vocab_size)
+    codec = make_codec(FullCodec(), opened.vocab_size)
+    loss = DistillationLoss(session.config, codec, live)
+
+    def steps(start: int, _: torch.nn.Module) -> Iterator[Step[MicroBatch]]:
+        for step in range(start, STEPS):
+            if step == die_at:
+                raise Killed
+            seen[step] = loss.taid.t
+            batch = np.arange(5 * step, 5 * step + 5) % ROWS
+            mine, parts = rank_rows(batch, worker.rank, worker.world_size), []
+            for rows, valid in split_micro_batches(mine, batch, 2, worker.world_size):
+                ids, segments, mask = row_tensors(table.take(rows), worker.device)
+                mask &= torch.from_numpy(valid)[:, None]
+                parts.append(MicroBatch(ids, segments, mask, torch.empty(*ids.shape, 0), None))
+            yield Step(parts, sum(int(part.mask.sum()) for part in parts))
+
+    with suppress(Killed):
+        run_session(
+            session,
+            worker,
+            opened,
+            build=lambda: build_model(shape(opened.vocab_size), 1),
+            wrap=partial(TrainedModel, vocab_size=opened.vocab_size),
+            steps=steps,
+            compute_loss=loss,
+            extra=loss.metrics,
+            adaptive=loss.taid,
+        )
+    return seen
+
+
+def distil_all(folder: str, prepared: Store, jobs: list[dict[str, Any]]) -> list[dict[int, float]]:
+    """One training after the other: starting processes is the slow part."""
+    return [distil(folder, prepared, **job) for job in jobs]
+
+
+def logged(output: str) -> dict[int, dict[str, float]]:
+    """By step, from 0."""
+    text = open_store(output).get("metrics/distill.jsonl").decode()
+    return {line["step"] - 1: line for line in map(json.loads, text.splitlines())}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Store, Path]:
+    """A teacher's folder, prepared data, and where to write."""
+    where = tmp_path_factory.mktemp("taid")
+    prepared = make_prepared(where / "prepared")
+    teacher = build_model(shape(open_prepared(prepared).vocab_size), 0)
+    for parameter in teacher.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    teacher.save_pretrained(where / "teacher")
+    return str(where / "teacher"), prepared, where
+
+
+def expected_t(losses: list[float]) -> list[float]:
+    """The paper's update, step by step, along the line that ends at the last step."""
+    t, momentum, values = START, 0.0, [START]
+    for step, (before, loss) in enumerate(zip([None, *losses], losses, strict=False)):
+        moved = t
+        if before is not None:
+            momentum = BETA * momentum + (1 - BETA) * (before - loss) / before
+            moved = t + ALPHA / (1 + np.exp(-momentum)) * (1 - t)
+        t = max(t, START + (1 - START) * (step + 1) / (STEPS - 1), moved)
+        values.append(t)
+    return values
+
+
+@pytest.mark.dist
+def test_one_t_for_all_ranks_that_comes_back_from_a_checkpoint(
+    places: tuple[str, Store, Path],
+) -> None:
+    folder, prepared, where = places
+
+    def job(name: str, stage: int, die_at: int | None = None) -> dict[str, Any]:
+        return {"output": str(where / f"{name}-{stage}"), "stage": stage, "die_at": die_at}
+
+    two = [
+        part
+        for stage in (0, 3)
+        for part in (
+            job("whole", stage),
+            job("again", stage, SAVED + 1),
+            job("again", stage),
+            job("fewer", stage, SAVED + 1),
+        )
+    ]
+    by_rank = run_ranks(distil_all, 2, folder, prepared, two)
+    assert by_rank[0] == by_rank[1]
+    one = [job("fewer", 0), job("fewer", 3), job("more", 0, SAVED + 1)]
+    (alone,) = run_ranks(distil_all, 1, folder, prepared, one)
+    more = run_ranks(distil_all, 2, folder, prepared, [job("more", 0)])[0][0]
+
+    for stage, (whole, died, again, _), fewer in zip(
+        (0, 3), (by_rank[0][:4], by_rank[0][4:]), alone, strict=False
+    ):
+        lines = logged(two[0]["output"] if stage == 0 else two[4]["output"])
+        assert [lines[step]["taid_t"] for step in range(STEPS)] == list(whole.values())
+        losses = [lines[step]["train/taid_loss"] for step in range(STEPS)]
+        assert list(whole.values()) == pytest.approx(expected_t(losses)[:STEPS], rel=1e-9)
+        on_the_line = [START + (1 - START) * step / (STEPS - 1) for step in range(STEPS)]
+        assert all(whole[step] > on_the_line[step] + 0.01 for step in range(2, 5))
+
+        # At the same world size: to the bit, in t and in every loss.
+        assert died == {step: whole[step] for step in range(SAVED + 1)}
+        assert again == {step: whole[step] for step in range(SAVED, STEPS)}
+        resumed = logged(str(where / f"again-{stage}"))
+        for step, line in lines.items():
+            for name in ("train/taid_loss", "train/kl", "train/loss", "taid_t"):
+                assert resumed[step][name] == line[name], (stage, step, name)
+
+        # At another: t is what was saved, to the bit; sums of floats differ from there on.
+        assert list(fewer) == list(range(SAVED, STEPS))
+        assert fewer[SAVED] == whole[SAVED]
+        assert list(fewer.values()) == pytest.approx(list(again.values()), rel=1e-4)
+    assert more[SAVED] == alone[2][SAVED]
+    assert list(more.values()) == pytest.approx(list(by_rank[0][2].values()), rel=1e-4)
