@@ -7,10 +7,10 @@ BIN := .venv/bin
 quickstart: .venv/.installed
 	$(BIN)/kdscale run jobs/configs/quickstart.yaml
 
-# What starts whole clusters or kills processes runs by itself, the rest side by side.
+# What starts whole clusters runs by itself, the rest side by side.
 test: .venv/.installed-dev
-	$(BIN)/pytest -m "not slow" -n 2 tests/unit tests/distributed tests/browser
-	$(BIN)/pytest -m "not slow" tests/ray tests/fault
+	$(BIN)/pytest -m "not slow and not ray" -n 2
+	$(BIN)/pytest -m "not slow and ray" --durations=15
 
 # Minutes each: the quickstart on a local disk and on a real S3 server.
 test-slow: .venv/.installed-dev
