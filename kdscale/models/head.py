@@ -56,18 +56,13 @@ class TrainedModel(torch.nn.Module):
 
     def hidden(self, input_ids: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
         """What goes into `head`, [B, T, D], of `input_ids` [B, T] and `segments` [B, T]."""
-        inputs = model_inputs(self.model, input_ids, segments)
-        if not self._has_linear_head:
-            logits: torch.Tensor = self.model(**inputs).logits
-            return logits
-        hidden: torch.Tensor = self.model.base_model(**inputs).last_hidden_state
-        return hidden
+        return self.hidden_and_layers(input_ids, segments)[0]
 
     def hidden_and_layers(
         self,
         input_ids: torch.Tensor,
         segments: torch.Tensor,
-        outputs: Collection[LayerOutput],
+        outputs: Collection[LayerOutput] = (),
     ) -> tuple[torch.Tensor, dict[str, list[torch.Tensor]]]:
         """`hidden`, and the `outputs` of all layers by name."""
         flags = {_FLAGS[name]: True for name in outputs}

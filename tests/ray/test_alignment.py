@@ -173,8 +173,8 @@ def test_masked_and_padded_positions_have_no_gradient(planted_run: Path) -> None
             torch.nn.Module.__init__(self)
             self.logits = torch.nn.Parameter(torch.zeros(8, 64, VOCAB))
 
-        def hidden(self, *_: object) -> torch.Tensor:
-            return self.logits
+        def hidden_and_layers(self, *_: object) -> tuple[torch.Tensor, dict[str, list[object]]]:
+            return self.logits, {}
 
         @property
         def head(self) -> Head:
