@@ -4,7 +4,7 @@
     python benchmarks/curriculum.py [--quick] [--assets FOLDER] [--keep FOLDER] [--seeds 3]
 
 The teacher, the corpus and the students are those of quality.py, the targets kdscale's default
-codec. `easy`, `hard` and `random` share a pacing, the default one: the pool grows from a quarter of
+codec. `easy`, `hard` and `random` share a pacing: the pool grows from a quarter of
 the rows to all of them over the first quarter of the steps. `random` is the control of Wu et al.
 (ICLR 2021): the pacing without the difficulty, which is the teacher's mean entropy. `uniform` has
 no curriculum. Each starts once from three of the teacher's layers and once at random.
@@ -56,6 +56,7 @@ from kdscale.config.cache import CacheConfig  # noqa: E402
 
 KEPT = ROOT / "benchmarks" / "results" / "curriculum.json"
 LAYERS = 3
+WARMUP_SHARE = 0.25
 STARTS: dict[str, dict[str, Any]] = {
     "teacher": FROM_TEACHER,
     "scratch": {
@@ -67,9 +68,10 @@ STARTS: dict[str, dict[str, Any]] = {
 }
 ORDERS: dict[str, dict[str, Any]] = {
     "uniform": {"warmup_share": 0},
-    "easy": {"order": "easy"},
-    "hard": {"order": "hard"},
-    "random": {"order": "random"},
+    **{
+        order: {"warmup_share": WARMUP_SHARE, "order": order}
+        for order in ("easy", "hard", "random")
+    },
 }
 
 

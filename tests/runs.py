@@ -199,6 +199,7 @@ def tiny_config(corpus: Path, output: str, **changes: Any) -> dict[str, Any]:
                     },
                 }
             },
+            "curriculum": {"warmup_share": 0.25},
             "training": {
                 "steps": 120,
                 "batch_rows": 8,

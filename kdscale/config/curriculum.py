@@ -142,9 +142,9 @@ class CurriculumConfig(Config):
     """Share of the rows in the pool at the first step. `baby_step` starts with one of its equal
     buckets instead."""
 
-    warmup_share: float = Field(default=0.25, ge=0, le=1)
-    """Share of the steps after which all rows are in the pool and sampling is uniform. 0 turns the
-    curriculum off."""
+    warmup_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps after which all rows are in the pool and sampling is uniform. 0, the
+    default, turns the curriculum off: no order was better than none (docs/results.md)."""
 
     length: LengthConfig | None = None
     """Rows are cut short early in training; left out, they are whole."""

@@ -68,6 +68,7 @@ _QUICKSTART: dict[str, Any] = {
             "micro_batch_rows": 4,
             "optimiser": {"learning_rate": 3.0e-3},
         },
+        "curriculum": {"warmup_share": 0.25},
     },
 }
 

@@ -78,10 +78,10 @@ def test_difficulties_are_a_name_or_a_fusion() -> None:
     assert CurriculumConfig.model_validate(config.model_dump(mode="json")) == config
 
 
-def test_the_default_is_a_short_warm_up_of_easy_rows_that_are_whole() -> None:
+def test_the_default_is_whole_rows_in_uniform_order() -> None:
     config = CurriculumConfig()
     assert (config.difficulty, config.order, config.pacing) == ("entropy", "easy", "root")
-    assert (config.warmup_share, config.length) == (0.25, None)
+    assert (config.warmup_share, config.length) == (0.0, None)
 
 
 def test_rows_are_never_cut_to_less_than_a_multiple() -> None:

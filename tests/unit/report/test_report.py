@@ -54,7 +54,7 @@ def test_the_page_says_what_the_results_say(tmp_path: Path) -> None:
     assert facts["Config fingerprint"] == "9f0c2ab417de55aa"
     assert facts["Memory"] == "16.0 GiB"
     assert facts["cache"] == "5.12 k"
-    assert "warmup_share: 0.25" in page.all("pre")[0].text
+    assert "warmup_share: 0.0" in page.all("pre")[0].text
 
 
 def test_the_page_is_accessible_and_alone(tmp_path: Path) -> None:
