@@ -82,7 +82,7 @@ def main(
     torch.set_num_threads(os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if quick else keep_in
-        rows, seeds = (2 * BATCH_ROWS, 1) if quick else (ROWS, seeds)
+        rows, seeds = (4 * BATCH_ROWS, 1) if quick else (ROWS, seeds)
         counts = {"train": rows, "heldout": 2 if quick else HELD_OUT_ROWS}
         corpora = load_corpora(assets, folder, ROW_LENGTH, counts)
         found = measure(corpora["train"], corpora["heldout"], assets, folder, range(seeds))
