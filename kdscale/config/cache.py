@@ -67,7 +67,7 @@ class SystematicCodec(Config):
 
     draws: int = Field(default=24, ge=1)
     """Draws of a position. An id comes as often as `draws` times its probability says, rounded down
-    or up; each draw is stored as an id, and repeats take next to nothing at rest."""
+    or up; each draw is stored as an id, and repeats take less at rest."""
 
 
 CodecConfig = Annotated[

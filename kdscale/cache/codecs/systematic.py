@@ -5,11 +5,9 @@ particle filters know it as low-variance resampling. One uniform u sets all draw
 for j = 0 .. N-1, so an id comes N p_i times, rounded down or up: on average it has p_i, the sum is
 1, and every draw stands for 1/N.
 
-The last is what a student gains by. A rare id reaches it as a few draws among many positions, and
-the fewer they are, the more Adam takes them for noise. With N draws at each position their number
-is N times the id's mass, wherever that mass lies; with a fixed number of distinct ids
-(`varopt`), positions where the teacher knows the answer have ids to spare, and those where it does
-not have too few. At rest, draws that repeat cost next to nothing, and so does certainty.
+So distinct ids go where the teacher is uncertain: with a fixed number of them (`varopt`), positions
+where it knows the answer have ids to spare, and those where it does not have too few. Draws that
+repeat have a gap of 0 at rest, which takes less than another id.
 
 Layout of a position: N packed ids, rising.
 """
