@@ -155,6 +155,18 @@ class CurriculumConfig(Config):
     machine's disk (distill.cache_disk_gib)."""
 
     @model_validator(mode="after")
+    def _asked_for_with_its_length(self) -> "CurriculumConfig":
+        ordering = self.model_fields_set & {"difficulty", "order", "pacing", "stages"}
+        # 0 by itself turns a curriculum off and may stand beside one.
+        if ordering and "warmup_share" not in self.model_fields_set:
+            names = ", ".join(f"`{name}`" for name in sorted(ordering))
+            raise ValueError(
+                f"{names} without `warmup_share`, which is 0: give it too, 0.25 for a quarter of "
+                "the steps"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _stages_are_the_warmup(self) -> "CurriculumConfig":
         if not isinstance(self.stages, int):
             _check_sum(self.stages)

@@ -32,7 +32,7 @@ def measured(folder: str) -> dict[str, list[float]]:
         return measure_gap(student, reader, worker, micro_batch_rows=4)
 
     def of(measure: Any) -> list[float]:
-        config = CurriculumConfig.model_validate({"difficulty": measure})
+        config = CurriculumConfig.model_validate({"difficulty": measure, "warmup_share": 1})
         return difficulty(config, reader, worker, VOCAB, gap).tolist()
 
     fusion = {"kind": "fusion", "of": ["rarity", "gap", "entropy"]}

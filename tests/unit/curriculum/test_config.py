@@ -61,21 +61,34 @@ def test_corners_bound_a_schedule() -> None:
 )
 def test_a_curriculum_is_checked(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        CurriculumConfig.model_validate(fields)
+        CurriculumConfig.model_validate({"warmup_share": 0.5, **fields})
 
 
 def test_shares_may_miss_one_by_what_floats_lose() -> None:
-    assert CurriculumConfig(stages=(0.1, 0.2, 0.3, 0.4)).stages == (0.1, 0.2, 0.3, 0.4)
+    assert CurriculumConfig(stages=(0.1, 0.2, 0.3, 0.4), warmup_share=1).stages == (
+        0.1,
+        0.2,
+        0.3,
+        0.4,
+    )
     thirds = (0.3333333, 0.3333333, 0.3333334)
-    assert CurriculumConfig(stages=thirds).stages == thirds
+    assert CurriculumConfig(stages=thirds, warmup_share=1).stages == thirds
 
 
 def test_difficulties_are_a_name_or_a_fusion() -> None:
-    assert CurriculumConfig(difficulty="rarity").difficulty == "rarity"
-    tree = {"difficulty": {"kind": "fusion", "of": ["nll", "length"]}}
+    assert CurriculumConfig(difficulty="rarity", warmup_share=0.5).difficulty == "rarity"
+    tree = {"difficulty": {"kind": "fusion", "of": ["nll", "length"]}, "warmup_share": 0.5}
     config = CurriculumConfig.model_validate(tree)
     assert config.difficulty == FusionConfig(kind="fusion", of=("nll", "length"), k=60)
     assert CurriculumConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_an_order_needs_to_be_told_for_how_long() -> None:
+    with pytest.raises(ValidationError, match="`difficulty`, `order` without `warmup_share`"):
+        CurriculumConfig(difficulty="nll", order="hard")
+    assert CurriculumConfig(order="hard", warmup_share=0).warmup_share == 0
+    resolved = CurriculumConfig().model_dump(mode="json")
+    assert CurriculumConfig.model_validate(resolved) == CurriculumConfig()
 
 
 def test_the_default_is_whole_rows_in_uniform_order() -> None:
