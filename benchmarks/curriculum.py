@@ -3,9 +3,10 @@
     python benchmarks/assets.py
     python benchmarks/curriculum.py [--quick] [--assets FOLDER] [--keep FOLDER] [--seeds 3]
 
-The teacher, the corpus and the students are those of quality.py, the targets kdscale's default
-codec. `easy`, `hard` and `random` share a pacing: the pool grows from a quarter of
-the rows to all of them over the first quarter of the steps. `random` is the control of Wu et al.
+The teacher, the corpus and the students are those of quality.py, the targets `varopt` with 12 ids;
+the learning rate is the one that trains fastest. `easy`, `hard` and `random` share a pacing: the
+pool grows from a quarter of the rows to all of them over the first quarter of the steps. `random`
+is the control of Wu et al.
 (ICLR 2021): the pacing without the difficulty, which is the teacher's mean entropy. `uniform` has
 no curriculum. Each starts once from three of the teacher's layers and once at random.
 
@@ -52,9 +53,11 @@ from benchmarks.ablation.student import (  # noqa: E402
     run_arm,
 )
 from kdscale.cache.codecs import make_codec  # noqa: E402
-from kdscale.config.cache import CacheConfig  # noqa: E402
+from kdscale.config.cache import VaroptCodec  # noqa: E402
 
 KEPT = ROOT / "benchmarks" / "results" / "curriculum.json"
+CODEC = VaroptCodec(k=12, head=4)
+RATE = 4e-3
 LAYERS = 3
 WARMUP_SHARE = 0.25
 STARTS: dict[str, dict[str, Any]] = {
@@ -110,17 +113,17 @@ def measure(
 ) -> dict[tuple[str, str], list[dict[str, float]]]:
     """Scores of every (start, order), seed by seed."""
     teacher = assets / "smollm2-135m-instruct"
-    config = CacheConfig().codec
-    kept = keep({"default": config}, train, folder / "codecs")["default"]
-    arm = Arm(kept.payload, make_codec(config, train.vocab_size))
+    kept = keep({"varopt": CODEC}, train, folder / "codecs")["varopt"]
+    arm = Arm(kept.payload, make_codec(CODEC, train.vocab_size))
     entropy, _ = train.statistics
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
     for seed in seeds:
         for start, student in STARTS.items():
             students = Students(make_config(len(train), seed, student), teacher, train)
             for order, curriculum in ORDERS.items():
-                run = make_config(len(train), seed, student, curriculum)
-                settings = [arguments_of(run), arguments_of(config)]
+                optimiser = {"learning_rate": RATE}
+                run = make_config(len(train), seed, student, curriculum, optimiser)
+                settings = [arguments_of(run), CODEC.model_dump()]
                 name = f"{start}-{order}-{seed}"
                 trained = partial(run_arm, run, students, train, held_out, arm, entropy)
                 scores = once(folder / "curriculum", name, settings, trained)

@@ -13,9 +13,9 @@ weights and meet the same rows in the same order, once:
     topk-K          K ids and a ghost bucket for the rest; `renormalised` scales them up to 1, as
                     rivals do (in this benchmark only)
     sample-N        Random-Sampling KD, N draws (arXiv 2503.16870); published at 3 bytes an id
-    varopt-B        kdscale's default with as many ids as fit in B bytes at rest, prior included
-    varopt-B-head-2 the same with 2 head values in place of 4
-    systematic-B    evenly spaced draws of equal weight, as many as fit in B bytes at rest
+    varopt-B        2 head values and as many ids as fit in B bytes at rest, prior included; the
+                    default is varopt-20
+    varopt-B-head-4 the same with 4 head values in place of 2
 
 Scores are of held-out articles. An arm that is finished is kept in --keep and not run again, so a
 run that was stopped goes on where it was. The last line is one JSON object, also kept in
@@ -47,7 +47,6 @@ from benchmarks.ablation.kept import (  # noqa: E402
     Renormalised,
     WholeDistribution,
     keep,
-    sizes_within,
 )
 from benchmarks.ablation.noise import gradient_noise  # noqa: E402
 from benchmarks.ablation.setting import (  # noqa: E402
@@ -61,14 +60,18 @@ from benchmarks.ablation.setting import (  # noqa: E402
 )
 from benchmarks.ablation.student import Arm, Students, run_arm, train_student  # noqa: E402
 from kdscale.cache.codecs import make_codec  # noqa: E402
-from kdscale.config.cache import CodecConfig, SampleCodec, TopkCodec  # noqa: E402
+from kdscale.config.cache import CodecConfig, SampleCodec, TopkCodec, VaroptCodec  # noqa: E402
 
 KEPT = ROOT / "benchmarks" / "results" / "quality.json"
-OURS = ("varopt", "systematic")
-BUDGETS = [8, 12, 16, 24, 32]
-HEAD_2_BUDGETS = [24]
-SYSTEMATIC_BUDGETS = [16, 24]
-MEASURED_ROWS = 32  # on which the number of ids that fit in a budget is found
+VAROPT = {8: 5, 12: 8, 16: 12, 20: 16, 24: 20, 32: 29}  # {bytes at rest: the most ids that fit}
+HEAD_4 = {16: 10, 24: 17, 32: 24}
+CODECS: dict[str, CodecConfig] = {
+    **{f"topk-{k}": TopkCodec(k=k) for k in (12, 50)},
+    **{f"sample-{n}": SampleCodec(draws=n) for n in (12, 25, 50)},
+    **{f"varopt-{budget}": VaroptCodec(k=k, head=2) for budget, k in VAROPT.items()},
+    **{f"varopt-{budget}-head-4": VaroptCodec(k=k, head=4) for budget, k in HEAD_4.items()},
+}
+"""Of every arm that has one."""
 PUBLISHED_BYTES = 3.0  # of an id of Random-Sampling KD: 17 bits of id and 7 of count
 
 
@@ -96,22 +99,18 @@ def measure(
 ) -> dict[str, Any]:
     """All arms at all seeds, the noise of their gradients, and the goals."""
     teacher = assets / "smollm2-135m-instruct"
-    codecs = choose_codecs(train)
-    kept = keep(codecs, train, folder / "codecs")
-    arms = {"labels": Arm(), **targets_of(train, codecs, kept)}
+    kept = keep(CODECS, train, folder / "codecs")
+    arms = {"labels": Arm(), **targets_of(train, kept)}
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
     for seed in seeds:
         config = make_config(len(train), seed)
         students = Students(config, teacher, train)
         for name, arm in arms.items():
-            codec = codecs.get(name)
-            settings = [arguments_of(config), codec and arguments_of(codec)]
+            codec = CODECS.get(name)
+            settings = [arguments_of(config), codec and codec.model_dump()]
             run = partial(run_arm, config, students, train, held_out, arm, np.zeros(len(train)))
             scores[name].append(once(folder / "arms", f"{name}-{seed}", settings, run))
-    rows = [
-        {**size_of(name, codecs.get(name), kept.get(name)), **summary(name, scores)}
-        for name in arms
-    ]
+    rows = [{**size_of(name, kept.get(name)), **summary(name, scores)} for name in arms]
     config = make_config(len(train), 0)
     students = Students(config, teacher, train)
     trained = train_student(config, students, train, arms["full"], np.zeros(len(train)))
@@ -129,28 +128,11 @@ def measure(
     }
 
 
-def choose_codecs(train: Corpus) -> dict[str, CodecConfig]:
-    """The codec of every arm that has one."""
-    rows = min(MEASURED_ROWS, len(train))
-    varopt = sizes_within("varopt, head 4 x 8 bits", BUDGETS, train, rows)
-    head_2 = sizes_within("varopt, head 2 x 8 bits", HEAD_2_BUDGETS, train, rows)
-    systematic = sizes_within("systematic", SYSTEMATIC_BUDGETS, train, rows)
-    return {
-        **{f"topk-{k}": TopkCodec(k=k) for k in (12, 50)},
-        **{f"sample-{n}": SampleCodec(draws=n) for n in (12, 25, 50)},
-        **{f"varopt-{budget}": codec for budget, codec in varopt.items()},
-        **{f"varopt-{budget}-head-2": codec for budget, codec in head_2.items()},
-        **{f"systematic-{budget}": codec for budget, codec in systematic.items()},
-    }
-
-
-def targets_of(
-    train: Corpus, codecs: dict[str, CodecConfig], kept: dict[str, Kept]
-) -> dict[str, Arm]:
+def targets_of(train: Corpus, kept: dict[str, Kept]) -> dict[str, Arm]:
     """What every arm but `labels` learns from."""
     hidden = np.asarray(train.hidden).view(np.uint8)
     arms = {"full": Arm(hidden, WholeDistribution(train.head))}
-    for name, config in codecs.items():
+    for name, config in CODECS.items():
         codec = make_codec(config, train.vocab_size)
         arms[name] = Arm(kept[name].payload, codec)
         if config.kind == "topk":
@@ -158,8 +140,9 @@ def targets_of(
     return arms
 
 
-def size_of(name: str, config: CodecConfig | None, kept: Kept | None) -> dict[str, Any]:
+def size_of(name: str, kept: Kept | None) -> dict[str, Any]:
     """What an arm is, and what it takes."""
+    config = CODECS.get(name)
     if kept is None or config is None:
         return {"arm": name}
     published = PUBLISHED_BYTES * kept.distinct_ids if config.kind == "sample" else None
@@ -205,7 +188,7 @@ def goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         as_good = [
             (row["bytes_at_rest"], name)
             for name, row in arms.items()
-            if name.startswith(OURS) and row["kl"] <= rival["kl"]
+            if name.startswith("varopt") and row["kl"] <= rival["kl"]
         ]
         least, name = min(as_good, default=(None, None))
         found.append(

@@ -160,7 +160,6 @@ def plot(found: dict[str, Any]) -> str:
         "Share of the way from labels only to the full distribution, by bytes a token",
         [
             series("varopt, at rest", "student", "bytes_at_rest", "varopt"),
-            series("systematic, at rest", "teacher", "bytes_at_rest", "systematic"),
             series("Random-Sampling KD, as published", "second", "bytes_published", "sample"),
             series("top-k and a ghost bucket, at rest", "control", "bytes_at_rest", "topk"),
         ],

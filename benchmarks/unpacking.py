@@ -2,7 +2,7 @@
 
     python benchmarks/unpacking.py [--quick]
 
-Made-up records of the default codec, 12 ids (benchmarks/peers/synthetic.py), in blocks of the
+Made-up records of `varopt` with 12 ids (benchmarks/peers/synthetic.py), in blocks of the
 default size, from memory, on one thread. Three arms take turns on the same blocks:
 
     ids      the ids of a block alone, into memory that is there

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from benchmarks.ablation.corpus import Corpus
-from kdscale.audit.families import FAMILIES, size_within
+from kdscale.audit.families import label
 from kdscale.audit.rest import AtRest
 from kdscale.cache.codecs import Codec, make_codec, uniforms
 from kdscale.cache.format.packing import packable
@@ -68,55 +68,38 @@ def keep(
 ) -> dict[str, Kept]:
     """`corpus` (its first `rows` rows) through every codec, by name. What `folder` has is read from
     there: encoding takes a product with the teacher's head a row."""
-    missing = {name: config for name, config in configs.items() if not _path(folder, name).exists()}
+    paths = {name: folder / f"{_stem(config, corpus)}.npz" for name, config in configs.items()}
+    missing = {path: configs[name] for name, path in paths.items() if not path.exists()}
     if missing:
-        _encode(missing, corpus, folder, rows or len(corpus))
-    return {name: _load(_path(folder, name)) for name in configs}
+        _encode(missing, corpus, rows or len(corpus))
+    return {name: _load(path) for name, path in paths.items()}
 
 
-def sizes_within(
-    name: str, budgets: list[int], corpus: Corpus, rows: int
-) -> dict[int, CodecConfig]:
-    """For each budget in bytes at rest, the codec of the family `name` with the most ids that fits;
-    measured on the first `rows` rows."""
-    family = next(family for family in FAMILIES if family.name == name)
+def _encode(configs: Mapping[Path, CodecConfig], corpus: Corpus, rows: int) -> None:
     prior, share = count_corpus_prior(corpus)
-    sizes = sorted({size for budget in budgets for size in family.sizes(budget, 1 << 17)})
-    codecs = {size: make_codec(family.make(size), corpus.vocab_size) for size in sizes}
-    rests = {size: AtRest(codec, prior) for size, codec in codecs.items()}
-    for row in range(rows):
-        for size, payload in _payloads(codecs, corpus, row).items():
-            rests[size].add(_contexts(corpus, row), payload)
-    found = {size: rest.bytes_per_position() + share for size, rest in rests.items()}
-    fitting = {budget: size_within(budget, found) for budget in budgets}
-    return {budget: family.make(size) for budget, size in fitting.items() if size is not None}
-
-
-def _encode(configs: Mapping[str, CodecConfig], corpus: Corpus, folder: Path, rows: int) -> None:
-    prior, share = count_corpus_prior(corpus)
-    codecs = {name: make_codec(config, corpus.vocab_size) for name, config in configs.items()}
-    rests = {name: AtRest(codec, prior) for name, codec in codecs.items()}
+    codecs = {path: make_codec(config, corpus.vocab_size) for path, config in configs.items()}
+    rests = {path: AtRest(codec, prior) for path, codec in codecs.items()}
     shape = corpus.rows.input_ids.shape
     whole = {
-        name: np.zeros((*shape, codec.bytes_per_position), np.uint8)
-        for name, codec in codecs.items()
+        path: np.zeros((*shape, codec.bytes_per_position), np.uint8)
+        for path, codec in codecs.items()
     }
     ids = dict.fromkeys(codecs, 0)
     for row in range(rows):
         mask = corpus.rows.loss_mask[row]
-        for name, payload in _payloads(codecs, corpus, row).items():
-            whole[name][row, mask] = payload
-            rests[name].add(_contexts(corpus, row), payload)
-            ids[name] += _distinct(codecs[name], payload)
+        for path, payload in _payloads(codecs, corpus, row).items():
+            whole[path][row, mask] = payload
+            rests[path].add(_contexts(corpus, row), payload)
+            ids[path] += _distinct(codecs[path], payload)
         print(f"codecs: {row + 1} of {rows} rows", flush=True)
     targets = int(corpus.rows.loss_mask[:rows].sum())
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, codec in codecs.items():
-        rest = rests[name].bytes_per_position() + (share if packable(codec) else 0)
-        figures = np.array([codec.bytes_per_position, rest, ids[name] / targets])
-        part = folder / f"{name}.part.npz"
-        np.savez(part, payload=whole[name], figures=figures)
-        part.rename(_path(folder, name))
+    for path, codec in codecs.items():
+        rest = rests[path].bytes_per_position() + (share if packable(codec) else 0)
+        figures = np.array([codec.bytes_per_position, rest, ids[path] / targets])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part.npz")
+        np.savez(part, payload=whole[path], figures=figures)
+        part.rename(path)
 
 
 def _payloads(codecs: Mapping[Any, Codec], corpus: Corpus, row: int) -> dict[Any, np.ndarray]:
@@ -144,8 +127,9 @@ def _distinct(codec: Codec, payload: np.ndarray) -> int:
     return int((is_new & (ids >= 0)).sum())
 
 
-def _path(folder: Path, name: str) -> Path:
-    return folder / f"{name}.npz"
+def _stem(config: CodecConfig, corpus: Corpus) -> str:
+    rows, length = corpus.rows.input_ids.shape
+    return "-".join([*label(config).split(), f"{rows}x{length}"])
 
 
 def _load(path: Path) -> Kept:

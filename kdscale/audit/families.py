@@ -9,7 +9,6 @@ from kdscale.config.cache import (
     CodecConfig,
     FullCodec,
     SampleCodec,
-    SystematicCodec,
     TopkCodec,
     VaroptCodec,
 )
@@ -39,7 +38,6 @@ class Family:
 
 
 FAMILIES = (
-    Family(1, lambda n: SystematicCodec(draws=n)),
     Family(5, lambda k: VaroptCodec(k=k, head=4)),
     Family(3, lambda k: VaroptCodec(k=k, head=2)),
     Family(9, lambda k: VaroptCodec(k=k, head=8)),
@@ -58,13 +56,14 @@ def family_name(config: CodecConfig) -> str:
         return "sample" if config.tau == 1 else f"sample, tau {config.tau:g}"
     if isinstance(config, TopkCodec):
         return f"topk, {config.value_bits} bits"
-    return config.kind
+    assert isinstance(config, FullCodec)
+    return "full"
 
 
 def size_of(config: CodecConfig) -> int:
     """Ids or draws of a codec that is not `full`."""
     assert not isinstance(config, FullCodec)
-    return config.draws if isinstance(config, SampleCodec | SystematicCodec) else config.k
+    return config.draws if isinstance(config, SampleCodec) else config.k
 
 
 def size_within(budget: float, measured: Mapping[int, float]) -> int | None:

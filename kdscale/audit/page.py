@@ -17,7 +17,7 @@ from kdscale.report.markup import Markup, join, tag
 from kdscale.report.svg import Box, Scale, drawing, legend, line, marker, text
 
 # The kinds' places in the report's palette: colour, dash and marker go together.
-ROLES = {"systematic": "student", "varopt": "second", "sample": "control", "topk": "teacher"}
+ROLES = {"varopt": "student", "sample": "control", "topk": "teacher", "full": "second"}
 WIDTH = 720.0
 
 Value = Callable[[Audited], float]

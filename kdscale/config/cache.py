@@ -44,10 +44,10 @@ class VaroptCodec(Config):
 
     kind: Literal["varopt"] = "varopt"
 
-    k: int = Field(default=12, ge=2)
+    k: int = Field(default=16, ge=2)
     """Ids kept at a position."""
 
-    head: int = Field(default=4, ge=1)
+    head: int = Field(default=2, ge=1)
     """At most so many of them keep their own probability; the others share one weight."""
 
     head_bits: Literal[8, 16] = 8
@@ -60,19 +60,8 @@ class VaroptCodec(Config):
         return self
 
 
-class SystematicCodec(Config):
-    """Evenly spaced draws: unbiased, sums to 1, every draw of the same weight."""
-
-    kind: Literal["systematic"] = "systematic"
-
-    draws: int = Field(default=24, ge=1)
-    """Draws of a position. An id comes as often as `draws` times its probability says, rounded down
-    or up; each draw is stored as an id, and repeats take less at rest."""
-
-
 CodecConfig = Annotated[
-    FullCodec | TopkCodec | SampleCodec | VaroptCodec | SystematicCodec,
-    Field(discriminator="kind"),
+    FullCodec | TopkCodec | SampleCodec | VaroptCodec, Field(discriminator="kind")
 ]
 
 
@@ -90,8 +79,7 @@ class CacheConfig(Config):
     """What the cache holds."""
 
     codec: CodecConfig = VaroptCodec()
-    """How a position's distribution is kept: `full`, `topk`, `sample`, `varopt` or
-    `systematic`."""
+    """How a position's distribution is kept: `full`, `topk`, `sample` or `varopt`."""
 
     temperature: float = Field(default=1.0, gt=0)
     """Teacher logits are divided by this before the softmax. A cache is made at one temperature."""

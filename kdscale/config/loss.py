@@ -1,9 +1,9 @@
 """Config of the loss: which divergence, mixed how with cross-entropy, on which targets.
 
 Only the forward KL is linear in the target: with E[t] = p its gradient q - t is unbiased on samples
-(`systematic`, `sample`, `varopt`). Every other loss would be biased there by the samples' own
-noise, so it is refused. On `topk` a loss is exact over the K listed ids and the ghost bucket, which
-is a biased view of the vocabulary; on `full` and with the live teacher it is exact.
+(`sample`, `varopt`). Every other loss would be biased there by the samples' own noise, so it is
+refused. On `topk` a loss is exact over the K listed ids and the ghost bucket, which is a biased
+view of the vocabulary; on `full` and with the live teacher it is exact.
 """
 
 from typing import Annotated, Literal
@@ -15,10 +15,10 @@ from kdscale.config.curriculum import Schedule
 from kdscale.errors import KdscaleError
 
 Status = Literal["exact", "unbiased", "biased", "undefined"]
-SOURCES = ("live", "full", "topk", "sample", "varopt", "systematic")
+SOURCES = ("live", "full", "topk", "sample", "varopt")
 """The live teacher, and the kinds of codec."""
 
-_SAMPLED = ("sample", "varopt", "systematic")
+_SAMPLED = ("sample", "varopt")
 _WHOLE = ("live", "full")
 
 
@@ -101,7 +101,7 @@ class LossConfig(Config):
     divergence: DivergenceConfig = ForwardKl()
     """What is to become small between teacher and student: forward_kl, reverse_kl, jensen_shannon,
     skewed_kl, skewed_reverse_kl, adaptive_kl, total_variation or logit_mse. Sampled targets
-    (`systematic`, `varopt`, `sample`) take the forward KL alone."""
+    (`varopt`, `sample`) take the forward KL alone."""
 
     kd_weight: Schedule = Schedule(kind="constant", start=1.0)
     """Weight w of the distillation loss at a step; cross-entropy gets 1 - w."""

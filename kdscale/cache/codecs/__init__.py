@@ -9,16 +9,9 @@ from kdscale.cache.codecs.bits import MAX_WIDTH
 from kdscale.cache.codecs.full import Full
 from kdscale.cache.codecs.noise import uniforms
 from kdscale.cache.codecs.sample import Sample
-from kdscale.cache.codecs.systematic import Systematic
 from kdscale.cache.codecs.topk import Topk
 from kdscale.cache.codecs.varopt import Varopt
-from kdscale.config.cache import (
-    CodecConfig,
-    FullCodec,
-    SampleCodec,
-    SystematicCodec,
-    TopkCodec,
-)
+from kdscale.config.cache import CodecConfig, FullCodec, SampleCodec, TopkCodec
 from kdscale.errors import KdscaleError
 
 __all__ = ["Codec", "Encoded", "SampledIds", "make_codec", "open_codec", "uniforms"]
@@ -38,8 +31,6 @@ def make_codec(config: CodecConfig, vocab_size: int) -> Codec:
         return Full(vocab_size)
     if isinstance(config, SampleCodec):
         return Sample(config.draws, config.tau, vocab_size)
-    if isinstance(config, SystematicCodec):
-        return Systematic(config.draws, vocab_size)
     if config.k > vocab_size:
         raise KdscaleError(
             f"cache.codec.k is {config.k}, but the vocabulary has only {vocab_size} ids.",

@@ -40,7 +40,7 @@ def test_own_codec_is_measured_on_what_the_cache_holds(run: AuditedRun, found: A
 
 def test_others_are_compared_on_the_same_positions(found: Audit) -> None:
     kinds = {codec.config.kind for codec in found.codecs}
-    assert kinds == {"systematic", "varopt", "sample", "topk", "full"}
+    assert kinds == {"varopt", "sample", "topk", "full"}
     assert {codec.fidelity.positions for codec in found.codecs} == {found.own.fidelity.positions}
     assert len({codec.config for codec in found.codecs}) == len(found.codecs)
     rest = [codec.bytes_at_rest for codec in found.codecs]
@@ -52,7 +52,7 @@ def test_others_are_compared_on_the_same_positions(found: Audit) -> None:
     assert full.fidelity.widest.error == min(c.fidelity.widest.error for c in found.codecs)
     assert full.fidelity.kl == pytest.approx(0, abs=1e-4)
     for codec in found.codecs:
-        if codec.config.kind in ("systematic", "varopt", "sample"):
+        if codec.config.kind in ("varopt", "sample"):
             assert abs(codec.fidelity.squared_bias) < 5 * codec.fidelity.squared_bias_error
         if isinstance(codec.config, TopkCodec):
             assert codec.fidelity.variance == 0

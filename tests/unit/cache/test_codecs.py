@@ -8,14 +8,7 @@ import pytest
 import torch
 
 from kdscale.cache.codecs import Codec, Encoded, chunked, make_codec, open_codec
-from kdscale.config.cache import (
-    CodecConfig,
-    FullCodec,
-    SampleCodec,
-    SystematicCodec,
-    TopkCodec,
-    VaroptCodec,
-)
+from kdscale.config.cache import CodecConfig, FullCodec, SampleCodec, TopkCodec, VaroptCodec
 from kdscale.errors import KdscaleError
 from kdscale.types import DenseTargets, SparseTargets
 
@@ -26,7 +19,6 @@ CODECS = [
     TopkCodec(k=7, value_bits=8),
     SampleCodec(draws=9),
     SampleCodec(draws=9, tau=0.7),
-    SystematicCodec(draws=8),
     VaroptCodec(k=6, head=2),
     VaroptCodec(head_bits=16),
 ]

@@ -14,14 +14,7 @@ from safetensors.numpy import load
 from kdscale.cache.commit.manifest import publish
 from kdscale.cache.maintain.export import export
 from kdscale.cache.read.reader import CacheReader
-from kdscale.config.cache import (
-    CodecConfig,
-    FullCodec,
-    SampleCodec,
-    SystematicCodec,
-    TopkCodec,
-    VaroptCodec,
-)
+from kdscale.config.cache import CodecConfig, FullCodec, SampleCodec, TopkCodec, VaroptCodec
 from kdscale.errors import KdscaleError
 from kdscale.store import Store, open_store
 from kdscale.types import DenseTargets
@@ -34,7 +27,6 @@ CODECS = [
     TopkCodec(k=5),
     SampleCodec(draws=6),
     SampleCodec(draws=6, tau=0.8),
-    SystematicCodec(draws=8),
     FullCodec(),
 ]
 

@@ -12,21 +12,13 @@ from kdscale.cache.codecs import bits, make_codec, uniforms
 from kdscale.cache.format import bitstream
 from kdscale.cache.format.packing import Packing, packable
 from kdscale.cache.format.prior import Prior, count_prior, decode_prior, encode_prior
-from kdscale.config.cache import (
-    CodecConfig,
-    FullCodec,
-    SampleCodec,
-    SystematicCodec,
-    TopkCodec,
-    VaroptCodec,
-)
+from kdscale.config.cache import CodecConfig, FullCodec, SampleCodec, TopkCodec, VaroptCodec
 
 CODECS: list[CodecConfig] = [
     VaroptCodec(k=12, head=4),
     VaroptCodec(k=2, head=1, head_bits=16),
     SampleCodec(draws=9),
     SampleCodec(draws=5, tau=0.9),
-    SystematicCodec(draws=8),
 ]
 
 

@@ -11,28 +11,14 @@ from kdscale.cache.format.records import Block, Commit, Unit, commit_key, read_r
 from kdscale.cache.maintain.inspect import inspect
 from kdscale.cache.maintain.verify import verify
 from kdscale.cache.rows import RowStats
-from kdscale.config.cache import (
-    CodecConfig,
-    FullCodec,
-    SampleCodec,
-    SystematicCodec,
-    TopkCodec,
-    VaroptCodec,
-)
+from kdscale.config.cache import CodecConfig, FullCodec, SampleCodec, TopkCodec, VaroptCodec
 from kdscale.errors import KdscaleError
 from tests.unit.cache.planted import Plant, Planted
 from tests.unit.cache.test_commit import appended
 
 
 @pytest.mark.parametrize(
-    "config",
-    [
-        VaroptCodec(k=4, head=2),
-        TopkCodec(k=5),
-        SampleCodec(draws=6),
-        SystematicCodec(draws=6),
-        FullCodec(),
-    ],
+    "config", [VaroptCodec(k=4, head=2), TopkCodec(k=5), SampleCodec(draws=6), FullCodec()]
 )
 def test_a_sound_cache_is_read_whole(plant: Plant, config: CodecConfig) -> None:
     planted = plant(config=config).publish()

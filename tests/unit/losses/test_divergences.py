@@ -126,7 +126,7 @@ def test_classes_of_a_ghost_bucket_are_the_listed_ids_and_all_others() -> None:
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_what_a_loss_is_on_the_targets_of_a_source(source: str) -> None:
-    sampled = source in ("sample", "varopt", "systematic")
+    sampled = source in ("sample", "varopt")
     for kind in NAIVE:
         undefined = (sampled and kind != "forward_kl") or (source, kind) == ("topk", "logit_mse")
         if undefined:
