@@ -63,19 +63,17 @@ def count_corpus_prior(corpus: Corpus) -> tuple[Prior, float]:
 
 
 @torch.no_grad()
-def keep(
-    configs: Mapping[str, CodecConfig], corpus: Corpus, folder: Path, rows: int | None = None
-) -> dict[str, Kept]:
-    """`corpus` (its first `rows` rows) through every codec, by name. What `folder` has is read from
-    there: encoding takes a product with the teacher's head a row."""
+def keep(configs: Mapping[str, CodecConfig], corpus: Corpus, folder: Path) -> dict[str, Kept]:
+    """`corpus` through every codec, by name. What `folder` has is read from there: encoding takes a
+    product with the teacher's head a row."""
     paths = {name: folder / f"{_stem(config, corpus)}.npz" for name, config in configs.items()}
     missing = {path: configs[name] for name, path in paths.items() if not path.exists()}
     if missing:
-        _encode(missing, corpus, rows or len(corpus))
+        _encode(missing, corpus)
     return {name: _load(path) for name, path in paths.items()}
 
 
-def _encode(configs: Mapping[Path, CodecConfig], corpus: Corpus, rows: int) -> None:
+def _encode(configs: Mapping[Path, CodecConfig], corpus: Corpus) -> None:
     prior, share = count_corpus_prior(corpus)
     codecs = {path: make_codec(config, corpus.vocab_size) for path, config in configs.items()}
     rests = {path: AtRest(codec, prior) for path, codec in codecs.items()}
@@ -85,17 +83,16 @@ def _encode(configs: Mapping[Path, CodecConfig], corpus: Corpus, rows: int) -> N
         for path, codec in codecs.items()
     }
     ids = dict.fromkeys(codecs, 0)
-    for row in range(rows):
+    for row in range(len(corpus)):
         mask = corpus.rows.loss_mask[row]
         for path, payload in _payloads(codecs, corpus, row).items():
             whole[path][row, mask] = payload
             rests[path].add(_contexts(corpus, row), payload)
             ids[path] += _distinct(codecs[path], payload)
-        print(f"codecs: {row + 1} of {rows} rows", flush=True)
-    targets = int(corpus.rows.loss_mask[:rows].sum())
+        print(f"codecs: {row + 1} of {len(corpus)} rows", flush=True)
     for path, codec in codecs.items():
         rest = rests[path].bytes_per_position() + (share if packable(codec) else 0)
-        figures = np.array([codec.bytes_per_position, rest, ids[path] / targets])
+        figures = np.array([codec.bytes_per_position, rest, ids[path] / corpus.targets])
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part.npz")
         np.savez(part, payload=whole[path], figures=figures)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 import kdscale.submit as room
@@ -83,7 +84,9 @@ def address(token: str) -> Iterator[str]:
         _wait_for(url, token, process, folder / "head.log")
         yield url
     finally:
-        process.terminate()
+        # Asked to end, `ray start` waits for its processes for half a minute.
+        for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+            each.kill()
         process.wait(60)
         shutil.rmtree(folder, ignore_errors=True)
 
