@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -84,11 +85,21 @@ def address(token: str) -> Iterator[str]:
         _wait_for(url, token, process, folder / "head.log")
         yield url
     finally:
-        # Asked to end, `ray start` waits for its processes for half a minute.
-        for each in [*psutil.Process(process.pid).children(recursive=True), process]:
-            each.kill()
+        _kill_with_children(process)
         process.wait(60)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _kill_with_children(process: subprocess.Popen[bytes]) -> None:
+    """At once: asked to end, `ray start` waits for its processes for half a minute."""
+    children: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for child in children:
+        # Many end by themselves when another of them is gone.
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def _wait_for(url: str, token: str, process: subprocess.Popen[bytes], log: Path) -> None:
