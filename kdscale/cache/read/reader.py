@@ -27,6 +27,7 @@ from kdscale.cache.read.recycled import RecycledMemory
 from kdscale.cache.read.source import BlockSource
 from kdscale.cache.read.stored import BlockMap, StoredBlocks
 from kdscale.cache.rows import RowStats
+from kdscale.compiled import compiled
 from kdscale.store import Store
 
 _INDEX_THREADS = 16
@@ -155,6 +156,7 @@ class CacheReader(ReadsAhead):
         numbers, places = self._map.locate(np.asarray(indices))
         memory = self._memory.take(len(indices) * self.row_bytes)
         records = memory.view(np.dtype((np.void, self.row_bytes)))
+        words = _as_words(records)
         # Places in the batch, block by block.
         by_block = np.argsort(numbers, kind="stable")
         blocks, starts = np.unique(numbers[by_block], return_index=True)
@@ -162,7 +164,7 @@ class CacheReader(ReadsAhead):
         stream = self._blocks.stream(blocks.tolist())
         for (start, end), (_, block) in zip(spans, stream, strict=True):
             wanted = by_block[start:end]
-            _copy_records(records, wanted, block.records, places[wanted])
+            _copy_rows(words, wanted, _as_words(block.records), places[wanted])
         return view_rows(records, self._row_type)
 
     @property
@@ -173,13 +175,18 @@ class CacheReader(ReadsAhead):
         return self._cache
 
 
-def _copy_records(out: np.ndarray, to: np.ndarray, records: np.ndarray, at: np.ndarray) -> None:
-    """`records` at places `at` into places `to` (ascending) of `out`."""
-    if to[-1] - to[0] + 1 == len(to):
-        # Straight to where they belong: fresh memory in between costs more than the copy.
-        np.take(records, at, out=out[to[0] : to[-1] + 1], mode="clip")
-    else:
-        out[to] = records[at]
+def _as_words(records: np.ndarray) -> np.ndarray:
+    """[B, words] uint64: the bytes of `records` ([B] void of whole cache lines), not copied."""
+    return records.view(np.uint64).reshape(len(records), records.itemsize // 8)
+
+
+@compiled
+def _copy_rows(out: np.ndarray, to: np.ndarray, rows: np.ndarray, at: np.ndarray) -> None:
+    """out[to] = rows[at], for words [., W] of rows: NumPy would gather them and then scatter."""
+    for place in range(len(to)):
+        target, source = to[place], at[place]
+        for word in range(out.shape[1]):
+            out[target, word] = rows[source, word]
 
 
 def _load_stats(store: Store, unit: Unit) -> RowStats:
