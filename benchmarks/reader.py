@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.peers.contract import BATCH_ROWS, PAYLOAD_BYTES  # noqa: E402  after the path is set
 from benchmarks.peers.figures import Measured, goals, lines  # noqa: E402
-from benchmarks.peers.session import OURS, PEERS, PLAIN, Session  # noqa: E402
+from benchmarks.peers.session import OURS, PEERS, PLAIN, ArmFailedError, Session  # noqa: E402
 from benchmarks.peers.storage import Storage, serve  # noqa: E402
 from benchmarks.peers.synthetic import make_records  # noqa: E402
 
@@ -108,12 +108,28 @@ def measure(
     ]
     for repeat, (measured, storage) in product(range(repeats), arms):
         _tell(f"{repeat + 1}/{repeats} {storage.name} {measured.arm}, {measured.workers} workers")
-        measured.runs.append(session.epochs(measured.arm, storage, measured.workers))
+        with _counted(measured):
+            measured.runs.append(session.epochs(measured.arm, storage, measured.workers))
     for measured, storage in arms:
-        if storage.name == "s3" and measured.workers and (measured.arm == OURS or not quick):
+        is_asked = measured.arm == OURS or not quick
+        if storage.name == "s3" and measured.workers and measured.runs and is_asked:
             _tell(f"resume {measured.arm}")
-            measured.resumed = session.resumed(measured.arm, storage, measured.workers)
-    return [measured for measured, _ in arms]
+            with _counted(measured):
+                measured.resumed = session.resumed(measured.arm, storage, measured.workers)
+    return [measured for measured, _ in arms if measured.runs]
+
+
+@contextmanager
+def _counted(measured: Measured) -> Iterator[None]:
+    """A peer that ends in an error, as where two of its workers fetch one shard, goes without this
+    run; kdscale's error is the benchmark's."""
+    try:
+        yield
+    except ArmFailedError as error:
+        if measured.arm in (OURS, PLAIN):
+            raise
+        measured.failures.append(error.args[0])
+        _tell(f"{measured.arm} failed")
 
 
 @contextmanager

@@ -19,6 +19,8 @@ class Measured:
     workers: int
     runs: list[dict[str, Any]] = field(default_factory=list)
     resumed: dict[str, Any] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    """The last words of runs that ended in an error."""
 
     def rates(self, phase: str) -> list[float]:
         """Tokens/s of each run in `phase`, cold or warm."""
@@ -43,7 +45,8 @@ class Measured:
         resumed = dict(self.resumed)
         if resumed:
             resumed["resume_seconds"] = spread(resumed["resume_seconds"])
-        return {**found, **phases, **memory, **resumed}
+        failed = {"failures": self.failures} if self.failures else {}
+        return {**found, **phases, **memory, **resumed, **failed}
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -29,6 +29,10 @@ _JOB_SECONDS = 600
 _MORE_RESTARTS = 2
 
 
+class ArmFailedError(RuntimeError):
+    """An arm's process did not end well: the end of what it said, and more of it."""
+
+
 @dataclass(frozen=True)
 class Session:
     """Jobs on one set of records, in the folder `work`."""
@@ -128,6 +132,7 @@ class Session:
             check=False,
         )
         if ended.returncode or not result.exists():
-            raise RuntimeError(f"{task} of {arm} failed:\n{ended.stdout}\n{ended.stderr[-4000:]}")
+            said = ended.stderr.strip()
+            raise ArmFailedError(said[-200:], f"{task} of {arm} failed:\n{said[-4000:]}")
         found: dict[str, Any] = json.loads(result.read_text())
         return found
