@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from kdscale.cli import cache, doctor, init, jobs, results, run
+from kdscale.cli import cache, doctor, init, jobs, results, run, submit
 from kdscale.errors import KdscaleError
 
 app = typer.Typer(
@@ -26,12 +26,12 @@ app = typer.Typer(
 app.command("run", rich_help_panel="Run")(run.run)
 app.command("evaluate", rich_help_panel="Run")(results.evaluate)
 app.command("report", rich_help_panel="Run")(results.report)
-app.command("submit", rich_help_panel="Jobs on a cluster")(jobs.submit)
-app.command("list", rich_help_panel="Jobs on a cluster")(jobs.list_)
-app.command("status", rich_help_panel="Jobs on a cluster")(jobs.status)
-app.command("logs", rich_help_panel="Jobs on a cluster")(jobs.logs)
-app.command("wait", rich_help_panel="Jobs on a cluster")(jobs.wait)
-app.command("stop", rich_help_panel="Jobs on a cluster")(jobs.stop)
+app.command("submit", rich_help_panel="Jobs")(submit.submit)
+app.command("list", rich_help_panel="Jobs")(jobs.list_)
+app.command("status", rich_help_panel="Jobs")(jobs.status)
+app.command("logs", rich_help_panel="Jobs")(jobs.logs)
+app.command("wait", rich_help_panel="Jobs")(jobs.wait)
+app.command("stop", rich_help_panel="Jobs")(jobs.stop)
 app.add_typer(cache.app, name="cache", rich_help_panel="Look into things")
 app.command("init", rich_help_panel="Look into things")(init.init)
 app.command("doctor", rich_help_panel="Look into things")(doctor.doctor)

@@ -13,8 +13,15 @@ from kdscale.cli import main
 def run_job(stage: str | None = None) -> None:
     """Run the command line's config, `stage` only where it is given, and exit."""
     _leave_script_folder()
+    from kdscale.submit.log_times import stamp_output
+    from kdscale.submit.sealed import discard_secrets
+
+    stamp_output()
     only = [] if stage is None else ["--only", stage]
-    main(["run", *only, *sys.argv[1:]])
+    try:
+        main(["run", *only, *sys.argv[1:]])
+    finally:
+        discard_secrets()
 
 
 def _leave_script_folder() -> None:

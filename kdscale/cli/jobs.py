@@ -1,176 +1,196 @@
-"""Jobs on a Ray cluster: submit, list, status, logs, wait, stop.
+"""Jobs on a cluster or on this machine: list, status, logs, wait, stop.
 
-stdout carries what a script wants (an id, a log), stderr what a person wants. Exit codes come from
-a job's final status: see kdscale/submit/verdict.py.
+stdout carries what a script wants (a log, or one JSON object), stderr what a person wants. Exit
+codes come from a job's final status: see kdscale/submit/verdict.py.
 """
 
+import json
 import sys
-import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+import time
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from kdscale.cli import options
 
 if TYPE_CHECKING:
-    from kdscale.submit import JobPlan
+    from kdscale.submit import Backend, Job
 
-SubmissionId = Annotated[
-    str | None,
-    typer.Option(
-        "--submission-id",
-        "--name",
-        metavar="ID",
-        help="Id of the job. A second one with it is refused. Default: the run's name and a tail.",
-    ),
-]
-Follow = Annotated[
-    bool,
-    typer.Option("--follow/--detach", help="Follow the log to the job's end; its verdict is ours."),
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print what would be submitted; contact nothing.")
-]
-Environment = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--env",
-        metavar="K=V",
-        help="Environment variable of the job; may be repeated. No secrets: everyone with access "
-        "to the dashboard sees them. Set those on the nodes.",
-    ),
-]
+AGAIN_SECONDS = 2.0
+"""Within this time a second Ctrl-C asks the job to stop."""
+
+# Beyond the grace that a stop request gives, before the job is signalled: a driver looks for
+# requests every few seconds.
+_STOP_MARGIN_SECONDS = 30
 
 
-def submit(
-    config: options.Config,
-    overrides: options.Overrides = None,
+def list_(
     address: options.Address = None,
-    submission_id: SubmissionId = None,
-    follow: Follow = False,
-    dry_run: DryRun = False,
-    environment: Environment = None,
-    only: options.Only = None,
-    start: options.Start = None,
+    backend: options.BackendName = "ray",
+    as_json: options.AsJson = False,
 ) -> None:
-    """Run a config on a cluster, as a Ray job. Prints the job's id."""
-    options.check_stages(only, start)
-    from kdscale import submit as room
-    from kdscale.config import load_config
+    """List the jobs that are remembered, oldest first."""
+    from kdscale.submit import open_backend
 
-    plan = room.plan_job(
-        load_config(config, overrides or ()),
-        only=only,
-        start=start,
-        submission_id=submission_id,
-        environment=environment or (),
-    )
-    for note in plan.notes:
-        _say(f"note: {note}")
-    root = room.checkout()
-    if dry_run:
-        _print_plan(plan, root, environment or [])
+    jobs = open_backend(backend, address).list()
+    if as_json:
+        print_json({"jobs": [job.facts() for job in jobs]})
         return
-    client = room.connect(address)
-    with tempfile.TemporaryDirectory(prefix="kdscale-") as folder:
-        staged = room.stage(root, plan.config_text, Path(folder))
-        job = room.submit_job(client, plan, staged)
-    typer.echo(job)
-    suffix = "" if address is None else f" --address {address}"
-    for command in (f"status {job}", f"logs -f {job}", f"stop {job}"):
-        _say(f"  kdscale {command}{suffix}")
-    if follow:
-        # The id has stdout to itself.
-        _follow(client, job, sys.stderr)
+    for job in jobs:
+        typer.echo(f"{job.id}\t{job.status}\t{job.metadata.get('job_name', '')}")
 
 
-def list_(address: options.Address = None) -> None:
-    """List the jobs that the cluster remembers, oldest first."""
-    from kdscale.submit import connect, list_jobs
-
-    for job in list_jobs(connect(address)):
-        name = (job.metadata or {}).get("job_name", "")
-        typer.echo(f"{job.submission_id}\t{job.status.value}\t{name}")
-
-
-def status(job: options.JobId, address: options.Address = None) -> None:
+def status(
+    job: options.JobId,
+    address: options.Address = None,
+    backend: options.BackendName = "ray",
+    as_json: options.AsJson = False,
+) -> None:
     """Print a job's status; the exit code tells how a job that has ended went."""
-    from kdscale.submit import connect, describe, exit_code, job_details
+    from kdscale.submit import open_backend
 
-    details = job_details(connect(address), job)
-    typer.echo(describe(details))
-    raise typer.Exit(exit_code(details))
+    at = open_backend(backend, address, say=say)
+    conclude(at, at.details(job), as_json, sys.stdout)
 
 
 def logs(
     job: options.JobId,
     address: options.Address = None,
+    backend: options.BackendName = "ray",
     follow: Annotated[
         bool, typer.Option("-f", "--follow", help="Follow to the job's end.")
     ] = False,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="TIME", help="Only what was written in the last 5m, 2h."),
+    ] = None,
+    timeout: options.Timeout = None,
 ) -> None:
     """Print a job's log so far, or with -f until it ends, and then exit with its verdict."""
-    from kdscale.submit import connect, job_log
+    from kdscale.submit import offset_since, open_backend
+    from kdscale.submit.duration import seconds
 
-    client = connect(address)
+    at = open_backend(backend, address, say=say)
+    skip = 0
+    if since is not None:
+        cutoff = time.time() - seconds(since)
+        skip = offset_since(at.log(job), cutoff, at.details(job).started)
     if follow:
-        _follow(client, job, sys.stdout)
-    typer.echo(job_log(client, job), nl=False)
+        conclude(at, watch(at, job, sys.stdout, timeout, skip), False, sys.stderr)
+    typer.echo(at.log(job)[skip:], nl=False)
 
 
-def wait(job: options.JobId, address: options.Address = None) -> None:
+def wait(
+    job: options.JobId,
+    address: options.Address = None,
+    backend: options.BackendName = "ray",
+    timeout: options.Timeout = None,
+    as_json: options.AsJson = False,
+) -> None:
     """Wait until a job has ended, without its log, and exit with its verdict."""
-    from kdscale.submit import connect
+    from kdscale.submit import open_backend
 
-    _follow(connect(address), job, None)
-
-
-def stop(job: options.JobId, address: options.Address = None) -> None:
-    """Stop a job and wait until it has ended. Its workers get a minute to wind down."""
-    from kdscale.submit import connect, describe, follow, stop_job
-
-    client = connect(address)
-    if not stop_job(client, job):
-        _say("The job had ended before.")
-    _say(describe(follow(client, job, lambda _: None)))
+    at = open_backend(backend, address, say=say)
+    conclude(at, watch(at, job, None, timeout), as_json, sys.stderr)
 
 
-def _follow(client: Any, job: str, out: Any) -> None:
-    """Follow the job with its log on `out` (a text stream, or None), and exit with its verdict."""
-    from kdscale.submit import describe, exit_code, follow
+def stop(
+    job: options.JobId,
+    address: options.Address = None,
+    backend: options.BackendName = "ray",
+    grace: Annotated[
+        str | None,
+        typer.Option(
+            "--grace",
+            metavar="TIME",
+            help="How long it may take to write its checkpoint and leave, before it is killed. "
+            "Default: what --grace of the submission said.",
+        ),
+    ] = None,
+) -> None:
+    """Stop a job and wait until it has ended: it writes a checkpoint, then leaves."""
+    from kdscale.submit import describe, follow, open_backend
+    from kdscale.submit.duration import seconds
+    from kdscale.submit.verdict import WaitTimeoutError
+
+    at = open_backend(backend, address, say=say)
+    allowed = None if grace is None else seconds(grace)
+    if not at.stop(job, allowed):
+        say("The job had ended before.")
+    limit = None if allowed is None else float(allowed + _STOP_MARGIN_SECONDS)
+    try:
+        ended = follow(at, job, None, timeout_seconds=limit)
+    except WaitTimeoutError:
+        at.stop(job)
+        ended = follow(at, job, None)
+    except KeyboardInterrupt as error:
+        say("\nDetached; the job has been asked to stop and will be.")
+        raise typer.Exit(130) from error
+    at.clean(ended)
+    say(describe(ended))
+
+
+def watch(
+    backend: "Backend", job: str, out: TextIO | None, timeout: str | None = None, skip: int = 0
+) -> "Job":
+    """Follow the job to its end, its log on `out` from character `skip` on.
+
+    Ctrl-C detaches with exit code 130; a second one within AGAIN_SECONDS asks the job to stop.
+    """
+    from kdscale.submit import follow
+    from kdscale.submit.duration import seconds
     from kdscale.submit.verdict import DETACHED
 
     def write(text: str) -> None:
-        if out is not None:
-            out.write(text)
-            out.flush()
+        assert out is not None
+        out.write(text)
+        out.flush()
 
+    limit = None if timeout is None else float(seconds(timeout))
     try:
-        details = follow(client, job, write)
+        return follow(
+            backend, job, None if out is None else write, skip=skip, timeout_seconds=limit
+        )
     except KeyboardInterrupt as error:
-        _say(f"\nDetached; the job goes on. Follow it again: kdscale logs -f {job}")
+        _detach(backend, job)
         raise typer.Exit(DETACHED) from error
-    _say(describe(details))
-    raise typer.Exit(exit_code(details))
 
 
-def _print_plan(plan: "JobPlan", root: Path, given: list[str]) -> None:
-    import yaml
+def conclude(backend: "Backend", job: "Job", as_json: bool, words: TextIO, **more: Any) -> None:
+    """Say how the job stands, and exit with the code for it. `more` goes into the JSON object."""
+    from kdscale.submit import describe, exit_code
 
-    from kdscale.submit import EXCLUDES
-
-    summary = plan.summary([text.partition("=")[0] for text in given])
-    summary["runtime_env"]["working_dir"] = str(root)
-    summary["excludes"] = list(EXCLUDES)
-    ignore = root / ".rayignore"
-    if ignore.is_file():
-        lines = ignore.read_text(encoding="utf-8").splitlines()
-        summary["excludes"] += [line for line in lines if line and not line.startswith("#")]
-    summary["config"] = yaml.safe_load(plan.config_text)
-    typer.echo(yaml.safe_dump(summary, sort_keys=False), nl=False)
+    if job.is_over:
+        backend.clean(job)
+    if as_json:
+        print_json(more | job.facts())
+    else:
+        print(describe(job), file=words)
+    raise typer.Exit(exit_code(job))
 
 
-def _say(text: str) -> None:
+def next_commands(backend: "Backend", job: str) -> None:
+    """Tell the person what can be done with the job."""
+    for command in (f"status {job}", f"logs -f {job}", f"stop {job}"):
+        say(f"  kdscale {command}{backend.options}")
+
+
+def say(text: str) -> None:
     """Tell the person; stdout stays for scripts."""
     typer.echo(text, err=True)
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """The one object that a script asked for."""
+    typer.echo(json.dumps(content))
+
+
+def _detach(backend: "Backend", job: str) -> None:
+    say(f"\nDetached; the job goes on. Ctrl-C again within {AGAIN_SECONDS:.0f} s stops it.")
+    try:
+        time.sleep(AGAIN_SECONDS)
+    except KeyboardInterrupt:
+        backend.stop(job)
+        say(f"Asked the job to stop. See it end: kdscale wait {job}{backend.options}")
+    else:
+        say(f"Follow it again: kdscale logs -f {job}{backend.options}")

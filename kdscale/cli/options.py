@@ -47,3 +47,14 @@ Address = Annotated[
     ),
 ]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id that `kdscale submit` printed.")]
+BackendName = Annotated[
+    str,
+    typer.Option("--backend", metavar="NAME", help="Where jobs run: ray (a cluster) or local."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Timeout = Annotated[
+    str | None,
+    typer.Option(
+        "--timeout", metavar="TIME", help="Wait no longer than this (30s, 5m, 2h), then exit 6."
+    ),
+]

@@ -15,12 +15,14 @@ _SECRETS = (
     "AZURE_STORAGE_CONNECTION_STRING",
     "AZURE_STORAGE_SAS_TOKEN",
 )
+# Names a job's secrets, separated by commas; set with them (submit/sealed.py).
+NAMES_VARIABLE = "KDSCALE_SECRET_NAMES"
 
 
 def redact(text: str) -> str:
     """`text` without passwords and signatures in URLs, and without the environment's secrets."""
     text = _QUERY.sub(r"\1***", _USERINFO.sub("://***@", text))
-    for name in _SECRETS:
+    for name in (*_SECRETS, *os.environ.get(NAMES_VARIABLE, "").split(",")):
         secret = os.environ.get(name)
         if secret:
             text = text.replace(secret, "***")

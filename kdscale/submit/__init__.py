@@ -1,33 +1,43 @@
-"""Ray Jobs from a laptop: package a run, submit it, follow it to its verdict. No torch in here.
+"""Jobs from a laptop: package a run, submit it, follow it to its verdict. No torch in here.
 
-plan.py      what a submission will ask of the cluster
-package.py   the files that travel with it
-cluster.py   the client, its address and its token
-jobs.py      submit, look up, list, stop
-follow.py    the log and the status of a job, until it has ended
-verdict.py   from a final status to an exit code
+plan.py          what a submission will ask of a back end
+environment.py   its variables and the names of its secrets
+package.py       the files that travel with it
+backend.py       what a back end does; ray_jobs.py and local_jobs.py are such
+once.py          a repeated submission is harmless
+follow.py        the log and the status of a job, until it has ended
+verdict.py       from a final status to an exit code
 """
 
+from kdscale.submit.backend import Backend, open_backend
 from kdscale.submit.cluster import connect
+from kdscale.submit.environment import masked, read_environment, read_secrets
 from kdscale.submit.follow import follow
-from kdscale.submit.jobs import job_details, job_log, list_jobs, stop_job, submit_job
+from kdscale.submit.job import Job
+from kdscale.submit.log_times import offset_since
+from kdscale.submit.once import find_job, submit_once
 from kdscale.submit.package import EXCLUDES, checkout, stage
-from kdscale.submit.plan import JobPlan, plan_job
+from kdscale.submit.plan import GRACE_SECONDS, JobPlan, plan_job
 from kdscale.submit.verdict import describe, exit_code
 
 __all__ = [
     "EXCLUDES",
+    "GRACE_SECONDS",
+    "Backend",
+    "Job",
     "JobPlan",
     "checkout",
     "connect",
     "describe",
     "exit_code",
+    "find_job",
     "follow",
-    "job_details",
-    "job_log",
-    "list_jobs",
+    "masked",
+    "offset_since",
+    "open_backend",
     "plan_job",
+    "read_environment",
+    "read_secrets",
     "stage",
-    "stop_job",
-    "submit_job",
+    "submit_once",
 ]

@@ -7,8 +7,10 @@ wherever a token is found, it is sent.
 """
 
 import os
+import platform
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdscale.errors import KdscaleError
 from kdscale.submit.verdict import UnreachableError
@@ -36,9 +38,8 @@ def connect(address: str | None) -> "JobSubmissionClient":
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    headers = {"Authorization": f"Bearer {token}"} if token else None
     try:
-        return JobSubmissionClient(url, headers=headers)
+        return JobSubmissionClient(url, headers=_headers())
     except AuthenticationError as error:
         raise refused(url) from error
     except (ConnectionError, requests.RequestException, RuntimeError) as error:
@@ -80,6 +81,54 @@ def find_token() -> str | None:
         return path.read_text(encoding="utf-8").strip() or None
     except FileNotFoundError:
         return None
+
+
+def check_versions(client: "JobSubmissionClient") -> None:
+    """Refuse a cluster whose Ray or Python is of another minor version than this one's.
+
+    A job's code is that of this checkout, tried with these versions. Where the cluster does not
+    tell its Python, Ray alone decides. Raises KdscaleError.
+    """
+    import ray
+
+    url = client.get_address()
+    there = {"Ray": _ask(url, "/api/version")["ray_version"], "Python": _cluster_python(url)}
+    here = {"Ray": ray.__version__, "Python": platform.python_version()}
+    for name, version in there.items():
+        if version is not None and _minor(version) != _minor(here[name]):
+            raise KdscaleError(
+                f"The cluster at {url} has {name} {version}, and this machine has "
+                f"{name} {here[name]}.",
+                f"Submit from an environment with {name} {_minor(version)}, use the image of this "
+                "version on the cluster, or take the risk with --allow-version-skew.",
+            )
+
+
+def _cluster_python(url: str) -> str | None:
+    """The Python of the cluster's nodes, which their command lines show; None where they do not."""
+    nodes = _ask(url, "/nodes?view=summary").get("data", {}).get("summary", [])
+    for node in nodes:
+        command = " ".join(node.get("raylet", {}).get("cmdline") or node.get("cmdline") or ())
+        if found := re.search(r"/python(3\.\d+)/", command):
+            return found[1]
+    return None
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
+
+
+def _ask(url: str, path: str) -> Any:
+    import requests
+
+    answer = requests.get(url + path, headers=_headers(), timeout=30)
+    answer.raise_for_status()
+    return answer.json()
+
+
+def _headers() -> dict[str, str] | None:
+    token = find_token()
+    return {"Authorization": f"Bearer {token}"} if token else None
 
 
 def refused(url: str) -> UnreachableError:

@@ -6,6 +6,8 @@ because its file is on the submitter's machine. `.rayignore` is taken along: Ray
 """
 
 import shutil
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 import kdscale
@@ -32,13 +34,15 @@ def checkout() -> Path:
     return root
 
 
-def stage(root: Path, config_text: str, folder: Path) -> Path:
+def stage(root: Path, config_text: str, folder: Path, excludes: Sequence[str] = ()) -> Path:
     """Fill the empty `folder` with what a job needs of the checkout `root`, and return it.
 
-    `config_text` becomes `job/config.yaml`, the path that the entrypoint names.
+    `config_text` becomes `job/config.yaml`, the path that the entrypoint names. A pattern of
+    `excludes` leaves out what it matches by name, or by path from `root`: `*.bin`, `jobs/data`.
     """
+    ignore = _ignore(root, (*EXCLUDES, *excludes))
     for name in ("kdscale", "jobs"):
-        shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns(*EXCLUDES))
+        shutil.copytree(root / name, folder / name, ignore=ignore)
     for name in _OPTIONAL:
         if (root / name).is_file():
             shutil.copy2(root / name, folder / name)
@@ -46,3 +50,16 @@ def stage(root: Path, config_text: str, folder: Path) -> Path:
     config.parent.mkdir()
     config.write_text(config_text, encoding="utf-8")
     return folder
+
+
+def _ignore(root: Path, patterns: Sequence[str]) -> Callable[[str, list[str]], set[str]]:
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        inside = Path(folder).relative_to(root)
+        return {
+            name
+            for name in names
+            for pattern in patterns
+            if fnmatch(name, pattern) or fnmatch((inside / name).as_posix(), pattern.strip("/"))
+        }
+
+    return ignored

@@ -9,30 +9,39 @@ import os
 import re
 import secrets
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdscale.config import RunConfig, dump_config
+from kdscale.config import RunConfig, dump_config, fingerprint
 from kdscale.errors import KdscaleError
+from kdscale.store.redact import redact
+from kdscale.submit.environment import read_secrets
+from kdscale.submit.log_times import VARIABLE as LOG_TIMES
 from kdscale.submit.package import CONFIG_PATH
 
+GRACE_SECONDS = 600
+GRACE_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
 ENVIRONMENT = {
     # Ray's default gives a stopped job 3 seconds after SIGTERM, but Ray Train only winds down on
-    # SIGINT, and a worker may be in the middle of an upload.
+    # SIGINT, and a worker has a checkpoint to write.
     "RAY_JOB_STOP_SIGNAL": "SIGINT",
-    "RAY_JOB_STOP_WAIT_TIME_S": "60",
+    GRACE_VARIABLE: str(GRACE_SECONDS),
     # The log is a file, which Python would otherwise write in blocks: nothing to follow.
     "PYTHONUNBUFFERED": "1",
+    LOG_TIMES: "1",
 }
-_SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)
 class JobPlan:
-    """A job as it will be submitted, but for its files."""
+    """A job as it will be submitted, but for its files and the values of its secrets.
+
+    `given` names the variables that the user set, `secrets` those whose values are read from the
+    submitter's environment when the job is submitted, `excludes` are patterns of files that stay.
+    """
 
     submission_id: str
     entrypoint: str
@@ -40,14 +49,24 @@ class JobPlan:
     metadata: dict[str, str]
     config_text: str
     notes: tuple[str, ...]
+    output: str = ""
+    given: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
 
-    def summary(self, given: Sequence[str] = ()) -> dict[str, Any]:
+    @property
+    def grace_seconds(self) -> int:
+        """How long a stopped job may take to write its checkpoint and leave."""
+        return int(self.environment[GRACE_VARIABLE])
+
+    def summary(self) -> dict[str, Any]:
         """The plan as plain data, with the values of the variables in `given` masked."""
-        shown = {name: "***" if name in given else v for name, v in self.environment.items()}
+        shown = {name: "***" if name in self.given else v for name, v in self.environment.items()}
         return {
             "submission_id": self.submission_id,
             "entrypoint": self.entrypoint,
-            "runtime_env": {"env_vars": shown},
+            "env_vars": shown,
+            "secrets": list(self.secrets),
             "metadata": self.metadata,
         }
 
@@ -58,35 +77,52 @@ def plan_job(
     only: str | None = None,
     start: str | None = None,
     submission_id: str | None = None,
-    environment: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    secret_names: Sequence[str] = (),
+    grace_seconds: int = GRACE_SECONDS,
+    excludes: Sequence[str] = (),
     folder: Path | None = None,
 ) -> JobPlan:
     """The job that runs `config`, `only` one stage or from stage `start`.
 
-    `environment` holds `NAME=VALUE`; relative paths of the config are taken from `folder`, the
-    current one when not given. Raises KdscaleError for a malformed variable or id.
+    Relative paths of the config are taken from `folder`, the current one when not given. Raises
+    KdscaleError for a malformed id, and for a secret that is not set here.
     """
     if submission_id is None:
         submission_id = f"{config.name}-{secrets.token_hex(4)}"
-    if not _ID.fullmatch(submission_id):
-        raise KdscaleError(
-            f"{submission_id!r} cannot be a job's id.",
-            "Use letters, digits, dots, dashes and underscores, at most 128 of them.",
-        )
-    given = dict(_variable(text) for text in environment)
+    check_id(submission_id)
+    given = dict(environment or {})
+    read_secrets(secret_names, taken=given)
     config, notes = _absolute_paths(config, folder or Path.cwd())
-    for name in filter(_SECRET.search, given):
-        notes.append(
-            f"{name} looks like a secret, and everyone with access to the dashboard sees it."
-        )
+    variables = {**ENVIRONMENT, GRACE_VARIABLE: str(grace_seconds), **given}
+    entrypoint, text = _entrypoint(only, start), dump_config(config)
     return JobPlan(
         submission_id=submission_id,
-        entrypoint=_entrypoint(only, start),
-        environment={**ENVIRONMENT, **given},
-        metadata={"job_name": config.name, "output": config.output},
-        config_text=dump_config(config),
+        entrypoint=entrypoint,
+        environment=variables,
+        metadata={
+            "job_name": config.name,
+            "output": redact(config.output),
+            # What tells a repeated submission from another one under the same id.
+            "digest": fingerprint(entrypoint, text, variables, sorted(secret_names)),
+            "secrets": ",".join(secret_names),
+        },
+        config_text=text,
         notes=tuple(notes),
+        output=config.output,
+        given=tuple(given),
+        secrets=tuple(secret_names),
+        excludes=tuple(excludes),
     )
+
+
+def check_id(text: str) -> None:
+    """Raises KdscaleError for what cannot be a job's id, nor the name of its folder."""
+    if not _ID.fullmatch(text):
+        raise KdscaleError(
+            f"{text!r} cannot be a job's id.",
+            "Use letters, digits, dots, dashes and underscores, at most 128 of them.",
+        )
 
 
 def _entrypoint(only: str | None, start: str | None) -> str:
@@ -97,16 +133,6 @@ def _entrypoint(only: str | None, start: str | None) -> str:
         command += ["--from", start]
     # Ray hands the entrypoint to a shell.
     return shlex.join(command)
-
-
-def _variable(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise KdscaleError(
-            f"The variable {name!r} has not the form NAME=VALUE.",
-            "Write for example --env WANDB_MODE=offline.",
-        )
-    return name, value
 
 
 def _absolute_paths(config: RunConfig, folder: Path) -> tuple[RunConfig, list[str]]:

@@ -38,8 +38,8 @@ def test_dry_run_shows_the_job_and_contacts_nothing(
     plan = yaml.safe_load(out)
     assert plan["submission_id"] == "nightly"
     assert plan["entrypoint"] == "python jobs/run.py job/config.yaml --from cache"
-    assert plan["runtime_env"]["env_vars"]["A"] == "***"
-    assert plan["runtime_env"]["working_dir"] == str(CONFIG.parents[2])
+    assert plan["env_vars"]["A"] == "***"
+    assert plan["working_dir"] == str(CONFIG.parents[2])
     assert {".git", "wandb", "/runs"} <= set(plan["excludes"])
     assert plan["config"]["distill"]["training"]["steps"] == 7
     assert plan["config"]["output"] == f"{tmp_path}/runs/quickstart"

@@ -44,35 +44,49 @@ def test_entrypoint_carries_the_stage() -> None:
 
 
 def test_job_gets_time_to_stop_and_what_the_user_sets() -> None:
-    plan = plan_job(config(), environment=["WANDB_MODE=offline", "A=b=c", "EMPTY="])
+    plan = plan_job(config(), environment={"WANDB_MODE": "offline", "EMPTY": ""})
     assert plan.environment == {
         "RAY_JOB_STOP_SIGNAL": "SIGINT",
-        "RAY_JOB_STOP_WAIT_TIME_S": "60",
+        "RAY_JOB_STOP_WAIT_TIME_S": "600",
         "PYTHONUNBUFFERED": "1",
+        "KDSCALE_LOG_TIMES": "1",
         "WANDB_MODE": "offline",
-        "A": "b=c",
         "EMPTY": "",
     }
-    shorter = plan_job(config(), environment=["RAY_JOB_STOP_WAIT_TIME_S=5"])
-    assert shorter.environment["RAY_JOB_STOP_WAIT_TIME_S"] == "5"
+    assert plan.grace_seconds == 600
+    longer = plan_job(config(), grace_seconds=3600)
+    assert longer.environment["RAY_JOB_STOP_WAIT_TIME_S"] == "3600"
 
 
 def test_summary_masks_given_values() -> None:
-    summary = plan_job(config(), environment=["A=hidden"]).summary(["A"])
-    assert summary["runtime_env"]["env_vars"]["A"] == "***"
-    assert summary["runtime_env"]["env_vars"]["RAY_JOB_STOP_SIGNAL"] == "SIGINT"
+    summary = plan_job(config(), environment={"A": "hidden"}).summary()
+    assert summary["env_vars"]["A"] == "***"
+    assert summary["env_vars"]["RAY_JOB_STOP_SIGNAL"] == "SIGINT"
     assert "hidden" not in yaml.safe_dump(summary)
 
 
-def test_secrets_in_variables_are_pointed_out() -> None:
-    notes = plan_job(config(), environment=["WANDB_API_KEY=x", "PLAIN=y"]).notes
-    assert [note.split()[0] for note in notes if "secret" in note] == ["WANDB_API_KEY"]
+def test_a_plan_names_secrets_and_holds_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "not-for-eyes")
+    plan = plan_job(config(), secret_names=["HF_TOKEN"])
+    assert plan.secrets == ("HF_TOKEN",)
+    assert plan.metadata["secrets"] == "HF_TOKEN"
+    assert "not-for-eyes" not in repr(plan) + yaml.safe_dump(plan.summary())
 
 
-@pytest.mark.parametrize("text", ["NAME", "=x", "1A=x", "A B=x", ""])
-def test_malformed_variable(text: str) -> None:
-    with pytest.raises(KdscaleError, match="NAME=VALUE"):
-        plan_job(config(), environment=[text])
+def test_the_digest_is_of_what_the_job_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "x")
+    base = plan_job(config(), submission_id="a").metadata["digest"]
+    assert plan_job(config(), submission_id="b").metadata["digest"] == base
+    others = [
+        plan_job(config(seed=1)),
+        plan_job(config(), only="cache"),
+        plan_job(config(), environment={"A": "1"}),
+        plan_job(config(), secret_names=["HF_TOKEN"]),
+        plan_job(config(), grace_seconds=5),
+    ]
+    digests = {plan.metadata["digest"] for plan in others}
+    assert len(digests) == len(others)
+    assert base not in digests
 
 
 def test_id_is_made_from_the_name_or_taken() -> None:
@@ -125,4 +139,5 @@ def test_everything_else_of_the_config_is_unchanged() -> None:
     given = given.model_copy(update={"cache": given.cache.model_copy(update={"reuse": None})})
     plan = plan_job(given)
     assert parse_config(plan.config_text) == given
-    assert plan.metadata == {"job_name": "demo", "output": "s3://b/r"}
+    assert plan.metadata["job_name"] == "demo"
+    assert plan.metadata["output"] == plan.output == "s3://b/r"

@@ -1,0 +1,176 @@
+"""`kdscale submit`: a config becomes a job on a cluster or on this machine.
+
+stdout carries the job's id alone, or one JSON object; everything else goes to stderr.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdscale.cli import options
+from kdscale.cli.jobs import conclude, next_commands, print_json, say, watch
+
+if TYPE_CHECKING:
+    from kdscale.submit import Backend, JobPlan
+
+SubmissionId = Annotated[
+    str | None,
+    typer.Option(
+        "--submission-id",
+        "--name",
+        metavar="ID",
+        help="Id of the job, which makes a repeated submission harmless. Default: the run's name "
+        "and a tail.",
+    ),
+]
+Follow = Annotated[
+    bool,
+    typer.Option("--follow/--detach", help="Follow the log to the job's end; its verdict is ours."),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would be submitted; contact nothing.")
+]
+Environment = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--env",
+        metavar="K=V",
+        help="Variable of the job; may be repeated. Everyone with access to the dashboard sees it.",
+    ),
+]
+EnvironmentFile = Annotated[
+    Path | None,
+    typer.Option("--env-file", metavar="FILE", help="File of such variables, K=V a line."),
+]
+Secret = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--secret",
+        metavar="NAME",
+        help="Variable of this shell that the job gets too, and nobody sees; may be repeated.",
+    ),
+]
+AllowVisible = Annotated[
+    bool,
+    typer.Option("--allow-visible-secrets", help="Let --env take what looks like a secret."),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude", metavar="PATTERN", help="Files not to upload, by name or path; repeatable."
+    ),
+]
+UploadTo = Annotated[
+    str | None,
+    typer.Option(
+        "--upload-to",
+        metavar="URL",
+        help="Send the code through this object store (s3://bucket/prefix) instead of Ray.",
+    ),
+]
+Grace = Annotated[
+    str,
+    typer.Option(
+        "--grace",
+        metavar="TIME",
+        help="How long the job may take to write its checkpoint when it is stopped.",
+    ),
+]
+AllowSkew = Annotated[
+    bool,
+    typer.Option("--allow-version-skew", help="Submit to a cluster with another Ray or Python."),
+]
+
+
+def submit(
+    config: options.Config,
+    overrides: options.Overrides = None,
+    backend: options.BackendName = "ray",
+    address: options.Address = None,
+    submission_id: SubmissionId = None,
+    follow: Follow = False,
+    timeout: options.Timeout = None,
+    dry_run: DryRun = False,
+    as_json: options.AsJson = False,
+    environment: Environment = None,
+    env_file: EnvironmentFile = None,
+    secret: Secret = None,
+    allow_visible: AllowVisible = False,
+    exclude: Exclude = None,
+    upload_to: UploadTo = None,
+    grace: Grace = "10m",
+    allow_skew: AllowSkew = False,
+    only: options.Only = None,
+    start: options.Start = None,
+) -> None:
+    """Run a config as a job of a cluster, or of this machine. Prints the job's id."""
+    options.check_stages(only, start)
+    from kdscale import submit as room
+    from kdscale.config import load_config
+    from kdscale.submit.duration import seconds
+
+    plan = room.plan_job(
+        load_config(config, overrides or ()),
+        only=only,
+        start=start,
+        submission_id=submission_id,
+        environment=room.read_environment(environment or (), env_file, allow_visible),
+        secret_names=secret or (),
+        grace_seconds=seconds(grace),
+        excludes=exclude or (),
+    )
+    at = room.open_backend(backend, address, upload_to=upload_to, allow_skew=allow_skew, say=say)
+    for note in plan.notes:
+        say(f"note: {note}")
+    if dry_run:
+        _print_plan(at, plan, as_json)
+        return
+    created = _send(at, plan)
+    facts: dict[str, Any] = {"id": plan.submission_id, "created": created, "output": plan.output}
+    if not as_json:
+        typer.echo(plan.submission_id)
+    next_commands(at, plan.submission_id)
+    if follow:
+        # The id, or the object, has stdout to itself.
+        ended = watch(at, plan.submission_id, sys.stderr, timeout)
+        conclude(at, ended, as_json, sys.stderr, created=created)
+    if as_json:
+        print_json(facts)
+
+
+def _send(backend: "Backend", plan: "JobPlan") -> bool:
+    """Submit the plan; False where an earlier submission of it is there already."""
+    from kdscale import submit as room
+
+    with tempfile.TemporaryDirectory(prefix="kdscale-") as folder:
+        staged = room.stage(room.checkout(), plan.config_text, Path(folder), plan.excludes)
+        found = room.submit_once(backend, plan, staged)
+    if found is None:
+        return True
+    say(f"The job is there already, from an earlier submission. {room.describe(found)}")
+    if found.status in ("FAILED", "STOPPED"):
+        say("Submit under another id to go on where it ended.")
+    return False
+
+
+def _print_plan(backend: "Backend", plan: "JobPlan", as_json: bool) -> None:
+    import yaml
+
+    from kdscale.submit import EXCLUDES, checkout
+
+    root = checkout()
+    summary = backend.render(plan)
+    summary["working_dir"] = str(root)
+    summary["excludes"] = [*EXCLUDES, *plan.excludes]
+    ignore = root / ".rayignore"
+    if ignore.is_file():
+        lines = ignore.read_text(encoding="utf-8").splitlines()
+        summary["excludes"] += [line for line in lines if line and not line.startswith("#")]
+    summary["config"] = yaml.safe_load(plan.config_text)
+    if as_json:
+        print_json(summary)
+    else:
+        typer.echo(yaml.safe_dump(summary, sort_keys=False), nl=False)

@@ -1,0 +1,102 @@
+"""The variables of a job: those that everyone may see, and the secrets, which nobody may.
+
+Ray keeps the variables of a job's runtime_env for ever and shows them to everyone who can open the
+dashboard. So a variable whose name or value looks like a secret is refused there (`--env`), and a
+secret is only ever named on the command line (`--secret NAME`): its value comes from the
+submitter's own environment, and `sealed.py` says how it travels.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from kdscale.errors import KdscaleError
+from kdscale.store.redact import redact
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# As a word at the end or before an underscore: TOKENIZERS_PARALLELISM holds no token.
+_SECRET = re.compile(
+    r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)(_|$)", re.IGNORECASE
+)
+
+
+def read_environment(
+    given: Sequence[str] = (), file: Path | None = None, allow_visible: bool = False
+) -> dict[str, str]:
+    """The variables of the file (`NAME=VALUE` a line), then of `given`, which win.
+
+    Raises KdscaleError for a malformed one, and for one that looks like a secret unless
+    `allow_visible`.
+    """
+    lines = [] if file is None else _lines(file)
+    variables = dict(map(_variable, [*lines, *given]))
+    visible = [name for name, value in variables.items() if looks_secret(name, value)]
+    if visible and not allow_visible:
+        names = ", ".join(visible)
+        raise KdscaleError(
+            f"{names} looks like a secret, and everyone with access to the dashboard would see it.",
+            f"Export it and write --secret {visible[0]} instead; --allow-visible-secrets if it is "
+            "none.",
+        )
+    return variables
+
+
+def read_secrets(names: Sequence[str], taken: Iterable[str] = ()) -> dict[str, str]:
+    """The secrets of these names, with their values from this process's environment.
+
+    Raises KdscaleError for one that is not set, malformed, or among the names `taken`.
+    """
+    values = {}
+    for name in names:
+        if not _NAME.fullmatch(name):
+            # What was given may be a value: it is not shown.
+            raise KdscaleError(
+                "--secret takes the name of a variable, and was given something else.",
+                "Export the variable and write for example --secret HF_TOKEN.",
+            )
+        if name in taken:
+            raise KdscaleError(
+                f"{name} is given with --env and with --secret.", "Leave one of them out."
+            )
+        if not os.environ.get(name):
+            raise KdscaleError(
+                f"The secret {name} is not set here.",
+                f"Export it first: read -rs {name}; export {name}.",
+            )
+        values[name] = os.environ[name]
+    return values
+
+
+def looks_secret(name: str, value: str) -> bool:
+    """Whether the name is one that secrets have, or the value a URL with a password."""
+    return _SECRET.search(name) is not None or redact(value) != value
+
+
+def masked(variables: Mapping[str, str]) -> dict[str, str]:
+    """The variables with the values of those hidden that look like secrets."""
+    return {
+        name: "***" if looks_secret(name, value) else value for name, value in variables.items()
+    }
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise KdscaleError(
+            f"The file of variables {str(file)!r} cannot be read: {error.strerror}.",
+            "Check the path that --env-file gives.",
+        ) from error
+    lines = (line.strip() for line in text.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not _NAME.fullmatch(name):
+        raise KdscaleError(
+            f"The variable {name!r} has not the form NAME=VALUE.",
+            "Write for example --env WANDB_MODE=offline.",
+        )
+    return name, value

@@ -1,0 +1,182 @@
+"""Jobs on a Ray cluster: Ray's job API with errors that a person can act on."""
+
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from kdscale.errors import KdscaleError
+from kdscale.submit import sealed, upload
+from kdscale.submit.cluster import check_versions, connect
+from kdscale.submit.environment import read_secrets
+from kdscale.submit.job import Job, Status
+from kdscale.submit.plan import JobPlan
+from kdscale.submit.verdict import (
+    STOPPED,
+    DuplicateJobError,
+    UnknownJobError,
+    UnreachableError,
+)
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
+
+class RayJobs:
+    """The job server of the cluster at `address` (None: the environment's, or this machine's)."""
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        upload_to: str | None = None,
+        allow_skew: bool = False,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.address = address
+        self.upload_to = upload_to
+        self.allow_skew = allow_skew
+        self.say = say
+
+    @cached_property
+    def client(self) -> "JobSubmissionClient":
+        """Connects. Raises UnreachableError."""
+        return connect(self.address)
+
+    @property
+    def options(self) -> str:
+        return "" if self.address is None else f" --address {self.address}"
+
+    def render(self, plan: JobPlan) -> dict[str, Any]:
+        return plan.summary() | {"upload": self.upload_to or "through Ray"}
+
+    def submit(self, plan: JobPlan, folder: Path) -> None:
+        client = self.client
+        if not self.allow_skew:
+            check_versions(client)
+        with tempfile.TemporaryDirectory(prefix="kdscale-package-") as scratch:
+            archive = upload.pack(folder, Path(scratch) / "package.zip")
+            files = upload.publish(archive, self.upload_to, self.say)
+            runtime_env: dict[str, Any] = {"working_dir": files, "env_vars": dict(plan.environment)}
+            location = self._seal(plan, runtime_env)
+            try:
+                self._send(plan, runtime_env)
+            except BaseException:
+                # A job of this id that is there already has its own object; this one is nobody's.
+                if location is not None:
+                    sealed.discard_secrets(location)
+                raise
+
+    def details(self, job_id: str) -> Job:
+        with self._translated(job_id):
+            return _job(self.client.get_job_info(job_id))
+
+    def log(self, job_id: str) -> str:
+        with self._translated(job_id):
+            return cast(str, self.client.get_job_logs(job_id))
+
+    async def tail(self, job_id: str) -> AsyncIterator[str]:
+        import aiohttp
+
+        try:
+            async for chunk in self.client.tail_job_logs(job_id):
+                yield chunk
+        except (RuntimeError, OSError, aiohttp.ClientError):
+            return  # A stream may break; the job's status says whether there is more to hear.
+
+    def list(self) -> list[Job]:
+        with self._translated():
+            jobs = [_job(job) for job in self.client.list_jobs() if job.submission_id]
+        return sorted(jobs, key=lambda job: job.started or 0)
+
+    def stop(self, job_id: str, grace_seconds: int | None = None) -> bool:
+        with self._translated(job_id):
+            return cast(bool, self.client.stop_job(job_id))
+
+    def clean(self, job: Job) -> None:
+        # The driver does it itself, unless it was killed or its node was lost.
+        if not job.metadata.get("secrets"):
+            return
+        try:
+            sealed.discard_secrets(sealed.location(job.metadata["output"], job.id))
+        except OSError as error:
+            self.say(f"note: the job's sealed secrets could not be deleted from here: {error}")
+
+    def _seal(self, plan: JobPlan, runtime_env: dict[str, Any]) -> str | None:
+        """Send the plan's secrets ahead; `runtime_env` gets what opens them."""
+        if not plan.secrets:
+            return None
+        values = read_secrets(plan.secrets)
+        keys = sealed.seal_secrets(values, plan.output, plan.submission_id)
+        runtime_env["env_vars"] |= keys
+        runtime_env["worker_process_setup_hook"] = sealed.HOOK
+        return keys[sealed.LOCATION_VARIABLE]
+
+    def _send(self, plan: JobPlan, runtime_env: dict[str, Any]) -> None:
+        with self._translated():
+            try:
+                self.client.submit_job(
+                    entrypoint=plan.entrypoint,
+                    submission_id=plan.submission_id,
+                    runtime_env=runtime_env,
+                    metadata=plan.metadata,
+                )
+            except RuntimeError as error:
+                if "already exists" not in str(error):
+                    raise
+                raise DuplicateJobError(
+                    f"The cluster has a job {plan.submission_id!r} already.",
+                    f"Look at it with `kdscale status {plan.submission_id}`, or choose another id.",
+                ) from error
+
+    @contextmanager
+    def _translated(self, job_id: str | None = None) -> Iterator[None]:
+        """Turn what Ray's client raises into errors with a fix."""
+        import requests
+
+        address = self.client.get_address()
+        try:
+            yield
+        except (ConnectionError, requests.RequestException) as error:
+            raise UnreachableError(
+                f"The cluster at {address} does not answer: {error}",
+                "A job that has started goes on without us; try again when the network is back.",
+            ) from error
+        except RuntimeError as error:
+            if job_id is not None and "status code 404" in str(error):
+                raise UnknownJobError(
+                    f"The cluster at {address} has no job {job_id!r}.",
+                    "`kdscale list` shows the jobs it remembers; check --address too.",
+                ) from error
+            raise KdscaleError(
+                f"The cluster at {address} refused the request: {_last_line(error)}",
+                "See the head's dashboard.log, or `ray job logs` on the head, for the cause.",
+            ) from error
+
+
+def _job(details: "JobDetails") -> Job:
+    status = cast(Status, str(details.status.value))
+    if status == "FAILED" and details.driver_exit_code == STOPPED:
+        # The run left by itself, as a stop request in its output asked it to.
+        status = "STOPPED"
+    return Job(
+        id=details.submission_id,
+        status=status,
+        started=_unix(details.start_time),
+        ended=_unix(details.end_time),
+        exit_code=details.driver_exit_code,
+        reason=str(details.error_type or ""),
+        message=details.message or "",
+        metadata=dict(details.metadata or {}),
+    )
+
+
+def _unix(milliseconds: int | None) -> float | None:
+    return milliseconds / 1000 if milliseconds else None
+
+
+def _last_line(error: Exception) -> str:
+    """The sentence at the end of the server's traceback."""
+    return str(error).strip().splitlines()[-1]
