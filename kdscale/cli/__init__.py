@@ -44,6 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KdscaleError as error:
         if os.environ.get("KDSCALE_DEBUG") == "1":
             traceback.print_exc()
+        from kdscale.store.redact import redact
+
         sys.stdout.flush()
-        print(f"error: {error.problem}\nfix: {error.fix}", file=sys.stderr, flush=True)
+        print(
+            f"error: {redact(error.problem)}\nfix: {redact(error.fix)}",
+            file=sys.stderr,
+            flush=True,
+        )
         sys.exit(getattr(error, "exit_code", 2))

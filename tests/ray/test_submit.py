@@ -1,6 +1,9 @@
-"""Submitting to a real Ray with token authentication: success, failure, stop, refusal, detach."""
+"""Submitting to a real Ray with token authentication: each exit code, and what may go wrong."""
 
+import hashlib
+import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -15,11 +18,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import requests
 
 import kdscale.submit as room
 from kdscale.cli import main
-from kdscale.submit.plan import JobPlan
+from kdscale.submit.plan import ENVIRONMENT, JobPlan
+from kdscale.submit.ray_jobs import RayJobs
 from kdscale.submit.verdict import UnreachableError
+from tests.proxy import CuttableProxy
 from tests.runs import tiny_config, write_config, write_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -31,6 +37,33 @@ SUCCEED = """
 import sys, kdscale
 print("code:", kdscale.WHERE, "arguments:", sys.argv[1:])
 print("config:", open(sys.argv[1]).read().splitlines()[0])
+"""
+SECRET_USER = """
+import hashlib, os, pathlib, sys, time
+import ray
+import yaml
+from kdscale.config import load_config
+from kdscale.errors import KdscaleError
+from kdscale.store import open_store
+from kdscale.submit.sealed import discard_secrets
+from kdscale.tracking import open_tracker
+
+def digest():
+    return hashlib.sha256(os.environ["HF_TOKEN"].encode()).hexdigest()
+
+print("driver:", digest())
+ray.init(logging_level="WARNING")
+print("worker:", ray.get(ray.remote(num_cpus=0)(digest).remote()))
+config = load_config(sys.argv[1])
+tracker = open_tracker(
+    config.tracking, run="r", stage="teacher", store=open_store(config.output),
+    resolved={"note": "the token is " + os.environ["HF_TOKEN"]},
+)
+tracker.log(1, 1, {"loss": 1.0})
+tracker.finish()
+print("tracked")
+while not pathlib.Path("GO").exists(): time.sleep(0.1)
+discard_secrets()
 """
 WAIT = """
 import signal, time
@@ -60,10 +93,18 @@ def token() -> str:
 
 
 @pytest.fixture(scope="module")
-def address(token: str) -> Iterator[str]:
-    """The dashboard of a head with two CPUs, started here and ended by its process id."""
+def head_folder() -> Iterator[Path]:
+    """What the head writes."""
     # Short, because the path of a UNIX socket has at most 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="kr"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def address(token: str, head_folder: Path) -> Iterator[str]:
+    """The dashboard of a head with two CPUs, started here and ended by its process id."""
+    folder = head_folder
     port, dashboard, agent, client, metrics = free_ports(5)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {
@@ -87,7 +128,6 @@ def address(token: str) -> Iterator[str]:
     finally:
         _kill_with_children(process)
         process.wait(60)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _kill_with_children(process: subprocess.Popen[bytes]) -> None:
@@ -152,14 +192,15 @@ def submit(script_root: Path, address: str, folder: Path) -> str:
     plan = JobPlan(
         submission_id=f"test-{secrets.token_hex(4)}",
         entrypoint="python jobs/run.py",
-        environment=room.plan.ENVIRONMENT,
+        environment=ENVIRONMENT,
         metadata={"job_name": "test"},
         config_text="",
         notes=(),
     )
     staged = folder / "staged"
     staged.mkdir()
-    return room.submit_job(room.connect(address), plan, room.stage(script_root, "", staged))
+    RayJobs(address).submit(plan, room.stage(script_root, "", staged))
+    return plan.submission_id
 
 
 def test_success(
@@ -189,11 +230,33 @@ def test_success(
     assert run("list", "--address", address) == 0
     assert "good-1\tSUCCEEDED\tquickstart" in capfd.readouterr().out
 
-    # The id is the guard against submitting a run twice.
-    assert run("submit", str(QUICKSTART), "--address", address, "--name", "good-1") == 2
+
+def test_a_repeated_submission_finds_the_job(
+    address: str, checkout_with: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    checkout_with(SUCCEED)
+    arguments = ["submit", str(QUICKSTART), "--address", address, "--name", "twice-1"]
+    assert run(*arguments, "--json") == 0
+    first = json.loads(capfd.readouterr().out)
+    assert (first["id"], first["created"]) == ("twice-1", True)
+    assert run(*arguments, "--json", "--follow") == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["status"] == "SUCCEEDED"
+    assert json.loads(out)["created"] is False
+    assert "The job is there already, from an earlier submission." in err
+    assert run(*arguments) == 0
+    out, err = capfd.readouterr()
+    assert out == "twice-1\n"
+    assert "twice-1: SUCCEEDED after" in err
+    assert run(*arguments, "--set", "seed=7") == 2
     out, err = capfd.readouterr()
     assert out == ""
-    assert "error: The cluster has a job 'good-1' already." in err
+    assert "error: The id 'twice-1' belongs to a job with another config" in err
+    assert run("list", "--address", address, "--json") == 0
+    jobs = json.loads(capfd.readouterr().out)["jobs"]
+    assert [job["id"] for job in jobs].count("twice-1") == 1
+    assert run("status", "twice-1", "--address", address, "--json") == 0
+    assert json.loads(capfd.readouterr().out)["exit_code"] == 0
 
 
 def test_failure_of_the_real_job(
@@ -208,7 +271,7 @@ def test_failure_of_the_real_job(
     assert "bad-1: FAILED after" in err
     assert "reason: JOB_ENTRYPOINT_COMMAND_ERROR" in err
     assert f"{tmp_path}/absent" in err
-    assert err.rstrip().splitlines()[-1].startswith("fix: ")
+    assert re.search(r"^\S+Z fix: ", err.rstrip().splitlines()[-1])
     assert run("status", "bad-1", "--address", address) == 2
     assert run("wait", "bad-1", "--address", address) == 2
 
@@ -258,16 +321,15 @@ def test_stop_winds_down(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     job = submit(checkout_with(WAIT), address, tmp_path)
-    client = room.connect(address)
+    jobs = RayJobs(address)
     written: list[str] = []
 
     def stop_when_ready(text: str) -> None:
         written.append(text)
         if "ready" in text:
-            assert room.stop_job(client, job)
+            assert jobs.stop(job)
 
-    details = room.follow(client, job, stop_when_ready)
-    assert room.exit_code(details) == 5
+    assert room.exit_code(room.follow(jobs, job, stop_when_ready)) == 5
     # It got SIGINT and the time to react to it, not Ray's SIGTERM.
     assert "".join(written).endswith("ready\nwound down\n")
     assert run("status", job, "--address", address) == 5
@@ -275,10 +337,8 @@ def test_stop_winds_down(
     assert "The job had ended before." in capfd.readouterr().err
 
 
-def test_ctrl_c_detaches(
-    address: str, checkout_with: Callable[[str], Path], tmp_path: Path
-) -> None:
-    job = submit(checkout_with(WAIT), address, tmp_path)
+def interrupted_follower(job: str, address: str, times: int) -> tuple[int, str]:
+    """(exit code, stderr) of `logs -f` in a process that gets Ctrl-C once the job is ready."""
     program = "from kdscale.cli import main; main()"
     follower = subprocess.Popen(
         [sys.executable, "-c", program, "logs", "-f", job, "--address", address],
@@ -287,18 +347,178 @@ def test_ctrl_c_detaches(
         text=True,
     )
     assert follower.stdout is not None
+    assert follower.stderr is not None
     for line in follower.stdout:
         if line == "ready\n":
             break
     follower.send_signal(signal.SIGINT)
+    if times == 2:
+        for line in follower.stderr:
+            if line.startswith("Detached"):
+                break
+        follower.send_signal(signal.SIGINT)
     _, err = follower.communicate(timeout=60)
-    assert follower.returncode == 130
-    assert f"kdscale logs -f {job}" in err
+    return follower.returncode, err
+
+
+def test_ctrl_c_detaches(
+    address: str, checkout_with: Callable[[str], Path], tmp_path: Path
+) -> None:
+    job = submit(checkout_with(WAIT), address, tmp_path)
+    code, err = interrupted_follower(job, address, times=1)
+    assert code == 130
+    assert f"kdscale logs -f {job} --address {address}" in err
     assert "Traceback" not in err
-    client = room.connect(address)
-    assert room.job_details(client, job).status == "RUNNING"
-    assert run("stop", job, "--address", address) == 0
-    assert room.job_details(client, job).status == "STOPPED"
+    assert RayJobs(address).details(job).status == "RUNNING"
+    # Waiting for it has an end too, and the job goes on.
+    assert run("wait", job, "--address", address, "--timeout", "1s") == 6
+    assert RayJobs(address).details(job).status == "RUNNING"
+
+    code, err = interrupted_follower(job, address, times=2)
+    assert code == 130
+    assert "Asked the job to stop." in err
+    assert "Traceback" not in err
+    assert run("wait", job, "--address", address) == 5
+
+
+def test_a_dropped_stream_does_not_end_the_following(
+    address: str,
+    checkout_with: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    """All connections are reset while the job runs on: the log is whole, the verdict the job's."""
+    go = tmp_path / "go"
+    lines = f"""
+import pathlib, time
+for i in range(50): print("before", i)
+while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.1)
+for i in range(50): print("after", i)
+raise SystemExit(41)
+"""
+    job = submit(checkout_with(lines), address, tmp_path)
+    with CuttableProxy(address.removeprefix("http://")) as proxy:
+        written: list[str] = []
+
+        def cut_in_the_middle(text: str) -> None:
+            written.append(text)
+            if not go.exists() and "before 49" in "".join(written):
+                proxy.cut()
+                go.touch()
+
+        ended = room.follow(RayJobs(proxy.address), job, cut_in_the_middle)
+        assert go.exists()
+    assert room.exit_code(ended) == 41
+    text = "".join(written)
+    ours = text[text.index("before 0") :].splitlines()
+    assert ours == [f"{part} {i}" for part in ("before", "after") for i in range(50)]
+    assert text.count("Running entrypoint") == 1
+
+
+def find_in_files(folder: Path, needle: str) -> list[Path]:
+    """The files below `folder` that hold the text."""
+    found = []
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and needle.encode() in path.read_bytes():
+            found.append(path)
+    return found
+
+
+def test_a_secret_reaches_the_job_and_is_readable_nowhere(
+    address: str,
+    token: str,
+    head_folder: Path,
+    checkout_with: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    value, go, output = secrets.token_hex(20), tmp_path / "go", tmp_path / "output"
+    root = checkout_with(SECRET_USER.replace("GO", str(go)))
+    shutil.rmtree(root / "kdscale")
+    package = Path(room.__file__).parents[1]
+    shutil.copytree(package, root / "kdscale", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setenv("HF_TOKEN", value)
+    arguments = ["--address", address, "--name", "secret-1", "--secret", "HF_TOKEN"]
+    arguments += ["--env", "WANDB_MODE=offline", "--set", f"output={output}"]
+    assert run("submit", str(QUICKSTART), *arguments) == 0
+
+    jobs = RayJobs(address)
+    deadline = time.monotonic() + 120
+    while "tracked" not in (log := jobs.log("secret-1")):
+        assert not jobs.details("secret-1").is_over, log
+        assert time.monotonic() < deadline, log
+        time.sleep(0.5)
+    digest = hashlib.sha256(value.encode()).hexdigest()
+    assert f"driver: {digest}" in log
+    assert f"worker: {digest}" in log
+
+    # The job is going, so all there ever is of it is there.
+    (sealed,) = (output / "secrets").iterdir()
+    assert sealed.stat().st_mode & 0o777 == 0o600
+    assert list(output.rglob("*.wandb"))
+    answers = [log, str(jobs.client.get_job_info("secret-1")), *dashboard_answers(address, token)]
+    assert any('"HF_TOKEN' in answer or "KDSCALE_SECRETS" in answer for answer in answers)
+    assert run("status", "secret-1", "--address", address, "--json") == 0
+    answers.extend(capfd.readouterr())
+    assert [answer[:200] for answer in answers if value in answer] == []
+    for folder in (head_folder, output, root):
+        assert find_in_files(folder, value) == []
+
+    go.touch()
+    assert run("wait", "secret-1", "--address", address) == 0
+    assert not sealed.exists()
+    assert find_in_files(head_folder, value) == []
+
+
+def dashboard_answers(address: str, token: str) -> list[str]:
+    """What the dashboard tells whoever asks."""
+    kinds = ("actors", "jobs", "nodes", "workers", "tasks", "runtime_envs")
+    paths = ["/api/jobs/", "/api/jobs/secret-1", "/api/jobs/secret-1/logs", "/nodes?view=summary"]
+    paths += ["/logical/actors", "/api/cluster_status", *(f"/api/v0/{k}?detail=1" for k in kinds)]
+    headers = {"Authorization": f"Bearer {token}"}
+    answers = [requests.get(address + path, headers=headers, timeout=60) for path in paths]
+    assert all(answer.ok for answer in answers[:4])
+    return [answer.text for answer in answers]
+
+
+def test_a_killed_job_leaves_no_sealed_secret(
+    address: str,
+    checkout_with: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = checkout_with("import os; os.kill(os.getpid(), 9)")
+    shutil.rmtree(root / "kdscale")
+    package = Path(room.__file__).parents[1]
+    shutil.copytree(package, root / "kdscale", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setenv("HF_TOKEN", "x")
+    arguments = ["--address", address, "--name", "secret-2", "--secret", "HF_TOKEN"]
+    arguments += ["--set", f"output={tmp_path}/output", "--detach"]
+    assert run("submit", str(QUICKSTART), *arguments) == 0
+    assert (tmp_path / "output" / "secrets" / "secret-2").exists()
+    assert run("wait", "secret-2", "--address", address) == 1
+    assert not (tmp_path / "output" / "secrets").exists()
+
+
+def test_since(
+    address: str, checkout_with: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    checkout_with(
+        "import time\n"
+        "from datetime import datetime, timedelta, timezone\n"
+        "def say(ago, text):\n"
+        "    t = datetime.now(timezone.utc) - timedelta(seconds=ago)\n"
+        "    print(t.strftime('%Y-%m-%dT%H:%M:%SZ'), text)\n"
+        "say(7200, 'old'); say(10, 'young'); time.sleep(2)\n"
+    )
+    arguments = ["--address", address, "--name", "times-1", "--follow"]
+    assert run("submit", str(QUICKSTART), *arguments) == 0
+    capfd.readouterr()
+    # Younger than five minutes is the job itself, so all of it.
+    assert run("logs", "times-1", "--address", address, "--since", "5m") == 0
+    assert "old" in capfd.readouterr().out
+    assert run("logs", "times-1", "-f", "--address", address, "--since", "1s") == 0
+    assert capfd.readouterr().out == ""
 
 
 @pytest.mark.parametrize("command", ["status", "logs", "stop", "wait"])

@@ -1,11 +1,19 @@
 """Which address and which token a submission uses."""
 
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import ray
 
 from kdscale.errors import KdscaleError
-from kdscale.submit.cluster import DEFAULT_ADDRESS, find_token, resolve_address
+from kdscale.submit.cluster import DEFAULT_ADDRESS, check_versions, find_token, resolve_address
 
 HEAD = "http://head:8265"
 
@@ -71,3 +79,52 @@ def test_token_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert find_token() == "from-variable"
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     assert find_token() is None
+
+
+@contextmanager
+def cluster(ray_version: str, python: str | None) -> Iterator[SimpleNamespace]:
+    """A client of a server that tells these versions."""
+    command = [f"/opt/lib/python{python}/site-packages/ray/core/src/ray/raylet/raylet"]
+    summary = [] if python is None else [{"raylet": {"cmdline": command}}]
+    answers = {
+        "/api/version": {"ray_version": ray_version},
+        "/nodes?view=summary": {"data": {"summary": summary}},
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(answers[self.path]).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        yield SimpleNamespace(get_address=lambda: url)
+        server.shutdown()
+
+
+OURS = ".".join(map(str, sys.version_info[:2]))
+
+
+@pytest.mark.parametrize("python", [OURS, None])
+def test_the_same_versions_are_fine(python: str | None) -> None:
+    with cluster(ray.__version__, python) as client:
+        check_versions(client)
+    patch = ray.__version__.rsplit(".", 1)[0] + ".999"
+    with cluster(patch, python) as client:
+        check_versions(client)
+
+
+@pytest.mark.parametrize(
+    ("ray_version", "python", "named"),
+    [("2.9.3", OURS, "Ray 2.9.3"), (ray.__version__, "3.9", "Python 3.9")],
+)
+def test_version_skew_is_refused(ray_version: str, python: str, named: str) -> None:
+    with cluster(ray_version, python) as client, pytest.raises(KdscaleError) as caught:
+        check_versions(client)
+    assert f"has {named}, and this machine has {named.split()[0]} " in caught.value.problem
+    assert "--allow-version-skew" in caught.value.fix

@@ -1,0 +1,82 @@
+"""Secrets on their way: sealed beside the output, opened by the job, gone after it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kdscale.errors import KdscaleError
+from kdscale.store import open_store
+from kdscale.store.redact import redact
+from kdscale.submit import sealed
+
+VALUES = {"HF_TOKEN": "not-for-eyes", "OTHER": "größer"}
+
+
+@pytest.fixture(autouse=True)
+def no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*VALUES, sealed.LOCATION_VARIABLE, sealed.KEY_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_there_and_back(tmp_path: Path) -> None:
+    keys = sealed.seal_secrets(VALUES, str(tmp_path), "job-1")
+    path = tmp_path / "secrets" / "job-1"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert b"not-for-eyes" not in path.read_bytes()
+    assert "not-for-eyes" not in str(keys)
+    os.environ.update(keys)
+    sealed.open_secrets()
+    assert {name: os.environ[name] for name in VALUES} == VALUES
+    # What speaks of them speaks of stars.
+    assert redact("the token is not-for-eyes!") == "the token is ***!"
+    sealed.discard_secrets()
+    assert not path.exists()
+    sealed.discard_secrets()
+
+
+def test_every_submission_has_a_key_of_its_own(tmp_path: Path) -> None:
+    first = sealed.seal_secrets(VALUES, str(tmp_path), "a")
+    second = sealed.seal_secrets(VALUES, str(tmp_path), "b")
+    assert first[sealed.KEY_VARIABLE] != second[sealed.KEY_VARIABLE]
+    folder = tmp_path / "secrets"
+    assert (folder / "a").read_bytes() != (folder / "b").read_bytes()
+
+
+def test_the_size_tells_little(tmp_path: Path) -> None:
+    sealed.seal_secrets({"A": "x"}, str(tmp_path), "a")
+    sealed.seal_secrets({"A": "x" * 100}, str(tmp_path), "b")
+    folder = tmp_path / "secrets"
+    assert (folder / "a").stat().st_size == (folder / "b").stat().st_size
+
+
+def test_without_secrets_nothing_is_opened() -> None:
+    sealed.open_secrets()
+    sealed.discard_secrets()
+
+
+def test_an_object_that_is_gone_or_another(tmp_path: Path) -> None:
+    os.environ.update(sealed.seal_secrets(VALUES, str(tmp_path), "job-1"))
+    os.environ[sealed.KEY_VARIABLE] = "00" * 32
+    with pytest.raises(KdscaleError, match="does not hold this job's secrets"):
+        sealed.open_secrets()
+    sealed.discard_secrets()
+    with pytest.raises(KdscaleError, match="are not at"):
+        sealed.open_secrets()
+    assert "HF_TOKEN" not in os.environ
+
+
+def test_the_key_to_the_store_cannot_lie_in_it() -> None:
+    with pytest.raises(KdscaleError, match="AWS_SECRET_ACCESS_KEY cannot be a secret"):
+        sealed.seal_secrets({"AWS_SECRET_ACCESS_KEY": "x"}, "s3://bucket/run", "job-1")
+
+
+@pytest.mark.s3
+def test_through_a_real_object_store(s3_env: object) -> None:
+    url = "s3://kdscale/sealed"
+    os.environ.update(sealed.seal_secrets(VALUES, url, "job-1"))
+    sealed.open_secrets()
+    assert os.environ["HF_TOKEN"] == "not-for-eyes"
+    sealed.discard_secrets()
+    assert open_store(url).list() == []
