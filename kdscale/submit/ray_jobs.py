@@ -1,6 +1,7 @@
 """Jobs on a Ray cluster: Ray's job API with errors that a person can act on."""
 
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -22,6 +23,8 @@ from kdscale.submit.verdict import (
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
+
+_AGENT_SECONDS = 120.0
 
 
 class RayJobs:
@@ -115,21 +118,34 @@ class RayJobs:
         return keys[sealed.LOCATION_VARIABLE]
 
     def _send(self, plan: JobPlan, runtime_env: dict[str, Any]) -> None:
-        with self._translated():
+        deadline = time.monotonic() + _AGENT_SECONDS
+        while True:
             try:
-                self.client.submit_job(
-                    entrypoint=plan.entrypoint,
-                    submission_id=plan.submission_id,
-                    runtime_env=runtime_env,
-                    metadata=plan.metadata,
-                )
-            except RuntimeError as error:
-                if "already exists" not in str(error):
+                with self._translated():
+                    self._try(plan, runtime_env)
+            except KdscaleError as error:
+                # A head that has just started answers before the agent is up that starts jobs.
+                if "No available agent" not in error.problem or time.monotonic() > deadline:
                     raise
-                raise DuplicateJobError(
-                    f"The cluster has a job {plan.submission_id!r} already.",
-                    f"Look at it with `kdscale status {plan.submission_id}`, or choose another id.",
-                ) from error
+                time.sleep(1)
+            else:
+                return
+
+    def _try(self, plan: JobPlan, runtime_env: dict[str, Any]) -> None:
+        try:
+            self.client.submit_job(
+                entrypoint=plan.entrypoint,
+                submission_id=plan.submission_id,
+                runtime_env=runtime_env,
+                metadata=plan.metadata,
+            )
+        except RuntimeError as error:
+            if "already exists" not in str(error):
+                raise
+            raise DuplicateJobError(
+                f"The cluster has a job {plan.submission_id!r} already.",
+                f"Look at it with `kdscale status {plan.submission_id}`, or choose another id.",
+            ) from error
 
     @contextmanager
     def _translated(self, job_id: str | None = None) -> Iterator[None]:
