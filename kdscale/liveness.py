@@ -12,6 +12,7 @@ import platform
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,8 @@ from dataclasses import dataclass, field, replace
 # A sign comes so often that several may be lost before a rank counts as silent.
 _SIGNS_A_TERM = 5
 _INTERVAL_SECONDS = 5.0
+
+_PACKAGE = os.path.dirname(__file__)
 
 
 @dataclass(frozen=True)
@@ -163,11 +166,8 @@ class Heart:
         return replace(sign, idle=idle, frame=self._frame())
 
     def _frame(self) -> str:
-        """The line of this package that the work stands in."""
-        frame = sys._current_frames().get(self._works)
-        while frame is not None and "kdscale" not in frame.f_code.co_filename:
-            frame = frame.f_back
-        if frame is None:
-            return ""
-        name = os.path.basename(frame.f_code.co_filename)
-        return f"{name}:{frame.f_lineno} {frame.f_code.co_name}"
+        """Where the work stands: the innermost line of this package, or of all where none is."""
+        stack = traceback.extract_stack(sys._current_frames().get(self._works))
+        ours = [frame for frame in stack if frame.filename.startswith(_PACKAGE)]
+        last = (ours or stack)[-1]
+        return f"{os.path.basename(last.filename)}:{last.lineno} {last.name}"
