@@ -1,4 +1,4 @@
-"""kill -9 of real workers, and of the driver, in the middle of a run on a real S3 server, against an
+"""kill -9 of real workers and drivers in the middle of a run on a real S3 server, against an
 undisturbed run."""
 
 import json
@@ -100,7 +100,7 @@ def disturbed(
 
         def checkpointed(step: int) -> bool:
             keys = store.list("checkpoints/student")
-            done = [key.split("/")[1] for key in keys if key.endswith("complete.json")]
+            done = [key.split("/")[-2] for key in keys if key.endswith("complete.json")]
             return any(int(name.removeprefix("step-")) >= step for name in done)
 
         run.wait_for(lambda: checkpointed(10), "a student's checkpoint")
