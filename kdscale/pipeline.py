@@ -25,6 +25,7 @@ from kdscale.data.prepare import prepare
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.results import RESULTS_KEY, build_results, read_results, write_results
 from kdscale.evaluate.worker import MEASURED_KEY, EvaluateJob, evaluate
+from kdscale.lease import run_lease
 from kdscale.models.folder import local_folder, read_marker, refer
 from kdscale.progress import StageProgress, stage_progress
 from kdscale.ray_session import ray_session
@@ -32,11 +33,13 @@ from kdscale.record import RunRecord
 from kdscale.report import write_model_card, write_report
 from kdscale.run import Run, resolve_paths
 from kdscale.stages import STAGES
+from kdscale.stop import StopRequests
+from kdscale.store import HeldLease
 from kdscale.student.worker import distill
 from kdscale.teacher.capture import capture
 from kdscale.teacher.train import train_teacher
 from kdscale.train.session import Session
-from kdscale.workers import run_workers
+from kdscale.workers import LeavingError, run_workers
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Stage:
     is_complete: Callable[[Run, RunRecord], bool]
     make: Callable[[Run, RunRecord, StageProgress], list[str]]
     needs_ray: bool = True
+    winds_down: bool = True
+    """Whether it has something to save when it is asked to stop."""
 
 
 def run_pipeline(
@@ -55,12 +60,15 @@ def run_pipeline(
     only: str | None = None,
     start: str | None = None,
     overwrite: bool = False,
+    wait_for_lease: float | None = None,
 ) -> str:
     """Run the stages that are not complete; returns the report's Markdown summary, if there is one.
 
     `only` and `start` name a stage: stages left out must be complete. Named alone, `evaluate` and
     `report` run again even if they are complete. `overwrite` allows replacing models that another
-    config made in the same output. Raises KdscaleError for bad input before a worker starts.
+    config made in the same output. `wait_for_lease`: see run_lease. Raises KdscaleError for bad
+    input before a worker starts, HeldError where another driver is at this run, StoppedError where
+    the run was asked to stop.
     """
     run = Run(resolve_paths(config))
     run.output.check()
@@ -69,12 +77,16 @@ def run_pipeline(
     prepared = run.prepare_fingerprint
     if not overwrite:
         _refuse_foreign_models(run, {stage.name for stage in chosen})
-    run.output.put("config.resolved.yaml", dump_config(run.config).encode())
-    record = RunRecord(run.output, run.config.name, run.fingerprint)
-    print(f"run {run.config.name} on data {prepared} -> {run.output}", flush=True)
     with ExitStack() as stack:
+        lease = stack.enter_context(run_lease(run.output, wait=wait_for_lease))
+        requests = stack.enter_context(StopRequests(run.output))
+        run.fence = lease.fence()
+        run.output.put("config.resolved.yaml", dump_config(run.config).encode())
+        record = RunRecord(run.output, run.config.name, run.fingerprint, lease.check)
+        print(f"run {run.config.name} on data {prepared} -> {run.output}", flush=True)
         ray_started = False
         for stage in chosen:
+            requests.check()
             again = only in ("evaluate", "report")
             if not again and stage.is_complete(run, record):
                 print(f"{stage.name}: complete, skipped", flush=True)
@@ -82,15 +94,28 @@ def run_pipeline(
             if stage.needs_ray and not ray_started:
                 stack.enter_context(ray_session())
                 ray_started = True
-            _run_stage(stage, run, record)
+            _run_stage(stage, run, record, requests, lease)
     report = run.output.child("report")
     return report.get("summary.md").decode() if report.exists("summary.md") else ""
 
 
-def _run_stage(stage: Stage, run: Run, record: RunRecord) -> None:
+def _run_stage(
+    stage: Stage, run: Run, record: RunRecord, requests: StopRequests, lease: HeldLease
+) -> None:
+    def asked_to_stop() -> bool:
+        lease.check_known()
+        return requests.asked()
+
     print(f"{stage.name}: started", flush=True)
-    with record.running(stage.name, stage.fingerprint(run)), stage_progress(stage.name) as progress:
-        lines = stage.make(run, record, progress)
+    with ExitStack() as stack:
+        stack.enter_context(record.running(stage.name, stage.fingerprint(run)))
+        progress = stack.enter_context(stage_progress(stage.name, asked_to_stop))
+        if stage.winds_down:
+            stack.enter_context(requests.obeyed())
+        try:
+            lines = stage.make(run, record, progress)
+        except LeavingError as error:
+            raise requests.error() from error
     for line in lines:
         print(f"{stage.name}: {line}", flush=True)
     print(f"{stage.name}: done in {record.seconds()[stage.name]:.1f} s", flush=True)
@@ -187,6 +212,7 @@ def _teacher(run: Run, record: RunRecord, progress: StageProgress) -> list[str]:
         config=config,
         training=config.teacher.training,
         output=run.output,
+        fence=run.fence,
     )
     job = {"session": session, "prepared": run.prepared_store}
     run_workers(train_teacher, job, config.teacher.workers, progress)
@@ -226,6 +252,7 @@ def _distill(run: Run, record: RunRecord, progress: StageProgress) -> list[str]:
             config=config,
             training=config.distill.training,
             output=run.output,
+            fence=run.fence,
         )
         for name in run.student_names
     ]
@@ -301,6 +328,7 @@ _STAGES = {
             lambda run: run.prepare_fingerprint,
             lambda run, record: run.prepared_store.exists("manifest.json"),
             _prepare,
+            winds_down=False,
         ),
         Stage(
             "teacher",
@@ -338,6 +366,7 @@ _STAGES = {
             lambda run, record: record.fingerprint("report") == run.evaluate_fingerprint,
             _report,
             needs_ray=False,
+            winds_down=False,
         ),
     )
 }

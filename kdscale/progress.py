@@ -1,19 +1,27 @@
 """How far a stage is: updates from any process, drawn in the terminal of the one that started it.
 
 Workers send their updates to a small Ray actor, because the driver is blocked in the trainer and
-may be on another machine. A terminal gets a bar; a log file gets a plain line now and then.
+may be on another machine. A terminal gets a bar; a log file gets a plain line now and then. The
+actor also takes the ranks' signs of life, and answers each with what the stage asks of them.
 """
 
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from kdscale.liveness import Sign, Silent, Watch
+from kdscale.ray_session import beside_driver
 
 POLL_SECONDS = 0.5
 LINE_SECONDS = 15.0
+
+Wish = Literal["", "stop", "regroup"]
+"""What a stage asks of its ranks: save what they have and leave, for good, or to be started again
+as a group of another size."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,10 @@ class Board:
     def __init__(self) -> None:
         self._snapshot = Snapshot()
         self._lines: list[str] = []
+        self._watch = Watch()
+        self._actors: dict[int, Any] = {}
+        self._wish: Wish = ""
+        self._left = 0
 
     def update(self, done: int, total: int, tokens: int, note: str) -> None:
         """Replace the snapshot. The first call starts the clock, and so does one for other work."""
@@ -77,6 +89,44 @@ class Board:
         lines, self._lines = self._lines, []
         return self._snapshot, lines
 
+    def join(self, sign: Sign, actor: Any) -> None:
+        """A rank begins, as `actor`."""
+        self._actors[sign.rank] = actor
+        self._watch.see(sign, time.monotonic())
+
+    def beat(self, sign: Sign) -> Wish:
+        """A rank's sign of life; what is asked of it."""
+        self._watch.see(sign, time.monotonic())
+        return self._wish
+
+    def leave(self, rank: int, fulfilled: bool) -> None:
+        """A rank is through; `fulfilled` where it left because it was asked to."""
+        self._watch.leave(rank)
+        self._left += fulfilled
+
+    def left(self) -> int:
+        """How many ranks have left because they were asked to."""
+        return self._left
+
+    def ask(self, wish: Wish) -> None:
+        """Ask something of the ranks. To stop for good is never taken back."""
+        if self._wish != "stop":
+            self._wish = wish
+        self._left = 0
+
+    def close(self) -> None:
+        """The present group has failed."""
+        self._watch.close()
+
+    def present(self) -> int:
+        """How many ranks are at work."""
+        return self._watch.present()
+
+    def silent(self, seconds: float) -> list[tuple[Silent, Any]]:
+        """See Watch; each with the rank's actor."""
+        found = self._watch.silent(seconds, time.monotonic())
+        return [(each, self._actors[each.sign.rank]) for each in found]
+
 
 class Reporter:
     """What a worker holds; can be sent to it. Nothing waits for the driver to see an update."""
@@ -90,16 +140,57 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """See Board. Waits until the line is kept: the next thing may be the worker's end."""
+        self._call("say", line)
+
+    def join(self, sign: Sign) -> None:
+        """See Board. Called in the worker that the sign is of."""
         import ray
 
-        ray.get(self._actor.say.remote(line))
+        self._call("join", sign, ray.get_runtime_context().current_actor)
+
+    def beat(self, sign: Sign) -> Wish:
+        """See Board."""
+        wish: Wish = self._call("beat", sign)
+        return wish
+
+    def leave(self, rank: int, fulfilled: bool) -> None:
+        """See Board."""
+        self._call("leave", rank, fulfilled)
+
+    def left(self) -> int:
+        """See Board."""
+        return int(self._call("left"))
+
+    def ask(self, wish: Wish) -> None:
+        """See Board."""
+        self._call("ask", wish)
+
+    def close(self) -> None:
+        """See Board."""
+        self._call("close")
+
+    def present(self) -> int:
+        """See Board."""
+        return int(self._call("present"))
+
+    def silent(self, seconds: float) -> list[tuple[Silent, Any]]:
+        """See Board."""
+        found: list[tuple[Silent, Any]] = self._call("silent", seconds)
+        return found
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        import ray
+
+        return ray.get(getattr(self._actor, name).remote(*arguments))
 
 
 class StageProgress:
-    """The driver's side of one stage."""
+    """The driver's side of one stage. `asked_to_stop` says whether the stage is to wind down, and
+    raises where the run must end now."""
 
-    def __init__(self, stage: str) -> None:
+    def __init__(self, stage: str, asked_to_stop: Callable[[], bool] = lambda: False) -> None:
         self.stage = stage
+        self.asked_to_stop = asked_to_stop
         self._board = Board()
         self._actor: Any = None
 
@@ -109,10 +200,8 @@ class StageProgress:
 
     def reporter(self) -> Reporter:
         """For workers."""
-        import ray
-
         if self._actor is None:
-            self._actor = ray.remote(num_cpus=0)(Board).remote()
+            self._actor = beside_driver(Board).remote()
         return Reporter(self._actor)
 
     def take(self) -> tuple[Snapshot, list[str]]:
@@ -130,9 +219,11 @@ class StageProgress:
 
 
 @contextmanager
-def stage_progress(stage: str) -> Iterator[StageProgress]:
-    """Draws the stage's progress and prints its lines until the block ends."""
-    progress = StageProgress(stage)
+def stage_progress(
+    stage: str, asked_to_stop: Callable[[], bool] = lambda: False
+) -> Iterator[StageProgress]:
+    """Draws the stage's progress and prints its lines until the block ends. See StageProgress."""
+    progress = StageProgress(stage, asked_to_stop)
     stop = threading.Event()
     draw = _draw_bar if sys.stderr.isatty() else _print_lines
     thread = threading.Thread(target=draw, args=(progress, stop), daemon=True)

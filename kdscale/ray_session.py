@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -14,6 +15,8 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    # Ray Train's own collectives would wait for ever for a rank that is gone.
+    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "1800")
     # Workers must not move to a folder of Ray's: relative paths in a config would break there.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     # Keeps CUDA_VISIBLE_DEVICES as it is for tasks without a GPU, as later releases of Ray do.
@@ -31,3 +34,13 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def beside_driver(actor: type) -> Any:
+    """The class as an actor that takes no worker's place, on the node of its maker: a run ends with
+    its driver's node, but not with another."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(actor)

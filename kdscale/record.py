@@ -2,12 +2,13 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 from kdscale.evaluate.results import environment
+from kdscale.stop import StoppedError
 from kdscale.store import Store
 
 RUN_KEY = "run.json"
@@ -16,9 +17,17 @@ RUN_KEY = "run.json"
 class RunRecord:
     """The record of one run in its store; written at every change, by the driver only."""
 
-    def __init__(self, store: Store, name: str, config_fingerprint: str) -> None:
-        """Goes on from the record that is there."""
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        config_fingerprint: str,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Goes on from the record that is there. `check` raises where this driver may not write
+        any more."""
         self._store = store
+        self._check = check
         self._content: dict[str, Any] = {"stages": {}}
         if store.exists(RUN_KEY):
             self._content = json.loads(store.get(RUN_KEY))
@@ -61,6 +70,9 @@ class RunRecord:
         try:
             yield
             state = "complete"
+        except StoppedError:
+            state = "stopped"
+            raise
         finally:
             seconds = round(spent + time.perf_counter() - start, 1)
             finished = datetime.now(UTC).isoformat(timespec="seconds")
@@ -75,4 +87,5 @@ class RunRecord:
         self._write()
 
     def _write(self) -> None:
+        self._check()
         self._store.put(RUN_KEY, json.dumps(self._content, indent=2).encode())

@@ -17,7 +17,7 @@ from kdscale.data.prepare import data_identity
 from kdscale.data.prepared import Prepared, open_prepared
 from kdscale.errors import KdscaleError
 from kdscale.models.folder import ModelReference, read_marker, source_identity
-from kdscale.store import Store, open_store
+from kdscale.store import Fence, Store, open_store
 
 OPERATIONAL = frozenset(
     {
@@ -53,6 +53,7 @@ class Run:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.output: Store = open_store(config.output)
+        self.fence: Fence | None = None  # of the driver that holds the run
 
     @property
     def fingerprint(self) -> str:

@@ -37,6 +37,16 @@ Start = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Make again what is complete already.")
 ]
+WaitForLease = Annotated[
+    float | None,
+    typer.Option(
+        "--wait-for-lease",
+        metavar="SECONDS",
+        min=0,
+        help="Wait so long where another process is at this run. Default: until it is clear "
+        "whether that one lives.",
+    ),
+]
 Address = Annotated[
     str | None,
     typer.Option(

@@ -10,6 +10,7 @@ def run(
     only: options.Only = None,
     start: options.Start = None,
     overwrite: options.Overwrite = False,
+    wait_for_lease: options.WaitForLease = None,
 ) -> None:
     """Run a config's stages: prepare, teacher, cache, distill, evaluate, report.
 
@@ -22,4 +23,4 @@ def run(
     resolved = load_config(config, overrides or ())
     from kdscale.pipeline import run_pipeline
 
-    show(run_pipeline(resolved, only, start, overwrite))
+    show(run_pipeline(resolved, only, start, overwrite, wait_for_lease))

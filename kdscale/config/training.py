@@ -14,17 +14,45 @@ class WorkersConfig(Config):
     count: int = Field(default=2, ge=1)
     """Number of workers (ranks)."""
 
+    min_count: int | None = Field(default=None, ge=1)
+    """Start with as few workers as this where the cluster has no room for `count`, go on with as
+    few where some are lost, and grow up to `count` when there is room. Exactly `count` if not
+    given."""
+
+    resize_seconds: float = Field(default=60, gt=0)
+    """Seconds between two looks at whether there is room for more workers; with `min_count`."""
+
     cpus: float = Field(default=1, gt=0)
     """CPUs of a worker; also its number of threads on a CPU."""
 
     gpus: float = Field(default=0, ge=0, le=1)
     """GPUs of a worker: 0 runs on CPU with gloo in float32, 1 on a GPU with NCCL in bfloat16."""
 
-    max_failures: int = Field(default=3, ge=0)
-    """How often the worker group is started again after one of its workers died."""
+    max_failures: int = Field(default=3, ge=-1)
+    """How often the worker group is started again after a worker died or hung, or its node was
+    lost; -1: any number of times. An error that no restart can mend ends the stage at once."""
+
+    max_preemptions: int = Field(default=-1, ge=-1)
+    """How often the worker group is started again after a node was taken away with a notice, as
+    spot machines are; -1: any number of times. Counted apart from `max_failures`."""
+
+    hang_seconds: float = Field(default=900, gt=0)
+    """A worker of which nothing has been heard, or whose work stands still, for longer than this
+    hangs: the group is started again. Longer than any step, upload or loading of a model takes."""
 
     collective_timeout_seconds: int = Field(default=1800, gt=0)
     """A collective that waits longer than this fails instead of hanging."""
+
+    @model_validator(mode="after")
+    def _min_is_least(self) -> "WorkersConfig":
+        if self.min_count is not None and self.min_count > self.count:
+            raise ValueError(f"min_count {self.min_count} is more than count {self.count}")
+        return self
+
+    @property
+    def least(self) -> int:
+        """The smallest group that may work."""
+        return self.count if self.min_count is None else self.min_count
 
 
 class ZeroConfig(Config):

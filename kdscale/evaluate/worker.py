@@ -54,6 +54,7 @@ def evaluate(job: dict[str, Any]) -> None:
         **{n: {"parameters": r.parameters, "domains": {}} for n, r in spec.students.items()},
     }
     for index, domain in enumerate(domains):
+        worker.leave_if_asked()
         table = prepared.split(domain)
         sums = evaluate_domain(models, table, worker, config.micro_batch_rows, prepared.vocab_size)
         for name, total in sums.items():
@@ -96,6 +97,7 @@ def evaluate_domain(
             sums[name].add_bytes(count_bytes)
             if name == "teacher":
                 teacher_log_probs = torch.log_softmax(logits, dim=-1)
+        worker.beat("a batch of evaluation")
     for total in sums.values():
         total.load(worker.all_reduce_sum(total.state()))
     return sums

@@ -5,24 +5,31 @@ either.
 for each process: `native` (obstore, made by `clients`) or `fsspec_backend`; `backend` says what
 they have in common, `aws` where S3 is. `retry` is the one retry policy, `check` finds out early
 whether a store can be used, `probe` whether its conditional put decides between writers,
-`committer` does without one. `folders` moves whole folders, `redact` hides credentials.
+`committer` does without one, `lease` keeps other writers out. `folders` moves whole folders,
+`redact` hides credentials.
 """
 
-from kdscale.store.committer import PutIfAbsent, SingleCommitter
+from kdscale.store.committer import SingleCommitter
 from kdscale.store.folders import download_folder, upload_folder
+from kdscale.store.lease import Fence, HeldLease, Lease, PutIfAbsent, Terms, read_lease
 from kdscale.store.open import open_store
 from kdscale.store.probe import Verdict, conditional_put, probe
 from kdscale.store.store import Entry, Store
 
 __all__ = [
     "Entry",
+    "Fence",
+    "HeldLease",
+    "Lease",
     "PutIfAbsent",
     "SingleCommitter",
     "Store",
+    "Terms",
     "Verdict",
     "conditional_put",
     "download_folder",
     "open_store",
     "probe",
+    "read_lease",
     "upload_folder",
 ]

@@ -28,6 +28,7 @@ from kdscale.student.objective import DistillationLoss, LabelsLoss
 from kdscale.student.stages import make_sampler, staged_steps
 from kdscale.student.start import Start, plan_start
 from kdscale.student.targets import LiveTeacher
+from kdscale.train.batches import batch_digest
 from kdscale.train.session import Session, run_session
 from kdscale.workers import Worker, current_worker
 
@@ -130,7 +131,8 @@ def _train_arm(
         )
 
     def extra(step: int) -> dict[str, float]:
-        return sampler.metrics(step) | seen.metrics(step) | loss.metrics(step)
+        digest = {"train/batch_digest": batch_digest(sampler.batch(step))}
+        return sampler.metrics(step) | seen.metrics(step) | loss.metrics(step) | digest
 
     run_session(
         session,

@@ -33,7 +33,7 @@ from kdscale.teacher.clock import DeviceClock
 from kdscale.teacher.encoder import Encoder, Forward
 from kdscale.tracking import Tracker, open_tracker
 from kdscale.types import Rows
-from kdscale.workers import Worker, current_worker
+from kdscale.workers import LeavingError, Worker, current_worker
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,12 @@ def fill_cache(
     )
     runner = _Runner(spec, worker, model, prepared.split("train"), prepared.vocab_size, encoder)
     runner.run(missing, tracker)
-    worker.barrier()
+    # Also where all ranks wait for the last one's commits.
+    if worker.any_rank(runner.leaves):
+        worker.say("left after the units in flight")
+        if tracker is not None:
+            tracker.finish()
+        raise LeavingError
     if tracker is not None:
         # The manifest comes last: it is what makes the cache exist.
         manifest = publish(spec.cache, spec.plan, spec.put_if_absent)
@@ -117,6 +122,8 @@ class _Runner:
         self._lockstep = spec.config.cache.capture.zero.stage == 3
         self._clock = DeviceClock(worker.device)
         self._rows_before = self._rows_done = 0  # in earlier attempts, in this one
+        self.leaves = False
+        """Whether it ended before all units were through, because this rank was asked to leave."""
 
     def run(self, missing: list[int], tracker: Tracker | None) -> None:
         """Capture the `missing` units of all ranks."""
@@ -127,6 +134,9 @@ class _Runner:
         self._report(0)
         with self._encoder:
             for first in range(0, len(missing), world):
+                self.leaves = self._asked_to_leave()
+                if self.leaves:
+                    break
                 round_units = missing[first : first + world]
                 self._run_round(round_units)
                 self._rows_done += sum(map(self._rows_of, round_units))
@@ -136,6 +146,11 @@ class _Runner:
                     self._log(tracker, done, time.perf_counter() - started)
         if tracker is not None and missing:
             self._log(tracker, done, time.perf_counter() - started)
+
+    def _asked_to_leave(self) -> bool:
+        """Ranks in lockstep leave together; others each when it learns of it."""
+        asked = self._worker.asked_to_leave()
+        return self._worker.any_rank(asked) if self._lockstep else asked
 
     def _run_round(self, round_units: list[int]) -> None:
         """This rank's unit, and in lockstep as many forwards as the longest unit takes."""
@@ -151,6 +166,7 @@ class _Runner:
                 self._encoder.submit(Forward(unit, part, self._forward(part), last))
             else:
                 self._forward(self._table.take(self._spec.selected[:1]))
+            self._worker.beat(f"rows {start} to {start + self._size} of unit {unit}")
             self._report(sum(min(self._rows_of(u), start + self._size) for u in round_units))
 
     def _rows_to_run(self, unit: int | None) -> Rows:

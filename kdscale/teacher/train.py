@@ -13,7 +13,7 @@ from kdscale.losses.fused import head_and_loss
 from kdscale.models.build import build_model, make_config
 from kdscale.models.forward import next_token_labels, row_tensors
 from kdscale.models.head import TrainedModel
-from kdscale.train.batches import rank_rows, split_micro_batches
+from kdscale.train.batches import batch_digest, rank_rows, split_micro_batches
 from kdscale.train.loop import LossSums, Step
 from kdscale.train.session import Session, run_session
 from kdscale.workers import current_worker
@@ -40,10 +40,13 @@ def train_teacher(job: dict[str, Any]) -> None:
         ids, segments, mask = row_tensors(table.take(part), worker.device)
         return ids, segments, mask & torch.from_numpy(valid).to(worker.device)[:, None]
 
+    def batch_of(step: int) -> np.ndarray:
+        position = step * training.batch_rows
+        return uniform_batch(position, training.batch_rows, len(table), config.seed)
+
     def steps(start: int, _: torch.nn.Module) -> Iterator[Step[MicroBatch]]:
         for step in range(start, training.steps):
-            position = step * training.batch_rows
-            batch = uniform_batch(position, training.batch_rows, len(table), config.seed)
+            batch = batch_of(step)
             mine = rank_rows(batch, worker.rank, worker.world_size)
             size = training.micro_batch_rows
             parts = split_micro_batches(mine, batch, size, worker.world_size)
@@ -64,5 +67,5 @@ def train_teacher(job: dict[str, Any]) -> None:
         wrap=partial(TrainedModel, vocab_size=prepared.vocab_size),
         steps=steps,
         compute_loss=compute_loss,
-        extra=lambda step: {},
+        extra=lambda step: {"train/batch_digest": batch_digest(batch_of(step))},
     )

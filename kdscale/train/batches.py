@@ -7,12 +7,19 @@ fewer rows than another, a row is repeated with an empty loss mask.
 from collections.abc import Iterator
 
 import numpy as np
+import xxhash
 
 
 def micro_batches_per_rank(batch_rows: int, micro_batch_rows: int, world_size: int) -> int:
     """Forwards that each rank runs for a global batch."""
     rows_of_rank_0 = -(-batch_rows // world_size)
     return -(-rows_of_rank_0 // micro_batch_rows)
+
+
+def batch_digest(batch: np.ndarray) -> float:
+    """A number that stands for the rows of the global `batch` ([B] row numbers) and their order,
+    below 2^48, which a float holds exactly: runs that log the same ones saw the same data."""
+    return float(xxhash.xxh3_64_intdigest(batch.astype("<i8").tobytes()) >> 16)
 
 
 def rank_rows(batch: np.ndarray, rank: int, world_size: int) -> np.ndarray:

@@ -65,10 +65,10 @@ class Adaptive(Protocol):
 class Hooks:
     """What the loop calls outside of itself.
 
-    `log(step, tokens, metrics)` and `progress(done, tokens)` on rank 0 only; `validate()`, which
+    `log(step, tokens, metrics)` on rank 0 only; `progress(done, tokens)`, `validate()`, which
     gives every rank the same `loss`, and `save(progress)` on all ranks; `extra(step)` gives more
-    metrics of that step; `adaptive` follows every step on all ranks. Tokens are targets trained on
-    since step 0.
+    metrics of that step; `adaptive` follows every step on all ranks. `asked_to_leave()` on any rank
+    ends the training after a step, with a checkpoint. Tokens are targets trained on since step 0.
     """
 
     log: Callable[[int, int, dict[str, float]], None]
@@ -77,6 +77,7 @@ class Hooks:
     progress: Callable[[int, int], None]
     extra: Callable[[int], dict[str, float]]
     adaptive: Adaptive | None = None
+    asked_to_leave: Callable[[], bool] = lambda: False
 
 
 def train(
@@ -89,7 +90,8 @@ def train(
     compute_loss: ComputeLoss[BatchT],
     hooks: Hooks,
 ) -> Progress:
-    """Train from `start` to `training.steps` optimiser steps, or to where early stopping ends it.
+    """Train from `start` to `training.steps` optimiser steps, or to where early stopping or a
+    request to leave ends it.
 
     `steps` yields one Step for each step that is left, the same number of micro-batches on every
     rank. `compute_loss` returns sums; the division by the targets of all ranks and micro-batches
@@ -99,10 +101,10 @@ def train(
     meter = Meter(worker, count_parameters(backend.model))
     while not now.is_final(training):
         batch = meter.next_of(batches)
-        targets = worker.all_reduce_sum(torch.tensor(float(batch.targets), device=worker.device))
+        targets, leaves = _shared(batch.targets, hooks.asked_to_leave(), worker)
         rate = learning_rate(training.optimiser, now.step, training.steps)
         backend.model.train()
-        sums = _accumulate(backend, batch, compute_loss, now.step, float(targets))
+        sums = _accumulate(backend, batch, compute_loss, now.step, targets)
         norm = backend.step(rate)
         meter.end_step(int(targets))
 
@@ -110,7 +112,7 @@ def train(
         last = done == training.steps
         logs = done % training.log_every == 0 or last or done == 1
         metrics: dict[str, float] = {}
-        means = _mean_over_ranks(sums, worker, float(targets)) if logs or hooks.adaptive else {}
+        means = _mean_over_ranks(sums, worker, targets) if logs or hooks.adaptive else {}
         if logs:
             metrics |= {f"train/{name}": value for name, value in means.items()}
             metrics |= {"lr": rate, "train/gradient_norm": norm} | hooks.extra(done - 1)
@@ -122,14 +124,23 @@ def train(
             validated = now.validated.after(done, found["loss"], training.early_stopping)
             now = replace(now, validated=validated)
             metrics |= {f"validation/{name}": value for name, value in found.items()}
-        if worker.rank == 0:
-            if metrics:
-                hooks.log(done, tokens, metrics)
-            hooks.progress(done, tokens)
+        if worker.rank == 0 and metrics:
+            hooks.log(done, tokens, metrics)
+        hooks.progress(done, tokens)
         is_best = training.keep == "best" and now.validated.best_step == done
-        if done % training.checkpoint_every == 0 or is_best or now.is_final(training):
+        is_due = done % training.checkpoint_every == 0
+        if is_due or is_best or leaves or now.is_final(training):
             hooks.save(now)
+        if leaves:
+            break
     return now
+
+
+def _shared(targets: int, leaves: bool, worker: Worker) -> tuple[float, bool]:
+    """(targets of all ranks, whether any rank was asked to leave), in one collective."""
+    mine = torch.tensor([float(targets), float(leaves)], device=worker.device)
+    total, leaving = worker.all_reduce_sum(mine).tolist()
+    return total, leaving > 0
 
 
 def _accumulate(

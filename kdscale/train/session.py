@@ -22,7 +22,7 @@ from kdscale.models.build import count_parameters
 from kdscale.models.folder import MARKER, publish, read_marker
 from kdscale.models.forward import check_isolation, next_token_labels, row_tensors
 from kdscale.models.head import TrainedModel
-from kdscale.store import Store
+from kdscale.store import Fence, Store
 from kdscale.tracking import Tracker, open_tracker
 from kdscale.train.backend import Backend, make_backend
 from kdscale.train.batches import (
@@ -32,7 +32,7 @@ from kdscale.train.batches import (
 )
 from kdscale.train.checkpoint import delete_checkpoints, load_checkpoint, save_checkpoint
 from kdscale.train.loop import Adaptive, ComputeLoss, Hooks, Progress, Step, train
-from kdscale.workers import Worker
+from kdscale.workers import LeavingError, Worker
 
 BatchT = TypeVar("BatchT")
 
@@ -46,6 +46,12 @@ class Session:
     config: RunConfig
     training: TrainingConfig
     output: Store
+    fence: Fence | None = None  # asked before anything is written that counts
+
+    def check_fence(self) -> None:
+        """KdscaleError where another driver has taken this run over."""
+        if self.fence is not None:
+            self.fence.check()
 
     @property
     def stage(self) -> str:
@@ -80,13 +86,15 @@ def run_session(
     extra: Callable[[int], dict[str, float]],
     adaptive: Adaptive | None = None,
 ) -> None:
-    """Train and publish. Collective; restarts go on from the newest checkpoint.
+    """Train and publish. Collective; restarts go on from the newest checkpoint. LeavingError, after
+    a checkpoint, where the group was asked to leave.
 
     `wrap` puts the built model into the form that is trained. `steps(start, model)` yields this
     rank's share of the steps from `start` on, where `model`, the back end's, is at `start` when the
     first is asked for; `extra(step)` gives metrics to log with it on rank 0; `adaptive` is a part
     of the loss that follows the training.
     """
+    worker.leave_if_asked()
     training, config = session.training, session.config
     count = micro_batches_per_rank(
         training.batch_rows, training.micro_batch_rows, worker.world_size
@@ -118,6 +126,11 @@ def run_session(
         compute_loss=compute_loss,
         hooks=_hooks(session, worker, backend, prepared, tracker, extra, adaptive),
     )
+    if not end.is_final(training):
+        worker.say(f"{session.name}: left at step {end.step}, where its checkpoint is")
+        if tracker is not None:
+            tracker.finish()
+        raise LeavingError
     if end.step < training.steps:
         worker.say(f"{session.name}: stopped at step {end.step}, as validation gained no more")
     published = _restore_published(session, backend, worker, end)
@@ -158,12 +171,16 @@ def _hooks(
 
     def save(progress: Progress) -> None:
         # The metrics go first: a checkpoint must never be ahead of them.
+        if worker.rank == 0:
+            session.check_fence()
         if tracker is not None:
             tracker.flush()
         save_checkpoint(session.checkpoints, progress, backend, worker, training)
 
     def progress(done: int, tokens: int) -> None:
-        worker.report(done, training.steps, tokens=tokens, note=session.name)
+        worker.beat(f"step {done} of {session.name}")
+        if worker.rank == 0:
+            worker.report(done, training.steps, tokens=tokens, note=session.name)
 
     return Hooks(
         log=tracker.log if tracker is not None else lambda step, tokens, metrics: None,
@@ -172,6 +189,7 @@ def _hooks(
         progress=progress,
         extra=extra if worker.rank == 0 else lambda step: {},
         adaptive=adaptive,
+        asked_to_leave=worker.asked_to_leave,
     )
 
 
@@ -205,6 +223,7 @@ def _publish(
 ) -> None:
     """Collective, because a sharded model is gathered by all ranks."""
     if worker.rank == 0:
+        session.check_fence()
         publish(
             session.output,
             session.name,
@@ -240,6 +259,7 @@ def _validator(
             mask &= torch.from_numpy(valid).to(worker.device)[:, None]
             sums[0] += backend.model(_cross_entropy, ids, segments, mask)
             sums[1] += mask.sum()
+            worker.beat("a batch of validation")
         total, targets = worker.all_reduce_sum(sums).tolist()
         found: dict[str, float] = worker.broadcast({"loss": total / max(1.0, targets)})
         return found

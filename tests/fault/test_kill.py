@@ -1,5 +1,5 @@
-"""kill -9 of real workers in the middle of a run on a real S3 server, against an undisturbed
-run."""
+"""kill -9 of real workers and drivers in the middle of a run on a real S3 server, against an
+undisturbed run."""
 
 import json
 import os
@@ -25,6 +25,11 @@ class Watched:
 
     def __init__(self, config: Path, env: dict[str, str]) -> None:
         self.lines: list[str] = []
+        self._command = (config, env)
+        self._submit()
+
+    def _submit(self) -> None:
+        config, env = self._command
         self._process = kdscale("run", str(config), env=env)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -48,6 +53,15 @@ class Watched:
         pid = int(re.findall(pattern, self.log)[-1])
         os.kill(pid, signal.SIGKILL)
 
+    def lose_driver(self) -> None:
+        """kill -9 the driver, and submit the same run again."""
+        self._process.kill()
+        self._process.wait()
+        # Its workers end with it: the next driver is not to meet them.
+        self._reader.join(timeout=PATIENCE_SECONDS)
+        assert not self._reader.is_alive(), "processes of the killed run go on"
+        self._submit()
+
     def finish(self) -> int:
         """The exit code."""
         code = self._process.wait(timeout=PATIENCE_SECONDS)
@@ -63,7 +77,8 @@ class Watched:
 def disturbed(
     finished_run: FinishedRun, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Watched, str]:
-    """The run of `finished_run` on S3, with one worker of each kind killed in the middle."""
+    """The run of `finished_run` on S3, with a worker of each kind, and then the driver, killed in
+    the middle."""
     url = f"{s3_server.url}/disturbed"
     config = tiny_config(finished_run.corpus, url)
     path = write_config(tmp_path_factory.mktemp("disturbed") / "tiny.yaml", config)
@@ -78,14 +93,20 @@ def disturbed(
 
         run.wait_for(lambda: committed() >= 3, "capture of some units")
         run.kill_worker(1, "teacher holds")
-        assert committed() < 40
+        before_the_kill = committed()
+        assert before_the_kill < 40
+        run.wait_for(lambda: committed() > before_the_kill, "further units")
+        run.lose_driver()
 
-        def checkpointed() -> bool:
+        def checkpointed(step: int) -> bool:
             keys = store.list("checkpoints/student")
-            return any(key.endswith("complete.json") for key in keys)
+            done = [key.split("/")[-2] for key in keys if key.endswith("complete.json")]
+            return any(int(name.removeprefix("step-")) >= step for name in done)
 
-        run.wait_for(checkpointed, "a student's checkpoint")
+        run.wait_for(lambda: checkpointed(10), "a student's checkpoint")
         run.kill_worker(0, "student")
+        run.wait_for(lambda: checkpointed(50), "a later checkpoint")
+        run.lose_driver()
         code = run.finish()
     finally:
         for key, value in before.items():
@@ -109,10 +130,18 @@ def test_the_workers_were_really_started_again(disturbed: tuple[Watched, str]) -
     log = disturbed[0].log
     missing = [int(n) for n in re.findall(r"rank 0 of 2 .*: (\d+) of 40 units to capture", log)]
     assert missing[0] == 40
-    assert 0 < missing[-1] < 40
+    assert missing == sorted(missing, reverse=True)
+    assert len(missing) >= 2
     resumed = [int(n) for n in re.findall(r"student: .* resumed at step (\d+) of 120", log)]
     assert resumed
     assert 0 < resumed[-1] < 120
+
+
+def test_the_driver_was_really_submitted_again(disturbed: tuple[Watched, str]) -> None:
+    log = disturbed[0].log
+    assert len(re.findall(r"run tiny on data", log)) == 3
+    assert log.count("prepare: complete, skipped") == 2
+    assert log.count("cache: complete, skipped") == 1
 
 
 def test_the_cache_holds_each_unit_once_and_verifies(store: Store) -> None:

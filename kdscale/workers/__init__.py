@@ -1,0 +1,11 @@
+"""Groups of workers: the only room that knows ray.train.
+
+`worker` is what a rank is and can do, `group` runs a loop on a group of them, `start` is what each
+process does before and after the loop, `attempts` what outlives a group, `events` what happens when
+Ray Train ends one or wants another size.
+"""
+
+from kdscale.workers.group import run_workers
+from kdscale.workers.worker import LeavingError, Worker, current_worker
+
+__all__ = ["LeavingError", "Worker", "current_worker", "run_workers"]

@@ -1,0 +1,58 @@
+"""What happens when Ray Train ends a group, or wants one of another size.
+
+These run in Ray Train's controller. It ends a group without asking; before it does so for a resize,
+or within the notice of a preemption, the ranks are asked to save what they have and to leave.
+"""
+
+import time
+from typing import Any
+
+from kdscale.progress import Reporter
+
+_POLL_SECONDS = 0.5
+
+
+def callbacks(reporter: Reporter, patience: float) -> list[Any]:
+    """Ray Train's callbacks for a stage. A resize waits for the ranks' leave for `patience`
+    seconds; without it the next group goes on from the last checkpoint."""
+    from ray.train import UserCallback
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+
+    class TellFailures(UserCallback):
+        def after_exception(
+            self, run_context: Any, worker_exceptions: dict[int, Exception]
+        ) -> None:
+            reporter.close()
+            for rank, error in worker_exceptions.items():
+                reporter.say(f"rank {rank} failed: {last_line(error)}")
+
+    class SaveInTime(ControllerCallback):
+        def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+            before, now = type(previous_state).__name__, type(current_state).__name__
+            if now == "ResizingState":
+                size = current_state.scaling_decision.num_workers
+                reporter.say(f"the cluster has room for {size} workers: saving to go on with them")
+                wait_for_leave(reporter, patience)
+                reporter.ask("")
+            elif now == "PreemptingState" and before != now:
+                reporter.say("a node will be taken away: saving to go on without it")
+                reporter.ask("regroup")
+            elif now == "RestartingState":
+                reporter.close()
+                reporter.ask("")
+
+    return [TellFailures(), SaveInTime()]
+
+
+def wait_for_leave(reporter: Reporter, patience: float) -> None:
+    """Ask the ranks to leave, and wait until they have, or for `patience` seconds."""
+    reporter.ask("regroup")
+    deadline = time.monotonic() + patience
+    while reporter.present() and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+
+
+def last_line(error: Exception) -> str:
+    """The end of an error's text: of a traceback, what was raised."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

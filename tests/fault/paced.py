@@ -1,0 +1,45 @@
+"""A real training whose pace a test sets: no step runs before the test allows it."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdscale.data.order import uniform_batch
+from kdscale.teacher import train as teacher_train
+from kdscale.workers import current_worker
+
+PATIENCE_SECONDS = 400
+
+
+class Pace:
+    """A file that says how many steps may run."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def allow(self, steps: int) -> None:
+        """Let the training come to `steps`."""
+        new = self._path.with_suffix(f".{os.getpid()}")
+        new.write_text(str(steps))
+        new.replace(self._path)
+
+    def allows(self, step: int) -> bool:
+        """Whether step `step`, counted from 0, may run."""
+        return step < int(self._path.read_text())
+
+
+def train_paced(job: dict[str, Any]) -> None:
+    """`train_teacher` at the pace of `job["pace"]`; a rank that is asked to leave waits no more."""
+    pace: Pace = job["pace"]
+    worker = current_worker()
+
+    def batch(position: int, rows: int, *rest: Any) -> np.ndarray:
+        while not pace.allows(position // rows) and not worker.asked_to_leave():
+            time.sleep(0.05)
+        return uniform_batch(position, rows, *rest)
+
+    teacher_train.uniform_batch = batch  # type: ignore[assignment]
+    teacher_train.train_teacher(job)

@@ -1,0 +1,197 @@
+"""Worker groups on a real cluster of several nodes: a node lost, one added, a worker that hangs, a
+request to stop. Each training ends as the undisturbed one does."""
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from kdscale.config.training import WorkersConfig
+from kdscale.progress import StageProgress
+from kdscale.store import Store
+from kdscale.train.session import Session
+from kdscale.workers import LeavingError, run_workers
+from tests.fault.paced import PATIENCE_SECONDS, Pace, train_paced
+from tests.unit.train.overfitting import lines, make_prepared, session
+
+pytestmark = [pytest.mark.fault, pytest.mark.ray, pytest.mark.timeout(1200)]
+
+STEPS = 30
+TRAINING = {"steps": STEPS, "early_stopping": None, "keep": "last", "checkpoint_every": 8}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head and two nodes, each with room for one worker."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    patch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "40")
+    # Ray's own actors would look for a cluster by themselves, and find another one of this machine.
+    patch.setenv("RAY_ADDRESS", made.address)
+    for _ in range(2):
+        made.add_node(num_cpus=1)
+    made.wait_for_nodes()
+    ray.init(address=made.address, logging_level="WARNING", log_to_driver=False)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return make_prepared(tmp_path_factory.mktemp("prepared"))
+
+
+class Running:
+    """A paced training on the cluster, run by a thread of the test."""
+
+    def __init__(self, folder: Path, prepared: Store, workers: WorkersConfig) -> None:
+        self.session: Session = session(folder / "run", **TRAINING)
+        self.pace = Pace(folder / "pace")
+        self.stop = threading.Event()
+        self.error: BaseException | None = None
+        self._workers = workers
+        self._job = {"session": self.session, "prepared": prepared, "pace": self.pace}
+        self._progress = StageProgress("teacher", self.stop.is_set)
+        self._progress.reporter()
+        self._lines: list[str] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            run_workers(train_paced, self._job, self._workers, self._progress)
+        except BaseException as error:
+            self.error = error
+
+    def log(self) -> str:
+        """What the workers have said."""
+        self._lines += self._progress.take()[1]
+        return "\n".join(self._lines)
+
+    def until(self, ready: Callable[[], Any]) -> Any:
+        """Wait until `ready()` is true, and give it."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not (found := ready()):
+            assert self._thread.is_alive(), f"it has ended: {self.error}\n{self.log()}"
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.1)
+        return found
+
+    def come_to(self, step: int) -> None:
+        """Let the training come to `step`, and no further."""
+        self.pace.allow(step)
+        self.until(lambda: step in self.logged())
+
+    def logged(self) -> dict[int, dict[str, float]]:
+        exists = self.session.output.exists("metrics/teacher.jsonl")
+        return lines(self.session) if exists else {}
+
+    def started_with(self, count: int, at_least: int = 1) -> bool:
+        """Whether at least so many groups of `count` workers have begun to train."""
+        said = re.findall(rf"rank 0 of {count} .* parameters, (?:started|resumed)", self.log())
+        return len(said) >= at_least
+
+    def end(self) -> None:
+        """Let it run to its end."""
+        self.pace.allow(STEPS)
+        self._thread.join(PATIENCE_SECONDS)
+        assert not self._thread.is_alive(), self.log()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    cluster: Cluster, prepared: Store, tmp_path_factory: pytest.TempPathFactory
+) -> Running:
+    """With two workers, from start to end."""
+    run = Running(tmp_path_factory.mktemp("undisturbed"), prepared, WorkersConfig(count=2))
+    run.end()
+    assert run.error is None, run.log()
+    return run
+
+
+def assert_same_batches(run: Running, other: Running) -> None:
+    """Every step once, on the rows of the other run's."""
+    mine, theirs = run.logged(), other.logged()
+    assert sorted(mine) == sorted(theirs) == list(range(1, STEPS + 1))
+    for step, line in theirs.items():
+        assert mine[step]["train/batch_digest"] == line["train/batch_digest"], step
+
+
+def assert_same_losses(run: Running, other: Running, tolerance: float = 0.0) -> None:
+    for step, line in other.logged().items():
+        for name in ("train/loss", "validation/loss"):
+            expected = line.get(name)
+            assert run.logged()[step].get(name) == pytest.approx(expected, rel=tolerance), step
+
+
+def test_a_run_that_is_asked_to_stop_saves_at_its_step_and_goes_on_from_there(
+    undisturbed: Running, prepared: Store, tmp_path: Path
+) -> None:
+    first = Running(tmp_path, prepared, WorkersConfig(count=2, hang_seconds=30))
+    first.come_to(11)
+    first.stop.set()
+    first.end()
+    assert isinstance(first.error, LeavingError), first.log()
+    (left,) = re.findall(r"rank 0 .*: left at step (\d+)", first.log())
+    assert 11 <= int(left) < STEPS
+    assert first.session.checkpoints.exists(f"step-{int(left):08d}/complete.json")
+    assert not first.session.is_complete()
+    second = Running(tmp_path, prepared, WorkersConfig(count=2))
+    second.end()
+    assert second.error is None, second.log()
+    assert f"resumed at step {left} of {STEPS}" in second.log()
+    assert_same_batches(second, undisturbed)
+    assert_same_losses(second, undisturbed)
+
+
+def test_a_worker_that_hangs_is_named_and_the_group_started_again(
+    undisturbed: Running, prepared: Store, tmp_path: Path
+) -> None:
+    run = Running(tmp_path, prepared, WorkersConfig(count=2, hang_seconds=15))
+    run.come_to(11)
+    (pid,) = re.findall(r"rank 1 of 2 \(pid (\d+)\): teacher: .* started", run.log())
+    os.kill(int(pid), signal.SIGSTOP)
+    run.pace.allow(STEPS)
+    run.until(lambda: "it is killed" in run.log())
+    (told,) = re.findall(r"rank \d \(pid .*it is killed.*", run.log())
+    assert told.startswith(f"rank 1 (pid {pid} on "), told
+    assert "no sign of life since step 11 of teacher" in told
+    run.end()
+    assert run.error is None, run.log()
+    assert f"resumed at step 8 of {STEPS}" in run.log()
+    assert_same_batches(run, undisturbed)
+    assert_same_losses(run, undisturbed)
+
+
+def test_a_student_goes_on_with_fewer_workers_and_grows_again(
+    undisturbed: Running, cluster: Cluster, prepared: Store, tmp_path: Path
+) -> None:
+    workers = WorkersConfig(count=3, min_count=2, resize_seconds=3)
+    run = Running(tmp_path, prepared, workers)
+    run.until(lambda: run.started_with(3))
+    run.come_to(11)
+    cluster.remove_node(cluster.list_all_nodes()[-1])
+    run.pace.allow(12)
+    run.until(lambda: run.started_with(2))
+    assert f"resumed at step 8 of {STEPS}" in run.log()
+    run.come_to(20)
+    cluster.add_node(num_cpus=1)
+    run.until(lambda: run.started_with(3, at_least=2))
+    left = int(re.findall(r"rank 0 of 2 .*: left at step (\d+)", run.log())[-1])
+    assert 20 <= left < STEPS
+    assert f"resumed at step {left} of {STEPS}" in run.log(), "nothing is lost when it grows"
+    run.end()
+    assert run.error is None, run.log()
+    assert_same_batches(run, undisturbed)
+    assert_same_losses(run, undisturbed, tolerance=1e-3)
