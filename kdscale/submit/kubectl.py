@@ -9,6 +9,7 @@ import json
 import shlex
 import subprocess
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from kdscale.errors import KdscaleError
@@ -16,6 +17,9 @@ from kdscale.submit.kuberay import DIGEST, LABELS, object_name
 from kdscale.submit.verdict import UnknownJobError, UnreachableError
 
 _SELECTOR = ",".join(f"{name}={value}" for name, value in LABELS.items())
+LOGS = "/tmp/ray/session_latest/logs"
+"""Where the head has the logs of drivers."""
+
 _SECONDS = 60  # of one call; a log that is followed is asked for again and again
 
 # What kubectl says, and what it means.
@@ -31,9 +35,9 @@ _UNREACHABLE = (
 
 @dataclass(frozen=True)
 class KubeJob:
-    """A job as Kubernetes knows it. Times are as Kubernetes writes them (ISO 8601, UTC)."""
+    """A job as Kubernetes knows it. Times are Unix seconds, None where the thing has not happened."""
 
-    job_id: str
+    id: str
     status: str
     """In Ray's words: PENDING, RUNNING, STOPPED, SUCCEEDED, FAILED."""
 
@@ -48,26 +52,20 @@ class KubeJob:
     cluster: str
     """Name of the RayCluster, "" before there is one."""
 
-    started: str | None
-    ended: str | None
+    started: float | None
+    ended: float | None
+    metadata: dict[str, str]
+    """What the submission said of itself."""
 
     @property
-    def has_ended(self) -> bool:
+    def is_over(self) -> bool:
         """Whether the status is final."""
         return self.status in ("STOPPED", "SUCCEEDED", "FAILED")
 
     @property
-    def exit_code(self) -> int:
-        """As verdict.py has it."""
-        return {"FAILED": 1, "STOPPED": 5}.get(self.status, 0)
-
-    def describe(self) -> str:
-        """A sentence with both states, and the reason of a failure."""
-        text = f"{self.job_id}: {self.status} (job {self.ray or 'not started'}, cluster "
-        text += f"{self.deployment or 'not begun'})"
-        return "\n".join(
-            filter(None, (text, self.reason and f"reason: {self.reason}", self.message))
-        )
+    def states(self) -> str:
+        """Both states, for a person."""
+        return f"job {self.ray or 'not started'}, cluster {self.deployment or 'not begun'}"
 
 
 def apply(manifest: dict[str, Any]) -> str:
@@ -105,11 +103,9 @@ def details(job_id: str, namespace: str) -> KubeJob:
 
 def list_jobs(namespace: str) -> list[KubeJob]:
     """The jobs that kdscale submitted and that are still there, oldest first."""
-    output = _kubectl(
-        *(namespace, "get", "rayjobs", "--selector", _SELECTOR),
-        *("--sort-by", "{.metadata.creationTimestamp}", "--output", "json"),
-    )
-    return [_job(item) for item in json.loads(output)["items"]]
+    output = _kubectl(namespace, "get", "rayjobs", "--selector", _SELECTOR, "--output", "json")
+    items = json.loads(output)["items"]
+    return [_job(item) for item in sorted(items, key=lambda i: i["metadata"]["creationTimestamp"])]
 
 
 def log(job_id: str, namespace: str, start: int = 0) -> bytes:
@@ -118,13 +114,13 @@ def log(job_id: str, namespace: str, start: int = 0) -> bytes:
     KdscaleError where the head is gone, and the log with it.
     """
     job = details(job_id, namespace)
-    path = shlex.quote(f"/tmp/ray/session_latest/logs/job-driver-{job.job_id}.log")
+    path = shlex.quote(f"{LOGS}/job-driver-{job.id}.log")
     # No pod and no file yet is an empty log; `tail` counts bytes from 1.
     script = f"test ! -e {path} || tail --bytes=+{start + 1} {path}"
     pod = _head_pod(job, namespace)
     if pod is not None:
         return _run(namespace, "exec", pod, "--container", "ray-head", "--", "sh", "-c", script)
-    if job.has_ended:
+    if job.is_over:
         raise KdscaleError(
             f"The head of {job_id} is gone, and its log with it.",
             "Give the head more time in the cluster's options: ttl_seconds. Metrics and results "
@@ -139,7 +135,7 @@ def stop(job_id: str, namespace: str) -> bool:
     Its driver gets an interrupt and its time, as everywhere; a job without a head is deleted.
     """
     job = details(job_id, namespace)
-    if job.has_ended:
+    if job.is_over:
         return False
     pod = _head_pod(job, namespace)
     if pod is None or not job.ray:
@@ -151,19 +147,25 @@ def stop(job_id: str, namespace: str) -> bool:
 
 
 def _job(item: dict[str, Any]) -> KubeJob:
-    status = item.get("status", {})
+    spec, status = item["spec"], item.get("status", {})
     ray, deployment = status.get("jobStatus", ""), status.get("jobDeploymentStatus", "")
     return KubeJob(
-        job_id=item["spec"]["jobId"],
+        id=spec["jobId"],
         status=_verdict(ray, deployment),
         ray=ray,
         deployment=deployment,
         reason=status.get("reason", ""),
         message=status.get("message", ""),
         cluster=status.get("rayClusterName", ""),
-        started=status.get("startTime"),
-        ended=status.get("endTime"),
+        started=_seconds(status.get("startTime")),
+        ended=_seconds(status.get("endTime")),
+        metadata=spec.get("metadata", {}),
     )
+
+
+def _seconds(time: str | None) -> float | None:
+    """Unix seconds of a time as Kubernetes writes it."""
+    return None if time is None else datetime.fromisoformat(time).timestamp()
 
 
 def _verdict(ray: str, deployment: str) -> str:
@@ -223,6 +225,11 @@ def _refusal(text: str, namespace: str) -> Exception:
         return _ExistsError(last)
     if "(NotFound)" in text and "rayjobs.ray.io" in text:
         return _AbsentError(last)
+    if "(NotFound)" in text and f'namespaces "{namespace}"' in text:
+        return KdscaleError(
+            f"The Kubernetes cluster has no namespace {namespace!r}.",
+            f"Create it, `kubectl create namespace {namespace}`, with the secrets that jobs need.",
+        )
     if any(words in text for words in _NO_KIND):
         return KdscaleError(
             f"The cluster has no KubeRay operator: {last}",
@@ -240,5 +247,6 @@ def _refusal(text: str, namespace: str) -> Exception:
             f"Ask for the rights in the namespace {namespace} that docs/clusters.md names.",
         )
     return KdscaleError(
-        f"kubectl failed: {last}", "Run the same kubectl command by hand for the whole answer."
+        f"kubectl failed: {text or last}",
+        f"Try the same by hand: kubectl -n {namespace} get rayjobs.",
     )
