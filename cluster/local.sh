@@ -1,19 +1,25 @@
 #!/usr/bin/env bash
-# A Ray cluster on this machine, with token authentication: a head that runs no work and two workers.
+# A Ray cluster on this machine, with token authentication: a head that runs no work and some workers.
 #
 #   cluster/local.sh up       start it
 #   cluster/local.sh status   show its nodes and resources
 #   cluster/local.sh down     end the processes that `up` started, and nothing else
 #
-# KDSCALE_LOCAL_DIR   logs, process ids and Ray's sockets   (/tmp/kdscale-local; keep it short: the
-#                     path of a UNIX socket has at most 107 characters)
-# KDSCALE_LOCAL_PORT  port of the head                      (6379; the dashboard's is 1886 more)
-# KDSCALE_LOCAL_CPUS  CPUs that each worker offers          (2)
+# KDSCALE_LOCAL_DIR        logs, process ids and Ray's sockets   (/tmp/kdscale-local; keep it short: the
+#                          path of a UNIX socket has at most 107 characters)
+# KDSCALE_LOCAL_PORT       port of the head                      (6379; the dashboard's is 1886 more)
+# KDSCALE_LOCAL_WORKERS    number of workers, 1 to 100           (2)
+# KDSCALE_LOCAL_CPUS       CPUs that each worker offers          (2)
+# KDSCALE_LOCAL_RESOURCES  further resources of each, as JSON    ({})
+# KDSCALE_LOCAL_LABELS     labels of each, as name=value,...     (none)
 set -euo pipefail
 
 dir="${KDSCALE_LOCAL_DIR:-/tmp/kdscale-local}"
 port="${KDSCALE_LOCAL_PORT:-6379}"
+workers="${KDSCALE_LOCAL_WORKERS:-2}"
 cpus="${KDSCALE_LOCAL_CPUS:-2}"
+resources="${KDSCALE_LOCAL_RESOURCES:-"{}"}"
+labels="${KDSCALE_LOCAL_LABELS:-}"
 dashboard=$((port + 1886))
 address="127.0.0.1:$port"
 export RAY_AUTH_MODE=token
@@ -48,6 +54,10 @@ wait_for() {
 }
 
 up() {
+    if ! [[ "$workers" =~ ^[1-9][0-9]?$|^100$ ]]; then
+        echo "error: KDSCALE_LOCAL_WORKERS is $workers; give a number from 1 to 100" >&2
+        return 2
+    fi
     umask 077
     mkdir -p "$dir"
     if compgen -G "$dir/*.pid" >/dev/null; then
@@ -61,9 +71,10 @@ up() {
         --temp-dir "$dir/ray"
     wait_for head
     local worker
-    for worker in 1 2; do
+    for worker in $(seq "$workers"); do
         # Nodes of one machine share a folder of sockets: two that start at once take the same names.
         start_node "worker-$worker" --address "$address" --num-cpus "$cpus" \
+            --resources "$resources" ${labels:+--labels "$labels"} \
             --dashboard-agent-listen-port $((port + 10 * worker + 1)) \
             --metrics-export-port $((port + 10 * worker + 2))
         wait_for "worker-$worker"

@@ -178,9 +178,9 @@ def _save_tokenizer(config: RunConfig, folder: Path) -> Path:
     assert source is not None
     where = str(local_folder(source)) if "://" in source else source
     try:
-        AutoTokenizer.from_pretrained(where, revision=config.teacher.revision).save_pretrained(
-            folder
-        )
+        AutoTokenizer.from_pretrained(
+            where, revision=config.teacher.revision, trust_remote_code=False
+        ).save_pretrained(folder)
     except (OSError, ValueError) as error:
         raise KdscaleError(
             f"The teacher {source!r} has no tokenizer that transformers can load: {error}",

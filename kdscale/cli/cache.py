@@ -190,7 +190,8 @@ def _sample(store: "Store", digest: str, count: int) -> list[dict[str, Any]]:
     from kdscale.store import open_store
 
     output = open_store(store.url.rpartition("/cache/")[0])
-    tokenizer = AutoTokenizer.from_pretrained(str(_tokenizer_folder(output, digest)))
+    folder = str(_tokenizer_folder(output, digest))
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return [
         {**position, "targets": [f"{p:.4f} {text!r}" for text, p in position["targets"]]}
         for position in sample(CacheReader(store), tokenizer.decode, count)

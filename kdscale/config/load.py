@@ -4,13 +4,20 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
+from kdscale.config.base import Config
+from kdscale.config.kube import KubeOptions
 from kdscale.config.run import RunConfig
 from kdscale.errors import KdscaleError
+
+Kind = TypeVar("Kind", bound=Config)
+
+_STARTER = "write a starter config with `kdscale init`"
+_KUBE_STARTER = "start from cluster/kuberay.yaml"
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -18,35 +25,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises KdscaleError for a missing or malformed file, an unknown key, or a value out of range.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise KdscaleError(
-            f"The config {str(path)!r} cannot be read: {error.strerror}.",
-            "Check the path, or write a starter config with `kdscale init`.",
-        ) from error
-    return parse_config(text, overrides, origin=str(path))
+    return parse_config(_read(path, _STARTER), overrides, origin=str(path))
 
 
 def parse_config(text: str, overrides: Sequence[str] = (), origin: str = "config") -> RunConfig:
     """Like `load_config`, from YAML text."""
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise KdscaleError(
-            f"{origin} is not valid YAML: {error}", "Mend the line named."
-        ) from error
-    if not isinstance(tree, dict):
-        raise KdscaleError(f"{origin} holds no mapping.", "Start from `kdscale init`.")
-    for override in overrides:
-        _apply(tree, override)
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        raise KdscaleError(
-            f"{origin} is not a valid run config:\n{_explain(error)}",
-            "Correct the fields named; `kdscale init` writes a config with every field explained.",
-        ) from error
+    return _parse(RunConfig, text, overrides, origin, _STARTER)
+
+
+def load_kube_options(path: str | Path, overrides: Sequence[str] = ()) -> KubeOptions:
+    """The Kubernetes cluster that the YAML file at `path` describes; raises as `load_config`."""
+    return _parse(KubeOptions, _read(path, _KUBE_STARTER), overrides, str(path), _KUBE_STARTER)
 
 
 def dump_config(config: RunConfig) -> str:
@@ -58,6 +47,38 @@ def fingerprint(*parts: Any) -> str:
     """16 hex digits of the SHA-256 of the parts' canonical JSON."""
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _read(path: str | Path, starter: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise KdscaleError(
+            f"The config {str(path)!r} cannot be read: {error.strerror}.",
+            f"Check the path, or {starter}.",
+        ) from error
+
+
+def _parse(
+    kind: type[Kind], text: str, overrides: Sequence[str], origin: str, starter: str
+) -> Kind:
+    """YAML text to a valid config of `kind`. `starter` says where a user finds a correct one."""
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise KdscaleError(
+            f"{origin} is not valid YAML: {error}", "Mend the line named."
+        ) from error
+    if not isinstance(tree, dict):
+        raise KdscaleError(f"{origin} holds no mapping.", f"Name its fields, or {starter}.")
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise KdscaleError(
+            f"{origin} is not valid:\n{_explain(error)}", f"Correct the fields named, or {starter}."
+        ) from error
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

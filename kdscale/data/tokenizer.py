@@ -77,7 +77,7 @@ def adopt_tokenizer(source: Path, folder: Path) -> TokenizerInfo:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise KdscaleError(
             f"The teacher's tokenizer in {str(source)!r} cannot be loaded: {error}",

@@ -57,7 +57,9 @@ def build_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
     """A model with random float32 weights: the same ones for the same seed."""
     torch.manual_seed(seed)
     try:
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, trust_remote_code=False
+        )
     except ValueError as error:
         raise KdscaleError(
             f"transformers cannot build a causal language model of {config.model_type!r}: {error}",
@@ -68,9 +70,19 @@ def build_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
 def load_model(
     folder: str | Path, dtype: torch.dtype = torch.float32, revision: str | None = None
 ) -> PreTrainedModel:
-    """The causal language model in a Hugging Face folder or of a hub name, on the CPU."""
+    """The causal language model in a Hugging Face folder or of a hub name, on the CPU.
+
+    Only safetensors are read, and no code that comes with a model is run: where transformers has no
+    class for it, KdscaleError.
+    """
     try:
-        return AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, revision=revision)
+        return AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=dtype,
+            revision=revision,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
     except (OSError, ValueError) as error:
         raise _cannot_load(str(folder), error) from error
 
@@ -78,7 +90,7 @@ def load_model(
 def load_config_of(folder: str | Path, revision: str | None = None) -> Any:
     """The transformers config in a Hugging Face folder or of a hub name."""
     try:
-        return AutoConfig.from_pretrained(str(folder), revision=revision)
+        return AutoConfig.from_pretrained(str(folder), revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _cannot_load(str(folder), error) from error
 

@@ -147,7 +147,7 @@ def _count(source: str, revision: str | None) -> int:
     """Parameters of a model that is not loaded: built without memory from its config."""
     shape = load_config_of(source, revision)
     with torch.device("meta"):
-        return count_parameters(AutoModelForCausalLM.from_config(shape))
+        return count_parameters(AutoModelForCausalLM.from_config(shape, trust_remote_code=False))
 
 
 def _is_folder(source: str) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from kdscale.errors import KdscaleError
 from kdscale.store.redact import redact
 
 
@@ -45,7 +46,12 @@ class Store(ABC):
         return replace(self, url=self._join(name))
 
     def _join(self, key: str) -> str:
-        assert {"", ".", ".."}.isdisjoint(key.split("/")), f"not a key: {key!r}"
+        # Keys also come from listings of buckets that others write to.
+        if not {"", ".", ".."}.isdisjoint(key.split("/")):
+            raise KdscaleError(
+                f"{key!r} is not a key of {self}: it leads out of it, or has an empty part.",
+                "Remove the object of that name; kdscale writes none such.",
+            )
         return f"{self.url}/{key}"
 
     @property

@@ -161,8 +161,11 @@ def _check_resources(workers: WorkersConfig, stage: str) -> None:
 
 
 def _autoscales() -> bool:
-    """Whether the cluster may grow: then a lack of resources is not final."""
-    return os.path.exists(os.path.expanduser("~/ray_bootstrap_config.yaml"))
+    """Whether the cluster may grow: then a lack of resources is not final. `ray up` leaves a file
+    on the head; on Kubernetes the manifest says it."""
+    return os.environ.get("KDSCALE_AUTOSCALES") == "1" or os.path.exists(
+        os.path.expanduser("~/ray_bootstrap_config.yaml")
+    )
 
 
 def _readable(error: Exception, stage: str) -> Exception:

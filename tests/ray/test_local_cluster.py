@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
-from kdscale.submit import connect
+from kdscale.submit import connect, kuberay
 from kdscale.submit.verdict import UnreachableError
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -50,12 +51,13 @@ class Local:
         self.token = secrets.token_hex(16)
         self.url = f"http://127.0.0.1:{self.port + 1886}"
 
-    def __call__(self, command: str) -> subprocess.CompletedProcess[str]:
+    def __call__(self, command: str, **settings: str) -> subprocess.CompletedProcess[str]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         environment |= {
             "KDSCALE_LOCAL_DIR": str(self.folder),
             "KDSCALE_LOCAL_PORT": str(self.port),
             "KDSCALE_LOCAL_CPUS": "1",
+            **settings,
             "RAY_AUTH_TOKEN": self.token,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
@@ -80,10 +82,20 @@ def local() -> Iterator[Local]:
     shutil.rmtree(cluster.folder, ignore_errors=True)
 
 
+@pytest.mark.parametrize("workers", ["0", "101", "two", "-1", ""])
+def test_a_wrong_number_of_workers_is_refused(local: Local, workers: str) -> None:
+    up = local("up", KDSCALE_LOCAL_WORKERS=workers or " ")
+    assert up.returncode == 2
+    assert "from 1 to 100" in up.stderr
+    assert local.processes() == []
+
+
 def test_up_status_down(local: Local, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
-    up = local("up")
+    up = local(
+        "up", KDSCALE_LOCAL_RESOURCES='{"disk": 3}', KDSCALE_LOCAL_LABELS="zone=a,market=spot"
+    )
     assert up.returncode == 0, up.stderr
     assert f"--address {local.url}" in up.stdout
     assert local.token not in up.stdout + up.stderr
@@ -93,6 +105,7 @@ def test_up_status_down(local: Local, monkeypatch: pytest.MonkeyPatch, tmp_path:
     while True:
         status = local("status").stdout
         if len(re.findall(r"node_[0-9a-f]{40}", status)) == 3 and "0.0/2.0 CPU" in status:
+            assert "0.0/6.0 disk" in status
             break
         assert time.monotonic() < deadline, status
 
@@ -106,6 +119,12 @@ def test_up_status_down(local: Local, monkeypatch: pytest.MonkeyPatch, tmp_path:
     again = local("up")
     assert again.returncode == 2
     assert "has a cluster already" in again.stderr
+
+    # What Kubernetes asks each pod, without a token: the nodes' agents.
+    probe = kuberay._probe(period=1, failures=1)["httpGet"]
+    for offset in (2, 11, 21):
+        url = f"http://127.0.0.1:{local.port + offset}{probe['path']}"
+        assert requests.get(url, timeout=10).status_code == 200, url
 
     assert len(local.processes()) > 3
     down = local("down")

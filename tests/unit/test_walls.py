@@ -66,7 +66,7 @@ WALLS = {
     "ray.train": {"workers"},
     "ray.job_submission": {"submit"},
     "typer": {"cli"},
-    "yaml": {"config", "cli", "report"},
+    "yaml": {"config", "cli", "report", "submit.kuberay"},
     "datasets": {"data"},
     "tokenizers": {"data"},
     "numba": {"compiled"},
