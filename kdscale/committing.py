@@ -15,6 +15,7 @@ from typing import Any
 import ray
 
 from kdscale.errors import KdscaleError
+from kdscale.placement import beside_driver
 from kdscale.store import PutIfAbsent, SingleCommitter, Store, conditional_put
 
 # A run that died keeps its lease for a minute: waiting it out beats an error about a dead run.
@@ -43,7 +44,7 @@ def _start(store: Store) -> Any:
     owner = f"process {os.getpid()} on {platform.node()}"
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
-        actor = _Committer.remote(store, owner)  # type: ignore[attr-defined]  # by the decorator
+        actor = ray.remote(**beside_driver())(_Committer).remote(store, owner)
         try:
             ray.get(actor.ready.remote())
             return actor
@@ -58,8 +59,6 @@ def _start(store: Store) -> Any:
         time.sleep(_PAUSE_SECONDS)
 
 
-# It waits and writes small records; it must not take a worker's place.
-@ray.remote(num_cpus=0)
 class _Committer:
     """The process that commits. Its lease is taken in `ready`, whose errors reach the caller."""
 

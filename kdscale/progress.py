@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from kdscale.placement import beside_driver
+
 POLL_SECONDS = 0.5
 LINE_SECONDS = 15.0
 
@@ -112,7 +114,7 @@ class StageProgress:
         import ray
 
         if self._actor is None:
-            self._actor = ray.remote(num_cpus=0)(Board).remote()
+            self._actor = ray.remote(**beside_driver())(Board).remote()
         return Reporter(self._actor)
 
     def take(self) -> tuple[Snapshot, list[str]]:

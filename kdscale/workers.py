@@ -26,6 +26,7 @@ import torch.distributed as dist
 
 from kdscale.config.training import WorkersConfig
 from kdscale.errors import KdscaleError
+from kdscale.placement import beside_driver
 from kdscale.progress import Reporter, StageProgress
 
 # How this worker process reaches the driver; None outside of a worker group.
@@ -112,7 +113,7 @@ def run_workers(
     stage = progress.stage
     _check_resources(workers, stage)
     reporter = progress.reporter()
-    attempts = ray.remote(num_cpus=0)(_Attempts).remote()
+    attempts = ray.remote(**beside_driver())(_Attempts).remote()
     resources = {"CPU": workers.cpus}
     if workers.gpus:
         resources["GPU"] = workers.gpus
