@@ -22,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -40,9 +40,9 @@ sys.path.insert(0, str(ROOT))
 from kdscale.cache.read.reader import CacheReader  # noqa: E402  after the path is set
 from kdscale.cache_stage import own_store, plan_capture  # noqa: E402
 from kdscale.config import RunConfig, load_config  # noqa: E402
-from kdscale.config.training import WorkersConfig  # noqa: E402
+from kdscale.config.training import WorkersConfig, ZeroConfig  # noqa: E402
 from kdscale.curriculum.sampler import CurriculumSampler  # noqa: E402
-from kdscale.data.prepared import Prepared, open_prepared  # noqa: E402
+from kdscale.data.prepared import open_prepared  # noqa: E402
 from kdscale.models.build import build_model, make_config  # noqa: E402
 from kdscale.models.forward import compute_logits, row_tensors  # noqa: E402
 from kdscale.models.head import TrainedModel  # noqa: E402
@@ -52,9 +52,10 @@ from kdscale.progress import stage_progress  # noqa: E402
 from kdscale.ray_session import ray_session  # noqa: E402
 from kdscale.run import Run  # noqa: E402
 from kdscale.student.objective import DistillationLoss  # noqa: E402
-from kdscale.student.steps import read_steps  # noqa: E402
+from kdscale.student.steps import MicroBatch, read_steps  # noqa: E402
 from kdscale.teacher.capture import CaptureJob, fill_cache  # noqa: E402
 from kdscale.train.backend import Backend, make_backend  # noqa: E402
+from kdscale.train.loop import Step  # noqa: E402
 from kdscale.workers import Worker, current_worker, run_workers  # noqa: E402
 
 KEPT = ROOT / "benchmarks" / "results" / "scaling.json"
@@ -66,6 +67,7 @@ TEACHER = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6
 STUDENT = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 4}
 ROWS, BATCH_ROWS, STEPS = 64, 32, 2
 RATE = 1e-4
+WORKS = ("forward", "capture", "distill")
 
 
 def main(
@@ -84,7 +86,7 @@ def main(
         with stage_progress("scaling") as progress:
             run_workers(take_turns, {"capture": job, "turns": turns}, LAYOUT, progress)
         found = json.loads(job.output.get(RESULT))
-    rows = [summary(work, found) for work in ("forward", "capture", "distill")]
+    rows = [summary(work, found) for work in WORKS]
     result = {
         "benchmark": "scaling",
         "machine": {"cpu": platform.machine(), "cores": os.cpu_count()},
@@ -143,22 +145,98 @@ def summary(work: str, turns: list[dict[str, float]]) -> dict[str, Any]:
 
 def take_turns(job: dict[str, Any]) -> None:
     """A worker's loop: writes the seconds of each arm, turn by turn, the warm-up left out."""
-    spec: CaptureJob = job["capture"]
     worker = current_worker()
-    alone = replace(worker, rank=0, world_size=1)
-    prepared = open_prepared(spec.prepared)
-    zero = spec.config.cache.capture.zero.model_copy(update={"stage": 0})
-    teacher = load_teacher(spec.teacher.local(), worker, zero)
-    students: dict[int, Student] = {}
+    arms = Arms(job["capture"], worker)
     found = []
     for turn in range(job["turns"] + 1):
-        arms: dict[str, Callable[[], None]] = {}
-        for who in (alone, worker):
-            if who is worker or worker.rank == 0:
-                arms |= arms_of(spec, who, teacher, prepared, students, turn)
-            else:
-                arms |= dict.fromkeys((f"{work} 1" for work in WORKS), _wait)
-        found.append({name: seconds_of(arms[name], worker) for name in in_turn(turn)})
-        worker.say(f"turn {turn}: {found[-1]}")
+        # Who comes first changes, so that a machine that slows down or warms up favours nobody.
+        order = [(work, count) for work in WORKS for count in (1, 2)]
+        seconds = {}
+        for work, count in reversed(order) if turn % 2 else order:
+            worker.barrier()
+            started = time.perf_counter()
+            arms.run(work, count, turn)
+            worker.barrier()
+            seconds[f"{work} {count}"] = time.perf_counter() - started
+        found.append(seconds)
+        worker.say(f"turn {turn}: {seconds}")
     if worker.rank == 0:
-        spec.output.put(RESULT, json.dumps(found[1:]).encode())
+        arms.spec.output.put(RESULT, json.dumps(found[1:]).encode())
+
+
+class Arms:
+    """What a rank has at hand for its arms: a whole teacher, a cache, and a student for each number
+    of workers."""
+
+    def __init__(self, spec: CaptureJob, worker: Worker) -> None:
+        self.spec = spec
+        self._ranks = {2: worker}
+        if worker.rank == 0:
+            self._ranks[1] = replace(worker, world_size=1)
+        self._prepared = open_prepared(spec.prepared)
+        whole = ZeroConfig(stage=0)
+        self._teacher = load_teacher(spec.teacher.local(), worker, whole)
+        fill_cache(spec, worker, self._teacher, self._prepared)
+        self._reader = CacheReader(spec.cache)
+        self._loss = DistillationLoss(spec.config, self._reader.codec, None)
+        self._students = {count: self._student(rank) for count, rank in self._ranks.items()}
+
+    def run(self, work: str, count: int, turn: int) -> None:
+        """This rank's share of `work` when `count` ranks do it; nothing where it has none."""
+        if count in self._ranks:
+            {"forward": self._forward, "capture": self._capture, "distill": self._distill}[work](
+                count, turn
+            )
+
+    @torch.no_grad()
+    def _forward(self, count: int, turn: int) -> None:
+        rank, table = self._ranks[count], self._prepared.split("train")
+        for unit in self.spec.plan.units[rank.rank :: count]:
+            rows = table.take(self.spec.selected[unit.start : unit.stop])
+            ids, segments, _ = row_tensors(rows, rank.device)
+            compute_logits(self._teacher, ids, segments, self._prepared.vocab_size)
+
+    def _capture(self, count: int, turn: int) -> None:
+        cache = self.spec.output.child(f"turns/{count}-{turn}")
+        if self._ranks[count].rank == 0:
+            for key in ("plans/", "prior/"):
+                for found in self.spec.cache.list(key):
+                    cache.put(found, self.spec.cache.get(found))
+        self._ranks[count].barrier()
+        fresh = replace(self.spec, cache=cache, put_if_absent=cache.put_if_absent)
+        fill_cache(fresh, self._ranks[count], self._teacher, self._prepared)
+
+    def _distill(self, count: int, turn: int) -> None:
+        backend, steps = self._students[count]
+        for number, step in enumerate(islice(steps, STEPS)):
+            targets = self._ranks[count].all_reduce_sum(torch.tensor(float(step.targets)))
+            for at, batch in enumerate(step.micro_batches, start=1):
+                with backend.micro_batch(last=at == len(step.micro_batches)):
+                    objective, _ = backend.model(self._loss, batch, turn * STEPS + number)
+                    backend.backward(objective / float(targets))
+            backend.step(RATE)
+
+    def _student(self, rank: Worker) -> tuple[Backend, Iterator[Step[MicroBatch]]]:
+        config, vocab_size = self.spec.config, self._prepared.vocab_size
+        distill = config.distill
+        assert distill.student.model is not None
+        shape = make_config(
+            distill.student.model, vocab_size, self._prepared.special_ids, config.data.row_length
+        )
+        wrap = partial(TrainedModel, vocab_size=vocab_size)
+        build = partial(build_model, shape, config.seed)
+        backend = make_backend(build, wrap, distill.training, BATCH_ROWS, rank)
+        sampler = CurriculumSampler(
+            distill.curriculum,
+            self._reader.statistics.entropy,
+            batch_rows=BATCH_ROWS,
+            steps=distill.training.steps,
+            seed=config.seed,
+            rows_per_block=self._reader.rows_per_block,
+        )
+        steps = range(distill.training.steps)
+        return backend, read_steps(distill, rank, self._reader, sampler, steps)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from kdscale.errors import KdscaleError
-from kdscale.placement import beside_driver
+from kdscale.ray_session import beside_driver
 from kdscale.store import PutIfAbsent, SingleCommitter, Store, conditional_put
 
 # A run that died keeps its lease for a minute: waiting it out beats an error about a dead run.
@@ -44,7 +44,7 @@ def _start(store: Store) -> Any:
     owner = f"process {os.getpid()} on {platform.node()}"
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
-        actor = ray.remote(**beside_driver())(_Committer).remote(store, owner)
+        actor = beside_driver(_Committer).remote(store, owner)
         try:
             ray.get(actor.ready.remote())
             return actor

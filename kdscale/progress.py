@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from kdscale.placement import beside_driver
+from kdscale.ray_session import beside_driver
 
 POLL_SECONDS = 0.5
 LINE_SECONDS = 15.0
@@ -111,10 +111,9 @@ class StageProgress:
 
     def reporter(self) -> Reporter:
         """For workers."""
-        import ray
 
         if self._actor is None:
-            self._actor = ray.remote(**beside_driver())(Board).remote()
+            self._actor = beside_driver(Board).remote()
         return Reporter(self._actor)
 
     def take(self) -> tuple[Snapshot, list[str]]:

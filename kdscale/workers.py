@@ -26,8 +26,8 @@ import torch.distributed as dist
 
 from kdscale.config.training import WorkersConfig
 from kdscale.errors import KdscaleError
-from kdscale.placement import beside_driver
 from kdscale.progress import Reporter, StageProgress
+from kdscale.ray_session import beside_driver
 
 # How this worker process reaches the driver; None outside of a worker group.
 _reporter: Reporter | None = None
@@ -105,7 +105,6 @@ def run_workers(
     up to `workers.max_failures` times. Raises KdscaleError where a worker raised one, or where the
     cluster is too small.
     """
-    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -113,7 +112,7 @@ def run_workers(
     stage = progress.stage
     _check_resources(workers, stage)
     reporter = progress.reporter()
-    attempts = ray.remote(**beside_driver())(_Attempts).remote()
+    attempts = beside_driver(_Attempts).remote()
     resources = {"CPU": workers.cpus}
     if workers.gpus:
         resources["GPU"] = workers.gpus
