@@ -7,9 +7,11 @@ rank does all of it while the other waits at a barrier, or both share it as the 
 alone are there to show what the machine gives a second core at most. Efficiency is the time of one
 over twice the time of both, as a median of the turns.
 
-**Starting.** A worker group that does nothing but note the time: when its processes began, when the
-loop was entered, when DeepSpeed was imported, a sharded model was there, and its first batch was
-through. With and without what kdscale.warm does beforehand, in turns.
+**Starting.** What a stage costs before its first batch is through: a worker group notes the time
+and what its processes have computed when the loop is entered, when the stages' modules and
+DeepSpeed are imported, when a sharded teacher is there, and after its first batch. What the other
+processes of a start compute (controller, helpers) is read from the system meanwhile. Seconds of
+computing say more than wall time on a machine that is busy.
 
 The last line is one JSON object, also kept in results/scaling.json; --quick takes one turn each and
 keeps nothing.
@@ -21,8 +23,11 @@ import platform
 import statistics
 import sys
 import tempfile
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -30,6 +35,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import typer
 
@@ -60,7 +66,7 @@ from kdscale.workers import Worker, current_worker, run_workers  # noqa: E402
 
 KEPT = ROOT / "benchmarks" / "results" / "scaling.json"
 QUICKSTART = ROOT / "jobs" / "configs" / "quickstart.yaml"
-RESULT = "turns.json"
+RESULT, MARKS = "turns.json", "marks.json"
 LAYOUT = WorkersConfig(count=2, cpus=1)
 # Large enough that a step is mostly arithmetic, as with any model that one would distil.
 TEACHER = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6}
@@ -73,10 +79,11 @@ WORKS = ("forward", "capture", "distill")
 def main(
     quick: bool = typer.Option(False, help="One turn, to see that it works."),
     turns: int = typer.Option(5, min=1, help="Turns that count, after one to warm up."),
+    starts: int = typer.Option(3, min=1, help="Worker groups started, after one to warm up."),
 ) -> None:
     """Measure, print and keep."""
     started = time.perf_counter()
-    turns = 1 if quick else turns
+    turns, starts = (1, 1) if quick else (turns, starts)
     with tempfile.TemporaryDirectory() as scratch, ray_session():
         config = make_run(str(Path(scratch) / "run"), turns)
         for stage in ("prepare", "teacher"):
@@ -86,6 +93,7 @@ def main(
         with stage_progress("scaling") as progress:
             run_workers(take_turns, {"capture": job, "turns": turns}, LAYOUT, progress)
         found = json.loads(job.output.get(RESULT))
+        marked = [start_stage(job) for _ in range(starts + 1)][1:]
     rows = [summary(work, found) for work in WORKS]
     result = {
         "benchmark": "scaling",
@@ -93,6 +101,12 @@ def main(
         "versions": {name: version(name) for name in ("kdscale", "torch", "ray", "transformers")},
         "seconds": round(time.perf_counter() - started),
         "rows": rows,
+        "start": {
+            name: {
+                key: statistics.median(one[name][key] for one in marked) for key in marked[0][name]
+            }
+            for name in marked[0]
+        },
         "goals": [
             {
                 "name": f"{row['work']}_efficiency_2_workers",
@@ -236,6 +250,85 @@ class Arms:
         )
         steps = range(distill.training.steps)
         return backend, read_steps(distill, rank, self._reader, sampler, steps)
+
+
+def start_stage(job: CaptureJob) -> dict[str, dict[str, float]]:
+    """One start of a capture: {what: {"cpu": seconds computed, "wall": seconds since the start}},
+    the workers' as those of rank 0, the other processes' until the end."""
+    with processes() as computed, stage_progress("start") as progress:
+        started = time.time()
+        run_workers(mark, {"capture": job, "started": started}, LAYOUT, progress)
+        total = time.time() - started
+    marks: dict[str, dict[str, float]] = json.loads(job.output.get(MARKS))
+    others = {name: {"cpu": cpu} for name, cpu in computed.items() if "TrainWorker" not in name}
+    return marks | others | {"whole group": {"wall": total, "cpu": sum(computed.values())}}
+
+
+def mark(job: dict[str, Any]) -> None:
+    """A worker's loop: notes what the steps to its first batch take."""
+    me = psutil.Process()
+    last = [0.0, me.create_time()]
+    marks: dict[str, dict[str, float]] = {
+        "worker: process starts": {"cpu": 0.0, "wall": last[1] - job["started"]}
+    }
+
+    def note(what: str) -> None:
+        cpu, now = sum(me.cpu_times()[:2]), time.time()
+        marks[f"worker: {what}"] = {"cpu": cpu - last[0], "wall": now - last[1]}
+        last[:] = [cpu, now]
+
+    note("Ray, torch, process group")
+    import kdscale.evaluate.worker
+    import kdscale.student.worker  # noqa: F401  for the time that it takes
+
+    note("modules of the stages")
+    import deepspeed  # noqa: F401  the same
+
+    note("DeepSpeed")
+    spec: CaptureJob = job["capture"]
+    worker, prepared = current_worker(), open_prepared(spec.prepared)
+    teacher = load_teacher(spec.teacher.local(), worker, ZeroConfig(stage=3))
+    note("sharded teacher")
+    rows = prepared.split("train").take(spec.selected[:8])
+    ids, segments, _ = row_tensors(rows, worker.device)
+    with torch.no_grad():
+        compute_logits(teacher, ids, segments, prepared.vocab_size)
+    note("first batch")
+    if worker.rank == 0:
+        spec.output.put(MARKS, json.dumps(marks).encode())
+
+
+@contextmanager
+def processes() -> Iterator[dict[str, float]]:
+    """By title, what the processes below this one compute until the block ends."""
+    end = threading.Event()
+    before: dict[int, float] = {}
+    seen: dict[int, tuple[str, float]] = {}
+    computed: dict[str, float] = defaultdict(float)
+
+    def look() -> None:
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                cpu = sum(process.cpu_times()[:2])
+                title = process.cmdline()[0].split(".")[0] if process.cmdline() else ""
+                before.setdefault(process.pid, 0.0 if seen else cpu)
+                seen[process.pid] = (title, cpu - before[process.pid])
+
+    def watch() -> None:
+        while not end.wait(0.1):
+            look()
+
+    look()
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield computed
+    finally:
+        end.set()
+        thread.join()
+        for title, cpu in seen.values():
+            if title.startswith("ray::"):
+                computed[title] += cpu
 
 
 if __name__ == "__main__":

@@ -115,12 +115,13 @@ def _cut(nodes: Nodes, seconds: float) -> Node:
 
 
 class Stages:
-    """Stages of the run of `tiny_config` over `corpus`, whose results `base` holds."""
+    """Stages of the run of `tiny_config` over `corpus`, with `changes`; `base` has its results."""
 
-    def __init__(self, nodes: Nodes, corpus: Path, base: Store) -> None:
+    def __init__(self, nodes: Nodes, corpus: Path, base: Store, **changes: Any) -> None:
         self._nodes = nodes
         self._corpus = corpus
         self._base = base
+        self._changes = changes
 
     def run(self, stage: str, fault: Callable[[Nodes], Node | None] | None = None) -> Ended:
         """`stage` in an output of its own, struck in the middle; AssertionError where it fails."""
@@ -129,7 +130,7 @@ class Stages:
             if key.startswith(INPUTS[stage]):
                 store.put(key, self._base.get(key))
         started = time.monotonic()
-        job = submit(self._nodes, self._corpus, store.url, "--only", stage)
+        job = self._submit(store, stage)
         ended = Ended(store, "", 0.0, 1)
         node = None
         try:
@@ -141,7 +142,7 @@ class Stages:
                 node = fault(self._nodes)
             code, log = job.finish(), job.log
             if code and fault is kill_driver:
-                job = submit(self._nodes, self._corpus, store.url, "--only", stage)
+                job = self._submit(store, stage)
                 code, log = job.finish(), log + job.log
                 ended = replace(ended, submissions=2)
         finally:
@@ -150,6 +151,9 @@ class Stages:
                 self._nodes.restart(node)
         assert code == 0, log[-6000:]
         return replace(ended, log=log, seconds=time.monotonic() - started)
+
+    def _submit(self, store: Store, stage: str) -> Watched:
+        return submit(self._nodes, self._corpus, store.url, "--only", stage, **self._changes)
 
     def differences(self, ended: Ended, stage: str) -> list[str]:
         """What is not as in the undisturbed run; nothing, if all went well."""
@@ -164,9 +168,9 @@ class Stages:
         ]
 
 
-def submit(nodes: Nodes, corpus: Path, output: str, *options: str) -> Watched:
-    """`kdscale submit --follow` from outside of the nodes."""
-    config = tiny_config(corpus, output, distill__cache_folder=None)
+def submit(nodes: Nodes, corpus: Path, output: str, *options: str, **changes: Any) -> Watched:
+    """`kdscale submit --follow` from outside of the nodes, with `changes` of `tiny_config`."""
+    config = tiny_config(corpus, output, distill__cache_folder=None, **changes)
     path = write_config(nodes.folder / f"{uuid.uuid4().hex[:8]}.yaml", config)
     arguments = ("submit", str(path), "--address", nodes.url, "--follow", *options)
     return Watched(*arguments, env=nodes.env)
