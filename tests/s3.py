@@ -1,4 +1,4 @@
-"""A real S3 server for tests: SeaweedFS, one process, on free ports of the loopback."""
+"""A real S3 server for tests: SeaweedFS, one process, on free ports of one address."""
 
 import ctypes
 import json
@@ -24,12 +24,15 @@ BUCKET = "kdscale"
 class S3Server:
     """SeaweedFS in `directory`, with one random identity and one bucket. A context manager.
 
+    It listens on `host`, the loopback by default, and nowhere else.
+
     `start` after `stop` brings the same data back on the same ports. `env` holds the AWS_*
     variables that reach it.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, host: str = "127.0.0.1") -> None:
         self.directory = directory
+        self._host = host
         self.process: subprocess.Popen[bytes] | None = None
         names = (
             "s3",
@@ -41,9 +44,9 @@ class S3Server:
             "filer",
             "filer.grpc",
         )
-        self.ports = dict(zip(names, free_ports(len(names)), strict=True))
+        self.ports = dict(zip(names, free_ports(len(names), host), strict=True))
         self.env = {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.ports['s3']}",
+            "AWS_ENDPOINT_URL": f"http://{host}:{self.ports['s3']}",
             "AWS_ACCESS_KEY_ID": secrets.token_hex(10),
             "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20),
             "AWS_REGION": "us-east-1",
@@ -133,8 +136,8 @@ class S3Server:
         config.write_text(json.dumps({"identities": [identity]}))
         options = {
             "dir": self.directory,
-            "ip": "127.0.0.1",
-            "ip.bind": "127.0.0.1",
+            "ip": self._host,
+            "ip.bind": self._host,
             "s3": "true",
             "filer": "true",
             "s3.config": config,
@@ -169,9 +172,9 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens on; all different."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """Ports of `host` that nobody listens on; all different."""
+    sockets = [socket.create_server((host, 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:
         each.close()

@@ -4,73 +4,15 @@ undisturbed run."""
 import json
 import os
 import re
-import signal
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kdscale.cache.maintain.verify import verify
 from kdscale.store import Store, open_store
-from tests.runs import FinishedRun, kdscale, read_metrics, run_kdscale, tiny_config, write_config
+from tests.runs import FinishedRun, read_metrics, run_kdscale, tiny_config, write_config
 from tests.s3 import S3Server
-
-PATIENCE_SECONDS = 400
-
-
-class Watched:
-    """A run in a process of its own, with its log and the pids of its workers."""
-
-    def __init__(self, config: Path, env: dict[str, str]) -> None:
-        self.lines: list[str] = []
-        self._command = (config, env)
-        self._submit()
-
-    def _submit(self) -> None:
-        config, env = self._command
-        self._process = kdscale("run", str(config), env=env)
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self.lines.append(line)
-
-    def wait_for(self, ready: Callable[[], bool], what: str) -> None:
-        """Until `ready`; fails where the run ends or takes too long first."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not ready():
-            assert self._process.poll() is None, f"the run ended before {what}:\n{self.log[-4000:]}"
-            assert time.monotonic() < deadline, f"no {what}:\n{self.log[-4000:]}"
-            time.sleep(0.02)
-
-    def kill_worker(self, rank: int, marker: str) -> None:
-        """kill -9 the process that said `marker` as `rank`, which the log names."""
-        pattern = rf"rank {rank} of 2 \(pid (\d+)\): {marker}"
-        pid = int(re.findall(pattern, self.log)[-1])
-        os.kill(pid, signal.SIGKILL)
-
-    def lose_driver(self) -> None:
-        """kill -9 the driver, and submit the same run again."""
-        self._process.kill()
-        self._process.wait()
-        # Its workers end with it: the next driver is not to meet them.
-        self._reader.join(timeout=PATIENCE_SECONDS)
-        assert not self._reader.is_alive(), "processes of the killed run go on"
-        self._submit()
-
-    def finish(self) -> int:
-        """The exit code."""
-        code = self._process.wait(timeout=PATIENCE_SECONDS)
-        self._reader.join(timeout=10)
-        return code
-
-    @property
-    def log(self) -> str:
-        return "".join(self.lines)
+from tests.watched import Watched
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +24,7 @@ def disturbed(
     url = f"{s3_server.url}/disturbed"
     config = tiny_config(finished_run.corpus, url)
     path = write_config(tmp_path_factory.mktemp("disturbed") / "tiny.yaml", config)
-    run = Watched(path, s3_server.env)
+    run = Watched("run", str(path), env=s3_server.env)
     before = {key: os.environ.get(key) for key in s3_server.env}
     os.environ.update(s3_server.env)
     try:

@@ -1,0 +1,75 @@
+"""A run over three real nodes, submitted from outside, against an undisturbed run in one place; and
+its stages with workers, nodes, network, driver or S3 server failing in the middle of them."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kdscale.store import open_store
+from tests.nodes import Nodes, why_not
+from tests.recovery import FAULTS, STEPS, UNITS, Stages, kill_node, submit
+from tests.runs import FinishedRun
+
+_WHY_NOT = why_not()
+
+pytestmark = [
+    pytest.mark.fault,
+    pytest.mark.ray,
+    pytest.mark.s3,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(_WHY_NOT is not None, reason=_WHY_NOT or ""),
+]
+
+
+@pytest.fixture(scope="module")
+def nodes(finished_run: FinishedRun) -> Iterator[Nodes]:
+    """A head and three workers, which share the corpus; their S3 server is this process's too."""
+    before = dict(os.environ)
+    with (
+        tempfile.TemporaryDirectory(prefix="kdn", ignore_cleanup_errors=True) as folder,
+        Nodes(Path(folder), finished_run.corpus) as nodes,
+    ):
+        os.environ.update(nodes.server.env)
+        yield nodes
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def stages(nodes: Nodes, finished_run: FinishedRun) -> Stages:
+    return Stages(nodes, finished_run.corpus, open_store(str(finished_run.output)))
+
+
+def test_a_node_killed_in_the_middle_of_a_capture_costs_units_in_flight_and_changes_nothing(
+    stages: Stages,
+) -> None:
+    ended = stages.run("cache", kill_node)
+    assert ended.starts[0] == 0
+    assert ended.done_then <= ended.starts[-1] < UNITS
+    assert stages.differences(ended, "cache") == []
+
+
+@pytest.mark.slow
+def test_a_whole_run_over_nodes_equals_one_in_one_place(
+    nodes: Nodes, stages: Stages, finished_run: FinishedRun
+) -> None:
+    url = f"{nodes.server.url}/whole"
+    job = submit(nodes, finished_run.corpus, url)
+    assert job.finish() == 0, job.log[-6000:]
+    for name in ("results.json", "report/index.html", "student/model.safetensors"):
+        assert open_store(url).exists(name)
+    assert nodes.env["AWS_SECRET_ACCESS_KEY"] not in job.log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["cache", "distill"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_stage_survives_a_fault_and_ends_as_without_it(
+    stages: Stages, stage: str, fault: str
+) -> None:
+    ended = stages.run(stage, FAULTS[fault])
+    assert ended.done_then < (UNITS if stage == "cache" else STEPS)
+    assert stages.differences(ended, stage) == []
