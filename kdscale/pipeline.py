@@ -25,6 +25,7 @@ from kdscale.data.prepare import prepare
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.results import RESULTS_KEY, build_results, read_results, write_results
 from kdscale.evaluate.worker import MEASURED_KEY, EvaluateJob, evaluate
+from kdscale.heartbeat import Heartbeat
 from kdscale.models.folder import local_folder, read_marker, refer
 from kdscale.progress import StageProgress, stage_progress
 from kdscale.ray_session import ray_session
@@ -73,6 +74,7 @@ def run_pipeline(
     record = RunRecord(run.output, run.config.name, run.fingerprint)
     print(f"run {run.config.name} on data {prepared} -> {run.output}", flush=True)
     with ExitStack() as stack:
+        heartbeat = stack.enter_context(Heartbeat(run.output))
         ray_started = False
         for stage in chosen:
             again = only in ("evaluate", "report")
@@ -82,14 +84,17 @@ def run_pipeline(
             if stage.needs_ray and not ray_started:
                 stack.enter_context(ray_session())
                 ray_started = True
-            _run_stage(stage, run, record)
+            _run_stage(stage, run, record, heartbeat)
     report = run.output.child("report")
     return report.get("summary.md").decode() if report.exists("summary.md") else ""
 
 
-def _run_stage(stage: Stage, run: Run, record: RunRecord) -> None:
+def _run_stage(stage: Stage, run: Run, record: RunRecord, heartbeat: Heartbeat) -> None:
     print(f"{stage.name}: started", flush=True)
-    with record.running(stage.name, stage.fingerprint(run)), stage_progress(stage.name) as progress:
+    fingerprint = stage.fingerprint(run)
+    name = run.config.name
+    with record.running(stage.name, fingerprint), stage_progress(stage.name, name) as progress:
+        heartbeat.begin(stage.name, fingerprint, progress)
         lines = stage.make(run, record, progress)
     for line in lines:
         print(f"{stage.name}: {line}", flush=True)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from kdscale.cli import cache, doctor, init, jobs, results, run
+from kdscale.cli import cache, doctor, init, jobs, results, run, status
 from kdscale.errors import KdscaleError
 
 app = typer.Typer(
@@ -28,7 +28,7 @@ app.command("evaluate", rich_help_panel="Run")(results.evaluate)
 app.command("report", rich_help_panel="Run")(results.report)
 app.command("submit", rich_help_panel="Jobs on a cluster")(jobs.submit)
 app.command("list", rich_help_panel="Jobs on a cluster")(jobs.list_)
-app.command("status", rich_help_panel="Jobs on a cluster")(jobs.status)
+app.command("status", rich_help_panel="Jobs on a cluster")(status.status)
 app.command("logs", rich_help_panel="Jobs on a cluster")(jobs.logs)
 app.command("wait", rich_help_panel="Jobs on a cluster")(jobs.wait)
 app.command("stop", rich_help_panel="Jobs on a cluster")(jobs.stop)
