@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from kdscale import metrics
 from kdscale.config.training import WorkersConfig
 from kdscale.errors import KdscaleError
 from kdscale.progress import Reporter, StageProgress
@@ -88,6 +89,7 @@ class Worker:
 
     def report(self, done: int, total: int, *, tokens: int = 0, note: str = "") -> None:
         """How far the stage is, for the driver's progress bar; `tokens` processed so far."""
+        metrics.progress(note, done, total, tokens)
         if _reporter is not None:
             _reporter.update(done, total, tokens, note)
 
@@ -117,7 +119,7 @@ def run_workers(
     if workers.gpus:
         resources["GPU"] = workers.gpus
     trainer = TorchTrainer(
-        _Loop(loop, workers, attempts, reporter),
+        _Loop(loop, workers, attempts, reporter, (progress.run, stage)),
         train_loop_config=job,
         scaling_config=ScalingConfig(
             num_workers=workers.count,
@@ -150,8 +152,13 @@ def _tell_failures(reporter: Reporter) -> Any:
         def after_exception(
             self, run_context: Any, worker_exceptions: dict[int, Exception]
         ) -> None:
-            for rank, error in worker_exceptions.items():
-                reporter.say(f"rank {rank} failed: {_last_line(error)}")
+            failed = [
+                f"rank {rank} failed: {_last_line(error)}"
+                for rank, error in sorted(worker_exceptions.items())
+            ]
+            for line in failed:
+                reporter.say(line)
+            reporter.fail("; ".join(failed))
 
     return TellFailures()
 
@@ -194,11 +201,14 @@ class _Loop:
         workers: WorkersConfig,
         attempts: Any,
         reporter: Reporter,
+        names: tuple[str, str],
     ) -> None:
+        """names: of run and stage."""
         self._loop = loop
         self._workers = workers
         self._attempts = attempts
         self._reporter = reporter
+        self._names = names
 
     def __call__(self, job: dict[str, Any]) -> None:
         import ray
@@ -217,6 +227,7 @@ class _Loop:
     def _run(self, job: dict[str, Any]) -> None:
         global _reporter
         _reporter = self._reporter
+        metrics.bind(*self._names, dist.get_rank(), _attempt)
         logging.getLogger("kdscale").addHandler(_ToDriver())
         # Several workers share a machine: each keeps to its own share of the cores.
         # DeepSpeed looks for the tools that build its operators beside the interpreter's programs.

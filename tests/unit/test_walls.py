@@ -20,10 +20,11 @@ ALLOWED: dict[str, set[str]] = {
     "shuffle": set(),
     "compiled": set(),
     "progress": set(),
+    "metrics": set(),
     "config": {"errors"},
     "store": {"errors"},
-    "tracking": {"config", "store"},
-    "workers": {"config", "errors", "progress"},
+    "tracking": {"config", "metrics", "store"},
+    "workers": {"config", "errors", "metrics", "progress"},
     "ray_session": set(),
     "data": {"config", "errors", "scratch", "shuffle", "store", "types"},
     "cache": {"ahead", "compiled", "config", "errors", "shuffle", "store", "types"},
@@ -33,8 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     "curriculum": {"cache", "config", "shuffle"},
     "committing": {"errors", "store"},
     "teacher": {
-        *("cache", "config", "data", "losses", "models", "store", "tracking", "train", "types"),
-        *("workers",),
+        *("cache", "config", "data", "losses", "metrics", "models", "store", "tracking"),
+        *("train", "types", "workers"),
     },
     "student": {
         *("cache", "config", "curriculum", "data", "errors", "losses", "models", "scratch"),
@@ -46,8 +47,11 @@ ALLOWED: dict[str, set[str]] = {
     },
     "report": {"config", "errors", "evaluate", "store"},
     "record": {"evaluate", "store"},
+    "heartbeat": {"config", "errors", "progress", "store"},
+    "status": {"cache", "config", "errors", "heartbeat", "record", "stages", "store"},
     "run": {"cache", "config", "data", "errors", "models", "store"},
     "submit": {"config", "errors", "stages", "store"},
+    "doctor": {"errors", "store", "tracking"},
 }
 
 # The rooms of the cache, each of which stands on those before it.
@@ -61,6 +65,7 @@ WALLS = {
     "botocore": {"store"},
     "deepspeed": {"models.sharded"},
     "ray.train": {"workers"},
+    "ray.util.metrics": {"metrics"},
     "ray.job_submission": {"submit"},
     "typer": {"cli"},
     "yaml": {"config", "cli", "report"},
@@ -141,6 +146,7 @@ def test_one_wall_an_outside_library(library: str) -> None:
     [
         ("kdscale.config", "torch ray deepspeed transformers wandb numpy pyarrow"),
         ("kdscale.submit", "torch deepspeed transformers wandb"),
+        ("kdscale.status", "torch ray deepspeed transformers wandb"),
         ("kdscale.report", "torch ray deepspeed transformers wandb"),
         ("kdscale.cli", "torch ray deepspeed transformers wandb pydantic numpy pyarrow yaml"),
     ],
