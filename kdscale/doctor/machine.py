@@ -1,46 +1,29 @@
-"""What a run needs of this machine, checked one thing at a time, each with the fix.
+"""What a run needs of this machine: versions, devices, compilers, memory and disk.
 
-Versions are held against the bounds that the installed package declares. Only what no run can do
-without fails; the rest warns.
+Versions are held against the bounds that the installed package declares.
 """
 
 import os
+import re
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import sysconfig
+import tempfile
 from pathlib import Path
-from typing import Literal
 
-from kdscale.errors import KdscaleError
+from kdscale.doctor import check, probes
+from kdscale.doctor.check import Check
 
-_GIB = 1024**3
-_LIBRARIES = ("torch", "ray", "deepspeed", "transformers", "wandb")
-# Ray keeps its objects in /dev/shm and falls back to the disk, slowly, below a share of the memory.
-_SHARED_MEMORY_GIB = 2
-# Room for Ray's session, a local copy of a cache and two checkpoints of a small model.
-_DISK_GIB = 10
+LIBRARIES = ("torch", "ray", "deepspeed", "transformers", "wandb")
 
-
-@dataclass(frozen=True)
-class Check:
-    """One finding. `fix` is empty for what is all right."""
-
-    word: Literal["ok", "warning", "failed"]
-    name: str
-    value: str
-    fix: str = ""
-
-
-def run_checks(output: str | None = None) -> Iterator[Check]:
-    """All checks, in the order in which to mend them; `output` is a run's output to try, if any."""
-    yield python_version()
-    for name in _LIBRARIES:
-        yield library(name)
-    for check in (devices, compiler, ninja, shared_memory, disk, ray_address, wandb_mode):
-        yield _guarded(check)
-    if output is not None:
-        yield store(output)
+# What DeepSpeed's operators are at the least: a shared object that knows Python's C interface.
+_SOURCE = """
+#include <Python.h>
+#include <vector>
+extern "C" int size() { return std::vector<int>{1}.size(); }
+"""
+_COMPILE_SECONDS = 60
 
 
 def python_version() -> Check:
@@ -92,12 +75,27 @@ def devices() -> Check:
 
 
 def compiler() -> Check:
-    """A C++ compiler: DeepSpeed builds its operators when they are first used."""
+    """A C++ compiler that works: DeepSpeed builds its operators when they are first used."""
     name = os.environ.get("CXX", "c++")
     path = shutil.which(name)
-    if path:
-        return Check("ok", "C++ compiler", path)
-    return Check("failed", "C++ compiler", f"{name} not found", "apt-get install g++ (or set CXX).")
+    fix = "apt-get install g++ python3-dev (or set CXX)."
+    if path is None:
+        return Check("failed", "C++ compiler", f"{name} not found", fix)
+    with tempfile.TemporaryDirectory(prefix="kdscale-doctor-") as folder:
+        source = Path(folder, "probe.cpp")
+        source.write_text(_SOURCE)
+        include = f"-I{sysconfig.get_paths()['include']}"
+        done = subprocess.run(
+            [path, "-std=c++17", "-shared", "-fPIC", include, str(source), "-o", f"{folder}/p.so"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_COMPILE_SECONDS,
+        )
+    if done.returncode:
+        error = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr)
+        return Check("failed", "C++ compiler", f"{path} builds nothing: {error.strip()}", fix)
+    return Check("ok", "C++ compiler", f"{path} builds an extension")
 
 
 def ninja() -> Check:
@@ -114,80 +112,42 @@ def ninja() -> Check:
     )
 
 
+def cuda_toolkit() -> Check:
+    """nvcc, against the CUDA of torch: DeepSpeed builds no operator for a GPU without it."""
+    import torch
+
+    return judge_cuda(torch.version.cuda)
+
+
+def judge_cuda(wanted: str | None) -> Check:
+    """The nvcc of CUDA_HOME, or on PATH, against torch's CUDA version; None is a CPU build."""
+    name = "CUDA toolkit"
+    if wanted is None:
+        return Check("ok", name, "not needed: torch is built without CUDA")
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    nvcc = shutil.which(f"{home}/bin/nvcc") or shutil.which("nvcc")
+    fix = f"Install the CUDA toolkit {wanted} and set CUDA_HOME. ZeRO on GPUs needs it, DDP not."
+    if nvcc is None:
+        return Check("warning", name, f"no nvcc in {home} or on PATH; torch has {wanted}", fix)
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    release = re.search(r"release (\d+)\.(\d+)", said)
+    found = f"{release[1]}.{release[2]}" if release else "unknown"
+    # Minor releases of CUDA are compatible with each other; DeepSpeed refuses another major one.
+    if found.partition(".")[0] == wanted.partition(".")[0]:
+        return Check("ok", name, f"{found} ({nvcc}), torch has {wanted}")
+    return Check("warning", name, f"{found} ({nvcc}), but torch has {wanted}", fix)
+
+
 def shared_memory() -> Check:
-    """/dev/shm, where Ray's object store and gloo live; containers often have 64 MiB."""
-    folder = Path("/dev/shm")
-    if not folder.is_dir():
-        return Check("ok", "shared memory", "no /dev/shm on this system")
-    size = shutil.disk_usage(folder).total / _GIB
-    if size >= _SHARED_MEMORY_GIB:
-        return Check("ok", "shared memory", f"{size:.1f} GiB")
-    return Check(
-        "warning",
-        "shared memory",
-        f"{size:.1f} GiB",
-        f"Start the container with --shm-size={_SHARED_MEMORY_GIB}g or more.",
-    )
+    """/dev/shm."""
+    return check.shared_memory(probes.shared_memory())
 
 
 def disk() -> Check:
     """Free space where Ray and the local caches write."""
-    import tempfile
-
-    folder = tempfile.gettempdir()
-    free = shutil.disk_usage(folder).free / _GIB
-    if free >= _DISK_GIB:
-        return Check("ok", "disk", f"{free:.0f} GiB free in {folder}")
-    return Check(
-        "warning",
-        "disk",
-        f"{free:.1f} GiB free in {folder}",
-        f"Free {_DISK_GIB} GiB there, or set TMPDIR to a larger disk.",
-    )
+    return check.disk(*probes.disk())
 
 
-def ray_address() -> Check:
-    """Where `kdscale run` and `kdscale submit` will go."""
-    set_names = [name for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS") if os.environ.get(name)]
-    if not set_names:
-        return Check("ok", "Ray address", "not set: `run` starts Ray on this machine")
-    values = [f"{name}={os.environ[name]}" for name in set_names]
-    if len({value.partition("=")[2] for value in values}) == 1:
-        return Check("ok", "Ray address", ", ".join(values))
-    return Check(
-        "warning",
-        "Ray address",
-        ", ".join(values),
-        "`submit` obeys the first, `run` the second: unset one of them.",
-    )
-
-
-def wandb_mode() -> Check:
-    """What `tracking.wandb: auto` comes to here, as far as the environment decides it."""
-    mode = os.environ.get("WANDB_MODE")
-    if mode is not None:
-        return Check("ok", "W&B", f"WANDB_MODE={mode}")
-    if os.environ.get("WANDB_API_KEY"):
-        return Check("ok", "W&B", "online (WANDB_API_KEY is set)")
-    return Check("ok", "W&B", "online after `wandb login`, offline otherwise")
-
-
-def store(url: str) -> Check:
-    """Whether a run's output can be written, read and deleted."""
-    from kdscale.store import open_store
-
-    try:
-        opened = open_store(url)
-        opened.check()
-    except KdscaleError as error:
-        return Check("failed", "store", error.problem, error.fix)
-    return Check("ok", "store", str(opened))
-
-
-def _guarded(check: Callable[[], Check]) -> Check:
-    """The check's finding; a library that cannot even be imported is a finding too."""
-    try:
-        return check()
-    except ImportError as error:
-        name = check.__name__.replace("_", " ")
-        return Check("failed", name, str(error), "Mend the library named, then run this again.")
+def open_files() -> Check:
+    """The limit of this process."""
+    return check.open_files(probes.open_files())
