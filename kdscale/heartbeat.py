@@ -12,6 +12,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Literal, Self
 
@@ -32,6 +33,7 @@ LOST_SECONDS = 60.0
 
 _KEPT = 20  # drivers, and failures of a stage: the newest
 _JOIN_SECONDS = 60.0
+_STOPPED = 5  # the exit code of what was asked to stop: kdscale/submit/verdict.py
 
 
 class Attempt(Config):
@@ -81,8 +83,8 @@ class Driver(Config):
     stage: str | None = None
     """The stage that it was at last."""
 
-    state: Literal["running", "complete", "failed", "lost"] = "running"
-    """`lost` is what its successor says of one that never wrote its end."""
+    state: Literal["running", "complete", "failed", "stopped", "lost"] = "running"
+    """`stopped`: it was asked to. `lost` is what its successor says of one that wrote no end."""
 
     cause: str = ""
 
@@ -114,12 +116,19 @@ def read_progress(store: Store) -> ProgressRecord | None:
 class Heartbeat:
     """Tells the store of a run where it stands, from a thread, while the block goes on.
 
-    How the block ends is told too: `complete`, or `failed` with what was raised.
+    How the block ends is told too: `complete`, or `failed` or `stopped` with what was raised.
     """
 
-    def __init__(self, store: Store, seconds: float = BEAT_SECONDS) -> None:
-        """seconds: between two writes."""
+    def __init__(
+        self,
+        store: Store,
+        seconds: float = BEAT_SECONDS,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """seconds: between two writes. `check` raises KdscaleError where this driver may not write
+        any more, because another one has the run."""
         self._store = store
+        self._check = check
         self._seconds = seconds
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -150,7 +159,7 @@ class Heartbeat:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        end = {"state": "complete" if error is None else "failed", "cause": _cause(error)}
+        end = {"state": _end(error), "cause": _cause(error)}
         with self._lock:
             self._driver = self._driver.model_copy(update=end)
             self._ended = True
@@ -182,7 +191,11 @@ class Heartbeat:
                 ended = self._ended
                 content = self._content()
             try:
+                self._check()
                 self._store.put(PROGRESS_KEY, content)
+            except KdscaleError as error:
+                log.warning("%s is another driver's: %s", PROGRESS_KEY, error.problem)
+                return
             except OSError as error:
                 log.warning("%s was not written: %s", PROGRESS_KEY, redact(str(error)))
             if ended:
@@ -234,13 +247,22 @@ def _as_lost(driver: Driver) -> Driver:
     return driver.model_copy(update={"state": "lost", "cause": "it ended without a word"})
 
 
+def _end(error: BaseException | None) -> str:
+    """The state of a driver that ends with `error`."""
+    if error is None:
+        return "complete"
+    asked = isinstance(error, KeyboardInterrupt) or getattr(error, "exit_code", 0) == _STOPPED
+    return "stopped" if asked else "failed"
+
+
 def _cause(error: BaseException | None) -> str:
     """A line on what ended the driver, fit for everyone to read."""
     if error is None:
         return ""
     text = error.problem if isinstance(error, KdscaleError) else str(error)
     first = next(iter(text.strip().splitlines()), "")
-    return redact(first if isinstance(error, KdscaleError) else f"{type(error).__name__}: {first}")
+    name = type(error).__name__
+    return redact(first if isinstance(error, KdscaleError) else f"{name}: {first}".rstrip(": "))
 
 
 def _job_id() -> str | None:

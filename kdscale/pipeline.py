@@ -92,8 +92,8 @@ def run_pipeline(
 def _run_stage(stage: Stage, run: Run, record: RunRecord, heartbeat: Heartbeat) -> None:
     print(f"{stage.name}: started", flush=True)
     fingerprint = stage.fingerprint(run)
-    name = run.config.name
-    with record.running(stage.name, fingerprint), stage_progress(stage.name, name) as progress:
+    drawn = stage_progress(stage.name, run=run.config.name)
+    with record.running(stage.name, fingerprint), drawn as progress:
         heartbeat.begin(stage.name, fingerprint, progress)
         lines = stage.make(run, record, progress)
     for line in lines:

@@ -67,8 +67,8 @@ class RunStatus:
     name: str
     output: str
     state: str
-    """running; complete; failed; lost: the driver died without a word; idle: no driver is at work,
-    and stages are left."""
+    """running; complete; failed; stopped: as it was asked to; lost: the driver died without a word;
+    idle: no driver is at work, and stages are left."""
 
     heard_seconds_ago: float | None
     driver: Driver | None
@@ -128,7 +128,7 @@ def _state(driver: Driver | None, age: float | None, stages: dict[str, Any]) -> 
         return "running" if age is not None and age < LOST_SECONDS else "lost"
     if all(stages.get(name, {}).get("state") == "complete" for name in STAGES):
         return "complete"
-    return "failed" if driver is not None and driver.state == "failed" else "idle"
+    return driver.state if driver is not None and driver.state in ("failed", "stopped") else "idle"
 
 
 def _stage(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kdscale.status import RunStatus, StageStatus
     from kdscale.store import Store
 
-_ENDED_BADLY = {"failed", "lost"}
+_EXIT_CODES = {"failed": 1, "lost": 1, "stopped": 5}
 
 
 def status(
@@ -37,7 +37,8 @@ def status(
 ) -> None:
     """Print where a run stands, from its store alone; or a job's status, from its cluster.
 
-    Exit code 1 for a run that failed or whose driver was lost; that of a job tells how it went.
+    Exit code 1 for a run that failed or whose driver was lost, 5 for one that was stopped; that of
+    a job tells how it went.
     """
     if not _is_run(thing):
         if as_json or watch:
@@ -49,7 +50,7 @@ def status(
     output = _output(thing)
     looks = _looks(output, every) if watch else iter([run_status(output)])
     state = _print_json(looks) if as_json else _show(looks) if watch else _print(looks)
-    raise typer.Exit(1 if state in _ENDED_BADLY else 0)
+    raise typer.Exit(_EXIT_CODES.get(state, 0))
 
 
 def _is_run(thing: str) -> bool:

@@ -88,6 +88,18 @@ def test_how_it_failed_is_told_without_secrets(
     assert states == [("failed", "No *** fits."), ("failed", "RuntimeError: boom")]
 
 
+def test_what_was_asked_to_stop_has_not_failed(store: Store) -> None:
+    class StoppedError(KdscaleError):
+        exit_code = 5
+
+    with pytest.raises(StoppedError), Heartbeat(store):
+        raise StoppedError("Stopped as asked.", "Again.")
+    with pytest.raises(KeyboardInterrupt), Heartbeat(store):
+        raise KeyboardInterrupt
+    ends = [(driver.state, driver.cause) for driver in last(store).drivers]
+    assert ends == [("stopped", "Stopped as asked."), ("stopped", "KeyboardInterrupt")]
+
+
 def test_a_second_attempt_never_goes_back_to_nothing(store: Store) -> None:
     progress = StageProgress("cache")
     with Heartbeat(store) as heartbeat:
@@ -139,6 +151,20 @@ def test_a_store_that_fails_ends_no_run(
     with Heartbeat(store):
         pass
     assert "progress.json was not written: no space left" in caplog.text
+
+
+def test_a_driver_that_lost_the_run_is_silent(store: Store) -> None:
+    def check() -> None:
+        if lost:
+            raise KdscaleError("Another driver has it.", "Wait.")
+
+    lost: list[int] = []
+    with Heartbeat(store, seconds=0.02, check=check):
+        wait_for(store, lambda found: True)
+        lost.append(1)
+    with Heartbeat(store):
+        pass
+    assert [driver.state for driver in last(store).drivers] == ["lost", "complete"]
 
 
 def test_what_cannot_be_read_is_written_anew(store: Store) -> None:

@@ -82,6 +82,8 @@ def test_how_a_run_ended(store: Store) -> None:
     write_record(store, prepare="complete", teacher="failed")
     write_progress(store, state="failed")
     assert run_status(store, HEARD + 1e6).state == "failed"
+    write_progress(store, state="stopped")
+    assert run_status(store, HEARD + 1e6).state == "stopped"
     write_record(store, prepare="complete")
     write_progress(store, state="complete")
     assert run_status(store, HEARD).state == "idle"
