@@ -151,7 +151,8 @@ def _details(stage: "StageStatus") -> Iterator[str]:
     """Only what there is to say."""
     from kdscale.report.units import duration
 
-    if stage.total:
+    # What a stage said last before its end is no news once it is complete.
+    if stage.total and stage.state != "complete":
         yield f"{stage.done:,}/{stage.total:,} {stage.note}".rstrip()
     if stage.units_committed is not None:
         yield f"{stage.units_committed:,}/{stage.units_planned:,} units committed"
