@@ -51,12 +51,17 @@ def run_lease(
         lease.close()
 
 
+def ray_job() -> str | None:
+    """The id of the Ray job that this process is the driver of."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    found: str | None = job.get("metadata", {}).get("job_submission_id")
+    return found
+
+
 def this_driver() -> str:
     """What this driver is called: the same for each submission of one Ray job."""
-    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    submission = job.get("metadata", {}).get("job_submission_id")
-    if submission is not None:
-        return f"job {submission}"
+    if (job := ray_job()) is not None:
+        return f"job {job}"
     return f"process {os.getpid()} of {getpass.getuser()} on {platform.node()}"
 
 

@@ -25,6 +25,7 @@ from kdscale.data.prepare import prepare
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.results import RESULTS_KEY, build_results, read_results, write_results
 from kdscale.evaluate.worker import MEASURED_KEY, EvaluateJob, evaluate
+from kdscale.heartbeat import Heartbeat
 from kdscale.lease import run_lease
 from kdscale.models.folder import local_folder, read_marker, refer
 from kdscale.progress import StageProgress, stage_progress
@@ -80,10 +81,12 @@ def run_pipeline(
     with ExitStack() as stack:
         lease = stack.enter_context(run_lease(run.output, wait=wait_for_lease))
         requests = stack.enter_context(StopRequests(run.output))
+        heartbeat = stack.enter_context(Heartbeat(run.output, check=lease.check))
         run.fence = lease.fence()
         run.output.put("config.resolved.yaml", dump_config(run.config).encode())
         record = RunRecord(run.output, run.config.name, run.fingerprint, lease.check)
         print(f"run {run.config.name} on data {prepared} -> {run.output}", flush=True)
+        supervision = Supervision(lease, requests, heartbeat)
         ray_started = False
         for stage in chosen:
             requests.check()
@@ -94,28 +97,39 @@ def run_pipeline(
             if stage.needs_ray and not ray_started:
                 stack.enter_context(ray_session())
                 ray_started = True
-            _run_stage(stage, run, record, requests, lease)
+            _run_stage(stage, run, record, supervision)
     report = run.output.child("report")
     return report.get("summary.md").decode() if report.exists("summary.md") else ""
 
 
-def _run_stage(
-    stage: Stage, run: Run, record: RunRecord, requests: StopRequests, lease: HeldLease
-) -> None:
-    def asked_to_stop() -> bool:
-        lease.check_known()
-        return requests.asked()
+@dataclass(frozen=True)
+class Supervision:
+    """What watches over a run from its first write to its end."""
 
+    lease: HeldLease
+    requests: StopRequests
+    heartbeat: Heartbeat
+
+    def asked_to_stop(self) -> bool:
+        """Whether the present stage is to wind down; raises where the run must end now."""
+        self.lease.check_known()
+        return self.requests.asked()
+
+
+def _run_stage(stage: Stage, run: Run, record: RunRecord, watch: Supervision) -> None:
     print(f"{stage.name}: started", flush=True)
+    fingerprint = stage.fingerprint(run)
     with ExitStack() as stack:
-        stack.enter_context(record.running(stage.name, stage.fingerprint(run)))
-        progress = stack.enter_context(stage_progress(stage.name, asked_to_stop))
+        stack.enter_context(record.running(stage.name, fingerprint))
+        drawn = stage_progress(stage.name, watch.asked_to_stop, run=run.config.name)
+        progress = stack.enter_context(drawn)
+        watch.heartbeat.begin(stage.name, fingerprint, progress)
         if stage.winds_down:
-            stack.enter_context(requests.obeyed())
+            stack.enter_context(watch.requests.obeyed())
         try:
             lines = stage.make(run, record, progress)
         except LeavingError as error:
-            raise requests.error() from error
+            raise watch.requests.error() from error
     for line in lines:
         print(f"{stage.name}: {line}", flush=True)
     print(f"{stage.name}: done in {record.seconds()[stage.name]:.1f} s", flush=True)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from kdscale.liveness import Sign, Silent, Watch
@@ -25,6 +25,14 @@ as a group of another size."""
 
 
 @dataclass(frozen=True)
+class Failure:
+    """An attempt of a worker group that did not come to its end: when (Unix seconds), and why."""
+
+    time: float
+    reason: str
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """Where a stage stands at `updated` (Unix seconds), and where this attempt at it `started`."""
 
@@ -36,15 +44,21 @@ class Snapshot:
     updated: float = 0.0
     first_done: int = 0
     first_tokens: int = 0
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """From the attempt's first report to its last; 0 before the first."""
+        return self.updated - self.started if self.started else 0.0
 
     def rate(self) -> float:
         """Tokens a second since the attempt started, 0 where nothing is known yet."""
-        seconds = self.updated - self.started
+        seconds = self.seconds
         return (self.tokens - self.first_tokens) / seconds if seconds > 0 else 0.0
 
     def seconds_left(self) -> float | None:
         """At the pace of this attempt; None where nothing is known yet."""
-        seconds, gained = self.updated - self.started, self.done - self.first_done
+        seconds, gained = self.seconds, self.done - self.first_done
         return seconds / gained * (self.total - self.done) if seconds and gained > 0 else None
 
     def __str__(self) -> str:
@@ -73,12 +87,18 @@ class Board:
     def update(self, done: int, total: int, tokens: int, note: str) -> None:
         """Replace the snapshot. The first call starts the clock, and so does one for other work."""
         now, old = time.time(), self._snapshot
-        # Going back means that the work was resumed from an earlier point.
-        if old.started == 0 or done < old.done or note != old.note:
-            self._snapshot = Snapshot(done, total, tokens, note, now, now, done, tokens)
-        else:
-            start = (old.started, now, old.first_done, old.first_tokens)
-            self._snapshot = Snapshot(done, total, tokens, note, *start)
+        # Going back means that the work was resumed from an earlier point. Tokens alone go back
+        # where an attempt counts its own: a capture that resumes where all was committed.
+        resumed = done < old.done or tokens < old.tokens
+        if old.started == 0 or resumed or note != old.note:
+            old = replace(old, started=now, first_done=done, first_tokens=tokens)
+        self._snapshot = replace(old, done=done, total=total, tokens=tokens, note=note, updated=now)
+
+    def fail(self, reason: str) -> None:
+        """Note that the worker group failed. Its next attempt starts the clock again."""
+        failure = Failure(time.time(), reason)
+        old = self._snapshot
+        self._snapshot = replace(old, started=0.0, failures=(*old.failures, failure))
 
     def say(self, line: str) -> None:
         """Add a line for the terminal."""
@@ -183,14 +203,22 @@ class Reporter:
 
         return ray.get(getattr(self._actor, name).remote(*arguments))
 
+    def fail(self, reason: str) -> None:
+        """See Board."""
+        self._call("fail", reason)
+
 
 class StageProgress:
     """The driver's side of one stage. `asked_to_stop` says whether the stage is to wind down, and
-    raises where the run must end now."""
+    raises where the run must end now; `run` is the name of its run."""
 
-    def __init__(self, stage: str, asked_to_stop: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, stage: str, asked_to_stop: Callable[[], bool] = lambda: False, run: str = ""
+    ) -> None:
         self.stage = stage
         self.asked_to_stop = asked_to_stop
+        self.run = run
+        self.latest = Snapshot()
         self._board = Board()
         self._actor: Any = None
 
@@ -205,7 +233,11 @@ class StageProgress:
         return Reporter(self._actor)
 
     def take(self) -> tuple[Snapshot, list[str]]:
-        """See Board; from wherever it is kept."""
+        """See Board; from wherever it is kept. The snapshot stays as `latest`."""
+        self.latest, lines = self._take()
+        return self.latest, lines
+
+    def _take(self) -> tuple[Snapshot, list[str]]:
         if self._actor is None:
             return self._board.take()
         import ray
@@ -214,16 +246,16 @@ class StageProgress:
             taken: tuple[Snapshot, list[str]] = ray.get(self._actor.take.remote(), timeout=10)
         except (ray.exceptions.RayError, TimeoutError):
             # The actor's node may be gone or busy: progress is not worth failing a stage for.
-            return Snapshot(), []
+            return self.latest, []
         return taken
 
 
 @contextmanager
 def stage_progress(
-    stage: str, asked_to_stop: Callable[[], bool] = lambda: False
+    stage: str, asked_to_stop: Callable[[], bool] = lambda: False, run: str = ""
 ) -> Iterator[StageProgress]:
     """Draws the stage's progress and prints its lines until the block ends. See StageProgress."""
-    progress = StageProgress(stage, asked_to_stop)
+    progress = StageProgress(stage, asked_to_stop, run)
     stop = threading.Event()
     draw = _draw_bar if sys.stderr.isatty() else _print_lines
     thread = threading.Thread(target=draw, args=(progress, stop), daemon=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from kdscale import metrics as exported
 from kdscale.store import Store
 from kdscale.store.redact import redact
 
@@ -93,6 +94,7 @@ class Tracker:
         A value that is not finite becomes null in the JSON lines.
         """
         self._lines.append(step, tokens, metrics)
+        exported.logged(metrics)
         row = {
             **metrics,
             "trainer/global_step": step,
@@ -223,6 +225,17 @@ def _mode(wanted: Literal["auto", "online", "offline", "disabled"]) -> Mode:
         _say("no API key was found (`wandb login` or WANDB_API_KEY), so this run is offline")
         return "offline"
     return wanted
+
+
+def wandb_target() -> tuple[Mode, str]:
+    """What `tracking.wandb: auto` comes to here, and the URL of the server that online means; ""
+    where W&B is not online."""
+    mode = _mode("auto")
+    if mode != "online":
+        return mode, ""
+    import wandb
+
+    return mode, wandb.setup(wandb.Settings(silent=True)).settings.base_url
 
 
 def _has_key() -> bool:

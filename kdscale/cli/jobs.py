@@ -40,12 +40,7 @@ def list_(
         typer.echo(f"{job.id}\t{job.status}\t{job.metadata.get('job_name', '')}")
 
 
-def status(
-    job: options.JobId,
-    address: options.Address = None,
-    backend: options.BackendName = "ray",
-    as_json: options.AsJson = False,
-) -> None:
+def status(job: str, address: str | None, backend: str, as_json: bool) -> None:
     """Print a job's status; the exit code tells how a job that has ended went."""
     from kdscale.submit import open_backend
 

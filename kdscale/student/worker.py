@@ -4,6 +4,7 @@ Both read the same cached rows in the same order with the same seed and steps; o
 the distillation loss differs, so that what the student gains over the control is the teacher's.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -131,8 +132,9 @@ def _train_arm(
         )
 
     def extra(step: int) -> dict[str, float]:
-        digest = {"train/batch_digest": batch_digest(sampler.batch(step))}
-        return sampler.metrics(step) | seen.metrics(step) | loss.metrics(step) | digest
+        shown = sampler.metrics(step) | seen.metrics(step) | loss.metrics(step)
+        shown["train/batch_digest"] = batch_digest(sampler.batch(step))
+        return shown | {"cache_hit_share": _hit_share(reader.metrics)}
 
     run_session(
         session,
@@ -147,3 +149,11 @@ def _train_arm(
         extra=extra,
         adaptive=loss.taid if isinstance(loss, DistillationLoss) else None,
     )
+
+
+def _hit_share(blocks: dict[str, float]) -> float:
+    """Of the blocks asked for so far the share that was in memory or on the local disk; NaN where
+    none was asked for yet."""
+    found = blocks["block_hits"] + blocks["disk_hits"]
+    asked = found + blocks["blocks_fetched"]
+    return found / asked if asked else math.nan

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdscale import metrics
 from kdscale.cache.commit.manifest import manifest_key, publish
 from kdscale.cache.commit.writer import UnitWriter, committed_units
 from kdscale.cache.format.records import Segment
@@ -139,6 +140,7 @@ class _Runner:
                     break
                 round_units = missing[first : first + world]
                 self._run_round(round_units)
+                metrics.count_to("kdscale_queue_wait_seconds", self._encoder.progress.waiting)
                 self._rows_done += sum(map(self._rows_of, round_units))
                 done += len(round_units)
                 # The last line waits for the commits.
@@ -204,7 +206,7 @@ class _Runner:
         length = self._spec.config.data.row_length
         progress = self._encoder.progress
         tokens, committed = self._rows_done * length, progress.committed_rows * length
-        metrics = {
+        shown = {
             "tokens_per_second": tokens / seconds,
             "outside_forward_share": 1 - self._clock.seconds / seconds,
             "encode_share": progress.encoding / seconds,
@@ -213,7 +215,7 @@ class _Runner:
             "bytes_committed": progress.committed_bytes,
             "bytes_per_token": progress.committed_bytes / committed if committed else math.nan,
         }
-        tracker.log(done, tokens, metrics)
+        tracker.log(done, tokens, shown)
 
 
 def _missing_units(spec: CaptureJob) -> list[int]:

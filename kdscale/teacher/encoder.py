@@ -18,6 +18,7 @@ from types import TracebackType
 import numpy as np
 import torch
 
+from kdscale import metrics
 from kdscale.cache.codecs import Codec, make_codec
 from kdscale.cache.codecs.noise import uniforms
 from kdscale.cache.format.records import Commit
@@ -177,6 +178,8 @@ class Encoder:
                 before = self._committed
                 size = commit.length + commit.index_length
                 self._committed = before[0] + commit.rows, before[1] + size
+            metrics.count("kdscale_units_committed", 1)
+            metrics.count("kdscale_bytes_committed", size)
 
 
 def _row_means(values: torch.Tensor, mask: np.ndarray) -> np.ndarray:

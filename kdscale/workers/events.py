@@ -23,8 +23,13 @@ def callbacks(reporter: Reporter, patience: float) -> list[Any]:
             self, run_context: Any, worker_exceptions: dict[int, Exception]
         ) -> None:
             reporter.close()
-            for rank, error in worker_exceptions.items():
-                reporter.say(f"rank {rank} failed: {last_line(error)}")
+            failed = [
+                f"rank {rank} failed: {last_line(error)}"
+                for rank, error in sorted(worker_exceptions.items())
+            ]
+            for line in failed:
+                reporter.say(line)
+            reporter.fail("; ".join(failed))
 
     class SaveInTime(ControllerCallback):
         def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:

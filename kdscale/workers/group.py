@@ -45,7 +45,8 @@ def run_workers(
     stage = progress.stage
     _check_resources(workers, stage)
     reporter = progress.reporter()
-    start = Start(loop, workers, beside_driver(Attempts).remote(), reporter)
+    names = (progress.run, stage)
+    start = Start(loop, workers, beside_driver(Attempts).remote(), reporter, names)
     for preemptions in count():
         if progress.asked_to_stop():
             raise LeavingError

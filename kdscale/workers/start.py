@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from kdscale import metrics
 from kdscale.config.training import WorkersConfig
 from kdscale.errors import KdscaleError
 from kdscale.liveness import Heart, Sign
@@ -38,11 +39,14 @@ class Start:
         workers: WorkersConfig,
         attempts: Any,
         reporter: Reporter,
+        names: tuple[str, str],
     ) -> None:
+        """names: of run and stage."""
         self._loop = loop
         self._workers = workers
         self._attempts = attempts
         self._reporter = reporter
+        self._names = names
 
     def __call__(self, job: dict[str, Any]) -> None:
         import ray
@@ -56,6 +60,7 @@ class Start:
         self._reporter.join(Sign(rank, attempt))
         heart = Heart(rank, attempt, self._workers.hang_seconds, self._reporter.beat)
         connect(Line(self._reporter, heart, attempt))
+        metrics.bind(*self._names, rank, attempt)
         leaves = False
         try:
             self._run(job)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from kdscale import metrics
 from kdscale.liveness import Heart
 from kdscale.progress import Reporter
 
@@ -87,6 +88,7 @@ class Worker:
 
     def report(self, done: int, total: int, *, tokens: int = 0, note: str = "") -> None:
         """How far the stage is, for the driver's progress bar; `tokens` processed so far."""
+        metrics.progress(note, done, total, tokens)
         if _line is not None:
             _line.reporter.update(done, total, tokens, note)
 

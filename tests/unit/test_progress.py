@@ -3,7 +3,7 @@
 import pytest
 
 from kdscale import progress
-from kdscale.progress import Board, Snapshot
+from kdscale.progress import Board, Failure, Snapshot
 
 
 @pytest.fixture
@@ -44,3 +44,33 @@ def test_lines_are_taken_once(clock: list[float]) -> None:
     board.say("two")
     assert board.take() == (Snapshot(), ["one", "two"])
     assert board.take() == (Snapshot(), [])
+
+
+def test_an_attempt_that_counts_its_own_tokens_has_a_rate_of_its_own(clock: list[float]) -> None:
+    board = Board()
+    board.update(0, 100, 0, "rows")
+    clock[0] += 10
+    board.update(50, 100, 5_000, "rows")
+    board.update(50, 100, 0, "rows")  # all of it was committed; this attempt has run nothing yet
+    assert board.take()[0].rate() == 0
+    clock[0] += 5
+    board.update(60, 100, 1_000, "rows")
+    assert board.take()[0].rate() == pytest.approx(200)
+
+
+def test_a_failure_is_kept_and_the_wait_after_it_is_in_no_rate(clock: list[float]) -> None:
+    board = Board()
+    board.update(0, 100, 0, "student")
+    clock[0] += 10
+    board.update(50, 100, 500, "student")
+    board.fail("rank 1 failed: gone")
+    snapshot, _ = board.take()
+    assert (snapshot.done, snapshot.rate(), snapshot.seconds_left()) == (50, 0, None)
+    assert snapshot.failures == (Failure(110.0, "rank 1 failed: gone"),)
+    clock[0] += 30
+    board.update(50, 100, 500, "student")  # the checkpoint was of that very step
+    clock[0] += 5
+    board.update(60, 100, 600, "student")
+    snapshot, _ = board.take()
+    assert snapshot.rate() == pytest.approx(20)
+    assert len(snapshot.failures) == 1

@@ -21,10 +21,11 @@ ALLOWED: dict[str, set[str]] = {
     "compiled": set(),
     "liveness": set(),
     "progress": {"liveness", "ray_session"},
+    "metrics": set(),
     "config": {"errors"},
     "store": {"errors"},
-    "tracking": {"config", "store"},
-    "workers": {"config", "errors", "liveness", "progress", "ray_session"},
+    "tracking": {"config", "metrics", "store"},
+    "workers": {"config", "errors", "liveness", "metrics", "progress", "ray_session"},
     "stop": {"errors", "store"},
     "lease": {"errors", "store"},
     "ray_session": set(),
@@ -36,8 +37,8 @@ ALLOWED: dict[str, set[str]] = {
     "curriculum": {"cache", "config", "shuffle"},
     "committing": {"errors", "ray_session", "store"},
     "teacher": {
-        *("cache", "config", "data", "losses", "models", "store", "tracking", "train", "types"),
-        *("workers",),
+        *("cache", "config", "data", "losses", "metrics", "models", "store", "tracking"),
+        *("train", "types", "workers"),
     },
     "student": {
         *("cache", "config", "curriculum", "data", "errors", "losses", "models", "scratch"),
@@ -49,8 +50,11 @@ ALLOWED: dict[str, set[str]] = {
     },
     "report": {"config", "errors", "evaluate", "store"},
     "record": {"evaluate", "stop", "store"},
+    "heartbeat": {"config", "errors", "lease", "progress", "store"},
+    "status": {"cache", "config", "errors", "heartbeat", "record", "stages", "store"},
     "run": {"cache", "config", "data", "errors", "models", "store"},
     "submit": {"config", "errors", "stages", "store"},
+    "doctor": {"errors", "store", "tracking"},
 }
 
 # The rooms of the cache, each of which stands on those before it.
@@ -64,6 +68,7 @@ WALLS = {
     "botocore": {"store"},
     "deepspeed": {"models.sharded"},
     "ray.train": {"workers"},
+    "ray.util.metrics": {"metrics"},
     "ray.job_submission": {"submit"},
     "typer": {"cli"},
     "yaml": {"config", "cli", "report", "submit.kuberay"},
@@ -144,6 +149,7 @@ def test_one_wall_an_outside_library(library: str) -> None:
     [
         ("kdscale.config", "torch ray deepspeed transformers wandb numpy pyarrow"),
         ("kdscale.submit", "torch deepspeed transformers wandb"),
+        ("kdscale.status", "torch ray deepspeed transformers wandb"),
         ("kdscale.report", "torch ray deepspeed transformers wandb"),
         ("kdscale.cli", "torch ray deepspeed transformers wandb pydantic numpy pyarrow yaml"),
     ],

@@ -1,0 +1,172 @@
+"""`kdscale status`: of a run as its store shows it, or of a job as its cluster does."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdscale.cli import jobs, options
+
+if TYPE_CHECKING:
+    from kdscale.heartbeat import Driver
+    from kdscale.status import RunStatus, StageStatus
+    from kdscale.store import Store
+
+_EXIT_CODES = {"failed": 1, "lost": 1, "stopped": 5}
+
+
+def status(
+    thing: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|JOB",
+            help="Output of a run (a URL or a folder) or its config (.yaml); else a job's id.",
+        ),
+    ],
+    address: options.Address = None,
+    backend: options.BackendName = "ray",
+    as_json: options.AsJson = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again and again until the run ends.")
+    ] = False,
+    every: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Seconds between two looks.")
+    ] = 5.0,
+) -> None:
+    """Print where a run stands, from its store alone; or a job's status, from its cluster.
+
+    Exit code 1 for a run that failed or whose driver was lost, 5 for one that was stopped; that of
+    a job tells how it went.
+    """
+    if not _is_run(thing):
+        if watch:
+            raise typer.BadParameter(f"{thing!r} is no run, and --watch is for runs.")
+        jobs.status(thing, address, backend, as_json)
+        return
+    from kdscale.status import run_status
+
+    output = _output(thing)
+    looks = _looks(output, every) if watch else iter([run_status(output)])
+    state = _print_json(looks) if as_json else _show(looks) if watch else _print(looks)
+    raise typer.Exit(_EXIT_CODES.get(state, 0))
+
+
+def _is_run(thing: str) -> bool:
+    """Whether it names a run rather than a job: an id holds neither a scheme nor a folder."""
+    return "://" in thing or thing.endswith((".yaml", ".yml")) or Path(thing).is_dir()
+
+
+def _output(thing: str) -> "Store":
+    """The store of the run that `thing` names."""
+    from kdscale.config import load_config
+    from kdscale.store import open_store
+
+    if "://" in thing or Path(thing).is_dir():
+        return open_store(thing)
+    return open_store(load_config(thing, ()).output)
+
+
+def _looks(output: "Store", every: float) -> Iterator["RunStatus"]:
+    """The status, every few seconds, until the run no longer runs."""
+    from kdscale.status import run_status
+
+    while True:
+        found = run_status(output)
+        yield found
+        if found.state != "running":
+            return
+        time.sleep(every)
+
+
+def _print_json(looks: Iterator["RunStatus"]) -> str:
+    for found in looks:
+        typer.echo(json.dumps(found.as_dict()))
+    return found.state
+
+
+def _print(looks: Iterator["RunStatus"]) -> str:
+    for found in looks:
+        typer.echo("\n".join(_lines(found)))
+    return found.state
+
+
+def _show(looks: Iterator["RunStatus"]) -> str:
+    """In place, on a terminal."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=Console(), auto_refresh=False) as live:
+        for found in looks:
+            live.update(Text("\n".join(_lines(found))), refresh=True)
+    return found.state
+
+
+def _lines(run: "RunStatus") -> Iterator[str]:
+    """What a person reads."""
+    from kdscale.report.units import duration
+
+    heard = run.heard_seconds_ago
+    when = "" if heard is None else f", last heard of {duration(heard)} ago"
+    yield f"{run.name}: {run.state}{when if run.state in ('running', 'lost') else ''}"
+    yield f"output: {run.output}"
+    if run.driver is not None:
+        yield f"driver: {_driver(run.driver)}"
+    for stage in run.stages:
+        yield from _stage_lines(stage)
+    for driver in run.earlier_drivers:
+        if driver.state != "complete":
+            at = f" at {driver.stage}" if driver.stage else ""
+            end = f"{driver.state}{at}, {_clock(driver.heard)}: {driver.cause}"
+            yield f"earlier driver: {_driver(driver)}; {end}"
+    if run.driver is not None and run.driver.cause:
+        yield f"cause: {run.driver.cause}"
+
+
+def _driver(driver: "Driver") -> str:
+    job = f", job {driver.job}" if driver.job else ""
+    return f"{driver.host} (pid {driver.pid}{job}), since {_clock(driver.started)}"
+
+
+def _stage_lines(stage: "StageStatus") -> Iterator[str]:
+    from kdscale.report.units import duration
+
+    line = f"  {stage.name:<9} {stage.state:<9}"
+    if stage.state != "waiting":
+        line += f" {duration(stage.seconds):>12}  {', '.join(_details(stage))}"
+    yield line.rstrip()
+    for failure in stage.failures:
+        yield f"    {_clock(failure.time)} {failure.reason}"
+    for losses in stage.losses:
+        values = ", ".join(
+            f"{name.replace('train/', '')} {'NaN' if value is None else f'{value:.4f}'}"
+            for name, value in losses.values.items()
+        )
+        yield f"    {losses.training}, step {losses.step:,}: {values}"
+
+
+def _details(stage: "StageStatus") -> Iterator[str]:
+    """Only what there is to say."""
+    from kdscale.report.units import duration
+
+    # What a stage said last before its end is no news once it is complete.
+    if stage.total and stage.state != "complete":
+        yield f"{stage.done:,}/{stage.total:,} {stage.note}".rstrip()
+    if stage.units_committed is not None:
+        yield f"{stage.units_committed:,}/{stage.units_planned:,} units committed"
+    if stage.tokens_per_second:
+        yield f"{stage.tokens_per_second:,.0f} tokens/s"
+    if stage.seconds_left is not None:
+        yield f"{duration(stage.seconds_left)} left"
+    if stage.attempts > 1:
+        yield f"attempt {stage.attempts}"
+    if stage.failed_groups:
+        yield f"{stage.failed_groups} worker groups failed"
+
+
+def _clock(seconds: float) -> str:
+    """A moment in this machine's time zone."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

@@ -1,0 +1,101 @@
+"""`kdscale status` of a run: text, JSON, a watch that ends, and exit codes; and of a job."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kdscale.cli import jobs, main, status
+from kdscale.heartbeat import Heartbeat
+from kdscale.progress import StageProgress
+from kdscale.record import RunRecord
+from kdscale.store import Store, open_store
+from tests.runs import tiny_config, write_config
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    return int(caught.value.code or 0)
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "output"))
+
+
+@pytest.fixture
+def config(tmp_path: Path, output: Store) -> Path:
+    return write_config(tmp_path / "run.yaml", tiny_config(tmp_path, output.url))
+
+
+def fail_in_teacher(output: Store) -> None:
+    """A driver that got through 3 of 9 steps."""
+    record = RunRecord(output, "tiny", "f")
+    progress = StageProgress("teacher")
+    with Heartbeat(output) as heartbeat, record.running("teacher", "t"):
+        heartbeat.begin("teacher", "t", progress)
+        progress.update(3, 9, "teacher")
+        progress._board.fail("rank 1 failed: lost")
+        progress.take()
+        raise RuntimeError("boom")
+
+
+def test_text_of_a_failed_run(
+    output: Store, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RuntimeError):
+        fail_in_teacher(output)
+    for thing in (output.url, str(config)):
+        assert run("status", thing) == 1
+        text = capsys.readouterr().out
+        assert text.startswith("tiny: failed\n")
+        assert f"output: {output}" in text
+        assert "3/9 teacher, 1 worker groups failed" in text
+        assert "rank 1 failed: lost" in text
+        assert text.endswith("cause: RuntimeError: boom\n")
+
+
+def test_json_of_a_failed_run(output: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError):
+        fail_in_teacher(output)
+    assert run("status", output.url, "--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["state"], found["driver"]["stage"]) == ("failed", "teacher")
+    teacher = found["stages"][1]
+    assert (teacher["state"], teacher["done"], teacher["total"]) == ("failed", 3, 9)
+    assert [failure["reason"] for failure in teacher["failures"]] == ["rank 1 failed: lost"]
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_watch_ends_with_the_run(
+    output: Store,
+    form: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    RunRecord(output, "tiny", "f").pinned("x", "f", 1)
+    heartbeat = Heartbeat(output, seconds=0.01)
+    heartbeat.__enter__()
+    while not output.exists("progress.json"):
+        pass
+    # The run ends while the watch waits to look a second time.
+    monkeypatch.setattr(status.time, "sleep", lambda _: heartbeat.__exit__(None, None, None))
+    assert run("status", output.url, "--watch", *form) == 0
+    text = capsys.readouterr().out
+    if form:
+        states = [json.loads(line)["state"] for line in text.splitlines()]
+        assert states == ["running", "idle"]
+    else:
+        assert "tiny: idle" in text
+
+
+def test_what_is_no_run_is_a_job(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+    monkeypatch.setattr(jobs, "status", lambda *arguments: asked.append(arguments))
+    assert run("status", "quickstart-1", "--address", "http://h:8265") == 0
+    assert asked == [("quickstart-1", "http://h:8265")]
+    assert run("status", "quickstart-1", "--json") == 2
+    assert "is no run" in capsys.readouterr().err

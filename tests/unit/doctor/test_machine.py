@@ -1,0 +1,106 @@
+"""Each check of this machine in a state that is right and in one that is wrong."""
+
+import importlib.metadata
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdscale import doctor
+from kdscale.doctor import check, machine
+from kdscale.doctor.check import GIB, Check
+
+
+def program(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("name", machine.LIBRARIES)
+def test_installed_versions_are_within_bounds(name: str) -> None:
+    found = machine.library(name)
+    assert (found.word, found.value) == ("ok", importlib.metadata.version(name))
+
+
+def test_version_out_of_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "2.8.1")
+    found = machine.library("torch")
+    assert found.word == "failed"
+    assert found.value.startswith("2.8.1, not ")
+    assert found.fix.startswith("pip install 'torch")
+    assert ">=2.9" in found.fix
+
+
+def test_library_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert machine.library("ray").value == "not installed"
+    assert machine.library("ray").word == "failed"
+
+
+def test_old_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine.python_version().word == "ok"
+    monkeypatch.setattr(sys, "version_info", (3, 10, 4, "final", 0))
+    found = machine.python_version()
+    assert (found.word, found.value) == ("failed", "3.10.4")
+
+
+def test_the_compiler_here_builds_an_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    found = machine.compiler()
+    assert found.word == "ok", found
+    assert found.value.endswith("builds an extension")
+
+
+def test_build_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert [machine.compiler().word, machine.ninja().word] == ["failed", "failed"]
+    program(tmp_path / "c++", "echo 'x.cpp:2: fatal error: Python.h: No such file' >&2; exit 1")
+    assert machine.compiler().value == (
+        f"{tmp_path}/c++ builds nothing: x.cpp:2: fatal error: Python.h: No such file"
+    )
+    program(tmp_path / "ninja", "")
+    assert machine.ninja() == Check("ok", "ninja", str(tmp_path / "ninja"))
+
+
+def test_cuda_toolkit_beside_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert machine.judge_cuda(None).word == "ok"
+    missing = machine.judge_cuda("12.8")
+    assert (missing.word, "no nvcc" in missing.value) == ("warning", True)
+    program(tmp_path / "bin" / "nvcc", "echo 'Cuda compilation tools, release 12.4, V12.4.131'")
+    assert machine.judge_cuda("12.8").word == "ok"
+    other = machine.judge_cuda("13.0")
+    assert (other.word, "12.4" in other.value) == ("warning", True)
+    assert "CUDA toolkit 13.0" in other.fix
+
+
+def test_limits_at_their_bounds() -> None:
+    assert check.shared_memory(None).word == "ok"
+    assert check.shared_memory(2 * GIB).word == "ok"
+    assert check.shared_memory(2 * GIB - 1).word == "warning"
+    assert check.shared_memory(64 * 2**20).value == "0.1 GiB"
+    assert check.disk(10 * GIB, "/tmp").value == "10 GiB free in /tmp"
+    assert check.disk(10 * GIB - 1, "/tmp").word == "warning"
+    assert check.open_files(4096).word == "ok"
+    assert check.open_files(1024).word == "warning"
+
+
+def test_this_machine_has_limits() -> None:
+    names = [found().name for found in (machine.shared_memory, machine.disk, machine.open_files)]
+    assert names == ["shared memory", "disk", "open files"]
+
+
+def test_broken_library_is_a_finding() -> None:
+    def devices() -> Check:
+        raise ImportError("libcudart.so.12: cannot open shared object file")
+
+    found = doctor.guarded(devices)
+    assert (found.word, found.name) == ("failed", "devices")
+    assert "libcudart" in found.value
