@@ -46,19 +46,21 @@ class Memory:
 
 def layer_elements(shape: Shape, setting: Setting) -> int:
     """Elements that a layer keeps for the backward pass, a token: 6 h (8 h on a GPU) + 2 q + 2 k' +
-    4 I with a gated MLP, 6 h + 2 q + 2 k' + 5 I without.
+    4 I with a gated MLP, 6 h + 2 q + 2 k' + 6 I without; 2 (q + k) more where q and k are
+    normalised.
 
     A norm keeps its input, the normalised and the scaled one (3 h; on a GPU the input in float32,
     4 h); attention its q, k, v, its output and that in rows; a gated MLP the gate, its activation,
     the other half and their product. k' is q where packed rows need a mask, as keys and values are
     then repeated for every query head, else k. Korthikanti et al. 2022 (arXiv:2205.05198) count
-    34 h bytes in 2-byte elements for GPT's layer with dropout, 17 h elements: here 30 h for a GPT
-    whose activation is not fused, 17 h with a gated MLP of I = 8/3 h and h = q = k.
+    34 h bytes in 2-byte elements for GPT's layer with a fused activation, 17 h elements: here 34 h
+    for a GPT whose activation is not fused, 21 h with a gated MLP of I = 8/3 h and h = q = k.
     """
     norm = 4 if setting.is_gpu else 3
     keys = shape.queries if setting.config.data.pack else shape.keys
-    mlp = 4 if shape.gated else 5
-    return 2 * norm * shape.hidden + 2 * shape.queries + 2 * keys + mlp * shape.neurons
+    mlp = 4 if shape.gated else 6
+    normed = 2 * (shape.queries + shape.keys) if shape.normed_queries else 0
+    return 2 * norm * shape.hidden + 2 * shape.queries + 2 * keys + mlp * shape.neurons + normed
 
 
 def activations(shape: Shape, rows: int, checkpointing: bool, setting: Setting) -> int:

@@ -26,6 +26,7 @@ class Shape:
     largest: int  # elements of the largest tensor
     windows: tuple[int | None, ...]  # of each layer, positions that attention looks back; None: all
     gated: bool  # whether the MLP has a gate (SwiGLU), two matrices into it instead of one
+    normed_queries: bool  # whether queries and keys are normalised
 
     @property
     def head(self) -> int:
@@ -90,6 +91,7 @@ def shape_of(config: Any) -> Shape:
         largest=max(map(prod, skeleton.shapes.values())),
         windows=_windows(text, layers),
         gated=any(_GATED.search(name) for name in names),
+        normed_queries=any("q_norm" in name for name in skeleton.shapes),
     )
 
 

@@ -45,6 +45,10 @@ ALLOWED: dict[str, set[str]] = {
         *("cache", "config", "errors", "models", "report", "store", "types", "workers"),
     },
     "report": {"config", "errors", "evaluate", "store"},
+    "plan": {
+        *("cache", "config", "data", "errors", "evaluate", "losses", "models", "progress"),
+        *("ray_session", "report", "run", "store", "student", "train", "workers"),
+    },
     "record": {"evaluate", "store"},
     "run": {"cache", "config", "data", "errors", "models", "store"},
     "submit": {"config", "errors", "stages", "store"},
