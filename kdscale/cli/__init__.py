@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from kdscale.cli import cache, doctor, init, jobs, results, run, status, submit
+from kdscale.cli import cache, doctor, init, jobs, plan, results, run, status, submit
 from kdscale.errors import KdscaleError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.command("run", rich_help_panel="Run")(run.run)
 app.command("evaluate", rich_help_panel="Run")(results.evaluate)
 app.command("report", rich_help_panel="Run")(results.report)
+app.command("plan", rich_help_panel="Run")(plan.plan)
 app.command("submit", rich_help_panel="Jobs")(submit.submit)
 app.command("list", rich_help_panel="Jobs")(jobs.list_)
 app.command("status", rich_help_panel="Jobs")(status.status)

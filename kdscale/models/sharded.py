@@ -61,13 +61,26 @@ def load_teacher(
     *,
     wrap: Callable[[PreTrainedModel], torch.nn.Module] = lambda model: model,
 ) -> torch.nn.Module:
-    """The teacher in evaluation mode, inside of what `wrap` makes of it; sharded at stage 3 and
-    whole at stage 0."""
+    """The teacher in a folder or of a hub name, placed as `place_teacher` does."""
+    return place_teacher(
+        lambda: load_model(folder, worker.dtype, revision), worker, zero, wrap=wrap
+    )
+
+
+def place_teacher(
+    load: Callable[[], PreTrainedModel],
+    worker: Worker,
+    zero: ZeroConfig,
+    *,
+    wrap: Callable[[PreTrainedModel], torch.nn.Module] = lambda model: model,
+) -> torch.nn.Module:
+    """The model that `load` gives in evaluation mode, inside of what `wrap` makes of it; sharded at
+    stage 3 and whole at stage 0."""
     if zero.stage == 0:
-        return wrap(load_model(folder, worker.dtype, revision).to(worker.device)).eval()
+        return wrap(load().to(worker.device)).eval()
     config = zero3_config(worker, zero.offload)
     with partitioned_construction(config):
-        model = load_model(folder, worker.dtype, revision)
+        model = load()
     engine = initialize_engine(wrap(model), config)
     engine.eval()
     gc.collect()

@@ -33,6 +33,7 @@ from kdscale.store import PutIfAbsent, Store
 from kdscale.teacher.clock import DeviceClock
 from kdscale.teacher.encoder import Encoder, Forward
 from kdscale.tracking import Tracker, open_tracker
+from kdscale.train.meter import peak_memory
 from kdscale.types import Rows
 from kdscale.workers import LeavingError, Worker, current_worker
 
@@ -214,6 +215,7 @@ class _Runner:
             "queue_wait_seconds": progress.waiting,
             "bytes_committed": progress.committed_bytes,
             "bytes_per_token": progress.committed_bytes / committed if committed else math.nan,
+            "memory_gib": peak_memory(self._worker.device) / 2**30,
         }
         tracker.log(done, tokens, shown)
 

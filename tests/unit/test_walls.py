@@ -49,6 +49,10 @@ ALLOWED: dict[str, set[str]] = {
         *("cache", "config", "errors", "models", "report", "store", "types", "workers"),
     },
     "report": {"config", "errors", "evaluate", "store"},
+    "plan": {
+        *("cache", "config", "data", "errors", "evaluate", "losses", "models", "progress"),
+        *("ray_session", "report", "run", "store", "student", "train", "workers"),
+    },
     "record": {"evaluate", "stop", "store"},
     "heartbeat": {"config", "errors", "lease", "progress", "store"},
     "status": {"cache", "config", "errors", "heartbeat", "record", "stages", "store"},

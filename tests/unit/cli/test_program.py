@@ -44,7 +44,7 @@ def test_submit_room_needs_no_torch() -> None:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     text = capsys.readouterr().out
-    for command in ("run", "submit", "status", "logs", "stop", "cache", "init", "doctor"):
+    for command in ("run", "plan", "submit", "status", "logs", "stop", "cache", "init", "doctor"):
         assert f" {command} " in text
 
 

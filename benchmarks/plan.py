@@ -1,0 +1,152 @@
+"""How right is `kdscale plan`? Predicted over measured time, memory and bytes of real runs.
+
+    python benchmarks/plan.py [--quick] [--folder DIR]
+
+Each configuration is calibrated first (`kdscale plan --calibrate`, a worker group of its own), then
+planned, then run as it is: real Ray workers, real files. They share one corpus, and those with the
+same teacher share its stage. What is finished stays in the folder, so that a benchmark that was cut
+short goes on. Measured: a stage's seconds from run.json, the peak memory of a worker from its
+metrics, and the cache's bytes from its manifest.
+
+The last line is one JSON object, also kept in results/plan.json. --quick runs the first
+configuration alone, and keeps nothing.
+"""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from benchmarks.plan_configs import CONFIGURATIONS, write_corpus
+from kdscale.cache.maintain.inspect import inspect
+from kdscale.config import RunConfig
+from kdscale.evaluate.results import environment
+from kdscale.pipeline import run_pipeline
+from kdscale.plan.calibrate import calibrate
+from kdscale.plan.hardware import this_machine
+from kdscale.plan.plan import Plan, make_plan
+from kdscale.plan.setting import make_setting
+from kdscale.ray_session import ray_session
+from kdscale.record import RUN_KEY
+from kdscale.run import Run, resolve_paths
+from kdscale.store import Store, open_store
+
+KEPT = Path(__file__).parent / "results" / "plan.json"
+STAGES = ("teacher", "cache", "distill")
+WITHIN = {"seconds": 0.25, "memory": 0.25, "bytes": 0.15}
+
+Result = dict[str, Any]
+
+
+def measured_run(config: RunConfig, known: Path | None) -> tuple[Plan, Store]:
+    """Prepare and teacher first (or a copy of those in `known`), then calibrate, plan and run."""
+    output = open_store(config.output)
+    if known is not None:
+        for part in ("prepared", "teacher", RUN_KEY, "metrics"):
+            source, target = known / part, Path(output.url) / part
+            copy = shutil.copytree if source.is_dir() else shutil.copy
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copy(source, target)
+    run_pipeline(config, only="prepare")
+    setting = make_setting(config, this_machine())
+    measured = calibrate(setting)
+    plan = make_plan(setting.with_measured(measured))
+    for stage in STAGES:
+        run_pipeline(config, only=stage)
+    return plan, output
+
+
+def peak_memory(output: Store, stage: str) -> float | None:
+    """Bytes of the worker that logged most, from the stage's metrics."""
+    names = {"distill": ("distill", "control")}.get(stage, (stage,))
+    peaks = []
+    for name in names:
+        key = f"metrics/{name}.jsonl"
+        if output.exists(key):
+            lines = map(json.loads, output.get(key).decode().splitlines())
+            peaks += [line["memory_gib"] * 2**30 for line in lines if "memory_gib" in line]
+    return max(peaks) if peaks else None
+
+
+def compared(name: str, config: RunConfig, plan: Plan, output: Store) -> list[Result]:
+    """A row for each figure: predicted, measured, and one over the other."""
+    record = json.loads(output.get(RUN_KEY))["stages"]
+    run = Run(config)
+    rows = []
+
+    def add(stage: str, figure: str, predicted: float, measured: float | None) -> None:
+        if measured:
+            row = {"configuration": name, "stage": stage, "figure": figure}
+            row |= {"predicted": predicted, "measured": measured}
+            rows.append(row | {"ratio": predicted / measured})
+
+    for stage in plan.stages:
+        if stage.name not in STAGES:
+            continue
+        add(stage.name, "seconds", stage.seconds.total, record[stage.name]["seconds"])
+        assert stage.memory is not None
+        add(stage.name, "memory", stage.memory.total, peak_memory(output, stage.name))
+    facts = inspect(run.cache_stores[0][0])
+    add("cache", "bytes", plan.caches[0].at_rest, facts["bytes"])
+    decoded = facts["payload_bytes_per_position"]
+    add("cache", "bytes decoded", plan.caches[0].decoded_position, decoded)
+    return rows
+
+
+def goals(rows: list[Result]) -> list[Result]:
+    """Of each figure the share of predictions within its bound, and the worst of them."""
+    found = []
+    for figure, bound in WITHIN.items():
+        errors = [abs(row["ratio"] - 1) for row in rows if row["figure"] == figure]
+        if errors:
+            within = sum(error <= bound for error in errors) / len(errors)
+            found.append({"name": f"{figure}_within_{bound:.0%}", "value": within, "goal": "1"})
+            worst = {"name": f"{figure}_worst_error", "value": max(errors), "goal": f"<={bound}"}
+            found.append(worst)
+    return found
+
+
+def main(
+    quick: bool = typer.Option(False, help="The first configuration alone."),
+    folder: Path | None = typer.Option(None, help="Where runs are kept; a new one by default."),
+) -> None:
+    """Run every configuration that is not finished in the folder."""
+    base = folder or Path(tempfile.mkdtemp(prefix="kdscale-plan-"))
+    base.mkdir(parents=True, exist_ok=True)
+    corpus = write_corpus(base / "corpus")
+    rows: list[Result] = []
+    chosen = dict(list(CONFIGURATIONS.items())[:1]) if quick else CONFIGURATIONS
+    for name, make in chosen.items():
+        kept = base / f"{name}.json"
+        if not kept.exists():
+            tree, teacher_of = make(corpus, base / name)
+            config = resolve_paths(RunConfig.model_validate(tree))
+            shutil.rmtree(base / name, ignore_errors=True)
+            with ray_session():
+                known = base / teacher_of if teacher_of else None
+                plan, output = measured_run(config, known)
+            found = compared(name, config, plan, output)
+            kept.write_text(json.dumps({"rows": found, "plan": plan.as_dict()}))
+        found = json.loads(kept.read_text())["rows"]
+        for row in found:
+            print(json.dumps(row), flush=True)
+        rows += found
+    versions, hardware = environment()
+    result = {
+        "benchmark": "plan",
+        "machine": hardware,
+        "versions": versions,
+        "rows": rows,
+        "goals": goals(rows),
+    }
+    if not quick:
+        KEPT.parent.mkdir(exist_ok=True)
+        KEPT.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,141 @@
+"""The runs that `plan.py` predicts and measures: models, codecs, worker counts and parallelism."""
+
+import shutil
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Tree = dict[str, Any]
+
+MODULES = (
+    *("argparse", "ast", "calendar", "configparser", "csv", "dataclasses", "datetime", "decimal"),
+    *("difflib", "dis", "doctest", "enum", "fractions", "ftplib", "functools", "gettext"),
+    *("imaplib", "inspect", "ipaddress", "locale", "mailbox", "mimetypes", "ntpath", "optparse"),
+    *("os", "pathlib", "pdb", "pickle", "pickletools", "platform", "plistlib", "poplib", "random"),
+    *("shutil", "smtplib", "socket", "ssl", "statistics", "string", "subprocess", "tarfile"),
+    *("tempfile", "textwrap", "threading", "tokenize", "traceback", "typing", "uuid", "zipfile"),
+)
+_MEDIUM = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4}
+_LARGE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6}
+_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True}
+
+
+def write_corpus(folder: Path) -> Path:
+    """Modules of the interpreter's own library as text files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    library = Path(sysconfig.get_paths()["stdlib"])
+    for name in MODULES:
+        if (library / f"{name}.py").exists() and not (folder / f"{name}.py").exists():
+            shutil.copy(library / f"{name}.py", folder / f"{name}.py")
+    return folder
+
+
+def _tree(corpus: Path, output: Path, codec: Tree, workers: int) -> Tree:
+    """A run of a 3 M teacher and a 0.4 M student."""
+    group = {"count": workers}
+    return {
+        "name": output.name,
+        "output": str(output),
+        "data": {
+            "train": {"kind": "text", "path": str(corpus)},
+            "tokenizer": {"kind": "train", "vocab_size": 2048},
+            "row_length": 128,
+            "evaluation_rows": 32,
+        },
+        "teacher": {
+            "model": {"architecture": "llama", "options": _MEDIUM | _HEADS},
+            "training": {
+                "steps": 60,
+                "batch_rows": 8,
+                "micro_batch_rows": 4,
+                "optimiser": {"learning_rate": 1e-3},
+                "zero": {"stage": 2},
+                "validation_rows": 16,
+            },
+        },
+        "cache": {
+            "codec": codec,
+            "rows": 1024,
+            "rows_per_unit": 128,
+            "rows_per_block": 32,
+            "capture": {"micro_batch_rows": 16, "workers": group},
+        },
+        "distill": {
+            "cache_folder": str(output.parent / "blocks"),
+            "student": {
+                "model": {
+                    "architecture": "llama",
+                    "options": {"hidden_size": 96, "intermediate_size": 256, **_HEADS}
+                    | {"num_hidden_layers": 2},
+                }
+            },
+            "training": {
+                "steps": 60,
+                "batch_rows": 8,
+                "micro_batch_rows": 4,
+                "optimiser": {"learning_rate": 3e-3},
+                "validation_rows": 16,
+            },
+            "workers": group,
+        },
+        "tracking": {"wandb": "disabled"},
+    }
+
+
+def _varopt(corpus: Path, output: Path) -> tuple[Tree, str | None]:
+    """The default codec, two workers."""
+    return _tree(corpus, output, {"kind": "varopt", "k": 16, "head": 2}, 2), None
+
+
+def _topk_single(corpus: Path, output: Path) -> tuple[Tree, str | None]:
+    """Another codec, one worker, a whole teacher on it."""
+    tree = _tree(corpus, output, {"kind": "topk", "k": 50}, 1)
+    tree["cache"]["capture"]["zero"] = {"stage": 0}
+    return tree, "varopt"
+
+
+def _sample_single(corpus: Path, output: Path) -> tuple[Tree, str | None]:
+    """Random-Sampling KD, one worker, longer steps."""
+    tree = _tree(corpus, output, {"kind": "sample", "draws": 50}, 1)
+    tree["cache"]["capture"]["zero"] = {"stage": 0}
+    tree["distill"]["training"] |= {"batch_rows": 16, "micro_batch_rows": 16, "steps": 40}
+    return tree, "varopt"
+
+
+def _full_two(corpus: Path, output: Path) -> tuple[Tree, str | None]:
+    """The whole distribution, two workers."""
+    tree = _tree(corpus, output, {"kind": "full"}, 2)
+    tree["cache"] |= {"rows": 256, "rows_per_unit": 32, "rows_per_block": 8}
+    return tree, "varopt"
+
+
+def _zero_student(corpus: Path, output: Path) -> tuple[Tree, str | None]:
+    """A student of 3 M parameters under ZeRO-2 with activation checkpointing, two workers."""
+    tree = _tree(corpus, output, {"kind": "varopt", "k": 32, "head": 2}, 2)
+    tree["distill"]["student"]["model"]["options"] = _MEDIUM | _HEADS
+    tree["distill"]["training"] |= {"zero": {"stage": 2}, "activation_checkpointing": True}
+    return tree, "varopt"
+
+
+def _large(corpus: Path, output: Path) -> tuple[Tree, str | None]:
+    """A teacher of 20 M parameters and a student of 3 M, one worker, few steps."""
+    tree = _tree(corpus, output, {"kind": "varopt", "k": 12, "head": 4}, 1)
+    tree["teacher"]["model"]["options"] = _LARGE | _HEADS
+    tree["teacher"]["training"] |= {"steps": 16, "zero": {"stage": 0}}
+    tree["teacher"]["workers"] = {"count": 1}
+    tree["cache"] |= {"rows": 256, "rows_per_unit": 64}
+    tree["cache"]["capture"]["zero"] = {"stage": 0}
+    tree["distill"]["student"]["model"]["options"] = _MEDIUM | _HEADS
+    return tree, None
+
+
+CONFIGURATIONS: dict[str, Callable[[Path, Path], tuple[Tree, str | None]]] = {
+    "varopt": _varopt,
+    "topk-1-worker": _topk_single,
+    "sample-1-worker": _sample_single,
+    "full": _full_two,
+    "zero-2-student": _zero_student,
+    "large-teacher": _large,
+}
+"""By name: (config, the configuration whose prepared data and teacher it takes, if any)."""

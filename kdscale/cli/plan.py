@@ -1,0 +1,65 @@
+"""`kdscale plan`: what a run will take, before anything starts."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from kdscale.cli import options
+
+
+def plan(
+    config: options.Config,
+    overrides: options.Overrides = None,
+    hardware: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="H100, A100-80, A100-40, L40S, A10G, L4, cpu (this machine), or a YAML file. "
+            "Default: cpu where the workers have no GPU, else H100.",
+        ),
+    ] = None,
+    tokens: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="N", help="Tokens of training text, where it is not at hand."),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="A config.json of the teacher's shape to plan with."),
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure speeds here first, for about a minute.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
+) -> None:
+    """Tokens, FLOPs, time, money, memory and bytes of a run, and whether it fits.
+
+    Nothing starts but the measurement of --calibrate. Exit code 2 for a config that cannot fit.
+    """
+    from kdscale.config import load_config
+
+    resolved = load_config(config, overrides or ())
+    from kdscale.plan.calibration import find
+    from kdscale.plan.hardware import find_hardware
+    from kdscale.plan.plan import make_plan
+    from kdscale.plan.setting import make_setting
+    from kdscale.plan.text import render
+    from kdscale.run import resolve_paths
+    from kdscale.store import open_store
+
+    resolved = resolve_paths(resolved)
+    name = hardware or ("H100" if resolved.cache.capture.workers.gpus else "cpu")
+    chosen = find_hardware(name)
+    setting = make_setting(resolved, chosen, tokens=tokens, teacher_shape=teacher)
+    measured = None
+    if calibrate:
+        from kdscale.plan.calibrate import calibrate as measure
+
+        measured = measure(setting, say=lambda line: typer.echo(line, err=True))
+    else:
+        # With --tokens nothing remote is looked at: a plan of a cluster that is out of reach.
+        store = open_store(resolved.output)
+        is_near = tokens is None or store.local_path() is not None
+        measured = find(store if is_near else None, chosen.name)
+    found = make_plan(setting.with_measured(measured))
+    typer.echo(json.dumps(found.as_dict()) if as_json else render(found))

@@ -1,0 +1,77 @@
+"""Config of the hardware that a plan is made for: speed, memory, links and prices of a device."""
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from kdscale.config.base import Config
+from kdscale.errors import KdscaleError
+
+
+class Hardware(Config):
+    """One device (a GPU, or a core of a CPU) as a plan sees it."""
+
+    name: str
+    """What tables call it."""
+
+    kind: Literal["gpu", "cpu"] = "gpu"
+    """A GPU computes in bfloat16 with a memory of its own; a core of a CPU in float32, in the
+    machine's."""
+
+    flops: float = Field(gt=0)
+    """Peak floating-point operations a second: dense bfloat16 of a GPU, float32 of a core."""
+
+    memory_gib: float = Field(gt=0)
+    """Memory of a GPU; of a CPU, that of the whole machine."""
+
+    host_memory_gib: float = Field(gt=0)
+    """The machine's memory for each of its devices; of a CPU, that of the whole machine."""
+
+    bandwidth_gb_s: float = Field(gt=0)
+    """Of the device's memory, GB/s."""
+
+    devices_per_node: int = Field(gt=0)
+    """GPUs, or cores, of a machine."""
+
+    link_gb_s: float = Field(gt=0)
+    """Between devices of a machine, GB/s for each device and direction."""
+
+    network_gb_s: float = Field(gt=0)
+    """Between machines, GB/s for each device and direction."""
+
+    on_demand: float = Field(ge=0)
+    """US dollars a device and hour."""
+
+    spot: float = Field(ge=0)
+    """The same for a device that may be taken away."""
+
+    source: str
+    """Where the figures are from, and of when the prices are."""
+
+    forward_utilisation: float = Field(default=0.40, gt=0, le=1)
+    """Share of `flops` that a forward is assumed to reach where nothing was measured."""
+
+    training_utilisation: float = Field(default=0.35, gt=0, le=1)
+    """The same for forward and backward."""
+
+    reserve: float = Field(default=0.08, ge=0, lt=1)
+    """Share of the memory that a plan leaves free: the driver's own, and what fragments."""
+
+
+def load_hardware(path: str | Path) -> Hardware:
+    """The hardware in a YAML file. KdscaleError where it cannot be read or a field is wrong."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return Hardware.model_validate(tree)
+    except OSError as error:
+        raise KdscaleError(
+            f"The hardware file {str(path)!r} cannot be read: {error.strerror}.",
+            "Give the path of a YAML file, or a name of the built-in table.",
+        ) from error
+    except (yaml.YAMLError, ValidationError) as error:
+        raise KdscaleError(
+            f"{path} describes no hardware: {error}",
+            "Correct the fields named; docs/plan.md shows a whole file.",
+        ) from error

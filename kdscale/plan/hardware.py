@@ -1,0 +1,110 @@
+"""The table of hardware that plans know, and this machine.
+
+FLOPs are the data sheets' (`kdscale.train.meter`), memory, bandwidth and links NVIDIA's and AWS's.
+Prices are AWS's list prices in us-east-1, Linux, since the cut of June 2025, for each GPU; spot
+prices move by the hour and are put at 40 % of those. `--hardware FILE` replaces a row.
+"""
+
+from pathlib import Path
+
+from kdscale.config.hardware import Hardware, load_hardware
+from kdscale.errors import KdscaleError
+from kdscale.evaluate.results import environment
+from kdscale.train.meter import peak_flops
+
+_SPOT_SHARE = 0.40
+# Float32 operations a second of a core with AVX2: 16 multiply-adds at 2.5 GHz.
+_CORE_FLOPS = 80e9
+
+
+def _gpu(
+    name: str,
+    instance: str,
+    price: float,
+    node: int,
+    *,
+    memory: float,
+    host: float,
+    bandwidth: float,
+    link: float,
+    network: float,
+) -> Hardware:
+    flops = peak_flops(name.split("-")[0])
+    assert flops is not None
+    return Hardware(
+        name=name,
+        flops=flops,
+        memory_gib=memory,
+        host_memory_gib=host,
+        bandwidth_gb_s=bandwidth,
+        devices_per_node=node,
+        link_gb_s=link,
+        network_gb_s=network,
+        on_demand=price,
+        spot=round(_SPOT_SHARE * price, 2),
+        source=f"AWS {instance}, us-east-1, list price of June 2025; spot put at 40 % of it",
+    )
+
+
+def _in_eights(name: str, instance: str, price: float, memory: float, **others: float) -> Hardware:
+    return _gpu(name, instance, price, 8, memory=memory, **others)
+
+
+def _single(name: str, instance: str, price: float, memory: float, **others: float) -> Hardware:
+    return _gpu(name, instance, price, 1, memory=memory, link=32, **others)
+
+
+TABLE = (
+    # NVLink 4, 900 GB/s both ways; EFA, 3,200 Gb/s a machine.
+    _in_eights("H100", "p5.48xlarge", 6.88, 80, host=256, bandwidth=3350, link=450, network=50),
+    # NVLink 3, 600 GB/s both ways; EFA, 400 Gb/s a machine.
+    _in_eights(
+        "A100-80", "p4de.24xlarge", 3.43, 80, host=144, bandwidth=2039, link=300, network=6.25
+    ),
+    _in_eights(
+        "A100-40", "p4d.24xlarge", 2.74, 40, host=144, bandwidth=1555, link=300, network=6.25
+    ),
+    # Machines with one GPU, at 20, 10 and 10 Gb/s at most; without the memory that ECC takes.
+    _single("L40S", "g6e.xlarge", 1.86, 44, host=32, bandwidth=864, network=2.5),
+    _single("A10G", "g5.xlarge", 1.01, 22, host=16, bandwidth=600, network=1.25),
+    _single("L4", "g6.xlarge", 0.80, 22, host=16, bandwidth=300, network=1.25),
+)
+
+
+def this_machine() -> Hardware:
+    """`cpu`: the cores and the memory at hand, at no price."""
+    _, machine = environment()
+    memory = (machine["memory_bytes"] or 8 << 30) / 2**30
+    return Hardware(
+        name="cpu",
+        kind="cpu",
+        flops=_CORE_FLOPS,
+        memory_gib=memory,
+        host_memory_gib=memory,
+        bandwidth_gb_s=20,
+        devices_per_node=machine["cores"],
+        link_gb_s=2,
+        network_gb_s=1.25,
+        on_demand=0,
+        spot=0,
+        source=f"{machine['cores']} cores of {machine['cpu']}; operations of AVX2 at 2.5 GHz",
+    )
+
+
+def find_hardware(name: str) -> Hardware:
+    """A row of the table by its name, `cpu` for this machine, or what a YAML file describes.
+
+    Raises KdscaleError for a name that is neither.
+    """
+    if name.lower() == "cpu":
+        return this_machine()
+    for row in TABLE:
+        if row.name.lower() == name.lower():
+            return row
+    if Path(name).suffix in (".yaml", ".yml"):
+        return load_hardware(name)
+    known = ", ".join(["cpu", *(row.name for row in TABLE)])
+    raise KdscaleError(
+        f"There is no hardware {name!r} in the table.",
+        f"Give one of {known}, or a YAML file (docs/plan.md).",
+    )

@@ -1,0 +1,246 @@
+"""What a worker measures for a calibration: the real forward, encoder, steps and store.
+
+Models have random weights and the run's own shapes, micro-batches, ZeRO stages and codec; a teacher
+that would take too long is cut to its first layers. All ranks compute at once, so that what they
+take from each other is in the rates.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+import torch
+
+from kdscale.cache.codecs import make_codec, uniforms
+from kdscale.config import RunConfig
+from kdscale.config.training import TrainingConfig
+from kdscale.losses.fused import head_and_loss
+from kdscale.models.build import build_model
+from kdscale.models.forward import compute_logits, next_token_labels
+from kdscale.models.head import TrainedModel
+from kdscale.models.sharded import place_teacher
+from kdscale.store import Store
+from kdscale.student.objective import DistillationLoss, LabelsLoss
+from kdscale.student.steps import MicroBatch
+from kdscale.train.backend import make_backend
+from kdscale.train.batches import micro_batches_per_rank
+from kdscale.train.loop import Hooks, LossSums, Progress, Step, train
+from kdscale.train.meter import peak_memory
+from kdscale.workers import Worker, current_worker
+
+RESULT = "calibration-measured.json"
+_PROBE = "calibration-probe"
+_OBJECT_BYTES = 8 << 20
+_ENCODE_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class MeasureJob:
+    """What a worker needs; `teacher` and `student` are transformers configs."""
+
+    config: RunConfig
+    output: Store
+    teacher: Any
+    student: Any
+    vocab_size: int
+    budget: float  # seconds for each of forward and steps
+
+
+def measure(job: dict[str, Any]) -> None:
+    """A worker's loop. `job["measure"]` is a MeasureJob; rank 0 writes the `RESULT` of seconds: of
+    a forward, of an encoded forward, of a step of the student (and of a teacher that is trained
+    here), of the store, and of all."""
+    spec: MeasureJob = job["measure"]
+    worker = current_worker()
+    started = time.perf_counter()
+    found: dict[str, Any] = {"base_bytes": peak_memory(torch.device("cpu"))}
+    worker.say(f"a process takes {found['base_bytes'] / 2**30:.2f} GiB before it has a model")
+    found["forward"], found["encode"] = _forward_seconds(spec, worker)
+    found["step"] = _student_seconds(spec, worker)
+    training = spec.config.teacher.training
+    if training is not None:
+        found["teacher_step"] = _teacher_seconds(spec, training, worker)
+    if worker.rank == 0:
+        found |= _store_seconds(spec.output)
+        device = worker.device
+        found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        found["loop"] = time.perf_counter() - started
+        spec.output.put(RESULT, json.dumps(found).encode())
+    worker.barrier()
+
+
+def _forward_seconds(spec: MeasureJob, worker: Worker) -> tuple[float, float]:
+    """Median seconds of a micro-batch's forward of the teacher, and of encoding its logits."""
+    capture = spec.config.cache.capture
+    model = place_teacher(
+        lambda: build_model(spec.teacher, seed=0).to(worker.dtype), worker, capture.zero
+    )
+    codec = make_codec(spec.config.cache.codec, spec.vocab_size)
+    ids, segments = _rows(spec, capture.micro_batch_rows, worker.device)
+    where = torch.arange(ids.numel(), device=worker.device)
+    samples = torch.randint(256, (len(ids), 16), dtype=torch.uint8, device=worker.device)
+    encodes: list[float] = []
+
+    @torch.no_grad()
+    def forward() -> None:
+        logits = compute_logits(model, ids, segments, spec.vocab_size).flatten(0, 1)
+        _finish(worker)
+        if len(encodes) < _ENCODE_REPEATS:
+            begun = time.perf_counter()
+            noise = uniforms(0, samples, ids.shape[1], codec.streams).flatten(0, 1)
+            codec.encode(logits, noise, where=where).payload.cpu()
+            encodes.append(time.perf_counter() - begun)
+
+    for _ in range(_ENCODE_REPEATS):
+        forward()
+    worker.say("the teacher runs")
+    return _repeated(forward, spec.budget, worker), median(encodes)
+
+
+def _student_seconds(spec: MeasureJob, worker: Worker) -> float:
+    """Median seconds of the student's step on targets of the run's codec, as they are decoded."""
+    training, length = spec.config.distill.training, spec.config.data.row_length
+    codec = make_codec(spec.config.cache.codec, spec.vocab_size)
+    cached = spec.config.distill.targets == "cache"
+    loss = DistillationLoss(spec.config, codec, None) if cached else LabelsLoss()
+    rows = _rows_of(training, worker)
+    logits = torch.randn(length, spec.vocab_size)
+    noise = torch.rand(length, codec.streams, dtype=torch.float64)
+    payload = codec.encode(logits, noise).payload.expand(rows, length, -1).to(worker.device)
+    ids, segments = _rows(spec, rows, worker.device)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[:, -1] = False
+    entropy = torch.zeros(rows, device=worker.device)
+    batch = MicroBatch(ids, segments, mask, payload, entropy)
+    return _step_seconds(spec, spec.student, training, batch, loss, int(mask.sum()), worker)
+
+
+def _teacher_seconds(spec: MeasureJob, training: TrainingConfig, worker: Worker) -> float:
+    """The same of the teacher's training, on labels."""
+    ids, segments = _rows(spec, _rows_of(training, worker), worker.device)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[:, -1] = False
+
+    def loss(model: TrainedModel, batch: Any, step: int) -> LossSums:
+        labels = next_token_labels(ids)[mask]
+        found = head_and_loss(model.hidden(ids, segments)[mask], model.head, labels).objective
+        return found, {"loss": found.detach()}
+
+    return _step_seconds(spec, spec.teacher, training, ids, loss, int(mask.sum()), worker)
+
+
+def _step_seconds(
+    spec: MeasureJob,
+    shape: Any,
+    training: TrainingConfig,
+    batch: Any,
+    loss: Any,
+    targets: int,
+    worker: Worker,
+) -> float:
+    """Median seconds of a step of the real loop: forward, backward, reduction, update."""
+    count = micro_batches_per_rank(
+        training.batch_rows, training.micro_batch_rows, worker.world_size
+    )
+    wrap = partial(TrainedModel, vocab_size=spec.vocab_size)
+    build = partial(build_model, shape, 0)
+    backend = make_backend(build, wrap, training, count, worker)
+    every = training.model_copy(update={"steps": 1000, "log_every": 1000, "validate_every": 1000})
+    hooks = Hooks(
+        log=lambda step, tokens, metrics: None,
+        validate=lambda: {"loss": 0.0},
+        save=lambda progress: None,
+        progress=lambda done, tokens: None,
+        extra=lambda step: {},
+    )
+
+    def run(steps: int) -> list[float]:
+        stamps: list[float] = []
+
+        def timed() -> Iterator[Step[Any]]:
+            for _ in range(steps):
+                _finish(worker)
+                stamps.append(time.perf_counter())
+                yield Step([batch] * count, count * targets)
+
+        train(
+            backend=backend,
+            training=every.model_copy(update={"steps": steps}),
+            worker=worker,
+            start=Progress(),
+            steps=timed(),
+            compute_loss=loss,
+            hooks=hooks,
+        )
+        stamps.append(time.perf_counter())
+        return [after - before for before, after in pairwise(stamps)]
+
+    first = run(2)[-1]
+    worker.say(f"a step of {shape.model_type} takes {first:.3g} s")
+    return median(run(_repeats(first, spec.budget, worker)))
+
+
+def _rows_of(training: TrainingConfig, worker: Worker) -> int:
+    """Rows of a rank's micro-batch."""
+    return min(training.micro_batch_rows, -(-training.batch_rows // worker.world_size))
+
+
+def _rows(spec: MeasureJob, count: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random ids and segments [count, T]; two documents a row where rows are packed, as attention
+    then takes its mask."""
+    length = spec.config.data.row_length
+    ids = torch.randint(spec.vocab_size, (count, length), device=device)
+    segments = torch.ones_like(ids)
+    if spec.config.data.pack:
+        segments[:, length // 2 :] = 2
+    return ids, segments
+
+
+def _repeated(work: Callable[[], None], budget: float, worker: Worker) -> float:
+    """Median seconds of `work`, which is collective, within the budget."""
+    begun = time.perf_counter()
+    work()
+    repeats = _repeats(time.perf_counter() - begun, budget, worker)
+    times = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begun)
+    return median(times)
+
+
+def _repeats(seconds: float, budget: float, worker: Worker) -> int:
+    """How often what takes `seconds` fits the budget; the same on every rank."""
+    found: int = worker.broadcast(min(200, max(3, int(budget / max(seconds, 1e-6)))))
+    return found
+
+
+def _finish(worker: Worker) -> None:
+    """A GPU works behind the caller's back."""
+    if worker.device.type == "cuda":
+        torch.cuda.synchronize(worker.device)
+
+
+def _store_seconds(output: Store) -> dict[str, float]:
+    """Bytes a second of writing and reading, and seconds of the smallest write."""
+    data = os.urandom(_OBJECT_BYTES)
+    begun = time.perf_counter()
+    output.put(_PROBE, b"x")
+    latency = time.perf_counter() - begun
+    output.put(_PROBE, data)
+    written = time.perf_counter() - begun - latency
+    begun = time.perf_counter()
+    output.get(_PROBE)
+    read = time.perf_counter() - begun
+    output.delete(_PROBE)
+    return {
+        "latency_seconds": latency,
+        "put_bytes": _OBJECT_BYTES / written,
+        "get_bytes": _OBJECT_BYTES / read,
+    }

@@ -1,0 +1,119 @@
+"""What all figures of a plan are worked out from: config, text, models, hardware, measurements."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kdscale.config import RunConfig
+from kdscale.config.hardware import Hardware
+from kdscale.config.training import WorkersConfig
+from kdscale.errors import KdscaleError
+from kdscale.models.build import load_config_of, make_config
+from kdscale.models.folder import local_folder
+from kdscale.models.initial import plan_student
+from kdscale.plan.calibration import Calibration
+from kdscale.plan.shape import Shape, shape_of
+from kdscale.plan.tokens import Tokens, count_tokens
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A run before it starts."""
+
+    config: RunConfig
+    tokens: Tokens
+    teacher: Shape
+    student: Shape
+    hardware: Hardware
+    teacher_config: Any  # of transformers
+    student_config: Any
+    measured: Calibration | None = None
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether workers compute on GPUs."""
+        return self.hardware.kind == "gpu"
+
+    @property
+    def width(self) -> int:
+        """Bytes of an element in forward and backward: bfloat16 on a GPU, float32 on a CPU."""
+        return 2 if self.is_gpu else 4
+
+    def link(self, workers: int) -> float:
+        """Bytes a second of a worker to its group: within a machine, else between machines."""
+        hardware = self.hardware
+        inside = workers <= hardware.devices_per_node
+        return 1e9 * (hardware.link_gb_s if inside else hardware.network_gb_s)
+
+    def with_config(self, config: RunConfig) -> "Setting":
+        """The same run, its workers, micro-batches or parallelism changed."""
+        return replace(self, config=config)
+
+    def with_measured(self, measured: Calibration | None) -> "Setting":
+        """The same run with other measurements, or without any."""
+        return replace(self, measured=measured)
+
+
+def make_setting(
+    config: RunConfig,
+    hardware: Hardware,
+    *,
+    tokens: float | None = None,
+    teacher_shape: str | None = None,
+) -> Setting:
+    """Read what there is to know of a run without starting it.
+
+    `tokens` and `teacher_shape` (a folder with config.json) stand in for a corpus and a teacher
+    that are not at hand. Raises KdscaleError where one is needed, or where a model cannot be built.
+    """
+    teacher = None if config.teacher.load is None else _existing(config, teacher_shape)
+    vocab_size = config.data.tokenizer.vocab_size
+    if teacher is not None:
+        vocab_size = teacher.get_text_config().vocab_size
+    found = count_tokens(config, vocab_size, tokens)
+    if teacher is None:
+        assert config.teacher.model is not None
+        teacher = make_config(config.teacher.model, found.vocab_size, {}, config.data.row_length)
+    student = plan_student(
+        config.distill.student,
+        teacher,
+        vocab_size=found.vocab_size,
+        special_ids={},
+        row_length=config.data.row_length,
+    ).config
+    return Setting(
+        config=config,
+        tokens=found,
+        teacher=shape_of(teacher),
+        student=shape_of(student),
+        hardware=hardware,
+        teacher_config=teacher,
+        student_config=student,
+    )
+
+
+def workers_of(stage: str, config: RunConfig) -> WorkersConfig:
+    """The worker group of a stage."""
+    groups = {
+        "teacher": config.teacher.workers,
+        "cache": config.cache.capture.workers,
+        "distill": config.distill.workers,
+        "evaluate": config.evaluate.workers,
+    }
+    return groups[stage]
+
+
+def _existing(config: RunConfig, instead: str | None) -> Any:
+    """The transformers config of a teacher that exists."""
+    where = instead or config.teacher.load
+    assert where is not None
+    if "://" in where:
+        where = str(local_folder(where))
+    if Path(where).is_file():
+        where = str(Path(where).parent)
+    try:
+        return load_config_of(where, None if instead else config.teacher.revision)
+    except KdscaleError as error:
+        raise KdscaleError(
+            error.problem, "Give a folder with the teacher's config.json: --teacher FOLDER."
+        ) from error

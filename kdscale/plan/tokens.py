@@ -1,0 +1,112 @@
+"""How much text a run has: known where it is prepared, else estimated before anything is read."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdscale.config import RunConfig
+from kdscale.config.data import SourceConfig
+from kdscale.data.corpus import find_corpus
+from kdscale.data.prepared import Prepared
+from kdscale.errors import KdscaleError
+from kdscale.run import Run
+from kdscale.store import open_store
+
+# Bytes of text a token takes for each bit of log2(V), of byte-pair vocabularies on English and
+# code: 3.1 at V = 2,048, 4.4 at 49,152, 4.8 at 128,256.
+_BYTES_A_BIT = 0.28
+# Columnar files are compressed.
+_PARQUET_TEXT = 2.5
+_TARGETS_SHARE = 0.99
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Rows of a run; `positions` are rows times their length, targets or not."""
+
+    rows: int  # of the training split
+    captured_rows: int
+    row_length: int  # T
+    targets_share: float  # of positions, those that are predicted
+    vocab_size: int  # V of the tokenizer
+    evaluation_rows: tuple[int, ...]  # of each evaluation set
+    corpus_bytes: int | None  # of the training text as stored; None where nobody looked
+    source: str
+
+    @property
+    def captured(self) -> int:
+        """Positions that the teacher runs over."""
+        return self.captured_rows * self.row_length
+
+
+def count_tokens(config: RunConfig, vocab_size: int, given: float | None = None) -> Tokens:
+    """The rows of `config`, over a tokenizer that is expected to have `vocab_size` ids.
+
+    `given` tokens of training text, else those of the prepared data, else an estimate:
+    (1 - validation share) * bytes / (0.28 log2 V). Raises KdscaleError where the corpus is missing
+    or does not say how large it is.
+    """
+    evaluation = (config.data.evaluation_rows,) * (1 + len(config.data.evaluate))
+    share = 1 - config.data.validation_share
+    size = None
+    if given is not None:
+        tokens, source = given, f"{given:,.0f} tokens as given"
+    else:
+        found = _prepared(config)
+        if found is not None:
+            return _of_prepared(config, found)
+        size = corpus_bytes(config.data.train)
+        tokens = share * size / (_BYTES_A_BIT * math.log2(vocab_size))
+        source = f"estimated from {size:,} bytes of text"
+    rows = max(1, round(tokens / config.data.row_length))
+    return Tokens(
+        rows=rows,
+        captured_rows=min(config.cache.rows or rows, rows),
+        row_length=config.data.row_length,
+        targets_share=_TARGETS_SHARE,
+        vocab_size=vocab_size,
+        evaluation_rows=evaluation,
+        corpus_bytes=size,
+        source=source,
+    )
+
+
+def _prepared(config: RunConfig) -> Prepared | None:
+    """The prepared data of `config`, if there are any."""
+    try:
+        run = Run(config)
+        return run.prepared if run.prepared_store.exists("manifest.json") else None
+    except KdscaleError as error:
+        raise KdscaleError(error.problem, f"{error.fix} Or plan without it: --tokens N.") from error
+
+
+def _of_prepared(config: RunConfig, prepared: Prepared) -> Tokens:
+    train, *others = (prepared.manifest["splits"][name]["counts"] for name in prepared.splits)
+    rows = train["rows_written"]
+    positions = rows * config.data.row_length
+    return Tokens(
+        rows=rows,
+        captured_rows=min(config.cache.rows or rows, rows),
+        row_length=config.data.row_length,
+        targets_share=train["targets_written"] / max(1, positions),
+        vocab_size=prepared.vocab_size,
+        evaluation_rows=tuple(counts["rows_written"] for counts in others),
+        corpus_bytes=int(train["bytes_written"]),
+        source=f"{positions:,} positions of the prepared data",
+    )
+
+
+def corpus_bytes(source: SourceConfig) -> int:
+    """Bytes of text in a source, from the sizes of its files alone."""
+    if source.kind == "huggingface" or (source.limit and source.kind in ("jsonl", "parquet")):
+        raise KdscaleError(
+            f"How much text data.train ({source.kind}) has is not known before it is read.",
+            "Plan with --tokens N, or run the prepare stage first.",
+        )
+    pieces = find_corpus(source).pieces
+    local = [Path(piece.root) / piece.key for piece in pieces]
+    if all(path.is_file() for path in local):
+        total = sum(path.stat().st_size for path in local)
+    else:
+        total = sum(open_store(piece.root).size(piece.key) for piece in pieces)
+    return int(total * (_PARQUET_TEXT if source.kind == "parquet" else 1))

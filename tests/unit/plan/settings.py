@@ -1,0 +1,51 @@
+"""Settings of small runs, made without a corpus or a teacher at hand."""
+
+from typing import Any
+
+from kdscale.config import RunConfig
+from kdscale.plan.hardware import find_hardware
+from kdscale.plan.setting import Setting, make_setting
+
+LLAMA = {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+def tree(**changes: Any) -> dict[str, Any]:
+    """A run of two small llamas; `changes` are dotted keys with `__` for the dot."""
+    found: dict[str, Any] = {
+        "name": "small",
+        "output": "runs/small",
+        "data": {"row_length": 32, "tokenizer": {"kind": "train", "vocab_size": 512}},
+        "teacher": {
+            "model": {"architecture": "llama", "options": dict(LLAMA)},
+            "training": {"steps": 10, "batch_rows": 8, "micro_batch_rows": 4},
+        },
+        "cache": {"rows_per_unit": 16, "rows_per_block": 8},
+        "distill": {
+            "student": {
+                "model": {
+                    "architecture": "llama",
+                    "options": {**LLAMA, "num_hidden_layers": 1, "tie_word_embeddings": True},
+                }
+            },
+            "training": {"steps": 20, "batch_rows": 8, "micro_batch_rows": 4},
+        },
+    }
+    for key, value in changes.items():
+        section = found
+        *parents, last = key.split("__")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[last] = value
+    return found
+
+
+def setting(hardware: str = "H100", tokens: float = 32 * 640, **changes: Any) -> Setting:
+    """The setting of `tree(**changes)`."""
+    config = RunConfig.model_validate(tree(**changes))
+    return make_setting(config, find_hardware(hardware), tokens=tokens)

@@ -1,0 +1,187 @@
+"""Memory by part, against the ZeRO paper's formulas, a real model's saved tensors, and by hand."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from kdscale.config.training import ZeroConfig
+from kdscale.models.build import build_model
+from kdscale.models.head import TrainedModel
+from kdscale.plan.memory import (
+    activations,
+    capacity,
+    capture_memory,
+    distill_memory,
+    evaluate_memory,
+    gathered,
+    model_states,
+    teacher_memory,
+)
+from tests.unit.plan.settings import LLAMA, setting
+
+BIG = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+}
+
+
+def kept_for_backward(model: TrainedModel, ids: torch.Tensor, segments: torch.Tensor) -> int:
+    """Bytes of storage that autograd holds after a forward, parameters left out."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    held: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model.hidden(ids, segments)
+    assert output.requires_grad
+    return sum(held.values())
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("llama", LLAMA | {"num_hidden_layers": 6}),
+        ("qwen3", LLAMA | {"num_hidden_layers": 6, "head_dim": 16}),
+        ("gpt2", {"n_embd": 64, "n_layer": 6, "n_head": 4}),
+    ],
+)
+def test_activations_are_what_autograd_keeps(
+    architecture: str, options: dict[str, Any], pack: bool
+) -> None:
+    found = setting(
+        "cpu", teacher__model={"architecture": architecture, "options": options}, data__pack=pack
+    )
+    model = TrainedModel(build_model(found.teacher_config, seed=0), 512)
+    ids = torch.randint(512, (4, 32))
+    segments = torch.ones_like(ids)
+    segments[:, 16:] = 2 if pack else 1
+    predicted = activations(found.teacher, 4, False, found)
+    assert predicted == pytest.approx(kept_for_backward(model, ids, segments), rel=0.15)
+
+
+def test_checkpointing_keeps_a_vector_a_layer() -> None:
+    found = setting("H100", teacher__model={"architecture": "llama", "options": BIG})
+    shape = found.teacher
+    whole, less = (activations(shape, 4, on, found) for on in (False, True))
+    positions = 4 * 32
+    # 8 h + 4 q + 4 I elements of two bytes.
+    layer = 2 * positions * (8 * 1024 + 4 * 1024 + 4 * 4096)
+    assert whole - less == 7 * layer - 2 * positions * 8 * 1024
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [(1, lambda n: 2 + 2 + 12 / n), (2, lambda n: 2 + 14 / n), (3, lambda n: 16 / n)],
+)
+@pytest.mark.parametrize("ranks", [1, 4, 64])
+def test_model_states_are_the_zero_papers(stage: Any, expected: Any, ranks: int) -> None:
+    found = setting("H100", teacher__model={"architecture": "llama", "options": BIG})
+    device, host = model_states(found.teacher, ZeroConfig(stage=stage), ranks, found)
+    states = sum(device[part] for part in ("weights", "gradients", "optimiser"))
+    assert states == pytest.approx(found.teacher.parameters * expected(ranks), rel=1e-6)
+    assert host == {}
+    if stage == 3:
+        assert device["gathered weights"] == gathered(found.teacher, found)
+
+
+def test_ddp_has_sixteen_bytes_a_parameter_and_buckets_among_many() -> None:
+    found = setting("cpu")
+    n = found.student.parameters
+    alone, _ = model_states(found.student, ZeroConfig(stage=0), 1, found)
+    many, _ = model_states(found.student, ZeroConfig(stage=0), 2, found)
+    assert (sum(alone.values()), sum(many.values())) == (16 * n, 20 * n)
+
+
+def test_offload_moves_the_optimiser_and_at_stage_3_the_weights() -> None:
+    found = setting("H100")
+    n = found.student.parameters
+    device, host = model_states(found.student, ZeroConfig(stage=2, offload="cpu"), 2, found)
+    assert "optimiser" not in device
+    assert host == {"optimiser": 12 * n // 2 + 4 * n // 2}
+    device, host = model_states(found.student, ZeroConfig(stage=3, offload="cpu"), 2, found)
+    assert "weights" not in device
+    assert host["weights"] == 2 * n // 2
+
+
+def test_model_states_of_a_real_ddp_step_on_a_cpu() -> None:
+    found = setting("cpu")
+    model = build_model(found.student_config, seed=0)
+    optimiser = torch.optim.AdamW(model.parameters())
+    model(input_ids=torch.randint(512, (1, 8))).logits.sum().backward()
+    optimiser.step()
+    tensors = [each for p in model.parameters() for each in (p, p.grad)]
+    moments = [t for s in optimiser.state.values() for n, t in s.items() if n != "step"]
+    held = sum(tensor.nbytes for tensor in tensors + moments if tensor is not None)
+    states, _ = model_states(found.student, ZeroConfig(stage=0), 1, found)
+    assert sum(states.values()) == held
+
+
+def test_capture_on_a_gpu_holds_the_logits_that_wait() -> None:
+    few, more = (
+        setting("H100", cache__capture__queue_batches=waiting, cache__capture__micro_batch_rows=4)
+        for waiting in (1, 5)
+    )
+    logits = 2 * 4 * 32 * 512
+    assert capture_memory(few).device["logits"] == 3 * logits
+    assert capture_memory(more).device["logits"] == 7 * logits
+    on_cpu = capture_memory(setting("cpu", cache__capture__micro_batch_rows=4))
+    assert on_cpu.device["logits"] == 4 * 4 * 32 * 512
+    assert on_cpu.host == {}
+
+
+def test_a_sharded_teacher_takes_its_share_and_what_is_gathered() -> None:
+    whole = setting("H100", cache__capture__zero={"stage": 0})
+    shared = setting("H100", cache__capture__workers={"count": 4, "gpus": 1})
+    n = whole.teacher.parameters
+    assert capture_memory(whole).device["weights"] == 2 * n
+    assert capture_memory(whole).device["gathered weights"] == 0
+    assert capture_memory(shared).device["weights"] == 2 * n // 4
+    assert capture_memory(shared).device["gathered weights"] == 2 * n
+
+
+def test_the_reader_takes_its_budget_or_the_whole_cache() -> None:
+    small = distill_memory(setting("H100"))
+    row = 32 * (2 + 18 + 9)  # two head values, 16 ids of 9 bits, ids, segments and mask
+    assert small.host["cache reader"] == 640 * row
+    large = distill_memory(setting("H100", tokens=1e9, distill__cache_memory_mib=64))
+    assert large.host["cache reader"] == 64 << 20
+
+
+def test_a_live_teacher_stands_beside_its_student() -> None:
+    live = distill_memory(setting("H100", distill__targets="live")).device
+    assert live["live teacher"] > 2 * setting("H100").teacher.parameters
+    assert "live teacher" not in distill_memory(setting("H100")).device
+
+
+def test_evaluation_holds_all_models() -> None:
+    found = setting("H100", evaluate={"teacher_zero": 0})
+    memory = evaluate_memory(found).device
+    assert memory["weights"] == 2 * found.teacher.parameters
+    assert memory["students"] == 2 * 2 * found.student.parameters
+
+
+def test_an_existing_teacher_is_not_trained() -> None:
+    found = setting("H100")
+    assert teacher_memory(found) is not None
+    tree = found.config.model_copy(
+        update={"teacher": found.config.teacher.model_copy(update={"training": None})}
+    )
+    assert teacher_memory(found.with_config(tree)) is None
+
+
+def test_ranks_share_a_machines_memory() -> None:
+    one, two = (setting("cpu", cache__capture__workers={"count": count}) for count in (1, 2))
+    cores = one.hardware.devices_per_node
+    alone, shared = capacity("cache", one)[0], capacity("cache", two)[0]
+    assert alone == pytest.approx(one.hardware.memory_gib * 0.92 * 2**30)
+    assert shared == pytest.approx(alone / min(2, cores))

@@ -1,0 +1,232 @@
+"""The whole plan: its JSON, its text, the hardware table, the text's size, the command."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from kdscale.cli import main
+from kdscale.config import RunConfig, load_config
+from kdscale.errors import KdscaleError
+from kdscale.plan.calibration import find, keep, user_file
+from kdscale.plan.hardware import TABLE, find_hardware
+from kdscale.plan.plan import make_plan
+from kdscale.plan.setting import make_setting
+from kdscale.plan.text import render
+from kdscale.plan.tokens import corpus_bytes, count_tokens
+from kdscale.store import open_store
+from tests.unit.plan.settings import setting, tree
+from tests.unit.plan.test_seconds import MEASURED
+
+ROOT = Path(__file__).parents[3]
+LARGE = ROOT / "jobs/configs/llama-70b.yaml"
+NUMBER = {"type": "number"}
+MONEY = {"type": "object", "required": ["on_demand", "spot"]}
+SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["schema_version", "stages", "total", "caches", "requests", "scaling"],
+    "properties": {
+        "schema_version": {"const": 1},
+        "name": {"type": "string"},
+        "hardware": {"type": "object", "required": ["name", "flops", "memory_gib", "source"]},
+        "calibration": {"type": ["object", "null"]},
+        "assumptions": {"type": "array", "items": {"type": "string"}},
+        "tokens": {"type": "object", "required": ["rows", "captured", "vocab_size", "source"]},
+        "models": {
+            "type": "object",
+            "required": ["teacher", "student"],
+            "additionalProperties": {
+                "type": "object",
+                "required": ["parameters", "forward_flops_a_token", "attention_flops_a_token"],
+            },
+        },
+        "stages": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": [
+                    *("name", "workers", "positions", "flops", "seconds", "device_hours"),
+                    *("money", "memory", "usable"),
+                ],
+                "properties": {
+                    "seconds": {
+                        "type": "object",
+                        "required": [
+                            *("start_up", "compute", "communication", "encoding", "store"),
+                            *("validation", "total"),
+                        ],
+                        "additionalProperties": NUMBER,
+                    },
+                    "money": MONEY,
+                    "memory": {"type": ["object", "null"]},
+                },
+            },
+        },
+        "total": {"type": "object", "required": ["device_hours", "money"]},
+        "caches": {
+            "type": "array",
+            "items": {"required": ["codec", "decoded_position", "at_rest_position", "at_rest"]},
+        },
+        "requests": {"required": ["puts", "heads", "lists", "gets", "written_bytes", "read_bytes"]},
+        "store_money": {"required": ["requests", "month"]},
+        "break_even": {"type": ["object", "null"]},
+        "scaling": {"type": "array", "minItems": 5, "maxItems": 5},
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def no_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("hardware", ["H100", "cpu"])
+def test_json_has_the_schema_that_programs_rely_on(hardware: str) -> None:
+    found = make_plan(setting(hardware)).as_dict()
+    jsonschema.validate(json.loads(json.dumps(found)), SCHEMA)
+    assert [stage["name"] for stage in found["stages"]] == [
+        *("prepare", "teacher", "cache", "distill", "evaluate")
+    ]
+    measured = make_plan(setting("cpu").with_measured(MEASURED)).as_dict()
+    jsonschema.validate(json.loads(json.dumps(measured)), SCHEMA)
+    assert measured["calibration"]["workers"] == 2
+
+
+def test_totals_are_those_of_the_stages() -> None:
+    plan = make_plan(setting("H100"))
+    assert plan.device_hours == pytest.approx(sum(stage.device_hours for stage in plan.stages))
+    assert plan.money.on_demand == pytest.approx(plan.device_hours * 6.88)
+    for stage in plan.stages:
+        hours = max(1, stage.workers) * stage.seconds.total / 3600
+        assert stage.device_hours == pytest.approx(hours)
+
+
+def test_text_names_every_figure_and_what_it_stands_on() -> None:
+    text = render(make_plan(setting("H100")))
+    for word in ("20,480 tokens as given", "40% of 989 TFLOP/s", "Memory of a rank, the GPU"):
+        assert word in text
+    for word in ("the host", "Cache, by codec", "Store:", "Break-even:", "1,024", "spot"):
+        assert word in text
+    assert "measured on cpu" in render(make_plan(setting("cpu").with_measured(MEASURED)))
+    reused = render(make_plan(setting("H100", cache__reuse="s3://bucket/cache")))
+    assert "the cache exists already" in reused
+
+
+def test_the_example_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
+    """70 B parameters, 100 B tokens, 64 H100s: the figures that docs/plan.md derives by hand."""
+    shape = str(ROOT / "jobs/configs/shapes/llama-3.1-70b")
+    config = load_config(LARGE)
+    found = make_setting(config, find_hardware("H100"), tokens=100e9, teacher_shape=shape)
+    plan = make_plan(found)
+    # All parameters but the embedding and 161 norms, twice; attention over the whole row.
+    multiplied = 70_553_706_496 - 128_256 * 8192 - 161 * 8192
+    attention = 4 * 8192 * 80 * 4096
+    assert found.teacher.forward_flops(4096) == 2 * multiplied + attention
+    stages = {stage.name: stage for stage in plan.stages}
+    rows = math.ceil(100e9 / 4096)
+    units = math.ceil(math.ceil(rows / 768) / 64)
+    compute = units * 768 * 4096 * found.teacher.forward_flops(4096) / (0.4 * 989e12)
+    assert stages["cache"].seconds.compute == pytest.approx(compute, rel=1e-3)
+    assert stages["cache"].device_hours == pytest.approx(10_735, rel=0.01)
+    assert plan.caches[0].at_rest == pytest.approx(2.25e12, rel=0.01)
+    assert stages["cache"].memory is not None
+    assert stages["cache"].memory.device["logits"] == 4 * 2 * 4 * 4096 * 128256
+
+
+def test_hardware_by_name_by_file_and_not_at_all(tmp_path: Path) -> None:
+    assert find_hardware("h100") == find_hardware("H100")
+    assert {row.name for row in TABLE} == {"H100", "A100-80", "A100-40", "L40S", "A10G", "L4"}
+    assert all(row.spot < row.on_demand for row in TABLE)
+    own = find_hardware("H100").model_copy(update={"name": "ours", "on_demand": 2.0})
+    path = tmp_path / "ours.yaml"
+    path.write_text(yaml.safe_dump(own.model_dump()))
+    assert find_hardware(str(path)) == own
+    path.write_text("name: ours\nflops: -1\n")
+    with pytest.raises(KdscaleError, match="describes no hardware"):
+        find_hardware(str(path))
+    with pytest.raises(KdscaleError, match="cannot be read"):
+        find_hardware(str(tmp_path / "absent.yaml"))
+    with pytest.raises(KdscaleError, match="no hardware 'B300'") as caught:
+        find_hardware("B300")
+    assert "A100-80" in caught.value.fix
+
+
+def test_tokens_are_estimated_from_the_corpus(tmp_path: Path) -> None:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.txt").write_text("word " * 5000)
+    source = {"kind": "text", "path": str(folder)}
+    config = RunConfig.model_validate(
+        tree(data__train=source, data__validation_share=0.25, output=str(tmp_path / "run"))
+    )
+    assert corpus_bytes(config.data.train) == 100_000
+    found = count_tokens(config, 2048)
+    assert found.rows == round(75_000 / (0.28 * 11) / 32)
+    assert found.corpus_bytes == 100_000
+    given = count_tokens(config, 2048, 32 * 77)
+    assert (given.rows, given.captured_rows, given.corpus_bytes) == (77, 77, None)
+    fewer = config.model_copy(update={"cache": config.cache.model_copy(update={"rows": 10})})
+    assert count_tokens(fewer, 2048, 32 * 77).captured == 320
+
+
+def test_a_corpus_that_is_missing_or_mute_asks_for_tokens(tmp_path: Path) -> None:
+    missing = tree(data__train={"kind": "text", "path": str(tmp_path / "absent")})
+    with pytest.raises(KdscaleError) as caught:
+        count_tokens(RunConfig.model_validate(missing), 512)
+    assert "--tokens N" in caught.value.fix
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    cut = tree(data__train={"kind": "jsonl", "path": str(tmp_path / "a.jsonl"), "limit": 5})
+    with pytest.raises(KdscaleError, match="not known before it is read"):
+        corpus_bytes(RunConfig.model_validate(cut).data.train)
+
+
+def test_a_calibration_is_found_beside_the_output_and_in_the_users_cache(tmp_path: Path) -> None:
+    output = open_store(str(tmp_path / "run"))
+    assert find(output, "cpu") is None
+    keep(MEASURED, output)
+    assert find(output, "cpu") == MEASURED
+    assert find(None, "cpu") == MEASURED
+    assert find(output, "H100") is None
+    # Another version's is measured again.
+    user_file("cpu").write_text('{"version": 2}')
+    assert find(None, "cpu") is None
+
+
+def command(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(["plan", *arguments])
+    return int(caught.value.code or 0)
+
+
+def write(folder: Path, **changes: Any) -> str:
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(tree(output=str(folder / "run"), **changes)))
+    return str(path)
+
+
+def test_the_command_prints_tables_or_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path)
+    assert command(path, "--hardware", "A10G", "--tokens", "1e6") == 0
+    assert "small on A10G" in capsys.readouterr().out
+    assert command(path, "--tokens", "1e6", "--json", "--set", "name=other") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["name"], found["hardware"]["name"]) == ("other", "cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_refuses_what_cannot_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, cache__capture={"micro_batch_rows": 8192, "queue_batches": 4096})
+    assert command(path, "--hardware", "L4", "--tokens", "1e9") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("error: The stage 'cache' does not fit on L4: a rank needs")
+    assert lines[1].startswith("fix: --set cache.capture.queue_batches=")
