@@ -23,7 +23,7 @@ labels="${KDSCALE_LOCAL_LABELS:-}"
 dashboard=$((port + 1886))
 address="127.0.0.1:$port"
 export RAY_AUTH_MODE=token
-# A node that is silent for half a minute counts as lost; Ray's default is a minute (docs/recovery.md).
+# A node that is silent for half a minute counts as lost; Ray's default is a minute (docs/faults.md).
 export RAY_health_check_period_ms=2000 RAY_health_check_timeout_ms=5000 RAY_health_check_failure_threshold=4
 
 ensure_token() {

@@ -19,4 +19,4 @@ def test_the_health_checks_are_those_of_the_tests(file: str) -> None:
 def test_a_silent_node_is_waited_for_as_long_as_the_docs_say() -> None:
     period, timeout, threshold = map(int, HEALTH_CHECKS.values())
     assert threshold * (period + timeout) == 28_000
-    assert "hence 28 s" in (ROOT / "docs" / "recovery.md").read_text(encoding="utf-8")
+    assert "hence 28 s" in (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")

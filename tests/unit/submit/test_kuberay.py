@@ -22,10 +22,11 @@ from tests import crd
 ROOT = Path(__file__).parents[3]
 SHIPPED = ROOT / "cluster" / "kuberay.yaml"
 CONFIGS = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
+QUICKSTART = ROOT / "jobs" / "configs" / "quickstart.yaml"
 PLAIN = KubeOptions(image="kdscale")
 
 
-def make_config(*overrides: str, path: Path = CONFIGS[0]) -> RunConfig:
+def make_config(*overrides: str, path: Path = QUICKSTART) -> RunConfig:
     return load_config(path, ["output=s3://bucket/run", *overrides])
 
 
@@ -125,7 +126,7 @@ def test_the_image_has_the_scripts_where_the_entrypoint_looks_for_them() -> None
 
 
 def test_the_job_is_the_plan() -> None:
-    plan = plan_job(make_config(), submission_id="Run.1", environment=["WANDB_MODE=offline"])
+    plan = plan_job(make_config(), submission_id="Run.1", environment={"WANDB_MODE": "offline"})
     spec = kuberay.rayjob_manifest(plan, make_config(), PLAIN)["spec"]
     assert spec["jobId"] == "Run.1"
     assert yaml.safe_load(spec["runtimeEnvYAML"]) == {"env_vars": plan.environment}
@@ -233,7 +234,7 @@ def test_names_are_dns_labels_and_differ() -> None:
 
 
 def test_an_output_that_pods_do_not_have_is_refused() -> None:
-    config = load_config(CONFIGS[0])
+    config = load_config(QUICKSTART)
     with pytest.raises(KdscaleError, match="pods do not have"):
         make_job(config)
 
