@@ -138,7 +138,7 @@ def assert_same_losses(run: Running, other: Running, tolerance: float = 0.0) -> 
 def test_a_run_that_is_asked_to_stop_saves_at_its_step_and_goes_on_from_there(
     undisturbed: Running, prepared: Store, tmp_path: Path
 ) -> None:
-    first = Running(tmp_path, prepared, WorkersConfig(count=2, hang_seconds=30))
+    first = Running(tmp_path, prepared, WorkersConfig(count=2))
     first.come_to(11)
     first.stop.set()
     first.end()
@@ -158,7 +158,7 @@ def test_a_run_that_is_asked_to_stop_saves_at_its_step_and_goes_on_from_there(
 def test_a_worker_that_hangs_is_named_and_the_group_started_again(
     undisturbed: Running, prepared: Store, tmp_path: Path
 ) -> None:
-    run = Running(tmp_path, prepared, WorkersConfig(count=2, hang_seconds=15))
+    run = Running(tmp_path, prepared, WorkersConfig(count=2, hang_seconds=30))
     run.come_to(11)
     (pid,) = re.findall(r"rank 1 of 2 \(pid (\d+)\): teacher: .* started", run.log())
     os.kill(int(pid), signal.SIGSTOP)
