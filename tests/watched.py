@@ -1,5 +1,6 @@
 """The program while it runs: its log as it grows, and what is done to it in the middle."""
 
+import json
 import os
 import re
 import signal
@@ -7,6 +8,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from kdscale.stop import request_stop
+from kdscale.store import Store
 from tests.runs import kdscale
 
 PATIENCE_SECONDS = 400
@@ -50,6 +53,14 @@ class Watched:
         # Its workers end with it: the next driver is not to meet them.
         self._reader.join(timeout=PATIENCE_SECONDS)
         assert not self._reader.is_alive(), "processes of the killed run go on"
+        self._start()
+
+    def stop(self, output: Store) -> None:
+        """Ask the run to stop, and start the same command again when it has."""
+        request_stop(output, seconds=PATIENCE_SECONDS)
+        assert self.finish() == 5, self.log[-4000:]
+        state = json.loads(output.get("run.json"))["stages"]["distill"]["state"]
+        assert state == "stopped"
         self._start()
 
     def finish(self) -> int:

@@ -1,9 +1,11 @@
-"""Worker groups on a real cluster of several nodes: a node lost, one added, a worker that hangs, a
-request to stop. Each training ends as the undisturbed one does."""
+"""Worker groups on a real cluster of several nodes: a node lost, one added, one taken away with a
+notice, a worker that hangs, a request to stop. Each training ends as the undisturbed one does."""
 
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +24,7 @@ from kdscale.workers import LeavingError, run_workers
 from tests.fault.paced import PATIENCE_SECONDS, Pace, train_paced
 from tests.unit.train.overfitting import lines, make_prepared, session
 
-pytestmark = [pytest.mark.fault, pytest.mark.ray, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.fault, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 STEPS = 30
 TRAINING = {"steps": STEPS, "early_stopping": None, "keep": "last", "checkpoint_every": 8}
@@ -129,16 +131,18 @@ def assert_same_batches(run: Running, other: Running) -> None:
 
 
 def assert_same_losses(run: Running, other: Running, tolerance: float = 0.0) -> None:
-    for step, line in other.logged().items():
-        for name in ("train/loss", "validation/loss"):
-            expected = line.get(name)
-            assert run.logged()[step].get(name) == pytest.approx(expected, rel=tolerance), step
+    for name in ("train/loss", "validation/loss"):
+        mine, theirs = (
+            {step: line[name] for step, line in each.logged().items() if name in line}
+            for each in (run, other)
+        )
+        assert mine == pytest.approx(theirs, rel=tolerance, abs=0)
 
 
 def test_a_run_that_is_asked_to_stop_saves_at_its_step_and_goes_on_from_there(
     undisturbed: Running, prepared: Store, tmp_path: Path
 ) -> None:
-    first = Running(tmp_path, prepared, WorkersConfig(count=2, hang_seconds=30))
+    first = Running(tmp_path, prepared, WorkersConfig(count=2))
     first.come_to(11)
     first.stop.set()
     first.end()
@@ -158,7 +162,7 @@ def test_a_run_that_is_asked_to_stop_saves_at_its_step_and_goes_on_from_there(
 def test_a_worker_that_hangs_is_named_and_the_group_started_again(
     undisturbed: Running, prepared: Store, tmp_path: Path
 ) -> None:
-    run = Running(tmp_path, prepared, WorkersConfig(count=2, hang_seconds=15))
+    run = Running(tmp_path, prepared, WorkersConfig(count=2, hang_seconds=30))
     run.come_to(11)
     (pid,) = re.findall(r"rank 1 of 2 \(pid (\d+)\): teacher: .* started", run.log())
     os.kill(int(pid), signal.SIGSTOP)
@@ -195,3 +199,37 @@ def test_a_student_goes_on_with_fewer_workers_and_grows_again(
     assert run.error is None, run.log()
     assert_same_batches(run, undisturbed)
     assert_same_losses(run, undisturbed, tolerance=1e-3)
+
+
+def test_a_group_leaves_a_node_that_will_be_taken_away(
+    undisturbed: Running, cluster: Cluster, prepared: Store, tmp_path: Path
+) -> None:
+    workers = WorkersConfig(count=3, min_count=2, max_failures=0, max_preemptions=1)
+    run = Running(tmp_path, prepared, workers)
+    run.until(lambda: run.started_with(3))
+    run.come_to(11)
+    node = cluster.list_all_nodes()[-1]
+    drain(node.node_id, cluster.address, seconds=60)
+    left = int(run.until(lambda: re.findall(r"rank 0 of 3 .*: left at step (\d+)", run.log()))[0])
+    assert 11 <= left < STEPS
+    cluster.remove_node(node)
+    run.until(lambda: run.started_with(2))
+    assert f"resumed at step {left} of {STEPS}" in run.log(), "nothing is lost within the notice"
+    run.end()
+    assert run.error is None, run.log()
+    assert_same_batches(run, undisturbed)
+    assert_same_losses(run, undisturbed, tolerance=1e-3)
+
+
+def drain(node_id: str, address: str, seconds: int) -> None:
+    """Give notice, as a cloud does, that the node will be taken away."""
+    options = {
+        "address": address,
+        "node-id": node_id,
+        "reason": "DRAIN_NODE_REASON_PREEMPTION",
+        "reason-message": "spot machine",
+        "deadline-remaining-seconds": str(seconds),
+    }
+    ray_program = str(Path(sys.executable).with_name("ray"))
+    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    subprocess.run([ray_program, "drain-node", *arguments], check=True, capture_output=True)
