@@ -35,7 +35,7 @@ _UNREACHABLE = (
 
 @dataclass(frozen=True)
 class KubeJob:
-    """A job as Kubernetes knows it. Times are Unix seconds, None where the thing has not happened."""
+    """A job as Kubernetes knows it. Times are Unix seconds, None where a thing has not happened."""
 
     id: str
     status: str

@@ -50,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"config", "errors", "evaluate", "store"},
     "record": {"evaluate", "stop", "store"},
     "run": {"cache", "config", "data", "errors", "models", "store"},
-    "submit": {"config", "errors", "stages", "store"},
+    "submit": {"config", "errors", "stages", "stop", "store"},
 }
 
 # The rooms of the cache, each of which stands on those before it.

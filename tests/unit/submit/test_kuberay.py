@@ -125,7 +125,7 @@ def test_the_image_has_the_scripts_where_the_entrypoint_looks_for_them() -> None
 
 
 def test_the_job_is_the_plan() -> None:
-    plan = plan_job(make_config(), submission_id="Run.1", environment=["WANDB_MODE=offline"])
+    plan = plan_job(make_config(), submission_id="Run.1", environment={"WANDB_MODE": "offline"})
     spec = kuberay.rayjob_manifest(plan, make_config(), PLAIN)["spec"]
     assert spec["jobId"] == "Run.1"
     assert yaml.safe_load(spec["runtimeEnvYAML"]) == {"env_vars": plan.environment}
