@@ -42,6 +42,9 @@ from kdscale.teacher.train import train_teacher
 from kdscale.train.session import Session
 from kdscale.workers import LeavingError, run_workers
 
+# What a run with a base takes from there.
+_FROM_BASE = ("prepare", "teacher", "cache")
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -62,18 +65,19 @@ def run_pipeline(
     start: str | None = None,
     overwrite: bool = False,
     wait_for_lease: float | None = None,
+    until: str | None = None,
 ) -> str:
     """Run the stages that are not complete; returns the report's Markdown summary, if there is one.
 
-    `only` and `start` name a stage: stages left out must be complete. Named alone, `evaluate` and
-    `report` run again even if they are complete. `overwrite` allows replacing models that another
-    config made in the same output. `wait_for_lease`: see run_lease. Raises KdscaleError for bad
-    input before a worker starts, HeldError where another driver is at this run, StoppedError where
-    the run was asked to stop.
+    `only`, `start` and `until` name a stage: stages left out must be complete, if they are needed.
+    Named alone, `evaluate` and `report` run again even if they are complete. `overwrite` allows
+    replacing models that another config made in the same output. `wait_for_lease`: see run_lease.
+    Raises KdscaleError for bad input before a worker starts, HeldError where another driver is at
+    this run, StoppedError where the run was asked to stop.
     """
     run = Run(resolve_paths(config))
     run.output.check()
-    chosen = _choose(only, start)
+    chosen = _choose(only, start, until)
     # Looks at the corpus, so that a missing one ends the run here.
     prepared = run.prepare_fingerprint
     if not overwrite:
@@ -94,6 +98,13 @@ def run_pipeline(
             if not again and stage.is_complete(run, record):
                 print(f"{stage.name}: complete, skipped", flush=True)
                 continue
+            if run.config.base is not None and stage.name in _FROM_BASE:
+                raise KdscaleError(
+                    f"The run {run.source}, this one's base, has not completed its stage "
+                    f"{stage.name!r} for this config.",
+                    f"Run that one first, with --until {_FROM_BASE[-1]}; data, teacher and cache "
+                    "of the two configs have to be the same.",
+                )
             if stage.needs_ray and not ray_started:
                 stack.enter_context(ray_session())
                 ray_started = True
@@ -135,22 +146,24 @@ def _run_stage(stage: Stage, run: Run, record: RunRecord, watch: Supervision) ->
     print(f"{stage.name}: done in {record.seconds()[stage.name]:.1f} s", flush=True)
 
 
-def _choose(only: str | None, start: str | None) -> list["Stage"]:
-    for name in (only, start):
+def _choose(only: str | None, start: str | None, until: str | None) -> list["Stage"]:
+    for name in (only, start, until):
         if name is not None and name not in STAGES:
             raise KdscaleError(
                 f"There is no stage {name!r}.", f"Choose one of {', '.join(STAGES)}."
             )
     if only is not None:
         return [_STAGES[only]]
-    first = STAGES.index(start) if start is not None else 0
-    return [_STAGES[name] for name in STAGES[first:]]
+    first = 0 if start is None else STAGES.index(start)
+    last = len(STAGES) if until is None else STAGES.index(until) + 1
+    return [_STAGES[name] for name in STAGES[first:last]]
 
 
 def _refuse_foreign_models(run: Run, stages: set[str]) -> None:
     """A finished model in the output that one of `stages` would replace."""
-    found = read_marker(run.output.child("teacher"))
-    if "teacher" in stages and found is not None and found.fingerprint != run.teacher_fingerprint:
+    found = read_marker(run.model_store("teacher"))
+    replaced = "teacher" in stages and run.config.base is None
+    if replaced and found is not None and found.fingerprint != run.teacher_fingerprint:
         _refuse(run, "teacher")
     if "distill" not in stages or found is None or not run.prepared_store.exists("manifest.json"):
         return
@@ -330,7 +343,7 @@ def _report(run: Run, record: RunRecord, progress: StageProgress) -> list[str]:
 
 
 def _model_complete(name: str, run: Run, expected: str) -> bool:
-    found = read_marker(run.output.child(name))
+    found = read_marker(run.model_store(name))
     return found is not None and found.fingerprint == expected
 
 

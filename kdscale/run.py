@@ -53,6 +53,8 @@ class Run:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.output: Store = open_store(config.output)
+        # Where rows, teacher and cache are.
+        self.source: Store = self.output if config.base is None else open_store(config.base)
         self.fence: Fence | None = None  # of the driver that holds the run
 
     @property
@@ -86,7 +88,7 @@ class Run:
     @property
     def prepared_store(self) -> Store:
         """Where the rows are."""
-        return self.output.child(f"prepared/{self.prepare_fingerprint}")
+        return self.source.child(f"prepared/{self.prepare_fingerprint}")
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -160,7 +162,7 @@ class Run:
         elsewhere = cache.reuse or cache.append_to
         if elsewhere is not None:
             return [(open_store(elsewhere), 1.0)]
-        return [(self.output.child(f"cache/{self.cache_fingerprint}"), 1.0)]
+        return [(self.source.child(f"cache/{self.cache_fingerprint}"), 1.0)]
 
     def student_fingerprint(self, name: str) -> str:
         """Of `student` or `control`: the recipe, the cache and the seed."""
@@ -183,14 +185,19 @@ class Run:
         return fingerprint("evaluate", self.prepare_fingerprint, names)
 
     def _model(self, name: str, expected: str) -> ModelReference:
-        found = read_marker(self.output.child(name))
+        store = self.model_store(name)
+        found = read_marker(store)
         if found is None or found.fingerprint != expected:
             stage = "teacher" if name == "teacher" else "distill"
             raise KdscaleError(
-                f"The {name} of this config is not complete in {self.output}.",
+                f"The {name} of this config is not complete in {store}.",
                 f"Run the stage first: kdscale run CONFIG --only {stage}.",
             )
         return found
+
+    def model_store(self, name: str) -> Store:
+        """Where `teacher`, `student` or `control` is."""
+        return (self.source if name == "teacher" else self.output).child(name)
 
 
 def resolve_paths(config: RunConfig) -> RunConfig:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from kdscale.cli import cache, doctor, init, jobs, plan, results, run, status, submit
+from kdscale.cli import cache, doctor, graph, init, jobs, plan, results, run, status, submit
 from kdscale.errors import KdscaleError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command("evaluate", rich_help_panel="Run")(results.evaluate)
 app.command("report", rich_help_panel="Run")(results.report)
 app.command("plan", rich_help_panel="Run")(plan.plan)
 app.command("submit", rich_help_panel="Jobs")(submit.submit)
+app.command("run-graph", hidden=True)(graph.run_graph)
 app.command("list", rich_help_panel="Jobs")(jobs.list_)
 app.command("status", rich_help_panel="Jobs")(status.status)
 app.command("logs", rich_help_panel="Jobs")(jobs.logs)

@@ -10,8 +10,8 @@ from pathlib import Path
 from kdscale.cli import main
 
 
-def run_job(stage: str | None = None) -> None:
-    """Run the command line's config, `stage` only where it is given, and exit."""
+def run_job(stage: str | None = None, command: str = "run") -> None:
+    """Do `command` with the command line's config, `stage` only where it is given, and exit."""
     _leave_script_folder()
     from kdscale.submit.log_times import stamp_output
     from kdscale.submit.sealed import discard_secrets
@@ -19,7 +19,7 @@ def run_job(stage: str | None = None) -> None:
     stamp_output()
     only = [] if stage is None else ["--only", stage]
     try:
-        main(["run", *only, *sys.argv[1:]])
+        main([command, *only, *sys.argv[1:]])
     finally:
         discard_secrets()
 

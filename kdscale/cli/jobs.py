@@ -27,12 +27,13 @@ _STOP_MARGIN_SECONDS = 30
 def list_(
     address: options.Address = None,
     backend: options.BackendName = "ray",
+    kube: options.Kube = None,
     as_json: options.AsJson = False,
 ) -> None:
     """List the jobs that are remembered, oldest first."""
     from kdscale.submit import open_backend
 
-    jobs = open_backend(backend, address).list()
+    jobs = open_backend(backend, address, kube).list()
     if as_json:
         print_json({"jobs": [job.facts() for job in jobs]})
         return
@@ -40,11 +41,13 @@ def list_(
         typer.echo(f"{job.id}\t{job.status}\t{job.metadata.get('job_name', '')}")
 
 
-def status(job: str, address: str | None, backend: str, as_json: bool) -> None:
+def status(
+    job: str, address: str | None, backend: str, kube: str | None, as_json: bool
+) -> None:
     """Print a job's status; the exit code tells how a job that has ended went."""
     from kdscale.submit import open_backend
 
-    at = open_backend(backend, address, say=say)
+    at = open_backend(backend, address, kube, say=say)
     conclude(at, at.details(job), as_json, sys.stdout)
 
 
@@ -52,6 +55,7 @@ def logs(
     job: options.JobId,
     address: options.Address = None,
     backend: options.BackendName = "ray",
+    kube: options.Kube = None,
     follow: Annotated[
         bool, typer.Option("-f", "--follow", help="Follow to the job's end.")
     ] = False,
@@ -65,7 +69,7 @@ def logs(
     from kdscale.submit import offset_since, open_backend
     from kdscale.submit.duration import seconds
 
-    at = open_backend(backend, address, say=say)
+    at = open_backend(backend, address, kube, say=say)
     skip = 0
     if since is not None:
         cutoff = time.time() - seconds(since)
@@ -79,13 +83,14 @@ def wait(
     job: options.JobId,
     address: options.Address = None,
     backend: options.BackendName = "ray",
+    kube: options.Kube = None,
     timeout: options.Timeout = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Wait until a job has ended, without its log, and exit with its verdict."""
     from kdscale.submit import open_backend
 
-    at = open_backend(backend, address, say=say)
+    at = open_backend(backend, address, kube, say=say)
     conclude(at, watch(at, job, None, timeout), as_json, sys.stderr)
 
 
@@ -93,6 +98,7 @@ def stop(
     job: options.JobId,
     address: options.Address = None,
     backend: options.BackendName = "ray",
+    kube: options.Kube = None,
     grace: Annotated[
         str | None,
         typer.Option(
@@ -108,7 +114,7 @@ def stop(
     from kdscale.submit.duration import seconds
     from kdscale.submit.verdict import WaitTimeoutError
 
-    at = open_backend(backend, address, say=say)
+    at = open_backend(backend, address, kube, say=say)
     allowed = None if grace is None else seconds(grace)
     if not at.stop(job, allowed):
         say("The job had ended before.")

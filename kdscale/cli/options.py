@@ -13,10 +13,14 @@ def _stage(name: str | None) -> str | None:
     return name
 
 
-def check_stages(only: str | None, start: str | None) -> None:
-    """Refuse `--only` together with `--from`."""
-    if only is not None and start is not None:
-        raise typer.BadParameter("--only runs one stage and --from several: give one of them.")
+def check_stages(only: str | None, start: str | None, until: str | None = None) -> None:
+    """Refuse `--only` together with the others, and `--until` before `--from`."""
+    if only is not None and (start is not None or until is not None):
+        raise typer.BadParameter(
+            "--only runs one stage, --from and --until several: give one of them."
+        )
+    if start is not None and until is not None and STAGES.index(until) < STAGES.index(start):
+        raise typer.BadParameter(f"--until {until} comes before --from {start}.")
 
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
@@ -33,6 +37,10 @@ Start = Annotated[
     typer.Option(
         "--from", metavar="STAGE", callback=_stage, help="Run this stage and those after."
     ),
+]
+Until = Annotated[
+    str | None,
+    typer.Option("--until", metavar="STAGE", callback=_stage, help="Run no stage after this one."),
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Make again what is complete already.")
@@ -59,7 +67,13 @@ Address = Annotated[
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id that `kdscale submit` printed.")]
 BackendName = Annotated[
     str,
-    typer.Option("--backend", metavar="NAME", help="Where jobs run: ray (a cluster) or local."),
+    typer.Option("--backend", metavar="NAME", help="Where jobs run: ray, local or kuberay."),
+]
+Kube = Annotated[
+    str | None,
+    typer.Option(
+        "--kube", metavar="FILE", help="The Kubernetes cluster, for the back end kuberay."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Timeout = Annotated[

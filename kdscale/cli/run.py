@@ -9,6 +9,7 @@ def run(
     overrides: options.Overrides = None,
     only: options.Only = None,
     start: options.Start = None,
+    until: options.Until = None,
     overwrite: options.Overwrite = False,
     wait_for_lease: options.WaitForLease = None,
 ) -> None:
@@ -16,11 +17,11 @@ def run(
 
     What is complete is skipped, what is not is continued.
     """
-    options.check_stages(only, start)
+    options.check_stages(only, start, until)
     from kdscale.config import load_config
 
     # Before the pipeline, whose imports take seconds: a mistake in the config is told at once.
     resolved = load_config(config, overrides or ())
     from kdscale.pipeline import run_pipeline
 
-    show(run_pipeline(resolved, only, start, overwrite, wait_for_lease))
+    show(run_pipeline(resolved, only, start, overwrite, wait_for_lease, until))

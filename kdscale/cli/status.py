@@ -28,6 +28,7 @@ def status(
     ],
     address: options.Address = None,
     backend: options.BackendName = "ray",
+    kube: options.Kube = None,
     as_json: options.AsJson = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Look again and again until the run ends.")
@@ -44,7 +45,7 @@ def status(
     if not _is_run(thing):
         if watch:
             raise typer.BadParameter(f"{thing!r} is no run, and --watch is for runs.")
-        jobs.status(thing, address, backend, as_json)
+        jobs.status(thing, address, backend, kube, as_json)
         return
     from kdscale.status import run_status
 

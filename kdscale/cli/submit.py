@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdscale.cli import options
+from kdscale.cli.graph import send_graph
 from kdscale.cli.jobs import conclude, next_commands, print_json, say, watch
 
 if TYPE_CHECKING:
@@ -71,6 +72,15 @@ UploadTo = Annotated[
         help="Send the code through this object store (s3://bucket/prefix) instead of Ray.",
     ),
 ]
+Student = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--student",
+        metavar="FILE",
+        help="A student's own fields (distill, seed, ...); repeated, one capture serves them all, "
+        "each being distilled and evaluated by jobs of its own.",
+    ),
+]
 Grace = Annotated[
     str,
     typer.Option(
@@ -90,6 +100,7 @@ def submit(
     overrides: options.Overrides = None,
     backend: options.BackendName = "ray",
     address: options.Address = None,
+    kube: options.Kube = None,
     submission_id: SubmissionId = None,
     follow: Follow = False,
     timeout: options.Timeout = None,
@@ -105,40 +116,75 @@ def submit(
     allow_skew: AllowSkew = False,
     only: options.Only = None,
     start: options.Start = None,
+    until: options.Until = None,
+    student: Student = None,
 ) -> None:
     """Run a config as a job of a cluster, or of this machine. Prints the job's id."""
-    options.check_stages(only, start)
+    options.check_stages(only, start, until)
     from kdscale import submit as room
     from kdscale.config import load_config
     from kdscale.submit.duration import seconds
 
-    plan = room.plan_job(
-        load_config(config, overrides or ()),
-        only=only,
-        start=start,
-        submission_id=submission_id,
-        environment=room.read_environment(environment or (), env_file, allow_visible),
-        secret_names=secret or (),
-        grace_seconds=seconds(grace),
-        excludes=exclude or (),
+    at = room.open_backend(
+        backend, address, kube, upload_to=upload_to, allow_skew=allow_skew, say=say
     )
-    at = room.open_backend(backend, address, upload_to=upload_to, allow_skew=allow_skew, say=say)
-    for note in plan.notes:
-        say(f"note: {note}")
-    if dry_run:
-        _print_plan(at, plan, as_json)
-        return
-    created = _send(at, plan)
-    facts: dict[str, Any] = {"id": plan.submission_id, "created": created, "output": plan.output}
+    shared: dict[str, Any] = {
+        "environment": room.read_environment(environment or (), env_file, allow_visible),
+        "secret_names": secret or (),
+        "grace_seconds": seconds(grace),
+    }
+    if student:
+        if only or start or until or exclude or backend == "kuberay":
+            raise typer.BadParameter(
+                "--student submits whole runs, to ray or local, without --only, --from, --until "
+                "and --exclude."
+            )
+        graph = room.plan_graph(
+            config, overrides or (), student, graph_id=submission_id, upload_to=upload_to, **shared
+        )
+        if dry_run:
+            print_plan(graph.summary(), as_json)
+            return
+        plan, created = send_graph(at, backend, graph)
+    else:
+        plan = room.plan_job(
+            load_config(config, overrides or ()),
+            only=only,
+            start=start,
+            until=until,
+            submission_id=submission_id,
+            excludes=exclude or (),
+            **shared,
+        )
+        for note in plan.notes:
+            say(f"note: {note}")
+        if dry_run:
+            print_plan(at.render(plan), as_json)
+            return
+        created = _send(at, plan)
+    _conclude(at, plan, created, as_json, follow, timeout)
+
+
+def _conclude(
+    backend: "Backend",
+    plan: "JobPlan",
+    created: bool,
+    as_json: bool,
+    follow: bool,
+    timeout: str | None,
+) -> None:
+    """Print the id, what can be done with the job, and with `follow` its log and its verdict."""
+    job = plan.submission_id
     if not as_json:
-        typer.echo(plan.submission_id)
-    next_commands(at, plan.submission_id)
+        typer.echo(job)
+    next_commands(backend, job)
     if follow:
         # The id, or the object, has stdout to itself.
-        ended = watch(at, plan.submission_id, sys.stderr, timeout)
-        conclude(at, ended, as_json, sys.stderr, created=created)
+        conclude(
+            backend, watch(backend, job, sys.stderr, timeout), as_json, sys.stderr, created=created
+        )
     if as_json:
-        print_json(facts)
+        print_json({"id": job, "created": created, "output": plan.output})
 
 
 def _send(backend: "Backend", plan: "JobPlan") -> bool:
@@ -156,21 +202,11 @@ def _send(backend: "Backend", plan: "JobPlan") -> bool:
     return False
 
 
-def _print_plan(backend: "Backend", plan: "JobPlan", as_json: bool) -> None:
+def print_plan(content: dict[str, Any], as_json: bool) -> None:
+    """What a dry run shows, as YAML or JSON."""
     import yaml
 
-    from kdscale.submit import EXCLUDES, checkout
-
-    root = checkout()
-    summary = backend.render(plan)
-    summary["working_dir"] = str(root)
-    summary["excludes"] = [*EXCLUDES, *plan.excludes]
-    ignore = root / ".rayignore"
-    if ignore.is_file():
-        lines = ignore.read_text(encoding="utf-8").splitlines()
-        summary["excludes"] += [line for line in lines if line and not line.startswith("#")]
-    summary["config"] = yaml.safe_load(plan.config_text)
     if as_json:
-        print_json(summary)
+        print_json(content)
     else:
-        typer.echo(yaml.safe_dump(summary, sort_keys=False), nl=False)
+        typer.echo(yaml.safe_dump(content, sort_keys=False), nl=False)

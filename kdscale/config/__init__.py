@@ -7,6 +7,7 @@ from kdscale.config.load import (
     fingerprint,
     load_config,
     load_kube_options,
+    load_overrides,
     parse_config,
 )
 from kdscale.config.run import RunConfig
@@ -18,5 +19,6 @@ __all__ = [
     "fingerprint",
     "load_config",
     "load_kube_options",
+    "load_overrides",
     "parse_config",
 ]

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +38,20 @@ def load_kube_options(path: str | Path, overrides: Sequence[str] = ()) -> KubeOp
     return _parse(KubeOptions, _read(path, _KUBE_STARTER), overrides, str(path), _KUBE_STARTER)
 
 
+def load_overrides(path: str | Path) -> list[str]:
+    """The fields of a part of a config, a YAML file, as overrides `a.b=c`, a field each."""
+    tree = _read_tree(_read(path, _STARTER), str(path), _STARTER)
+
+    def fields(prefix: str, tree: dict[str, Any]) -> Iterator[str]:
+        for name, value in tree.items():
+            if isinstance(value, dict) and value:
+                yield from fields(f"{prefix}{name}.", value)
+            else:
+                yield f"{prefix}{name}={json.dumps(value)}"
+
+    return list(fields("", tree))
+
+
 def dump_config(config: RunConfig) -> str:
     """YAML of all fields, defaults included; `parse_config` gives the same config back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -63,14 +77,7 @@ def _parse(
     kind: type[Kind], text: str, overrides: Sequence[str], origin: str, starter: str
 ) -> Kind:
     """YAML text to a valid config of `kind`. `starter` says where a user finds a correct one."""
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise KdscaleError(
-            f"{origin} is not valid YAML: {error}", "Mend the line named."
-        ) from error
-    if not isinstance(tree, dict):
-        raise KdscaleError(f"{origin} holds no mapping.", f"Name its fields, or {starter}.")
+    tree = _read_tree(text, origin, starter)
     for override in overrides:
         _apply(tree, override)
     try:
@@ -79,6 +86,18 @@ def _parse(
         raise KdscaleError(
             f"{origin} is not valid:\n{_explain(error)}", f"Correct the fields named, or {starter}."
         ) from error
+
+
+def _read_tree(text: str, origin: str, starter: str) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise KdscaleError(
+            f"{origin} is not valid YAML: {error}", "Mend the line named."
+        ) from error
+    if not isinstance(tree, dict):
+        raise KdscaleError(f"{origin} holds no mapping.", f"Name its fields, or {starter}.")
+    return tree
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

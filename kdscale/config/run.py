@@ -41,6 +41,10 @@ class RunConfig(Config):
     output: str
     """Local path or fsspec URL (s3://bucket/prefix, gs://, ...) that everything is written to."""
 
+    base: str | None = None
+    """Output of another run that has the rows, the teacher and the cache of this config: they are
+    used from there, so that several students share one capture. None: they are made here."""
+
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of initial weights, data order, dropout and sampling."""
 

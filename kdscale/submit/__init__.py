@@ -5,6 +5,7 @@ environment.py   its variables and the names of its secrets
 package.py       the files that travel with it
 backend.py       what a back end does; ray_jobs.py and local_jobs.py are such
 once.py          a repeated submission is harmless
+graph.py         several jobs that need each other; graph_run.py runs them
 follow.py        the log and the status of a job, until it has ended
 verdict.py       from a final status to an exit code
 """
@@ -13,9 +14,10 @@ from kdscale.submit.backend import Backend, open_backend
 from kdscale.submit.cluster import connect
 from kdscale.submit.environment import masked, read_environment, read_secrets
 from kdscale.submit.follow import follow
+from kdscale.submit.graph import plan_graph
 from kdscale.submit.job import Job
 from kdscale.submit.log_times import offset_since
-from kdscale.submit.once import find_job, submit_once
+from kdscale.submit.once import check_same, find_job, submit_once
 from kdscale.submit.package import EXCLUDES, checkout, stage
 from kdscale.submit.plan import GRACE_SECONDS, JobPlan, plan_job
 from kdscale.submit.verdict import describe, exit_code
@@ -26,6 +28,7 @@ __all__ = [
     "Backend",
     "Job",
     "JobPlan",
+    "check_same",
     "checkout",
     "connect",
     "describe",
@@ -35,6 +38,7 @@ __all__ = [
     "masked",
     "offset_since",
     "open_backend",
+    "plan_graph",
     "plan_job",
     "read_environment",
     "read_secrets",

@@ -8,7 +8,7 @@ from kdscale.errors import KdscaleError
 from kdscale.submit.job import Job
 from kdscale.submit.plan import JobPlan
 
-BackendName = Literal["ray", "local"]
+BackendName = Literal["ray", "local", "kuberay"]
 
 
 class Backend(Protocol):
@@ -55,12 +55,13 @@ class Backend(Protocol):
 def open_backend(
     name: str,
     address: str | None = None,
+    kube: str | None = None,
     *,
     upload_to: str | None = None,
     allow_skew: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Backend:
-    """The back end `name`; `address` and what follows are for those that are a cluster.
+    """The back end `name`: `kube` is for kuberay, all else for ray.
 
     Raises KdscaleError for an unknown name.
     """
@@ -72,7 +73,10 @@ def open_backend(
         from kdscale.submit.local_jobs import LocalJobs
 
         return LocalJobs()
-    # A further back end is one more branch: it implements Backend, and the commands need no change.
+    if name == "kuberay":
+        from kdscale.submit.kube_jobs import KubeJobs
+
+        return KubeJobs(kube)
     raise KdscaleError(
         f"There is no back end {name!r}.", f"Choose one of {', '.join(get_args(BackendName))}."
     )

@@ -31,10 +31,15 @@ def submit_once(backend: Backend, plan: JobPlan, folder: Path) -> Job | None:
             found = backend.details(plan.submission_id)
         else:
             return None
+    check_same(found, plan)
+    return found
+
+
+def check_same(found: Job, plan: JobPlan) -> None:
+    """Raises KdscaleError where the job is not one of this plan."""
     if found.metadata.get("digest") != plan.metadata["digest"]:
         raise KdscaleError(
             f"The id {plan.submission_id!r} belongs to a job with another config, other stages or "
             "other variables.",
             f"Look at it with `kdscale status {plan.submission_id}`, or choose another id.",
         )
-    return found

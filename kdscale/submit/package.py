@@ -52,8 +52,15 @@ def stage(root: Path, config_text: str, folder: Path, excludes: Sequence[str] = 
     return folder
 
 
+def ignored(root: Path) -> list[str]:
+    """The patterns of the checkout's `.rayignore`, which Ray obeys besides."""
+    file = root / ".rayignore"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return [line for line in lines if line and not line.startswith("#")]
+
+
 def _ignore(root: Path, patterns: Sequence[str]) -> Callable[[str, list[str]], set[str]]:
-    def ignored(folder: str, names: list[str]) -> set[str]:
+    def left(folder: str, names: list[str]) -> set[str]:
         inside = Path(folder).relative_to(root)
         return {
             name
@@ -62,4 +69,4 @@ def _ignore(root: Path, patterns: Sequence[str]) -> Callable[[str, list[str]], s
             if fnmatch(name, pattern) or fnmatch((inside / name).as_posix(), pattern.strip("/"))
         }
 
-    return ignored
+    return left

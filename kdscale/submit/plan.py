@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdscale.config import RunConfig, dump_config, fingerprint
+from kdscale.config import RunConfig, dump_config, fingerprint, parse_config
 from kdscale.errors import KdscaleError
 from kdscale.store.redact import redact
 from kdscale.submit.environment import read_secrets
 from kdscale.submit.log_times import VARIABLE as LOG_TIMES
-from kdscale.submit.package import CONFIG_PATH
+from kdscale.submit.package import CONFIG_PATH, EXCLUDES, checkout, ignored
 
 GRACE_SECONDS = 600
 GRACE_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
@@ -61,6 +61,7 @@ class JobPlan:
 
     def summary(self) -> dict[str, Any]:
         """The plan as plain data, with the values of the variables in `given` masked."""
+        root = checkout()
         shown = {name: "***" if name in self.given else v for name, v in self.environment.items()}
         return {
             "submission_id": self.submission_id,
@@ -68,6 +69,9 @@ class JobPlan:
             "env_vars": shown,
             "secrets": list(self.secrets),
             "metadata": self.metadata,
+            "working_dir": str(root),
+            "excludes": [*EXCLUDES, *self.excludes, *ignored(root)],
+            "config": parse_config(self.config_text).model_dump(mode="json"),
         }
 
 
@@ -76,6 +80,7 @@ def plan_job(
     *,
     only: str | None = None,
     start: str | None = None,
+    until: str | None = None,
     submission_id: str | None = None,
     environment: Mapping[str, str] | None = None,
     secret_names: Sequence[str] = (),
@@ -83,7 +88,7 @@ def plan_job(
     excludes: Sequence[str] = (),
     folder: Path | None = None,
 ) -> JobPlan:
-    """The job that runs `config`, `only` one stage or from stage `start`.
+    """The job that runs `config`, `only` one stage or from stage `start` and up to `until`.
 
     Relative paths of the config are taken from `folder`, the current one when not given. Raises
     KdscaleError for a malformed id, and for a secret that is not set here.
@@ -95,7 +100,7 @@ def plan_job(
     read_secrets(secret_names, taken=given)
     config, notes = _absolute_paths(config, folder or Path.cwd())
     variables = {**ENVIRONMENT, GRACE_VARIABLE: str(grace_seconds), **given}
-    entrypoint, text = _entrypoint(only, start), dump_config(config)
+    entrypoint, text = _entrypoint(only, start, until), dump_config(config)
     return JobPlan(
         submission_id=submission_id,
         entrypoint=entrypoint,
@@ -106,6 +111,7 @@ def plan_job(
             # What tells a repeated submission from another one under the same id.
             "digest": fingerprint(entrypoint, text, variables, sorted(secret_names)),
             "secrets": ",".join(secret_names),
+            "grace_seconds": variables[GRACE_VARIABLE],
         },
         config_text=text,
         notes=tuple(notes),
@@ -125,12 +131,14 @@ def check_id(text: str) -> None:
         )
 
 
-def _entrypoint(only: str | None, start: str | None) -> str:
+def _entrypoint(only: str | None, start: str | None, until: str | None) -> str:
     command = ["python", "jobs/run.py", CONFIG_PATH]
     if only is not None:
         command += ["--only", only]
     if start is not None:
         command += ["--from", start]
+    if until is not None:
+        command += ["--until", until]
     # Ray hands the entrypoint to a shell.
     return shlex.join(command)
 
@@ -147,6 +155,8 @@ def _absolute_paths(config: RunConfig, folder: Path) -> tuple[RunConfig, list[st
     tree = config.model_dump(mode="json")
     if _local(config.output):
         tree["output"] = absolute("output", config.output)
+    if config.base is not None and _local(config.base):
+        tree["base"] = absolute("base", config.base)
     load = config.teacher.load
     if load is not None and _local_folder(load, folder):
         tree["teacher"]["load"] = absolute("teacher.load", load)

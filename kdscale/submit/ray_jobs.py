@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from kdscale.errors import KdscaleError
+from kdscale.stop import request_stop
+from kdscale.store import open_store
 from kdscale.submit import sealed, upload
 from kdscale.submit.cluster import check_versions, connect
 from kdscale.submit.environment import read_secrets
@@ -95,8 +97,22 @@ class RayJobs:
         return sorted(jobs, key=lambda job: job.started or 0)
 
     def stop(self, job_id: str, grace_seconds: int | None = None) -> bool:
-        with self._translated(job_id):
-            return cast(bool, self.client.stop_job(job_id))
+        if grace_seconds is None:
+            with self._translated(job_id):
+                return cast(bool, self.client.stop_job(job_id))
+        job = self.details(job_id)
+        if job.is_over:
+            return False
+        # Ray's own time to leave is fixed at the submission, so the run is asked itself.
+        most = int(job.metadata.get("grace_seconds", 0))
+        if grace_seconds > most:
+            raise KdscaleError(
+                f"The job {job_id} would be killed after {most} s, as its submission said, and "
+                f"cannot be given {grace_seconds} s.",
+                "Leave out --grace, or submit the next one with a longer --grace.",
+            )
+        request_stop(open_store(job.metadata["output"]), grace_seconds)
+        return True
 
     def clean(self, job: Job) -> None:
         # The driver does it itself, unless it was killed or its node was lost.

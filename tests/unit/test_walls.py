@@ -57,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     "heartbeat": {"config", "errors", "lease", "progress", "store"},
     "status": {"cache", "config", "errors", "heartbeat", "record", "stages", "store"},
     "run": {"cache", "config", "data", "errors", "models", "store"},
-    "submit": {"config", "errors", "stages", "store"},
+    "submit": {"config", "errors", "stages", "stop", "store"},
     "doctor": {"errors", "store", "tracking"},
 }
 

@@ -107,7 +107,7 @@ def test_there_is_a_job_file_for_every_stage() -> None:
     from kdscale.stages import STAGES
 
     folder = Path(__file__).parents[3] / "jobs"
-    assert {path.stem for path in folder.glob("*.py")} == {"run", *STAGES}
+    assert {path.stem for path in folder.glob("*.py")} == {"run", "graph", *STAGES}
 
 
 def test_job_folder_does_not_shadow_libraries(tmp_path: Path) -> None:

@@ -96,6 +96,6 @@ def test_what_is_no_run_is_a_job(
     asked = []
     monkeypatch.setattr(jobs, "status", lambda *arguments: asked.append(arguments))
     assert run("status", "quickstart-1", "--address", "http://h:8265") == 0
-    assert asked == [("quickstart-1", "http://h:8265", "ray", False)]
+    assert asked == [("quickstart-1", "http://h:8265", "ray", None, False)]
     assert run("status", "quickstart-1", "--watch") == 2
     assert "is no run" in capsys.readouterr().err

@@ -59,10 +59,10 @@ def test_job_gets_time_to_stop_and_what_the_user_sets() -> None:
 
 
 def test_summary_masks_given_values() -> None:
-    summary = plan_job(config(), environment={"A": "hidden"}).summary()
+    summary = plan_job(config(), environment={"A": "not-for-eyes"}).summary()
     assert summary["env_vars"]["A"] == "***"
     assert summary["env_vars"]["RAY_JOB_STOP_SIGNAL"] == "SIGINT"
-    assert "hidden" not in yaml.safe_dump(summary)
+    assert "not-for-eyes" not in yaml.safe_dump(summary)
 
 
 def test_a_plan_names_secrets_and_holds_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,91 @@
+"""Jobs on Kubernetes, each a RayJob with a cluster of its own: the back end over kubectl.py."""
+
+import asyncio
+import codecs
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+from kdscale.config import load_kube_options, parse_config
+from kdscale.errors import KdscaleError
+from kdscale.submit import kubectl
+from kdscale.submit.job import Job, Status
+from kdscale.submit.kuberay import rayjob_manifest
+from kdscale.submit.plan import JobPlan
+
+_POLL_SECONDS = 2.0
+
+
+class KubeJobs:
+    """The jobs in the namespace that the file of the cluster's options names."""
+
+    def __init__(self, file: str | None) -> None:
+        if file is None:
+            raise KdscaleError(
+                "The back end kuberay needs to know the Kubernetes cluster.",
+                "Copy cluster/kuberay.yaml, adapt it, and give it with --kube FILE.",
+            )
+        self.file = file
+        self.cluster = load_kube_options(file)
+
+    @property
+    def options(self) -> str:
+        return f" --backend kuberay --kube {self.file}"
+
+    def render(self, plan: JobPlan) -> dict[str, Any]:
+        known = {secret.variable for secret in self.cluster.secrets}
+        if missing := [name for name in plan.secrets if name not in known]:
+            raise KdscaleError(
+                f"The secrets {', '.join(missing)} are in no Kubernetes secret that {self.file} "
+                "names.",
+                f"Create one (`kubectl -n {self.cluster.namespace} create secret generic ...`) and "
+                "name it under `secrets`: values never travel with a job.",
+            )
+        return rayjob_manifest(plan, parse_config(plan.config_text), self.cluster)
+
+    def submit(self, plan: JobPlan, folder: Path) -> None:
+        kubectl.apply(self.render(plan))
+
+    def details(self, job_id: str) -> Job:
+        return _job(kubectl.details(job_id, self.cluster.namespace))
+
+    def log(self, job_id: str) -> str:
+        return kubectl.log(job_id, self.cluster.namespace).decode(errors="replace")
+
+    async def tail(self, job_id: str) -> AsyncIterator[str]:
+        seen, decode = 0, codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+        while True:
+            # In this order: what was written before the end is read after it.
+            job = await asyncio.to_thread(self.details, job_id)
+            data = await asyncio.to_thread(kubectl.log, job_id, self.cluster.namespace, seen)
+            seen += len(data)
+            yield decode(data)
+            if job.is_over:
+                return
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def list(self) -> list[Job]:
+        return [_job(job) for job in kubectl.list_jobs(self.cluster.namespace)]
+
+    def stop(self, job_id: str, grace_seconds: int | None = None) -> bool:
+        if grace_seconds is not None:
+            raise KdscaleError(
+                "On Kubernetes a job's time to leave is set when it is submitted.",
+                "Leave out --grace here, and give it to `kdscale submit`.",
+            )
+        return kubectl.stop(job_id, self.cluster.namespace)
+
+    def clean(self, job: Job) -> None:
+        """Nothing to do: the operator takes the cluster away, and secrets are Kubernetes' own."""
+
+
+def _job(job: kubectl.KubeJob) -> Job:
+    return Job(
+        id=job.id,
+        status=cast(Status, job.status),
+        started=job.started,
+        ended=job.ended,
+        reason=job.reason,
+        message=f"{job.states}. {job.message}".strip(),
+        metadata=job.metadata,
+    )
