@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from tests.runs import kdscale
 
-PATIENCE_SECONDS = 400
+PATIENCE_SECONDS = 600
 
 
 class Watched:
