@@ -127,6 +127,9 @@ def make_run(output: str, turns: int) -> RunConfig:
     rows."""
     changes: dict[str, Any] = {
         "output": output,
+        "data.train.limit": 60,
+        "data.evaluate.python-docs.limit": 10,
+        "data.evaluation_rows": 16,
         "teacher.training.steps": 1,
         "cache.rows": ROWS,
         "cache.rows_per_unit": ROWS // 8,

@@ -221,6 +221,8 @@ class Nodes:
             "TMPDIR": "/tmp",
             "OMP_NUM_THREADS": "1",
             "WANDB_MODE": "offline",
+            # On a busy machine Ray's own 15 would leave workers no time beside anything else.
+            "RAY_worker_niceness": "0",
             # It looks at the whole machine's memory, and would kill for what others take.
             "RAY_memory_monitor_refresh_ms": "0",
         }

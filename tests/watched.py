@@ -12,7 +12,7 @@ from kdscale.stop import request_stop
 from kdscale.store import Store
 from tests.runs import kdscale
 
-PATIENCE_SECONDS = 400
+PATIENCE_SECONDS = 600
 
 
 class Watched:
