@@ -5,6 +5,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -13,11 +14,19 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from kdscale.config import dump_config
+from kdscale.config.training import WorkersConfig
+from kdscale.heartbeat import Heartbeat
 from kdscale.metrics import METRICS
+from kdscale.progress import stage_progress
+from kdscale.record import RunRecord
 from kdscale.status import RunStatus, StageStatus, run_status
 from kdscale.store import Store, open_store
+from kdscale.teacher.capture import capture
+from kdscale.workers import run_workers
 from tests.runs import FinishedRun, kdscale, run_kdscale
 from tests.s3 import S3Server
+from tests.unit.teacher.test_capture import CAPTURED, make_subject
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -35,7 +44,11 @@ def cluster() -> Iterator[Cluster]:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
         made = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 1, "_system_config": {"metrics_report_interval_ms": 500}},
+            head_node_args={
+                "num_cpus": 1,
+                "include_dashboard": False,
+                "_system_config": {"metrics_report_interval_ms": 500},
+            },
         )
         made.add_node(num_cpus=1)
         made.connect()
@@ -93,6 +106,86 @@ def test_doctor_names_a_node_that_is_other_and_cut_off(cluster: Cluster, tmp_pat
         assert "GLOO_SOCKET_IFNAME" in check["fix"]
 
 
+Series = dict[str, list[tuple[dict[str, str], float]]]
+"""Labels and values by name, without Ray's prefix."""
+
+
+def scrape() -> Series:
+    """What a Prometheus server would read of all nodes: series by name."""
+    found: Series = {}
+    for node in ray.nodes():
+        where = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
+        text = urlopen(where, timeout=10).read().decode() if node["Alive"] else ""
+        for name, labels, value in SERIES.findall(text):
+            tags = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+            found.setdefault(name, []).append((tags, float(value)))
+    return found
+
+
+def of(found: Series, name: str, **tags: str) -> list[float]:
+    """Values of a metric's series that have these tags."""
+    return [v for t, v in found.get(name, []) if tags.items() <= t.items()]
+
+
+def capture_and_wait(job: dict[str, Any]) -> None:
+    """A real capture, whose workers stay until the test has looked at them."""
+    capture(job)
+    output, deadline = job["capture"].output, time.monotonic() + PATIENCE_SECONDS
+    while not output.exists("seen"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def look(output: Store) -> tuple[Series, RunStatus]:
+    """What Prometheus and status see once both workers have committed; lets the stage end."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    try:
+        while True:
+            seen, status = scrape(), run_status(output)
+            ranks = {tags["rank"] for tags, _ in seen.get("kdscale_units_committed_total", [])}
+            # The progress follows the workers by a beat.
+            if ranks == {"0", "1"} and status.stages[2].done == CAPTURED:
+                return seen, status
+            assert time.monotonic() < deadline, (seen, status)
+            time.sleep(0.2)
+    finally:
+        output.put("seen", b"")
+
+
+def test_a_stage_is_seen_by_prometheus_and_from_its_store(cluster: Cluster, tmp_path: Path) -> None:
+    job = make_subject(tmp_path).job
+    output = job.output
+    output.put("config.resolved.yaml", dump_config(job.config).encode())
+    record = RunRecord(output, "tiny", "f")
+    with (
+        ThreadPoolExecutor(1) as pool,
+        Heartbeat(output, seconds=0.2) as heartbeat,
+        record.running("cache", "x"),
+        stage_progress("cache", run="tiny") as progress,
+    ):
+        heartbeat.begin("cache", "x", progress)
+        looked = pool.submit(look, output)
+        run_workers(capture_and_wait, {"capture": job}, WorkersConfig(count=2), progress)
+        seen, status = looked.result()
+
+    tags = {"run": "tiny", "stage": "cache"}
+    assert {name.removesuffix("_total") for name in seen} <= METRICS.keys()
+    assert sum(of(seen, "kdscale_units_committed_total", **tags)) == 4
+    assert min(of(seen, "kdscale_bytes_committed_total", **tags)) > 1000
+    assert of(seen, "kdscale_attempt", **tags) == [0, 0]
+    first = {"rank": "0", "part": "rows", **tags}
+    assert of(seen, "kdscale_planned", **first) == [CAPTURED]
+    assert of(seen, "kdscale_done", **first) == [CAPTURED]
+    assert of(seen, "kdscale_tokens_total", **first) == [CAPTURED * 16]
+    assert of(seen, "kdscale_tokens_per_second", **first)[0] > 0
+
+    cache = status.stages[2]
+    assert (status.state, cache.state, status.driver.pid) == ("running", "running", os.getpid())
+    assert (cache.units_committed, cache.units_planned) == (4, 4)
+    assert (cache.done, cache.total, cache.note) == (CAPTURED, CAPTURED, "rows")
+    assert run_status(output).stages[2].state == "complete"
+
+
 class Watched:
     """A run on the cluster that starts at the cache, with a finished run's teacher."""
 
@@ -136,30 +229,14 @@ def watched(
     run.process.wait()
 
 
-def scrape() -> dict[str, list[tuple[dict[str, str], float]]]:
-    """What a Prometheus server would read of all nodes: series by name."""
-    found: dict[str, list[tuple[dict[str, str], float]]] = {}
-    for node in ray.nodes():
-        where = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
-        text = urlopen(where, timeout=10).read().decode() if node["Alive"] else ""
-        for name, labels, value in SERIES.findall(text):
-            tags = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-            found.setdefault(name, []).append((tags, float(value)))
-    return found
-
-
-def of(found: dict[str, list[tuple[dict[str, str], float]]], name: str, **tags: str) -> list[float]:
-    """Values of a metric's series that have these tags."""
-    return [v for t, v in found.get(name, []) if tags.items() <= t.items()]
-
-
+@pytest.mark.slow
 def test_a_run_is_seen_from_its_store_and_by_prometheus(watched: Watched) -> None:
     found = watched.wait_for(lambda: watched.stage("cache").units_committed and watched.status())
     assert found.state == "running"
     assert found.driver.pid == watched.process.pid
     assert [stage.state for stage in found.stages[:3]] == ["complete", "complete", "running"]
 
-    def captured() -> dict[str, list[tuple[dict[str, str], float]]] | None:
+    def captured() -> Series | None:
         seen = scrape()
         both = {t["rank"] for t, _ in seen.get("kdscale_units_committed_total", [])}
         return seen if both == {"0", "1"} else None
@@ -173,8 +250,9 @@ def test_a_run_is_seen_from_its_store_and_by_prometheus(watched: Watched) -> Non
     assert 0 < max(of(seen, "kdscale_done", part="rows", **tags)) <= 640
 
 
+@pytest.mark.slow
 def test_the_student_is_seen_too(watched: Watched) -> None:
-    def training() -> dict[str, list[tuple[dict[str, str], float]]] | None:
+    def training() -> Series | None:
         seen = scrape()
         wanted = {"kdscale_cache_hit_share", "kdscale_tokens_total", "kdscale_loss"}
         return seen if wanted <= seen.keys() else None
@@ -196,6 +274,7 @@ def test_the_student_is_seen_too(watched: Watched) -> None:
     assert 0 < distill.losses[0].values["train/loss"] < 10
 
 
+@pytest.mark.slow
 def test_a_killed_driver_is_lost_and_its_successor_says_so(watched: Watched) -> None:
     watched.process.kill()
     watched.process.wait()

@@ -71,6 +71,10 @@ def write_prepared(store: Store, folder: Path) -> tuple[Rows, int]:
 
 @pytest.fixture
 def subject(tmp_path: Path) -> Subject:
+    return make_subject(tmp_path)
+
+
+def make_subject(tmp_path: Path) -> Subject:
     """21 rows in units of 6, the last one shorter, in batches of 4."""
     output = open_store(str(tmp_path / "output"))
     rows, vocab_size = write_prepared(output.child("prepared/x"), tmp_path / "tokenizer")
