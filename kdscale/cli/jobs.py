@@ -41,9 +41,7 @@ def list_(
         typer.echo(f"{job.id}\t{job.status}\t{job.metadata.get('job_name', '')}")
 
 
-def status(
-    job: str, address: str | None, backend: str, kube: str | None, as_json: bool
-) -> None:
+def status(job: str, address: str | None, backend: str, kube: str | None, as_json: bool) -> None:
     """Print a job's status; the exit code tells how a job that has ended went."""
     from kdscale.submit import open_backend
 
