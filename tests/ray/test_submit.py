@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,10 +29,10 @@ from kdscale.submit.verdict import UnreachableError
 from tests.proxy import CuttableProxy
 from tests.runs import tiny_config, write_config, write_corpus
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 QUICKSTART = Path(__file__).parents[2] / "jobs" / "configs" / "quickstart.yaml"
-START_SECONDS = 120
+START_SECONDS = 300
 
 SUCCEED = """
 import sys, kdscale
@@ -519,6 +520,31 @@ def test_since(
     assert "old" in capfd.readouterr().out
     assert run("logs", "times-1", "-f", "--address", address, "--since", "1s") == 0
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_two_hundred_jobs_and_none_is_lost(
+    address: str, checkout_with: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In waves, as every job is three processes on the head."""
+    checkout_with(WAIT)
+
+    def both(job: str) -> tuple[int, int]:
+        submitted = run("submit", str(QUICKSTART), "--address", address, "--name", job)
+        return submitted, run("stop", job, "--address", address)
+
+    names = [f"load-{number:03}" for number in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        codes = list(pool.map(both, names))
+    assert codes == [(0, 0)] * len(names)
+    capfd.readouterr()
+    assert run("list", "--address", address, "--json") == 0
+    jobs = json.loads(capfd.readouterr().out)["jobs"]
+    ours = [job for job in jobs if job["id"].startswith("load-")]
+    assert sorted(job["id"] for job in ours) == names
+    # Stopped before their program began, or wound down by it: each has its verdict.
+    assert {job["status"] for job in ours} == {"STOPPED"}
 
 
 @pytest.mark.parametrize("command", ["status", "logs", "stop", "wait"])
