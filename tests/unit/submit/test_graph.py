@@ -19,6 +19,7 @@ from kdscale.submit.graph_run import GraphRun
 from kdscale.submit.local_jobs import LocalJobs
 
 CONFIG = Path(__file__).parents[3] / "jobs" / "configs" / "quickstart.yaml"
+STEPS = {"distill": {"training": {"steps": 7}}}
 # Notes its command line, and fails where a file says so.
 PROGRAM = """
 import pathlib, sys, time, yaml
@@ -46,7 +47,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def make_graph(tmp_path: Path) -> Callable[..., Graph]:
     def make(overrides: tuple[str, ...] = (), **students: dict[str, Any]) -> Graph:
         files = []
-        for name, fields in (students or {"a": {"seed": 5}, "b": {"seed": 6}}).items():
+        for name, fields in (students or {"a": STEPS, "b": STEPS}).items():
             path = tmp_path / f"{name}.yaml"
             path.write_text(yaml.safe_dump(fields))
             files.append(str(path))
@@ -69,7 +70,7 @@ def run_graph(graph: Graph) -> tuple[bool, list[str]]:
 
 
 def test_the_plan(make_graph: Callable[..., Graph], tmp_path: Path) -> None:
-    graph = make_graph(a={"seed": 5}, b={"distill": {"training": {"steps": 7}}})
+    graph = make_graph(a={"distill": {"control": False}}, b={"distill": {"training": {"steps": 7}}})
     needs = {node.name: node.needs for node in graph.nodes}
     assert needs == {
         "capture": (),
@@ -80,7 +81,8 @@ def test_the_plan(make_graph: Callable[..., Graph], tmp_path: Path) -> None:
     }
     first, a, b = (parse_config(graph.nodes[i].config_text) for i in (0, 1, 3))
     assert (first.output, first.base) == (f"{tmp_path}/out", None)
-    assert (a.output, a.base, a.seed) == (f"{tmp_path}/out/students/a", first.output, 5)
+    assert (a.output, a.base) == (f"{tmp_path}/out/students/a", first.output)
+    assert not a.distill.control
     assert b.distill.training.steps == 7
     for student in (a, b):
         assert student.data == first.data
@@ -91,14 +93,17 @@ def test_the_plan(make_graph: Callable[..., Graph], tmp_path: Path) -> None:
     assert load_graph(graph.driver("local", 1).config_text) == graph
 
 
-def test_what_all_students_share_is_refused(make_graph: Callable[..., Graph]) -> None:
-    with pytest.raises(KdscaleError, match=r"sets data\.row_length"):
-        make_graph(a={"data": {"row_length": 32}})
+@pytest.mark.parametrize("fields", [{"data": {"row_length": 32}}, {"seed": 5}, {"name": "x"}])
+def test_what_all_students_share_is_refused(
+    make_graph: Callable[..., Graph], fields: dict[str, Any]
+) -> None:
+    with pytest.raises(KdscaleError, match=f"sets {next(iter(fields))}.* are one for all"):
+        make_graph(a=fields)
 
 
 def test_students_need_names_of_their_own(make_graph: Callable[..., Graph]) -> None:
     with pytest.raises(KdscaleError, match="names of their own"):
-        make_graph(capture={"seed": 5})
+        make_graph(capture=STEPS)
 
 
 def test_every_job_runs_once_after_what_it_needs(make_graph: Callable[..., Graph]) -> None:
@@ -170,7 +175,7 @@ def test_stopping_a_graph_stops_its_jobs(make_graph: Callable[..., Graph], tmp_p
 
 
 def test_dry_run_prints_the_graph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "small.yaml").write_text("seed: 5\n")
+    (tmp_path / "small.yaml").write_text("distill: {control: false}\n")
     arguments = ["submit", str(CONFIG), "--student", str(tmp_path / "small.yaml"), "--dry-run"]
     with pytest.raises(SystemExit) as caught:
         main([*arguments, "--json", "--name", "g"])
