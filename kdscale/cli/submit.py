@@ -5,6 +5,7 @@ stdout carries the job's id alone, or one JSON object; everything else goes to s
 
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,7 +78,7 @@ Student = Annotated[
     typer.Option(
         "--student",
         metavar="FILE",
-        help="A student's own fields (distill, seed, ...); repeated, one capture serves them all, "
+        help="A student's own fields (distill, ...); repeated, one capture serves them all, "
         "each being distilled and evaluated by jobs of its own.",
     ),
 ]
@@ -135,17 +136,11 @@ def submit(
     }
     if student:
         if only or start or until or exclude or backend == "kuberay":
-            raise typer.BadParameter(
-                "--student submits whole runs, to ray or local, without --only, --from, --until "
-                "and --exclude."
-            )
+            raise typer.BadParameter("--student goes with neither stages, --exclude nor kuberay.")
         graph = room.plan_graph(
             config, overrides or (), student, graph_id=submission_id, upload_to=upload_to, **shared
         )
-        if dry_run:
-            print_plan(graph.summary(), as_json)
-            return
-        plan, created = send_graph(at, backend, graph)
+        render, send = graph.summary, partial(send_graph, at, backend, graph)
     else:
         plan = room.plan_job(
             load_config(config, overrides or ()),
@@ -156,13 +151,14 @@ def submit(
             excludes=exclude or (),
             **shared,
         )
+        render, send = partial(at.render, plan), partial(_send, at, plan)
         for note in plan.notes:
             say(f"note: {note}")
-        if dry_run:
-            print_plan(at.render(plan), as_json)
-            return
-        created = _send(at, plan)
-    _conclude(at, plan, created, as_json, follow, timeout)
+    if dry_run:
+        _print_plan(render(), as_json)
+        return
+    submitted, created = send()
+    _conclude(at, submitted, created, as_json, follow, timeout)
 
 
 def _conclude(
@@ -187,22 +183,22 @@ def _conclude(
         print_json({"id": job, "created": created, "output": plan.output})
 
 
-def _send(backend: "Backend", plan: "JobPlan") -> bool:
-    """Submit the plan; False where an earlier submission of it is there already."""
+def _send(backend: "Backend", plan: "JobPlan") -> tuple["JobPlan", bool]:
+    """Submit the plan. Returns it, and False where an earlier submission of it is there already."""
     from kdscale import submit as room
 
     with tempfile.TemporaryDirectory(prefix="kdscale-") as folder:
         staged = room.stage(room.checkout(), plan.config_text, Path(folder), plan.excludes)
         found = room.submit_once(backend, plan, staged)
     if found is None:
-        return True
+        return plan, True
     say(f"The job is there already, from an earlier submission. {room.describe(found)}")
     if found.status in ("FAILED", "STOPPED"):
         say("Submit under another id to go on where it ended.")
-    return False
+    return plan, False
 
 
-def print_plan(content: dict[str, Any], as_json: bool) -> None:
+def _print_plan(content: dict[str, Any], as_json: bool) -> None:
     """What a dry run shows, as YAML or JSON."""
     import yaml
 

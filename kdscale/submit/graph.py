@@ -19,7 +19,8 @@ from kdscale.errors import KdscaleError
 from kdscale.submit.package import CONFIG_PATH
 from kdscale.submit.plan import JobPlan, check_id, plan_job
 
-_OF_A_STUDENT = ("distill", "evaluate", "seed", "tracking")
+# Not the seed: teacher and cache depend on it.
+_OF_A_STUDENT = ("distill", "evaluate", "tracking")
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def plan_graph(
 ) -> Graph:
     """The graph that captures for `config_path` once and distils a student for each file.
 
-    A file has the fields in which a student differs from the config: `distill`, `evaluate`, `seed`,
+    A file has the fields in which a student differs from the config: `distill`, `evaluate` or
     `tracking`. Raises KdscaleError for others, and for two students of one name.
     """
     config = load_config(config_path, overrides)

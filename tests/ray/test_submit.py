@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,16 +23,18 @@ import requests
 
 import kdscale.submit as room
 from kdscale.cli import main
+from kdscale.store import open_store
 from kdscale.submit.plan import ENVIRONMENT, JobPlan
 from kdscale.submit.ray_jobs import RayJobs
 from kdscale.submit.verdict import UnreachableError
 from tests.proxy import CuttableProxy
 from tests.runs import tiny_config, write_config, write_corpus
+from tests.s3 import S3Server
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(600)]
 
 QUICKSTART = Path(__file__).parents[2] / "jobs" / "configs" / "quickstart.yaml"
-START_SECONDS = 120
+START_SECONDS = 300
 
 SUCCEED = """
 import sys, kdscale
@@ -102,14 +105,18 @@ def head_folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def address(token: str, head_folder: Path) -> Iterator[str]:
-    """The dashboard of a head with two CPUs, started here and ended by its process id."""
+def address(token: str, head_folder: Path, s3_server: S3Server) -> Iterator[str]:
+    """The dashboard of a head with two CPUs, started here and ended by its process id.
+
+    Its node has credentials of its own for the S3 server, as a machine of a cloud has.
+    """
     folder = head_folder
     port, dashboard, agent, client, metrics = free_ports(5)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
+        **s3_server.env,
         # Jobs run `python`: the one of this environment.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
@@ -179,6 +186,13 @@ def checkout_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[
         return root
 
     return make
+
+
+def with_real_package(root: Path) -> None:
+    """Give the checkout the package as it is, beside its own job script."""
+    shutil.rmtree(root / "kdscale")
+    package = Path(room.__file__).parents[1]
+    shutil.copytree(package, root / "kdscale", ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def run(*arguments: str) -> int:
@@ -257,6 +271,70 @@ def test_a_repeated_submission_finds_the_job(
     assert [job["id"] for job in jobs].count("twice-1") == 1
     assert run("status", "twice-1", "--address", address, "--json") == 0
     assert json.loads(capfd.readouterr().out)["exit_code"] == 0
+
+
+def test_code_and_secret_through_an_object_store(
+    address: str,
+    checkout_with: Callable[[str], Path],
+    s3_env: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Ray's node fetches the code from the store, and the job its secret, each with the node's own
+    credentials."""
+    root = checkout_with("import os, kdscale; print(kdscale.__file__, len(os.environ['HF_TOKEN']))")
+    with_real_package(root)
+    monkeypatch.setenv("HF_TOKEN", secrets.token_hex(20))
+    arguments = ["--address", address, "--name", "store-1", "--follow", "--secret", "HF_TOKEN"]
+    arguments += ["--upload-to", "s3://kdscale/code", "--set", "output=s3://kdscale/run"]
+    assert run("submit", str(QUICKSTART), *arguments) == 0
+    err = capfd.readouterr().err
+    assert re.search(r"s3_kdscale_code_kdscale_\w+/kdscale/__init__.py 40\n", err), err
+    assert len(open_store("s3://kdscale/code").list()) == 1
+    assert open_store("s3://kdscale/run").list() == []
+
+
+def test_a_graph_and_its_repeated_submission(
+    address: str,
+    checkout_with: Callable[[str], Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The driver on the cluster submits the nodes to its own cluster, each when its turn has come;
+    one that failed is continued by submitting the graph again."""
+    fail = tmp_path / "fail"
+    fail.touch()
+    root = checkout_with(
+        f"import pathlib, sys; sys.exit('--only' in sys.argv and pathlib.Path({str(fail)!r}).exists())"
+    )
+    with_real_package(root)
+    shutil.copy(QUICKSTART.parents[1] / "graph.py", root / "jobs" / "graph.py")
+    (tmp_path / "small.yaml").write_text("distill: {control: false}\n")
+    arguments = ["submit", str(QUICKSTART), "--student", "small.yaml", "--address", address]
+    arguments += ["--set", f"output={tmp_path}/output", "--name", "graph-1", "--follow"]
+    assert run(*arguments) == 1
+    out, err = capfd.readouterr()
+    assert out == "graph-1\n"
+    assert "small-distill: failed" in err
+    assert "small-report: blocked" in err
+    fail.unlink()
+    assert run(*arguments) == 0
+    out, err = capfd.readouterr()
+    assert out == "graph-1.2\n"
+    assert "small-report: done" in err
+    assert run("list", "--address", address, "--json") == 0
+    jobs = json.loads(capfd.readouterr().out)["jobs"]
+    graph = {job["id"]: job["status"] for job in jobs if job["id"].startswith("graph-1")}
+    assert graph == {
+        "graph-1": "FAILED",
+        "graph-1.2": "SUCCEEDED",
+        "graph-1-capture": "SUCCEEDED",
+        "graph-1-small-distill": "FAILED",
+        "graph-1-small-distill.2": "SUCCEEDED",
+        "graph-1-small-report": "SUCCEEDED",
+    }
+    assert run(*arguments[:-1], "--json") == 0
+    assert json.loads(capfd.readouterr().out)["created"] is False
 
 
 def test_failure_of_the_real_job(
@@ -434,9 +512,7 @@ def test_a_secret_reaches_the_job_and_is_readable_nowhere(
 ) -> None:
     value, go, output = secrets.token_hex(20), tmp_path / "go", tmp_path / "output"
     root = checkout_with(SECRET_USER.replace("GO", str(go)))
-    shutil.rmtree(root / "kdscale")
-    package = Path(room.__file__).parents[1]
-    shutil.copytree(package, root / "kdscale", ignore=shutil.ignore_patterns("__pycache__"))
+    with_real_package(root)
     monkeypatch.setenv("HF_TOKEN", value)
     arguments = ["--address", address, "--name", "secret-1", "--secret", "HF_TOKEN"]
     arguments += ["--env", "WANDB_MODE=offline", "--set", f"output={output}"]
@@ -488,9 +564,7 @@ def test_a_killed_job_leaves_no_sealed_secret(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     root = checkout_with("import os; os.kill(os.getpid(), 9)")
-    shutil.rmtree(root / "kdscale")
-    package = Path(room.__file__).parents[1]
-    shutil.copytree(package, root / "kdscale", ignore=shutil.ignore_patterns("__pycache__"))
+    with_real_package(root)
     monkeypatch.setenv("HF_TOKEN", "x")
     arguments = ["--address", address, "--name", "secret-2", "--secret", "HF_TOKEN"]
     arguments += ["--set", f"output={tmp_path}/output", "--detach"]
@@ -519,6 +593,31 @@ def test_since(
     assert "old" in capfd.readouterr().out
     assert run("logs", "times-1", "-f", "--address", address, "--since", "1s") == 0
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_two_hundred_jobs_and_none_is_lost(
+    address: str, checkout_with: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In waves, as every job is three processes on the head."""
+    checkout_with(WAIT)
+
+    def both(job: str) -> tuple[int, int]:
+        submitted = run("submit", str(QUICKSTART), "--address", address, "--name", job)
+        return submitted, run("stop", job, "--address", address)
+
+    names = [f"load-{number:03}" for number in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        codes = list(pool.map(both, names))
+    assert codes == [(0, 0)] * len(names)
+    capfd.readouterr()
+    assert run("list", "--address", address, "--json") == 0
+    jobs = json.loads(capfd.readouterr().out)["jobs"]
+    ours = [job for job in jobs if job["id"].startswith("load-")]
+    assert sorted(job["id"] for job in ours) == names
+    # Stopped before their program began, or wound down by it: each has its verdict.
+    assert {job["status"] for job in ours} == {"STOPPED"}
 
 
 @pytest.mark.parametrize("command", ["status", "logs", "stop", "wait"])

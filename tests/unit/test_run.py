@@ -6,6 +6,7 @@ import pytest
 
 from kdscale.config import RunConfig
 from kdscale.errors import KdscaleError
+from kdscale.pipeline import run_pipeline
 from kdscale.run import Run
 from tests.runs import tiny_config, write_corpus
 
@@ -66,3 +67,25 @@ def test_stages_that_did_not_run_are_named(corpus: Path) -> None:
         run(corpus).teacher()
     with pytest.raises(KdscaleError, match="no prepared data"):
         _ = run(corpus).cache_identity
+
+
+def test_a_run_with_a_base_has_rows_teacher_and_cache_there(corpus: Path) -> None:
+    first = run(corpus)
+    child = Run(first.config.model_copy(update={"output": "/elsewhere", "base": first.output.url}))
+    assert child.prepared_store == first.prepared_store
+    assert child.model_store("teacher") == first.model_store("teacher")
+    assert child.model_store("student").url == "/elsewhere/student"
+    assert child.teacher_fingerprint == first.teacher_fingerprint
+    with pytest.raises(KdscaleError, match=f"not complete in {first.output}/teacher"):
+        child.teacher()
+
+
+def test_a_base_that_lacks_something_is_named(corpus: Path) -> None:
+    config = run(corpus).config
+    child = config.model_copy(
+        update={"output": str(corpus.parent / "child"), "base": str(corpus.parent / "empty")}
+    )
+    with pytest.raises(KdscaleError) as caught:
+        run_pipeline(child, until="cache")
+    assert "base, has not completed its stage 'prepare'" in caught.value.problem
+    assert "--until cache" in caught.value.fix

@@ -163,6 +163,18 @@ def test_an_id_is_used_once_by_however_many(start: Callable[..., str]) -> None:
     assert [job.id for job in LocalJobs().list()] == ["same"]
 
 
+@pytest.mark.slow
+def test_two_hundred_jobs_and_none_is_lost(start: Callable[..., str]) -> None:
+    names = [f"load-{number:03}" for number in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda name: start(WAIT, name=name), names)) == names
+        assert sorted(job.id for job in LocalJobs().list()) == names
+        assert all(pool.map(LocalJobs().stop, names))
+        jobs = list(pool.map(ended, names))
+    # Those asked before their program began were ended by the signal itself.
+    assert {job.status for job in jobs} <= {"SUCCEEDED", "STOPPED"}
+
+
 def test_a_repeated_submission_is_found(start: Callable[..., str], tmp_path: Path) -> None:
     start("print('once')", name="same")
     found = submit_once(LocalJobs(), make_plan("same"), tmp_path)
