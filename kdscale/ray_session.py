@@ -26,6 +26,8 @@ def ray_session() -> Iterator[None]:
     options = {}
     if "RAY_ADDRESS" not in os.environ:
         options = {"address": "local", "include_dashboard": False}
+        # Nobody gives notice that this machine goes away: each stage is spared a process.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # Ray warns at every start that a cluster of one's own is protected by a token.
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     # What workers have to say comes through the stage's board (progress.py), free of Ray's remarks;

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -133,8 +134,14 @@ class Nodes:
     def workers(self) -> list[Node]:
         return self.nodes[1:]
 
-    def start(self, node: Node) -> None:
-        """Start Ray on a node that has no processes, and wait until it belongs to the cluster."""
+    def start(self, *nodes: Node) -> None:
+        """Start Ray on nodes that have no processes, and wait until they belong to the cluster."""
+        for node in nodes:
+            self._launch(node)
+        for node in nodes:
+            wait_until(partial(self._has_started, node), f"{node.name} to start")
+
+    def _launch(self, node: Node) -> None:
         command = [str(_PROGRAMS / "ray"), "start", "--block", "--disable-usage-stats"]
         command += ["--node-ip-address", node.address, "--object-store-memory", str(150 << 20)]
         if node is self.head:
@@ -147,8 +154,7 @@ class Nodes:
         enter += ["--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", _ENTER, "sh"]
         enter += [node.name, str(self.folder), str(self.shared)]
         (self.folder / node.name).mkdir(exist_ok=True)
-        log = self.folder / f"{node.name}.log"
-        with log.open("wb") as output:
+        with self._log(node).open("wb") as output:
             node.process = subprocess.Popen(
                 [*enter, *command],
                 env=self._environment(),
@@ -157,13 +163,14 @@ class Nodes:
                 preexec_fn=die_with_parent,
             )
 
-        def started() -> bool:
-            text = log.read_text(errors="replace")
-            assert node.process is not None
-            assert node.process.poll() is None, f"{node.name} ended:\n{text[-3000:]}"
-            return "Ray runtime started" in text
+    def _has_started(self, node: Node) -> bool:
+        text = self._log(node).read_text(errors="replace")
+        assert node.process is not None
+        assert node.process.poll() is None, f"{node.name} ended:\n{text[-3000:]}"
+        return "Ray runtime started" in text
 
-        wait_until(started, f"{node.name} to start")
+    def _log(self, node: Node) -> Path:
+        return self.folder / f"{node.name}.log"
 
     def restart(self, node: Node) -> None:
         """Start a node again, as a supervisor or an autoscaler would, whatever is left of it."""
@@ -182,8 +189,8 @@ class Nodes:
             for node in self.nodes:
                 self._connect(node)
             self.server.start()
-            for node in self.nodes:
-                self.start(node)
+            self.start(self.head)
+            self.start(*self.workers)
         except BaseException:
             self.close()
             raise
