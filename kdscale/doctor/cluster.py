@@ -43,10 +43,10 @@ def checks(address: str) -> Iterator[Check]:
         yield problem
         return
     try:
-        nodes = _nodes()
+        nodes, here = _nodes(), probes.facts()["versions"]
         yield Check("ok", "cluster", f"{len(nodes)} nodes at {address}")
         for node, found in zip(nodes, _facts(nodes), strict=True):
-            yield from judge(str(node), found, probes.facts()["versions"])
+            yield from judge(str(node), found, here)
         yield from reachability([node for node in nodes if node.cpus or node.gpus])
     finally:
         if ours:
@@ -61,13 +61,13 @@ def judge(node: str, found: dict[str, Any] | str, here: dict[str, str]) -> Itera
         return
     versions = found["versions"]
     other = {key: value for key, value in versions.items() if value != here[key]}
-    if not other:
-        yield Check("ok", name, ", ".join(f"{key} {value}" for key, value in versions.items()))
-    # `kdscale submit` brings the package along.
-    missing_is_fine = other == {"kdscale": "not installed"}
     if other:
+        # `kdscale submit` brings the package along.
+        fine = other == {"kdscale": "not installed"}
         value = ", ".join(f"{key} {value} (here {here[key]})" for key, value in other.items())
-        yield Check("warning" if missing_is_fine else "failed", name, value, _SAME_VERSIONS)
+        yield Check("warning" if fine else "failed", name, value, _SAME_VERSIONS)
+    else:
+        yield Check("ok", name, ", ".join(f"{key} {value}" for key, value in versions.items()))
     limits = (
         check.shared_memory(found["shared_memory"]),
         check.disk(found["disk_free"], found["disk_folder"]),
@@ -119,10 +119,11 @@ def _pair(pair: tuple[Node, Node]) -> Check:
 
 def _network_fix(backend: str) -> str:
     prefix = backend.upper()
+    busy = " GPUs that are all taken do not answer either." if backend == "nccl" else ""
     return (
         f"Set {prefix}_SOCKET_IFNAME on the nodes to the interface that they share (`ip addr`; "
         "never lo or docker0), and let all TCP ports through between the nodes (the security "
-        "group's own members)."
+        f"group's own members).{busy}"
     )
 
 

@@ -28,9 +28,9 @@ from tests.runs import FinishedRun, kdscale, run_kdscale
 from tests.s3 import S3Server
 from tests.unit.teacher.test_capture import CAPTURED, make_subject
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
-PATIENCE_SECONDS = 300
+PATIENCE_SECONDS = 500
 # name{labels} value
 SERIES = re.compile(r"^ray_(kdscale_\w+)\{(.*)\} (\S+)$", re.M)
 
@@ -51,7 +51,7 @@ def cluster() -> Iterator[Cluster]:
             },
         )
         made.add_node(num_cpus=1)
-        made.connect()
+        ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
         yield made
         ray.shutdown()
         made.shutdown()
@@ -147,7 +147,7 @@ def look(output: Store) -> tuple[Series, RunStatus]:
             if ranks == {"0", "1"} and status.stages[2].done == CAPTURED:
                 return seen, status
             assert time.monotonic() < deadline, (seen, status)
-            time.sleep(0.2)
+            time.sleep(0.5)
     finally:
         output.put("seen", b"")
 
