@@ -1,6 +1,5 @@
 """Bytes of a cache, decoded and at rest, and the requests that a store sees."""
 
-import json
 import math
 from dataclasses import dataclass
 
@@ -44,7 +43,7 @@ _LIST = 1000  # keys of one answer
 class CacheBytes:
     """A codec's cache, prior, tokens and index included where `at_rest`."""
 
-    codec: str
+    codec: CodecConfig
     decoded_position: float
     at_rest_position: float
     at_rest: int
@@ -88,8 +87,7 @@ def cache_bytes(config: CacheConfig, codec: CodecConfig, setting: Setting) -> Ca
     text = tokens.captured * _TEXT_A_BIT * math.log2(tokens.vocab_size)
     index = tokens.captured_rows * _INDEX_ROW + blocks * _BLOCK + units * (_UNIT + _SCHEMA)
     total = int(payload + text + index + (_prior(setting) if is_packed else 0))
-    name = json.dumps(codec.model_dump())
-    return CacheBytes(name, made.bytes_per_position, total / tokens.captured, total)
+    return CacheBytes(codec, made.bytes_per_position, total / tokens.captured, total)
 
 
 def _prior(setting: Setting) -> int:
