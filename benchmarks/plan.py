@@ -3,10 +3,10 @@
     python benchmarks/plan.py [--quick] [--folder DIR]
 
 Each configuration is calibrated first (`kdscale plan --calibrate`, a worker group of its own), then
-planned, then run as it is: real Ray workers, real files. They share one corpus, and those with the
-same teacher share its stage. What is finished stays in the folder, so that a benchmark that was cut
-short goes on. Measured: a stage's seconds from run.json, the peak memory of a worker from its
-metrics, and the cache's bytes from its manifest.
+run as it is: real Ray workers, real files. They share one corpus, and those with the same teacher
+share its stage. Measured: a stage's seconds from run.json, the peak memory of a worker from its
+metrics, the cache's bytes from its manifest. Predicted: the plan with that calibration. All is kept
+in the folder, so that a benchmark that was cut short goes on with the next configuration.
 
 The last line is one JSON object, also kept in results/plan.json. --quick runs the first
 configuration alone, and keeps nothing.
@@ -15,6 +15,7 @@ configuration alone, and keeps nothing.
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from kdscale.config import RunConfig
 from kdscale.evaluate.results import environment
 from kdscale.pipeline import run_pipeline
 from kdscale.plan.calibrate import calibrate
+from kdscale.plan.calibration import KEY, find
 from kdscale.plan.hardware import this_machine
-from kdscale.plan.plan import Plan, make_plan
+from kdscale.plan.plan import make_plan
 from kdscale.plan.setting import make_setting
 from kdscale.ray_session import ray_session
 from kdscale.record import RUN_KEY
@@ -41,22 +43,28 @@ WITHIN = {"seconds": 0.25, "memory": 0.25, "bytes": 0.15}
 Result = dict[str, Any]
 
 
-def measured_run(config: RunConfig, known: Path | None) -> tuple[Plan, Store]:
-    """Prepare and teacher first (or a copy of those in `known`), then calibrate, plan and run."""
-    output = open_store(config.output)
+def run_all(config: RunConfig, known: Path | None) -> None:
+    """Prepare the text (or copy what `known`, another run's folder, has), calibrate, then run."""
+    folder = Path(config.output)
+    shutil.rmtree(folder, ignore_errors=True)
     if known is not None:
-        for part in ("prepared", "teacher", RUN_KEY, "metrics"):
-            source, target = known / part, Path(output.url) / part
-            copy = shutil.copytree if source.is_dir() else shutil.copy
-            target.parent.mkdir(parents=True, exist_ok=True)
-            copy(source, target)
-    run_pipeline(config, only="prepare")
-    setting = make_setting(config, this_machine())
-    measured = calibrate(setting)
-    plan = make_plan(setting.with_measured(measured))
-    for stage in STAGES:
-        run_pipeline(config, only=stage)
-    return plan, output
+        folder.mkdir(parents=True)
+        for part in ("prepared", "teacher"):
+            shutil.copytree(known / part, folder / part)
+    with ray_session():
+        run_pipeline(config, only="prepare")
+        calibrate(make_setting(config, this_machine()))
+        for stage in STAGES:
+            run_pipeline(config, only=stage)
+
+
+def is_finished(config: RunConfig) -> bool:
+    """Whether the run is there, whole, with its calibration."""
+    output = open_store(config.output)
+    if not (output.exists(RUN_KEY) and output.exists(KEY)):
+        return False
+    last = json.loads(output.get(RUN_KEY))["stages"].get(STAGES[-1], {})
+    return bool(last.get("state") == "complete")
 
 
 def peak_memory(output: Store, stage: str) -> float | None:
@@ -71,10 +79,13 @@ def peak_memory(output: Store, stage: str) -> float | None:
     return max(peaks) if peaks else None
 
 
-def compared(name: str, config: RunConfig, plan: Plan, output: Store) -> list[Result]:
-    """A row for each figure: predicted, measured, and one over the other."""
+def compared(name: str, config: RunConfig, stages: Sequence[str]) -> list[Result]:
+    """A row for each figure of a finished run's `stages`: predicted, measured, one over the
+    other."""
+    output = open_store(config.output)
+    setting = make_setting(config, this_machine())
+    plan = make_plan(setting.with_measured(find(output, "cpu")))
     record = json.loads(output.get(RUN_KEY))["stages"]
-    run = Run(config)
     rows = []
 
     def add(stage: str, figure: str, predicted: float, measured: float | None) -> None:
@@ -84,12 +95,11 @@ def compared(name: str, config: RunConfig, plan: Plan, output: Store) -> list[Re
             rows.append(row | {"ratio": predicted / measured})
 
     for stage in plan.stages:
-        if stage.name not in STAGES:
-            continue
-        add(stage.name, "seconds", stage.seconds.total, record[stage.name]["seconds"])
-        assert stage.memory is not None
-        add(stage.name, "memory", stage.memory.total, peak_memory(output, stage.name))
-    facts = inspect(run.cache_stores[0][0])
+        if stage.name in stages:
+            assert stage.memory is not None
+            add(stage.name, "seconds", stage.seconds.total, record[stage.name]["seconds"])
+            add(stage.name, "memory", stage.memory.total, peak_memory(output, stage.name))
+    facts = inspect(Run(config).cache_stores[0][0])
     add("cache", "bytes", plan.caches[0].at_rest, facts["bytes"])
     decoded = facts["payload_bytes_per_position"]
     add("cache", "bytes decoded", plan.caches[0].decoded_position, decoded)
@@ -120,20 +130,13 @@ def main(
     rows: list[Result] = []
     chosen = dict(list(CONFIGURATIONS.items())[:1]) if quick else CONFIGURATIONS
     for name, make in chosen.items():
-        kept = base / f"{name}.json"
-        if not kept.exists():
-            tree, teacher_of = make(corpus, base / name)
-            config = resolve_paths(RunConfig.model_validate(tree))
-            shutil.rmtree(base / name, ignore_errors=True)
-            with ray_session():
-                known = base / teacher_of if teacher_of else None
-                plan, output = measured_run(config, known)
-            found = compared(name, config, plan, output)
-            kept.write_text(json.dumps({"rows": found, "plan": plan.as_dict()}))
-        found = json.loads(kept.read_text())["rows"]
-        for row in found:
+        tree, teacher_of = make(corpus, base / name)
+        config = resolve_paths(RunConfig.model_validate(tree))
+        if not is_finished(config):
+            run_all(config, base / teacher_of if teacher_of else None)
+        for row in compared(name, config, STAGES[1:] if teacher_of else STAGES):
             print(json.dumps(row), flush=True)
-        rows += found
+            rows.append(row)
     versions, hardware = environment()
     result = {
         "benchmark": "plan",

@@ -1,12 +1,12 @@
 """Bytes of a cache, decoded and at rest, and the requests that a store sees."""
 
-import json
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from kdscale.cache.codecs import make_codec
+from kdscale.cache.format.packing import packable
 from kdscale.config.cache import (
     CacheConfig,
     CodecConfig,
@@ -43,7 +43,7 @@ _LIST = 1000  # keys of one answer
 class CacheBytes:
     """A codec's cache, prior, tokens and index included where `at_rest`."""
 
-    codec: str
+    codec: CodecConfig
     decoded_position: float
     at_rest_position: float
     at_rest: int
@@ -64,9 +64,9 @@ class Requests:
 def payload_at_rest(codec: CodecConfig, vocab_size: int, pack: bool = True) -> float:
     """Bytes of a position's payload in the store: decoded bytes times the measured ratio of the
     codec's family at its number of ids, on straight lines between those measured."""
-    decoded = make_codec(codec, vocab_size).bytes_per_position
-    packs = isinstance(codec, VaroptCodec | SampleCodec)
-    if packs and not pack:
+    made = make_codec(codec, vocab_size)
+    decoded = made.bytes_per_position
+    if packable(made) and not pack:
         return _UNPACKED * decoded
     size = codec.draws if isinstance(codec, SampleCodec) else getattr(codec, "k", 1)
     sizes, ratios = np.array(_RATIOS[codec.kind]).T
@@ -79,23 +79,20 @@ def cache_bytes(config: CacheConfig, codec: CodecConfig, setting: Setting) -> Ca
     tokens = setting.tokens
     units = math.ceil(tokens.captured_rows / config.rows_per_unit)
     blocks = units * math.ceil(config.rows_per_unit / config.rows_per_block)
-    payload = payload_at_rest(codec, tokens.vocab_size, config.pack)
-    if not config.pack or not isinstance(codec, VaroptCodec | SampleCodec):
-        targets = tokens.captured  # columns of fixed width have a place for every position
-    else:
-        targets = int(tokens.captured * tokens.targets_share)
+    made = make_codec(codec, tokens.vocab_size)
+    is_packed = config.pack and packable(made)
+    # Columns of fixed width have a place for every position, target or not.
+    share = tokens.targets_share if is_packed else 1
+    payload = tokens.captured * share * payload_at_rest(codec, tokens.vocab_size, config.pack)
     text = tokens.captured * _TEXT_A_BIT * math.log2(tokens.vocab_size)
     index = tokens.captured_rows * _INDEX_ROW + blocks * _BLOCK + units * (_UNIT + _SCHEMA)
-    total = int(targets * payload + text + index + _prior(config, codec, setting))
-    decoded = make_codec(codec, tokens.vocab_size).bytes_per_position
-    return CacheBytes(json.dumps(codec.model_dump()), decoded, total / tokens.captured, total)
+    total = int(payload + text + index + (_prior(setting) if is_packed else 0))
+    return CacheBytes(codec, made.bytes_per_position, total / tokens.captured, total)
 
 
-def _prior(config: CacheConfig, codec: CodecConfig, setting: Setting) -> int:
+def _prior(setting: Setting) -> int:
     """Bytes of the prior: 3 for each pair of tokens that came three times, one in 24 positions and
     at most 4 million, and 4 for each id."""
-    if not config.pack or not isinstance(codec, VaroptCodec | SampleCodec):
-        return 0
     pairs = min(_MOST_PAIRS, setting.tokens.captured // _POSITIONS_A_PAIR)
     return _PRIOR_PAIR * pairs + 4 * setting.tokens.vocab_size
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from kdscale.errors import KdscaleError
 from kdscale.models.layers import keep_layers
 from kdscale.plan.calibration import Calibration, keep
 from kdscale.plan.measure import RESULT, MeasureJob, measure
@@ -29,12 +30,20 @@ _FEWEST_LAYERS = 2
 def calibrate(setting: Setting, say: Callable[[str], None] = print) -> Calibration:
     """Measure on the cluster that Ray connects to, and keep the result. Needs a store to write to.
 
-    Raises KdscaleError where the output cannot be written or the cluster is too small.
+    Raises KdscaleError where the plan is for GPUs and the config's workers have none, or the other
+    way round, where the output cannot be written, or where the cluster is too small.
     """
     config = setting.config
+    workers = config.cache.capture.workers
+    if setting.is_gpu != (workers.gpus > 0):
+        have = f"{workers.gpus:g} GPUs a worker (cache.capture.workers.gpus)"
+        raise KdscaleError(
+            f"A calibration measures what the config's workers run on, {have}, and not "
+            f"{setting.hardware.name}.",
+            "Calibrate on the hardware that is planned for, or plan without --calibrate.",
+        )
     output = open_store(config.output)
     output.check()
-    workers = config.cache.capture.workers
     teacher = _affordable(setting)
     job = MeasureJob(
         config=config,

@@ -13,8 +13,10 @@ from kdscale.evaluate.results import environment
 from kdscale.train.meter import peak_flops
 
 _SPOT_SHARE = 0.40
-# Float32 operations a second of a core with AVX2: 16 multiply-adds at 2.5 GHz.
-_CORE_FLOPS = 80e9
+# Float32 operations a second of a core with AVX2, two units of 8 multiply-adds at 3 GHz, and the
+# share of them that the quickstart's models reach.
+_CORE_FLOPS = 96e9
+_CORE_UTILISATION = 0.5
 
 
 def _gpu(
@@ -87,7 +89,9 @@ def this_machine() -> Hardware:
         network_gb_s=1.25,
         on_demand=0,
         spot=0,
-        source=f"{machine['cores']} cores of {machine['cpu']}; operations of AVX2 at 2.5 GHz",
+        source=f"{machine['cores']} cores of {machine['cpu']}, at no price",
+        forward_utilisation=_CORE_UTILISATION,
+        training_utilisation=_CORE_UTILISATION,
     )
 
 

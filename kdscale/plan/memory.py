@@ -19,7 +19,10 @@ Parts = dict[str, int]
 _REDUCE_BUCKET = 500_000_000
 _MOST_LIVE = 1_000_000_000
 # Of a process before it has a model, bytes: Python, torch, Ray, transformers; CUDA's libraries.
-_BASE = {"cpu": 700 << 20, "gpu": 3 << 30}
+_BASE = {"cpu": 600 << 20, "gpu": 3 << 30}
+# What a process on a CPU takes besides, once it works: maps of files, the allocator's reserve,
+# libraries that load at their first use; and DeepSpeed's engine. Measured by benchmarks/plan.py.
+_AT_WORK, _ENGINE = 90 << 20, 100 << 20
 # Positions of a chunk of the fused loss, see losses/fused.py.
 _LOSS_POSITIONS = 256
 # Elements of an encoder's chunk, see cache/codecs/chunked.py, and its working tensors of 4 bytes.
@@ -141,7 +144,7 @@ def training_memory(shape: Shape, training: TrainingConfig, ranks: int, setting:
     device, host = model_states(shape, training.zero, ranks, setting)
     device["activations"] = activations(shape, rows, training.activation_checkpointing, setting)
     device["loss"] = loss_buffers(shape, rows, setting)
-    return _placed(device, host, setting)
+    return _placed(device, host, setting, training.zero.stage)
 
 
 def teacher_memory(setting: Setting) -> Memory | None:
@@ -177,7 +180,7 @@ def capture_memory(setting: Setting) -> Memory:
     host = {"units": _UNITS_HELD * unit * (codec.bytes_per_position + _ROW_BYTES_A_POSITION)}
     if capture.zero.offload == "cpu" and setting.is_gpu:
         host["weights"] = device.pop("weights")
-    return _placed(device, host, setting)
+    return _placed(device, host, setting, capture.zero.stage)
 
 
 def distill_memory(setting: Setting) -> Memory:
@@ -234,7 +237,7 @@ def evaluate_memory(setting: Setting) -> Memory:
         "forward": forward_only(shape, evaluate.micro_batch_rows, setting),
         "logits": width * positions * shape.vocabulary,
     }
-    return _placed(device, {}, setting)
+    return _placed(device, {}, setting, evaluate.teacher_zero)
 
 
 def memory_of(stage: str, setting: Setting) -> Memory | None:
@@ -260,10 +263,12 @@ def capacity(stage: str, setting: Setting) -> tuple[float, float]:
     return hardware.memory_gib * kept / on_node, hardware.memory_gib * kept / on_node
 
 
-def _placed(device: Parts, host: Parts, setting: Setting) -> Memory:
-    """With the process itself; on a CPU as one."""
+def _placed(device: Parts, host: Parts, setting: Setting, zero: int) -> Memory:
+    """With the process itself, and DeepSpeed's engine where a `zero` stage asks for it; on a CPU as
+    one."""
     measured = setting.measured
     base = measured.base_bytes if measured is not None else _BASE[setting.hardware.kind]
     if setting.is_gpu:
         return Memory(device, {"process": base} | host)
+    base += _AT_WORK + (_ENGINE if zero else 0)
     return Memory({"process": base} | device | host, {})

@@ -70,7 +70,7 @@ class Plan:
             },
             "stages": [_stage(stage) for stage in self.stages],
             "total": {"device_hours": self.device_hours, "money": asdict(self.money)},
-            "caches": [asdict(each) for each in self.caches],
+            "caches": [asdict(each) | {"codec": each.codec.model_dump()} for each in self.caches],
             "requests": asdict(self.requests),
             "store_money": asdict(self.store_money),
             "break_even": asdict(self.break_even) if self.break_even is not None else None,

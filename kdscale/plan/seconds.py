@@ -14,9 +14,9 @@ from kdscale.plan.setting import Setting, workers_of
 from kdscale.plan.shape import Shape
 from kdscale.train.batches import micro_batches_per_rank
 
-# Assumed where nothing was measured. A worker group of Ray Train takes 24 s around a trivial loop
-# on 2 cores; with CUDA, NCCL and a fresh node's files about a minute.
-_START_UP = {"cpu": 24.0, "gpu": 60.0}
+# Assumed where nothing was measured. A worker group of Ray Train takes about 15 s around a trivial
+# loop on 2 idle cores, where Ray runs already; with CUDA, NCCL and a fresh node's files a minute.
+_START_UP = {"cpu": 15.0, "gpu": 60.0}
 _STORE_BYTES = {"cpu": 200e6, "gpu": 1e9}  # a second and machine
 _LATENCY = 0.02
 # What encoding adds to a forward: benchmarks/results/capture_overhead.json.

@@ -1,5 +1,6 @@
 """A plan as a person reads it in a terminal."""
 
+from kdscale.audit.families import label
 from kdscale.plan.money import Money
 from kdscale.plan.plan import Plan, StagePlan, assumptions
 from kdscale.report.units import count, duration, number, percent, size
@@ -105,7 +106,7 @@ def _caches(plan: Plan) -> str:
     for index, each in enumerate(plan.caches):
         chosen = " (this run)" if index == 0 else ""
         decoded, rest = number(each.decoded_position, 1), number(each.at_rest_position, 1)
-        rows.append([each.codec.replace('"', "") + chosen, decoded, rest, size(each.at_rest)])
+        rows.append([label(each.codec) + chosen, decoded, rest, size(each.at_rest)])
     return _aligned(rows)
 
 
@@ -139,9 +140,9 @@ def _scaling(plan: Plan) -> str:
             [
                 f"{row.devices:,}",
                 duration(3600 * row.capture_hours) if row.capture_fits else "does not fit",
-                percent(row.capture_efficiency),
+                percent(row.capture_efficiency) if row.capture_fits else "",
                 duration(3600 * row.distill_hours) if row.distill_fits else "does not fit",
-                percent(row.distill_efficiency),
+                percent(row.distill_efficiency) if row.distill_fits else "",
                 *_dollars(row.money),
             ]
         )

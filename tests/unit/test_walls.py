@@ -50,8 +50,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "report": {"config", "errors", "evaluate", "store"},
     "plan": {
-        *("cache", "config", "data", "errors", "evaluate", "losses", "models", "progress"),
-        *("ray_session", "report", "run", "store", "student", "train", "workers"),
+        *("audit", "cache", "config", "data", "errors", "evaluate", "losses", "models"),
+        *("progress", "ray_session", "report", "run", "store", "student", "train", "workers"),
     },
     "record": {"evaluate", "stop", "store"},
     "heartbeat": {"config", "errors", "lease", "progress", "store"},

@@ -1,5 +1,7 @@
 """Settings of small runs, made without a corpus or a teacher at hand."""
 
+import json
+from functools import cache
 from typing import Any
 
 from kdscale.config import RunConfig
@@ -47,5 +49,11 @@ def tree(**changes: Any) -> dict[str, Any]:
 
 def setting(hardware: str = "H100", tokens: float = 32 * 640, **changes: Any) -> Setting:
     """The setting of `tree(**changes)`."""
-    config = RunConfig.model_validate(tree(**changes))
-    return make_setting(config, find_hardware(hardware), tokens=tokens)
+    return _setting(hardware, tokens, json.dumps(tree(**changes)))
+
+
+@cache
+def _setting(hardware: str, tokens: float, config: str) -> Setting:
+    """Models are built for it, which takes most of a test's time."""
+    found = RunConfig.model_validate_json(config)
+    return make_setting(found, find_hardware(hardware), tokens=tokens)

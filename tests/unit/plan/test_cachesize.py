@@ -42,10 +42,9 @@ def test_what_is_not_packed_stays_as_it_is() -> None:
 
 def test_the_configs_codec_comes_first_and_codecs_that_cannot_be_are_left_out() -> None:
     found = setting(cache__codec={"kind": "topk", "k": 9})
-    codecs = [json.loads(each.codec) for each in compared(found)]
-    assert codecs[0]["k"] == 9
+    assert compared(found)[0].codec == TopkCodec(k=9)
     tiny = setting(data__tokenizer={"kind": "train", "vocab_size": 300})
-    assert all(json.loads(each.codec).get("k", 1) <= 300 for each in compared(tiny))
+    assert all(getattr(each.codec, "k", 1) <= 300 for each in compared(tiny))
 
 
 def test_requests_of_a_capture_and_a_student() -> None:

@@ -230,3 +230,12 @@ def test_the_command_refuses_what_cannot_fit(
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("error: The stage 'cache' does not fit on L4: a rank needs")
     assert lines[1].startswith("fix: --set cache.capture.queue_batches=")
+
+
+def test_other_hardware_than_the_workers_run_on_is_not_calibrated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path)
+    assert command(path, "--hardware", "H100", "--tokens", "1e6", "--calibrate") == 2
+    assert "and not H100" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -153,4 +153,4 @@ def test_a_cores_worth_of_workers_is_all_a_cpu_has() -> None:
     cores = find_hardware("cpu").devices_per_node
     found = setting("cpu", cache__capture={"workers": {"count": 2 * cores}})
     workers = found.config.cache.capture.workers
-    assert rate(found, workers, training=False) == pytest.approx(80e9 * 0.40 / 2)
+    assert rate(found, workers, training=False) == pytest.approx(96e9 * 0.50 / 2)
