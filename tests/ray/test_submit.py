@@ -305,7 +305,8 @@ def test_a_graph_and_its_repeated_submission(
     fail = tmp_path / "fail"
     fail.touch()
     root = checkout_with(
-        f"import pathlib, sys; sys.exit('--only' in sys.argv and pathlib.Path({str(fail)!r}).exists())"
+        "import pathlib, sys\n"
+        f"sys.exit('--only' in sys.argv and pathlib.Path({str(fail)!r}).exists())"
     )
     with_real_package(root)
     shutil.copy(QUICKSTART.parents[1] / "graph.py", root / "jobs" / "graph.py")
