@@ -72,7 +72,9 @@ BackendName = Annotated[
 Kube = Annotated[
     str | None,
     typer.Option(
-        "--kube", metavar="FILE", help="The Kubernetes cluster, for the back end kuberay."
+        "--kube",
+        metavar="FILE",
+        help="The Kubernetes cluster, for kuberay. Default: cluster/kuberay.yaml of the checkout.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

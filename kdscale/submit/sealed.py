@@ -5,9 +5,9 @@ under a random key, as one object beside the run's output. The key is a variable
 sees the dashboard has no access to the store by that, and who reads the store has no key; the job
 has both, its nodes' own credentials opening the store. No file anywhere holds a value.
 
-Ray calls `open_secrets` at the start of every process of the job, before any of our code: the
-driver and all workers find the secrets in their environment. The object is deleted when the job
-has ended.
+The job's driver calls `open_secrets` before anything else, and Ray calls it at the start of every
+worker process: all find the secrets in their environment. The object is deleted when the job has
+ended.
 """
 
 import hashlib
@@ -60,20 +60,20 @@ def open_secrets() -> None:
     """
     if LOCATION_VARIABLE not in os.environ:
         return
-    store, name = _split(os.environ[LOCATION_VARIABLE])
+    store, key = _split(os.environ[LOCATION_VARIABLE])
     try:
-        sealed = store.get(name)
+        sealed = store.get(key)
     except FileNotFoundError as error:
         raise KdscaleError(
-            f"The job's secrets are not at {store}/{name}: the job has ended, or its nodes see "
+            f"The job's secrets are not at {store}/{key}: the job has ended, or its nodes see "
             "another folder than the submitter did.",
             "Give an output that the submitter and all nodes share, best an object store's URL.",
         ) from error
-    key = bytes.fromhex(os.environ[KEY_VARIABLE])
-    text = _crypt(sealed[_TAG_BYTES:], key)
-    if not hmac.compare_digest(sealed[:_TAG_BYTES], _tag(text, key)):
+    opener = bytes.fromhex(os.environ[KEY_VARIABLE])
+    text = _crypt(sealed[_TAG_BYTES:], opener)
+    if not hmac.compare_digest(sealed[:_TAG_BYTES], _tag(text, opener)):
         raise KdscaleError(
-            f"The object {store}/{name} does not hold this job's secrets.",
+            f"The object {store}/{key} does not hold this job's secrets.",
             "Submit the job again under another id.",
         )
     values = json.loads(text)
@@ -85,8 +85,8 @@ def discard_secrets(where: str | None = None) -> None:
     """Delete the sealed object at `where`, by default this job's; fine where there is none."""
     where = where or os.environ.get(LOCATION_VARIABLE)
     if where is not None:
-        store, name = _split(where)
-        store.delete(name)
+        store, key = _split(where)
+        store.delete(key)
 
 
 def _refuse_store_credentials(values: Mapping[str, str], store: Store) -> None:
@@ -115,8 +115,9 @@ def _put_private(store: Store, name: str, data: bytes) -> None:
 
 
 def _split(where: str) -> tuple[Store, str]:
-    url, _, name = where.rpartition("/")
-    return open_store(url), name
+    """The run's output and the key in it."""
+    output, folder, name = where.rsplit("/", 2)
+    return open_store(output), f"{folder}/{name}"
 
 
 def _crypt(data: bytes, key: bytes) -> bytes:

@@ -48,12 +48,13 @@ import yaml
 from kdscale.config import load_config
 from kdscale.errors import KdscaleError
 from kdscale.store import open_store
-from kdscale.submit.sealed import discard_secrets
+from kdscale.submit.sealed import discard_secrets, open_secrets
 from kdscale.tracking import open_tracker
 
 def digest():
     return hashlib.sha256(os.environ["HF_TOKEN"].encode()).hexdigest()
 
+open_secrets()  # as jobs/run.py does
 print("driver:", digest())
 ray.init(logging_level="WARNING")
 print("worker:", ray.get(ray.remote(num_cpus=0)(digest).remote()))
@@ -282,7 +283,13 @@ def test_code_and_secret_through_an_object_store(
 ) -> None:
     """Ray's node fetches the code from the store, and the job its secret, each with the node's own
     credentials."""
-    root = checkout_with("import os, kdscale; print(kdscale.__file__, len(os.environ['HF_TOKEN']))")
+    root = checkout_with(
+        "import os, kdscale\n"
+        "from kdscale.submit.sealed import discard_secrets, open_secrets\n"
+        "open_secrets()\n"
+        "print(kdscale.__file__, len(os.environ['HF_TOKEN']))\n"
+        "discard_secrets()\n"
+    )
     with_real_package(root)
     monkeypatch.setenv("HF_TOKEN", secrets.token_hex(20))
     arguments = ["--address", address, "--name", "store-1", "--follow", "--secret", "HF_TOKEN"]
@@ -305,7 +312,8 @@ def test_a_graph_and_its_repeated_submission(
     fail = tmp_path / "fail"
     fail.touch()
     root = checkout_with(
-        f"import pathlib, sys; sys.exit('--only' in sys.argv and pathlib.Path({str(fail)!r}).exists())"
+        "import pathlib, sys\n"
+        f"sys.exit('--only' in sys.argv and pathlib.Path({str(fail)!r}).exists())\n"
     )
     with_real_package(root)
     shutil.copy(QUICKSTART.parents[1] / "graph.py", root / "jobs" / "graph.py")
@@ -430,13 +438,13 @@ def interrupted_follower(job: str, address: str, times: int) -> tuple[int, str]:
         if line == "ready\n":
             break
     follower.send_signal(signal.SIGINT)
+    said = ""
+    while times == 2 and "Detached" not in said:
+        said += follower.stderr.readline()
     if times == 2:
-        for line in follower.stderr:
-            if line.startswith("Detached"):
-                break
         follower.send_signal(signal.SIGINT)
-    _, err = follower.communicate(timeout=60)
-    return follower.returncode, err
+    said += follower.stderr.read()
+    return follower.wait(60), said
 
 
 def test_ctrl_c_detaches(
