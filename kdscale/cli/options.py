@@ -23,6 +23,12 @@ def check_stages(only: str | None, start: str | None, until: str | None = None) 
         raise typer.BadParameter(f"--until {until} comes before --from {start}.")
 
 
+def check_timeout(timeout: str | None, follow: bool) -> None:
+    """Refuse `--timeout` where nothing is waited for."""
+    if timeout is not None and not follow:
+        raise typer.BadParameter("--timeout is for --follow: nothing is waited for.")
+
+
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
 Overrides = Annotated[
     list[str] | None,

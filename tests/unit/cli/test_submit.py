@@ -98,6 +98,7 @@ def test_dry_run_for_kubernetes_prints_the_rayjob(
     ("arguments", "words"),
     [
         (("--backend", "slurm"), "no back end 'slurm'"),
+        (("--timeout", "5m"), "--timeout is for --follow"),
         (("--grace", "soon"), "'soon' is no length of time"),
         (("--env", "HF_TOKEN=not-for-eyes"), "--secret HF_TOKEN"),
         (("--secret", "ABSENT_TOKEN"), "ABSENT_TOKEN is not set here"),
