@@ -16,7 +16,6 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from pathlib import Path
 
 from kdscale.errors import KdscaleError
 from kdscale.store import Store, open_store
@@ -44,13 +43,10 @@ def seal_secrets(values: Mapping[str, str], output: str, job_id: str) -> dict[st
     text = json.dumps(dict(values)).encode()
     text += b" " * (-len(text) % _PAD)
     key = secrets.token_bytes(_KEY_BYTES)
-    _put_private(store.child(FOLDER), job_id, _tag(text, key) + _crypt(text, key))
-    return {LOCATION_VARIABLE: location(output, job_id), KEY_VARIABLE: key.hex()}
-
-
-def location(output: str, job_id: str) -> str:
-    """Where the sealed secrets of the job are."""
-    return f"{open_store(output).url}/{FOLDER}/{job_id}"
+    # Of two submissions of one id, the one that is refused must not touch the other's.
+    name = f"{job_id}-{secrets.token_hex(8)}"
+    _put_private(store.child(FOLDER), name, _tag(text, key) + _crypt(text, key))
+    return {LOCATION_VARIABLE: f"{store.url}/{FOLDER}/{name}", KEY_VARIABLE: key.hex()}
 
 
 def open_secrets() -> None:
@@ -108,9 +104,7 @@ def _put_private(store: Store, name: str, data: bytes) -> None:
         store.put(name, data)
         return
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = Path(folder, name)
-    path.unlink(missing_ok=True)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+    with open(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(data)
 
 
