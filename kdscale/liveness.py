@@ -131,7 +131,8 @@ class Heart:
         self._dumped = 0
         self._works = threading.get_ident()
         self._end = threading.Event()
-        threading.Thread(target=self._run, name="heart", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
+        self._thread.start()
 
     def beat(self, place: str) -> None:
         """The work has got further, to `place`."""
@@ -148,8 +149,9 @@ class Heart:
             self._sign = replace(self._sign, waits=False)
 
     def stop(self) -> None:
-        """Give no more signs."""
+        """Give no more signs: when this returns, the last one has been handed over."""
         self._end.set()
+        self._thread.join()
 
     def _run(self) -> None:
         while not self._end.wait(self._interval):

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,7 +31,11 @@ def ray_session() -> Iterator[None]:
     # What workers have to say comes through the stage's board (progress.py), free of Ray's remarks;
     # their whole output stays in Ray's session folder.
     whole_logs = os.environ.get("KDSCALE_WORKER_LOGS") == "1"
+    # Ray takes SIGTERM for itself, also from one who has something to save.
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(logging_level="WARNING", log_to_driver=whole_logs, **options)
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:

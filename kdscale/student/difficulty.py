@@ -61,6 +61,7 @@ def measure_gap(
         found = model(_row_nll, *row_tensors(reader.read(part).rows, worker.device))
         if number < len(parts):
             nll[part] = found.cpu().numpy()
+        worker.beat("a batch of the ranking")
     model.train(was_training)
     total = worker.all_reduce_sum(torch.from_numpy(nll).to(worker.device)).cpu().numpy()
     stats = reader.statistics
@@ -95,6 +96,7 @@ def _rows(reader: Reader, worker: Worker) -> Iterator[tuple[np.ndarray, Rows]]:
     """This rank's rows, with their numbers [B]."""
     for part in _parts(len(reader), worker, _ROWS_AT_ONCE):
         yield part, reader.read(part).rows
+        worker.beat("a batch of the ranking")
 
 
 def _parts(rows: int, worker: Worker, size: int) -> list[np.ndarray]:

@@ -95,27 +95,14 @@ def run_session(
     of the loss that follows the training.
     """
     worker.leave_if_asked()
-    training, config = session.training, session.config
+    training = session.training
     count = micro_batches_per_rank(
         training.batch_rows, training.micro_batch_rows, worker.world_size
     )
     backend = make_backend(build, wrap, training, count, worker)
-    backend.model.train()
-    # Without gradients from the outside on: data parallelism would wait for a backward otherwise.
-    with torch.no_grad():
-        backend.model(check_attention, worker.device)
-    # Ranks drop out different units; a checkpoint restores each rank's own state.
-    torch.manual_seed(config.seed * 1_000_003 + worker.rank)
-    start = load_checkpoint(session.checkpoints, backend, worker, training)
+    start = _resume(session, worker, backend)
     if adaptive is not None:
         adaptive.restore(start.adapted)
-    parameters = count_parameters(backend.model)
-    if config.data.pack:
-        with torch.no_grad():
-            backend.model(_check_isolation, worker.device)
-    where = f"resumed at step {start.step}" if start.step else "started"
-    worker.say(f"{session.name}: {parameters:,} parameters, {where} of {training.steps} steps")
-    worker.report(start.step, training.steps, tokens=start.tokens, note=session.name)
     tracker = _open_tracker(session, worker, start) if worker.rank == 0 else None
     end = train(
         backend=backend,
@@ -134,6 +121,7 @@ def run_session(
     if end.step < training.steps:
         worker.say(f"{session.name}: stopped at step {end.step}, as validation gained no more")
     published = _restore_published(session, backend, worker, end)
+    parameters = count_parameters(backend.model)
     _publish(session, backend, worker, prepared.tokenizer_folder(), parameters)
     if tracker is not None:
         facts = {"parameters": parameters, "published_step": published}
@@ -142,6 +130,26 @@ def run_session(
             _log_student(session, tracker, facts)
         tracker.finish()
     worker.barrier()
+
+
+def _resume(session: Session, worker: Worker, backend: Backend) -> Progress:
+    """Where the newest checkpoint stands, with its state in the checked model. Collective."""
+    training, config = session.training, session.config
+    backend.model.train()
+    # Without gradients from the outside on: data parallelism would wait for a backward otherwise.
+    with torch.no_grad():
+        backend.model(check_attention, worker.device)
+    # Ranks drop out different units; a checkpoint restores each rank's own state.
+    torch.manual_seed(config.seed * 1_000_003 + worker.rank)
+    start = load_checkpoint(session.checkpoints, backend, worker, training)
+    if config.data.pack:
+        with torch.no_grad():
+            backend.model(_check_isolation, worker.device)
+    where = f"resumed at step {start.step}" if start.step else "started"
+    parameters = count_parameters(backend.model)
+    worker.say(f"{session.name}: {parameters:,} parameters, {where} of {training.steps} steps")
+    worker.report(start.step, training.steps, tokens=start.tokens, note=session.name)
+    return start
 
 
 def _open_tracker(session: Session, worker: Worker, start: Progress) -> Tracker:

@@ -1,9 +1,11 @@
-"""Worker groups on a real cluster of several nodes: a node lost, one added, a worker that hangs, a
-request to stop. Each training ends as the undisturbed one does."""
+"""Worker groups on a real cluster of several nodes: a node lost, one added, one taken away with a
+notice, a worker that hangs, a request to stop. Each training ends as the undisturbed one does."""
 
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,12 +19,17 @@ from ray.cluster_utils import Cluster
 from kdscale.config.training import WorkersConfig
 from kdscale.progress import StageProgress
 from kdscale.store import Store
+from kdscale.teacher.train import train_teacher
 from kdscale.train.session import Session
 from kdscale.workers import LeavingError, run_workers
 from tests.fault.paced import PATIENCE_SECONDS, Pace, train_paced
+from tests.ranks import run_ranks
 from tests.unit.train.overfitting import lines, make_prepared, session
 
-pytestmark = [pytest.mark.fault, pytest.mark.ray, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.fault, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
+
+Lines = dict[int, dict[str, float]]
+"""What a training logged, by step."""
 
 STEPS = 30
 TRAINING = {"steps": STEPS, "early_stopping": None, "keep": "last", "checkpoint_every": 8}
@@ -93,7 +100,7 @@ class Running:
         self.pace.allow(step)
         self.until(lambda: step in self.logged())
 
-    def logged(self) -> dict[int, dict[str, float]]:
+    def logged(self) -> Lines:
         exists = self.session.output.exists("metrics/teacher.jsonl")
         return lines(self.session) if exists else {}
 
@@ -110,35 +117,34 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    cluster: Cluster, prepared: Store, tmp_path_factory: pytest.TempPathFactory
-) -> Running:
-    """With two workers, from start to end."""
-    run = Running(tmp_path_factory.mktemp("undisturbed"), prepared, WorkersConfig(count=2))
-    run.end()
-    assert run.error is None, run.log()
-    return run
+def undisturbed(prepared: Store, tmp_path_factory: pytest.TempPathFactory) -> Lines:
+    """What two ranks log from start to end."""
+    made = session(tmp_path_factory.mktemp("undisturbed"), **TRAINING)
+    run_ranks(train_teacher, 2, {"session": made, "prepared": prepared})
+    return lines(made)
 
 
-def assert_same_batches(run: Running, other: Running) -> None:
-    """Every step once, on the rows of the other run's."""
-    mine, theirs = run.logged(), other.logged()
+def assert_same_batches(run: Running, theirs: Lines) -> None:
+    """Every step once, on the rows of the undisturbed run's."""
+    mine = run.logged()
     assert sorted(mine) == sorted(theirs) == list(range(1, STEPS + 1))
     for step, line in theirs.items():
         assert mine[step]["train/batch_digest"] == line["train/batch_digest"], step
 
 
-def assert_same_losses(run: Running, other: Running, tolerance: float = 0.0) -> None:
-    for step, line in other.logged().items():
-        for name in ("train/loss", "validation/loss"):
-            expected = line.get(name)
-            assert run.logged()[step].get(name) == pytest.approx(expected, rel=tolerance), step
+def assert_same_losses(run: Running, theirs: Lines, tolerance: float = 0.0) -> None:
+    for name in ("train/loss", "validation/loss"):
+        mine, expected = (
+            {step: line[name] for step, line in each.items() if name in line}
+            for each in (run.logged(), theirs)
+        )
+        assert mine == pytest.approx(expected, rel=tolerance, abs=0)
 
 
 def test_a_run_that_is_asked_to_stop_saves_at_its_step_and_goes_on_from_there(
-    undisturbed: Running, prepared: Store, tmp_path: Path
+    undisturbed: Lines, prepared: Store, tmp_path: Path
 ) -> None:
-    first = Running(tmp_path, prepared, WorkersConfig(count=2, hang_seconds=30))
+    first = Running(tmp_path, prepared, WorkersConfig(count=2))
     first.come_to(11)
     first.stop.set()
     first.end()
@@ -156,9 +162,9 @@ def test_a_run_that_is_asked_to_stop_saves_at_its_step_and_goes_on_from_there(
 
 
 def test_a_worker_that_hangs_is_named_and_the_group_started_again(
-    undisturbed: Running, prepared: Store, tmp_path: Path
+    undisturbed: Lines, prepared: Store, tmp_path: Path
 ) -> None:
-    run = Running(tmp_path, prepared, WorkersConfig(count=2, hang_seconds=15))
+    run = Running(tmp_path, prepared, WorkersConfig(count=2, hang_seconds=30))
     run.come_to(11)
     (pid,) = re.findall(r"rank 1 of 2 \(pid (\d+)\): teacher: .* started", run.log())
     os.kill(int(pid), signal.SIGSTOP)
@@ -166,7 +172,8 @@ def test_a_worker_that_hangs_is_named_and_the_group_started_again(
     run.until(lambda: "it is killed" in run.log())
     (told,) = re.findall(r"rank \d \(pid .*it is killed.*", run.log())
     assert told.startswith(f"rank 1 (pid {pid} on "), told
-    assert "no sign of life since step 11 of teacher" in told
+    # Since what it last said of itself, which may be some seconds behind.
+    assert "hangs: it gives no sign of life since" in told
     run.end()
     assert run.error is None, run.log()
     assert f"resumed at step 8 of {STEPS}" in run.log()
@@ -175,7 +182,7 @@ def test_a_worker_that_hangs_is_named_and_the_group_started_again(
 
 
 def test_a_student_goes_on_with_fewer_workers_and_grows_again(
-    undisturbed: Running, cluster: Cluster, prepared: Store, tmp_path: Path
+    undisturbed: Lines, cluster: Cluster, prepared: Store, tmp_path: Path
 ) -> None:
     workers = WorkersConfig(count=3, min_count=2, resize_seconds=3)
     run = Running(tmp_path, prepared, workers)
@@ -195,3 +202,37 @@ def test_a_student_goes_on_with_fewer_workers_and_grows_again(
     assert run.error is None, run.log()
     assert_same_batches(run, undisturbed)
     assert_same_losses(run, undisturbed, tolerance=1e-3)
+
+
+def test_a_group_leaves_a_node_that_will_be_taken_away(
+    undisturbed: Lines, cluster: Cluster, prepared: Store, tmp_path: Path
+) -> None:
+    workers = WorkersConfig(count=3, min_count=2, max_failures=0, max_preemptions=1)
+    run = Running(tmp_path, prepared, workers)
+    run.until(lambda: run.started_with(3))
+    run.come_to(11)
+    node = cluster.list_all_nodes()[-1]
+    drain(node.node_id, cluster.address, seconds=60)
+    left = int(run.until(lambda: re.findall(r"rank 0 of 3 .*: left at step (\d+)", run.log()))[0])
+    assert 11 <= left < STEPS
+    cluster.remove_node(node)
+    run.until(lambda: run.started_with(2))
+    assert f"resumed at step {left} of {STEPS}" in run.log(), "nothing is lost within the notice"
+    run.end()
+    assert run.error is None, run.log()
+    assert_same_batches(run, undisturbed)
+    assert_same_losses(run, undisturbed, tolerance=1e-3)
+
+
+def drain(node_id: str, address: str, seconds: int) -> None:
+    """Give notice, as a cloud does, that the node will be taken away."""
+    options = {
+        "address": address,
+        "node-id": node_id,
+        "reason": "DRAIN_NODE_REASON_PREEMPTION",
+        "reason-message": "spot machine",
+        "deadline-remaining-seconds": str(seconds),
+    }
+    ray_program = str(Path(sys.executable).with_name("ray"))
+    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    subprocess.run([ray_program, "drain-node", *arguments], check=True, capture_output=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kdscale.cache.maintain.verify import verify
+from kdscale.stop import request_stop
 from kdscale.store import Store, open_store
 from tests.runs import FinishedRun, kdscale, read_metrics, run_kdscale, tiny_config, write_config
 from tests.s3 import S3Server
@@ -62,6 +63,14 @@ class Watched:
         assert not self._reader.is_alive(), "processes of the killed run go on"
         self._submit()
 
+    def stop(self, output: Store) -> None:
+        """Ask the run to stop, and submit it again when it has."""
+        request_stop(output, seconds=PATIENCE_SECONDS)
+        assert self.finish() == 5, self.log[-4000:]
+        state = json.loads(output.get("run.json"))["stages"]["distill"]["state"]
+        assert state == "stopped"
+        self._submit()
+
     def finish(self) -> int:
         """The exit code."""
         code = self._process.wait(timeout=PATIENCE_SECONDS)
@@ -78,7 +87,7 @@ def disturbed(
     finished_run: FinishedRun, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Watched, str]:
     """The run of `finished_run` on S3, with a worker of each kind, and then the driver, killed in
-    the middle."""
+    the middle, and stopped once while the student trains."""
     url = f"{s3_server.url}/disturbed"
     config = tiny_config(finished_run.corpus, url)
     path = write_config(tmp_path_factory.mktemp("disturbed") / "tiny.yaml", config)
@@ -105,8 +114,10 @@ def disturbed(
 
         run.wait_for(lambda: checkpointed(10), "a student's checkpoint")
         run.kill_worker(0, "student")
-        run.wait_for(lambda: checkpointed(50), "a later checkpoint")
+        run.wait_for(lambda: checkpointed(40), "a later checkpoint")
         run.lose_driver()
+        run.wait_for(lambda: checkpointed(60), "another checkpoint")
+        run.stop(store)
         code = run.finish()
     finally:
         for key, value in before.items():
@@ -139,9 +150,18 @@ def test_the_workers_were_really_started_again(disturbed: tuple[Watched, str]) -
 
 def test_the_driver_was_really_submitted_again(disturbed: tuple[Watched, str]) -> None:
     log = disturbed[0].log
-    assert len(re.findall(r"run tiny on data", log)) == 3
-    assert log.count("prepare: complete, skipped") == 2
-    assert log.count("cache: complete, skipped") == 1
+    assert len(re.findall(r"run tiny on data", log)) == 4
+    assert log.count("prepare: complete, skipped") == 3
+    assert log.count("cache: complete, skipped") == 2
+
+
+def test_the_run_left_at_the_step_where_it_was_asked_to_stop(
+    disturbed: tuple[Watched, str],
+) -> None:
+    log = disturbed[0].log
+    ((name, left),) = re.findall(r"rank 0 of 2 .*: (\w+): left at step (\d+)", log)
+    assert re.search(rf"{name}: .* resumed at step {left} of 120", log)
+    assert "error: The run has stopped as asked by the request" in log
 
 
 def test_the_cache_holds_each_unit_once_and_verifies(store: Store) -> None:

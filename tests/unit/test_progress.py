@@ -3,6 +3,7 @@
 import pytest
 
 from kdscale import progress
+from kdscale.liveness import Sign
 from kdscale.progress import Board, Snapshot
 
 
@@ -44,3 +45,41 @@ def test_lines_are_taken_once(clock: list[float]) -> None:
     board.say("two")
     assert board.take() == (Snapshot(), ["one", "two"])
     assert board.take() == (Snapshot(), [])
+
+
+def test_a_sign_is_answered_with_what_is_asked_and_leaves_are_counted(clock: list[float]) -> None:
+    board = Board()
+    for rank in (0, 1):
+        board.join(Sign(rank, 0), f"actor {rank}")
+    assert board.beat(Sign(0, 0)) == ""
+    board.ask("regroup")
+    assert board.beat(Sign(1, 0)) == "regroup"
+    board.leave(0, fulfilled=True)
+    assert (board.left(), board.present()) == (1, 1)
+    board.leave(1, fulfilled=True)
+    assert (board.left(), board.present()) == (2, 0)
+    # The next group starts with a clean slate.
+    board.ask("")
+    assert (board.left(), board.beat(Sign(0, 1))) == (0, "")
+
+
+def test_a_request_to_stop_is_never_taken_back(clock: list[float]) -> None:
+    board = Board()
+    board.ask("stop")
+    for wish in ("regroup", ""):
+        board.ask(wish)
+        assert board.beat(Sign(0, 0)) == "stop"
+
+
+def test_a_silent_rank_comes_with_its_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    board = Board()
+    for rank in (0, 1):
+        board.join(Sign(rank, 0), f"actor {rank}")
+    now[0] = 11.0
+    board.beat(Sign(0, 0))
+    ((silent, actor),) = board.silent(10.0)
+    assert (silent.sign.rank, actor) == (1, "actor 1")
+    board.close()
+    assert board.silent(10.0) == []
