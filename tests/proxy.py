@@ -31,8 +31,8 @@ class FaultProxy:
     """Listens on `endpoint`, passes on to `upstream` ("host:port"), one request a connection.
 
     `faults` are used up in order, one by each request whose method is `method`; None is no fault,
-    and after the last all is passed on as it is. `requests` lists the methods seen. A context
-    manager.
+    and after the last all is passed on as it is. `requests` lists the methods seen, `targets` with
+    their paths and queries. A context manager.
     """
 
     def __init__(self, upstream: str, method: str, faults: Sequence[Fault | None]) -> None:
@@ -41,6 +41,7 @@ class FaultProxy:
         self.method = method
         self.faults: list[Fault | None] = list(faults)
         self.requests: list[str] = []
+        self.targets: list[tuple[str, str]] = []
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -71,7 +72,8 @@ class FaultProxy:
             head, body = _read_head(client)
             if not head:
                 return
-            method = head.split(b" ", 1)[0].decode()
+            method, target = head.decode("latin-1").split(" ", 2)[:2]
+            self.targets.append((method, target))
             fault = self._next_fault(method)
             if fault == "drop":
                 return

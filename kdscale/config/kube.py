@@ -113,8 +113,8 @@ class KubeOptions(Config):
     key, a Hugging Face token."""
 
     token_secret: Name | None = None
-    """Secret whose key `auth_token` is Ray's token. The operator makes a token for each cluster
-    when not given."""
+    """Secret whose key `auth_token` is Ray's token; needs an operator from 1.6 on. The operator
+    makes a token for each cluster when not given."""
 
     head: HeadOptions = HeadOptions()
     teacher: GroupOptions = GroupOptions()

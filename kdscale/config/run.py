@@ -1,6 +1,8 @@
 """The whole config of a run."""
 
-from typing import Literal
+import re
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,6 +12,11 @@ from kdscale.config.data import DataConfig
 from kdscale.config.loss import check_defined
 from kdscale.config.student import DistillConfig, EvaluateConfig
 from kdscale.config.teacher import TeacherConfig
+
+# user:password@ of a URL, and what signs one. A lone user@ stays: abfs://container@account.
+_CREDENTIALS = re.compile(
+    r"://[^/@\s]*:[^/@\s]*@|(?i:[?&](?:sig|x-(?:amz|goog)-(?:signature|security-token))=)"
+)
 
 
 class TrackingConfig(Config):
@@ -49,6 +56,16 @@ class RunConfig(Config):
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
+    def _no_secrets(self) -> "RunConfig":
+        for field, text in _texts(self.model_dump(), ""):
+            if _CREDENTIALS.search(text):
+                raise ValueError(
+                    f"the URL in {field} has a password or signature, and a config is written to "
+                    "the run's files, the job and W&B: give it through the environment"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _rooms_agree(self) -> "RunConfig":
         trained = self.data.tokenizer.kind == "train"
         if trained and self.teacher.load is not None:
@@ -69,3 +86,15 @@ class RunConfig(Config):
         if rows is not None and batch > rows:
             raise ValueError(f"distill.training.batch_rows {batch} is more than cache.rows {rows}")
         return self
+
+
+def _texts(tree: Any, name: str) -> Iterator[tuple[str, str]]:
+    """The name and value of every text in `tree`."""
+    if isinstance(tree, str):
+        yield name, tree
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _texts(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(tree, list | tuple):
+        for number, value in enumerate(tree):
+            yield from _texts(value, f"{name}.{number}")

@@ -9,11 +9,13 @@ import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
 from kdscale.config.training import TrainingConfig
+from kdscale.errors import KdscaleError
 from kdscale.store import Store, download_folder, upload_folder
 from kdscale.train.backend import Backend
 from kdscale.train.loop import Progress
@@ -106,7 +108,13 @@ def _random_state(worker: Worker) -> dict[str, torch.Tensor]:
 def _restore_random_state(path: Path) -> None:
     """A rank that did not exist when the checkpoint was saved keeps the state of its seed."""
     if path.exists():
-        state = torch.load(path, weights_only=True)
+        try:
+            state = torch.load(path, weights_only=True)
+        except UnpicklingError as error:
+            raise KdscaleError(
+                f"The checkpoint's {path.name} is damaged, or holds more than tensors.",
+                "Delete the newest folder of the run's checkpoints: the one before is used then.",
+            ) from error
         torch.set_rng_state(state["cpu"])
         if "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"])

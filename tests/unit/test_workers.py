@@ -1,5 +1,7 @@
 """What a failed stage tells its user."""
 
+from pathlib import Path
+
 import pytest
 
 from kdscale.errors import KdscaleError
@@ -51,3 +53,16 @@ def test_outside_a_group_there_is_one_rank(capsys: pytest.CaptureFixture[str]) -
     assert alone.broadcast("x") == "x"
     alone.say("hello")
     assert capsys.readouterr().out.startswith("rank 0 of 1 (pid ")
+
+
+def test_a_cluster_that_grows_is_not_called_too_small(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KDSCALE_AUTOSCALES", raising=False)
+    assert not workers._autoscales()
+    monkeypatch.setenv("KDSCALE_AUTOSCALES", "1")
+    assert workers._autoscales()
+    monkeypatch.delenv("KDSCALE_AUTOSCALES")
+    (tmp_path / "ray_bootstrap_config.yaml").touch()
+    assert workers._autoscales()

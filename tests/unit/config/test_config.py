@@ -110,3 +110,23 @@ def test_a_fingerprint_depends_on_content_and_not_on_order() -> None:
     assert fingerprint(one) == fingerprint(same)
     assert fingerprint(one) != fingerprint({**one, "seed": 1})
     assert len(fingerprint(one)) == 16
+
+
+@pytest.mark.parametrize(
+    ("field", "override"),
+    [
+        ("output", "output=ftp://me:hunter2@host/run"),
+        ("data.train.path", "data.train={kind: text, path: 'https://host/a?sv=1&sig=hunter2'}"),
+        ("cache.reuse.0.url", "cache.reuse=[{url: 's3://key:hunter2@bucket/cache'}]"),
+        ("teacher.load", "teacher={load: 'https://host/model?X-Amz-Signature=hunter2'}"),
+    ],
+)
+def test_a_url_with_a_secret_is_refused_without_showing_it(field: str, override: str) -> None:
+    with pytest.raises(KdscaleError, match=f"URL in {field} has a password") as caught:
+        load_config(QUICKSTART, [override])
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_url_with_a_user_or_a_port_is_no_secret() -> None:
+    for url in ("abfs://container@account.dfs.core.windows.net/run", "hdfs://host:8020/run"):
+        assert load_config(QUICKSTART, [f"output={url}"]).output == url

@@ -169,6 +169,27 @@ def test_groups_start_empty_and_grow() -> None:
     assert {"name": "KDSCALE_AUTOSCALES", "value": "1"} in containers({"spec": spec})[0]["env"]
 
 
+def test_rays_own_autoscaler_reads_the_groups_from_it() -> None:
+    from ray.autoscaler._private.kuberay import autoscaling_config
+
+    config = make_config(
+        "cache.capture.workers={count: 8, cpus: 8, gpus: 1}",
+        "distill.workers={count: 4, cpus: 6, gpus: 1}",
+    )
+    manifest = kuberay.raycluster_manifest(config, load_kube_options(SHIPPED))
+    found = autoscaling_config._derive_autoscaling_config_from_ray_cr(manifest)
+    types = {
+        name: (node["min_workers"], node["max_workers"], node["resources"])
+        for name, node in found["available_node_types"].items()
+    }
+    assert types == {
+        "headgroup": (0, 0, {"CPU": 0, "GPU": 0, "memory": 16 << 30}),
+        "teacher": (0, 2, {"CPU": 32, "GPU": 4, "memory": 160 << 30}),
+        "student": (0, 4, {"CPU": 6, "GPU": 1, "memory": 24 << 30}),
+    }
+    assert found["idle_timeout_minutes"] == 10
+
+
 def test_pods_have_what_the_config_asks_for() -> None:
     config = make_config(
         "teacher.workers={count: 2, cpus: 6}",
