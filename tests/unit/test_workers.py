@@ -60,9 +60,9 @@ def test_a_cluster_that_grows_is_not_called_too_small(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("KDSCALE_AUTOSCALES", raising=False)
-    assert not workers._autoscales()
+    assert not group._autoscales()
     monkeypatch.setenv("KDSCALE_AUTOSCALES", "1")
-    assert workers._autoscales()
+    assert group._autoscales()
     monkeypatch.delenv("KDSCALE_AUTOSCALES")
     (tmp_path / "ray_bootstrap_config.yaml").touch()
-    assert workers._autoscales()
+    assert group._autoscales()
