@@ -8,7 +8,8 @@ bug and keeps its traceback.
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import typer
 
@@ -41,17 +42,21 @@ app.command("doctor", rich_help_panel="Look into things")(doctor.doctor)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program with `arguments` (those of the command line when not given), and exit."""
-    try:
+    with reported_errors():
         app(args=arguments, prog_name="kdscale")
+
+
+@contextmanager
+def reported_errors() -> Iterator[None]:
+    """A KdscaleError in the block is printed, without secrets, and ends the program."""
+    try:
+        yield
     except KdscaleError as error:
-        if os.environ.get("KDSCALE_DEBUG") == "1":
-            traceback.print_exc()
         from kdscale.store.redact import redact
 
+        if os.environ.get("KDSCALE_DEBUG") == "1":
+            traceback.print_exc()
         sys.stdout.flush()
-        print(
-            f"error: {redact(error.problem)}\nfix: {redact(error.fix)}",
-            file=sys.stderr,
-            flush=True,
-        )
+        text = redact(f"error: {error.problem}\nfix: {error.fix}")
+        print(text, file=sys.stderr, flush=True)
         sys.exit(getattr(error, "exit_code", 2))

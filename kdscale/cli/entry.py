@@ -7,18 +7,20 @@ one way to fail: non-zero, with the problem and its fix as the last lines of the
 import sys
 from pathlib import Path
 
-from kdscale.cli import main
+from kdscale.cli import main, reported_errors
 
 
 def run_job(stage: str | None = None, command: str = "run") -> None:
     """Do `command` with the command line's config, `stage` only where it is given, and exit."""
     _leave_script_folder()
     from kdscale.submit.log_times import stamp_output
-    from kdscale.submit.sealed import discard_secrets
+    from kdscale.submit.sealed import discard_secrets, open_secrets
 
     stamp_output()
     only = [] if stage is None else ["--only", stage]
     try:
+        with reported_errors():
+            open_secrets()
         main([command, *only, *sys.argv[1:]])
     finally:
         discard_secrets()

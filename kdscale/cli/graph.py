@@ -1,6 +1,5 @@
 """`kdscale submit --student`: one capture, several students, one command."""
 
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -59,5 +58,5 @@ def send_graph(backend: "Backend", name: str, graph: "Graph") -> tuple["JobPlan"
     elif job is not None:
         say(f"Goes on where {job.id} ended.")
     for node in graph.nodes:
-        print(f"  {graph.job_id(node, 1)}", file=sys.stderr)
+        say(f"  {graph.job_id(node, 1)}")
     return plan, found is None

@@ -64,6 +64,7 @@ def logs(
     timeout: options.Timeout = None,
 ) -> None:
     """Print a job's log so far, or with -f until it ends, and then exit with its verdict."""
+    options.check_timeout(timeout, follow)
     from kdscale.submit import offset_since, open_backend
     from kdscale.submit.duration import seconds
 

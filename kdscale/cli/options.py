@@ -21,6 +21,12 @@ def check_stages(only: str | None, start: str | None, until: str | None = None) 
         raise typer.BadParameter(f"--until {until} comes before --from {start}.")
 
 
+def check_timeout(timeout: str | None, follow: bool) -> None:
+    """Refuse `--timeout` where nothing is waited for."""
+    if timeout is not None and not follow:
+        raise typer.BadParameter("--timeout is for --follow: nothing is waited for.")
+
+
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
 Overrides = Annotated[
     list[str] | None,
@@ -70,7 +76,9 @@ BackendName = Annotated[
 Kube = Annotated[
     str | None,
     typer.Option(
-        "--kube", metavar="FILE", help="The Kubernetes cluster, for the back end kuberay."
+        "--kube",
+        metavar="FILE",
+        help="The Kubernetes cluster, for kuberay. Default: cluster/kuberay.yaml of the checkout.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

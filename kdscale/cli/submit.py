@@ -122,6 +122,7 @@ def submit(
 ) -> None:
     """Run a config as a job of a cluster, or of this machine. Prints the job's id."""
     options.check_stages(only, start, until)
+    options.check_timeout(timeout, follow)
     from kdscale import submit as room
     from kdscale.config import load_config
     from kdscale.submit.duration import seconds

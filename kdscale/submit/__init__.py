@@ -12,7 +12,7 @@ verdict.py       from a final status to an exit code
 
 from kdscale.submit.backend import Backend, open_backend
 from kdscale.submit.cluster import connect
-from kdscale.submit.environment import masked, read_environment, read_secrets
+from kdscale.submit.environment import read_environment
 from kdscale.submit.follow import follow
 from kdscale.submit.graph import plan_graph
 from kdscale.submit.job import Job
@@ -35,13 +35,11 @@ __all__ = [
     "exit_code",
     "find_job",
     "follow",
-    "masked",
     "offset_since",
     "open_backend",
     "plan_graph",
     "plan_job",
     "read_environment",
-    "read_secrets",
     "stage",
     "submit_once",
 ]

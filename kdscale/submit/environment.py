@@ -8,7 +8,7 @@ submitter's own environment, and `sealed.py` says how it travels.
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kdscale.errors import KdscaleError
@@ -71,13 +71,6 @@ def read_secrets(names: Sequence[str], taken: Iterable[str] = ()) -> dict[str, s
 def looks_secret(name: str, value: str) -> bool:
     """Whether the name is one that secrets have, or the value a URL with a password."""
     return _SECRET.search(name) is not None or redact(value) != value
-
-
-def masked(variables: Mapping[str, str]) -> dict[str, str]:
-    """The variables with the values of those hidden that look like secrets."""
-    return {
-        name: "***" if looks_secret(name, value) else value for name, value in variables.items()
-    }
 
 
 def _lines(file: Path) -> list[str]:

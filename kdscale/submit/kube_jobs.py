@@ -11,26 +11,22 @@ from kdscale.errors import KdscaleError
 from kdscale.submit import kubectl
 from kdscale.submit.job import Job, Status
 from kdscale.submit.kuberay import rayjob_manifest
+from kdscale.submit.package import checkout
 from kdscale.submit.plan import JobPlan
 
 _POLL_SECONDS = 2.0
 
 
 class KubeJobs:
-    """The jobs in the namespace that the file of the cluster's options names."""
+    """The jobs in the namespace that the options of the Kubernetes cluster name.
 
-    def __init__(self, file: str | None) -> None:
-        if file is None:
-            raise KdscaleError(
-                "The back end kuberay needs to know the Kubernetes cluster.",
-                "Copy cluster/kuberay.yaml, adapt it, and give it with --kube FILE.",
-            )
-        self.file = file
-        self.cluster = load_kube_options(file)
+    `file` has the options, by default the checkout's cluster/kuberay.yaml.
+    """
 
-    @property
-    def options(self) -> str:
-        return f" --backend kuberay --kube {self.file}"
+    def __init__(self, file: str | None = None) -> None:
+        self.options = " --backend kuberay" + ("" if file is None else f" --kube {file}")
+        self.file = file or str(checkout() / "cluster" / "kuberay.yaml")
+        self.cluster = load_kube_options(self.file)
 
     def render(self, plan: JobPlan) -> dict[str, Any]:
         known = {secret.variable for secret in self.cluster.secrets}

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 _AGENT_SECONDS = 120.0
+_SEALED = "sealed"  # in a job's metadata: where its secrets are, until they are deleted
 
 
 class RayJobs:
@@ -65,13 +66,13 @@ class RayJobs:
             archive = upload.pack(folder, Path(scratch) / "package.zip")
             files = upload.publish(archive, self.upload_to, self.say)
             runtime_env: dict[str, Any] = {"working_dir": files, "env_vars": dict(plan.environment)}
-            location = self._seal(plan, runtime_env)
+            metadata = plan.metadata | self._seal(plan, runtime_env)
             try:
-                self._send(plan, runtime_env)
+                self._send(plan, runtime_env, metadata)
             except BaseException:
-                # A job of this id that is there already has its own object; this one is nobody's.
-                if location is not None:
-                    sealed.discard_secrets(location)
+                # Nobody's: a job of this id that is there already has an object of its own.
+                if _SEALED in metadata:
+                    sealed.discard_secrets(metadata[_SEALED])
                 raise
 
     def details(self, job_id: str) -> Job:
@@ -115,30 +116,32 @@ class RayJobs:
         return True
 
     def clean(self, job: Job) -> None:
-        # The driver does it itself, unless it was killed or its node was lost.
-        if not job.metadata.get("secrets"):
+        # A driver that ended by itself has done it, and one that was killed has no such code.
+        ended_itself = job.exit_code is not None and 0 <= job.exit_code <= 125
+        if ended_itself or _SEALED not in job.metadata:
             return
         try:
-            sealed.discard_secrets(sealed.location(job.metadata["output"], job.id))
+            sealed.discard_secrets(job.metadata[_SEALED])
         except OSError as error:
             self.say(f"note: the job's sealed secrets could not be deleted from here: {error}")
 
-    def _seal(self, plan: JobPlan, runtime_env: dict[str, Any]) -> str | None:
-        """Send the plan's secrets ahead; `runtime_env` gets what opens them."""
+    def _seal(self, plan: JobPlan, runtime_env: dict[str, Any]) -> dict[str, str]:
+        """Send the plan's secrets ahead; `runtime_env` gets what opens them. Returns what the job's
+        metadata says of them."""
         if not plan.secrets:
-            return None
+            return {}
         values = read_secrets(plan.secrets)
         keys = sealed.seal_secrets(values, plan.output, plan.submission_id)
         runtime_env["env_vars"] |= keys
         runtime_env["worker_process_setup_hook"] = sealed.HOOK
-        return keys[sealed.LOCATION_VARIABLE]
+        return {_SEALED: keys[sealed.LOCATION_VARIABLE]}
 
-    def _send(self, plan: JobPlan, runtime_env: dict[str, Any]) -> None:
+    def _send(self, plan: JobPlan, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
         deadline = time.monotonic() + _AGENT_SECONDS
         while True:
             try:
                 with self._translated():
-                    self._try(plan, runtime_env)
+                    self._try(plan, runtime_env, metadata)
             except KdscaleError as error:
                 # A head that has just started answers before the agent is up that starts jobs.
                 if "No available agent" not in error.problem or time.monotonic() > deadline:
@@ -147,13 +150,13 @@ class RayJobs:
             else:
                 return
 
-    def _try(self, plan: JobPlan, runtime_env: dict[str, Any]) -> None:
+    def _try(self, plan: JobPlan, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
         try:
             self.client.submit_job(
                 entrypoint=plan.entrypoint,
                 submission_id=plan.submission_id,
                 runtime_env=runtime_env,
-                metadata=plan.metadata,
+                metadata=metadata,
             )
         except RuntimeError as error:
             if "already exists" not in str(error):

@@ -5,9 +5,9 @@ under a random key, as one object beside the run's output. The key is a variable
 sees the dashboard has no access to the store by that, and who reads the store has no key; the job
 has both, its nodes' own credentials opening the store. No file anywhere holds a value.
 
-Ray calls `open_secrets` at the start of every process of the job, before any of our code: the
-driver and all workers find the secrets in their environment. The object is deleted when the job
-has ended.
+The job's driver calls `open_secrets` before anything else, and Ray calls it at the start of every
+worker process: all find the secrets in their environment. The object is deleted when the job has
+ended.
 """
 
 import hashlib
@@ -16,7 +16,6 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from pathlib import Path
 
 from kdscale.errors import KdscaleError
 from kdscale.store import Store, open_store
@@ -44,13 +43,10 @@ def seal_secrets(values: Mapping[str, str], output: str, job_id: str) -> dict[st
     text = json.dumps(dict(values)).encode()
     text += b" " * (-len(text) % _PAD)
     key = secrets.token_bytes(_KEY_BYTES)
-    _put_private(store.child(FOLDER), job_id, _tag(text, key) + _crypt(text, key))
-    return {LOCATION_VARIABLE: location(output, job_id), KEY_VARIABLE: key.hex()}
-
-
-def location(output: str, job_id: str) -> str:
-    """Where the sealed secrets of the job are."""
-    return f"{open_store(output).url}/{FOLDER}/{job_id}"
+    # Of two submissions of one id, the one that is refused must not touch the other's.
+    name = f"{job_id}-{secrets.token_hex(8)}"
+    _put_private(store.child(FOLDER), name, _tag(text, key) + _crypt(text, key))
+    return {LOCATION_VARIABLE: f"{store.url}/{FOLDER}/{name}", KEY_VARIABLE: key.hex()}
 
 
 def open_secrets() -> None:
@@ -60,20 +56,20 @@ def open_secrets() -> None:
     """
     if LOCATION_VARIABLE not in os.environ:
         return
-    store, name = _split(os.environ[LOCATION_VARIABLE])
+    store, key = _split(os.environ[LOCATION_VARIABLE])
     try:
-        sealed = store.get(name)
+        sealed = store.get(key)
     except FileNotFoundError as error:
         raise KdscaleError(
-            f"The job's secrets are not at {store}/{name}: the job has ended, or its nodes see "
+            f"The job's secrets are not at {store}/{key}: the job has ended, or its nodes see "
             "another folder than the submitter did.",
             "Give an output that the submitter and all nodes share, best an object store's URL.",
         ) from error
-    key = bytes.fromhex(os.environ[KEY_VARIABLE])
-    text = _crypt(sealed[_TAG_BYTES:], key)
-    if not hmac.compare_digest(sealed[:_TAG_BYTES], _tag(text, key)):
+    opener = bytes.fromhex(os.environ[KEY_VARIABLE])
+    text = _crypt(sealed[_TAG_BYTES:], opener)
+    if not hmac.compare_digest(sealed[:_TAG_BYTES], _tag(text, opener)):
         raise KdscaleError(
-            f"The object {store}/{name} does not hold this job's secrets.",
+            f"The object {store}/{key} does not hold this job's secrets.",
             "Submit the job again under another id.",
         )
     values = json.loads(text)
@@ -85,8 +81,8 @@ def discard_secrets(where: str | None = None) -> None:
     """Delete the sealed object at `where`, by default this job's; fine where there is none."""
     where = where or os.environ.get(LOCATION_VARIABLE)
     if where is not None:
-        store, name = _split(where)
-        store.delete(name)
+        store, key = _split(where)
+        store.delete(key)
 
 
 def _refuse_store_credentials(values: Mapping[str, str], store: Store) -> None:
@@ -108,15 +104,14 @@ def _put_private(store: Store, name: str, data: bytes) -> None:
         store.put(name, data)
         return
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = Path(folder, name)
-    path.unlink(missing_ok=True)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+    with open(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(data)
 
 
 def _split(where: str) -> tuple[Store, str]:
-    url, _, name = where.rpartition("/")
-    return open_store(url), name
+    """The run's output and the key in it."""
+    output, folder, name = where.rsplit("/", 2)
+    return open_store(output), f"{folder}/{name}"
 
 
 def _crypt(data: bytes, key: bytes) -> bytes:

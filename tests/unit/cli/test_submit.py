@@ -1,5 +1,6 @@
 """`kdscale submit --dry-run` and the answers that need no cluster."""
 
+import json
 import socket
 from pathlib import Path
 
@@ -74,3 +75,68 @@ def test_unreachable_cluster(capsys: pytest.CaptureFixture[str], command: tuple[
     out, err = capsys.readouterr()
     assert out == ""
     assert f"error: No Ray job server answers at {url}" in err
+
+
+def test_dry_run_for_kubernetes_prints_the_rayjob(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["submit", str(CONFIG), "--dry-run", "--backend", "kuberay", "--name", "nightly"]
+    assert run(*arguments, "--kube", "absent.yaml") == 2
+    assert "'absent.yaml' cannot be read" in capsys.readouterr().err
+    arguments += ["--set", "output=s3://bucket/run"]
+    assert run(*arguments) == 0
+    job = yaml.safe_load(capsys.readouterr().out)
+    assert (job["kind"], job["spec"]["jobId"]) == ("RayJob", "nightly")
+    monkeypatch.setenv("MINE", "not-for-eyes")
+    assert run(*arguments, "--secret", "MINE") == 2
+    out, err = capsys.readouterr()
+    assert "MINE are in no Kubernetes secret" in err
+    assert "not-for-eyes" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--backend", "slurm"), "no back end 'slurm'"),
+        (("--timeout", "5m"), "--timeout is for --follow"),
+        (("--grace", "soon"), "'soon' is no length of time"),
+        (("--env", "HF_TOKEN=not-for-eyes"), "--secret HF_TOKEN"),
+        (("--secret", "ABSENT_TOKEN"), "ABSENT_TOKEN is not set here"),
+        (("--student", "a.yaml", "--only", "cache"), "--student goes with neither"),
+        (("--from", "distill", "--until", "cache"), "--until cache comes before"),
+    ],
+)
+def test_usage_is_refused_before_anything_happens(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], words: str
+) -> None:
+    assert run("submit", str(CONFIG), *arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in " ".join(err.replace("│", " ").split())
+    assert "not-for-eyes" not in err
+
+
+def test_jobs_of_this_machine_through_the_same_commands(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("PYTHONPATH", str(CONFIG.parents[2]))
+    here = ("--backend", "local")
+    arguments = ["submit", str(CONFIG), *here, "--name", "mine", "--only", "prepare", "--follow"]
+    arguments += ["--set", "data.train={kind: text, path: absent}"]
+    assert run(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "mine\n"
+    assert "absent" in err
+    assert "mine: FAILED after" in err
+    assert run("status", "mine", *here, "--json") == 2
+    assert json.loads(capsys.readouterr().out)["status"] == "FAILED"
+    assert run("list", *here) == 0
+    assert capsys.readouterr().out == "mine\tFAILED\tquickstart\n"
+    assert run("logs", "mine", *here, "--since", "1h") == 0
+    assert "error: " in capsys.readouterr().out
+    assert run("wait", "mine", *here, "--timeout", "5s") == 2
+    assert run("stop", "mine", *here) == 0
+    assert "The job had ended before." in capsys.readouterr().err
+    assert run(*arguments, "--json") == 2
+    assert json.loads(capsys.readouterr().out)["created"] is False

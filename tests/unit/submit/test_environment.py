@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kdscale.errors import KdscaleError
-from kdscale.submit.environment import looks_secret, masked, read_environment, read_secrets
+from kdscale.submit.environment import looks_secret, read_environment, read_secrets
 
 
 def test_file_then_options(tmp_path: Path) -> None:
@@ -42,7 +42,6 @@ def test_malformed_variable(text: str) -> None:
 )
 def test_what_looks_like_a_secret(name: str, value: str, secret: bool) -> None:
     assert looks_secret(name, value) is secret
-    assert masked({name: value}) == {name: "***" if secret else value}
     if not secret:
         assert read_environment([f"{name}={value}"]) == {name: value}
         return

@@ -21,7 +21,8 @@ def no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_there_and_back(tmp_path: Path) -> None:
     keys = sealed.seal_secrets(VALUES, str(tmp_path), "job-1")
-    path = tmp_path / "secrets" / "job-1"
+    (path,) = (tmp_path / "secrets").iterdir()
+    assert path.name.startswith("job-1-")
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
     assert b"not-for-eyes" not in path.read_bytes()
@@ -32,23 +33,26 @@ def test_there_and_back(tmp_path: Path) -> None:
     # What speaks of them speaks of stars.
     assert redact("the token is not-for-eyes!") == "the token is ***!"
     sealed.discard_secrets()
-    assert not path.exists()
+    assert not path.parent.exists()
     sealed.discard_secrets()
 
 
-def test_every_submission_has_a_key_of_its_own(tmp_path: Path) -> None:
-    first = sealed.seal_secrets(VALUES, str(tmp_path), "a")
-    second = sealed.seal_secrets(VALUES, str(tmp_path), "b")
+def test_every_submission_has_an_object_and_a_key_of_its_own(tmp_path: Path) -> None:
+    first, second = (sealed.seal_secrets(VALUES, str(tmp_path), "same") for _ in range(2))
     assert first[sealed.KEY_VARIABLE] != second[sealed.KEY_VARIABLE]
-    folder = tmp_path / "secrets"
-    assert (folder / "a").read_bytes() != (folder / "b").read_bytes()
+    paths = [Path(keys[sealed.LOCATION_VARIABLE]) for keys in (first, second)]
+    assert paths[0].read_bytes() != paths[1].read_bytes()
+    sealed.discard_secrets(str(paths[1]))
+    os.environ.update(first)
+    sealed.open_secrets()
+    assert os.environ["HF_TOKEN"] == VALUES["HF_TOKEN"]
 
 
 def test_the_size_tells_little(tmp_path: Path) -> None:
     sealed.seal_secrets({"A": "x"}, str(tmp_path), "a")
     sealed.seal_secrets({"A": "x" * 100}, str(tmp_path), "b")
-    folder = tmp_path / "secrets"
-    assert (folder / "a").stat().st_size == (folder / "b").stat().st_size
+    first, second = (tmp_path / "secrets").iterdir()
+    assert first.stat().st_size == second.stat().st_size
 
 
 def test_without_secrets_nothing_is_opened() -> None:
