@@ -15,7 +15,6 @@ import sys
 import tempfile
 import uuid
 import warnings
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from kdscale.attempts import Attempts
 from kdscale.config.training import WorkersConfig
 from kdscale.errors import KdscaleError
 from kdscale.progress import Reporter, StageProgress
@@ -112,13 +112,14 @@ def run_workers(
     stage = progress.stage
     _check_resources(workers, stage)
     reporter = progress.reporter()
-    attempts = beside_driver(_Attempts).remote()
+    attempts = beside_driver(Attempts).remote()
     resources = {"CPU": workers.cpus}
     if workers.gpus:
         resources["GPU"] = workers.gpus
     trainer = TorchTrainer(
-        _Loop(loop, workers, attempts, reporter),
-        train_loop_config=job,
+        # With the job in it: as `train_loop_config` it would go to Ray Train's controller as well,
+        # which would import all that a stage needs before it starts the first worker.
+        _Loop(loop, job, workers, attempts, reporter),
         scaling_config=ScalingConfig(
             num_workers=workers.count,
             use_gpu=workers.gpus > 0,
@@ -169,38 +170,24 @@ class _ToDriver(logging.Handler):
         current_worker().say(self.format(record))
 
 
-class _Attempts:
-    """An actor that counts the starts of a group, and keeps an error that no restart can mend."""
-
-    def __init__(self) -> None:
-        self._starts: Counter[int] = Counter()
-        self._error: Exception | None = None
-
-    def start(self, rank: int) -> tuple[int, Exception | None]:
-        """(starts of this rank before, the final error if there was one)."""
-        self._starts[rank] += 1
-        return self._starts[rank] - 1, self._error
-
-    def give_up(self, error: Exception) -> None:
-        self._error = self._error or error
-
-
 class _Loop:
     """Prepares a worker's process, then runs the loop."""
 
     def __init__(
         self,
         loop: Callable[[dict[str, Any]], None],
+        job: dict[str, Any],
         workers: WorkersConfig,
         attempts: Any,
         reporter: Reporter,
     ) -> None:
         self._loop = loop
+        self._job = job
         self._workers = workers
         self._attempts = attempts
         self._reporter = reporter
 
-    def __call__(self, job: dict[str, Any]) -> None:
+    def __call__(self) -> None:
         import ray
 
         # Ray Train restarts a group whatever the error was; a mistake in a config stays one.
@@ -209,12 +196,12 @@ class _Loop:
         if final is not None:
             raise final
         try:
-            self._run(job)
+            self._run()
         except _FINAL as error:
             ray.get(self._attempts.give_up.remote(error))
             raise
 
-    def _run(self, job: dict[str, Any]) -> None:
+    def _run(self) -> None:
         global _reporter
         _reporter = self._reporter
         logging.getLogger("kdscale").addHandler(_ToDriver())
@@ -227,7 +214,7 @@ class _Loop:
 
             torch.cuda.set_device(get_device())
         _quiet_libraries()
-        self._loop(job)
+        self._loop(self._job)
 
 
 def _quiet_libraries() -> None:

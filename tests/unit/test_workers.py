@@ -3,6 +3,7 @@
 import pytest
 
 from kdscale import workers
+from kdscale.attempts import Attempts
 from kdscale.errors import KdscaleError
 
 
@@ -36,7 +37,7 @@ def test_the_last_line_of_a_traceback_is_shown() -> None:
 
 
 def test_attempts_are_counted_and_a_final_error_is_kept() -> None:
-    attempts = workers._Attempts()
+    attempts = Attempts()
     assert [attempts.start(rank) for rank in (0, 1)] == [(0, None), (0, None)]
     error = KdscaleError("a", "b")
     attempts.give_up(error)
