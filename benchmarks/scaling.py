@@ -8,10 +8,10 @@ alone are there to show what the machine gives a second core at most. Efficiency
 over twice the time of both, as a median of the turns.
 
 **Starting.** What a stage costs before its first batch is through: a worker group notes the time
-and what its processes have computed when the loop is entered, when the stages' modules and
-DeepSpeed are imported, when a sharded teacher is there, and after its first batch. What the other
-processes of a start compute (controller, helpers) is read from the system meanwhile. Seconds of
-computing say more than wall time on a machine that is busy.
+and what its processes have computed when the loop is entered (Ray, torch, transformers and the
+stages' modules are imported by then), when DeepSpeed is imported, when a sharded teacher is there,
+and after its first batch. What the other processes of a start compute (controller, helpers) is read
+from the system meanwhile. Seconds of computing say more than wall time on a machine that is busy.
 
 The last line is one JSON object, also kept in results/scaling.json; --quick takes one turn each and
 keeps nothing.
@@ -280,12 +280,8 @@ def mark(job: dict[str, Any]) -> None:
         marks[f"worker: {what}"] = {"cpu": cpu - last[0], "wall": now - last[1]}
         last[:] = [cpu, now]
 
-    note("Ray, torch, process group")
-    import kdscale.evaluate.worker
-    import kdscale.student.worker  # noqa: F401  for the time that it takes
-
-    note("modules of the stages")
-    import deepspeed  # noqa: F401  the same
+    note("imports, process group")
+    import deepspeed  # noqa: F401  for the time that it takes
 
     note("DeepSpeed")
     spec: CaptureJob = job["capture"]
@@ -305,7 +301,7 @@ def mark(job: dict[str, Any]) -> None:
 def processes() -> Iterator[dict[str, float]]:
     """By title, what the processes below this one compute until the block ends."""
     end = threading.Event()
-    before: dict[int, float] = {}
+    before: dict[int, float] = {}  # of processes that were there at the start
     seen: dict[int, tuple[str, float]] = {}
     computed: dict[str, float] = defaultdict(float)
 
@@ -314,14 +310,14 @@ def processes() -> Iterator[dict[str, float]]:
             with suppress(psutil.NoSuchProcess):
                 cpu = sum(process.cpu_times()[:2])
                 title = process.cmdline()[0].split(".")[0] if process.cmdline() else ""
-                before.setdefault(process.pid, 0.0 if seen else cpu)
-                seen[process.pid] = (title, cpu - before[process.pid])
+                seen[process.pid] = (title, cpu - before.get(process.pid, 0.0))
 
     def watch() -> None:
         while not end.wait(0.1):
             look()
 
     look()
+    before.update({pid: cpu for pid, (_, cpu) in seen.items()})
     thread = threading.Thread(target=watch)
     thread.start()
     try:

@@ -142,8 +142,10 @@ class Stages:
                 node = fault(self._nodes)
             code, log = job.finish(), job.log
             if code and fault is kill_driver:
+                # What follows is the end of the log once more.
+                before = log.partition("\nreason: ")[0]
                 job = self._submit(store, stage)
-                code, log = job.finish(), log + job.log
+                code, log = job.finish(), before + job.log
                 ended = replace(ended, submissions=2)
         finally:
             job.end()

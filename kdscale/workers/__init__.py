@@ -1,7 +1,7 @@
 """Groups of workers: the only room that knows ray.train.
 
 `worker` is what a rank is and can do, `group` runs a loop on a group of them, `start` is what each
-process does before and after the loop, `attempts` what outlives a group, `events` what happens when
+process does before and after the loop, `events` what happens when
 Ray Train ends one or wants another size.
 """
 

@@ -15,11 +15,11 @@ from concurrent.futures import Future
 from itertools import count
 from typing import Any
 
+from kdscale.attempts import Attempts
 from kdscale.config.training import WorkersConfig
 from kdscale.errors import KdscaleError
 from kdscale.progress import Reporter, StageProgress
 from kdscale.ray_session import beside_driver
-from kdscale.workers.attempts import Attempts
 from kdscale.workers.events import callbacks
 from kdscale.workers.start import Start
 from kdscale.workers.worker import LeavingError
@@ -46,7 +46,7 @@ def run_workers(
     _check_resources(workers, stage)
     reporter = progress.reporter()
     names = (progress.run, stage)
-    start = Start(loop, workers, beside_driver(Attempts).remote(), reporter, names)
+    start = Start(loop, job, workers, beside_driver(Attempts).remote(), reporter, names)
     for preemptions in count():
         if progress.asked_to_stop():
             raise LeavingError
@@ -57,7 +57,7 @@ def run_workers(
             )
         reporter.ask("")
         try:
-            _supervised(_fit(start, job, workers, reporter, stage), workers, reporter, progress)
+            _supervised(_fit(start, workers, reporter, stage), workers, reporter, progress)
         except TrainingFailedError as error:
             raise _readable(error, stage) from error
         if not reporter.left():
@@ -65,9 +65,7 @@ def run_workers(
         # The workers left before their work was done: to stop, or ahead of a preemption.
 
 
-def _fit(
-    start: Start, job: dict[str, Any], workers: WorkersConfig, reporter: Reporter, stage: str
-) -> Callable[[], Any]:
+def _fit(start: Start, workers: WorkersConfig, reporter: Reporter, stage: str) -> Callable[[], Any]:
     """Ray Train's `fit` for the stage."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -77,8 +75,9 @@ def _fit(
         resources["GPU"] = workers.gpus
     elastic = workers.least < workers.count
     trainer = TorchTrainer(
+        # With the job in it: as `train_loop_config` it would go to Ray Train's controller as well,
+        # which would import all that a stage needs before it starts the first worker.
         start,
-        train_loop_config=job,
         scaling_config=ScalingConfig(
             num_workers=(workers.least, workers.count) if elastic else workers.count,
             use_gpu=workers.gpus > 0,

@@ -36,6 +36,7 @@ class Start:
     def __init__(
         self,
         loop: Callable[[dict[str, Any]], None],
+        job: dict[str, Any],
         workers: WorkersConfig,
         attempts: Any,
         reporter: Reporter,
@@ -43,12 +44,13 @@ class Start:
     ) -> None:
         """names: of run and stage."""
         self._loop = loop
+        self._job = job
         self._workers = workers
         self._attempts = attempts
         self._reporter = reporter
         self._names = names
 
-    def __call__(self, job: dict[str, Any]) -> None:
+    def __call__(self) -> None:
         import ray
 
         # Ray Train restarts a group whatever the error was; a mistake in a config stays one.
@@ -63,7 +65,7 @@ class Start:
         metrics.bind(*self._names, rank, attempt)
         leaves = False
         try:
-            self._run(job)
+            self._run()
         except LeavingError:
             leaves = True
         except FINAL as error:
@@ -73,7 +75,7 @@ class Start:
             heart.stop()
         self._reporter.leave(rank, leaves)
 
-    def _run(self, job: dict[str, Any]) -> None:
+    def _run(self) -> None:
         logging.getLogger("kdscale").addHandler(_ToDriver())
         # DeepSpeed looks for the tools that build its operators beside the interpreter's programs.
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -84,7 +86,7 @@ class Start:
 
             torch.cuda.set_device(get_device())
         _quiet_libraries()
-        self._loop(job)
+        self._loop(self._job)
 
 
 class _ToDriver(logging.Handler):

@@ -17,6 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "stages": set(),
     "scratch": set(),
     "ahead": set(),
+    "attempts": set(),
     "shuffle": set(),
     "compiled": set(),
     "liveness": set(),
@@ -25,7 +26,9 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors"},
     "store": {"errors"},
     "tracking": {"config", "metrics", "store"},
-    "workers": {"config", "errors", "liveness", "metrics", "progress", "ray_session"},
+    "workers": {
+        *("attempts", "config", "errors", "liveness", "metrics", "progress", "ray_session"),
+    },
     "stop": {"errors", "store"},
     "lease": {"errors", "store"},
     "ray_session": set(),
@@ -154,6 +157,9 @@ def test_one_wall_an_outside_library(library: str) -> None:
         ("kdscale.config", "torch ray deepspeed transformers wandb numpy pyarrow"),
         ("kdscale.submit", "torch deepspeed transformers wandb"),
         ("kdscale.status", "torch ray deepspeed transformers wandb"),
+        # Helpers of a run, each a process of its own.
+        ("kdscale.attempts", "torch ray deepspeed transformers numpy pydantic"),
+        ("kdscale.progress", "torch ray deepspeed transformers numpy pydantic"),
         ("kdscale.report", "torch ray deepspeed transformers wandb"),
         ("kdscale.cli", "torch ray deepspeed transformers wandb pydantic numpy pyarrow yaml"),
     ],

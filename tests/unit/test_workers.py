@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from kdscale.attempts import Attempts
 from kdscale.errors import KdscaleError
 from kdscale.workers import current_worker, events, group
-from kdscale.workers.attempts import Attempts
 
 
 class GroupError(Exception):
