@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdscale.cache.maintain.verify import verify
+from kdscale.status import run_status
 from kdscale.store import Store, open_store
 from tests.runs import FinishedRun, read_metrics, run_kdscale, tiny_config, write_config
 from tests.s3 import S3Server
@@ -138,6 +139,18 @@ def test_results_on_s3_equal_those_on_disk(store: Store, finished_run: FinishedR
     theirs = json.loads((finished_run.output / "results.json").read_text())
     assert mine["models"] == theirs["models"]
     assert mine["gap_recovered"] == theirs["gap_recovered"]
+
+
+def test_the_store_tells_what_failed_and_that_nothing_is_missing(store: Store) -> None:
+    found = run_status(store)
+    stages = {stage.name: stage for stage in found.stages}
+    assert found.state == "complete"
+    for name in ("cache", "distill"):
+        assert stages[name].failed_groups >= 1
+        assert "rank" in stages[name].failures[0].reason
+        assert stages[name].done == stages[name].total
+    assert stages["teacher"].failures == ()
+    assert (stages["cache"].units_committed, stages["cache"].units_planned) == (40, 40)
 
 
 def test_a_second_run_on_s3_skips_every_stage(
