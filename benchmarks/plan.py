@@ -1,12 +1,13 @@
 """How right is `kdscale plan`? Predicted over measured time, memory and bytes of real runs.
 
-    python benchmarks/plan.py [--quick] [--folder DIR]
+    python benchmarks/plan.py [--quick] [--folder DIR [--finished]]
 
-Each configuration is calibrated first (`kdscale plan --calibrate`, a worker group of its own), then
-run as it is: real Ray workers, real files. They share one corpus, and those with the same teacher
-share its stage. Measured: a stage's seconds from run.json, the peak memory of a worker from its
-metrics, the cache's bytes from its manifest. Predicted: the plan with that calibration. All is kept
-in the folder, so that a benchmark that was cut short goes on with the next configuration.
+Each configuration is calibrated once its teacher is there (`kdscale plan --calibrate`, a worker
+group of its own), then run as it is: real Ray workers, real files. They share one corpus, and those
+with the same teacher share its stage. Measured: a stage's seconds from run.json, the peak memory of
+a worker from its metrics, the cache's bytes from its manifest. Predicted: the plan with that
+calibration. All is kept in the folder, so that a benchmark that was cut short goes on with the next
+configuration.
 
 The last line is one JSON object, also kept in results/plan.json. --quick runs the first
 configuration alone, and keeps nothing.
@@ -44,7 +45,8 @@ Result = dict[str, Any]
 
 
 def run_all(config: RunConfig, known: Path | None) -> None:
-    """Prepare the text (or copy what `known`, another run's folder, has), calibrate, then run."""
+    """Make rows and teacher (or copy those of `known`, another run's folder), calibrate with them,
+    then capture and distil."""
     folder = Path(config.output)
     shutil.rmtree(folder, ignore_errors=True)
     if known is not None:
@@ -52,9 +54,10 @@ def run_all(config: RunConfig, known: Path | None) -> None:
         for part in ("prepared", "teacher"):
             shutil.copytree(known / part, folder / part)
     with ray_session():
-        run_pipeline(config, only="prepare")
+        for stage in ("prepare", "teacher"):
+            run_pipeline(config, only=stage)
         calibrate(make_setting(config, this_machine()))
-        for stage in STAGES:
+        for stage in STAGES[1:]:
             run_pipeline(config, only=stage)
 
 
@@ -122,6 +125,7 @@ def goals(rows: list[Result]) -> list[Result]:
 def main(
     quick: bool = typer.Option(False, help="The first configuration alone."),
     folder: Path | None = typer.Option(None, help="Where runs are kept; a new one by default."),
+    finished: bool = typer.Option(False, help="Run nothing: report what is finished there."),
 ) -> None:
     """Run every configuration that is not finished in the folder."""
     base = folder or Path(tempfile.mkdtemp(prefix="kdscale-plan-"))
@@ -133,6 +137,8 @@ def main(
         tree, teacher_of = make(corpus, base / name)
         config = resolve_paths(RunConfig.model_validate(tree))
         if not is_finished(config):
+            if finished:
+                continue
             run_all(config, base / teacher_of if teacher_of else None)
         for row in compared(name, config, STAGES[1:] if teacher_of else STAGES):
             print(json.dumps(row), flush=True)

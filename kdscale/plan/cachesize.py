@@ -75,7 +75,9 @@ def payload_at_rest(codec: CodecConfig, vocab_size: int, pack: bool = True) -> f
 
 def cache_bytes(config: CacheConfig, codec: CodecConfig, setting: Setting) -> CacheBytes:
     """A whole cache of `codec`: targets x payload + positions x 0.11 log2(V) bytes of tokens and
-    masks + 28 bytes a row + 120 a block + 64 a unit + the prior of codecs that are packed."""
+    masks + 28 bytes a row + 120 a block + 2,564 a unit + the prior of codecs that are packed. The
+    payload is what a calibration measured of this teacher, text and codec, else
+    `payload_at_rest`."""
     tokens = setting.tokens
     units = math.ceil(tokens.captured_rows / config.rows_per_unit)
     blocks = units * math.ceil(config.rows_per_unit / config.rows_per_block)
@@ -83,7 +85,11 @@ def cache_bytes(config: CacheConfig, codec: CodecConfig, setting: Setting) -> Ca
     is_packed = config.pack and packable(made)
     # Columns of fixed width have a place for every position, target or not.
     share = tokens.targets_share if is_packed else 1
-    payload = tokens.captured * share * payload_at_rest(codec, tokens.vocab_size, config.pack)
+    each = payload_at_rest(codec, tokens.vocab_size, config.pack)
+    measured = setting.measured
+    if measured is not None and measured.payload_at_rest and measured.codec == codec:
+        each = measured.payload_at_rest
+    payload = tokens.captured * share * each
     text = tokens.captured * _TEXT_A_BIT * math.log2(tokens.vocab_size)
     index = tokens.captured_rows * _INDEX_ROW + blocks * _BLOCK + units * (_UNIT + _SCHEMA)
     total = int(payload + text + index + (_prior(setting) if is_packed else 0))

@@ -11,14 +11,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kdscale.errors import KdscaleError
+from kdscale.models.folder import read_marker
 from kdscale.models.layers import keep_layers
 from kdscale.plan.calibration import Calibration, keep
-from kdscale.plan.measure import RESULT, MeasureJob, measure
+from kdscale.plan.measure import RESULT, AtHand, MeasureJob, measure
 from kdscale.plan.seconds import rate
 from kdscale.plan.setting import Setting
 from kdscale.plan.shape import shape_of
 from kdscale.progress import stage_progress
 from kdscale.ray_session import ray_session
+from kdscale.run import Run
 from kdscale.store import open_store
 from kdscale.workers import run_workers
 
@@ -52,6 +54,7 @@ def calibrate(setting: Setting, say: Callable[[str], None] = print) -> Calibrati
         student=setting.student_config,
         vocab_size=setting.tokens.vocab_size,
         budget=_BUDGET_SECONDS,
+        at_hand=_at_hand(setting) if teacher is setting.teacher_config else None,
     )
     say(f"calibrating with {workers.count} workers, about a minute")
     with ray_session(), stage_progress("calibrate") as progress:
@@ -73,12 +76,24 @@ def _affordable(setting: Setting) -> Any:
     positions = capture.micro_batch_rows * setting.tokens.row_length
     speed = rate(plain, capture.workers, training=False)
     seconds = positions * setting.teacher.forward_flops(setting.tokens.row_length) / speed
-    config = copy.deepcopy(setting.teacher_config)
     layers = setting.teacher.layers
     kept = max(_FEWEST_LAYERS, min(layers, int(layers * _BUDGET_SECONDS / seconds)))
-    if kept < layers:
-        keep_layers(config.get_text_config(), list(range(kept)))
+    if kept >= layers:
+        return setting.teacher_config
+    config = copy.deepcopy(setting.teacher_config)
+    keep_layers(config.get_text_config(), list(range(kept)))
     return config
+
+
+def _at_hand(setting: Setting) -> AtHand | None:
+    """The run's own teacher and rows, where both stages are complete."""
+    if not setting.tokens.prepared:
+        return None
+    run = Run(setting.config)
+    teacher = read_marker(run.output.child("teacher"))
+    if teacher is None or teacher.fingerprint != run.teacher_fingerprint:
+        return None
+    return AtHand(teacher, run.prepared_store)
 
 
 def _rates(found: dict[str, Any], whole: float, teacher: Any, setting: Setting) -> Calibration:
@@ -111,4 +126,6 @@ def _rates(found: dict[str, Any], whole: float, teacher: Any, setting: Setting) 
         latency_seconds=found["latency_seconds"],
         start_up_seconds=whole - found["loop"],
         base_bytes=found["base_bytes"],
+        codec=config.cache.codec if "at_rest" in found else None,
+        payload_at_rest=found.get("at_rest"),
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from kdscale.config.base import Config
+from kdscale.config.cache import CodecConfig
 from kdscale.store import Store
 
 KEY = "calibration.json"
@@ -53,6 +54,13 @@ class Calibration(Config):
     base_bytes: int = Field(ge=0)
     """Memory of a worker before it has a model."""
 
+    codec: CodecConfig | None = None
+    """What `payload_at_rest` is of."""
+
+    payload_at_rest: float | None = Field(default=None, gt=0)
+    """Bytes of a position's payload in the store, of the run's own teacher and text, where both
+    were there."""
+
 
 def user_file(hardware: str) -> Path:
     """Where a user's last calibration of some hardware is kept."""
@@ -62,12 +70,13 @@ def user_file(hardware: str) -> Path:
 
 
 def keep(found: Calibration, output: Store) -> None:
-    """Beside the run's output, and in the user's cache for other runs."""
-    text = found.model_dump_json(indent=1)
-    output.put(KEY, text.encode())
+    """Beside the run's output, and in the user's cache for other runs, whose teacher and text are
+    others."""
+    output.put(KEY, found.model_dump_json(indent=1).encode())
     path = user_file(found.hardware)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    general = found.model_copy(update={"codec": None, "payload_at_rest": None})
+    path.write_text(general.model_dump_json(indent=1))
 
 
 def find(output: Store | None, hardware: str) -> Calibration | None:

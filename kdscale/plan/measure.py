@@ -1,8 +1,9 @@
 """What a worker measures for a calibration: the real forward, encoder, steps and store.
 
-Models have random weights and the run's own shapes, micro-batches, ZeRO stages and codec; a teacher
-that would take too long is cut to its first layers. All ranks compute at once, so that what they
-take from each other is in the rates.
+Models have random weights and the run's own shapes, micro-batches, ZeRO stages and codec. A
+teacher that is there already is taken as it is; one that would take too long is cut to its first
+layers.
+All ranks compute at once, so that what they take from each other is in the rates.
 """
 
 import json
@@ -17,14 +18,19 @@ from typing import Any
 
 import torch
 
+from kdscale.audit.rest import AtRest
 from kdscale.cache.codecs import make_codec, uniforms
+from kdscale.cache.format.prior import count_prior
 from kdscale.config import RunConfig
 from kdscale.config.training import TrainingConfig
+from kdscale.data.order import spread
+from kdscale.data.prepared import open_prepared
 from kdscale.losses.fused import head_and_loss
 from kdscale.models.build import build_model
-from kdscale.models.forward import compute_logits, next_token_labels
+from kdscale.models.folder import ModelReference
+from kdscale.models.forward import compute_logits, next_token_labels, row_tensors
 from kdscale.models.head import TrainedModel
-from kdscale.models.sharded import place_teacher
+from kdscale.models.sharded import load_teacher, place_teacher
 from kdscale.store import Store
 from kdscale.student.objective import DistillationLoss, LabelsLoss
 from kdscale.student.steps import MicroBatch
@@ -38,6 +44,15 @@ RESULT = "calibration-measured.json"
 _PROBE = "calibration-probe"
 _OBJECT_BYTES = 8 << 20
 _ENCODE_REPEATS = 3
+_REST_POSITIONS, _PRIOR_ROWS = 16_384, 8192
+
+
+@dataclass(frozen=True)
+class AtHand:
+    """A teacher that is complete, and the rows it is to run over."""
+
+    teacher: ModelReference
+    prepared: Store
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,7 @@ class MeasureJob:
     student: Any
     vocab_size: int
     budget: float  # seconds for each of forward and steps
+    at_hand: AtHand | None  # else the teacher has random weights
 
 
 def measure(job: dict[str, Any]) -> None:
@@ -61,7 +77,11 @@ def measure(job: dict[str, Any]) -> None:
     started = time.perf_counter()
     found: dict[str, Any] = {"base_bytes": peak_memory(torch.device("cpu"))}
     worker.say(f"a process takes {found['base_bytes'] / 2**30:.2f} GiB before it has a model")
-    found["forward"], found["encode"] = _forward_seconds(spec, worker)
+    model = _teacher(spec, worker)
+    found["forward"], found["encode"] = _forward_seconds(spec, worker, model)
+    if spec.at_hand is not None and spec.config.cache.pack:
+        found["at_rest"] = _payload_at_rest(spec, spec.at_hand, worker, model)
+    del model
     found["step"] = _student_seconds(spec, worker)
     training = spec.config.teacher.training
     if training is not None:
@@ -75,12 +95,20 @@ def measure(job: dict[str, Any]) -> None:
     worker.barrier()
 
 
-def _forward_seconds(spec: MeasureJob, worker: Worker) -> tuple[float, float]:
+def _teacher(spec: MeasureJob, worker: Worker) -> torch.nn.Module:
+    """The run's own teacher if it is there, else one like it."""
+    zero = spec.config.cache.capture.zero
+    if spec.at_hand is not None:
+        own = spec.at_hand.teacher
+        return load_teacher(own.local(), worker, zero, own.revision)
+    return place_teacher(lambda: build_model(spec.teacher, seed=0).to(worker.dtype), worker, zero)
+
+
+def _forward_seconds(
+    spec: MeasureJob, worker: Worker, model: torch.nn.Module
+) -> tuple[float, float]:
     """Median seconds of a micro-batch's forward of the teacher, and of encoding its logits."""
     capture = spec.config.cache.capture
-    model = place_teacher(
-        lambda: build_model(spec.teacher, seed=0).to(worker.dtype), worker, capture.zero
-    )
     codec = make_codec(spec.config.cache.codec, spec.vocab_size)
     ids, segments = _rows(spec, capture.micro_batch_rows, worker.device)
     where = torch.arange(ids.numel(), device=worker.device)
@@ -101,6 +129,29 @@ def _forward_seconds(spec: MeasureJob, worker: Worker) -> tuple[float, float]:
         forward()
     worker.say("the teacher runs")
     return _repeated(forward, spec.budget, worker), median(encodes)
+
+
+@torch.no_grad()
+def _payload_at_rest(
+    spec: MeasureJob, at_hand: AtHand, worker: Worker, model: torch.nn.Module
+) -> float:
+    """Bytes that a position's payload takes in the store, from rows spread over the text. All ranks
+    run the same rows, as a sharded teacher needs them to."""
+    cache, size = spec.config.cache, spec.config.cache.capture.micro_batch_rows
+    table = open_prepared(at_hand.prepared).split("train")
+    texts = table.take(spread(min(_PRIOR_ROWS, len(table)), len(table)))
+    codec = make_codec(cache.codec, spec.vocab_size)
+    rest = AtRest(codec, count_prior([(texts.input_ids, texts.loss_mask)], spec.vocab_size))
+    wanted = max(size, _REST_POSITIONS // spec.config.data.row_length)
+    chosen = spread(min(wanted, len(table)), len(table))
+    for first in range(0, len(chosen), size):
+        rows = table.take(chosen[first : first + size])
+        ids, segments, mask = row_tensors(rows, worker.device)
+        logits = compute_logits(model, ids, segments, spec.vocab_size)[mask]
+        noise = torch.rand(len(logits), codec.streams, dtype=torch.float64, device=worker.device)
+        encoded = codec.encode(logits, noise, temperature=cache.temperature)
+        rest.add(rows.input_ids[rows.loss_mask], encoded.payload.cpu().numpy())
+    return rest.bytes_per_position()
 
 
 def _student_seconds(spec: MeasureJob, worker: Worker) -> float:

@@ -32,6 +32,7 @@ class Tokens:
     evaluation_rows: tuple[int, ...]  # of each evaluation set
     corpus_bytes: int | None  # of the training text as stored; None where nobody looked
     source: str
+    prepared: bool = False  # whether the rows are there
 
     @property
     def captured(self) -> int:
@@ -93,6 +94,7 @@ def _of_prepared(config: RunConfig, prepared: Prepared) -> Tokens:
         evaluation_rows=tuple(counts["rows_written"] for counts in others),
         corpus_bytes=int(train["bytes_written"]),
         source=f"{positions:,} positions of the prepared data",
+        prepared=True,
     )
 
 

@@ -9,13 +9,14 @@ from kdscale.cache.codecs import make_codec
 from kdscale.config.cache import FullCodec, SampleCodec, TopkCodec, VaroptCodec
 from kdscale.plan.cachesize import cache_bytes, compared, passes, payload_at_rest, requests
 from tests.unit.plan.settings import setting
+from tests.unit.plan.test_seconds import MEASURED
 
-MEASURED = Path(__file__).parents[3] / "benchmarks" / "results" / "codec_fidelity.json"
+FIDELITY = Path(__file__).parents[3] / "benchmarks" / "results" / "codec_fidelity.json"
 CODECS = {"varopt": VaroptCodec, "sample": SampleCodec, "topk": TopkCodec}
 
 
 def rows_measured() -> list[tuple[str, float]]:
-    rows = json.loads(MEASURED.read_text())["rows"]
+    rows = json.loads(FIDELITY.read_text())["rows"]
     return [(r["name"], r["bytes_at_rest"]) for r in rows if r["family"] in CODECS]
 
 
@@ -32,6 +33,19 @@ def test_decoded_bytes_are_the_codecs_own() -> None:
     for codec in (VaroptCodec(), SampleCodec(draws=9), TopkCodec(k=7), FullCodec()):
         own = make_codec(codec, 512).bytes_per_position
         assert cache_bytes(found.config.cache, codec, found).decoded_position == own
+
+
+def test_a_measured_payload_counts_for_its_own_codec() -> None:
+    found = setting("cpu")
+    own = found.config.cache.codec
+    known = MEASURED.model_copy(update={"codec": own, "payload_at_rest": 99.0})
+    measured = found.with_measured(known)
+    config = found.config.cache
+    more = cache_bytes(config, own, measured).at_rest - cache_bytes(config, own, found).at_rest
+    targets = found.tokens.captured * 0.99
+    assert more == pytest.approx(targets * (99 - payload_at_rest(own, 512)), abs=2)
+    other = TopkCodec(k=7)
+    assert cache_bytes(config, other, measured) == cache_bytes(config, other, found)
 
 
 def test_what_is_not_packed_stays_as_it_is() -> None:

@@ -11,6 +11,7 @@ import yaml
 
 from kdscale.cli import main
 from kdscale.config import RunConfig, load_config
+from kdscale.config.cache import VaroptCodec
 from kdscale.errors import KdscaleError
 from kdscale.plan.calibration import find, keep, user_file
 from kdscale.plan.hardware import TABLE, find_hardware
@@ -193,6 +194,11 @@ def test_a_calibration_is_found_beside_the_output_and_in_the_users_cache(tmp_pat
     assert find(output, "cpu") == MEASURED
     assert find(None, "cpu") == MEASURED
     assert find(output, "H100") is None
+    # How a payload packs is of one teacher and text: other runs do not take it over.
+    known = MEASURED.model_copy(update={"codec": VaroptCodec(), "payload_at_rest": 9.5})
+    keep(known, output)
+    assert find(output, "cpu") == known
+    assert find(None, "cpu") == MEASURED
     # Another version's is measured again.
     user_file("cpu").write_text('{"version": 2}')
     assert find(None, "cpu") is None
