@@ -1,8 +1,8 @@
 """Groups of workers: the only room that knows ray.train.
 
 `worker` is what a rank is and can do, `group` runs a loop on a group of them, `start` is what each
-process does before and after the loop, `events` what happens when
-Ray Train ends one or wants another size.
+process does before and after the loop, `events` what happens when Ray Train ends a group or wants
+another size.
 """
 
 from kdscale.workers.group import run_workers
