@@ -16,9 +16,7 @@ def _stage(name: str | None) -> str | None:
 def check_stages(only: str | None, start: str | None, until: str | None = None) -> None:
     """Refuse `--only` together with the others, and `--until` before `--from`."""
     if only is not None and (start is not None or until is not None):
-        raise typer.BadParameter(
-            "--only runs one stage, --from and --until several: give one of them."
-        )
+        raise typer.BadParameter("--only runs one stage, the others several: give one of them.")
     if start is not None and until is not None and STAGES.index(until) < STAGES.index(start):
         raise typer.BadParameter(f"--until {until} comes before --from {start}.")
 
