@@ -35,6 +35,12 @@ DIGEST = "kdscale/digest"
 
 # Where cluster/Dockerfile puts the job scripts, and where the config is mounted.
 _JOBS = "/home/ray/kdscale/jobs"
+# A node that is silent for half a minute counts as lost (docs/faults.md).
+_HEALTH_CHECKS = {
+    "RAY_health_check_period_ms": "2000",
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "4",
+}
 _CONFIG_FOLDER = "/home/ray/job"
 _CONFIG = "kdscale/config"
 # Kubernetes takes 256 KiB of annotations, and `kubectl apply` keeps a copy in one.
@@ -245,6 +251,7 @@ def _environment(options: KubeOptions) -> list[dict[str, Any]]:
         {"name": "RAY_AUTH_MODE", "value": "token"},
         # Stages may ask for more than is there: the cluster grows.
         {"name": "KDSCALE_AUTOSCALES", "value": "1"},
+        *({"name": name, "value": value} for name, value in _HEALTH_CHECKS.items()),
         *(
             {
                 "name": secret.variable,

@@ -4,16 +4,27 @@ from pathlib import Path
 
 import pytest
 
+from kdscale.config import KubeOptions
+from kdscale.submit import kuberay
 from tests.nodes import HEALTH_CHECKS
 
 ROOT = Path(__file__).parents[2]
+OPTIONS = KubeOptions(image="kdscale")
 
 
-@pytest.mark.parametrize("file", ["cluster/local.sh", "ray_cluster.yaml"])
+FILES = ["cluster/local.sh", "ray_cluster.yaml", "cluster/gcp.yaml", "cluster/on_premise.yaml"]
+
+
+@pytest.mark.parametrize("file", FILES)
 def test_the_health_checks_are_those_of_the_tests(file: str) -> None:
     text = (ROOT / file).read_text(encoding="utf-8")
     for name, value in HEALTH_CHECKS.items():
         assert f"{name}={value}" in text
+
+
+def test_pods_have_the_same_health_checks() -> None:
+    environment = {each["name"]: each.get("value") for each in kuberay._environment(OPTIONS)}
+    assert HEALTH_CHECKS.items() <= environment.items()
 
 
 def test_a_silent_node_is_waited_for_as_long_as_the_docs_say() -> None:
