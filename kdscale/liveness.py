@@ -154,8 +154,10 @@ class Heart:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._end.wait(self._interval):
+        # The first at once: what was asked while the process started is known before any work.
+        while not self._end.is_set():
             self.asked = self._send(self._now())
+            self._end.wait(self._interval)
 
     def _now(self) -> Sign:
         sign, moved = self._sign, self._moved

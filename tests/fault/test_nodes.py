@@ -20,6 +20,7 @@ pytestmark = [
     pytest.mark.fault,
     pytest.mark.ray,
     pytest.mark.s3,
+    pytest.mark.slow,
     pytest.mark.timeout(900),
     pytest.mark.skipif(_WHY_NOT is not None, reason=_WHY_NOT or ""),
 ]
@@ -53,7 +54,6 @@ def test_a_node_killed_in_the_middle_of_a_capture_costs_units_in_flight_and_chan
     assert stages.differences(ended, "cache") == []
 
 
-@pytest.mark.slow
 def test_a_whole_run_over_nodes_equals_one_in_one_place(
     nodes: Nodes, finished_run: FinishedRun
 ) -> None:
@@ -67,7 +67,6 @@ def test_a_whole_run_over_nodes_equals_one_in_one_place(
     assert there.exists("report/index.html")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["cache", "distill"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_stage_survives_a_fault_and_ends_as_without_it(
