@@ -156,6 +156,7 @@ def look(output: Store) -> tuple[Series, RunStatus]:
         output.put("seen", b"")
 
 
+@pytest.mark.slow
 def test_a_stage_is_seen_by_prometheus_and_from_its_store(cluster: Cluster, tmp_path: Path) -> None:
     job = make_subject(tmp_path).job
     output = job.output
