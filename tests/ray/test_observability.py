@@ -84,7 +84,9 @@ def test_doctor_names_a_node_that_is_other_and_cut_off(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Ray puts the driver's folder before all else: not one that has a kdscale of its own.
-    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
     metadata = tmp_path / "kdscale-9.9.9.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: kdscale\nVersion: 9.9.9\n")
