@@ -186,8 +186,9 @@ def print_json(content: dict[str, Any]) -> None:
 
 
 def _detach(backend: "Backend", job: str) -> None:
-    say(f"\nDetached; the job goes on. Ctrl-C again within {AGAIN_SECONDS:.0f} s stops it.")
     try:
+        # Said where a second Ctrl-C is caught already: a quick hand answers before the sleep.
+        say(f"\nDetached; the job goes on. Ctrl-C again within {AGAIN_SECONDS:.0f} s stops it.")
         time.sleep(AGAIN_SECONDS)
     except KeyboardInterrupt:
         backend.stop(job)
