@@ -3,7 +3,7 @@
     python benchmarks/assets.py
     python benchmarks/quality.py [--quick] [--assets FOLDER] [--keep FOLDER] [--seeds 3]
 
-SmolLM2-135M-Instruct is the teacher, 102,400 tokens of BBC news the corpus, and the student has
+SmolLM2-135M-Instruct is the teacher, 204,800 tokens of BBC news the corpus, and the student has
 three of the teacher's layers at a third of its width. All arms of a seed start from the same
 weights and meet the same rows in the same order, once:
 
@@ -50,10 +50,8 @@ from benchmarks.ablation.kept import (  # noqa: E402
 )
 from benchmarks.ablation.noise import gradient_noise  # noqa: E402
 from benchmarks.ablation.setting import (  # noqa: E402
-    BATCH_ROWS,
     HELD_OUT_ROWS,
     ROW_LENGTH,
-    ROWS,
     arguments_of,
     make_config,
     once,
@@ -72,6 +70,7 @@ CODECS: dict[str, CodecConfig] = {
     **{f"varopt-{budget}-head-4": VaroptCodec(k=k, head=4) for budget, k in HEAD_4.items()},
 }
 """Of every arm that has one."""
+ROWS, BATCH_ROWS = 800, 8
 PUBLISHED_BYTES = 3.0  # of an id of Random-Sampling KD: 17 bits of id and 7 of count
 
 
@@ -103,7 +102,7 @@ def measure(
     arms = {"labels": Arm(), **targets_of(train, kept)}
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
     for seed in seeds:
-        config = make_config(len(train), seed)
+        config = make_config(len(train), seed, batch_rows=BATCH_ROWS)
         students = Students(config, teacher, train)
         for name, arm in arms.items():
             codec = CODECS.get(name)
@@ -111,7 +110,7 @@ def measure(
             run = partial(run_arm, config, students, train, held_out, arm, np.zeros(len(train)))
             scores[name].append(once(folder / "arms", f"{name}-{seed}", settings, run))
     rows = [{**size_of(name, kept.get(name)), **summary(name, scores)} for name in arms]
-    config = make_config(len(train), 0)
+    config = make_config(len(train), 0, batch_rows=BATCH_ROWS)
     students = Students(config, teacher, train)
     trained = train_student(config, students, train, arms["full"], np.zeros(len(train)))
     return {

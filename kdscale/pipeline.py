@@ -40,7 +40,7 @@ from kdscale.student.worker import distill
 from kdscale.teacher.capture import capture
 from kdscale.teacher.train import train_teacher
 from kdscale.train.session import Session
-from kdscale.workers import LeavingError, run_workers
+from kdscale.workers import LeavingError, WorkerGroups
 
 # What a run with a base takes from there.
 _FROM_BASE = ("prepare", "teacher", "cache")
@@ -53,7 +53,7 @@ class Stage:
     name: str
     fingerprint: Callable[[Run], str]
     is_complete: Callable[[Run, RunRecord], bool]
-    make: Callable[[Run, RunRecord, StageProgress], list[str]]
+    make: Callable[[Run, RunRecord, StageProgress, WorkerGroups], list[str]]
     needs_ray: bool = True
     winds_down: bool = True
     """Whether it has something to save when it is asked to stop."""
@@ -91,7 +91,7 @@ def run_pipeline(
         record = RunRecord(run.output, run.config.name, run.fingerprint, lease.check)
         print(f"run {run.config.name} on data {prepared} -> {run.output}", flush=True)
         supervision = Supervision(lease, requests, heartbeat)
-        ray_started = False
+        ray_started, groups = False, WorkerGroups()
         for stage in chosen:
             requests.check()
             again = only in ("evaluate", "report")
@@ -107,8 +107,9 @@ def run_pipeline(
                 )
             if stage.needs_ray and not ray_started:
                 stack.enter_context(ray_session())
+                stack.enter_context(groups)
                 ray_started = True
-            _run_stage(stage, run, record, supervision)
+            _run_stage(stage, run, record, supervision, groups)
     report = run.output.child("report")
     return report.get("summary.md").decode() if report.exists("summary.md") else ""
 
@@ -127,7 +128,9 @@ class Supervision:
         return self.requests.asked()
 
 
-def _run_stage(stage: Stage, run: Run, record: RunRecord, watch: Supervision) -> None:
+def _run_stage(
+    stage: Stage, run: Run, record: RunRecord, watch: Supervision, groups: WorkerGroups
+) -> None:
     print(f"{stage.name}: started", flush=True)
     fingerprint = stage.fingerprint(run)
     with ExitStack() as stack:
@@ -138,7 +141,7 @@ def _run_stage(stage: Stage, run: Run, record: RunRecord, watch: Supervision) ->
         if stage.winds_down:
             stack.enter_context(watch.requests.obeyed())
         try:
-            lines = stage.make(run, record, progress)
+            lines = stage.make(run, record, progress, groups)
         except LeavingError as error:
             raise watch.requests.error() from error
     for line in lines:
@@ -183,7 +186,9 @@ def _refuse(run: Run, name: str) -> None:
 # prepare
 
 
-def _prepare(run: Run, record: RunRecord, progress: StageProgress) -> list[str]:
+def _prepare(
+    run: Run, record: RunRecord, progress: StageProgress, groups: WorkerGroups
+) -> list[str]:
     config = run.config
     with tempfile.TemporaryDirectory(prefix="kdscale-tokenizer-") as scratch:
         tokenizer = None
@@ -219,7 +224,9 @@ def _save_tokenizer(config: RunConfig, folder: Path) -> Path:
 # teacher
 
 
-def _teacher(run: Run, record: RunRecord, progress: StageProgress) -> list[str]:
+def _teacher(
+    run: Run, record: RunRecord, progress: StageProgress, groups: WorkerGroups
+) -> list[str]:
     config = run.config
     store = run.output.child("teacher")
     if config.teacher.load is not None:
@@ -242,14 +249,14 @@ def _teacher(run: Run, record: RunRecord, progress: StageProgress) -> list[str]:
         fence=run.fence,
     )
     job = {"session": session, "prepared": run.prepared_store}
-    run_workers(train_teacher, job, config.teacher.workers, progress)
+    groups.run(train_teacher, job, config.teacher.workers, progress)
     return [f"{run.teacher().parameters:,} parameters"]
 
 
 # cache
 
 
-def _cache(run: Run, record: RunRecord, progress: StageProgress) -> list[str]:
+def _cache(run: Run, record: RunRecord, progress: StageProgress, groups: WorkerGroups) -> list[str]:
     config = run.config
     if config.cache.reuse is not None:
         for store, _ in run.cache_stores:
@@ -259,7 +266,7 @@ def _cache(run: Run, record: RunRecord, progress: StageProgress) -> list[str]:
     probed = None if config.cache.append_to else run.output
     with committing(own_store(run), probed) as put_if_absent:
         job = plan_capture(run, put_if_absent)
-        run_workers(capture, {"capture": job}, config.cache.capture.workers, progress)
+        groups.run(capture, {"capture": job}, config.cache.capture.workers, progress)
     facts = inspect(job.cache)
     return [
         f"{facts['rows']:,} rows, {facts['targets']:,} targets, {facts['bytes']:,} bytes, "
@@ -270,7 +277,9 @@ def _cache(run: Run, record: RunRecord, progress: StageProgress) -> list[str]:
 # distill
 
 
-def _distill(run: Run, record: RunRecord, progress: StageProgress) -> list[str]:
+def _distill(
+    run: Run, record: RunRecord, progress: StageProgress, groups: WorkerGroups
+) -> list[str]:
     config = run.config
     sessions = [
         Session(
@@ -291,7 +300,7 @@ def _distill(run: Run, record: RunRecord, progress: StageProgress) -> list[str]:
         "teacher": run.teacher(),
         "tables": run.output.child(f"curriculum/{run.student_fingerprint('student')}"),
     }
-    run_workers(distill, job, config.distill.workers, progress)
+    groups.run(distill, job, config.distill.workers, progress)
     return [f"{run.student('student').parameters:,} parameters in the student"]
 
 
@@ -306,7 +315,9 @@ def _pinned_caches(run: Run, record: RunRecord) -> list[CacheSource]:
 # evaluate and report
 
 
-def _evaluate(run: Run, record: RunRecord, progress: StageProgress) -> list[str]:
+def _evaluate(
+    run: Run, record: RunRecord, progress: StageProgress, groups: WorkerGroups
+) -> list[str]:
     config = run.config
     job = EvaluateJob(
         config=config,
@@ -315,7 +326,7 @@ def _evaluate(run: Run, record: RunRecord, progress: StageProgress) -> list[str]
         teacher=run.teacher(),
         students={name: run.student(name) for name in run.student_names},
     )
-    run_workers(evaluate, {"evaluate": job}, config.evaluate.workers, progress)
+    groups.run(evaluate, {"evaluate": job}, config.evaluate.workers, progress)
     measured = json.loads(run.output.get(MEASURED_KEY))
     facts = inspect(run.cache_stores[0][0])
     results = build_results(
@@ -332,7 +343,9 @@ def _evaluate(run: Run, record: RunRecord, progress: StageProgress) -> list[str]
     return [f"gap recovered on {d}: {'n/a' if g is None else f'{g:.1%}'}" for d, g in gaps]
 
 
-def _report(run: Run, record: RunRecord, progress: StageProgress) -> list[str]:
+def _report(
+    run: Run, record: RunRecord, progress: StageProgress, groups: WorkerGroups
+) -> list[str]:
     # The evaluate stage could not know its own seconds.
     results = read_results(run.output)
     write_results(run.output, {**results, "seconds": record.seconds()})

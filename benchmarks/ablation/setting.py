@@ -35,6 +35,7 @@ def make_config(
     student: dict[str, Any] | None = None,
     curriculum: dict[str, Any] | None = None,
     optimiser: dict[str, Any] | None = None,
+    batch_rows: int = BATCH_ROWS,
 ) -> RunConfig:
     """One pass over as many rows as `rows`; by default in a uniform order."""
     return RunConfig.model_validate(
@@ -52,9 +53,9 @@ def make_config(
                 "student": student or FROM_TEACHER,
                 "curriculum": curriculum or {"warmup_share": 0},
                 "training": {
-                    "steps": rows // BATCH_ROWS,
-                    "batch_rows": BATCH_ROWS,
-                    "micro_batch_rows": BATCH_ROWS,
+                    "steps": rows // batch_rows,
+                    "batch_rows": batch_rows,
+                    "micro_batch_rows": batch_rows,
                     "optimiser": optimiser or CALM,
                 },
             },

@@ -25,7 +25,7 @@ PEERS = (
     "webdataset_tar",
     "distillkit",
 )
-_JOB_SECONDS = 600
+_JOB_SECONDS = 180
 _MORE_RESTARTS = 2
 
 
@@ -122,15 +122,18 @@ class Session:
             )
         )
         python = sys.executable if arm in (OURS, PLAIN) else str(self.peers_python)
-        ended = subprocess.run(
-            [python, "-m", "benchmarks.peers.measure", str(job)],
-            cwd=ROOT,
-            env={**os.environ, **env, "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"},
-            capture_output=True,
-            text=True,
-            timeout=_JOB_SECONDS,
-            check=False,
-        )
+        try:
+            ended = subprocess.run(
+                [python, "-m", "benchmarks.peers.measure", str(job)],
+                cwd=ROOT,
+                env={**os.environ, **env, "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"},
+                capture_output=True,
+                text=True,
+                timeout=_JOB_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ArmFailedError(f"{task} of {arm} had not ended after {_JOB_SECONDS} s") from error
         if ended.returncode or not result.exists():
             said = ended.stderr.strip()
             raise ArmFailedError(said[-200:], f"{task} of {arm} failed:\n{said[-4000:]}")

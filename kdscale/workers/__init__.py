@@ -5,7 +5,7 @@ process does before and after the loop, `events` what happens when Ray Train end
 another size.
 """
 
-from kdscale.workers.group import run_workers
+from kdscale.workers.group import WorkerGroups, run_workers
 from kdscale.workers.worker import LeavingError, Worker, current_worker
 
-__all__ = ["LeavingError", "Worker", "current_worker", "run_workers"]
+__all__ = ["LeavingError", "Worker", "WorkerGroups", "current_worker", "run_workers"]

@@ -12,39 +12,49 @@ from kdscale.progress import Reporter
 _POLL_SECONDS = 0.5
 
 
-def callbacks(reporter: Reporter, patience: float) -> list[Any]:
-    """Ray Train's callbacks for a stage. A resize waits for the ranks' leave for `patience`
-    seconds; without it the next group goes on from the last checkpoint."""
+def callbacks(desk: Any, patience: float) -> list[Any]:
+    """Ray Train's callbacks for groups that have their tasks from `desk`, an actor of Desk. A
+    resize waits for the ranks' leave for `patience` seconds; without it the next group goes on from
+    the last checkpoint."""
+    import ray
     from ray.train import UserCallback
     from ray.train.v2._internal.execution.callback import ControllerCallback
+
+    def reporter() -> Reporter:
+        """Of the present stage. The first one's is there before any worker starts."""
+        found: Reporter = ray.get(desk.reporter.remote())
+        return found
 
     class TellFailures(UserCallback):
         def after_exception(
             self, run_context: Any, worker_exceptions: dict[int, Exception]
         ) -> None:
-            reporter.close()
+            stage = reporter()
+            stage.close()
             failed = [
                 f"rank {rank} failed: {last_line(error)}"
                 for rank, error in sorted(worker_exceptions.items())
             ]
             for line in failed:
-                reporter.say(line)
-            reporter.fail("; ".join(failed))
+                stage.say(line)
+            stage.fail("; ".join(failed))
 
     class SaveInTime(ControllerCallback):
         def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
             before, now = type(previous_state).__name__, type(current_state).__name__
             if now == "ResizingState":
-                size = current_state.scaling_decision.num_workers
-                reporter.say(f"the cluster has room for {size} workers: saving to go on with them")
-                wait_for_leave(reporter, patience)
-                reporter.ask("")
+                size, stage = current_state.scaling_decision.num_workers, reporter()
+                stage.say(f"the cluster has room for {size} workers: saving to go on with them")
+                wait_for_leave(stage, patience)
+                stage.ask("")
             elif now == "PreemptingState" and before != now:
-                reporter.say("a node will be taken away: saving to go on without it")
-                reporter.ask("regroup")
+                stage = reporter()
+                stage.say("a node will be taken away: saving to go on without it")
+                stage.ask("regroup")
             elif now == "RestartingState":
-                reporter.close()
-                reporter.ask("")
+                stage = reporter()
+                stage.close()
+                stage.ask("")
 
     return [TellFailures(), SaveInTime()]
 

@@ -1,9 +1,14 @@
-"""Run a loop on a group of workers until all of them return, over lost, hung and added workers.
+"""Run loops on groups of workers until all ranks return, over lost, hung and added workers.
 
 Workers save their state through the store (train/checkpoint.py) and not through `ray.train.report`:
 that keeps one retry policy and one layout for every store, survives a new driver, and lets another
 world size resume. Ray Train starts the group again after a failure; the loop then finds its last
 checkpoint, or its missing units, by itself.
+
+To start a group takes longer than many a stage of a small model. So CPU workers that were not
+disturbed go on with the next stage, where it asks for the same ones. GPU workers end with their
+stage: what a process leaves on its device (context, communicators, fragments) would be missing from
+the next one's memory.
 """
 
 import os
@@ -13,60 +18,157 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
 from itertools import count
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-from kdscale.attempts import Attempts
 from kdscale.config.training import WorkersConfig
+from kdscale.desk import Desk
 from kdscale.errors import KdscaleError
 from kdscale.progress import Reporter, StageProgress
 from kdscale.ray_session import beside_driver
 from kdscale.workers.events import callbacks
-from kdscale.workers.start import Start
+from kdscale.workers.start import Start, Task
 from kdscale.workers.worker import LeavingError
 
 _POLL_SECONDS = 0.5
+_CLOSE_SECONDS = 60.0
+
+Loop = Callable[[dict[str, Any]], None]
+
+
+class WorkerGroups:
+    """The worker groups of a run, one at a time; a context manager around all of its stages. Needs
+    a running Ray once it runs a loop."""
+
+    def __init__(self) -> None:
+        self._idle: _Group | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._idle is not None:
+            self._idle.close()
+
+    def run(
+        self, loop: Loop, job: dict[str, Any], workers: WorkersConfig, progress: StageProgress
+    ) -> None:
+        """Run `loop(job)` on every worker of a group until all return.
+
+        `job` must be picklable and the same for all ranks. A group that loses a worker, or in which
+        one hangs, is started again up to `workers.max_failures` times. Raises KdscaleError where a
+        worker raised one, or where the cluster is too small; LeavingError where the stage was asked
+        to stop and the workers have saved what they had.
+        """
+        from ray.train.v2.api.exceptions import TrainingFailedError
+
+        stage = progress.stage
+        _check_resources(workers, stage)
+        task = Task(loop, job, progress.reporter(), (progress.run, stage))
+        for preemptions in count():
+            if progress.asked_to_stop():
+                raise LeavingError
+            if 0 <= workers.max_preemptions < preemptions:
+                raise KdscaleError(
+                    f"The stage {stage!r} lost its nodes {preemptions} times to preemption.",
+                    "Raise workers.max_preemptions, or run the same command again: it goes on.",
+                )
+            task.reporter.ask("")
+            group = self._group_of(workers)
+            try:
+                if group.work(task, progress):
+                    break
+            except TrainingFailedError as error:
+                raise _readable(error, stage) from error
+            # The workers left before their work was done: to stop, or ahead of a preemption.
+        if workers.gpus or group.starts() > 1:
+            group.close()
+        else:
+            self._idle = group
+
+    def _group_of(self, workers: WorkersConfig) -> "_Group":
+        """The idle group, where it is of such workers and still there; else a new one."""
+        group, self._idle = self._idle, None
+        if group is not None and group.workers == workers and group.is_alive():
+            return group
+        if group is not None:
+            group.close()
+        return _Group(workers)
 
 
 def run_workers(
-    loop: Callable[[dict[str, Any]], None],
-    job: dict[str, Any],
-    workers: WorkersConfig,
-    progress: StageProgress,
+    loop: Loop, job: dict[str, Any], workers: WorkersConfig, progress: StageProgress
 ) -> None:
-    """Run `loop(job)` on every worker of a new group until all return. Needs a running Ray.
+    """See WorkerGroups.run: on a group of its own."""
+    with WorkerGroups() as groups:
+        groups.run(loop, job, workers, progress)
 
-    `job` must be picklable and the same for all ranks. A group that loses a worker, or in which one
-    hangs, is started again up to `workers.max_failures` times. Raises KdscaleError where a worker
-    raised one, or where the cluster is too small; LeavingError where the stage was asked to stop
-    and the workers have saved what they had.
-    """
-    from ray.train.v2.api.exceptions import TrainingFailedError
 
-    stage = progress.stage
-    _check_resources(workers, stage)
-    reporter = progress.reporter()
-    names = (progress.run, stage)
-    start = Start(loop, job, workers, beside_driver(Attempts).remote(), reporter, names)
-    for preemptions in count():
-        if progress.asked_to_stop():
-            raise LeavingError
-        if 0 <= workers.max_preemptions < preemptions:
-            raise KdscaleError(
-                f"The stage {stage!r} lost its nodes {preemptions} times to preemption.",
-                "Raise workers.max_preemptions, or run the same command again: it goes on.",
-            )
-        reporter.ask("")
+class _Group:
+    """Workers under one `fit` of Ray Train, which runs in a thread: in the main thread it would
+    take SIGINT for itself and end the group where it stands."""
+
+    def __init__(self, workers: WorkersConfig) -> None:
+        self.workers = workers
+        self._desk = beside_driver(Desk).remote()
+        self._done: Future[None] = Future()
+        self._fit = _make_fit(workers, self._desk)
+        self._thread = threading.Thread(target=self._run, name="fit", daemon=True)
+        self._thread.start()
+
+    def is_alive(self) -> bool:
+        """Whether it takes tasks."""
+        return self._thread.is_alive()
+
+    def starts(self) -> int:
+        """How many times Ray Train has started it for the last task."""
+        return int(_get(self._desk.starts.remote()))
+
+    def work(self, task: Task, progress: StageProgress) -> bool:
+        """Do a task, and meanwhile pass on a request to stop and end workers that hang. False where
+        the ranks left it before it was done, as they were asked; raises what `fit` raises."""
+        import ray
+
+        _get(self._desk.put.remote([ray.put(task)], task.reporter))
+        asked = False
+        while not _get(self._desk.is_through.remote()):
+            self._thread.join(_POLL_SECONDS)
+            if not self._thread.is_alive():
+                self._done.result()
+                return bool(_get(self._desk.is_through.remote()))
+            if progress.asked_to_stop() and not asked:
+                asked = True
+                task.reporter.ask("stop")
+            _end_silent(task.reporter, self.workers.hang_seconds)
+        return True
+
+    def close(self) -> None:
+        """End it. For a group that has nothing to do."""
+        self._desk.close.remote()
+        self._thread.join(_CLOSE_SECONDS)
+
+    def _run(self) -> None:
         try:
-            _supervised(_fit(start, workers, reporter, stage), workers, reporter, progress)
-        except TrainingFailedError as error:
-            raise _readable(error, stage) from error
-        if not reporter.left():
-            return
-        # The workers left before their work was done: to stop, or ahead of a preemption.
+            self._fit()
+        except BaseException as error:
+            self._done.set_exception(error)  # raised in the thread that waits for the work
+        else:
+            self._done.set_result(None)
 
 
-def _fit(start: Start, workers: WorkersConfig, reporter: Reporter, stage: str) -> Callable[[], Any]:
-    """Ray Train's `fit` for the stage."""
+def _get(reference: Any) -> Any:
+    import ray
+
+    return ray.get(reference)
+
+
+def _make_fit(workers: WorkersConfig, desk: Any) -> Callable[[], Any]:
+    """Ray Train's `fit` of a group of such workers."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -75,9 +177,9 @@ def _fit(start: Start, workers: WorkersConfig, reporter: Reporter, stage: str) -
         resources["GPU"] = workers.gpus
     elastic = workers.least < workers.count
     trainer = TorchTrainer(
-        # With the job in it: as `train_loop_config` it would go to Ray Train's controller as well,
-        # which would import all that a stage needs before it starts the first worker.
-        start,
+        # The tasks come from the desk: as `train_loop_config` they would go to Ray Train's
+        # controller as well, which would import all that a stage needs before it starts a worker.
+        Start(workers, desk),
         scaling_config=ScalingConfig(
             num_workers=(workers.least, workers.count) if elastic else workers.count,
             use_gpu=workers.gpus > 0,
@@ -90,46 +192,17 @@ def _fit(start: Start, workers: WorkersConfig, reporter: Reporter, stage: str) -
         ),
         run_config=RunConfig(
             # A name that was used before would make Ray restore that run: resuming is ours.
-            name=f"{stage}-{uuid.uuid4().hex[:8]}",
+            name=f"workers-{uuid.uuid4().hex[:8]}",
             storage_path=os.path.join(tempfile.gettempdir(), f"kdscale-ray-train-{os.getuid()}"),
             failure_config=FailureConfig(
                 max_failures=workers.max_failures,
                 max_preemption_failures=workers.max_preemptions,
             ),
-            callbacks=callbacks(reporter, patience=workers.hang_seconds),
+            callbacks=callbacks(desk, patience=workers.hang_seconds),
         ),
     )
     fit: Callable[[], Any] = trainer.fit
     return fit
-
-
-def _supervised(
-    fit: Callable[[], Any], workers: WorkersConfig, reporter: Reporter, progress: StageProgress
-) -> None:
-    """Run `fit` in a thread, and meanwhile pass on a request to stop and end workers that hang.
-
-    In the main thread Ray Train would take SIGINT for itself and end the group where it stands.
-    """
-    done: Future[None] = Future()
-
-    def run() -> None:
-        try:
-            fit()
-        except BaseException as error:
-            done.set_exception(error)  # raised below, in the caller's thread
-        else:
-            done.set_result(None)
-
-    thread = threading.Thread(target=run, name="fit", daemon=True)
-    thread.start()
-    asked = False
-    while thread.is_alive():
-        thread.join(_POLL_SECONDS)
-        if progress.asked_to_stop() and not asked:
-            asked = True
-            reporter.ask("stop")
-        _end_silent(reporter, workers.hang_seconds)
-    done.result()
 
 
 def _end_silent(reporter: Reporter, hang_seconds: float) -> None:

@@ -1,10 +1,13 @@
-"""What a worker's process does around its loop."""
+"""What a worker's process does around its loops."""
 
+import gc
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,13 @@ import torch.distributed as dist
 
 from kdscale import metrics
 from kdscale.config.training import WorkersConfig
+from kdscale.desk import Turn
 from kdscale.errors import KdscaleError
 from kdscale.liveness import Heart, Sign
 from kdscale.progress import Reporter
 from kdscale.workers.worker import LeavingError, Line, connect, current_worker
+
+_POLL_SECONDS = 0.2
 
 # Errors of ours or of the input: not of a machine, a network or a lost peer.
 FINAL = (
@@ -30,52 +36,75 @@ FINAL = (
 )
 
 
-class Start:
-    """Prepares a worker's process, then runs the loop."""
+@dataclass(frozen=True)
+class Task:
+    """What the ranks of a group are to do for a stage."""
 
-    def __init__(
-        self,
-        loop: Callable[[dict[str, Any]], None],
-        job: dict[str, Any],
-        workers: WorkersConfig,
-        attempts: Any,
-        reporter: Reporter,
-        names: tuple[str, str],
-    ) -> None:
-        """names: of run and stage."""
-        self._loop = loop
-        self._job = job
+    loop: Callable[[dict[str, Any]], None]
+    job: dict[str, Any]
+    reporter: Reporter
+    names: tuple[str, str]
+    """Of run and stage."""
+
+
+class Start:
+    """What Ray Train runs on every rank: the desk's tasks, one after the other."""
+
+    def __init__(self, workers: WorkersConfig, desk: Any) -> None:
         self._workers = workers
-        self._attempts = attempts
-        self._reporter = reporter
-        self._names = names
+        self._desk = desk
 
     def __call__(self) -> None:
         import ray
 
-        # Ray Train restarts a group whatever the error was; a mistake in a config stays one.
+        self._prepare()
         group = ray.get_runtime_context().get_placement_group_id()
-        attempt, final = ray.get(self._attempts.start.remote(group))
-        if final is not None:
-            raise final
+        number = -1
+        while (turn := self._next_turn(group, number)) is not None:
+            if not self._take(turn):
+                return
+            number = turn.number
+            # A model may be kept alive by cycles alone, and the next one needs its memory.
+            gc.collect()
+            ray.get(self._desk.through.remote(group, dist.get_rank(), dist.get_world_size()))
+
+    def _next_turn(self, group: str, number: int) -> Turn | None:
+        """What comes after task `number`, None at the end. Waits for it."""
+        import ray
+
+        while (found := ray.get(self._desk.next.remote(group, number))) == "wait":
+            time.sleep(_POLL_SECONDS)
+        return None if found == "end" else found
+
+    def _take(self, turn: Turn) -> bool:
+        """Do the task; False where this rank has left it because it was asked to."""
+        import ray
+
+        # Ray Train restarts a group whatever the error was; a mistake in a config stays one.
+        if turn.error is not None:
+            raise turn.error
+        # In a list: the desk is not to unpack it, which would import all that a stage needs.
+        task: Task = ray.get(turn.task[0])
         rank = dist.get_rank()
-        self._reporter.join(Sign(rank, attempt))
-        heart = Heart(rank, attempt, self._workers.hang_seconds, self._reporter.beat)
-        connect(Line(self._reporter, heart, attempt))
-        metrics.bind(*self._names, rank, attempt)
+        task.reporter.join(Sign(rank, turn.attempt))
+        heart = Heart(rank, turn.attempt, self._workers.hang_seconds, task.reporter.beat)
+        connect(Line(task.reporter, heart, turn.attempt))
+        metrics.bind(*task.names, rank, turn.attempt)
         leaves = False
         try:
-            self._run()
+            task.loop(task.job)
         except LeavingError:
             leaves = True
         except FINAL as error:
-            ray.get(self._attempts.give_up.remote(error))
+            ray.get(self._desk.give_up.remote(error))
             raise
         finally:
             heart.stop()
-        self._reporter.leave(rank, leaves)
+        task.reporter.leave(rank, leaves)
+        return not leaves
 
-    def _run(self) -> None:
+    def _prepare(self) -> None:
+        """Make this process a worker."""
         logging.getLogger("kdscale").addHandler(_ToDriver())
         # DeepSpeed looks for the tools that build its operators beside the interpreter's programs.
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -86,7 +115,6 @@ class Start:
 
             torch.cuda.set_device(get_device())
         _quiet_libraries()
-        self._loop(self._job)
 
 
 class _ToDriver(logging.Handler):

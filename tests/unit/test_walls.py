@@ -17,7 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "stages": set(),
     "scratch": set(),
     "ahead": set(),
-    "attempts": set(),
+    "desk": {"progress"},
     "shuffle": set(),
     "compiled": set(),
     "liveness": set(),
@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "store": {"errors"},
     "tracking": {"config", "metrics", "store"},
     "workers": {
-        *("attempts", "config", "errors", "liveness", "metrics", "progress", "ray_session"),
+        *("config", "desk", "errors", "liveness", "metrics", "progress", "ray_session"),
     },
     "stop": {"errors", "store"},
     "lease": {"errors", "store"},
@@ -158,7 +158,7 @@ def test_one_wall_an_outside_library(library: str) -> None:
         ("kdscale.submit", "torch deepspeed transformers wandb"),
         ("kdscale.status", "torch ray deepspeed transformers wandb"),
         # Helpers of a run, each a process of its own.
-        ("kdscale.attempts", "torch ray deepspeed transformers numpy pydantic"),
+        ("kdscale.desk", "torch ray deepspeed transformers numpy pydantic"),
         ("kdscale.progress", "torch ray deepspeed transformers numpy pydantic"),
         ("kdscale.report", "torch ray deepspeed transformers wandb"),
         ("kdscale.cli", "torch ray deepspeed transformers wandb pydantic numpy pyarrow yaml"),

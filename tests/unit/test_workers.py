@@ -1,11 +1,12 @@
-"""What a failed stage tells its user."""
+"""What groups find at their desk, and what a failed stage tells its user."""
 
 from pathlib import Path
 
 import pytest
 
-from kdscale.attempts import Attempts
+from kdscale.desk import Desk, Turn
 from kdscale.errors import KdscaleError
+from kdscale.progress import Reporter
 from kdscale.workers import current_worker, events, group
 
 
@@ -38,13 +39,50 @@ def test_the_last_line_of_a_traceback_is_shown() -> None:
     assert events.last_line(RuntimeError()) == "RuntimeError"
 
 
+def new_desk(task: str = "first") -> Desk:
+    desk = Desk()
+    desk.put([task], REPORTER)
+    return desk
+
+
+REPORTER = Reporter(None)
+
+
 def test_groups_are_counted_and_a_final_error_is_kept() -> None:
-    kept = Attempts()
-    assert [kept.start("first") for _ in range(2)] == [(0, None), (0, None)]
+    desk = new_desk()
+    assert [desk.next("a", -1) for _ in range(2)] == [Turn(0, 0, ["first"], None)] * 2
     error = KdscaleError("a", "b")
-    kept.give_up(error)
-    kept.give_up(KdscaleError("later", "c"))
-    assert [kept.start("second") for _ in range(3)] == [(1, error)] * 3
+    desk.give_up(error)
+    desk.give_up(KdscaleError("later", "c"))
+    assert [desk.next("b", -1) for _ in range(3)] == [Turn(0, 1, ["first"], error)] * 3
+    assert desk.starts() == 2
+
+
+def test_a_task_is_through_when_all_ranks_of_one_group_are() -> None:
+    desk = new_desk()
+    desk.next("a", -1)
+    desk.through("a", 0, 2)
+    desk.through("b", 1, 2)
+    assert not desk.is_through()
+    desk.through("b", 1, 2)
+    assert not desk.is_through()
+    desk.through("b", 0, 2)
+    assert desk.is_through()
+
+
+def test_a_rank_waits_for_the_next_task_and_counts_anew() -> None:
+    desk = new_desk()
+    desk.next("a", -1)
+    assert desk.next("a", 0) == "wait"
+    desk.give_up(KdscaleError("a", "b"))
+    desk.through("a", 0, 1)
+    assert desk.next("late", -1) == "wait", "nothing is left of it to do"
+    desk.put(["second"], REPORTER)
+    assert not desk.is_through()
+    assert desk.next("b", -1) == Turn(1, 0, ["second"], None)
+    assert desk.next("a", 0) == Turn(1, 1, ["second"], None)
+    desk.close()
+    assert desk.next("a", 1) == "end"
 
 
 def test_outside_a_group_there_is_one_rank(capsys: pytest.CaptureFixture[str]) -> None:
