@@ -13,6 +13,8 @@ stages' modules are imported by then), when DeepSpeed is imported, when a sharde
 and after its first batch. What the other processes of a start compute (controller, helpers) is read
 from the system meanwhile. Seconds of computing say more than wall time on a machine that is busy.
 
+**The next stage.** What a stage costs that goes on with the workers of the one before.
+
 The last line is one JSON object, also kept in results/scaling.json; --quick takes one turn each and
 keeps nothing.
 """
@@ -62,7 +64,7 @@ from kdscale.student.steps import MicroBatch, read_steps  # noqa: E402
 from kdscale.teacher.capture import CaptureJob, fill_cache  # noqa: E402
 from kdscale.train.backend import Backend, make_backend  # noqa: E402
 from kdscale.train.loop import Step  # noqa: E402
-from kdscale.workers import Worker, current_worker, run_workers  # noqa: E402
+from kdscale.workers import Worker, WorkerGroups, current_worker, run_workers  # noqa: E402
 
 KEPT = ROOT / "benchmarks" / "results" / "scaling.json"
 QUICKSTART = ROOT / "jobs" / "configs" / "quickstart.yaml"
@@ -94,6 +96,7 @@ def main(
             run_workers(take_turns, {"capture": job, "turns": turns}, LAYOUT, progress)
         found = json.loads(job.output.get(RESULT))
         marked = [start_stage(job) for _ in range(starts + 1)][1:]
+        handed = hand_over(job, starts)
     rows = [summary(work, found) for work in WORKS]
     result = {
         "benchmark": "scaling",
@@ -107,6 +110,7 @@ def main(
             }
             for name in marked[0]
         },
+        "next_stage": handed,
         "goals": [
             {
                 "name": f"{row['work']}_efficiency_2_workers",
@@ -265,6 +269,24 @@ def start_stage(job: CaptureJob) -> dict[str, dict[str, float]]:
     marks: dict[str, dict[str, float]] = json.loads(job.output.get(MARKS))
     others = {name: {"cpu": cpu} for name, cpu in computed.items() if "TrainWorker" not in name}
     return marks | others | {"whole group": {"wall": total, "cpu": sum(computed.values())}}
+
+
+def hand_over(job: CaptureJob, times: int) -> dict[str, float]:
+    """Median seconds that a stage around a loop that does nothing takes the workers of the stage
+    before: {"cpu": of all processes, "wall": }."""
+    found = []
+    with WorkerGroups() as groups:
+        for _ in range(times + 1):
+            with processes() as computed, stage_progress("next stage") as progress:
+                started = time.time()
+                groups.run(nothing, {"capture": job}, LAYOUT, progress)
+                wall = time.time() - started
+            found.append({"cpu": sum(computed.values()), "wall": wall})
+    return {key: statistics.median(each[key] for each in found[1:]) for key in found[0]}
+
+
+def nothing(job: dict[str, Any]) -> None:
+    """A worker's loop."""
 
 
 def mark(job: dict[str, Any]) -> None:

@@ -55,11 +55,11 @@ class Watched:
         assert not self._reader.is_alive(), "processes of the killed run go on"
         self._start()
 
-    def stop(self, output: Store) -> None:
-        """Ask the run to stop, and start the same command again when it has."""
+    def stop(self, output: Store, stage: str) -> None:
+        """Ask the run to stop in this stage, and start the same command again when it has."""
         request_stop(output, seconds=PATIENCE_SECONDS)
         assert self.finish() == 5, self.log[-4000:]
-        state = json.loads(output.get("run.json"))["stages"]["distill"]["state"]
+        state = json.loads(output.get("run.json"))["stages"][stage]["state"]
         assert state == "stopped"
         self._start()
 

@@ -14,12 +14,13 @@ _ENOUGH = 8 << 20
 class AtRest:
     """Adds up the stored bytes of one codec's payload, as it comes.
 
-    What is packed is kept until the end and packed as one block, so a few positions take a little
-    more each than the many of a real block. What is not packed may be large (`full`), and is
-    compressed part by part.
+    What is packed is kept until the end and packed in blocks of `block` positions, by default as
+    one: a few positions take a little more each than many. What is not packed may be large
+    (`full`), and is compressed part by part.
     """
 
-    def __init__(self, codec: Codec, prior: Prior) -> None:
+    def __init__(self, codec: Codec, prior: Prior, block: int | None = None) -> None:
+        self._block = block
         self._packing = Packing(codec, prior) if packable(codec) else None
         self._contexts: list[np.ndarray] = []
         self._payload: list[np.ndarray] = []
@@ -40,10 +41,12 @@ class AtRest:
         return self._stored / self._positions
 
     def _store(self) -> None:
-        payload = np.concatenate(self._payload)
+        payload, contexts = np.concatenate(self._payload), np.concatenate(self._contexts)
         if self._packing is None:
-            stored = _ZSTD.compress(payload.tobytes(), asbytes=True)
+            self._stored += len(_ZSTD.compress(payload.tobytes(), asbytes=True))
         else:
-            stored = self._packing.pack(np.concatenate(self._contexts), payload)
-        self._stored += len(stored)
+            size = self._block or len(payload)
+            for first in range(0, len(payload), size):
+                block = slice(first, first + size)
+                self._stored += len(self._packing.pack(contexts[block], payload[block]))
         self._contexts, self._payload = [], []

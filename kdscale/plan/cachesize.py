@@ -30,9 +30,10 @@ _RATIOS = {
 _UNPACKED = 0.97
 # Tokens, segments and masks of a position, zstd-compressed, for each bit of log2(V).
 _TEXT_A_BIT = 0.11
-# Row statistics in the index; tables of blocks and units; see cache/format.
-_INDEX_ROW, _BLOCK, _UNIT = 28, 120, 64
-_SCHEMA = 2500  # of the data object and the index of a unit
+# What frames them, see cache/format: of a row its statistics, in the index and in its block; of a
+# block the headers of its message and columns, and its line in two tables; of a unit two schemas
+# and its line in the manifest.
+_ROW, _BLOCK, _UNIT = 60, 1070, 3600
 # A pair of tokens in the prior: its bytes, and how many positions there are for one that came often
 # enough.
 _PRIOR_PAIR, _POSITIONS_A_PAIR, _MOST_PAIRS = 3, 24, 4 << 20
@@ -75,7 +76,7 @@ def payload_at_rest(codec: CodecConfig, vocab_size: int, pack: bool = True) -> f
 
 def cache_bytes(config: CacheConfig, codec: CodecConfig, setting: Setting) -> CacheBytes:
     """A whole cache of `codec`: targets x payload + positions x 0.11 log2(V) bytes of tokens and
-    masks + 28 bytes a row + 120 a block + 2,564 a unit + the prior of codecs that are packed. The
+    masks + 60 bytes a row + 1,070 a block + 3,600 a unit + the prior of codecs that are packed. The
     payload is what a calibration measured of this teacher, text and codec, else
     `payload_at_rest`."""
     tokens = setting.tokens
@@ -91,8 +92,8 @@ def cache_bytes(config: CacheConfig, codec: CodecConfig, setting: Setting) -> Ca
         each = measured.payload_at_rest
     payload = tokens.captured * share * each
     text = tokens.captured * _TEXT_A_BIT * math.log2(tokens.vocab_size)
-    index = tokens.captured_rows * _INDEX_ROW + blocks * _BLOCK + units * (_UNIT + _SCHEMA)
-    total = int(payload + text + index + (_prior(setting) if is_packed else 0))
+    frames = tokens.captured_rows * _ROW + blocks * _BLOCK + units * _UNIT
+    total = int(payload + text + frames + (_prior(setting) if is_packed else 0))
     return CacheBytes(codec, made.bytes_per_position, total / tokens.captured, total)
 
 

@@ -141,7 +141,8 @@ def _payload_at_rest(
     table = open_prepared(at_hand.prepared).split("train")
     texts = table.take(spread(min(_PRIOR_ROWS, len(table)), len(table)))
     codec = make_codec(cache.codec, spec.vocab_size)
-    rest = AtRest(codec, count_prior([(texts.input_ids, texts.loss_mask)], spec.vocab_size))
+    prior = count_prior([(texts.input_ids, texts.loss_mask)], spec.vocab_size)
+    rest = AtRest(codec, prior, block=cache.rows_per_block * spec.config.data.row_length)
     wanted = max(size, _REST_POSITIONS // spec.config.data.row_length)
     chosen = spread(min(wanted, len(table)), len(table))
     for first in range(0, len(chosen), size):

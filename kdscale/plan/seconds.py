@@ -25,6 +25,7 @@ _ENCODE_SHARE = 0.02
 _PREPARE_BYTES, _PREPARE_START = 2e6, 8.0
 # Building, checking, publishing and tracking a model beside its steps.
 _ARM_SECONDS = 3.0
+_WITH_WORKERS = ("teacher", "cache", "distill", "evaluate")
 _DEPTH_LATENCY = 20e-6  # of a collective, a rank
 
 
@@ -65,10 +66,22 @@ def training_rate(setting: Setting, stage: str) -> float:
     return rate(setting, workers_of(stage, setting.config), training=True)
 
 
-def start_up(setting: Setting) -> float:
+def group_start(setting: Setting) -> float:
     """Until the first line of a worker group, and from its last to the return."""
     measured = setting.measured
     return measured.start_up_seconds if measured else _START_UP[setting.hardware.kind]
+
+
+def start_up(stage: str, setting: Setting) -> float:
+    """A group's start, where the workers are not those of the stage before: CPU workers go on with
+    the next stage that asks for the same ones (kdscale/workers/group.py)."""
+    config = setting.config
+    skipped = {"teacher"} if config.teacher.training is None else set()
+    skipped |= {"cache"} if config.cache.reuse is not None else set()
+    stages = [name for name in _WITH_WORKERS if name not in skipped]
+    before = stages[: stages.index(stage)][-1:]
+    alike = [workers_of(name, config) == workers_of(stage, config) for name in before]
+    return 0.0 if any(alike) and not setting.is_gpu else group_start(setting)
 
 
 def store_seconds(n_bytes: float, setting: Setting, *, write: bool) -> float:
@@ -137,7 +150,7 @@ def training_seconds(
     state = store_seconds(12 * shape.parameters / machines, setting, write=True)
     model = store_seconds(4 * shape.parameters, setting, write=True)
     return Seconds(
-        start_up=start_up(setting),
+        start_up=start_up(stage, setting),
         compute=arms * training.steps * compute,
         communication=arms * training.steps * exposed,
         store=arms * (checkpoints * state + model + _ARM_SECONDS),
@@ -175,7 +188,7 @@ def capture_seconds(setting: Setting) -> Seconds:
     upload = store_seconds(written, setting, write=True)
     load = store_seconds(setting.width * shape.parameters, setting, write=False)
     return Seconds(
-        start_up=start_up(setting),
+        start_up=start_up("cache", setting),
         compute=compute,
         communication=exposed,
         encoding=encoding,
@@ -215,7 +228,7 @@ def evaluate_seconds(setting: Setting) -> Seconds:
     compute = rows * length * (teacher + student) / rate(setting, workers, training=False)
     weights = setting.teacher.parameters + arms * setting.student.parameters
     return Seconds(
-        start_up=start_up(setting),
+        start_up=start_up("evaluate", setting),
         compute=compute,
         store=store_seconds(setting.width * weights, setting, write=False),
     )

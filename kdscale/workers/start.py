@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,7 @@ class Start:
             if not self._take(turn):
                 return
             number = turn.number
-            # A model may be kept alive by cycles alone, and the next one needs its memory.
-            gc.collect()
+            _tidy_memory()
             ray.get(self._desk.through.remote(group, dist.get_rank(), dist.get_world_size()))
 
     def _next_turn(self, group: str, number: int) -> Turn | None:
@@ -115,6 +115,14 @@ class Start:
 
             torch.cuda.set_device(get_device())
         _quiet_libraries()
+
+
+def _tidy_memory() -> None:
+    """Give back what the last task held, and measure the next one's peak by itself."""
+    # A model may be kept alive by cycles alone.
+    gc.collect()
+    with suppress(OSError):  # Linux alone has it
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 class _ToDriver(logging.Handler):

@@ -21,7 +21,7 @@ def disturbed(
     finished_run: FinishedRun, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Watched, str]:
     """The run of `finished_run` on S3, with a worker of each kind and the driver killed in the
-    middle, and stopped once as the student is about to train."""
+    middle, and stopped once as the capture is to go on."""
     url = f"{s3_server.url}/disturbed"
     config = tiny_config(finished_run.corpus, url)
     path = write_config(tmp_path_factory.mktemp("disturbed") / "tiny.yaml", config)
@@ -42,8 +42,8 @@ def disturbed(
         run.lose_driver()
 
         # Asked while the workers start, they hear of it with their first sign of life.
-        run.wait_for(lambda: "distill: started" in run.log, "the student's stage")
-        run.stop(store)
+        run.wait_for(lambda: run.log.count("cache: started") == 2, "the capture again")
+        run.stop(store, "cache")
 
         def checkpointed(step: int) -> bool:
             keys = store.list("checkpoints/student")
@@ -86,7 +86,7 @@ def test_the_driver_was_really_submitted_again(disturbed: tuple[Watched, str]) -
     log = disturbed[0].log
     assert len(re.findall(r"run tiny on data", log)) == 3
     assert log.count("prepare: complete, skipped") == 2
-    assert log.count("cache: complete, skipped") == 1
+    assert log.count("teacher: complete, skipped") == 2
 
 
 def test_the_run_stopped_when_it_was_asked_to(disturbed: tuple[Watched, str]) -> None:

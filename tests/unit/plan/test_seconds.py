@@ -1,5 +1,7 @@
 """Time by cause, computed again by hand at the boundaries: rounds, ranks, what hides what."""
 
+from typing import Any
+
 import pytest
 
 from kdscale.plan.cachesize import Requests
@@ -102,6 +104,21 @@ def test_a_training_is_steps_validations_checkpoints_and_start_up() -> None:
     state, model = (0.01 + each * found.teacher.parameters / 1e8 for each in (12, 4))
     assert seconds.store == pytest.approx(state + model + 3)
     assert seconds.total == pytest.approx(20 + 10 * step + seconds.validation + seconds.store)
+
+
+def test_workers_that_go_on_with_the_next_stage_start_once() -> None:
+    stages = ("teacher", "cache", "distill", "evaluate")
+
+    def starts(**changes: Any) -> list[float]:
+        found = setting(changes.pop("on", "cpu"), **changes).with_measured(MEASURED)
+        return [seconds_of(stage, found).start_up for stage in stages]
+
+    alike = {f"{name}__workers": {"count": 2} for name in ("teacher", "distill", "evaluate")}
+    alike["cache__capture"] = {"workers": {"count": 2}}
+    assert starts(**alike) == [20, 0, 0, 0]
+    assert starts(**alike | {"distill__workers": {"count": 3}}) == [20, 0, 20, 20]
+    assert starts(**alike, cache__reuse="s3://bucket/cache") == [20, 0, 0, 0]
+    assert starts(on="H100", **alike) == [20] * 4
 
 
 def test_the_control_doubles_the_students_work() -> None:
