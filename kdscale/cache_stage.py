@@ -16,9 +16,10 @@ from kdscale.cache.commit.plan import agree_plan, find_segment, load_plans, requ
 from kdscale.cache.commit.writer import committed_units
 from kdscale.cache.format.packing import packable
 from kdscale.cache.format.prior import Prior, count_prior, counted_rows
+from kdscale.cache.identity import check_identity
 from kdscale.cache.read.reader import CacheReader, CacheSource
 from kdscale.data.order import EvenRows
-from kdscale.run import Run
+from kdscale.run import NEEDED_OF_ROWS, Run
 from kdscale.store import PutIfAbsent, Store
 from kdscale.teacher.capture import CaptureJob
 
@@ -72,6 +73,16 @@ def plan_capture(run: Run, put_if_absent: PutIfAbsent) -> CaptureJob:
         selected=rows,
         put_if_absent=put_if_absent,
     )
+
+
+def check_reused(run: Run) -> None:
+    """KdscaleError where a cache that is reused was made of other tokens or rows. Its teacher is
+    compared by who reads it: it may not be there yet."""
+    if run.config.cache.reuse is None:
+        return
+    needed = {name: run.target_identity[name] for name in NEEDED_OF_ROWS}
+    for store, _ in run.cache_stores:
+        check_identity(load_manifest(store).identity, needed)
 
 
 def readable_caches(run: Run) -> list[CacheSource]:

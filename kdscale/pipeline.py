@@ -17,7 +17,7 @@ from pathlib import Path
 from kdscale.cache.commit.manifest import load_manifest
 from kdscale.cache.maintain.inspect import inspect
 from kdscale.cache.read.reader import CacheSource
-from kdscale.cache_stage import is_complete, own_store, plan_capture, readable_caches
+from kdscale.cache_stage import check_reused, is_complete, own_store, plan_capture, readable_caches
 from kdscale.committing import committing
 from kdscale.config import RunConfig, dump_config
 from kdscale.data.manifest import summarise
@@ -105,6 +105,8 @@ def run_pipeline(
                     f"Run that one first, with --until {_FROM_BASE[-1]}; data, teacher and cache "
                     "of the two configs have to be the same.",
                 )
+            if stage.name != STAGES[0]:
+                check_reused(run)
             if stage.needs_ray and not ray_started:
                 stack.enter_context(ray_session())
                 stack.enter_context(groups)

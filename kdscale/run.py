@@ -43,8 +43,9 @@ OPERATIONAL = frozenset(
 )
 
 # What a student needs of a cache that another run made, and of several that are read as one.
-NEEDED_OF_CACHE = ("format", "teacher", "tokenizer", "vocab_size", "row_length", "temperature")
-NEEDED_OF_CACHES = tuple(name for name in NEEDED_OF_CACHE if name != "teacher")
+NEEDED_OF_ROWS = ("tokenizer", "vocab_size", "row_length", "temperature")
+NEEDED_OF_CACHES = ("format", *NEEDED_OF_ROWS)
+NEEDED_OF_CACHE = ("teacher", *NEEDED_OF_CACHES)
 
 
 class Run:
@@ -116,10 +117,14 @@ class Run:
     @cached_property
     def cache_identity(self) -> dict[str, Any]:
         """What the targets of a cache depend on, field by field; not which rows it has."""
+        known = self.target_identity
+        return {"format": FORMAT, "teacher": self.teacher().digest, **known}
+
+    @property
+    def target_identity(self) -> dict[str, Any]:
+        """What is known of it before the teacher is there."""
         cache, prepared = self.config.cache, self.prepared
         return {
-            "format": FORMAT,
-            "teacher": self.teacher().digest,
             "tokenizer": prepared.manifest["tokenizer"]["sha256"],
             "vocab_size": prepared.vocab_size,
             "row_length": self.config.data.row_length,

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+import torch.multiprocessing
+
+from tests.forked import context
 
 TIMEOUT_SECONDS = 240
 
@@ -21,7 +23,6 @@ def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) ->
     `function` and what it returns must be picklable. A rank that fails or hangs fails the caller
     with its traceback; only processes started here are ended.
     """
-    context = mp.get_context("spawn")
     deadline = time.monotonic() + TIMEOUT_SECONDS
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         meeting = os.path.join(folder, "meeting")

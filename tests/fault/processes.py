@@ -1,10 +1,8 @@
 """Real processes that the fault tests start, talk to and kill by their pids.
 
-They are forked from a server that has imported everything once and opened nothing, so a start takes
-milliseconds and a test can afford one for every call of a capture.
+A start takes milliseconds (tests/forked.py).
 """
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -15,15 +13,11 @@ from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
+from tests.forked import context
+
 PATIENCE_SECONDS = 120
 _AT_ONCE = 4
 _INHERITED = ("AWS_", "KDSCALE_")
-
-_context = multiprocessing.get_context("forkserver")
-# The rest is what these import when they are first used.
-_context.set_forkserver_preload(
-    ["tests.fault.captures", "pandas", "pyarrow.compute", "kdscale.store.native", "s3fs"]
-)
 
 # A start asks after all processes of the context, and two threads must not read one's end at once.
 _one_asks = threading.Lock()
@@ -37,9 +31,9 @@ class Worker:
     """
 
     def __init__(self, work: Callable[..., Any], *arguments: Any, **settings: str) -> None:
-        self._pipe, theirs = _context.Pipe()
+        self._pipe, theirs = context.Pipe()
         inherited = {k: v for k, v in os.environ.items() if k.startswith(_INHERITED)}
-        self._process = _context.Process(
+        self._process = context.Process(
             target=_run, args=(theirs, inherited | settings, work, arguments), daemon=True
         )
         with _one_asks:
@@ -144,7 +138,7 @@ class Pipe:
 
 def meeting(count: int) -> Barrier:
     """Where `count` workers that got it wait for each other, again and again."""
-    return _context.Barrier(count, timeout=PATIENCE_SECONDS)
+    return context.Barrier(count, timeout=PATIENCE_SECONDS)
 
 
 def kill_me() -> None:

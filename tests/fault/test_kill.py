@@ -68,7 +68,10 @@ def store(disturbed: tuple[Watched, str], s3_env: S3Server) -> Store:
     return open_store(disturbed[1])
 
 
-pytestmark = [pytest.mark.fault, pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(1500)]
+pytestmark = [
+    *(pytest.mark.fault, pytest.mark.ray, pytest.mark.s3),
+    *(pytest.mark.slow, pytest.mark.timeout(1500)),
+]
 
 
 def test_the_workers_were_really_started_again(disturbed: tuple[Watched, str]) -> None:

@@ -201,12 +201,12 @@ def test_a_cache_of_another_vocabulary_is_refused(
     tree["output"] = str(tmp_path / "output")
     tree["data"]["tokenizer"]["vocab_size"] = 400
     tree["cache"]["reuse"] = str(cache_folder(finished_run))
-    tree["teacher"]["training"]["steps"] = 1
     config = write_config(tmp_path / "c.yaml", tree)
     code, log = run_kdscale("run", str(config))
     assert code == 2, log[-3000:]
     assert "vocab_size: the cache has 512, expected 400" in log
     assert "tokenizer" in log
+    assert "teacher: started" not in log
 
 
 def test_importing_the_program_stays_light() -> None:
