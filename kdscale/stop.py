@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 from kdscale.errors import KdscaleError
@@ -73,12 +73,7 @@ class StopRequests:
         threading.Thread(target=self._poll, name="stop requests", daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._end.set()
         for number, handler in self._before.items():
             signal.signal(number, handler)

@@ -11,7 +11,6 @@ lost finds out, and nothing that is named is ever half there.
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self
 
 from kdscale.store.lease import HeldLease, Terms
@@ -36,12 +35,7 @@ class SingleCommitter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def put_if_absent(self, key: str, data: bytes) -> bool:

@@ -18,7 +18,6 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
 from itertools import count
-from types import TracebackType
 from typing import Any, Self
 
 from kdscale.config.training import WorkersConfig
@@ -46,12 +45,7 @@ class WorkerGroups:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._idle is not None:
             self._idle.close()
 

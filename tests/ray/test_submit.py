@@ -381,6 +381,31 @@ def test_a_stage_of_the_real_pipeline(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_training_that_is_stopped_has_a_checkpoint_and_goes_on(
+    address: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    steps = 1500
+    write_corpus(tmp_path / "corpus")
+    training = {"steps": steps, "checkpoint_every": 2 * steps, "early_stopping": None}
+    changes = {f"teacher__training__{name}": value for name, value in training.items()}
+    write_config(tmp_path / "tiny.yaml", tiny_config(Path("corpus"), "output", **changes))
+    arguments = ["tiny.yaml", "--address", address, "--until", "teacher"]
+    assert run("submit", *arguments, "--name", "paused-1") == 0
+    metrics = tmp_path / "output/metrics/teacher.jsonl"
+    while not metrics.exists():
+        assert not RayJobs(address).details("paused-1").is_over, capfd.readouterr()
+        time.sleep(1)
+    assert run("stop", "paused-1", "--address", address, "--grace", "60s") == 0
+    assert run("status", "paused-1", "--address", address) == 5
+    (saved,) = (tmp_path / "output/checkpoints/teacher").glob("step-*/complete.json")
+    left = int(saved.parent.name.removeprefix("step-"))
+    assert 0 < left < steps
+    assert run("submit", *arguments, "--name", "paused-2", "--follow") == 0
+    assert f"resumed at step {left} of {steps}" in capfd.readouterr().err
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_quickstart_as_a_job(
     address: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
