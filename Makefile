@@ -12,7 +12,8 @@ test: .venv/.installed-dev
 	$(BIN)/pytest -m "not slow and not ray" -n 2
 	$(BIN)/pytest -m "not slow and ray" --durations=15
 
-# Minutes each: the quickstart on a local disk and on a real S3 server.
+# Minutes each: the quickstart on a disk, on a real S3 server and as a job, faults on three nodes,
+# elastic groups, load.
 test-slow: .venv/.installed-dev
 	$(BIN)/pytest -m slow
 

@@ -18,7 +18,6 @@ class Turn:
     number: int  # of the task, from 0
     attempt: int  # groups that began it before
     task: Any
-    error: Exception | None  # the final one, if there was one
 
 
 class Desk:
@@ -39,7 +38,7 @@ class Desk:
         group."""
         self._task, self._reporter = task, reporter
         self._number += 1
-        self._groups, self._error = [], None
+        self._groups = []
         self._through, self._is_through = {}, False
 
     def close(self) -> None:
@@ -48,14 +47,15 @@ class Desk:
 
     def next(self, group: str, after: int) -> Turn | Literal["wait", "end"]:
         """What a rank of `group` is to do that has done task `after`, -1 where it has done none."""
-        if self._is_closed:
+        # Ray Train restarts a group whatever its error was; a mistake in a config stays one.
+        if self._is_closed or self._error is not None:
             return "end"
         # A new group that comes when all is done has nothing to do, though it has done nothing.
         if after == self._number or self._is_through:
             return "wait"
         if group not in self._groups:
             self._groups.append(group)
-        return Turn(self._number, self._groups.index(group), self._task, self._error)
+        return Turn(self._number, self._groups.index(group), self._task)
 
     def through(self, group: str, rank: int, size: int) -> None:
         """A rank of a group of `size` has done the task."""
@@ -63,9 +63,10 @@ class Desk:
         done.add(rank)
         self._is_through |= len(done) == size
 
-    def is_through(self) -> bool:
-        """Whether all ranks of a group have done the task."""
-        return self._is_through
+    def look(self) -> tuple[bool, Exception | None]:
+        """Whether all ranks of a group have done the task; the error that ends it, if there was
+        one."""
+        return self._is_through, self._error
 
     def starts(self) -> int:
         """How many groups have begun the task."""
@@ -76,5 +77,5 @@ class Desk:
         return self._reporter
 
     def give_up(self, error: Exception) -> None:
-        """No later group is to try the task again."""
+        """No group is to try the task again, nor to do another."""
         self._error = self._error or error

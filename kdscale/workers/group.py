@@ -56,8 +56,9 @@ class WorkerGroups:
 
         `job` must be picklable and the same for all ranks. A group that loses a worker, or in which
         one hangs, is started again up to `workers.max_failures` times. Raises KdscaleError where a
-        worker raised one, or where the cluster is too small; LeavingError where the stage was asked
-        to stop and the workers have saved what they had.
+        worker raised one, or another error that no restart can mend, or where the cluster is too
+        small; LeavingError where the stage was asked to stop and the workers have saved what they
+        had.
         """
         from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -78,7 +79,7 @@ class WorkerGroups:
                 if group.work(task, progress):
                     break
             except TrainingFailedError as error:
-                raise _readable(error, stage) from error
+                raise _failed(error, stage, " after all restarts") from error
             # The workers left before their work was done: to stop, or ahead of a preemption.
         if workers.gpus or group.starts() > 1:
             group.close()
@@ -125,21 +126,27 @@ class _Group:
 
     def work(self, task: Task, progress: StageProgress) -> bool:
         """Do a task, and meanwhile pass on a request to stop and end workers that hang. False where
-        the ranks left it before it was done, as they were asked; raises what `fit` raises."""
+        the ranks left it before it was done, as they were asked; raises what `fit` raises, and the
+        error that a rank gave up with."""
         import ray
 
         _get(self._desk.put.remote([ray.put(task)], task.reporter))
         asked = False
-        while not _get(self._desk.is_through.remote()):
+        while True:
+            is_alive = self._thread.is_alive()
+            is_through, error = _get(self._desk.look.remote())
+            if error is not None:
+                raise _failed(error, progress.stage)
+            if is_through or not is_alive:
+                break
             self._thread.join(_POLL_SECONDS)
-            if not self._thread.is_alive():
-                self._done.result()
-                return bool(_get(self._desk.is_through.remote()))
             if progress.asked_to_stop() and not asked:
                 asked = True
                 task.reporter.ask("stop")
             _end_silent(task.reporter, self.workers.hang_seconds)
-        return True
+        if not is_through:
+            self._done.result()
+        return bool(is_through)
 
     def close(self) -> None:
         """End it. For a group that has nothing to do."""
@@ -235,18 +242,12 @@ def _autoscales() -> bool:
     )
 
 
-def _readable(error: Exception, stage: str) -> Exception:
-    """The KdscaleError that a worker raised, if there is one; else one that says what happened."""
-    failures = getattr(error, "worker_failures", {})
-    for failure in failures.values():
-        cause: BaseException | None = failure
-        while cause is not None:
-            for candidate in (cause, getattr(cause, "_base_exc", None)):
-                if isinstance(candidate, KdscaleError):
-                    return candidate
-            cause = cause.__cause__
+def _failed(error: Exception, stage: str, when: str = "") -> KdscaleError:
+    """What the user reads of an error of the workers."""
+    if isinstance(error, KdscaleError):
+        return error
     return KdscaleError(
-        f"The stage {stage!r} failed on its workers after all restarts: {error}",
+        f"The stage {stage!r} failed on its workers{when}: {type(error).__name__}: {error}",
         "The traceback above names the cause. Once it is mended, run the same command again: "
         "finished work is kept.",
     )

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -80,9 +81,6 @@ class Start:
         """Do the task; False where this rank has left it because it was asked to."""
         import ray
 
-        # Ray Train restarts a group whatever the error was; a mistake in a config stays one.
-        if turn.error is not None:
-            raise turn.error
         # In a list: the desk is not to unpack it, which would import all that a stage needs.
         task: Task = ray.get(turn.task[0])
         rank = dist.get_rank()
@@ -96,6 +94,8 @@ class Start:
         except LeavingError:
             leaves = True
         except FINAL as error:
+            if not isinstance(error, KdscaleError):
+                task.reporter.say(f"rank {rank}: {traceback.format_exc()}")
             ray.get(self._desk.give_up.remote(error))
             raise
         finally:

@@ -17,7 +17,7 @@ from tests.fault.processes import Pipe, meeting
 from tests.s3 import S3Server
 from tests.unit.cache.planted import Planted, make_planted
 
-pytestmark = [pytest.mark.fault, pytest.mark.s3, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.fault, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(300)]
 
 READERS, WRITERS = 50, 8
 ROWS, ROWS_PER_UNIT = 320, 8

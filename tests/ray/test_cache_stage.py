@@ -78,6 +78,7 @@ def test_append_to_a_cache_of_another_teacher_is_refused(
     assert 'teacher: the cache has "another"' in log
 
 
+@pytest.mark.slow
 def test_student_of_two_caches_meets_rows_by_their_weights(
     finished_run: FinishedRun, appended: Path
 ) -> None:

@@ -80,6 +80,7 @@ def test_doctor_finds_nothing_wrong(cluster: Cluster, s3_env: S3Server) -> None:
     assert [key for key in open_store(url).list() if "store-probe" in key] == []
 
 
+@pytest.mark.slow
 def test_doctor_names_a_node_that_is_other_and_cut_off(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

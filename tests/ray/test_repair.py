@@ -20,6 +20,7 @@ def attempts(cache: Store) -> dict[str, str]:
     return {key: json.loads(cache.get(key))["attempt"] for key in cache.list("commits/")}
 
 
+@pytest.mark.slow
 def test_bad_units_alone_are_captured_again(finished_run: FinishedRun, tmp_path: Path) -> None:
     output = tmp_path / "moved"
     shutil.copytree(finished_run.output, output)

@@ -10,27 +10,15 @@ from kdscale.progress import Reporter
 from kdscale.workers import current_worker, events, group
 
 
-class GroupError(Exception):
-    """Looks like Ray Train's: an exception a rank."""
-
-    def __init__(self, failures: dict[int, Exception]) -> None:
-        super().__init__("2 workers failed")
-        self.worker_failures = failures
-
-
-def test_a_kdscale_error_of_any_rank_is_what_the_user_reads() -> None:
+def test_a_kdscale_error_of_a_rank_is_what_the_user_reads() -> None:
     ours = KdscaleError("The cache is damaged.", "Repair it.")
-    wrapped = RuntimeError("outer")
-    wrapped.__cause__ = ours
-    error = GroupError({0: ConnectionError("peer lost"), 1: wrapped})
-    assert group._readable(error, "distill") is ours
+    assert group._failed(ours, "distill") is ours
 
 
 def test_other_failures_name_the_stage_and_say_how_to_go_on() -> None:
-    error = group._readable(GroupError({0: ConnectionError("peer lost")}), "cache")
-    assert isinstance(error, KdscaleError)
-    assert "'cache'" in error.problem
-    assert "finished work is kept" in error.fix
+    other = group._failed(TypeError("no such argument"), "cache")
+    assert "'cache' failed on its workers: TypeError: no such argument" in other.problem
+    assert "finished work is kept" in other.fix
 
 
 def test_the_last_line_of_a_traceback_is_shown() -> None:
@@ -48,14 +36,22 @@ def new_desk(task: str = "first") -> Desk:
 REPORTER = Reporter(None)
 
 
-def test_groups_are_counted_and_a_final_error_is_kept() -> None:
+def test_groups_are_counted() -> None:
     desk = new_desk()
-    assert [desk.next("a", -1) for _ in range(2)] == [Turn(0, 0, ["first"], None)] * 2
+    assert [desk.next("a", -1) for _ in range(2)] == [Turn(0, 0, ["first"])] * 2
+    assert [desk.next("b", -1) for _ in range(2)] == [Turn(0, 1, ["first"])] * 2
+    assert desk.starts() == 2
+
+
+def test_after_a_final_error_no_group_tries_again() -> None:
+    desk = new_desk()
+    desk.next("a", -1)
+    assert desk.look() == (False, None)
     error = KdscaleError("a", "b")
     desk.give_up(error)
     desk.give_up(KdscaleError("later", "c"))
-    assert [desk.next("b", -1) for _ in range(3)] == [Turn(0, 1, ["first"], error)] * 3
-    assert desk.starts() == 2
+    assert desk.look() == (False, error)
+    assert desk.next("b", -1) == "end"
 
 
 def test_a_task_is_through_when_all_ranks_of_one_group_are() -> None:
@@ -63,24 +59,23 @@ def test_a_task_is_through_when_all_ranks_of_one_group_are() -> None:
     desk.next("a", -1)
     desk.through("a", 0, 2)
     desk.through("b", 1, 2)
-    assert not desk.is_through()
+    assert desk.look() == (False, None)
     desk.through("b", 1, 2)
-    assert not desk.is_through()
+    assert desk.look() == (False, None)
     desk.through("b", 0, 2)
-    assert desk.is_through()
+    assert desk.look() == (True, None)
 
 
 def test_a_rank_waits_for_the_next_task_and_counts_anew() -> None:
     desk = new_desk()
     desk.next("a", -1)
     assert desk.next("a", 0) == "wait"
-    desk.give_up(KdscaleError("a", "b"))
     desk.through("a", 0, 1)
     assert desk.next("late", -1) == "wait", "nothing is left of it to do"
     desk.put(["second"], REPORTER)
-    assert not desk.is_through()
-    assert desk.next("b", -1) == Turn(1, 0, ["second"], None)
-    assert desk.next("a", 0) == Turn(1, 1, ["second"], None)
+    assert desk.look() == (False, None)
+    assert desk.next("b", -1) == Turn(1, 0, ["second"])
+    assert desk.next("a", 0) == Turn(1, 1, ["second"])
     desk.close()
     assert desk.next("a", 1) == "end"
 
