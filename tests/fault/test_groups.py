@@ -35,7 +35,7 @@ STEPS = 30
 TRAINING = {"steps": STEPS, "early_stopping": None, "keep": "last", "checkpoint_every": 8}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[Cluster]:
     """A head and two nodes, each with room for one worker."""
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
@@ -65,6 +65,7 @@ class Running:
     def __init__(self, folder: Path, prepared: Store, workers: WorkersConfig) -> None:
         self.session: Session = session(folder / "run", **TRAINING)
         self.pace = Pace(folder / "pace")
+        self.pace.allow(0)
         self.stop = threading.Event()
         self.error: BaseException | None = None
         self._workers = workers
@@ -109,6 +110,14 @@ class Running:
         pattern = rf"rank 0 of {count} .* parameters, (?:started|resumed)"
         return re.search(pattern, self.log()) is not None
 
+    def go_slowly(self, first: int) -> None:
+        """Let it do a step a second from `first` on, until it ends or is through."""
+        for step in range(first, STEPS + 1):
+            self.pace.allow(step)
+            self._thread.join(1)
+            if not self._thread.is_alive():
+                return
+
     def end(self) -> None:
         """Let it run to its end."""
         self.pace.allow(STEPS)
@@ -147,6 +156,8 @@ def test_a_run_that_is_asked_to_stop_saves_at_its_step_and_goes_on_from_there(
     first = Running(tmp_path, prepared, WorkersConfig(count=2))
     first.come_to(11)
     first.stop.set()
+    # The ranks hear of it with their next sign of life, within five seconds.
+    first.go_slowly(12)
     first.end()
     assert isinstance(first.error, LeavingError), first.log()
     (left,) = re.findall(r"rank 0 .*: left at step (\d+)", first.log())
@@ -215,8 +226,8 @@ def test_a_group_leaves_a_node_that_will_be_taken_away(
     drain(node.node_id, cluster.address, seconds=60)
     left = int(run.until(lambda: re.findall(r"rank 0 of 3 .*: left at step (\d+)", run.log()))[0])
     assert 11 <= left < STEPS
-    cluster.remove_node(node)
     run.until(lambda: run.started_with(2))
+    cluster.remove_node(node)
     assert f"resumed at step {left} of {STEPS}" in run.log(), "nothing is lost within the notice"
     run.end()
     assert run.error is None, run.log()
