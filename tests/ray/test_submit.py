@@ -398,7 +398,7 @@ def test_a_training_that_is_stopped_has_a_checkpoint_and_goes_on(
         time.sleep(1)
     assert run("stop", "paused-1", "--address", address, "--grace", "60s") == 0
     assert run("status", "paused-1", "--address", address) == 5
-    (saved,) = (tmp_path / "output/checkpoints/teacher").glob("step-*/complete.json")
+    (saved,) = (tmp_path / "output/checkpoints").glob("teacher-*/step-*/complete.json")
     left = int(saved.parent.name.removeprefix("step-"))
     assert 0 < left < steps
     assert run("submit", *arguments, "--name", "paused-2", "--follow") == 0
