@@ -3,7 +3,7 @@
     python benchmarks/assets.py
     python benchmarks/quality.py [--quick] [--assets FOLDER] [--keep FOLDER] [--seeds 3]
 
-SmolLM2-135M-Instruct is the teacher, 204,800 tokens of BBC news the corpus, and the student has
+SmolLM2-135M-Instruct is the teacher, 102,400 tokens of BBC news the corpus, and the student has
 three of the teacher's layers at a third of its width. All arms of a seed start from the same
 weights and meet the same rows in the same order, once:
 
@@ -50,8 +50,10 @@ from benchmarks.ablation.kept import (  # noqa: E402
 )
 from benchmarks.ablation.noise import gradient_noise  # noqa: E402
 from benchmarks.ablation.setting import (  # noqa: E402
+    BATCH_ROWS,
     HELD_OUT_ROWS,
     ROW_LENGTH,
+    ROWS,
     arguments_of,
     make_config,
     once,
@@ -70,7 +72,6 @@ CODECS: dict[str, CodecConfig] = {
     **{f"varopt-{budget}-head-4": VaroptCodec(k=k, head=4) for budget, k in HEAD_4.items()},
 }
 """Of every arm that has one."""
-ROWS, BATCH_ROWS = 800, 8
 PUBLISHED_BYTES = 3.0  # of an id of Random-Sampling KD: 17 bits of id and 7 of count
 
 
@@ -79,22 +80,30 @@ def main(
     assets: Path = typer.Option(ROOT / "assets", help="Folder that assets.py wrote."),
     keep_in: Path = typer.Option(ROOT / "runs" / "quality", "--keep", help="What is finished."),
     seeds: int = typer.Option(3, min=1, help="Students of each arm."),
+    rows: int = typer.Option(ROWS, min=1, help="Rows of the one pass."),
+    batch_rows: int = typer.Option(BATCH_ROWS, min=1, help="Rows of a step."),
 ) -> None:
     """Measure all arms, print and keep."""
     torch.set_num_threads(os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if quick else keep_in
-        rows, seeds = (4 * BATCH_ROWS, 1) if quick else (ROWS, seeds)
+        rows, seeds = (4 * batch_rows, 1) if quick else (rows, seeds)
         counts = {"train": rows, "heldout": 2 if quick else HELD_OUT_ROWS}
         corpora = load_corpora(assets, folder, ROW_LENGTH, counts)
-        found = measure(corpora["train"], corpora["heldout"], assets, folder, range(seeds))
+        train, held_out = corpora["train"], corpora["heldout"]
+        found = measure(train, held_out, assets, folder, range(seeds), batch_rows)
     if not quick:
         KEPT.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
 
 
 def measure(
-    train: Corpus, held_out: Corpus, assets: Path, folder: Path, seeds: range
+    train: Corpus,
+    held_out: Corpus,
+    assets: Path,
+    folder: Path,
+    seeds: range,
+    batch_rows: int,
 ) -> dict[str, Any]:
     """All arms at all seeds, the noise of their gradients, and the goals."""
     teacher = assets / "smollm2-135m-instruct"
@@ -102,7 +111,7 @@ def measure(
     arms = {"labels": Arm(), **targets_of(train, kept)}
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
     for seed in seeds:
-        config = make_config(len(train), seed, batch_rows=BATCH_ROWS)
+        config = make_config(len(train), seed, batch_rows=batch_rows)
         students = Students(config, teacher, train)
         for name, arm in arms.items():
             codec = CODECS.get(name)
@@ -110,7 +119,7 @@ def measure(
             run = partial(run_arm, config, students, train, held_out, arm, np.zeros(len(train)))
             scores[name].append(once(folder / "arms", f"{name}-{seed}", settings, run))
     rows = [{**size_of(name, kept.get(name)), **summary(name, scores)} for name in arms]
-    config = make_config(len(train), 0, batch_rows=BATCH_ROWS)
+    config = make_config(len(train), 0, batch_rows=batch_rows)
     students = Students(config, teacher, train)
     trained = train_student(config, students, train, arms["full"], np.zeros(len(train)))
     return {
@@ -119,7 +128,7 @@ def measure(
         "versions": {name: version(name) for name in ("kdscale", "torch", "transformers")},
         "tokens": train.targets,
         "held_out_tokens": held_out.targets,
-        "positions_a_step": BATCH_ROWS * ROW_LENGTH,
+        "positions_a_step": batch_rows * ROW_LENGTH,
         "seeds": len(seeds),
         "rows": rows,
         "noise": gradient_noise(trained, config, train, arms),

@@ -26,6 +26,7 @@ METRICS: dict[str, tuple[Kind, str]] = {
     "kdscale_bytes_committed": ("Counter", "Bytes of these units."),
     "kdscale_queue_wait_seconds": ("Counter", "Seconds that the teacher waited for a full queue."),
     "kdscale_attempt": ("Gauge", "Starts of the worker group before the present one."),
+    "kdscale_working": ("Gauge", "1 while the rank is at its stage, then 0."),
 }
 """Name: what it is, and its meaning. docs/observability.md lists the same."""
 
@@ -55,6 +56,16 @@ def bind(run: str, stage: str, rank: int, attempt: int) -> None:
     _tags = {"run": run, "stage": stage, "rank": str(rank), "part": ""}
     _counted.clear()
     gauge("kdscale_attempt", attempt)
+    gauge("kdscale_working", 1)
+
+
+def release() -> None:
+    """This process has left its stage. What it told of it stands until the process ends."""
+    global _tags
+    if _tags is not None:
+        _tags["part"] = ""
+        gauge("kdscale_working", 0)
+        _tags = None
 
 
 def gauge(name: str, value: float) -> None:

@@ -100,6 +100,7 @@ class Start:
             raise
         finally:
             heart.stop()
+            metrics.release()
         task.reporter.leave(rank, leaves)
         return not leaves
 

@@ -17,6 +17,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from kdscale.config.training import WorkersConfig
+from kdscale.errors import KdscaleError
 from kdscale.progress import StageProgress
 from kdscale.store import Store
 from kdscale.teacher.train import train_teacher
@@ -233,6 +234,19 @@ def test_a_group_leaves_a_node_that_will_be_taken_away(
     assert run.error is None, run.log()
     assert_same_batches(run, undisturbed)
     assert_same_losses(run, undisturbed, tolerance=1e-3)
+
+
+def mistaken(job: dict[str, Any]) -> None:
+    raise TypeError("no such argument")
+
+
+def test_a_mistake_in_the_code_ends_its_stage_at_once_and_is_shown() -> None:
+    progress = StageProgress("teacher")
+    with pytest.raises(KdscaleError, match="TypeError: no such argument"):
+        run_workers(mistaken, {}, WorkersConfig(count=2), progress)
+    found, lines = progress.take()
+    assert 'raise TypeError("no such argument")' in "\n".join(lines)
+    assert len(found.failures) <= 1
 
 
 def drain(node_id: str, address: str, seconds: int) -> None:

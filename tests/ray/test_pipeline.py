@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from kdscale.cache.maintain.verify import verify
 from kdscale.cache.read.reader import CacheReader
 from kdscale.config import parse_config
+from kdscale.status import run_status
 from kdscale.store import open_store
 from tests.runs import FinishedRun, read_metrics, run_kdscale, tiny_config, write_config
 
@@ -58,6 +59,13 @@ def test_no_rank_holds_the_whole_teacher(finished_run: FinishedRun) -> None:
     for _, held, total in found:
         held, total = (int(number.replace(",", "")) for number in (held, total))
         assert held <= 0.55 * total
+
+
+def test_workers_go_on_with_the_next_stage(finished_run: FinishedRun) -> None:
+    pattern = r"^(\w+): rank (\d) of 2 \(pid (\d+)\)"
+    found = set(re.findall(pattern, finished_run.log, re.MULTILINE))
+    assert {stage for stage, _, _ in found} >= {"teacher", "cache", "distill"}
+    assert len({pid for _, _, pid in found}) == 2
 
 
 def test_models_are_hugging_face_folders_that_generate(finished_run: FinishedRun) -> None:
@@ -237,5 +245,8 @@ def test_a_corrupted_cache_object_ends_in_an_error_that_names_it(
     error = log[log.index("error:") :]
     assert re.search(r"data/0000\d\d-[0-9a-f]{16}\.arrow", error)
     assert "kdscale cache repair" in error
+    # No restart mends it, so there was none.
+    stages = {stage.name: stage for stage in run_status(open_store(str(output))).stages}
+    assert stages["distill"].failed_groups <= 1
     # A finished model is replaced by a finished model only.
     assert (output / "student" / "kdscale.json").exists()

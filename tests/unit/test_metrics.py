@@ -62,6 +62,19 @@ def test_tokens_count_from_where_the_attempt_begins(spies: dict[str, Spy]) -> No
     ]
 
 
+def test_a_stage_that_is_left_says_so_and_tells_nothing_more(spies: dict[str, Spy]) -> None:
+    metrics.bind("r", "teacher", 1, 0)
+    metrics.progress("teacher", 9, 9, 50)
+    metrics.release()
+    metrics.gauge("kdscale_loss", 1.0)
+    tags = {"run": "r", "stage": "teacher", "rank": "1", "part": ""}
+    assert spies["kdscale_working"].told == [(1, tags), (0, tags)]
+    assert spies["kdscale_loss"].told == []
+    metrics.release()
+    metrics.bind("r", "cache", 1, 0)
+    assert spies["kdscale_working"].told[2:] == [(1, tags | {"stage": "cache"})]
+
+
 def test_a_total_is_counted_once(spies: dict[str, Spy]) -> None:
     metrics.bind("r", "cache", 1, 0)
     for total in (0.0, 1.5, 1.5, 4.0):
