@@ -15,6 +15,7 @@ configuration alone, and keeps nothing.
 
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,10 @@ from typing import Any
 
 import typer
 
-from benchmarks.plan_configs import CONFIGURATIONS, write_corpus
+# Of a script only its own folder is on the path.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.plan_configs import CONFIGURATIONS, write_corpus  # noqa: E402
 from kdscale.cache.maintain.inspect import inspect
 from kdscale.config import RunConfig
 from kdscale.evaluate.results import environment
@@ -31,7 +35,7 @@ from kdscale.plan.calibrate import calibrate
 from kdscale.plan.calibration import KEY, find
 from kdscale.plan.hardware import this_machine
 from kdscale.plan.plan import make_plan
-from kdscale.plan.seconds import group_start
+from kdscale.plan.seconds import group_start, start_up
 from kdscale.plan.setting import make_setting
 from kdscale.ray_session import ray_session
 from kdscale.record import RUN_KEY
@@ -100,7 +104,8 @@ def compared(name: str, config: RunConfig, stages: Sequence[str]) -> list[Result
         if stage.name in stages:
             assert stage.memory is not None
             # The calibration came between teacher and capture, so that workers were started anew.
-            more = group_start(plan.setting) if stage.name == "cache" else 0.0
+            start = group_start(plan.setting) - start_up("cache", plan.setting)
+            more = start if stage.name == "cache" else 0.0
             seconds = stage.seconds.total + more
             add(stage.name, "seconds", seconds, record[stage.name]["seconds"])
             add(stage.name, "memory", stage.memory.total, peak_memory(output, stage.name))

@@ -24,7 +24,7 @@ _ENCODE_SHARE = 0.02
 # Text cleaned, tokenised and packed a second and core, bytes, and what goes before.
 _PREPARE_BYTES, _PREPARE_START = 2e6, 8.0
 # Building, checking, publishing and tracking a model beside its steps.
-_ARM_SECONDS = 3.0
+_ARM_SECONDS = 1.2
 _WITH_WORKERS = ("teacher", "cache", "distill", "evaluate")
 _DEPTH_LATENCY = 20e-6  # of a collective, a rank
 

@@ -102,7 +102,7 @@ def test_a_training_is_steps_validations_checkpoints_and_start_up() -> None:
     assert seconds.validation == pytest.approx(64 * 32 * found.teacher.forward_flops(32) / 3e9)
     assert seconds.start_up == 20
     state, model = (0.01 + each * found.teacher.parameters / 1e8 for each in (12, 4))
-    assert seconds.store == pytest.approx(state + model + 3)
+    assert seconds.store == pytest.approx(state + model + 1.2)
     assert seconds.total == pytest.approx(20 + 10 * step + seconds.validation + seconds.store)
 
 
