@@ -26,7 +26,7 @@ import typer
 # Of a script only its own folder is on the path.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.plan_configs import CONFIGURATIONS, write_corpus  # noqa: E402
+from benchmarks.plan_configs import CONFIGURATIONS, write_corpus
 from kdscale.cache.maintain.inspect import inspect
 from kdscale.config import RunConfig
 from kdscale.evaluate.results import environment
