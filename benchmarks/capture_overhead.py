@@ -184,7 +184,7 @@ def only_forward(
     for unit in spec.plan.units[worker.rank :: worker.world_size]:
         for start in range(unit.start, unit.stop, size):
             rows = table.take(spec.selected[start : min(start + size, unit.stop)])
-            ids, segments, _ = row_tensors(rows, worker.device)
+            ids, segments, _, _ = row_tensors(rows, worker.device)
             compute_logits(model, ids, segments, prepared.vocab_size)
 
 

@@ -214,7 +214,7 @@ class Arms:
         rank, table = self._ranks[count], self._prepared.split("train")
         for unit in self.spec.plan.units[rank.rank :: count]:
             rows = table.take(self.spec.selected[unit.start : unit.stop])
-            ids, segments, _ = row_tensors(rows, rank.device)
+            ids, segments, _, _ = row_tensors(rows, rank.device)
             compute_logits(self._teacher, ids, segments, self._prepared.vocab_size)
 
     def _capture(self, count: int, turn: int) -> None:
@@ -311,7 +311,7 @@ def mark(job: dict[str, Any]) -> None:
     teacher = load_teacher(spec.teacher.local(), worker, ZeroConfig(stage=3))
     note("sharded teacher")
     rows = prepared.split("train").take(spec.selected[:8])
-    ids, segments, _ = row_tensors(rows, worker.device)
+    ids, segments, _, _ = row_tensors(rows, worker.device)
     with torch.no_grad():
         compute_logits(teacher, ids, segments, prepared.vocab_size)
     note("first batch")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from kdscale.cache.commit.manifest import load_manifest
 from kdscale.cache.maintain.inspect import inspect
@@ -27,7 +28,7 @@ from kdscale.evaluate.results import RESULTS_KEY, build_results, read_results, w
 from kdscale.evaluate.worker import MEASURED_KEY, EvaluateJob, evaluate
 from kdscale.heartbeat import Heartbeat
 from kdscale.lease import run_lease
-from kdscale.models.folder import local_folder, read_marker, refer
+from kdscale.models.folder import read_marker, refer
 from kdscale.progress import StageProgress, stage_progress
 from kdscale.ray_session import ray_session
 from kdscale.record import RunRecord
@@ -38,6 +39,7 @@ from kdscale.stop import StopRequests
 from kdscale.store import HeldLease
 from kdscale.student.worker import distill
 from kdscale.teacher.capture import capture
+from kdscale.teacher.existing import check_teacher, teacher_source
 from kdscale.teacher.train import train_teacher
 from kdscale.train.session import Session
 from kdscale.workers import LeavingError, WorkerGroups
@@ -198,6 +200,7 @@ def _prepare(
             tokenizer = _save_tokenizer(config, Path(scratch))
         manifest = prepare(
             config.data,
+            task=config.task,
             store=run.prepared_store,
             teacher_tokenizer=tokenizer,
             progress=progress.update,
@@ -208,16 +211,13 @@ def _prepare(
 def _save_tokenizer(config: RunConfig, folder: Path) -> Path:
     from transformers import AutoTokenizer
 
-    source = config.teacher.load
-    assert source is not None
-    where = str(local_folder(source)) if "://" in source else source
     try:
         AutoTokenizer.from_pretrained(
-            where, revision=config.teacher.revision, trust_remote_code=False
+            teacher_source(config), revision=config.teacher.revision, trust_remote_code=False
         ).save_pretrained(folder)
     except (OSError, ValueError) as error:
         raise KdscaleError(
-            f"The teacher {source!r} has no tokenizer that transformers can load: {error}",
+            f"transformers can load no tokenizer of {config.teacher.load!r}: {error}",
             "Give a folder with tokenizer files, or a hub name that this machine can reach.",
         ) from error
     return folder
@@ -231,17 +231,11 @@ def _teacher(
 ) -> list[str]:
     config = run.config
     store = run.output.child("teacher")
-    if config.teacher.load is not None:
-        from kdscale.models.build import check_vocabulary, load_config_of
-
-        where = config.teacher.load
-        if "://" in where:
-            where = str(local_folder(where))
-        shape = load_config_of(where, config.teacher.revision)
-        check_vocabulary(shape, run.prepared.vocab_size, "teacher")
+    if config.teacher.training is None:
+        assert config.teacher.load is not None
+        check_teacher(config, run.prepared)
         refer(store, config.teacher.load, config.teacher.revision, run.teacher_fingerprint)
         return [f"uses {config.teacher.load}"]
-    assert config.teacher.training is not None
     session = Session(
         name="teacher",
         fingerprint=run.teacher_fingerprint,
@@ -334,7 +328,7 @@ def _evaluate(
     results = build_results(
         run=config.name,
         output=run.output.url,
-        cache={**facts, "bytes_per_token": facts["bytes_per_position"]},
+        cache={**facts, "bytes_per_token": _bytes_per_target(config, facts)},
         seconds=record.seconds(),
         seed=config.seed,
         config_fingerprint=run.evaluate_fingerprint,
@@ -343,6 +337,14 @@ def _evaluate(
     write_results(run.output, results)
     gaps = results["gap_recovered"].items()
     return [f"gap recovered on {d}: {'n/a' if g is None else f'{g:.1%}'}" for d, g in gaps]
+
+
+def _bytes_per_target(config: RunConfig, facts: dict[str, Any]) -> float:
+    """Bytes at rest: of every token of a row that has one as its target nearly everywhere, else of
+    what is classified or masked."""
+    if config.task == "causal-lm":
+        return float(facts["bytes_per_position"])
+    return float(facts["bytes"] / max(1, facts["targets"]))
 
 
 def _report(

@@ -43,7 +43,7 @@ OPERATIONAL = frozenset(
 )
 
 # What a student needs of a cache that another run made, and of several that are read as one.
-NEEDED_OF_ROWS = ("tokenizer", "vocab_size", "row_length", "temperature")
+NEEDED_OF_ROWS = ("task", "tokenizer", "vocab_size", "row_length", "temperature")
 NEEDED_OF_CACHES = ("format", *NEEDED_OF_ROWS)
 NEEDED_OF_CACHE = ("teacher", *NEEDED_OF_CACHES)
 
@@ -74,11 +74,12 @@ class Run:
         evaluation = {"evaluate", "evaluation_rows"}
         config = {k: v for k, v in self._data["config"].items() if k not in evaluation}
         train = self._data["sources"]["train"]
-        return fingerprint("rows", self._data["format"], config, train, self._tokenizer_source)
+        own = (self._data["format"], self._data["task"], config, train, self._tokenizer_source)
+        return fingerprint("rows", *own)
 
     @cached_property
     def _data(self) -> dict[str, Any]:
-        return data_identity(self.config.data)
+        return data_identity(self.config.data, self.config.task)
 
     @property
     def _tokenizer_source(self) -> dict[str, Any] | None:
@@ -100,9 +101,11 @@ class Run:
     def teacher_fingerprint(self) -> str:
         """Of the teacher: its source, or its recipe and data."""
         teacher = self.config.teacher
-        if teacher.load is not None:
-            return fingerprint("teacher", self._teacher_source)
-        return fingerprint("teacher", _recipe(teacher), self.rows_fingerprint, self.config.seed)
+        source = None if teacher.load is None else self._teacher_source
+        if teacher.training is None:
+            return fingerprint("teacher", source)
+        parts = (_recipe(teacher), self.rows_fingerprint, self.config.seed)
+        return fingerprint("teacher", *parts, *([source] if source else []))
 
     @cached_property
     def _teacher_source(self) -> dict[str, Any]:
@@ -124,11 +127,13 @@ class Run:
     def target_identity(self) -> dict[str, Any]:
         """What is known of it before the teacher is there."""
         cache, prepared = self.config.cache, self.prepared
-        return {
+        classes = {"classes": list(prepared.classes)} if prepared.classes else {}
+        return classes | {
+            "task": self.config.task,
             "tokenizer": prepared.manifest["tokenizer"]["sha256"],
-            "vocab_size": prepared.vocab_size,
+            "vocab_size": prepared.outputs,
             "row_length": self.config.data.row_length,
-            "codec": make_codec(cache.codec, prepared.vocab_size).describe(),
+            "codec": make_codec(cache.codec, prepared.outputs).describe(),
             "temperature": cache.temperature,
             "dtype": "bfloat16" if cache.capture.workers.gpus else "float32",
             "seed": self.config.seed,

@@ -5,8 +5,10 @@ Shape legend, used in every docstring:
     T  positions in a row                          P  positions, flattened over rows
     V  vocabulary, padding included                K  ids that a codec keeps at a position
 
-Position i of a row speaks of token i + 1: its logits predict it, `loss_mask[i]` says whether that
-prediction counts, and the cache holds the teacher's distribution of it given tokens 0..i.
+Position i of a row speaks of its label: its logits predict it, `loss_mask[i]` says whether that
+prediction counts, and the cache holds the teacher's distribution of it. For a causal language model
+the label is token i + 1, given tokens 0..i; for a masked one the token that stood at i; a row to be
+classified has one label, at position 0.
 """
 
 from dataclasses import dataclass
@@ -28,6 +30,9 @@ class Rows:
     segment_ids: np.ndarray  # [R, T] int32
     loss_mask: np.ndarray  # [R, T] bool: True at i where token i + 1 is a target
     byte_counts: np.ndarray  # [R] float64: UTF-8 bytes of text that the row's targets stand for
+    labels: np.ndarray | None = None
+    """[R, T] int32 where the loss mask is True, -1 where a label is not known. None: every label is
+    the next token."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -40,7 +45,14 @@ class Rows:
             self.segment_ids[indices],
             self.loss_mask[indices],
             self.byte_counts[indices],
+            None if self.labels is None else self.labels[indices],
         )
+
+
+def labels_of(rows: Rows) -> np.ndarray:
+    """[R, T] int32: the label of every position that the loss mask counts. A row without labels of
+    its own has the next token; its last position wraps round, and no loss mask counts it."""
+    return np.roll(rows.input_ids, -1, axis=1) if rows.labels is None else rows.labels
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from numpy.lib.format import open_memmap
 
 from kdscale.models.build import load_model
-from kdscale.models.forward import model_inputs, next_token_labels, row_tensors
+from kdscale.models.forward import model_inputs, row_tensors
 from kdscale.types import Rows
 
 _ROWS_AT_ONCE = 8
@@ -54,8 +54,8 @@ class Corpus:
 
     def labels(self, row: int) -> torch.Tensor:
         """[P] int64: the tokens at the targets of a row."""
-        ids, _, mask = row_tensors(self.rows.take(np.array([row])), torch.device("cpu"))
-        return next_token_labels(ids)[mask]
+        found = row_tensors(self.rows.take(np.array([row])), torch.device("cpu"))
+        return found.labels[found.mask]
 
     @cached_property
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
@@ -130,7 +130,7 @@ def _write_hidden(teacher: Path, rows: Rows, path: Path) -> None:
     out = open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
     for first in range(0, len(rows), _ROWS_AT_ONCE):
         some = np.arange(first, min(first + _ROWS_AT_ONCE, len(rows)))
-        ids, segments, _ = row_tensors(rows.take(some), torch.device("cpu"))
+        ids, segments, _, _ = row_tensors(rows.take(some), torch.device("cpu"))
         found = model.base_model(**model_inputs(model, ids, segments)).last_hidden_state
         out[some] = found.numpy()
         print(f"teacher: {some[-1] + 1} of {len(rows)} rows", flush=True)

@@ -133,14 +133,15 @@ def read_steps(
         batch = sampler.batch(step)
         parts = np.array_split(batch, _micro_batches(config))
         micro_batches = [micro_batch(corpus, arm, part) for part in parts]
-        yield Step(micro_batches, sum(int(each.mask.sum()) for each in micro_batches))
+        yield Step(micro_batches, sum(int(each.rows.mask.sum()) for each in micro_batches))
 
 
 def micro_batch(corpus: Corpus, arm: Arm, rows: np.ndarray) -> MicroBatch:
     """Rows as a step has them."""
-    ids, segments, mask = row_tensors(corpus.rows.take(rows), WORKER.device)
-    payload = np.empty((*ids.shape, 0), np.uint8) if arm.payload is None else arm.payload[rows]
-    return MicroBatch(ids, segments, mask, torch.from_numpy(payload), None)
+    made, shape = row_tensors(corpus.rows.take(rows), WORKER.device), corpus.rows.input_ids.shape
+    empty = np.empty((len(rows), shape[1], 0), np.uint8)
+    payload = empty if arm.payload is None else arm.payload[rows]
+    return MicroBatch(made, torch.from_numpy(payload), None)
 
 
 @torch.no_grad()
@@ -149,7 +150,7 @@ def evaluate(backend: Backend, corpus: Corpus) -> DomainMetrics:
     backend.model.eval()
     sums = LanguageModelSums()
     for row in range(len(corpus)):
-        ids, segments, mask = row_tensors(corpus.rows.take(np.array([row])), WORKER.device)
+        ids, segments, mask, _ = row_tensors(corpus.rows.take(np.array([row])), WORKER.device)
         logits = backend.model(_logits, ids, segments, mask)
         sums.update(logits, corpus.labels(row), corpus.log_probs(row))
     return sums.metrics()

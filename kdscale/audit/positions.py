@@ -16,8 +16,8 @@ from kdscale.audit.measure import CHUNK
 from kdscale.cache.codecs import Codec, uniforms
 from kdscale.cache.identity import Identity
 from kdscale.cache.rows import CachedRows
-from kdscale.models.forward import compute_logits, next_token_labels, row_tensors
-from kdscale.types import DenseTargets
+from kdscale.models.forward import compute_logits, row_tensors
+from kdscale.types import DenseTargets, labels_of
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ def run_teacher(
     for index in range(len(rows)):
         at = np.array([index])
         row = CachedRows(rows.rows.take(at), rows.payload[at], rows.entropy[at], rows.nll[at])
-        ids, segments, mask = row_tensors(row.rows, device)
-        where = mask[0].nonzero().squeeze(-1)
+        batch = row_tensors(row.rows, device)
+        where = batch.mask[0].nonzero().squeeze(-1)
         if len(where):
-            logits = compute_logits(model, ids, segments, vocab_size)[0]
+            logits = compute_logits(model, batch.ids, batch.segments, vocab_size)[0]
             yield RowLogits(row, where, logits[where])
 
 
@@ -136,8 +136,9 @@ class Proof:
         found = self._codec.encode(row.logits, noise, temperature=self._temperature)
         payload = torch.from_numpy(row.cached.payload[0]).to(row.where.device)[row.where]
         shared = _shared_ids(self._codec, found.payload, payload)
-        ids, count = torch.from_numpy(row.cached.rows.input_ids), len(row.where)
-        labels = next_token_labels(ids)[0].to(row.where.device)[row.where].long()
+        count = len(row.where)
+        labels = torch.from_numpy(labels_of(row.cached.rows))[0].to(row.where.device)
+        labels = labels[row.where].long()
         scaled = row.logits.gather(-1, labels[:, None])[:, 0].float() / self._temperature
         nll = (found.log_norm - scaled).mean().item()
         self._positions += count

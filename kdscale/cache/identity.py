@@ -1,8 +1,9 @@
 """What a cache is a cache of: a flat dict that must agree wherever two things meet.
 
-Its fields: format, teacher, tokenizer, vocab_size, data, row_length, codec (a dict), temperature,
-dtype, rows, seed. A unit captured under another identity, or a student with another tokenizer,
-would train on wrong targets without any error, so every meeting compares and names what differs.
+Its fields: format, task, teacher, tokenizer, vocab_size, data, row_length, codec (a dict),
+temperature, dtype, rows, seed; classes, where rows are classified. A unit captured under another
+identity, or a student with another tokenizer, would train on wrong targets without any error, so
+every meeting compares and names what differs.
 """
 
 import json
@@ -14,6 +15,12 @@ FORMAT: Literal[3] = 3
 """Version of everything a cache stores; raised when a reader of the old one would misread it."""
 
 Identity = dict[str, Any]
+
+
+def has_labels(identity: Identity) -> bool:
+    """Whether the cache's rows bring their labels: those of causal language models are the next
+    tokens."""
+    return identity.get("task", "causal-lm") != "causal-lm"
 
 
 def check_identity(found: Identity, expected: Identity) -> None:

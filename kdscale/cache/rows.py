@@ -37,5 +37,5 @@ class CachedRows:
         """Bytes in memory."""
         rows = self.rows
         arrays = (rows.sample_ids, rows.input_ids, rows.segment_ids, rows.loss_mask)
-        more = (rows.byte_counts, self.payload, self.entropy, self.nll)
-        return sum(array.nbytes for array in arrays + more)
+        more = (rows.byte_counts, rows.labels, self.payload, self.entropy, self.nll)
+        return sum(array.nbytes for array in arrays + more if array is not None)

@@ -1,25 +1,28 @@
 """Config of the data room: where text comes from and how it becomes rows."""
 
+import unicodedata
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from kdscale.config.base import Config
 
+ChunkPooling = Literal["mean", "max", "attention"]
+
 
 class SourceConfig(Config):
     """One source of documents."""
 
-    kind: Literal["python-stdlib", "python-docs", "text", "jsonl", "parquet", "huggingface"]
+    kind: Literal["python-stdlib", "python-docs", "text", "jsonl", "csv", "parquet", "huggingface"]
     """`python-stdlib`: the interpreter's own library, a module a document; `python-docs`: Markdown,
     reStructuredText and long descriptions of the installed packages; `text`: a file a document."""
 
     path: str | None = None
-    """Folder, glob or fsspec URL for `text`, `jsonl` and `parquet`; data set name for
+    """Folder, glob or fsspec URL for `text`, `jsonl`, `csv` and `parquet`; data set name for
     `huggingface`."""
 
     text_field: str = "text"
-    """Column that holds the text, for `jsonl`, `parquet` and `huggingface`."""
+    """Column that holds the text, for `jsonl`, `csv`, `parquet` and `huggingface`."""
 
     subset: str | None = None
     """Configuration name of a Hugging Face data set."""
@@ -53,6 +56,64 @@ class TokenizerConfig(Config):
     """A tokenizer is trained on at most so many documents."""
 
 
+class LabelsConfig(Config):
+    """The classes of documents, for sequence classification."""
+
+    field: str = "label"
+    """Column that holds a document's class, a text or a number; empty where it is not known. Of
+    `text` sources it is the folder that a file is in."""
+
+    classes: tuple[str, ...] | None = None
+    """The classes in the order of the model's logits; those of the training documents in
+    alphabetical order, if not given. Spelling is compared without case and outer blanks."""
+
+    aliases: dict[str, str] = {}
+    """Other spellings, and the class that each of them means."""
+
+    share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the training documents whose label is used, chosen by a hash of the document's name.
+    The teacher and the control learn from these; the cache covers all."""
+
+    balance: Literal["none", "weights"] = "none"
+    """`weights`: a document's cross-entropy counts in inverse proportion to the frequency of its
+    class among the labelled training documents, 1 on average."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "LabelsConfig":
+        if self.classes is not None and len({standard(name) for name in self.classes}) < max(
+            2, len(self.classes)
+        ):
+            raise ValueError("`classes` needs two names or more, each different from the others")
+        return self
+
+
+def standard(name: str) -> str:
+    """A class's name as it is compared: NFC, without outer blanks and case."""
+    return unicodedata.normalize("NFC", name).strip().casefold()
+
+
+class ChunksConfig(Config):
+    """How a long document is classified: chunk by chunk."""
+
+    length: int = Field(ge=8)
+    """Tokens of a chunk; `data.row_length` is a multiple of it."""
+
+    pooling: ChunkPooling = "mean"
+    """How the scores of a document's chunks become one: their `mean`, their `max`, or `attention`:
+    a mean with weights that are trained."""
+
+
+class MaskingConfig(Config):
+    """What a masked language model is to guess."""
+
+    share: float = Field(default=0.15, gt=0, lt=1)
+    """Share of the tokens that are targets. As for BERT (arXiv:1810.04805), of every ten of them
+    eight become the mask token, one becomes another token and one stays."""
+
+    copies: int = Field(default=1, ge=1)
+    """How often each piece of text is there, with other tokens masked each time."""
+
+
 class DataConfig(Config):
     """From raw text to rows of fixed length."""
 
@@ -70,15 +131,26 @@ class DataConfig(Config):
     row_length: int = Field(default=128, ge=8)
     """Tokens in a row (T)."""
 
-    long_documents: Literal["split", "truncate"] = "split"
-    """What happens to a document longer than a row."""
+    long_documents: Literal["split", "truncate", "hierarchical"] = "split"
+    """What happens to a document longer than a row. `hierarchical`, for classification: a row is
+    several chunks of a document, see `chunks`; what is longer than all of them is truncated."""
+
+    chunks: ChunksConfig | None = None
+    """For `long_documents: hierarchical`."""
+
+    labels: LabelsConfig | None = None
+    """Where the classes come from, for the task sequence-classification."""
+
+    masking: MaskingConfig = MaskingConfig()
+    """What is masked, for the task masked-lm."""
 
     overlap: int = Field(default=1, ge=1)
     """Tokens that a split document's rows share. Only new tokens count in the loss; 1 is enough to
     predict every token once, more gives the first tokens of a row some context."""
 
     pack: bool = True
-    """Pack short documents into one row, with attention kept inside each."""
+    """Pack short documents into one row, with attention kept inside each; for causal language
+    models."""
 
     min_characters: int = Field(default=32, ge=1)
     """Documents with fewer characters after cleaning are dropped (and counted)."""
@@ -92,4 +164,14 @@ class DataConfig(Config):
             raise ValueError(f"overlap {self.overlap} must be below row_length {self.row_length}")
         if "validation" in self.evaluate:
             raise ValueError("`validation` is made from `train`: give the other set another name")
+        return self
+
+    @model_validator(mode="after")
+    def _chunks_fit(self) -> "DataConfig":
+        if (self.chunks is None) == (self.long_documents == "hierarchical"):
+            raise ValueError("`chunks` and `long_documents: hierarchical` belong together")
+        if self.chunks is not None and self.row_length % self.chunks.length:
+            raise ValueError(
+                f"row_length {self.row_length} is no multiple of chunks.length {self.chunks.length}"
+            )
         return self

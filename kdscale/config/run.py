@@ -11,6 +11,7 @@ from kdscale.config.cache import CacheConfig
 from kdscale.config.data import DataConfig
 from kdscale.config.loss import check_defined
 from kdscale.config.student import DistillConfig, EvaluateConfig
+from kdscale.config.task import Task
 from kdscale.config.teacher import TeacherConfig
 
 # user:password@ of a URL, and what signs one. A lone user@ stays: abfs://container@account.
@@ -38,6 +39,10 @@ class RunConfig(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """Name of the run; W&B groups its stages by it."""
 
+    task: Task = "causal-lm"
+    """What the models predict: the next token, masked tokens (masked-lm), or a document's class
+    (sequence-classification)."""
+
     output: str
     """Local path or fsspec URL (s3://bucket/prefix, gs://, ...) that everything is written to."""
 
@@ -55,6 +60,11 @@ class RunConfig(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    @property
+    def packs(self) -> bool:
+        """Whether a row may hold several documents."""
+        return self.data.pack and self.task == "causal-lm"
+
     @model_validator(mode="after")
     def _no_secrets(self) -> "RunConfig":
         for field, text in _texts(self.model_dump(), ""):
@@ -63,6 +73,41 @@ class RunConfig(Config):
                     f"the URL in {field} has a password or signature, and a config is written to "
                     "the run's files, the job and W&B: give it through the environment"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _task_fits(self) -> "RunConfig":
+        if self.task == "causal-lm":
+            return self
+        length, live = self.distill.curriculum.length, self.distill.live
+        if self.cache.codec.kind != "full" and self.task == "sequence-classification":
+            raise ValueError(
+                f"a classifier's targets are few numbers: cache.codec {self.cache.codec.kind!r} "
+                "saves nothing, set it to {kind: full}"
+            )
+        if length is not None:
+            raise ValueError(
+                f"distill.curriculum.length cuts rows, which are whole texts for {self.task}"
+            )
+        if self.data.chunks is not None and live.layer_outputs:
+            raise ValueError("losses on layers compare rows, and data.chunks takes them apart")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> "RunConfig":
+        data, classifies = self.data, self.task == "sequence-classification"
+        if classifies == (data.labels is None):
+            raise ValueError("data.labels and the task sequence-classification belong together")
+        if data.chunks is not None and not classifies:
+            raise ValueError("data.chunks is for the task sequence-classification")
+        difficulty = self.distill.curriculum.difficulty
+        measures = {difficulty} if isinstance(difficulty, str) else set(difficulty.of)
+        partly = data.labels is not None and data.labels.share < 1
+        if partly and measures & {"nll", "gap"}:
+            raise ValueError(
+                "difficulties `nll` and `gap` ask for every row's label: with data.labels.share "
+                "below 1 some are not known"
+            )
         return self
 
     @model_validator(mode="after")

@@ -23,7 +23,7 @@ class ModelConfig(Config):
 
 
 class TeacherConfig(Config):
-    """Either `load` or `model` with `training`."""
+    """Either `load`, which `training` may train further, or `model` with `training`."""
 
     load: str | None = None
     """Hugging Face folder (local path or fsspec URL) or hub name of an existing teacher."""
@@ -35,16 +35,18 @@ class TeacherConfig(Config):
     """Architecture of a teacher trained here."""
 
     training: TrainingConfig | None = None
-    """How a teacher is trained here."""
+    """How a teacher is trained here: from the start, or further from `load`. What the model in
+    `load` lacks for the run's task, such as a classifier's head, starts at random."""
 
     workers: WorkersConfig = WorkersConfig()
     """Workers that train it."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "TeacherConfig":
-        made = self.model is not None and self.training is not None
-        if (self.load is not None) == made or (self.model is None) != (self.training is None):
-            raise ValueError("give either `load`, or both `model` and `training`")
+        if (self.load is None) == (self.model is None):
+            raise ValueError("give either `load` or `model`")
+        if self.model is not None and self.training is None:
+            raise ValueError("a `model` that starts at random needs `training`")
         return self
 
 

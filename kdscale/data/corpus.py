@@ -25,6 +25,7 @@ _LOOKS_AT_ONCE = 16
 _SUFFIXES = {
     "text": ("",),
     "jsonl": (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz", ".json", ".json.gz"),
+    "csv": (".csv", ".tsv"),
     "parquet": (".parquet",),
 }
 _PROSE = re.compile(r".*\.(md|rst)|readme(\.txt)?", re.IGNORECASE)

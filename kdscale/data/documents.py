@@ -9,17 +9,19 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from kdscale.config.data import SourceConfig
+from kdscale.data.classes import UNKNOWN_LABEL, Classes
 from kdscale.data.cleaning import Status, admit, name_hash, text_digest
 from kdscale.data.corpus import Corpus
 from kdscale.data.readers import Piece, read_piece
 from kdscale.data.selection import Choice, Facts
+from kdscale.data.strata import used_labels
 from kdscale.data.tokenizer import TokenizerInfo, encode
 from kdscale.errors import KdscaleError
 
@@ -41,12 +43,30 @@ _FACTS: dict[str, pa.DataType] = {
     "place": pa.uint64(),
     "digest": pa.binary(16),
     "status": pa.uint8(),
+    "label": pa.string(),
 }
 _DOCUMENTS = pa.schema({**_FACTS, "text": pa.large_string()})
-_TOKENS = pa.schema({"tokens": pa.large_list(pa.int32()), "bytes": pa.int64()})
+_TOKENS = pa.schema({"tokens": pa.large_list(pa.int32()), "bytes": pa.int64(), "label": pa.int32()})
 
 
-def read_corpus(corpus: Corpus, min_characters: int) -> Any:
+class TokenDocument(NamedTuple):
+    """A document as rows are built from it."""
+
+    tokens: np.ndarray  # [n] int32, with start and end
+    byte_count: int  # UTF-8
+    label: int  # -1 where none is known, or none is to be used
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which documents, and which of their labels are used."""
+
+    choice: Choice
+    classes: Classes | None = None
+    label_bounds: np.ndarray | None = None  # see `used_labels`; None: all
+
+
+def read_corpus(corpus: Corpus, min_characters: int, label_field: str | None = None) -> Any:
     """The cleaned documents as a materialised Ray data set of `_DOCUMENTS`, in piece order.
 
     Raises KdscaleError where a piece cannot be read.
@@ -67,7 +87,11 @@ def read_corpus(corpus: Corpus, min_characters: int) -> Any:
         clean_pieces,
         batch_size=None,
         batch_format="pyarrow",
-        fn_kwargs={"source": corpus.source, "min_characters": min_characters},
+        fn_kwargs={
+            "source": corpus.source,
+            "min_characters": min_characters,
+            "label_field": label_field,
+        },
         **_placement(corpus, blocks),
     )
     if corpus.source.limit is not None:
@@ -76,8 +100,16 @@ def read_corpus(corpus: Corpus, min_characters: int) -> Any:
         return data.materialize()
 
 
-def read_facts(data: Any) -> Facts:
-    """What the driver needs to know of the documents in `data` (from `read_corpus`)."""
+def read_labels(data: Any) -> Iterator[str | None]:
+    """The labels of all documents that were kept, as they are written."""
+    for batch in _batches(data.select_columns(["status", "label"])):
+        kept = batch["status"].to_numpy() == Status.KEPT
+        yield from batch["label"].filter(pa.array(kept)).to_pylist()
+
+
+def read_facts(data: Any, classes: Classes | None = None) -> Facts:
+    """What the driver needs to know of the documents in `data` (from `read_corpus`). KdscaleError
+    for a label that is none of the classes."""
     batches = list(_batches(data.select_columns(list(_FACTS))))
     table: Any = pa.Table.from_batches(batches, pa.schema(_FACTS))
     digests = b"".join(table["digest"].to_pylist())
@@ -88,50 +120,53 @@ def read_facts(data: Any) -> Facts:
         places=table["place"].to_numpy(),
         digests=np.frombuffer(digests, "<u8").reshape(-1, 2),
         status=table["status"].to_numpy(),
+        labels=_numbers(table["label"], classes),
     )
 
 
-def read_texts(data: Any, choice: Choice) -> Iterator[str]:
+def read_texts(data: Any, chosen: Chosen) -> Iterator[str]:
     """The chosen documents' texts, in order, streamed to the driver."""
     picked = data.map_batches(
-        pick, batch_size=None, batch_format="pyarrow", fn_kwargs={"choice": choice}
+        pick, batch_size=None, batch_format="pyarrow", fn_kwargs={"chosen": chosen}
     )
     for batch in _batches(picked):
         yield from batch["text"].to_pylist()
 
 
 def read_tokens(
-    data: Any, choice: Choice, tokenizer_json: str, info: TokenizerInfo
-) -> Iterator[tuple[np.ndarray, int]]:
-    """The chosen documents' tokens ([n] int32, with start and end) and UTF-8 bytes, in order."""
+    data: Any, chosen: Chosen, tokenizer_json: str, info: TokenizerInfo
+) -> Iterator[TokenDocument]:
+    """The chosen documents in order."""
     encoded = data.map_batches(
         encode_documents,
         batch_size=None,
         batch_format="pyarrow",
-        fn_kwargs={"choice": choice, "tokenizer_json": tokenizer_json, "info": info},
+        fn_kwargs={"chosen": chosen, "tokenizer_json": tokenizer_json, "info": info},
     )
     for batch in _batches(encoded):
         tokens, offsets = batch["tokens"].values.to_numpy(), batch["tokens"].offsets.to_numpy()
-        for at, byte_count in enumerate(batch["bytes"].to_pylist()):
-            yield tokens[offsets[at] : offsets[at + 1]], byte_count
+        numbers = zip(batch["bytes"].to_pylist(), batch["label"].to_pylist(), strict=True)
+        for at, (byte_count, label) in enumerate(numbers):
+            yield TokenDocument(tokens[offsets[at] : offsets[at + 1]], byte_count, label)
 
 
 def clean_pieces(
-    batch: pa.Table, *, source: SourceConfig, min_characters: int
+    batch: pa.Table, *, source: SourceConfig, min_characters: int, label_field: str | None = None
 ) -> Iterator[pa.Table]:
     """A Ray Data task: the documents of some pieces, those left out with an empty text."""
     records: list[dict[str, Any]] = []
     characters = 0
     for item in batch.to_pylist():
         first_key = item.pop("number") * DOCUMENTS_PER_PIECE
-        for at, (name, raw) in enumerate(read_piece(Piece(**item), source)):
-            text, status = admit(raw, min_characters)
+        for at, found in enumerate(read_piece(Piece(**item), source, label_field)):
+            text, status = admit(found.content, min_characters)
             records.append(
                 {
                     "key": first_key + at,
-                    "place": name_hash(name),
+                    "place": name_hash(found.name),
                     "digest": text_digest(text),
                     "status": status,
+                    "label": None if label_field is None else found.label,
                     "text": text,
                 }
             )
@@ -142,19 +177,24 @@ def clean_pieces(
     yield pa.Table.from_pylist(records, _DOCUMENTS)
 
 
-def pick(batch: pa.Table, *, choice: Choice) -> pa.Table:
-    """A Ray Data task: the chosen documents' texts."""
+def pick(batch: pa.Table, *, chosen: Chosen) -> pa.Table:
+    """A Ray Data task: texts, places and labels of the chosen documents, the labels as numbers."""
     readable = batch["status"].to_numpy() == Status.KEPT
-    chosen = readable & choice.covers(batch["key"].to_numpy(), batch["place"].to_numpy())
-    return batch.select(["text"]).filter(pa.array(chosen))
+    places, labels = batch["place"].to_numpy(), _numbers(batch["label"], chosen.classes)
+    covered = readable & chosen.choice.covers(batch["key"].to_numpy(), places, labels)
+    if chosen.label_bounds is not None:
+        labels = used_labels(places, labels, chosen.label_bounds)
+    picked = batch.select(["text"]).append_column("label", pa.array(labels))
+    return picked.filter(pa.array(covered))
 
 
 def encode_documents(
-    batch: pa.Table, *, choice: Choice, tokenizer_json: str, info: TokenizerInfo
+    batch: pa.Table, *, chosen: Chosen, tokenizer_json: str, info: TokenizerInfo
 ) -> Iterator[pa.Table]:
-    """A Ray Data task: the chosen documents' tokens and bytes: columns of `_TOKENS`."""
-    chosen: Any = pick(batch, choice=choice)["text"]
-    for texts in _groups(chosen.to_pylist()):
+    """A Ray Data task: the chosen documents as columns of `_TOKENS`."""
+    picked: Any = pick(batch, chosen=chosen)
+    first, labels = 0, picked["label"].to_pylist()
+    for texts in _groups(picked["text"].to_pylist()):
         documents = list(encode(tokenizer_json, info, texts))
         tokens = [tokens for tokens, _ in documents]
         offsets = np.cumsum([0, *map(len, tokens)])
@@ -162,9 +202,18 @@ def encode_documents(
             [
                 pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(tokens))),
                 [byte_count for _, byte_count in documents],
+                labels[first : first + len(texts)],
             ],
             schema=_TOKENS,
         )
+        first += len(texts)
+
+
+def _numbers(labels: Any, classes: Classes | None) -> np.ndarray:
+    """[N] int32 of a column of labels as they are written; -1 everywhere without classes."""
+    if classes is None:
+        return np.full(len(labels), UNKNOWN_LABEL, np.int32)
+    return np.array([classes.number(label) for label in labels.to_pylist()], np.int32)
 
 
 def _groups(texts: list[str]) -> Iterator[list[str]]:

@@ -7,16 +7,18 @@ ten million tokens or so and keeps their order the same on any cluster.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from kdscale.config.data import DataConfig, SourceConfig
+from kdscale.config.data import DataConfig, LabelsConfig, SourceConfig
+from kdscale.config.task import Task
+from kdscale.data.classes import Classes, find_classes
 from kdscale.data.corpus import Corpus, corpus_identity, find_corpus
-from kdscale.data.documents import read_corpus, read_facts, read_texts
+from kdscale.data.documents import Chosen, read_corpus, read_facts, read_labels, read_texts
 from kdscale.data.manifest import FORMAT, MANIFEST, VERSION, write_manifest
 from kdscale.data.selection import (
     LAST_PLACE,
@@ -24,10 +26,10 @@ from kdscale.data.selection import (
     Facts,
     Selection,
     first_sample_place,
-    first_training_place,
     select,
 )
 from kdscale.data.splits import SplitWriter
+from kdscale.data.strata import first_training_places, label_bounds
 from kdscale.data.tokenizer import TOKENIZER_FILE, TokenizerInfo, adopt_tokenizer, train_tokenizer
 from kdscale.errors import KdscaleError
 from kdscale.store import Store, upload_folder
@@ -35,14 +37,15 @@ from kdscale.store import Store, upload_folder
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def data_identity(config: DataConfig) -> dict[str, Any]:
-    """What fingerprints prepared data: the config, the format version, the state of each source.
+def data_identity(config: DataConfig, task: Task = "causal-lm") -> dict[str, Any]:
+    """What fingerprints prepared data: task, config, format version, the state of each source.
 
     Lists files and packages but reads none. Raises KdscaleError for a missing or empty source, or
     an evaluation set of an unusable name.
     """
     return {
         "format": [FORMAT, VERSION],
+        "task": task,
         "config": config.model_dump(mode="json"),
         "sources": {name: corpus_identity(source) for name, source in _sources(config).items()},
     }
@@ -51,6 +54,7 @@ def data_identity(config: DataConfig) -> dict[str, Any]:
 def prepare(
     config: DataConfig,
     *,
+    task: Task = "causal-lm",
     store: Store,
     teacher_tokenizer: Path | None,
     progress: Callable[[int, int, str], None],
@@ -66,29 +70,31 @@ def prepare(
     # A manifest of an earlier run must not stand over a mixture of its files and ours.
     store.delete(MANIFEST)
     progress(0, len(corpora), "reading train")
-    train = _read(corpora["train"], config.min_characters)
-    places = train.facts.places[train.selection.kept]
-    boundary = first_training_place(places, config.validation_share)
-    training = train.choose(first=boundary)
+    train = _read_training(corpora["train"], config)
+    first = train.first_training_places(config.validation_share)
+    training = train.choose(first=first)
     progress(0, len(corpora), f"{config.tokenizer.kind} tokenizer")
-    tokenizer_json, info = _tokenizer(config, train, training, teacher_tokenizer, store)
-    writer = SplitWriter(config, store, tokenizer_json, info, progress)
+    tokenizer_json, info = _tokenizer(config, task, train, training, teacher_tokenizer, store)
+    writer = SplitWriter(task, config, store, tokenizer_json, info, progress)
     counts = {"train": train.selection.counts}
-    splits = {"train": writer.write("train", train.data, training, train.count(training))}
-    held_out = train.choose(last=boundary - 1)
+    labelled = train.with_label_share(training, config.labels)
+    splits = {"train": writer.write("train", train.data, labelled, train.count(training))}
+    held_out = train.choose(last=first - np.uint64(1), known=bool(train.names))
     number = train.count(held_out)
     splits["validation"] = writer.write_sample("validation", train.data, held_out, number)
     for done, name in enumerate(config.evaluate, start=1):
         progress(done, len(corpora), f"reading {name}")
-        source = _read(corpora[name], config.min_characters, train.digests(training))
+        source = _read(corpora[name], config, train.classes, train.digests(training))
         counts[name] = source.selection.counts
-        _require_documents(name, source.selection.counts)
-        everything = source.choose()
+        everything = source.choose(known=bool(train.names))
         number = source.count(everything)
+        _require_documents(name, source.selection.counts | {"chosen": number})
         splits[name] = writer.write_sample(name, source.data, everything, number)
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
+        "task": task,
+        "classes": list(train.names),
         "row_length": config.row_length,
         "tokenizer": {"kind": config.tokenizer.kind, **info.as_dict()},
         "sources": counts,
@@ -107,18 +113,63 @@ class _Source:
     data: Any  # a Ray data set of cleaned documents
     facts: Facts
     selection: Selection
+    classes: Classes | None
 
-    def choose(self, first: int = 0, last: int = LAST_PLACE) -> Choice:
-        """The kept documents whose place is from `first` to `last`."""
-        return Choice(first, last, np.sort(self.facts.keys[~self.selection.kept]))
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the classes; none where documents have no classes."""
+        return () if self.classes is None else self.classes.names
 
-    def count(self, choice: Choice) -> int:
+    def first_training_places(self, validation_share: float) -> np.ndarray:
+        """See `strata`."""
+        kept = self.selection.kept
+        places, labels = self.facts.places[kept], self.facts.labels[kept]
+        return first_training_places(places, labels, self.names, validation_share)
+
+    def choose(
+        self,
+        first: np.ndarray | None = None,
+        last: np.ndarray | None = None,
+        *,
+        known: bool = False,
+    ) -> Chosen:
+        """The kept documents whose place is from `first` to `last`, by their class; `known`: only
+        those whose class is known."""
+        strata = 1 + len(self.names)
+        first = np.zeros(strata, np.uint64) if first is None else first
+        last = np.full(strata, LAST_PLACE) if last is None else last
+        if known:
+            # From the last place down to the first there is none.
+            first, last = first.copy(), last.copy()
+            first[0], last[0] = LAST_PLACE, 0
+        choice = Choice(first, last, np.sort(self.facts.keys[~self.selection.kept]))
+        return Chosen(choice, self.classes)
+
+    def with_label_share(self, chosen: Chosen, config: LabelsConfig | None) -> Chosen:
+        """The same documents, with the labels of a share of them alone."""
+        if config is None or config.share == 1:
+            return chosen
+        covered = self._covered(chosen)
+        places, labels = self.facts.places[covered], self.facts.labels[covered]
+        bounds = label_bounds(places, labels, len(self.names), config.share)
+        return replace(chosen, label_bounds=bounds)
+
+    def _covered(self, chosen: Chosen) -> np.ndarray:
+        """[N] bool."""
+        facts = self.facts
+        return chosen.choice.covers(facts.keys, facts.places, facts.labels)
+
+    def count(self, chosen: Chosen) -> int:
         """How many documents that is."""
-        return int(choice.covers(self.facts.keys, self.facts.places).sum())
+        return int(self._covered(chosen).sum())
 
-    def digests(self, choice: Choice) -> np.ndarray:
+    def places(self, chosen: Chosen) -> np.ndarray:
+        """[D] uint64: the places of those documents."""
+        return self.facts.places[self._covered(chosen)]
+
+    def digests(self, chosen: Chosen) -> np.ndarray:
         """[D, 2] uint64: the digests of those documents."""
-        return self.facts.digests[choice.covers(self.facts.keys, self.facts.places)]
+        return self.facts.digests[self._covered(chosen)]
 
 
 def _sources(config: DataConfig) -> dict[str, SourceConfig]:
@@ -132,18 +183,29 @@ def _sources(config: DataConfig) -> dict[str, SourceConfig]:
     return {"train": config.train, **config.evaluate}
 
 
+def _read_training(corpus: Corpus, config: DataConfig) -> _Source:
+    """The training source, which is also where the classes are found."""
+    labels = config.labels
+    data = read_corpus(corpus, config.min_characters, labels.field if labels else None)
+    classes = None if labels is None else find_classes(labels, read_labels(data))
+    facts = read_facts(data, classes)
+    return _Source(data, facts, select(facts), classes)
+
+
 def _read(
-    corpus: Corpus, min_characters: int, training_digests: np.ndarray | None = None
+    corpus: Corpus, config: DataConfig, classes: Classes | None, training_digests: np.ndarray
 ) -> _Source:
-    data = read_corpus(corpus, min_characters)
-    facts = read_facts(data)
-    return _Source(data, facts, select(facts, training_digests))
+    labels = config.labels
+    data = read_corpus(corpus, config.min_characters, labels.field if labels else None)
+    facts = read_facts(data, classes)
+    return _Source(data, facts, select(facts, training_digests), classes)
 
 
 def _tokenizer(
     config: DataConfig,
+    task: Task,
     train: _Source,
-    training: Choice,
+    training: Chosen,
     teacher_tokenizer: Path | None,
     store: Store,
 ) -> tuple[str, TokenizerInfo]:
@@ -151,20 +213,26 @@ def _tokenizer(
     with TemporaryDirectory(prefix="kdscale-tokenizer-") as name:
         folder = Path(name)
         if config.tokenizer.kind == "train":
-            places = train.facts.places[training.covers(train.facts.keys, train.facts.places)]
-            first = first_sample_place(places, config.tokenizer.sample_documents)
-            texts = read_texts(train.data, train.choose(first=first))
-            info = train_tokenizer(texts, config.tokenizer.vocab_size, folder)
+            first = first_sample_place(train.places(training), config.tokenizer.sample_documents)
+            sample = np.maximum(training.choice.first, np.uint64(first))
+            texts = read_texts(train.data, train.choose(first=sample))
+            masks = task == "masked-lm"
+            info = train_tokenizer(texts, config.tokenizer.vocab_size, folder, masks=masks)
         else:
             assert teacher_tokenizer is not None, "the caller has the teacher at hand"
             info = adopt_tokenizer(teacher_tokenizer, folder)
+            if task == "masked-lm" and info.mask_id is None:
+                raise KdscaleError(
+                    "The teacher's tokenizer has no mask token, which the task masked-lm needs.",
+                    "Use a masked language model such as BERT as the teacher.",
+                )
         upload_folder(folder, store, "tokenizer")
         return (folder / TOKENIZER_FILE).read_text(encoding="utf-8"), info
 
 
 def _require_documents(name: str, counts: dict[str, int]) -> None:
     """An evaluation set must have something left."""
-    if not counts["kept"]:
+    if not counts["chosen"]:
         raise KdscaleError(
             f"No document is left of the evaluation set {name!r}: {counts}.",
             "Use another source (documents that are in the training set too are dropped), or lower "

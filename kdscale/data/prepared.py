@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from kdscale.data.classes import UNKNOWN_LABEL
 from kdscale.data.manifest import read_manifest
 from kdscale.data.rows import empty_rows
 from kdscale.data.shards import checksum, decode_shard
@@ -43,6 +44,16 @@ class Prepared:
     def vocab_size(self) -> int:
         """Ids of the tokenizer: models may have more embeddings, never fewer."""
         return int(self.manifest["tokenizer"]["vocab_size"])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What rows are told apart into, by number; none for language models."""
+        return tuple(self.manifest.get("classes", ()))
+
+    @property
+    def outputs(self) -> int:
+        """What a distribution is over: the classes, or else the ids of the tokenizer."""
+        return len(self.classes) or self.vocab_size
 
     @property
     def special_ids(self) -> dict[str, int]:
@@ -103,6 +114,7 @@ class RowTable:
         self._store = store
         self._split = split
         self._row_length = row_length
+        self._labelled = bool(split.get("labelled", False))
         counts = [shard["rows"] for shard in split["shards"]]
         # Shard s holds the rows from bounds[s] to bounds[s + 1].
         self._bounds = np.cumsum([0, *counts])
@@ -115,6 +127,23 @@ class RowTable:
         # Maps of this process are worth nothing in another, and would be copied whole.
         kept = {name: value for name, value in self.__dict__.items() if name != "sample_ids"}
         return kept | {"_open": {}}
+
+    @cached_property
+    def class_counts(self) -> dict[int, int]:
+        """Rows of each class by its number, -1 for those whose class is not known or not used."""
+        return {int(k): n for k, n in self._split["counts"].get("classes", {}).items()}
+
+    def labelled(self) -> np.ndarray:
+        """[L] int64: the rows that have a label to train on. All of them in a language model's
+        data; of classified rows every shard is looked at."""
+        if not self.class_counts.get(UNKNOWN_LABEL):
+            return np.arange(len(self))
+        found = []
+        for shard, first in enumerate(self._bounds[:-1]):
+            rows = self._shard(shard)
+            assert rows.labels is not None
+            found.append(first + np.flatnonzero((rows.loss_mask & (rows.labels >= 0)).any(axis=1)))
+        return np.concatenate(found)
 
     @cached_property
     def sample_ids(self) -> np.ndarray:
@@ -130,7 +159,7 @@ class RowTable:
         wanted = np.asarray(indices, np.int64)
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self)):
             raise IndexError(f"rows {wanted.min()} to {wanted.max()} of {len(self)}")
-        result = empty_rows(len(wanted), self._row_length, pad_id=0)
+        result = empty_rows(len(wanted), self._row_length, pad_id=0, labelled=self._labelled)
         shards = np.searchsorted(self._bounds, wanted, side="right") - 1
         for shard in np.unique(shards):
             here = np.flatnonzero(shards == shard)
@@ -140,6 +169,8 @@ class RowTable:
             result.segment_ids[here] = source.segment_ids[at]
             result.loss_mask[here] = source.loss_mask[at]
             result.byte_counts[here] = source.byte_counts[at]
+            if result.labels is not None and source.labels is not None:
+                result.labels[here] = source.labels[at]
         return result
 
     def _shard(self, number: int) -> Rows:

@@ -6,14 +6,16 @@ Files are read through the store in ranges, so that a piece may be larger than m
 name is its file and its number in it: it stays the same when records are appended.
 """
 
+import csv
 import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, BinaryIO, Literal, cast
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 import pyarrow as pa
 
@@ -23,6 +25,8 @@ from kdscale.store import Store, open_store
 
 RANGE_BYTES = 8 * 2**20
 BATCH_RECORDS = 256
+# Python's own limit is shorter than many a document.
+_CSV_FIELD_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Piece:
     `name` begins the name of each document in it.
     """
 
-    reader: Literal["file", "metadata", "jsonl", "parquet", "huggingface"]
+    reader: Literal["file", "metadata", "jsonl", "csv", "parquet", "huggingface"]
     name: str
     root: str
     key: str = ""
@@ -40,34 +44,81 @@ class Piece:
     stop: int = 0
 
 
-Document = tuple[str, bytes | str | None]
+class Document(NamedTuple):
+    """A document as its container has it."""
+
+    name: str
+    content: bytes | str | None  # None where the container is damaged there
+    label: str | None = None  # None where it has none
 
 
-def read_piece(piece: Piece, source: SourceConfig) -> Iterator[Document]:
-    """(name, content) of each document; the content is None where the container is damaged there.
+def read_piece(
+    piece: Piece, source: SourceConfig, label_field: str | None = None
+) -> Iterator[Document]:
+    """The documents, with their labels where these are in a `label_field`.
 
-    Raises KdscaleError where a record has no `text_field` that holds text, or a container cannot be
-    read to its end.
+    Raises KdscaleError where a record has no `text_field` that holds text, or no such label, or a
+    container cannot be read to its end.
     """
     try:
-        yield from _documents(piece, source)
-    except (EOFError, gzip.BadGzipFile, zlib.error, pa.ArrowInvalid) as error:
+        yield from _documents(piece, Fields(source.text_field, label_field), source)
+    except (EOFError, gzip.BadGzipFile, zlib.error, pa.ArrowInvalid, csv.Error) as error:
         raise KdscaleError(
             f"{piece.name} is damaged or not a {piece.reader} file: {error}",
             "Write the file again, or take it out of the source.",
         ) from error
 
 
-def _documents(piece: Piece, source: SourceConfig) -> Iterator[Document]:
+class Fields(NamedTuple):
+    """What is taken of a record."""
+
+    text: str
+    label: str | None
+
+    @property
+    def names(self) -> list[str]:
+        """The columns to read."""
+        return [self.text] if self.label is None else [self.text, self.label]
+
+    def require(self, have: Iterable[str], where: str) -> None:
+        """KdscaleError where a record or a table has not got them."""
+        known = list(have)
+        for name, option in ((self.text, "`text_field` of the source"), (self.label, _LABEL)):
+            if name is not None and name not in known:
+                raise KdscaleError(
+                    f"{where} has no field {name!r}, only {', '.join(sorted(known)) or 'none'}.",
+                    f"Set {option} to the field that holds it.",
+                )
+
+    def document(self, record: Mapping[str, Any], name: str) -> Document:
+        """What a record says; null is an empty document, or no label."""
+        text = record[self.text]
+        if text is not None and not isinstance(text, str | bytes):
+            raise KdscaleError(
+                f"The field {self.text!r} of {name} holds {type(text).__name__}, not text.",
+                "Set `text_field` of the source to the field that holds the text.",
+            )
+        label = None if self.label is None else record[self.label]
+        if label is not None and not isinstance(label, str | int):
+            raise KdscaleError(
+                f"The field {self.label!r} of {name} holds {type(label).__name__}, not a class.",
+                f"Set {_LABEL} to the field that holds a class's name or number.",
+            )
+        return Document(name, "" if text is None else text, None if label is None else str(label))
+
+
+_LABEL = "data.labels.field"
+
+
+def _documents(piece: Piece, fields: Fields, source: SourceConfig) -> Iterator[Document]:
     if piece.reader == "huggingface":
-        yield from _read_hub_rows(piece, source)
-    elif piece.reader == "jsonl":
-        yield from _read_json_lines(piece, source.text_field)
-    elif piece.reader == "parquet":
-        yield from _read_parquet(piece, source.text_field)
+        yield from _read_hub_rows(piece, fields, source)
+    elif piece.reader in _READERS:
+        yield from _READERS[piece.reader](piece, fields)
     else:
         raw = open_store(piece.root).get(piece.key)
-        yield piece.name, raw if piece.reader == "file" else long_description(raw)
+        content = raw if piece.reader == "file" else long_description(raw)
+        yield Document(piece.name, content, PurePosixPath(piece.key).parent.name or None)
 
 
 def long_description(metadata: bytes) -> bytes:
@@ -94,15 +145,19 @@ def load_hub_dataset(name: str, subset: str | None, split: str | None) -> Any:
         ) from error
 
 
-def _read_hub_rows(piece: Piece, source: SourceConfig) -> Iterator[Document]:
+def _read_hub_rows(piece: Piece, fields: Fields, source: SourceConfig) -> Iterator[Document]:
     data = load_hub_dataset(piece.root, source.subset, source.split)
-    _require_field(source.text_field, data.column_names, piece.name)
+    fields.require(data.column_names, piece.name)
+    # Classes that a data set numbers have their names in its features.
+    names = getattr(data.features[fields.label], "names", None) if fields.label else None
     for row in range(piece.start, piece.stop):
-        name = f"{piece.name}#{row}"
-        yield name, _text(data[row][source.text_field], source.text_field, name)
+        found = fields.document(data[row], f"{piece.name}#{row}")
+        if names and found.label is not None and found.label.isdecimal():
+            found = found._replace(label=names[int(found.label)])
+        yield found
 
 
-def _read_json_lines(piece: Piece, text_field: str) -> Iterator[Document]:
+def _read_json_lines(piece: Piece, fields: Fields) -> Iterator[Document]:
     with _open_file(piece) as file:
         lines = gzip.GzipFile(fileobj=file) if piece.key.lower().endswith(".gz") else file
         for number, line in enumerate(lines):
@@ -112,44 +167,36 @@ def _read_json_lines(piece: Piece, text_field: str) -> Iterator[Document]:
             try:
                 record = json.loads(line)
             except ValueError:
-                yield name, None
+                yield Document(name, None)
                 continue
-            _require_field(text_field, list(record) if isinstance(record, dict) else [], name)
-            yield name, _text(record[text_field], text_field, name)
+            fields.require(record if isinstance(record, dict) else [], name)
+            yield fields.document(record, name)
 
 
-def _read_parquet(piece: Piece, text_field: str) -> Iterator[Document]:
+def _read_csv(piece: Piece, fields: Fields) -> Iterator[Document]:
+    with _open_file(piece) as file:
+        csv.field_size_limit(_CSV_FIELD_BYTES)
+        lines = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        table = csv.DictReader(lines, delimiter="\t" if piece.key.endswith(".tsv") else ",")
+        fields.require(table.fieldnames or [], piece.name)
+        for number, record in enumerate(table):
+            yield fields.document(record, f"{piece.name}#{number}")
+
+
+def _read_parquet(piece: Piece, fields: Fields) -> Iterator[Document]:
     import pyarrow.parquet as pq
 
     with _open_file(piece) as file:
         table = pq.ParquetFile(file)
-        _require_field(text_field, table.schema_arrow.names, piece.name)
+        fields.require(table.schema_arrow.names, piece.name)
         number = 0
-        for batch in table.iter_batches(BATCH_RECORDS, columns=[text_field]):
-            for value in batch[0].to_pylist():
-                name = f"{piece.name}#{number}"
-                yield name, _text(value, text_field, name)
+        for batch in table.iter_batches(BATCH_RECORDS, columns=fields.names):
+            for record in batch.to_pylist():
+                yield fields.document(record, f"{piece.name}#{number}")
                 number += 1
 
 
-def _require_field(text_field: str, fields: list[str], where: str) -> None:
-    if text_field not in fields:
-        raise KdscaleError(
-            f"{where} has no field {text_field!r}, only {', '.join(sorted(fields)) or 'none'}.",
-            "Set `text_field` of the source to the field that holds the text.",
-        )
-
-
-def _text(value: Any, text_field: str, where: str) -> bytes | str:
-    """A record's value as text; null is an empty document."""
-    if value is None:
-        return ""
-    if not isinstance(value, str | bytes):
-        raise KdscaleError(
-            f"The field {text_field!r} of {where} holds {type(value).__name__}, not text.",
-            "Set `text_field` of the source to the field that holds the text.",
-        )
-    return value
+_READERS = {"jsonl": _read_json_lines, "csv": _read_csv, "parquet": _read_parquet}
 
 
 def _open_file(piece: Piece) -> BinaryIO:

@@ -12,11 +12,12 @@ deterministic.
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import xxhash
 
+from kdscale.data.classes import UNKNOWN_LABEL
 from kdscale.types import Rows
 
 OPEN_ROWS = 64
@@ -61,21 +62,29 @@ class RowCounts:
     padding: int = 0
 
 
-def sample_ids(input_ids: np.ndarray, segment_ids: np.ndarray, loss_mask: np.ndarray) -> np.ndarray:
-    """[R, 16] uint8: xxh3_128 over each row's ids, segments (little-endian int32) and mask (bytes).
+def sample_ids(
+    input_ids: np.ndarray,
+    segment_ids: np.ndarray,
+    loss_mask: np.ndarray,
+    labels: np.ndarray | None = None,
+) -> np.ndarray:
+    """[R, 16] uint8: xxh3_128 over each row's ids, segments (little-endian int32), mask (bytes) and
+    labels (int32), where it has them.
 
-    All three arrays are [R, T].
+    All arrays are [R, T].
     """
-    parts = (
+    parts = [
         np.ascontiguousarray(input_ids, "<i4"),
         np.ascontiguousarray(segment_ids, "<i4"),
         np.ascontiguousarray(loss_mask, bool),
-    )
+    ]
+    if labels is not None:
+        parts.append(np.ascontiguousarray(labels, "<i4"))
     digests = bytearray()
-    for ids, segments, mask in zip(*parts, strict=True):
-        digest = xxhash.xxh3_128(ids.data)
-        digest.update(segments.data)
-        digest.update(mask.data)
+    for row in zip(*parts, strict=True):
+        digest = xxhash.xxh3_128()
+        for part in row:
+            digest.update(part.data)
         digests += digest.digest()
     return np.frombuffer(digests, np.uint8).reshape(len(input_ids), 16)
 
@@ -84,11 +93,14 @@ def concatenate(parts: list[Rows], row_length: int) -> Rows:
     """The rows of all parts, in order; `row_length` gives the shape where there is none."""
     if not parts:
         return empty_rows(0, row_length, pad_id=0)
-    return Rows(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Rows)))
+    # Without labels in one part, there are none in any.
+    names = [f.name for f in fields(Rows) if getattr(parts[0], f.name) is not None]
+    return Rows(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
-def empty_rows(count: int, row_length: int, pad_id: int) -> Rows:
-    """`count` rows of padding, their sample ids not yet computed (zeros)."""
+def empty_rows(count: int, row_length: int, pad_id: int, *, labelled: bool = False) -> Rows:
+    """`count` rows of padding, their sample ids not yet computed (zeros); `labelled` ones have
+    labels, all -1."""
     shape = (count, row_length)
     return Rows(
         sample_ids=np.zeros((count, 16), np.uint8),
@@ -96,7 +108,51 @@ def empty_rows(count: int, row_length: int, pad_id: int) -> Rows:
         segment_ids=np.zeros(shape, np.int32),
         loss_mask=np.zeros(shape, bool),
         byte_counts=np.zeros(count, np.float64),
+        labels=np.full(shape, UNKNOWN_LABEL, np.int32) if labelled else None,
     )
+
+
+class RowCollector:
+    """Numbers rows by content, drops and counts repetitions, and hands out the rest in chunks."""
+
+    def __init__(self, counts: RowCounts, row_length: int) -> None:
+        self._counts = counts
+        self._row_length = row_length
+        self._ready: list[Rows] = []
+        self._ready_rows = 0
+        self._seen: set[bytes] = set()
+
+    def add(self, rows: Rows) -> None:
+        """Rows whose sample ids are not yet computed."""
+        counts = self._counts
+        ids = sample_ids(rows.input_ids, rows.segment_ids, rows.loss_mask, rows.labels)
+        fresh = np.array([self._is_fresh(digest.tobytes()) for digest in ids])
+        targets = rows.loss_mask.sum(1)
+        counts.rows_duplicate += int((~fresh).sum())
+        counts.targets_duplicate += int(targets[~fresh].sum())
+        if not fresh.any():
+            return
+        named = replace(rows, sample_ids=ids)
+        kept = named if fresh.all() else named.take(np.flatnonzero(fresh))
+        counts.rows += len(kept)
+        counts.targets += int(targets[fresh].sum())
+        counts.bytes += float(kept.byte_counts.sum())
+        counts.padding += int((kept.segment_ids == 0).sum())
+        self._ready.append(kept)
+        self._ready_rows += len(kept)
+
+    def drained(self, least: int) -> Iterator[Rows]:
+        """All rows that wait, as one chunk, if these are `least` or more."""
+        if self._ready_rows >= least:
+            rows = concatenate(self._ready, self._row_length)
+            self._ready, self._ready_rows = [], 0
+            yield rows
+
+    def _is_fresh(self, digest: bytes) -> bool:
+        """Whether this row is the first of its content; remembers it."""
+        before = len(self._seen)
+        self._seen.add(digest)
+        return len(self._seen) > before
 
 
 class RowBuilder:
@@ -105,13 +161,11 @@ class RowBuilder:
     def __init__(self, layout: Layout) -> None:
         self.counts = RowCounts()
         self._layout = layout
-        self._ready: list[Rows] = []
-        self._ready_rows = 0
+        self._rows = RowCollector(self.counts, layout.row_length)
         # (free tokens, number) of the open rows, sorted: the best fit is one bisection away.
         self._free: list[tuple[int, int]] = []
         self._open: dict[int, list[Piece]] = {}
         self._opened = 0
-        self._seen: set[bytes] = set()
 
     def build(self, documents: Iterable[tuple[np.ndarray, int]]) -> Iterator[Rows]:
         """Rows in chunks of about CHUNK_ROWS, from (tokens [n >= 2] int32, UTF-8 bytes) documents.
@@ -121,13 +175,11 @@ class RowBuilder:
         """
         for tokens, byte_count in documents:
             self._add(tokens, byte_count)
-            if self._ready_rows >= CHUNK_ROWS:
-                yield self._drain()
+            yield from self._rows.drained(CHUNK_ROWS)
         for _, number in sorted(self._free, key=lambda entry: entry[1]):
             self._emit_packed(self._open.pop(number))
         self._free.clear()
-        if self._ready_rows:
-            yield self._drain()
+        yield from self._rows.drained(1)
 
     def _add(self, tokens: np.ndarray, byte_count: int) -> None:
         """One document: windows that fill a row go out, what is left becomes a piece."""
@@ -166,7 +218,7 @@ class RowBuilder:
         rows.loss_mask[0, :-1] = True
         rows.loss_mask[1:, self._layout.overlap - 1 : -1] = True
         rows.byte_counts[:] = rows.loss_mask.sum(1) * bytes_per_target
-        self._emit(rows)
+        self._rows.add(rows)
 
     def _place(self, tokens: np.ndarray, first_scored: int, bytes_per_target: float) -> None:
         """Put a piece into the open row that it fills best, or into another."""
@@ -202,34 +254,4 @@ class RowBuilder:
             start = end
         if len(pieces) > 1:
             self.counts.packed += len(pieces)
-        self._emit(rows)
-
-    def _emit(self, rows: Rows) -> None:
-        """Number the rows by content, drop and count repetitions, queue the rest."""
-        counts = self.counts
-        ids = sample_ids(rows.input_ids, rows.segment_ids, rows.loss_mask)
-        fresh = np.array([self._is_fresh(digest.tobytes()) for digest in ids])
-        targets = rows.loss_mask.sum(1)
-        counts.rows_duplicate += int((~fresh).sum())
-        counts.targets_duplicate += int(targets[~fresh].sum())
-        if not fresh.any():
-            return
-        kept = Rows(ids, rows.input_ids, rows.segment_ids, rows.loss_mask, rows.byte_counts)
-        kept = kept if fresh.all() else kept.take(np.flatnonzero(fresh))
-        counts.rows += len(kept)
-        counts.targets += int(targets[fresh].sum())
-        counts.bytes += float(kept.byte_counts.sum())
-        counts.padding += int((kept.segment_ids == 0).sum())
-        self._ready.append(kept)
-        self._ready_rows += len(kept)
-
-    def _is_fresh(self, digest: bytes) -> bool:
-        """Whether this row is the first of its content; remembers it."""
-        before = len(self._seen)
-        self._seen.add(digest)
-        return len(self._seen) > before
-
-    def _drain(self) -> Rows:
-        rows = concatenate(self._ready, self._layout.row_length)
-        self._ready, self._ready_rows = [], 0
-        return rows
+        self._rows.add(rows)

@@ -11,7 +11,7 @@ import numpy as np
 from kdscale.data.cleaning import Status
 from kdscale.errors import KdscaleError
 
-LAST_PLACE = 2**64 - 1
+LAST_PLACE = np.uint64(2**64 - 1)
 
 
 @dataclass(frozen=True)
@@ -22,20 +22,25 @@ class Facts:
     places: np.ndarray  # [N] uint64: `name_hash` of the name
     digests: np.ndarray  # [N, 2] uint64: the 16 bytes of `text_digest`
     status: np.ndarray  # [N] uint8: a Status
+    labels: np.ndarray  # [N] int32: the number of the class, -1 where none is known
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The documents from place `first` to place `last` (both included), but for `dropped` keys."""
+    """The documents from place `first` to place `last` (both included), but for `dropped` keys.
 
-    first: int
-    last: int
+    The places are those of a document's class: entry 0 for documents without one, entry n + 1 for
+    class n. Without classes there is one entry.
+    """
+
+    first: np.ndarray  # [1 + classes] uint64
+    last: np.ndarray  # [1 + classes] uint64
     dropped: np.ndarray  # [D] int64
 
-    def covers(self, keys: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """[N] bool, from the [N] keys (int64) and places (uint64) of documents."""
-        inside = (places >= np.uint64(self.first)) & (places <= np.uint64(self.last))
-        return inside & ~np.isin(keys, self.dropped)
+    def covers(self, keys: np.ndarray, places: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """[N] bool, from the [N] keys (int64), places (uint64) and labels (int) of documents."""
+        first, last = self.first[labels + 1], self.last[labels + 1]
+        return (places >= first) & (places <= last) & ~np.isin(keys, self.dropped)
 
 
 @dataclass(frozen=True)

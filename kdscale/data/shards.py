@@ -2,7 +2,7 @@
 
 One record batch a file and no compression: a local copy is memory-mapped and every column is a
 numpy view of it. Any Arrow reader opens it. `loss_mask` is uint8, because Arrow's booleans are
-single bits.
+single bits. Rows that know their labels have them as one more column.
 """
 
 from collections.abc import Iterable, Iterator
@@ -56,6 +56,8 @@ def encode_shard(rows: Rows) -> bytes:
         "loss_mask": _fixed_list(rows.loss_mask.astype(np.uint8), row_length),
         "byte_count": pa.array(rows.byte_counts, pa.float64()),
     }
+    if rows.labels is not None:
+        columns["labels"] = _fixed_list(rows.labels.astype(np.int32, copy=False), row_length)
     batch = pa.record_batch(list(columns.values()), names=list(columns))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, batch.schema) as writer:
@@ -73,6 +75,7 @@ def decode_shard(buffer: Any) -> Rows:
         segment_ids=_matrix(batch["segment_ids"]),
         loss_mask=_matrix(batch["loss_mask"]).view(bool),
         byte_counts=batch["byte_count"].to_numpy(),
+        labels=_matrix(batch["labels"]) if "labels" in batch.schema.names else None,
     )
 
 

@@ -8,7 +8,7 @@ seconds in every worker.
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from kdscale.errors import KdscaleError
 
 END_OF_TEXT = "<|endoftext|>"
+MASK = "<|mask|>"
 TOKENIZER_FILE = "tokenizer.json"
 
 
@@ -30,18 +31,22 @@ class TokenizerInfo:
     start_id: int
     end_id: int
     pad_id: int
+    mask_id: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the manifest."""
         return asdict(self)
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> TokenizerInfo:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, folder: Path, *, masks: bool = False
+) -> TokenizerInfo:
     """Train a byte-level BPE on `texts` and write it to `folder`.
 
-    One special token is start, end and padding. Any text can be encoded and decoded without loss.
-    The same texts give the same file, whatever their order or the number of threads. Texts too few
-    for the size asked give a smaller vocabulary: see `vocab_size` of the result.
+    One special token is start, end and padding; another one the mask, where it `masks`. Any text
+    can be encoded and decoded without loss. The same texts give the same file, whatever their order
+    or the number of threads. Texts too few for the size asked give a smaller vocabulary: see
+    `vocab_size` of the result.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -52,7 +57,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> Toke
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=[END_OF_TEXT, MASK] if masks else [END_OF_TEXT],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -62,11 +67,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> Toke
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,
+        **({"mask_token": MASK} if masks else {}),
         clean_up_tokenization_spaces=False,
     ).save_pretrained(folder)
     end_id = tokenizer.token_to_id(END_OF_TEXT)
     assert end_id is not None, "the trainer was told to include it"
-    return _info(folder, len(tokenizer.get_vocab()), end_id, end_id, end_id)
+    info = _info(folder, len(tokenizer.get_vocab()), end_id, end_id, end_id)
+    return replace(info, mask_id=tokenizer.token_to_id(MASK)) if masks else info
 
 
 def adopt_tokenizer(source: Path, folder: Path) -> TokenizerInfo:
@@ -88,16 +95,20 @@ def adopt_tokenizer(source: Path, folder: Path) -> TokenizerInfo:
             f"The teacher's tokenizer in {str(source)!r} has no `tokenizer.json` form.",
             "Convert it to a fast tokenizer and save it beside the teacher's weights.",
         )
-    end_id = tokenizer.eos_token_id
+    # Encoders call the two ends of a text otherwise.
+    end_id = _first(tokenizer.eos_token_id, tokenizer.sep_token_id)
     if end_id is None:
         raise KdscaleError(
             f"The teacher's tokenizer in {str(source)!r} names no end-of-text token.",
             "Set `eos_token` in its tokenizer_config.json: documents are separated by it.",
         )
     tokenizer.save_pretrained(folder)
-    start_id = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else end_id
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_id
-    return _info(folder, len(tokenizer), start_id, end_id, pad_id)
+    start_id = _first(tokenizer.bos_token_id, tokenizer.cls_token_id, end_id)
+    pad_id = _first(tokenizer.pad_token_id, end_id)
+    assert start_id is not None
+    assert pad_id is not None
+    info = _info(folder, len(tokenizer), start_id, end_id, pad_id)
+    return replace(info, mask_id=tokenizer.mask_token_id)
 
 
 def encode(
@@ -127,6 +138,11 @@ def _load(tokenizer_json: str) -> Any:
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def _first(*ids: int | None) -> int | None:
+    """The first that there is."""
+    return next((number for number in ids if number is not None), None)
 
 
 def _info(folder: Path, vocab_size: int, start_id: int, end_id: int, pad_id: int) -> TokenizerInfo:

@@ -1,8 +1,9 @@
-"""What a language model scores on held-out text, kept as sums that ranks can add.
+"""What a model scores on held-out rows, kept as sums that ranks can add.
 
 Means of means are wrong as soon as two batches differ in size, so nothing is divided until the end:
 every figure is a quotient of sums, all sums live in one float64 vector, and evaluating on many
-ranks is one all-reduce of that vector. Positions are worked through in chunks, because a vocabulary
+ranks is one all-reduce of that vector. They are kept row by row, so that the rows can be drawn
+again for intervals (`intervals.py`). Positions are worked through in chunks, because a vocabulary
 of 150,000 makes each [P, V] temporary hundreds of megabytes.
 
 Expected calibration error is that of Guo et al., "On Calibration of Modern Neural Networks",
@@ -13,6 +14,7 @@ NeurIPS 2021: a student may score well and still not do what its teacher does.
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,10 +24,10 @@ from kdscale.evaluate.results import CalibrationBin, DomainMetrics
 BINS = 15
 CHUNK_ELEMENTS = 1 << 22  # logits in a chunk: 16 MiB of float32 for each temporary
 
-# The state vector: these scalars, then BINS each of count, summed confidence, summed correctness.
-_TOKENS, _LOSS, _BYTES, _COMPARED, _AGREED, _KL = range(6)
+# The state vector: these scalars row by row, then BINS each of count, summed confidence, summed
+# correctness.
+TOKENS, LOSS, BYTES, COMPARED, AGREED, KL = range(6)
 _SCALARS = 6
-_SIZE = _SCALARS + 3 * BINS
 
 
 class LanguageModelSums:
@@ -34,19 +36,25 @@ class LanguageModelSums:
     Ranks evaluate disjoint rows, all-reduce (sum) `state()`, and `load` the result.
     """
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
+    def __init__(self, device: torch.device | str = "cpu", rows: int = 1) -> None:
         """The state lives on `device`: where the logits are, no update has to wait for a copy."""
-        self._state = torch.zeros(_SIZE, dtype=torch.float64, device=device)
+        size = rows * _SCALARS + 3 * BINS
+        self._rows = rows
+        self._state = torch.zeros(size, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def update(
-        self, logits: Tensor, labels: Tensor, teacher_log_probs: Tensor | None = None
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        teacher_log_probs: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> None:
         """Add P target positions.
 
         logits: [P, V] float32, -inf at padding ids. labels: [P] int64, none of them padding.
         teacher_log_probs: [P, V] float32, normalised, -inf at padding ids; given for all updates
-        or for none.
+        or for none. rows: [P] int64, the row that each stands in; by default the first.
         """
         assert logits.ndim == 2, f"logits {tuple(logits.shape)} are not [P, V]"
         assert labels.shape == logits.shape[:1], f"labels {tuple(labels.shape)} are not [P]"
@@ -59,19 +67,38 @@ class LanguageModelSums:
         for start in range(0, positions, step):
             chunk = slice(start, start + step)
             teacher = None if teacher_log_probs is None else teacher_log_probs[chunk]
-            self._state += _chunk_sums(logits[chunk], labels[chunk], teacher).to(self._state.device)
+            at = torch.zeros_like(labels[chunk]) if rows is None else rows[chunk]
+            scalars, bins = _chunk_sums(logits[chunk], labels[chunk], teacher)
+            self._scalars.index_add_(0, at.to(self._state.device), scalars.to(self._state.device))
+            self._bins.add_(bins.to(self._state.device))
 
-    def add_bytes(self, n: float) -> None:
-        """Add `n` UTF-8 bytes of text that the updated positions stand for."""
-        self._state[_BYTES] += n
+    def add_bytes(self, n: float, row: int = 0) -> None:
+        """Add `n` UTF-8 bytes of text that the updated positions of a row stand for."""
+        self._scalars[row, BYTES] += n
+
+    @property
+    def _scalars(self) -> Tensor:
+        """[rows, 6], a view of the state."""
+        return self._state[: self._rows * _SCALARS].view(self._rows, _SCALARS)
+
+    @property
+    def _bins(self) -> Tensor:
+        """[3 * BINS], a view of the state."""
+        return self._state[self._rows * _SCALARS :]
+
+    @property
+    def by_row(self) -> np.ndarray:
+        """[rows, 6] float64: the sums TOKENS, LOSS, BYTES, COMPARED, AGREED and KL of each row."""
+        return self._scalars.cpu().numpy()
 
     def state(self) -> Tensor:
-        """A copy of the sums: [51] float64; the states of two ranks add up to that of both."""
+        """A copy of the sums, [rows * 6 + 45] float64; those of two ranks add up to that of
+        both."""
         return self._state.clone()
 
     def load(self, state: Tensor) -> None:
         """Replace the sums by `state`, as given by `state()` and added over ranks."""
-        assert state.shape == (_SIZE,), f"state {tuple(state.shape)} is not [{_SIZE}]"
+        assert state.shape == self._state.shape, f"state {tuple(state.shape)} is of other rows"
         self._state = state.to(self._state.device, torch.float64, copy=True)
 
     def metrics(self) -> DomainMetrics:
@@ -79,32 +106,32 @@ class LanguageModelSums:
 
         Raises KdscaleError where no position was added.
         """
-        scalars = self._state[:_SCALARS].tolist()
-        tokens, compared = int(scalars[_TOKENS]), int(scalars[_COMPARED])
+        scalars = self._scalars.sum(dim=0).tolist()
+        tokens, compared = int(scalars[TOKENS]), int(scalars[COMPARED])
         assert compared in (0, tokens), f"{compared} of {tokens} positions have a teacher"
         if tokens == 0:
             raise KdscaleError(
                 "The evaluation set holds no target token.",
                 "Give it more or longer documents, or lower data.min_characters.",
             )
-        loss, count_bytes = scalars[_LOSS] / tokens, scalars[_BYTES]
+        loss, count_bytes = scalars[LOSS] / tokens, scalars[BYTES]
         calibration = self._calibration()
         result: DomainMetrics = {
             "loss": loss,
-            "perplexity": (self._state[_LOSS] / tokens).exp().item(),
-            "bits_per_byte": scalars[_LOSS] / math.log(2) / count_bytes if count_bytes else None,
+            "perplexity": torch.tensor(loss, dtype=torch.float64).exp().item(),
+            "bits_per_byte": scalars[LOSS] / math.log(2) / count_bytes if count_bytes else None,
             "ece": sum(abs(b["accuracy"] - b["confidence"]) * b["count"] for b in calibration)
             / tokens,
             "tokens": tokens,
             "calibration": calibration,
         }
         if compared:
-            result["agreement_top1"] = scalars[_AGREED] / tokens
-            result["kl_teacher_student"] = scalars[_KL] / tokens
+            result["agreement_top1"] = scalars[AGREED] / tokens
+            result["kl_teacher_student"] = scalars[KL] / tokens
         return result
 
     def _calibration(self) -> list[CalibrationBin]:
-        counts, confidences, corrects = self._state[_SCALARS:].view(3, BINS).tolist()
+        counts, confidences, corrects = self._bins.view(3, BINS).tolist()
         return [
             {"confidence": confidence / count, "accuracy": correct / count, "count": int(count)}
             for count, confidence, correct in zip(counts, confidences, corrects, strict=True)
@@ -112,20 +139,19 @@ class LanguageModelSums:
         ]
 
 
-def _chunk_sums(logits: Tensor, labels: Tensor, teacher: Tensor | None) -> Tensor:
-    """The state vector of one chunk of positions: [51] float64."""
-    sums = torch.zeros(_SIZE, dtype=torch.float64, device=logits.device)
+def _chunk_sums(logits: Tensor, labels: Tensor, teacher: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Of one chunk of C positions: the scalars of each [C, 6], and the bins [3 * BINS]; float64."""
+    sums = torch.zeros(len(labels), _SCALARS, dtype=torch.float64, device=logits.device)
     log_probs = torch.log_softmax(logits.float(), dim=-1)
     # From the logits: the softmax may round two of them to a tie.
     top = logits.argmax(dim=-1)
-    sums[_TOKENS] = len(labels)
-    sums[_LOSS] = -_at(log_probs, labels).sum()
-    sums[_SCALARS:] = _bin_sums(_at(log_probs, top).exp(), (top == labels).double())
+    sums[:, TOKENS] = 1
+    sums[:, LOSS] = -_at(log_probs, labels)
     if teacher is not None:
-        sums[_COMPARED] = len(labels)
-        sums[_AGREED] = (top == teacher.argmax(dim=-1)).sum()
-        sums[_KL] = _kl_sum(teacher, log_probs)
-    return sums
+        sums[:, COMPARED] = 1
+        sums[:, AGREED] = (top == teacher.argmax(dim=-1)).double()
+        sums[:, KL] = _kl(teacher, log_probs)
+    return sums, _bin_sums(_at(log_probs, top).exp(), (top == labels).double())
 
 
 def _at(log_probs: Tensor, ids: Tensor) -> Tensor:
@@ -141,8 +167,8 @@ def _bin_sums(confidence: Tensor, correct: Tensor) -> Tensor:
     return bins.index_add_(1, index, values).flatten()
 
 
-def _kl_sum(teacher: Tensor, log_probs: Tensor) -> Tensor:
-    """Sum over positions of KL(teacher || model), nats; 0 log 0 is 0, also where both are -inf."""
+def _kl(teacher: Tensor, log_probs: Tensor) -> Tensor:
+    """[C] float64: KL(teacher || model), nats; 0 log 0 is 0, also where both are -inf."""
     probs = teacher.exp()
     terms = (teacher - log_probs).mul_(probs).masked_fill_(probs == 0, 0.0)
-    return terms.sum(dtype=torch.float64)
+    return terms.sum(dim=-1, dtype=torch.float64)

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -46,6 +46,10 @@ PACKAGES = (
 )
 
 
+Interval = list[float] | None
+"""[lower, upper]; None where it has no number."""
+
+
 class CalibrationBin(TypedDict):
     """One non-empty confidence bin; empty bins are left out."""
 
@@ -65,6 +69,23 @@ class DomainMetrics(TypedDict):
     calibration: list[CalibrationBin]
     agreement_top1: NotRequired[float]  # share of positions with the teacher's top-1 id
     kl_teacher_student: NotRequired[float]  # KL(teacher || model), nats a token, temperature 1
+    intervals: NotRequired[dict[str, Interval]]  # 95 %, by the name of the figure
+    # Of classifiers; precision, recall and f1 are those of `AVERAGES`.
+    accuracy: NotRequired[float]
+    precision_macro: NotRequired[float]
+    precision_micro: NotRequired[float]
+    precision_weighted: NotRequired[float]
+    recall_macro: NotRequired[float]
+    recall_micro: NotRequired[float]
+    recall_weighted: NotRequired[float]
+    f1_macro: NotRequired[float]
+    f1_micro: NotRequired[float]
+    f1_weighted: NotRequired[float]
+    mcc: NotRequired[float]  # Matthews correlation
+    auroc: NotRequired[float | None]  # one class against the others, macro
+    confusion: NotRequired[list[list[int]]]  # label, then prediction
+    temperature: NotRequired[float]  # that makes the validation labels likeliest
+    ece_scaled: NotRequired[float]  # with logits divided by it
 
 
 class ModelResults(TypedDict):
@@ -95,6 +116,8 @@ class Results(TypedDict):
     task: str
     models: dict[str, ModelResults]
     gap_recovered: dict[str, float | None]
+    gap_intervals: NotRequired[dict[str, Interval]]  # 95 %
+    classes: NotRequired[list[str]]  # of a classifier, in the order of its outputs
     cache: CacheFacts | None
     seconds: dict[str, float]  # wall time of each stage
     seed: int
@@ -130,6 +153,8 @@ def build_results(
     hardware: Mapping[str, Any],
     config_fingerprint: str,
     task: str = "causal-lm",
+    classes: Sequence[str] = (),
+    gap_intervals: Mapping[str, Interval] | None = None,
 ) -> Results:
     """The content of `results.json`, with the gap worked out for every domain of the student.
 
@@ -146,6 +171,8 @@ def build_results(
             "task": task,
             "models": models,
             "gap_recovered": _gaps(models),
+            "gap_intervals": dict(gap_intervals or {}),
+            "classes": list(classes),
             "cache": cache,
             "seconds": dict(seconds),
             "seed": seed,

@@ -8,20 +8,15 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-
 from kdscale.config import RunConfig
 from kdscale.config.training import ZeroConfig
-from kdscale.data.prepared import RowTable, open_prepared
-from kdscale.evaluate.metrics import LanguageModelSums
-from kdscale.evaluate.results import ModelResults, environment
+from kdscale.data.prepared import open_prepared
+from kdscale.evaluate.domain import DomainScores, summarise
+from kdscale.evaluate.results import environment
 from kdscale.models.folder import ModelReference
-from kdscale.models.forward import compute_logits, next_token_labels, row_tensors
 from kdscale.models.sharded import load_teacher
 from kdscale.store import Store
-from kdscale.train.batches import rank_rows, split_micro_batches
-from kdscale.workers import Worker, current_worker
+from kdscale.workers import current_worker
 
 MEASURED_KEY = "evaluation.json"
 
@@ -39,7 +34,7 @@ class EvaluateJob:
 
 def evaluate(job: dict[str, Any]) -> None:
     """A worker's loop. `job["evaluate"]` is an EvaluateJob; rank 0 writes `evaluation.json`:
-    {"models": {name: ModelResults}, "versions": {...}, "hardware": {...}}."""
+    {"models": {name: ModelResults}, "gap_intervals", "task", "classes", "versions", "hardware"}."""
     spec: EvaluateJob = job["evaluate"]
     worker = current_worker()
     config = spec.config.evaluate
@@ -49,55 +44,17 @@ def evaluate(job: dict[str, Any]) -> None:
     for name, reference in spec.students.items():
         models[name] = load_teacher(reference.local(), worker, ZeroConfig(stage=0))
     domains = [name for name in prepared.splits if name != "train"]
-    results: dict[str, ModelResults] = {
-        "teacher": {"parameters": spec.teacher.parameters, "domains": {}},
-        **{n: {"parameters": r.parameters, "domains": {}} for n, r in spec.students.items()},
-    }
+    found: dict[str, DomainScores] = {}
     for index, domain in enumerate(domains):
         worker.leave_if_asked()
-        table = prepared.split(domain)
-        sums = evaluate_domain(models, table, worker, config.micro_batch_rows, prepared.vocab_size)
-        for name, total in sums.items():
-            results[name]["domains"][domain] = total.metrics()
+        scores = DomainScores(list(models), prepared.split(domain), prepared, worker)
+        scores.measure(models, worker, config.micro_batch_rows)
+        found[domain] = scores
         if worker.rank == 0:
             worker.report(index + 1, len(domains), note=domain)
     if worker.rank == 0:
-        versions, hardware = environment()
-        measured = {"models": results, "versions": versions, "hardware": hardware}
+        measured = summarise(found, {"teacher": spec.teacher, **spec.students})
+        measured |= {"task": spec.config.task, "classes": prepared.classes}
+        measured["versions"], measured["hardware"] = environment()
         spec.output.put(MEASURED_KEY, json.dumps(measured).encode())
     worker.barrier()
-
-
-@torch.no_grad()
-def evaluate_domain(
-    models: dict[str, torch.nn.Module],
-    table: RowTable,
-    worker: Worker,
-    micro_batch_rows: int,
-    vocab_size: int,
-) -> dict[str, LanguageModelSums]:
-    """Sums of every model over all rows of `table`, added up over ranks. Collective.
-
-    `models` has the teacher first; the others are compared with it.
-    """
-    sums = {name: LanguageModelSums(worker.device) for name in models}
-    order = np.arange(len(table))
-    mine = rank_rows(order, worker.rank, worker.world_size)
-    parts = split_micro_batches(mine, order, micro_batch_rows, worker.world_size)
-    for part, valid in parts:
-        rows = table.take(part)
-        ids, segments, mask = row_tensors(rows, worker.device)
-        mask &= torch.from_numpy(valid).to(worker.device)[:, None]
-        labels = next_token_labels(ids)[mask]
-        count_bytes = float(rows.byte_counts[valid].sum())
-        teacher_log_probs = None
-        for name, model in models.items():
-            logits = compute_logits(model, ids, segments, vocab_size)[mask].float()
-            sums[name].update(logits, labels, teacher_log_probs)
-            sums[name].add_bytes(count_bytes)
-            if name == "teacher":
-                teacher_log_probs = torch.log_softmax(logits, dim=-1)
-        worker.beat("a batch of evaluation")
-    for total in sums.values():
-        total.load(worker.all_reduce_sum(total.state()))
-    return sums

@@ -45,32 +45,44 @@ def chunk_loss(
     targets: Targets | None,
     objective: Objective,
     gradient: torch.Tensor,
+    label_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """[3] float64: sums of objective, cross-entropy and distillation over C positions of logits
     [C, V] float32. `gradient` [C, V], memory apart from the logits, becomes the objective's
     gradient in them.
 
-    labels: [C] int64. Without targets the distillation is 0.
+    labels: [C] int64. Without targets the distillation is 0. `label_weights` [C] float32 weigh the
+    cross-entropy; where one is 0, the label may be any number.
     """
     weight = objective.kd_weight if targets is not None else 0.0
+    hard: torch.Tensor | float = 1 - weight  # what the labels' gradient is multiplied by
+    if label_weights is not None:
+        hard = hard * label_weights[:, None]
+        labels = labels.where(label_weights != 0, 0)
     distillation = torch.zeros((), device=logits.device)
     # Sparse targets that meet the labels' own softmax; all others need a softmax of their own.
     sparse = targets if isinstance(targets, SparseTargets) and objective.is_plain else None
     # One pass, where a maximum, a difference, an exponential and a sum would be four.
     q = torch.softmax(logits, dim=-1, out=gradient)
-    cross_entropy = -_log(q.gather(-1, labels[:, None])).sum()
+    surprise = -_log(q.gather(-1, labels[:, None]))
+    if label_weights is not None:
+        surprise *= label_weights[:, None]
+    cross_entropy = surprise.sum()
     if sparse is not None:
         distillation, mass, at_ids = _sparse_terms(q.gather(-1, sparse.ids), sparse)
         # Targets that sum to 1, which most do, leave it as it is: a pass over the chunk less. To
         # look costs a GPU more than the pass.
-        if q.device.type != "cpu" or (mass - 1).abs().max() > _ROUNDING:
-            q.mul_(1 - weight + weight * mass)
+        is_odd = q.device.type != "cpu" or (mass - 1).abs().max() > _ROUNDING
+        if is_odd or label_weights is not None:
+            q.mul_(hard + weight * mass)
         q.scatter_add_(-1, sparse.ids, weight * at_ids)
-    elif targets is not None:
-        distillation, apart = _apart(logits, targets, objective)
-        if weight:
-            q.mul_(1 - weight).add_(apart, alpha=weight)
-    q.scatter_add_(-1, labels[:, None], q.new_full((len(q), 1), weight - 1))
+    else:
+        if weight or label_weights is not None:
+            q.mul_(hard)
+        if targets is not None:
+            distillation, apart = _apart(logits, targets, objective)
+            q.add_(apart, alpha=weight)
+    q.scatter_add_(-1, labels[:, None], -hard * q.new_ones(len(q), 1))
     total = weight * distillation + (1 - weight) * cross_entropy
     return torch.stack([total, cross_entropy, distillation]).double()
 

@@ -86,13 +86,15 @@ def head_and_loss(
     labels: torch.Tensor,
     targets: TargetsAt | None = None,
     objective: Objective | None = None,
+    label_weights: torch.Tensor | None = None,
 ) -> LossSums:
     """Sums over P positions of the objective on hidden states [P, D] and labels [P] int64.
 
     `targets` gives SparseTargets or DenseTargets over V ids for a slice of the positions and the
     logits there; without it, or with `kd_weight` 0 and no need to know the distillation loss, there
-    is cross-entropy alone. Gradients reach `hidden`, the head's weight and its bias. ValueError for
-    shapes that do not fit each other.
+    is cross-entropy alone. `label_weights` [P] float32 weigh the cross-entropy; where one is 0, the
+    label may be any number. Gradients reach `hidden`, the head's weight and its bias. ValueError
+    for shapes that do not fit each other.
     """
     objective = objective or Objective()
     width = head.vocab_size if head.weight is None else head.weight.shape[-1]
@@ -102,7 +104,9 @@ def head_and_loss(
             f"hidden states {tuple(hidden.shape)}, labels {tuple(labels.shape)} and a head for "
             f"width {width} do not belong together"
         )
-    sums = _FusedLoss.apply(hidden, head.weight, head.bias, head, labels, targets, objective)
+    sums = _FusedLoss.apply(
+        hidden, head.weight, head.bias, head, labels, targets, objective, label_weights
+    )
     return LossSums(*sums)
 
 
@@ -119,6 +123,7 @@ class _FusedLoss(torch.autograd.Function):
         labels: torch.Tensor,
         targets: TargetsAt | None,
         objective: Objective,
+        label_weights: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         gradients = _Gradients(ctx.needs_input_grad, hidden, weight, bias)
         used = head.cast(hidden.dtype)
@@ -132,7 +137,8 @@ class _FusedLoss(torch.autograd.Function):
             _multiply(some, used, logits)
             slope = _transform(logits, head)
             found = targets(part, logits) if targets is not None else None
-            sums += chunk_loss(logits, labels[part], found, objective, gradient)
+            weights = None if label_weights is None else label_weights[part]
+            sums += chunk_loss(logits, labels[part], found, objective, gradient, weights)
             if gradients.wanted:
                 gradients.add(part, some, used, gradient if slope is None else gradient.mul_(slope))
         # Not by `save_for_backward`: what that holds on to, autograd copies instead of making it
@@ -150,7 +156,7 @@ class _FusedLoss(torch.autograd.Function):
         for gradient in gradients:
             if gradient is not None:
                 gradient.mul_(scales[0].to(gradient.dtype))
-        return (*gradients, None, None, None, None)
+        return (*gradients, None, None, None, None, None)
 
 
 class _Gradients:

@@ -1,4 +1,4 @@
-"""A causal language model from our config, or from a Hugging Face folder."""
+"""A model from our config, or from a Hugging Face folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,22 +6,27 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from kdscale.config.teacher import ModelConfig
 from kdscale.errors import KdscaleError
+from kdscale.models.tasks import PLAIN, Purpose, describe_task, model_class, set_purpose, task_of
 
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def make_config(
-    model: ModelConfig, vocab_size: int, special_ids: Mapping[str, int | None], row_length: int
+    model: ModelConfig,
+    vocab_size: int,
+    special_ids: Mapping[str, int | None],
+    row_length: int,
+    purpose: Purpose = PLAIN,
 ) -> Any:
-    """The transformers config of `model` over a tokenizer of `vocab_size` ids.
+    """The transformers config of `model` for `purpose`, over a tokenizer of `vocab_size` ids.
 
     Raises KdscaleError for an architecture that transformers lacks, an option that it does not
-    know, or options that contradict each other.
+    know, options that contradict each other, or a purpose that the architecture does not serve.
     """
     if model.architecture not in CONFIG_MAPPING:
         raise KdscaleError(
@@ -45,46 +50,63 @@ def make_config(
             "Correct the name; transformers would have ignored it silently.",
         )
     try:
-        return config_class(**{**options, **model.options})
+        config = config_class(**{**options, **model.options})
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise KdscaleError(
             f"transformers refuses the options of {model.architecture!r}: {error}",
             "Correct `options` of the model.",
         ) from error
+    set_purpose(config, purpose, row_length)
+    return config
 
 
 def build_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
     """A model with random float32 weights: the same ones for the same seed."""
     torch.manual_seed(seed)
     try:
-        return AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, trust_remote_code=False
-        )
+        return model_class(config).from_config(config, dtype=torch.float32, trust_remote_code=False)
     except ValueError as error:
+        what = describe_task(task_of(config))
         raise KdscaleError(
-            f"transformers cannot build a causal language model of {config.model_type!r}: {error}",
-            "Choose an architecture with a causal language-model head and consistent options.",
+            f"transformers cannot build a {what} of {config.model_type!r}: {error}",
+            "Choose an architecture that has such a head, and consistent options.",
         ) from error
 
 
 def load_model(
-    folder: str | Path, dtype: torch.dtype = torch.float32, revision: str | None = None
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    *,
+    config: Any | None = None,
 ) -> PreTrainedModel:
-    """The causal language model in a Hugging Face folder or of a hub name, on the CPU.
+    """The model in a Hugging Face folder or of a hub name, on the CPU.
 
     Only safetensors are read, and no code that comes with a model is run: where transformers has no
-    class for it, KdscaleError.
+    class for it, KdscaleError. With `config`, in place of the folder's own, a model to be trained
+    further: what the folder has no weights for starts at random.
     """
+    shape = config or load_config_of(folder, revision)
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model, found = model_class(shape).from_pretrained(
             str(folder),
+            config=shape,
             dtype=dtype,
             revision=revision,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
     except (OSError, ValueError) as error:
         raise _cannot_load(str(folder), error) from error
+    if config is None and found["missing_keys"]:
+        names, what = ", ".join(sorted(found["missing_keys"])[:3]), describe_task(task_of(shape))
+        raise KdscaleError(
+            f"{str(folder)!r} is no {what}: it has no weights for {names}.",
+            "Give a model of this task, or train it further with teacher.training.",
+        )
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def load_config_of(folder: str | Path, revision: str | None = None) -> Any:
@@ -115,6 +137,6 @@ def count_parameters(model: torch.nn.Module) -> int:
 
 def _cannot_load(folder: str, error: Exception) -> KdscaleError:
     return KdscaleError(
-        f"No causal language model can be loaded from {folder!r}: {error}",
+        f"No model can be loaded from {folder!r}: {error}",
         "Give a folder with config.json and *.safetensors, or a hub name within reach.",
     )

@@ -16,8 +16,11 @@ import torch
 
 from kdscale.config.initial import WidthConfig
 from kdscale.config.training import ZeroConfig
+from kdscale.models.chunked import computed_tokens
+from kdscale.models.families import Family, family_of
 from kdscale.models.forward import model_inputs, row_tensors
 from kdscale.models.sharded import load_teacher
+from kdscale.models.tasks import task_of
 from kdscale.models.width import WidthStatistics
 from kdscale.types import Rows
 from kdscale.workers import Worker
@@ -42,16 +45,18 @@ def calibrate(
 
 @torch.no_grad()
 def measure(model: torch.nn.Module, rows: Rows, device: torch.device) -> WidthStatistics:
-    """Statistics of a llama-like `model` (or a ZeRO engine around one) over the tokens of `rows`
-    that are no padding. The model is in evaluation mode. Collective where it is sharded."""
-    layers = len(_layers(model))
+    """Statistics of a `model` of a known family (or a ZeRO engine around one) over the tokens of
+    `rows` that are no padding. The model is in evaluation mode. Collective where it is sharded."""
+    bare: Any = getattr(model, "module", model)
+    layers = len(_layers(bare, family_of(bare.config)))
+    # The head over all positions would cost as much as some layers and tell nothing.
+    short = {"logits_to_keep": 1} if task_of(bare.config) == "causal-lm" else {}
     with _recorder(model) as recorder:
         for first in range(0, len(rows), _ROWS_AT_ONCE):
             part = rows.take(np.arange(first, min(first + _ROWS_AT_ONCE, len(rows))))
-            ids, segments, _ = row_tensors(part, device)
-            recorder.counted = segments != 0
-            # The head over all positions would cost as much as some layers and tell nothing.
-            model(**model_inputs(model, ids, segments), logits_to_keep=1)
+            batch = row_tensors(part, device)
+            recorder.counted = computed_tokens(bare.config, batch.segments != 0)
+            model(**model_inputs(model, batch.ids, batch.segments), **short)
             recorder.tokens += int(recorder.counted.sum())
 
     def mean(*key: Any) -> np.ndarray:
@@ -84,7 +89,9 @@ def _recorder(model: torch.nn.Module) -> Iterator[_Recorder]:
     """A recorder that hears every forward of `model` while the context is open."""
     recorder, handles = _Recorder(), []
     bare: Any = getattr(model, "module", model)
-    layers = _layers(model)
+    family = family_of(bare.config)
+    layers = _layers(bare, family)
+    first, second = family.norms
 
     def on_output(module: torch.nn.Module, key: tuple[Any, ...]) -> None:
         def hook(_: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
@@ -103,11 +110,14 @@ def _recorder(model: torch.nn.Module) -> Iterator[_Recorder]:
         return outputs.unflatten(-1, (heads, -1)).norm(dim=-1)
 
     for i, layer in enumerate(layers):
-        on_output(layer.input_layernorm, ("norm", i, 1))
-        on_output(layer.post_attention_layernorm, ("norm", i, 2))
-        on_input(layer.mlp.down_proj, ("neurons", i), torch.abs)
-        on_input(layer.self_attn.o_proj, ("heads", i), head_norms)
-    on_output(bare.base_model.norm, ("norm", len(layers), 1))
+        on_output(layer.get_submodule(first), ("norm", i, 1))
+        on_output(layer.get_submodule(second), ("norm", i, 2))
+        on_input(layer.get_submodule(family.mlp_output), ("neurons", i), torch.abs)
+        on_input(layer.get_submodule(family.attention_output), ("heads", i), head_norms)
+    last = layers[-1].get_submodule(second)
+    if family.final_norm is not None:
+        last = bare.base_model.get_submodule(family.final_norm)
+    on_output(last, ("norm", len(layers), 1))
     try:
         yield recorder
     finally:
@@ -115,6 +125,5 @@ def _recorder(model: torch.nn.Module) -> Iterator[_Recorder]:
             handle.remove()
 
 
-def _layers(model: torch.nn.Module) -> Any:
-    bare: Any = getattr(model, "module", model)
-    return bare.base_model.layers
+def _layers(bare: Any, family: Family) -> Any:
+    return bare.base_model.get_submodule(family.layers)

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 import xxhash
-from transformers import AutoModelForCausalLM
 
 from kdscale.errors import KdscaleError
-from kdscale.models.build import count_parameters, load_config_of
+from kdscale.models.build import build_model, count_parameters, load_config_of
 from kdscale.scratch import machine_folder
 from kdscale.store import Store, download_folder, open_store, upload_folder
 
@@ -147,7 +146,7 @@ def _count(source: str, revision: str | None) -> int:
     """Parameters of a model that is not loaded: built without memory from its config."""
     shape = load_config_of(source, revision)
     with torch.device("meta"):
-        return count_parameters(AutoModelForCausalLM.from_config(shape, trust_remote_code=False))
+        return count_parameters(build_model(shape, seed=0))
 
 
 def _is_folder(source: str) -> bool:

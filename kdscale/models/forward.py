@@ -1,26 +1,47 @@
 """From rows to logits, with attention kept inside each document of a row.
 
-Packed documents get a block-diagonal causal mask and positions that start again, so that a document
+Models that are no causal language models see all of a row but its padding. For those that are,
+packed documents get a block-diagonal causal mask and positions that start again, so that a document
 gives the same logits packed as alone. Rows of a single segment take the model's own causal path,
 which is the fast one.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from kdscale.config.task import Task
 from kdscale.errors import KdscaleError
-from kdscale.types import Rows
+from kdscale.models.tasks import task_of
+from kdscale.types import Rows, labels_of
 
 
-def row_tensors(
-    rows: Rows, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """input_ids [B, T] int64, segment_ids [B, T] int64, loss_mask [B, T] bool on `device`."""
-    ids = torch.from_numpy(rows.input_ids).to(device, torch.int64)
-    segments = torch.from_numpy(rows.segment_ids).to(device, torch.int64)
-    return ids, segments, torch.from_numpy(rows.loss_mask).to(device, torch.bool)
+class RowTensors(NamedTuple):
+    """Rows as a model and its loss take them. A tuple, because ZeRO looks for tensors in it."""
+
+    ids: torch.Tensor  # [B, T] int64
+    segments: torch.Tensor  # [B, T] int64
+    mask: torch.Tensor  # [B, T] bool: the positions that count
+    labels: torch.Tensor  # [B, T] int64; -1 where there is none
+
+    @property
+    def known(self) -> torch.Tensor:
+        """[B, T] bool: the positions that count and have a label."""
+        return self.mask & (self.labels >= 0)
+
+
+def row_tensors(rows: Rows, device: torch.device, valid: np.ndarray | None = None) -> RowTensors:
+    """`rows` on `device`. Rows that are not `valid` ([B] bool) get an empty mask."""
+    mask = torch.from_numpy(rows.loss_mask).to(device, torch.bool)
+    if valid is not None:
+        mask = mask & torch.from_numpy(valid).to(device)[:, None]
+    ids, segments, labels = (
+        torch.from_numpy(each).to(device, torch.int64)
+        for each in (rows.input_ids, rows.segment_ids, labels_of(rows))
+    )
+    return RowTensors(ids, segments, mask, labels)
 
 
 def next_token_labels(input_ids: torch.Tensor) -> torch.Tensor:
@@ -52,15 +73,32 @@ def model_inputs(
     model: torch.nn.Module, input_ids: torch.Tensor, segments: torch.Tensor
 ) -> dict[str, Any]:
     """What a forward of a transformers `model` takes for rows [B, T]."""
+    if _task(model) != "causal-lm":
+        return {"input_ids": input_ids, "attention_mask": (segments != 0).long()}
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     return {"input_ids": input_ids, "use_cache": False, **attention_inputs(segments, dtype)}
+
+
+def at_rows(model: torch.nn.Module, logits: torch.Tensor, length: int) -> torch.Tensor:
+    """The logits of `model` as [B, T, classes], where T is `length`: a classifier gives [B,
+    classes], which then stand at every position, without a copy."""
+    if _task(model) != "sequence-classification":
+        return logits
+    return logits[:, None].expand(-1, length, -1)
 
 
 def compute_logits(
     model: torch.nn.Module, input_ids: torch.Tensor, segments: torch.Tensor, vocab_size: int
 ) -> torch.Tensor:
-    """Logits [B, T, vocab_size] of `input_ids` [B, T], padding ids of the embedding cut off."""
-    return model(**model_inputs(model, input_ids, segments)).logits[..., :vocab_size]
+    """Logits [B, T, vocab_size] of `input_ids` [B, T], padding ids of the embedding cut off;
+    `vocab_size` is the number of classes where rows are classified."""
+    logits = model(**model_inputs(model, input_ids, segments)).logits[..., :vocab_size]
+    return at_rows(model, logits, input_ids.shape[1])
+
+
+def _task(model: torch.nn.Module) -> Task:
+    """Of a transformers model, or of one in a back end's or an engine's wrapping."""
+    return task_of(getattr(model, "module", model).config)
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
-"""A causal language model as hidden states and a head, for losses that never see all logits.
+"""A model as hidden states and a head, for losses that never see all logits.
 
 Most architectures end in a linear map, some with a bias, a factor or a soft cap. What a model says
 of itself is compared with its own logits once; one that does something else keeps its logits whole,
-which costs memory and nothing else.
+which costs memory and nothing else. So does a classifier, whose logits are few.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kdscale.losses.fused import Head
-from kdscale.models.forward import compute_logits, model_inputs
+from kdscale.models.forward import at_rows, compute_logits, model_inputs
 
 _POSITIONS = 8
 _TOLERANCE = 1e-3
@@ -72,7 +72,7 @@ class TrainedModel(torch.nn.Module):
             hidden = found.last_hidden_state
         else:
             found = self.model(**inputs)
-            hidden = found.logits
+            hidden = at_rows(self.model, found.logits, input_ids.shape[1])
         layers = {}
         if "hidden" in outputs:
             layers["hidden"] = list(found.hidden_states[1:])
@@ -102,6 +102,9 @@ class TrainedModel(torch.nn.Module):
     @torch.no_grad()
     def check_head(self, device: torch.device) -> None:
         """Find out whether the head is what `head` says. Call it as a use of this module."""
+        if self.head_weight is None:
+            self._has_linear_head = False
+            return
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(self.vocab_size, (1, _POSITIONS), generator=generator).to(device)
         was_training = self.training
@@ -111,8 +114,7 @@ class TrainedModel(torch.nn.Module):
         self.train(was_training)
 
     def _is_linear(self, ids: torch.Tensor, own: torch.Tensor) -> bool:
-        if self.head_weight is None:
-            return False
+        assert self.head_weight is not None
         hidden = self.hidden(ids, torch.ones_like(ids))
         if hidden.shape[-1] != self.head_weight.shape[-1]:
             return False

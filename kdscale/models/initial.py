@@ -17,10 +17,12 @@ from transformers import PreTrainedModel
 from kdscale.config.student import StudentConfig
 from kdscale.errors import KdscaleError
 from kdscale.models.build import build_model, check_vocabulary, make_config
+from kdscale.models.families import family_of
 from kdscale.models.layers import choose_layers, keep_layers
 from kdscale.models.provenance import Provenance, trace
 from kdscale.models.skeleton import Skeleton
 from kdscale.models.sources import Source, all_sources, embedding_sources, with_axes
+from kdscale.models.tasks import PLAIN, Purpose
 from kdscale.models.tensors import TensorFiles
 from kdscale.models.width import (
     Kept,
@@ -55,9 +57,10 @@ def plan_student(
     vocab_size: int,
     special_ids: Mapping[str, int | None],
     row_length: int,
+    purpose: Purpose = PLAIN,
 ) -> Plan:
-    """The plan of `student` over a tokenizer of `vocab_size` ids. `teacher` is its transformers
-    config; only a student that takes something from it needs one.
+    """The plan of `student` for `purpose`, over a tokenizer of `vocab_size` ids. `teacher` is its
+    transformers config; only a student that takes something from it needs one.
 
     Raises KdscaleError for layers or sizes that the teacher cannot give, for an embedding that does
     not fit, and for an architecture that cannot be tied, or untied, as asked.
@@ -67,7 +70,7 @@ def plan_student(
     narrowing = None
     if student.teacher_layers is None:
         assert student.model is not None
-        config = make_config(student.model, vocab_size, special_ids, row_length)
+        config = make_config(student.model, vocab_size, special_ids, row_length, purpose)
     else:
         config = copy.deepcopy(teacher)
         text = config.get_text_config()
@@ -86,7 +89,7 @@ def plan_student(
     if theirs is not None:
         sources = all_sources(mine, theirs, layers) if layers else embedding_sources(mine, theirs)
         if narrowing is not None:
-            sources = with_axes(sources, theirs, narrowing[1])
+            sources = with_axes(sources, theirs, narrowing[1], family_of(teacher))
     return Plan(config, sources, trace(mine, theirs, sources), layers, narrowing)
 
 

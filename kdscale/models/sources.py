@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from kdscale.errors import KdscaleError
+from kdscale.models.families import Family
 from kdscale.models.layers import in_layer, layer_of
 from kdscale.models.skeleton import Skeleton
 from kdscale.models.width import Sizes, axes_of
@@ -62,11 +63,14 @@ def all_sources(mine: Skeleton, theirs: Skeleton, layers: list[int]) -> dict[str
     return sources
 
 
-def with_axes(sources: dict[str, Source], theirs: Skeleton, sizes: Sizes) -> dict[str, Source]:
-    """The sources of a narrower student, `sizes` being the teacher's. Raises KdscaleError for a
-    tensor that cannot be sliced."""
+def with_axes(
+    sources: dict[str, Source], theirs: Skeleton, sizes: Sizes, family: Family
+) -> dict[str, Source]:
+    """The sources of a narrower student, `sizes` and `family` being the teacher's. Raises
+    KdscaleError for a tensor that cannot be sliced."""
+    shapes = theirs.shapes
     return {
-        name: replace(source, axes=axes_of(source.tensor, theirs.shapes[source.tensor], sizes))
+        name: replace(source, axes=axes_of(source.tensor, shapes[source.tensor], sizes, family))
         for name, source in sources.items()
     }
 

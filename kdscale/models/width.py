@@ -1,4 +1,4 @@
-"""A narrower copy of a llama-like model: its sizes, and which of the teacher's dimensions it keeps.
+"""A narrower copy of a model: its sizes, and which of the teacher's dimensions it keeps.
 
 Kept are the dimensions with the largest activations on a calibration sample (Minitron,
 arXiv:2407.14679): channels of the residual stream, one set for the whole model because it is one
@@ -14,33 +14,12 @@ from huggingface_hub.errors import StrictDataclassError
 
 from kdscale.config.initial import WidthConfig
 from kdscale.errors import KdscaleError
-
-# Their RMSNorms and MLPs have no constant that depends on the width, as Gemma's scaled embeddings
-# have, and their projections are separate, as Phi's are not.
-SLICEABLE = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
-
-# What runs along each dimension of a module's weight; a bias has the first of them.
-_AXES: dict[str, tuple[str, ...]] = {
-    "embed_tokens": ("vocabulary", "hidden"),
-    "lm_head": ("vocabulary", "hidden"),
-    "norm": ("hidden",),
-    "input_layernorm": ("hidden",),
-    "post_attention_layernorm": ("hidden",),
-    "q_proj": ("queries", "hidden"),
-    "k_proj": ("keys", "hidden"),
-    "v_proj": ("keys", "hidden"),
-    "o_proj": ("hidden", "queries"),
-    "q_norm": ("head",),
-    "k_norm": ("head",),
-    "gate_proj": ("neurons", "hidden"),
-    "up_proj": ("neurons", "hidden"),
-    "down_proj": ("hidden", "neurons"),
-}
+from kdscale.models.families import Family, axes_at, family_of
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a llama-like model."""
+    """Sizes of a model."""
 
     hidden: int
     neurons: int
@@ -56,7 +35,8 @@ class Sizes:
             config.hidden_size,
             config.intermediate_size,
             config.num_attention_heads,
-            config.num_key_value_heads,
+            # Encoders have as many as query heads.
+            getattr(config, "num_key_value_heads", config.num_attention_heads),
             head or config.hidden_size // config.num_attention_heads,
         )
 
@@ -65,7 +45,7 @@ class Sizes:
 class WidthStatistics:
     """How active a teacher of L layers is, each a mean over the tokens of a sample; float64."""
 
-    channels: np.ndarray  # [L + 1, H] |norm output|, a layer's two norms added; last the final norm
+    channels: np.ndarray  # [L + 1, H] |norm output|, a layer's two norms added; last the final one
     neurons: np.ndarray  # [L, I] |input of the MLP's last projection|
     heads: np.ndarray  # [L, A] Euclidean norm of a head's output
 
@@ -91,11 +71,10 @@ class Kept:
         return tensor
 
 
-def axes_of(name: str, shape: tuple[int, ...], sizes: Sizes) -> tuple[str, ...]:
+def axes_of(name: str, shape: tuple[int, ...], sizes: Sizes, family: Family) -> tuple[str, ...]:
     """What runs along each dimension of the teacher's tensor `name`. Raises KdscaleError for one
     that is not known, or has another shape than its kind."""
-    *_, module, kind = name.split(".")
-    axes = _AXES.get(module, ())[: 1 if kind == "bias" else None]
+    axes = axes_at(family, name)
     lengths = {
         "hidden": sizes.hidden,
         "neurons": sizes.neurons,
@@ -113,13 +92,11 @@ def axes_of(name: str, shape: tuple[int, ...], sizes: Sizes) -> tuple[str, ...]:
 
 def narrow_sizes(config: Any, width: WidthConfig) -> Sizes:
     """The student's sizes. Raises KdscaleError for what the teacher's `config` cannot give."""
-    if config.model_type not in SLICEABLE:
-        raise KdscaleError(
-            f"A teacher of the architecture {config.model_type!r} cannot be made narrower.",
-            f"Leave out `width`; it works for {', '.join(SLICEABLE)}.",
-        )
+    family = family_of(config)
     have = Sizes.of(config)
-    groups = width.num_key_value_heads or have.groups
+    # Where every query head has its own keys, the one size is the other.
+    alone = have.heads == have.groups
+    groups = width.num_key_value_heads or (width.num_attention_heads if alone else 0) or have.groups
     heads = width.num_attention_heads
     if heads is None:
         heads = groups * (have.heads // have.groups)
@@ -142,7 +119,17 @@ def narrow_sizes(config: Any, width: WidthConfig) -> Sizes:
             f"Give a multiple of {groups} up to {groups * shared} as width.num_attention_heads, "
             "or another width.num_key_value_heads.",
         )
-    return Sizes(wanted["hidden_size"][0], wanted["intermediate_size"][0], heads, groups, have.head)
+    sizes = Sizes(
+        wanted["hidden_size"][0], wanted["intermediate_size"][0], heads, groups, have.head
+    )
+    if not family.has_head_dim and sizes.hidden != heads * have.head:
+        raise KdscaleError(
+            f"A {config.model_type!r} of {heads} heads of {have.head} dimensions has a hidden size "
+            f"of {heads * have.head}, not {sizes.hidden}.",
+            "Give width.hidden_size and width.num_attention_heads together, that many dimensions a "
+            "head.",
+        )
+    return sizes
 
 
 def narrow_config(config: Any, sizes: Sizes) -> None:
@@ -150,8 +137,9 @@ def narrow_config(config: Any, sizes: Sizes) -> None:
     config.hidden_size = sizes.hidden
     config.intermediate_size = sizes.neurons
     config.num_attention_heads = sizes.heads
-    config.num_key_value_heads = sizes.groups
-    config.head_dim = sizes.head
+    if family_of(config).has_head_dim:
+        config.num_key_value_heads = sizes.groups
+        config.head_dim = sizes.head
     try:
         config.validate()
     except StrictDataclassError as error:

@@ -82,11 +82,13 @@ def cache_bytes(config: CacheConfig, codec: CodecConfig, setting: Setting) -> Ca
     tokens = setting.tokens
     units = math.ceil(tokens.captured_rows / config.rows_per_unit)
     blocks = units * math.ceil(config.rows_per_unit / config.rows_per_block)
-    made = make_codec(codec, tokens.vocab_size)
+    made = make_codec(codec, tokens.outputs)
     is_packed = config.pack and packable(made)
-    # Columns of fixed width have a place for every position, target or not.
-    share = tokens.targets_share if is_packed else 1
-    each = payload_at_rest(codec, tokens.vocab_size, config.pack)
+    # Columns of fixed width have a place for every position, target or not; where most are none,
+    # zstd leaves little of theirs.
+    few = setting.config.task != "causal-lm"
+    share = tokens.targets_share if is_packed or few else 1
+    each = payload_at_rest(codec, tokens.outputs, config.pack)
     measured = setting.measured
     if measured is not None and measured.payload_at_rest and measured.codec == codec:
         each = measured.payload_at_rest
@@ -115,7 +117,7 @@ def compared(setting: Setting) -> list[CacheBytes]:
         FullCodec(),
     ]
     codecs = list(dict.fromkeys([config.codec, *others]))
-    largest = setting.tokens.vocab_size
+    largest = setting.tokens.outputs
     fitting = [c for c in codecs if getattr(c, "k", 1) <= largest]
     return [cache_bytes(config, codec, setting) for codec in fitting]
 

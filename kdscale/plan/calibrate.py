@@ -44,6 +44,11 @@ def calibrate(setting: Setting, say: Callable[[str], None] = print) -> Calibrati
             f"{setting.hardware.name}.",
             "Calibrate on the hardware that is planned for, or plan without --calibrate.",
         )
+    if config.task != "causal-lm":
+        raise KdscaleError(
+            f"A calibration measures causal language models, and the run's task is {config.task}.",
+            "Plan without --calibrate.",
+        )
     output = open_store(config.output)
     output.check()
     teacher = _affordable(setting)

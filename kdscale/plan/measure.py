@@ -28,7 +28,7 @@ from kdscale.data.prepared import open_prepared
 from kdscale.losses.fused import head_and_loss
 from kdscale.models.build import build_model
 from kdscale.models.folder import ModelReference
-from kdscale.models.forward import compute_logits, next_token_labels, row_tensors
+from kdscale.models.forward import RowTensors, compute_logits, next_token_labels, row_tensors
 from kdscale.models.head import TrainedModel
 from kdscale.models.sharded import load_teacher, place_teacher
 from kdscale.store import Store
@@ -147,8 +147,8 @@ def _payload_at_rest(
     chosen = spread(min(wanted, len(table)), len(table))
     for first in range(0, len(chosen), size):
         rows = table.take(chosen[first : first + size])
-        ids, segments, mask = row_tensors(rows, worker.device)
-        logits = compute_logits(model, ids, segments, spec.vocab_size)[mask]
+        batch = row_tensors(rows, worker.device)
+        logits = compute_logits(model, batch.ids, batch.segments, spec.vocab_size)[batch.mask]
         noise = torch.rand(len(logits), codec.streams, dtype=torch.float64, device=worker.device)
         encoded = codec.encode(logits, noise, temperature=cache.temperature)
         rest.add(rows.input_ids[rows.loss_mask], encoded.payload.cpu().numpy())
@@ -169,7 +169,8 @@ def _student_seconds(spec: MeasureJob, worker: Worker) -> float:
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[:, -1] = False
     entropy = torch.zeros(rows, device=worker.device)
-    batch = MicroBatch(ids, segments, mask, payload, entropy)
+    tensors = RowTensors(ids, segments, mask, next_token_labels(ids))
+    batch = MicroBatch(tensors, payload, entropy)
     return _step_seconds(spec, spec.student, training, batch, loss, int(mask.sum()), worker)
 
 

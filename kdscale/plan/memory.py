@@ -133,7 +133,7 @@ def loss_buffers(shape: Shape, rows: int, setting: Setting) -> int:
     """Bytes of the fused head and loss: two chunks of min(256, B T) V in float32, the gradient of
     the head, V h, and of the hidden states, p B T h; on a GPU the head's copy in bfloat16."""
     positions = rows * setting.tokens.row_length
-    chunks = 8 * min(_LOSS_POSITIONS, positions) * setting.tokens.vocab_size
+    chunks = 8 * min(_LOSS_POSITIONS, positions) * setting.tokens.outputs
     weight = (4 + (2 if setting.is_gpu else 0)) * shape.head
     return chunks + weight + setting.width * positions * shape.hidden
 
@@ -162,7 +162,7 @@ def capture_memory(setting: Setting) -> Memory:
     and one that is made), the encoder's chunks, the noise, 8 B T for each draw of the codec, and
     up to four units of decoded rows on the host."""
     capture, shape, tokens = setting.config.cache.capture, setting.teacher, setting.tokens
-    codec = make_codec(setting.config.cache.codec, tokens.vocab_size)
+    codec = make_codec(setting.config.cache.codec, tokens.outputs)
     positions = capture.micro_batch_rows * tokens.row_length
     is_sharded = capture.zero.stage == 3
     weights = setting.width * shape.parameters // (capture.workers.count if is_sharded else 1)
@@ -190,7 +190,7 @@ def distill_memory(setting: Setting) -> Memory:
     config, tokens = setting.config, setting.tokens
     distill, ranks = config.distill, config.distill.workers.count
     memory = training_memory(setting.student, distill.training, ranks, setting)
-    codec = make_codec(config.cache.codec, tokens.vocab_size)
+    codec = make_codec(config.cache.codec, tokens.outputs)
     each = tokens.row_length * (codec.bytes_per_position + _ROW_BYTES_A_POSITION)
     rows = -(-distill.training.batch_rows // ranks)
     more = {
@@ -215,7 +215,7 @@ def _live_teacher(setting: Setting) -> Parts:
     is_sharded = distill.live.zero == 3
     weights = setting.width * shape.parameters // (distill.workers.count if is_sharded else 1)
     held = gathered(shape, setting) if is_sharded else 0
-    chunk = 4 * _LOSS_POSITIONS * setting.tokens.vocab_size
+    chunk = 4 * _LOSS_POSITIONS * setting.tokens.outputs
     forward = forward_only(shape, rows, setting)
     return {"live teacher": weights + held + forward, "live targets": 3 * chunk}
 

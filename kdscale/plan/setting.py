@@ -11,6 +11,7 @@ from kdscale.errors import KdscaleError
 from kdscale.models.build import load_config_of, make_config
 from kdscale.models.folder import local_folder
 from kdscale.models.initial import plan_student
+from kdscale.models.tasks import Purpose, set_purpose
 from kdscale.plan.calibration import Calibration
 from kdscale.plan.shape import Shape, shape_of
 from kdscale.plan.tokens import Tokens, count_tokens
@@ -71,15 +72,20 @@ def make_setting(
     if teacher is not None:
         vocab_size = teacher.get_text_config().vocab_size
     found = count_tokens(config, vocab_size, tokens)
+    purpose = Purpose(config.task, _classes(config, found), config.data.chunks)
     if teacher is None:
         assert config.teacher.model is not None
-        teacher = make_config(config.teacher.model, found.vocab_size, {}, config.data.row_length)
+        length = config.data.row_length
+        teacher = make_config(config.teacher.model, found.vocab_size, {}, length, purpose)
+    elif config.teacher.training is not None:
+        set_purpose(teacher, purpose, config.data.row_length)
     student = plan_student(
         config.distill.student,
         teacher,
         vocab_size=found.vocab_size,
         special_ids={},
         row_length=config.data.row_length,
+        purpose=purpose,
     ).config
     return Setting(
         config=config,
@@ -101,6 +107,14 @@ def workers_of(stage: str, config: RunConfig) -> WorkersConfig:
         "evaluate": config.evaluate.workers,
     }
     return groups[stage]
+
+
+def _classes(config: RunConfig, found: Tokens) -> tuple[str, ...]:
+    """Those of the config, or as many as were found."""
+    labels = config.data.labels
+    if labels is None:
+        return ()
+    return labels.classes or tuple(map(str, range(found.outputs)))
 
 
 def _existing(config: RunConfig, instead: str | None) -> Any:

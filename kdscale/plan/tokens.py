@@ -18,6 +18,8 @@ _BYTES_A_BIT = 0.28
 # Columnar files are compressed.
 _PARQUET_TEXT = 2.5
 _TARGETS_SHARE = 0.99
+# Where documents are classified, but their classes are not known yet.
+_CLASSES = 2
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Tokens:
     row_length: int  # T
     targets_share: float  # of positions, those that are predicted
     vocab_size: int  # V of the tokenizer
+    outputs: int  # what a distribution is over: V, or the classes
     evaluation_rows: tuple[int, ...]  # of each evaluation set
     corpus_bytes: int | None  # of the training text as stored; None where nobody looked
     source: str
@@ -64,12 +67,25 @@ def count_tokens(config: RunConfig, vocab_size: int, given: float | None = None)
         rows=rows,
         captured_rows=min(config.cache.rows or rows, rows),
         row_length=config.data.row_length,
-        targets_share=_TARGETS_SHARE,
+        targets_share=_targets_share(config),
         vocab_size=vocab_size,
+        outputs=_outputs(config, vocab_size),
         evaluation_rows=evaluation,
         corpus_bytes=size,
         source=source,
     )
+
+
+def _targets_share(config: RunConfig) -> float:
+    """Of positions, those that have a target."""
+    if config.task == "sequence-classification":
+        return 1 / config.data.row_length
+    return config.data.masking.share if config.task == "masked-lm" else _TARGETS_SHARE
+
+
+def _outputs(config: RunConfig, vocab_size: int) -> int:
+    labels = config.data.labels
+    return vocab_size if labels is None else len(labels.classes or ()) or _CLASSES
 
 
 def _prepared(config: RunConfig) -> Prepared | None:
@@ -91,6 +107,7 @@ def _of_prepared(config: RunConfig, prepared: Prepared) -> Tokens:
         row_length=config.data.row_length,
         targets_share=train["targets_written"] / max(1, positions),
         vocab_size=prepared.vocab_size,
+        outputs=prepared.outputs,
         evaluation_rows=tuple(counts["rows_written"] for counts in others),
         corpus_bytes=int(train["bytes_written"]),
         source=f"{positions:,} positions of the prepared data",

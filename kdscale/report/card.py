@@ -19,9 +19,16 @@ from kdscale.evaluate.results import Results
 from kdscale.report import facts, units
 from kdscale.report.load import setting
 from kdscale.report.markdown import plain, table
+from kdscale.report.words import classifies, words_of
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-METRICS = {"loss": "Loss (nats a token)", "perplexity": "Perplexity", "bits_per_byte": "Bits/byte"}
+METRICS = {
+    "loss": "Loss (nats)",
+    "perplexity": "Perplexity",
+    "bits_per_byte": "Bits/byte",
+    "accuracy": "Accuracy",
+    "f1_macro": "F1 (macro)",
+}
 
 TEMPLATE = """\
 ---
@@ -40,16 +47,16 @@ TEMPLATE = """\
 
 {{ tables }}
 
-Loss in nats a token; ECE over 15 equal-width bins; agreement and KL are measured against the
+Loss in nats a {{ target }}; ECE over 15 equal-width bins; agreement and KL are measured against the
 teacher.
 
 ## Use
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {{ auto_class }}, AutoTokenizer
 
 folder = "path/to/this/folder"
-model = AutoModelForCausalLM.from_pretrained(folder)
+model = {{ auto_class }}.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ```
 
@@ -80,6 +87,8 @@ def model_card(
         _data(results, which, config),
         template_str=TEMPLATE,
         name=plain(f"{results['run']} {which}"),
+        auto_class=words_of(results).auto_class,
+        target=words_of(results).target,
         what=_what(results, which, config),
         training=_training(results, which, config),
         tables="\n\n".join(
@@ -99,7 +108,7 @@ def _data(results: Results, which: str, config: Mapping[str, Any]) -> ModelCardD
         base_model=teacher if which == "student" and _on_the_hub(teacher) else None,
         datasets=datasets,
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=words_of(results).pipeline_tag,
         tags=["knowledge-distillation", "kdscale"] if which == "student" else ["kdscale"],
         model_name=f"{results['run']}-{which}",
         eval_results=_eval_results(results, which),
@@ -113,12 +122,12 @@ def _on_the_hub(name: Any) -> bool:
 def _eval_results(results: Results, which: str) -> list[EvalResult]:
     found = []
     for domain, metrics in results["models"][which]["domains"].items():
-        values = {"loss": metrics["loss"], "perplexity": metrics["perplexity"]}
-        if metrics["bits_per_byte"] is not None:
-            values["bits_per_byte"] = metrics["bits_per_byte"]
+        values = {name: metrics.get(name) for name in METRICS}
+        if classifies(results):
+            values["perplexity"] = None
         found += [
             EvalResult(
-                task_type="text-generation",
+                task_type=words_of(results).pipeline_tag,
                 dataset_type=domain,
                 dataset_name=domain,
                 metric_type=key,
@@ -126,7 +135,7 @@ def _eval_results(results: Results, which: str) -> list[EvalResult]:
                 metric_value=round(value, 6),
             )
             for key, value in values.items()
-            if math.isfinite(value)
+            if isinstance(value, float) and math.isfinite(value)
         ]
     return found
 
@@ -135,14 +144,14 @@ def _what(results: Results, which: str, config: Mapping[str, Any]) -> str:
     size = units.count(results["models"][which]["parameters"])
     if which == "control":
         return (
-            f"A causal language model of {size} parameters, trained on the labels alone as the "
+            f"A {words_of(results).model} of {size} parameters, trained on the labels alone as the "
             "control of a distillation run: same architecture, steps, data order and seed as its "
             "student, no teacher."
         )
     teacher = setting(config, "teacher.load")
     name = f"`{plain(teacher)}`" if teacher else "a teacher trained in the same run"
     return (
-        f"A causal language model of {size} parameters, distilled from {name} with kdscale. "
+        f"A {words_of(results).model} of {size} parameters, distilled from {name} with kdscale. "
         f"{plain(facts.headline(results))}"
     )
 
@@ -154,7 +163,8 @@ def _training(results: Results, which: str, config: Mapping[str, Any]) -> str:
         items += [
             f"Targets: forward KL to cached teacher distributions, codec "
             f"{plain(facts.codec_text(cache['codec']))}, "
-            f"{units.number(cache['bytes_per_token'], 2)} bytes a token at rest.",
+            f"{units.number(cache['bytes_per_token'], 2)} bytes a {words_of(results).target} at "
+            "rest.",
             f"Cache: {cache['rows']:,} rows, {cache['targets']:,} target positions.",
         ]
     steps = setting(config, "distill.training.steps")

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from kdscale.evaluate.results import CacheFacts, DomainMetrics, Results
+from kdscale.evaluate.results import CacheFacts, DomainMetrics, Interval, Results
 from kdscale.report import units
 from kdscale.report.load import Run
+from kdscale.report.words import classifies, words_of
 
 MODELS = ("teacher", "student", "control")
 HARDWARE = {"cpu": "CPU", "cores": "Cores", "memory_bytes": "Memory", "gpus": "GPUs"}
@@ -77,7 +78,9 @@ def headline(results: Results) -> str:
     if ratio is not None:
         student += f", {ratio:.1f} times smaller than its teacher,"
     gap = main_gap(results)
-    if gap is None:
+    if classifies(results):
+        sentence = f"{student} {_classes_found(results)}"
+    elif gap is None:
         sentence = f"{student} was distilled. {no_gap_reason(results, main_domain(results) or '')}"
     elif gap < 0:
         sentence = f"{student} is worse than the same student trained on the labels alone."
@@ -89,7 +92,19 @@ def headline(results: Results) -> str:
     cache = results["cache"]
     if cache is None:
         return sentence
-    return f"{sentence} The teacher is stored in {cache['bytes_per_token']:.1f} bytes a token."
+    kept = f"{cache['bytes_per_token']:.1f} bytes a {words_of(results).target}"
+    return f"{sentence} The teacher is stored in {kept}."
+
+
+def _classes_found(results: Results) -> str:
+    """How well the student tells classes apart, and the other two."""
+    domain = main_domain(results) or ""
+    found = {model: score(results, model, domain) for model in models(results)}
+    of = {model: units.percent(s.get("f1_macro")) for model, s in found.items() if s is not None}
+    others = [f"its {model} {f1}" for model, f1 in of.items() if model != "student"]
+    return (
+        f"reaches a macro F1 of {of.get('student', units.NONE)} on {domain}; {', '.join(others)}."
+    )
 
 
 def no_gap_reason(results: Results, domain: str) -> str:
@@ -103,7 +118,10 @@ def no_gap_reason(results: Results, domain: str) -> str:
 
 
 def quality_table(results: Results, domain: str) -> Table:
-    """One row a model: size, losses, calibration, fidelity to the teacher."""
+    """One row a model: size, losses, calibration, fidelity to the teacher; of classifiers how well
+    they tell classes apart."""
+    if classifies(results):
+        return _classes_table(results, domain)
     header = ["Model", "Parameters", "Loss", "Perplexity", "Bits/byte", "ECE", "Agreement", "KL"]
     rows = []
     for model in models(results):
@@ -126,15 +144,68 @@ def quality_table(results: Results, domain: str) -> Table:
     return Table(f"{domain}: {tokens:,} tokens", header, rows)
 
 
+def _classes_table(results: Results, domain: str) -> Table:
+    header = ["Model", "Parameters", "Accuracy", "F1", "Precision", "Recall", "MCC", "AUROC"]
+    header += ["Loss", "ECE", "Agreement"]
+    rows = []
+    for model in models(results):
+        metrics = score(results, model, domain)
+        if metrics is None:
+            continue
+        rows.append(
+            [
+                model,
+                units.count(results["models"][model]["parameters"]),
+                units.percent(metrics.get("accuracy")),
+                _between(metrics.get("f1_macro"), metrics.get("intervals", {}).get("f1_macro")),
+                units.percent(metrics.get("precision_macro")),
+                units.percent(metrics.get("recall_macro")),
+                units.number(metrics.get("mcc"), 3),
+                units.number(metrics.get("auroc"), 3),
+                units.number(metrics["loss"], 4),
+                units.number(metrics["ece"], 4),
+                units.percent(metrics.get("agreement_top1")),
+            ]
+        )
+    rows_scored = max((m["tokens"] for m in _scores(results, domain)), default=0)
+    return Table(f"{domain}: {rows_scored:,} documents", header, rows)
+
+
+def _between(value: float | None, interval: Interval) -> str:
+    """A share with its interval."""
+    if value is None or interval is None:
+        return units.percent(value)
+    low, high = (units.number(100 * bound, 1) for bound in interval)
+    return f"{units.percent(value)} ({low}–{high})"
+
+
+def confusion_table(results: Results, model: str, domain: str) -> Table | None:
+    """How often each class was taken for which, a row a class; None where there is nothing."""
+    metrics = score(results, model, domain)
+    names = results.get("classes", [])
+    counts = metrics.get("confusion") if metrics else None
+    if not names or not counts:
+        return None
+    rows = [[name, *map(str, line)] for name, line in zip(names, counts, strict=True)]
+    caption = f"{domain}: what the {model} takes each class for"
+    return Table(caption, ["Class", *names], rows)
+
+
 def _scores(results: Results, domain: str) -> list[DomainMetrics]:
     found = (score(results, model, domain) for model in models(results))
     return [metrics for metrics in found if metrics is not None]
 
 
 def gap_table(results: Results) -> Table:
-    """Gap recovered on each domain."""
+    """Gap recovered on each domain, with its interval."""
+    intervals = results.get("gap_intervals", {})
     rows = [
-        [domain, units.percent(gap) if gap is not None else no_gap_reason(results, domain)]
+        [
+            domain,
+            _between(gap, intervals.get(domain))
+            if gap is not None
+            else no_gap_reason(results, domain),
+        ]
         for domain, gap in results["gap_recovered"].items()
     ]
     return Table("Share of the loss gap recovered", ["Domain", "Gap recovered"], rows)
@@ -148,11 +219,11 @@ def codec_text(codec: Mapping[str, Any] | str) -> str:
     return f"{codec.get('kind', 'codec')}" + (f" ({rest})" if rest else "")
 
 
-def cache_table(cache: CacheFacts) -> Table:
+def cache_table(cache: CacheFacts, target: str = "token") -> Table:
     """What the cache holds and weighs; facts beyond the schema follow as they are."""
     rows = [
         ["Codec", codec_text(cache["codec"])],
-        ["Bytes a token (payload at rest)", units.number(cache["bytes_per_token"], 2)],
+        [f"Bytes a {target} (at rest)", units.number(cache["bytes_per_token"], 2)],
         ["Size of all objects", units.size(cache["bytes"])],
         ["Rows", f"{cache['rows']:,}"],
         ["Target positions", f"{cache['targets']:,}"],

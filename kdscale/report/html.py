@@ -4,7 +4,7 @@ A section with nothing to show is left out; what is missing and matters (metrics
 in words.
 """
 
-from kdscale.evaluate.results import CacheFacts, Results
+from kdscale.evaluate.results import Results
 from kdscale.report import facts, units
 from kdscale.report.charts import (
     Gap,
@@ -18,6 +18,7 @@ from kdscale.report.charts import (
 from kdscale.report.layout import facts_table, figure, figures_table, page, pair, section
 from kdscale.report.load import Run
 from kdscale.report.markup import Markup, tag
+from kdscale.report.words import classifies, words_of
 
 NARROW = 400  # width of a chart that shares its row
 DIFFICULTY = {
@@ -37,7 +38,7 @@ def render_html(run: Run) -> str:
         _training(run),
         _calibration(results),
         _curriculum(run),
-        _cache(results["cache"]),
+        _cache(results),
         _time(run),
         _provenance(run),
     )
@@ -70,9 +71,12 @@ def _tiles(results: Results) -> list[Markup]:
         tiles.append(_tile(units.percent(gap), f"of the loss gap recovered, {domain}"))
     if results["cache"] is not None:
         kept = units.number(results["cache"]["bytes_per_token"], 1)
-        tiles.append(_tile(f"{kept} B", "a token keeps what the teacher knows"))
+        target = words_of(results).target
+        tiles.append(_tile(f"{kept} B", f"a {target} keeps what the teacher knows"))
     student_score = facts.score(results, "student", domain)
-    if student_score and "agreement_top1" in student_score:
+    if student_score and "f1_macro" in student_score:
+        tiles.append(_tile(units.percent(student_score["f1_macro"]), f"macro F1, {domain}"))
+    elif student_score and "agreement_top1" in student_score:
         agreement = units.percent(student_score["agreement_top1"])
         tiles.append(_tile(agreement, f"top-1 agreement with the teacher, {domain}"))
     return tiles
@@ -97,14 +101,16 @@ def _quality(results: Results) -> Markup | None:
     tables = [
         figures_table(facts.quality_table(results, domain)) for domain in facts.domains(results)
     ]
-    legend = (
-        "Loss in nats a token. ECE: expected calibration error over 15 equal-width bins. Agreement:"
-        " share of positions where the model's top-1 id is the teacher's. KL: from the teacher to "
-        "the model, nats a token. The control is the student trained on the labels alone, with "
-        "the same steps, order and seed."
-    )
+    if classifies(results):
+        found = (
+            facts.confusion_table(results, model, domain)
+            for domain in facts.domains(results)
+            for model in facts.models(results)
+        )
+        tables += [figures_table(each) for each in found if each is not None]
+    target = words_of(results).target
     caption = (
-        "Nats a token, from the control (left) to the teacher (right): the filled part is what "
+        f"Nats a {target}, from the control (left) to the teacher (right): the filled part is what "
         "distillation recovered."
     )
     return section(
@@ -112,7 +118,23 @@ def _quality(results: Results) -> Markup | None:
         figure("Loss", caption, gap_chart("gap", gaps)),
         *(tag("p", reason, class_="note") for reason in reasons),
         *tables,
-        tag("p", legend, class_="note"),
+        tag("p", _legend(results), class_="note"),
+    )
+
+
+def _legend(results: Results) -> str:
+    """What the columns of the quality tables mean."""
+    target = words_of(results).target
+    of_classes = (
+        "F1, precision and recall are means over the classes; F1 with its 95 % interval over "
+        "documents drawn again. MCC: Matthews correlation. AUROC: one class against the others, "
+        "mean over the classes. "
+    )
+    return (
+        f"{of_classes if classifies(results) else ''}Loss in nats a {target}. ECE: expected "
+        "calibration error over 15 equal-width bins. Agreement: share of targets where the model's "
+        f"top-1 choice is the teacher's. KL: from the teacher to the model, nats a {target}. The "
+        "control is the student trained on the labels alone, with the same steps, order and seed."
     )
 
 
@@ -220,8 +242,11 @@ def _curriculum(run: Run) -> Markup | None:
     )
 
 
-def _cache(cache: CacheFacts | None) -> Markup | None:
-    return None if cache is None else section("Cache", facts_table(facts.cache_table(cache)))
+def _cache(results: Results) -> Markup | None:
+    cache, target = results["cache"], words_of(results).target
+    return (
+        None if cache is None else section("Cache", facts_table(facts.cache_table(cache, target)))
+    )
 
 
 def _time(run: Run) -> Markup | None:

@@ -6,6 +6,7 @@ from html import escape
 from kdscale.report import facts, units
 from kdscale.report.facts import Table
 from kdscale.report.load import Run
+from kdscale.report.words import words_of
 
 
 def render_markdown(run: Run) -> str:
@@ -19,7 +20,8 @@ def render_markdown(run: Run) -> str:
     if results["cache"] is not None:
         kept = units.number(results["cache"]["bytes_per_token"], 2)
         codec = plain(facts.codec_text(results["cache"]["codec"]))
-        parts += ["## Cache", f"{kept} bytes a token at rest, codec {codec}."]
+        target = words_of(results).target
+        parts += ["## Cache", f"{kept} bytes a {target} at rest, codec {codec}."]
     if results["seconds"]:
         parts += ["## Stages", table(facts.stage_table(results))]
     return "\n\n".join(parts) + "\n"

@@ -11,16 +11,17 @@ import torch
 
 from kdscale.cache.read.mixing import MixedReader
 from kdscale.cache.read.reader import CacheReader
+from kdscale.cache.read.subset import SubsetReader
 from kdscale.config.curriculum import CurriculumConfig
 from kdscale.curriculum.difficulty import combine, needs, student_gap
 from kdscale.curriculum.rarity import count_targets, row_rarity
 from kdscale.losses.fused import head_and_loss
-from kdscale.models.forward import next_token_labels, row_tensors
+from kdscale.models.forward import RowTensors, row_tensors
 from kdscale.models.head import TrainedModel
-from kdscale.types import Rows
+from kdscale.types import Rows, labels_of
 from kdscale.workers import Worker
 
-Reader = CacheReader | MixedReader
+Reader = CacheReader | MixedReader | SubsetReader
 
 _ROWS_AT_ONCE = 256
 
@@ -58,7 +59,7 @@ def measure_gap(
     # Every rank calls the model equally often, as its parameters may be sharded.
     for number in range(_most_parts(len(reader), worker, micro_batch_rows)):
         part = parts[number] if number < len(parts) else np.zeros(1, np.int64)
-        found = model(_row_nll, *row_tensors(reader.read(part).rows, worker.device))
+        found = model(_row_nll, row_tensors(reader.read(part).rows, worker.device))
         if number < len(parts):
             nll[part] = found.cpu().numpy()
         worker.beat("a batch of the ranking")
@@ -68,27 +69,25 @@ def measure_gap(
     return np.where(stats.length > 0, student_gap(total, stats.nll), 0.0)
 
 
-def _row_nll(
-    model: TrainedModel, ids: torch.Tensor, segments: torch.Tensor, mask: torch.Tensor
-) -> torch.Tensor:
+def _row_nll(model: TrainedModel, batch: RowTensors) -> torch.Tensor:
     """[B] float64: mean loss on each row's labels."""
-    hidden, labels = model.hidden(ids, segments), next_token_labels(ids)
+    hidden, known = model.hidden(batch.ids, batch.segments), batch.known
     rows = [
-        head_and_loss(hidden[row][mask[row]], model.head, labels[row][mask[row]]).cross_entropy
-        for row in range(len(ids))
+        head_and_loss(of_row[where], model.head, labels[where]).cross_entropy
+        for of_row, where, labels in zip(hidden, known, batch.labels, strict=True)
     ]
-    return torch.stack(rows).double() / mask.sum(dim=1).clamp(min=1)
+    return torch.stack(rows).double() / known.sum(dim=1).clamp(min=1)
 
 
 def _rarity(reader: Reader, worker: Worker, vocab_size: int) -> np.ndarray:
     """[R] float32. Reads every row twice, so that no rank holds more than a few."""
     counts = np.zeros(vocab_size, np.int64)
     for _, rows in _rows(reader, worker):
-        count_targets(counts, rows.input_ids, rows.loss_mask)
+        count_targets(counts, labels_of(rows), rows.loss_mask)
     counts = worker.all_reduce_sum(torch.from_numpy(counts).to(worker.device)).cpu().numpy()
     scores = np.zeros(len(reader), np.float32)
     for part, rows in _rows(reader, worker):
-        scores[part] = row_rarity(counts, rows.input_ids, rows.loss_mask)
+        scores[part] = row_rarity(counts, labels_of(rows), rows.loss_mask)
     return worker.all_reduce_sum(torch.from_numpy(scores).to(worker.device)).cpu().numpy()
 
 

@@ -7,7 +7,7 @@ from kdscale.config import RunConfig
 from kdscale.curriculum.schedule import value_at
 from kdscale.losses.divergences import make_divergence
 from kdscale.losses.fused import Objective, head_and_loss
-from kdscale.models.forward import next_token_labels
+from kdscale.models.forward import RowTensors
 from kdscale.models.head import TrainedModel
 from kdscale.student.attention import AttentionLoss
 from kdscale.student.hidden import HiddenLoss
@@ -21,11 +21,16 @@ from kdscale.student.targets import (
     LiveTeacher,
     at_positions,
 )
+from kdscale.train.balance import EQUAL, LabelWeights
 from kdscale.train.loop import LossSums
 
 
 class LabelsLoss:
     """Cross-entropy on the labels alone: the control's."""
+
+    def __init__(self, weights: LabelWeights = EQUAL) -> None:
+        """`weights` are those of the labels."""
+        self._weights = weights
 
     def metrics(self, step: int) -> dict[str, float]:
         """What is scheduled, at `step`."""
@@ -33,9 +38,11 @@ class LabelsLoss:
 
     def __call__(self, model: TrainedModel, batch: MicroBatch, step: int) -> LossSums:
         """Sums over the batch's targets."""
-        hidden = model.hidden(batch.ids, batch.segments)[batch.mask]
-        labels = next_token_labels(batch.ids)[batch.mask]
-        loss = head_and_loss(hidden, model.head, labels).objective
+        rows = batch.rows
+        hidden = model.hidden(rows.ids, rows.segments)[rows.mask]
+        labels = rows.labels[rows.mask]
+        found = head_and_loss(hidden, model.head, labels, label_weights=self._weights.at(labels))
+        loss = found.objective
         return loss, {"loss": loss.detach(), "ce_loss": loss.detach()}
 
 
@@ -49,9 +56,12 @@ class DistillationLoss:
         teacher: LiveTeacher | None,
         hidden: HiddenLoss | None = None,
         attention: AttentionLoss | None = None,
+        weights: LabelWeights = EQUAL,
     ) -> None:
         """Targets are those of `teacher` or, without one, of the cache with `codec`; `hidden` and
-        `attention` are the losses on layers that `config` asks for; they need a teacher."""
+        `attention` are the losses on layers that `config` asks for; they need a teacher. `weights`
+        are those of the labels."""
+        self._weights = weights
         self._hidden = hidden
         self._attention = attention
         self._outputs = config.distill.live.layer_outputs
@@ -77,10 +87,12 @@ class DistillationLoss:
         TAID also the loss on its targets."""
         temperature = self._temperature_at(step)
         targets = self._targets(batch, temperature)
-        hidden, layers = self._forward(model, batch)
-        labels = next_token_labels(batch.ids)[batch.mask]
+        hidden, layers = self._forward(model, batch.rows)
+        labels = batch.rows.labels[batch.rows.mask]
         objective = Objective(self._kd_weight(step), temperature, self._divergence)
-        found = head_and_loss(hidden, model.head, labels, targets.at, objective)
+        found = head_and_loss(
+            hidden, model.head, labels, targets.at, objective, self._weights.at(labels)
+        )
         total = found.objective
         parts = {"ce_loss": found.cross_entropy}
         for name, (weight, value) in self._on_layers(model, layers, targets.layers).items():
@@ -94,10 +106,10 @@ class DistillationLoss:
         kl = targets.kl(found.distillation)
         return total, parts if kl is None else parts | {"kl": kl}
 
-    def _forward(self, model: TrainedModel, batch: MicroBatch) -> tuple[torch.Tensor, LayerOutputs]:
+    def _forward(self, model: TrainedModel, rows: RowTensors) -> tuple[torch.Tensor, LayerOutputs]:
         """Hidden states [P, D] for the head, and what the losses on layers need."""
-        hidden, layers = model.hidden_and_layers(batch.ids, batch.segments, self._outputs)
-        return hidden[batch.mask], at_positions(layers, batch.mask)
+        hidden, layers = model.hidden_and_layers(rows.ids, rows.segments, self._outputs)
+        return hidden[rows.mask], at_positions(layers, rows.mask)
 
     def _on_layers(
         self, model: TrainedModel, mine: LayerOutputs, theirs: LayerOutputs
@@ -113,13 +125,14 @@ class DistillationLoss:
         return found
 
     def _targets(self, batch: MicroBatch, temperature: float) -> BatchTargets:
+        mask = batch.rows.mask
         if self._teacher is not None:
-            live = self._teacher.targets(batch.ids, batch.segments, batch.mask, temperature)
+            live = self._teacher.targets(batch.rows, temperature)
             return live if self.taid is None else InterpolatedTargets(live, self.taid.t)
         entropy = batch.entropy
         if entropy is not None:
-            entropy = (entropy * batch.mask.sum(dim=1)).sum()
-        return CachedTargets(self._codec, batch.payload[batch.mask], entropy, temperature)
+            entropy = (entropy * mask.sum(dim=1)).sum()
+        return CachedTargets(self._codec, batch.payload[mask], entropy, temperature)
 
     def _kd_weight(self, step: int) -> float:
         return value_at(self._loss.kd_weight, step, self._steps)

@@ -14,6 +14,7 @@ from kdscale.models.build import load_config_of
 from kdscale.models.calibrate import calibrate
 from kdscale.models.folder import ModelReference
 from kdscale.models.initial import build_student, plan_student
+from kdscale.models.tasks import Purpose
 from kdscale.workers import Worker
 
 
@@ -41,6 +42,7 @@ def plan_start(
         vocab_size=prepared.vocab_size,
         special_ids=prepared.special_ids,
         row_length=config.data.row_length,
+        purpose=Purpose(config.task, prepared.classes, config.data.chunks),
     )
     kept = None
     if student.width is not None:

@@ -8,11 +8,12 @@ import torch
 
 from kdscale.cache.read.mixing import MixedReader
 from kdscale.cache.read.reader import CacheReader
+from kdscale.cache.read.subset import SubsetReader
 from kdscale.cache.rows import CachedRows
 from kdscale.config.student import DistillConfig
 from kdscale.curriculum.length import length_at, shorten
 from kdscale.curriculum.sampler import CurriculumSampler
-from kdscale.models.forward import row_tensors
+from kdscale.models.forward import RowTensors, row_tensors
 from kdscale.train.batches import rank_rows, split_micro_batches
 from kdscale.train.loop import Step
 from kdscale.workers import Worker
@@ -22,9 +23,7 @@ from kdscale.workers import Worker
 class MicroBatch:
     """Rows of one forward with what the cache says of them."""
 
-    ids: torch.Tensor  # [m, T] int64
-    segments: torch.Tensor  # [m, T] int64
-    mask: torch.Tensor  # [m, T] bool
+    rows: RowTensors  # m of them
     payload: torch.Tensor  # [m, T, bytes_per_position] uint8
     entropy: torch.Tensor | None
     """[m] float32: mean teacher entropy over the row's targets, nats; None where rows are cut, of
@@ -34,7 +33,7 @@ class MicroBatch:
 def read_steps(
     distill: DistillConfig,
     worker: Worker,
-    reader: CacheReader | MixedReader,
+    reader: CacheReader | MixedReader | SubsetReader,
     sampler: CurriculumSampler,
     steps: range,
 ) -> Iterator[Step[MicroBatch]]:
@@ -58,7 +57,7 @@ def read_steps(
             part = slice(first, first + len(rows))
             micro_batches.append(to_device(cached, part, valid, length, worker.device))
             first += len(rows)
-        yield Step(micro_batches, sum(int(batch.mask.sum()) for batch in micro_batches))
+        yield Step(micro_batches, sum(int(batch.rows.mask.sum()) for batch in micro_batches))
 
 
 def to_device(
@@ -66,10 +65,11 @@ def to_device(
 ) -> MicroBatch:
     """The first `length` positions of rows `part` of `cached` as tensors; rows that are not `valid`
     ([m] bool) get an empty mask."""
-    ids, segments, mask = row_tensors(cached.rows.take(np.arange(part.start, part.stop)), device)
-    is_whole = length >= ids.shape[1]
-    mask = mask & torch.from_numpy(valid).to(device)[:, None]
+    whole = row_tensors(cached.rows.take(np.arange(part.start, part.stop)), device, valid)
+    is_whole = length >= whole.ids.shape[1]
     payload = torch.from_numpy(cached.payload[part]).to(device)
-    mask, ids, segments, payload = shorten(length, mask, ids, segments, payload)
+    mask, ids, segments, labels, payload = shorten(
+        length, whole.mask, whole.ids, whole.segments, whole.labels, payload
+    )
     entropy = torch.from_numpy(cached.entropy[part]).to(device) if is_whole else None
-    return MicroBatch(ids, segments, mask, payload, entropy)
+    return MicroBatch(RowTensors(ids, segments, mask, labels), payload, entropy)

@@ -17,6 +17,7 @@ from kdscale.losses.divergences import entropy_sum
 from kdscale.losses.fused import Head
 from kdscale.models.attention import check_attention
 from kdscale.models.folder import ModelReference
+from kdscale.models.forward import RowTensors
 from kdscale.models.head import LayerOutput, TrainedModel
 from kdscale.models.sharded import load_teacher, share_parameter
 from kdscale.types import DenseTargets, SparseTargets, Targets
@@ -108,13 +109,13 @@ class LiveTeacher:
             self._model(check_attention, worker.device)
 
     @torch.no_grad()
-    def targets(
-        self, ids: torch.Tensor, segments: torch.Tensor, mask: torch.Tensor, temperature: float
-    ) -> "LiveTargets":
-        """Softmax of the logits over `temperature` where `mask` [B, T] is True, and the layers'
-        outputs there."""
-        hidden, layers, head = self._model(_forward, ids, segments, self._outputs, self._is_sharded)
-        return LiveTargets(head, hidden[mask], temperature, at_positions(layers, mask))
+    def targets(self, rows: RowTensors, temperature: float) -> "LiveTargets":
+        """Softmax of the logits over `temperature` at the positions of `rows` that count, and the
+        layers' outputs there."""
+        hidden, layers, head = self._model(
+            _forward, rows.ids, rows.segments, self._outputs, self._is_sharded
+        )
+        return LiveTargets(head, hidden[rows.mask], temperature, at_positions(layers, rows.mask))
 
 
 class LiveTargets:

@@ -2,6 +2,7 @@
 
 Both read the same cached rows in the same order with the same seed and steps; only the weight of
 the distillation loss differs, so that what the student gains over the control is the teacher's.
+Where some labels are not known, the control reads only the rows whose are.
 """
 
 import math
@@ -10,9 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kdscale.cache.read.disk import DiskCache
 from kdscale.cache.read.mixing import MixedReader
 from kdscale.cache.read.reader import CacheReader, CacheSource
+from kdscale.cache.read.subset import SubsetReader, known_labels
 from kdscale.config import RunConfig
 from kdscale.config.loss import check_defined
 from kdscale.config.training import ZeroConfig
@@ -24,11 +28,13 @@ from kdscale.models.head import TrainedModel
 from kdscale.scratch import machine_folder
 from kdscale.store import Store
 from kdscale.student.attention import AttentionLoss, make_attention_loss
+from kdscale.student.difficulty import Reader
 from kdscale.student.hidden import HiddenLoss, make_hidden_loss
 from kdscale.student.objective import DistillationLoss, LabelsLoss
 from kdscale.student.stages import make_sampler, staged_steps
 from kdscale.student.start import Start, plan_start
 from kdscale.student.targets import LiveTeacher
+from kdscale.train.balance import EQUAL, LabelWeights, class_weights
 from kdscale.train.batches import batch_digest
 from kdscale.train.session import Session, run_session
 from kdscale.workers import Worker, current_worker
@@ -86,7 +92,7 @@ def live_teacher(
         return None
     zero = ZeroConfig(stage=config.distill.live.zero)
     outputs = config.distill.live.layer_outputs
-    return LiveTeacher(teacher, worker, zero, prepared.vocab_size, outputs)
+    return LiveTeacher(teacher, worker, zero, prepared.outputs, outputs)
 
 
 def layer_losses(
@@ -110,21 +116,31 @@ def _train_arm(
     session: Session,
     worker: Worker,
     prepared: Prepared,
-    reader: CacheReader | MixedReader,
+    cached: CacheReader | MixedReader,
     start: Start,
     teacher: ModelReference,
     tables: Store,
 ) -> None:
-    config = session.config
-    distill, vocab_size = config.distill, prepared.vocab_size
+    config, weights = session.config, EQUAL
+    reader: Reader = cached
+    if config.data.labels is not None:
+        known = known_labels(cached)
+        weights = LabelWeights(
+            class_weights(config.data, prepared.split("train"), worker.device),
+            known_share=float(known.mean()),
+        )
+        if session.name == "control" and not known.all():
+            # It learns from nothing else, so that its batches are full of them.
+            reader = SubsetReader(cached, np.flatnonzero(known))
+    distill, vocab_size = config.distill, prepared.outputs
     sampler = make_sampler(distill, reader, worker, vocab_size, config.seed)
     seen = SeenRows(sampler, len(reader))
-    loss: LabelsLoss | DistillationLoss = LabelsLoss()
+    loss: LabelsLoss | DistillationLoss = LabelsLoss(weights)
     wrap = partial(TrainedModel, vocab_size=vocab_size)
     if session.name != "control":
         hidden, attention = layer_losses(config, start, teacher)
         live = live_teacher(config, teacher, worker, prepared)
-        loss = DistillationLoss(config, reader.codec, live, hidden, attention)
+        loss = DistillationLoss(config, reader.codec, live, hidden, attention, weights)
         wrap = partial(
             wrap,
             projections=hidden.projections(config.seed) if hidden is not None else (),

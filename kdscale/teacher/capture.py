@@ -64,8 +64,8 @@ def capture(job: dict[str, Any]) -> None:
     check_vocabulary(bare.config, prepared.vocab_size, "teacher")
     held, total = parameters_held(model)
     worker.say(f"teacher holds {held:,} of {total:,} parameters here")
-    if spec.config.data.pack:
-        check_isolation(model, prepared.vocab_size, worker.device)
+    if spec.config.packs:
+        check_isolation(model, prepared.outputs, worker.device)
     fill_cache(spec, worker, model, prepared)
 
 
@@ -81,11 +81,11 @@ def fill_cache(
     encoder = Encoder(
         spec.config.cache,
         writer.commit,
-        vocab_size=prepared.vocab_size,
+        vocab_size=prepared.outputs,
         seed=spec.config.seed,
         device=worker.device,
     )
-    runner = _Runner(spec, worker, model, prepared.split("train"), prepared.vocab_size, encoder)
+    runner = _Runner(spec, worker, model, prepared.split("train"), prepared.outputs, encoder)
     runner.run(missing, tracker)
     # Also where all ranks wait for the last one's commits.
     if worker.any_rank(runner.leaves):
@@ -181,8 +181,8 @@ class _Runner:
     def _forward(self, rows: Rows) -> torch.Tensor:
         """Logits [B, T, V]."""
         with self._clock.running():
-            ids, segments, _ = row_tensors(rows, self._worker.device)
-            return compute_logits(self._model, ids, segments, self._vocab_size)
+            batch = row_tensors(rows, self._worker.device)
+            return compute_logits(self._model, batch.ids, batch.segments, self._vocab_size)
 
     def _rows_of(self, unit: int) -> int:
         return len(self._spec.plan.units[unit])

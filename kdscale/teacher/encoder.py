@@ -25,9 +25,8 @@ from kdscale.cache.format.records import Commit
 from kdscale.cache.rows import RowStats
 from kdscale.config.cache import CacheConfig
 from kdscale.data.rows import concatenate
-from kdscale.models.forward import next_token_labels
 from kdscale.teacher.pipe import Pipe
-from kdscale.types import Rows
+from kdscale.types import Rows, labels_of
 
 # Units in commit. With one that waits and one that fills, no more than four are in memory.
 _COMMITS = 2
@@ -146,12 +145,14 @@ class Encoder:
         batch, length = rows.loss_mask.shape
         targets = np.flatnonzero(rows.loss_mask)
         where = torch.from_numpy(targets).to(device)
-        labels = next_token_labels(torch.from_numpy(rows.input_ids)).flatten()[targets].long()
+        labels = torch.from_numpy(labels_of(rows)).flatten()[targets].long()
         sample_ids = torch.from_numpy(rows.sample_ids).to(device)
         noise = uniforms(self._seed, sample_ids, length, self._codec.streams).flatten(0, 1)[where]
         logits = forward.logits.flatten(0, 1)
         encoded = self._codec.encode(logits, noise, where=where, temperature=self._temperature)
         nll = encoded.log_norm - logits[where, labels.to(device)].float() / self._temperature
+        # Of a label that is not known: nobody can say how well it was predicted.
+        nll = torch.where(labels.to(device) >= 0, nll, torch.nan)
         # Positions that are no targets stay zero bytes: no loss ever looks at them.
         payload = np.zeros((batch * length, self._codec.bytes_per_position), np.uint8)
         payload[targets] = encoded.payload.cpu().numpy()

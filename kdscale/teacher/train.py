@@ -1,4 +1,8 @@
-"""Train the teacher on labels: Ray Train workers, ZeRO, shuffled epochs over the training rows."""
+"""Train the teacher on labels: Ray Train workers, ZeRO, shuffled epochs over the training rows.
+
+From random weights, or further from a model that exists; what that one lacks for the task, such as
+a classifier's head, starts at random.
+"""
 
 from collections.abc import Iterator
 from functools import partial
@@ -6,20 +10,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
+from kdscale.config import RunConfig
 from kdscale.data.order import uniform_batch
-from kdscale.data.prepared import open_prepared
+from kdscale.data.prepared import Prepared, open_prepared
 from kdscale.losses.fused import head_and_loss
-from kdscale.models.build import build_model, make_config
-from kdscale.models.forward import next_token_labels, row_tensors
+from kdscale.models.build import build_model, load_model, make_config
+from kdscale.models.forward import RowTensors, row_tensors
 from kdscale.models.head import TrainedModel
+from kdscale.teacher.existing import config_to_train, purpose_of, teacher_source
+from kdscale.train.balance import LabelWeights, class_weights
 from kdscale.train.batches import batch_digest, rank_rows, split_micro_batches
 from kdscale.train.loop import LossSums, Step
 from kdscale.train.session import Session, run_session
 from kdscale.workers import current_worker
-
-# ids [m, T], segments [m, T], loss mask [m, T]
-MicroBatch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def train_teacher(job: dict[str, Any]) -> None:
@@ -30,42 +35,53 @@ def train_teacher(job: dict[str, Any]) -> None:
     worker = current_worker()
     prepared = open_prepared(job["prepared"])
     table = prepared.split("train")
+    labelled = table.labelled()
     training, config = session.training, session.config
-    assert config.teacher.model is not None
-    model_config = make_config(
-        config.teacher.model, prepared.vocab_size, prepared.special_ids, config.data.row_length
-    )
+    weights = LabelWeights(class_weights(config.data, table, worker.device))
 
-    def micro_batch(part: np.ndarray, valid: np.ndarray) -> MicroBatch:
-        ids, segments, mask = row_tensors(table.take(part), worker.device)
-        return ids, segments, mask & torch.from_numpy(valid).to(worker.device)[:, None]
+    def micro_batch(part: np.ndarray, valid: np.ndarray) -> RowTensors:
+        return row_tensors(table.take(part), worker.device, valid)
 
     def batch_of(step: int) -> np.ndarray:
         position = step * training.batch_rows
-        return uniform_batch(position, training.batch_rows, len(table), config.seed)
+        at = uniform_batch(position, training.batch_rows, len(labelled), config.seed)
+        return labelled[at]
 
-    def steps(start: int, _: torch.nn.Module) -> Iterator[Step[MicroBatch]]:
+    def steps(start: int, _: torch.nn.Module) -> Iterator[Step[RowTensors]]:
         for step in range(start, training.steps):
             batch = batch_of(step)
             mine = rank_rows(batch, worker.rank, worker.world_size)
             size = training.micro_batch_rows
             parts = split_micro_batches(mine, batch, size, worker.world_size)
             micro_batches = [micro_batch(part, valid) for part, valid in parts]
-            yield Step(micro_batches, sum(int(mask.sum()) for _, _, mask in micro_batches))
+            yield Step(micro_batches, sum(int(batch.mask.sum()) for batch in micro_batches))
 
-    def compute_loss(model: TrainedModel, batch: MicroBatch, step: int) -> LossSums:
-        ids, segments, mask = batch
-        labels = next_token_labels(ids)[mask]
-        loss = head_and_loss(model.hidden(ids, segments)[mask], model.head, labels).objective
+    def compute_loss(model: TrainedModel, batch: RowTensors, step: int) -> LossSums:
+        labels = batch.labels[batch.mask]
+        hidden = model.hidden(batch.ids, batch.segments)[batch.mask]
+        found = head_and_loss(hidden, model.head, labels, label_weights=weights.at(labels))
+        loss = found.objective
         return loss, {"loss": loss.detach()}
 
     run_session(
         session,
         worker,
         prepared,
-        build=lambda: build_model(model_config, config.seed),
-        wrap=partial(TrainedModel, vocab_size=prepared.vocab_size),
+        build=partial(_build, config, prepared),
+        wrap=partial(TrainedModel, vocab_size=prepared.outputs),
         steps=steps,
         compute_loss=compute_loss,
         extra=lambda step: {"train/batch_digest": batch_digest(batch_of(step))},
     )
+
+
+def _build(config: RunConfig, prepared: Prepared) -> PreTrainedModel:
+    """The teacher before its first step, the same on every rank."""
+    teacher, purpose = config.teacher, purpose_of(config, prepared)
+    if teacher.model is not None:
+        length, ids = config.data.row_length, prepared.special_ids
+        shape = make_config(teacher.model, prepared.vocab_size, ids, length, purpose)
+        return build_model(shape, config.seed)
+    torch.manual_seed(config.seed)
+    shape = config_to_train(config, prepared)
+    return load_model(teacher_source(config), revision=teacher.revision, config=shape)

@@ -20,7 +20,7 @@ from kdscale.losses.fused import head_and_loss
 from kdscale.models.attention import check_attention
 from kdscale.models.build import count_parameters
 from kdscale.models.folder import MARKER, publish, read_marker
-from kdscale.models.forward import check_isolation, next_token_labels, row_tensors
+from kdscale.models.forward import RowTensors, check_isolation, row_tensors
 from kdscale.models.head import TrainedModel
 from kdscale.store import Fence, Store
 from kdscale.tracking import Tracker, open_tracker
@@ -142,7 +142,7 @@ def _resume(session: Session, worker: Worker, backend: Backend) -> Progress:
     # Ranks drop out different units; a checkpoint restores each rank's own state.
     torch.manual_seed(config.seed * 1_000_003 + worker.rank)
     start = load_checkpoint(session.checkpoints, backend, worker, training)
-    if config.data.pack:
+    if config.packs:
         with torch.no_grad():
             backend.model(_check_isolation, worker.device)
     where = f"resumed at step {start.step}" if start.step else "started"
@@ -263,10 +263,9 @@ def _validator(
         mine = rank_rows(order, worker.rank, worker.world_size)
         size = training.micro_batch_rows
         for part, valid in split_micro_batches(mine, order, size, worker.world_size):
-            ids, segments, mask = row_tensors(rows.take(part), worker.device)
-            mask &= torch.from_numpy(valid).to(worker.device)[:, None]
-            sums[0] += backend.model(_cross_entropy, ids, segments, mask)
-            sums[1] += mask.sum()
+            batch = row_tensors(rows.take(part), worker.device, valid)
+            sums[0] += backend.model(_cross_entropy, batch)
+            sums[1] += batch.known.sum()
             worker.beat("a batch of validation")
         total, targets = worker.all_reduce_sum(sums).tolist()
         found: dict[str, float] = worker.broadcast({"loss": total / max(1.0, targets)})
@@ -279,8 +278,7 @@ def _check_isolation(model: TrainedModel, device: torch.device) -> None:
     check_isolation(model.model, model.vocab_size, device)
 
 
-def _cross_entropy(
-    model: TrainedModel, ids: torch.Tensor, segments: torch.Tensor, mask: torch.Tensor
-) -> torch.Tensor:
-    hidden = model.hidden(ids, segments)[mask]
-    return head_and_loss(hidden, model.head, next_token_labels(ids)[mask]).cross_entropy
+def _cross_entropy(model: TrainedModel, batch: RowTensors) -> torch.Tensor:
+    known = batch.known
+    hidden = model.hidden(batch.ids, batch.segments)[known]
+    return head_and_loss(hidden, model.head, batch.labels[known]).cross_entropy

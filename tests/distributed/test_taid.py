@@ -98,10 +98,9 @@ def distil(
             batch = np.arange(5 * step, 5 * step + 5) % ROWS
             mine, parts = rank_rows(batch, worker.rank, worker.world_size), []
             for rows, valid in split_micro_batches(mine, batch, 2, worker.world_size):
-                ids, segments, mask = row_tensors(table.take(rows), worker.device)
-                mask &= torch.from_numpy(valid)[:, None]
-                parts.append(MicroBatch(ids, segments, mask, torch.empty(*ids.shape, 0), None))
-            yield Step(parts, sum(int(part.mask.sum()) for part in parts))
+                made = row_tensors(table.take(rows), worker.device, valid)
+                parts.append(MicroBatch(made, torch.empty(*made.ids.shape, 0), None))
+            yield Step(parts, sum(int(part.rows.mask.sum()) for part in parts))
 
     with suppress(Killed):
         run_session(

@@ -18,7 +18,7 @@ from kdscale.config.training import OptimiserConfig, TrainingConfig, ZeroConfig
 from kdscale.models.attention import check_attention
 from kdscale.models.build import build_model, load_model, make_config
 from kdscale.models.folder import ModelReference
-from kdscale.models.forward import compute_logits, model_inputs, next_token_labels
+from kdscale.models.forward import RowTensors, compute_logits, model_inputs, next_token_labels
 from kdscale.models.head import TrainedModel
 from kdscale.student.attention import make_attention_loss
 from kdscale.student.hidden import make_hidden_loss
@@ -76,7 +76,8 @@ def batch(codec_config: CodecConfig | None = None, teacher: Any = None) -> Micro
         encoded = codec.encode(logits, noise)
         payload = encoded.payload.view(ROWS, LENGTH, -1)
         entropy = (encoded.entropy.view(ROWS, LENGTH) * mask).sum(1) / mask.sum(1)
-    return MicroBatch(ids, segments, mask, payload, entropy)
+    rows = RowTensors(ids, segments, mask, next_token_labels(ids))
+    return MicroBatch(rows, payload, entropy)
 
 
 def values(found: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> dict[str, float]:
@@ -124,7 +125,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def dense(folder: str, temperature: float) -> tuple[float, float]:
     """KL (times T^2) and cross-entropy over all targets, from whole logits in float64."""
-    rows = batch()
+    rows = batch().rows
     student, teacher = model(1, 8), load_model(folder)
     with torch.no_grad():
         z, y = (
@@ -172,7 +173,7 @@ def test_hidden_states_are_compared_layer_by_layer(folder: str) -> None:
     plain, found = live_values(folder, 0), live_values(folder, 0, **HIDDEN)
     assert found["loss"] == pytest.approx(plain["loss"] + 0.5 * found["hidden"], rel=1e-5)
     assert found["kl"] == pytest.approx(plain["kl"], rel=1e-5)
-    rows, expected = batch(), 0.0
+    rows, expected = batch().rows, 0.0
     maps = make_hidden_loss(HiddenConfig(), (2, 2), (8, 16)).projections(seed=4)
     with torch.no_grad():
         student, teacher = (
@@ -189,7 +190,7 @@ def test_hidden_states_are_compared_layer_by_layer(folder: str) -> None:
 
 def naive_attention(folder: str, kind: str, pairs: list[tuple[int, int]]) -> float:
     """From the weights of every head, query by query."""
-    rows, total = batch(), 0.0
+    rows, total = batch().rows, 0.0
     with torch.no_grad():
         student, teacher = (
             m(**model_inputs(m, rows.ids, rows.segments), output_attentions=True).attentions
@@ -237,7 +238,7 @@ def test_the_targets_of_taid_lie_between_student_and_teacher(
         live={"taid": {"start": 0.3}, "temperature": {"start": temperature}},
         loss={"kd_weight": {"start": 0.75}},
     )
-    rows, student = batch(), model(1, 8)
+    rows, student = batch().rows, model(1, 8)
     z = compute_logits(student, rows.ids, rows.segments, VOCAB)[rows.mask]
     with torch.no_grad():
         teacher = load_model(folder)
@@ -278,13 +279,13 @@ def test_a_sharded_live_teacher_is_the_whole_one(folder: str) -> None:
 
 def uneven(folder: str) -> dict[str, float]:
     """Several chunks of targets on the first rank, none on the second."""
-    rank, rows = current_worker().rank, batch()
+    rank, rows = current_worker().rank, batch().rows
     loss, wrap = live_loss(folder, 3, live=LAYERS)
     mask = rows.mask if rank == 0 else torch.zeros_like(rows.mask)
-    many = [x.repeat(40, 1) for x in (rows.ids, rows.segments, mask)]
+    many = [x.repeat(40, 1) for x in (rows.ids, rows.segments, mask, rows.labels)]
     assert rank == 1 or int(many[2].sum()) > 3 * 256
     payload = torch.zeros(len(many[0]), LENGTH, 0, dtype=torch.uint8)
-    return values(loss(wrap(model(1, 8)), MicroBatch(*many, payload, None), 0))
+    return values(loss(wrap(model(1, 8)), MicroBatch(RowTensors(*many), payload, None), 0))
 
 
 @pytest.mark.dist

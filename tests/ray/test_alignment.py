@@ -115,7 +115,7 @@ def test_the_loss_is_zero_for_the_teacher_itself_and_large_for_a_shifted_one(
     loss = DistillationLoss(config, reader.codec, None)
     model = AutoModelForCausalLM.from_pretrained(planted_run / "teacher")
     trained = TrainedModel(model, VOCAB)
-    targets = int(batch.mask.sum())
+    targets = int(batch.rows.mask.sum())
     assert loss(trained, batch, 0)[0].item() / targets < 0.05
 
     with torch.no_grad():

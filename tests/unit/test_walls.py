@@ -40,8 +40,8 @@ ALLOWED: dict[str, set[str]] = {
     "curriculum": {"cache", "config", "shuffle"},
     "committing": {"errors", "ray_session", "store"},
     "teacher": {
-        *("cache", "config", "data", "losses", "metrics", "models", "store", "tracking"),
-        *("train", "types", "workers"),
+        *("cache", "config", "data", "errors", "losses", "metrics", "models", "store"),
+        *("tracking", "train", "types", "workers"),
     },
     "student": {
         *("cache", "config", "curriculum", "data", "errors", "losses", "models", "scratch"),

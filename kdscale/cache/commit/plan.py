@@ -23,7 +23,7 @@ from kdscale.cache.format.records import (
     record_bytes,
 )
 from kdscale.cache.format.verified import read_object
-from kdscale.cache.identity import FORMAT, Identity, check_identity
+from kdscale.cache.identity import FORMAT, Identity, check_identity, has_labels
 from kdscale.errors import KdscaleError
 from kdscale.store import PutIfAbsent, Store
 
@@ -135,7 +135,8 @@ def open_layout(store: Store, identity: Identity, segment: Segment) -> Layout:
         assert packable(codec)
         data = read_object(store, segment.prior_key, segment.prior.digest)
         packing = Packing(codec, decode_prior(data))
-    return Layout(int(identity["row_length"]), codec.bytes_per_position, packing)
+    length = int(identity["row_length"])
+    return Layout(length, codec.bytes_per_position, packing, has_labels(identity))
 
 
 def _stored_prior(store: Store, prior: Prior) -> ObjectReference:

@@ -69,7 +69,7 @@ def encode_unit(
     payload = np.ascontiguousarray(payload).reshape(count, row_length, -1)
     assert payload.dtype == np.uint8
     assert np.array_equal(stats.sample_ids, rows.sample_ids)
-    layout = Layout(row_length, payload.shape[-1], packing)
+    layout = Layout(row_length, payload.shape[-1], packing, rows.labels is not None)
     schema = layout.schema.with_metadata(dict(metadata))
     sink = pa.BufferOutputStream()
     sizes = []
@@ -86,13 +86,16 @@ def decode_block(data: bytes, layout: "Layout") -> FixedRows:
     """The rows of one block, from the bytes that its offset and length name. Verify them first."""
     message = pa.ipc.read_message(pa.py_buffer(data))
     batch = pa.ipc.read_record_batch(message, layout.schema)
-    found = new_rows(len(batch), row_type(layout.row_length, layout.bytes_per_position))
+    kind = row_type(layout.row_length, layout.bytes_per_position, layout.labelled)
+    found = new_rows(len(batch), kind)
     rows = found.rows
     rows.sample_ids[:] = from_binary(batch["sample_id"])
     rows.input_ids[:] = from_lists(batch["input_ids"])
     rows.segment_ids[:] = from_lists(batch["segment_ids"])
     rows.loss_mask[:] = from_lists(batch["loss_mask"])
     rows.byte_counts[:] = from_numbers(batch["byte_count"])
+    if rows.labels is not None:
+        rows.labels[:] = from_lists(batch["labels"])
     found.entropy[:] = from_numbers(batch["entropy"])
     found.nll[:] = from_numbers(batch["nll"])
     if layout.packing is None:
@@ -150,15 +153,19 @@ class Layout:
     row_length: int
     bytes_per_position: int
     packing: Packing | None
+    labelled: bool = False
+    """Whether rows know their labels; otherwise these are the next tokens."""
 
     @property
     def schema(self) -> pa.Schema:
         """The columns of a data object."""
-        return _schema(self.row_length, self.bytes_per_position, self.packing is not None)
+        is_packed = self.packing is not None
+        return _schema(self.row_length, self.bytes_per_position, is_packed, self.labelled)
 
 
 @cache
-def _schema(row_length: int, bytes_per_position: int, packed: bool) -> pa.Schema:
+def _schema(row_length: int, bytes_per_position: int, packed: bool, labelled: bool) -> pa.Schema:
+    labels = pa.field("labels", pa.list_(pa.int32(), row_length), nullable=False)
     payload = pa.binary() if packed else pa.binary(row_length * bytes_per_position)
     return pa.schema(
         [
@@ -167,6 +174,7 @@ def _schema(row_length: int, bytes_per_position: int, packed: bool) -> pa.Schema
             pa.field("segment_ids", pa.list_(pa.int32(), row_length), nullable=False),
             pa.field("loss_mask", pa.list_(pa.uint8(), row_length), nullable=False),
             pa.field("byte_count", pa.float64(), nullable=False),
+            *([labels] if labelled else []),
             pa.field("payload", payload, nullable=False),
             *_STATS,
         ]
@@ -191,6 +199,7 @@ def _block(
         as_lists(rows.segment_ids.astype(np.int32)),
         as_lists(rows.loss_mask.astype(np.uint8)),
         pa.array(rows.byte_counts, pa.float64()),
+        *([] if rows.labels is None else [as_lists(rows.labels.astype(np.int32))]),
         column,
         *_stats_columns(some),
     ]

@@ -26,7 +26,7 @@ class FixedRows(CachedRows):
 
 
 @cache
-def row_type(row_length: int, bytes_per_position: int) -> np.dtype[np.void]:
+def row_type(row_length: int, bytes_per_position: int, labelled: bool = False) -> np.dtype[np.void]:
     """The bytes of a row: wide fields first, so that each is aligned without gaps."""
     layout: list[tuple[str, str, tuple[int, ...]]] = [
         ("byte_counts", "<f8", ()),
@@ -34,6 +34,7 @@ def row_type(row_length: int, bytes_per_position: int) -> np.dtype[np.void]:
         ("nll", "<f4", ()),
         ("input_ids", "<i4", (row_length,)),
         ("segment_ids", "<i4", (row_length,)),
+        *([("labels", "<i4", (row_length,))] if labelled else []),
         ("sample_ids", "u1", (16,)),
         ("loss_mask", "?", (row_length,)),
         ("payload", "u1", (row_length, bytes_per_position)),
@@ -51,7 +52,8 @@ def view_rows(records: np.ndarray, kind: np.dtype[np.void]) -> FixedRows:
     """The rows in `records` ([B] void of the width of `kind`), not copied."""
     views = records.view(kind)
     own = {field.name: views[field.name] for field in fields(CachedRows) if field.name != "rows"}
-    return FixedRows(Rows(**{name: views[name] for name in _ROW_FIELDS}), **own, records=records)
+    rows = {name: views[name] for name in _ROW_FIELDS if name in (kind.names or ())}
+    return FixedRows(Rows(**rows), **own, records=records)
 
 
 def new_rows(count: int, kind: np.dtype[np.void]) -> FixedRows:

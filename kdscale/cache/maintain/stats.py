@@ -127,7 +127,8 @@ def _some_units(manifest: Manifest, count: int) -> list[Unit]:
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:
-    """Mean and quantiles; nothing of no values."""
+    """Mean and quantiles of the values that are known; nothing of no values."""
+    values = values[~np.isnan(values)]
     if not len(values):
         return {}
     found = np.quantile(values, list(_QUANTILES.values())).tolist()

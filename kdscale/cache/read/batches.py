@@ -132,5 +132,6 @@ def _attempt(read: Read, order: np.ndarray) -> CachedRows | Exception:
 
 def _part(whole: CachedRows, part: slice) -> CachedRows:
     """Consecutive rows, not copied."""
-    rows = Rows(*(getattr(whole.rows, name)[part] for name in _ROW_FIELDS))
+    own = {name: getattr(whole.rows, name) for name in _ROW_FIELDS}
+    rows = Rows(**{name: array[part] for name, array in own.items() if array is not None})
     return CachedRows(rows, whole.payload[part], whole.entropy[part], whole.nll[part])

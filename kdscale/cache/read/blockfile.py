@@ -3,7 +3,8 @@
     8 bytes   magic word with the version of this format
     8 bytes   xxh3_64 of everything that follows
     8 bytes   length of the description
-    JSON      the key that the block is kept under, rows, positions in a row, bytes a position
+    JSON      the key that the block is kept under, rows, positions in a row, bytes a position,
+              whether rows have labels
     records   the rows as in rowform.py, from a multiple of 64 bytes on
 
 The digest covers the key too, so a file under a wrong name is as bad as a flipped bit. The form is
@@ -21,7 +22,7 @@ import xxhash
 
 from kdscale.cache.format.rowform import FixedRows, row_type, view_rows
 
-_MAGIC = b"KDSBLK\x00\x01"
+_MAGIC = b"KDSBLK\x00\x02"
 _HEAD = struct.Struct("<8sQQ")
 _DIGEST_END = 16
 _ALIGNMENT = 64
@@ -35,7 +36,8 @@ class MappedRows(FixedRows):
 def pack_block(key: str, block: FixedRows) -> list[bytes | memoryview]:
     """The file of `block`, in pieces to be written one after the other; rows are not copied."""
     shape = [len(block), *block.payload.shape[1:]]
-    description = json.dumps({"key": key, "shape": shape}).encode()
+    labelled = block.rows.labels is not None
+    description = json.dumps({"key": key, "shape": shape, "labels": labelled}).encode()
     length = struct.pack("<Q", len(description))
     padded = description + bytes(-(_HEAD.size + len(description)) % _ALIGNMENT)
     records = block.records.view(np.uint8).data
@@ -65,7 +67,7 @@ def map_block(path: Path, key: str, *, verify: bool) -> MappedRows:
     if description["key"] != key:
         raise ValueError(f"is of block {description['key']}, not {key}")
     count, row_length, bytes_per_position = description["shape"]
-    kind = row_type(row_length, bytes_per_position)
+    kind = row_type(row_length, bytes_per_position, description["labels"])
     width = np.dtype((np.void, kind.itemsize))
     rows = view_rows(np.frombuffer(data, width, count, end + -end % _ALIGNMENT), kind)
     return MappedRows(rows.rows, rows.payload, rows.entropy, rows.nll, rows.records)

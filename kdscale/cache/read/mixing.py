@@ -14,14 +14,14 @@ import numpy as np
 
 from kdscale.cache.codecs import Codec
 from kdscale.cache.format.rowform import empty_records, row_type, view_rows
-from kdscale.cache.identity import Identity
+from kdscale.cache.identity import Identity, has_labels
 from kdscale.cache.read.batches import ReadsAhead
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows, RowStats
 from kdscale.errors import KdscaleError
 
 # What one batch of targets must have in common. Teachers and data may differ.
-ALIKE = ("codec", "tokenizer", "vocab_size", "row_length", "temperature")
+ALIKE = ("task", "codec", "tokenizer", "vocab_size", "row_length", "temperature")
 
 
 class MixedReader(ReadsAhead):
@@ -109,7 +109,8 @@ class MixedReader(ReadsAhead):
         if len(indices) and not 0 <= np.min(indices) <= np.max(indices) < len(self):
             raise IndexError(f"rows {np.min(indices)} .. {np.max(indices)} of {len(self)}")
         caches, rows = self.locate(np.asarray(indices, np.int64))
-        kind = row_type(self.row_length, self.codec.bytes_per_position)
+        labelled = has_labels(self._readers[0].identity)
+        kind = row_type(self.row_length, self.codec.bytes_per_position, labelled)
         records = empty_records(len(indices), kind)
         for cache in np.unique(caches):
             here = caches == cache

@@ -19,7 +19,7 @@ from kdscale.cache.commit.manifest import Manifest, load_manifest
 from kdscale.cache.format.records import Unit
 from kdscale.cache.format.rowform import FixedRows, row_type, view_rows
 from kdscale.cache.format.verified import read_index
-from kdscale.cache.identity import Identity, check_identity
+from kdscale.cache.identity import Identity, check_identity, has_labels
 from kdscale.cache.read.batches import MOST_BYTES, THREADS, ReadsAhead
 from kdscale.cache.read.blocks import BlockCache
 from kdscale.cache.read.disk import DiskCache
@@ -76,7 +76,9 @@ class CacheReader(ReadsAhead):
         self._store = store
         self._memory_bytes = memory_bytes
         self._disk = disk
-        self._row_type = row_type(int(self.identity["row_length"]), self.codec.bytes_per_position)
+        self._row_type = row_type(
+            self.row_length, self.codec.bytes_per_position, has_labels(self.identity)
+        )
         self._map = BlockMap(manifest.segments)
         self._memory = RecycledMemory(MOST_BYTES, _KEPT_BATCHES)
         self._start_cache()

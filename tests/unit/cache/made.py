@@ -31,6 +31,6 @@ def fixed(block: CachedRows) -> FixedRows:
     rows = new_rows(len(block), row_type(*block.payload.shape[1:]))
     for whole, part in ((rows, block), (rows.rows, block.rows)):
         for field in fields(part):
-            if field.name != "rows":
+            if field.name not in ("rows", "labels"):
                 getattr(whole, field.name)[:] = getattr(part, field.name)
     return rows

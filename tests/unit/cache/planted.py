@@ -91,7 +91,7 @@ class Planted:
 Plant = Callable[..., Planted]
 
 
-def planted_rows(count: int) -> Rows:
+def planted_rows(count: int, labelled: bool = False) -> Rows:
     generator = np.random.default_rng(0)
     input_ids = generator.integers(0, VOCAB, (count, ROW_LENGTH), dtype=np.int32)
     mask = np.ones(input_ids.shape, np.bool_)
@@ -104,6 +104,7 @@ def planted_rows(count: int) -> Rows:
         segment_ids=np.sort(generator.integers(1, 3, input_ids.shape, dtype=np.int32), axis=1),
         loss_mask=mask,
         byte_counts=generator.uniform(20, 90, count),
+        labels=np.where(mask, np.roll(input_ids, 3, axis=1), -1) if labelled else None,
     )
 
 
@@ -136,11 +137,13 @@ def make_planted(
     rows_per_unit: int = 8,
     config: CodecConfig | None = None,
     packed: bool = True,
+    labelled: bool = False,
 ) -> Planted:
     """The content of a cache; nothing of it is stored yet. Codecs that sample are packed at rest,
-    unless `packed` says otherwise."""
+    unless `packed` says otherwise; `labelled` rows bring their labels, as a masked language
+    model's."""
     codec = make_codec(config or VaroptCodec(k=4, head=2), VOCAB)
-    content = planted_rows(rows)
+    content = planted_rows(rows, labelled)
     generator = np.random.default_rng(1)
     stats = RowStats(
         content.sample_ids,
@@ -150,6 +153,7 @@ def make_planted(
     )
     identity = {
         "format": FORMAT,
+        "task": "masked-lm" if labelled else "causal-lm",
         "teacher": "ab" * 8,
         "tokenizer": "cd" * 8,
         "vocab_size": VOCAB,
@@ -179,3 +183,7 @@ def assert_same_rows(found: Rows, expected: Rows) -> None:
         left, right = getattr(found, name), getattr(expected, name)
         assert left.dtype == right.dtype, name
         assert np.array_equal(left, right), name
+    assert (found.labels is None) == (expected.labels is None)
+    if found.labels is not None and expected.labels is not None:
+        assert found.labels.dtype == expected.labels.dtype == np.int32
+        assert np.array_equal(found.labels, expected.labels)

@@ -40,7 +40,8 @@ def make_block(seed: int, rows: int = ROWS) -> FixedRows:
 
 def arrays(block: CachedRows) -> dict[str, np.ndarray]:
     own = {f.name: getattr(block, f.name) for f in fields(CachedRows) if f.name != "rows"}
-    return own | {f.name: getattr(block.rows, f.name) for f in fields(Rows)}
+    rows = {f.name: getattr(block.rows, f.name) for f in fields(Rows)}
+    return own | {name: array for name, array in rows.items() if array is not None}
 
 
 def assert_same(found: CachedRows | None, expected: CachedRows) -> None:

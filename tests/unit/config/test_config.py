@@ -50,7 +50,7 @@ def test_every_field_is_documented_once_under_the_field() -> None:
         ("cache.codec={kind: topq}", r"cache\.codec: .*'topq'"),
         ("data.row_length=abc", r"data\.row_length: .*integer.*'abc'"),
         ("data.overlap=128", "overlap 128 must be below row_length 128"),
-        ("teacher.load=some/model", "give either `load`, or both `model` and `training`"),
+        ("teacher.load=some/model", "give either `load` or `model`"),
         ("distill.student.teacher_layers=[0]", "give either `model` or `teacher_layers`"),
         ("cache.rows=4", "batch_rows 8 is more than cache.rows 4"),
         ("cache.capture.zero.stage=2", "zero.stage is 0 or 3"),

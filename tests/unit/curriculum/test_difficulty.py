@@ -85,14 +85,16 @@ def test_rarity_token_by_token_and_in_chunks(seed: int, count: int, length: int)
     frequency = Counter(token for row in targets for token in row)
     total = sum(frequency.values())
     counts = np.zeros(VOCAB, np.int64)
+    labels = np.full_like(ids, -1)
+    labels[:, :-1] = ids[:, 1:]
     for start in range(0, count, 4):
-        count_targets(counts, ids[start : start + 4], mask[start : start + 4])
+        count_targets(counts, labels[start : start + 4], mask[start : start + 4])
     assert counts.tolist() == [frequency[token] for token in range(VOCAB)]
     if total == 0:
         return
     scores = np.concatenate(
         [
-            row_rarity(counts, ids[start : start + 4], mask[start : start + 4])
+            row_rarity(counts, labels[start : start + 4], mask[start : start + 4])
             for start in range(0, count, 4)
         ]
     )

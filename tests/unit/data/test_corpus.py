@@ -28,7 +28,12 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def documents(source: SourceConfig) -> list[tuple[str, Any]]:
-    return [d for piece in find_corpus(source).pieces for d in read_piece(piece, source)]
+    return [d[:2] for piece in find_corpus(source).pieces for d in read_piece(piece, source)]
+
+
+def labels(source: SourceConfig, field: str) -> list[str | None]:
+    pieces = find_corpus(source).pieces
+    return [d.label for piece in pieces for d in read_piece(piece, source, field)]
 
 
 def names(corpus: Corpus) -> list[str]:
@@ -47,7 +52,7 @@ def test_the_standard_library_is_a_module_a_document() -> None:
     assert len(set(names(corpus))) == len(corpus.pieces) > 500
     assert not any("site-packages" in name for name in names(corpus))
     piece = next(piece for piece in corpus.pieces if piece.name == "json/decoder.py")
-    [(name, raw)] = read_piece(piece, source)
+    [(name, raw, _)] = read_piece(piece, source)
     path = Path(sysconfig.get_path("stdlib"), "json", "decoder.py")
     assert (name, raw) == ("json/decoder.py", path.read_bytes())
     assert corpus_identity(source) == {"python": platform.python_version()}
@@ -222,3 +227,49 @@ def test_remote_files_are_read_in_ranges() -> None:
         found = documents(SourceConfig(kind="parquet", path=path))
         assert found == [(f"c.parquet#{n}", text) for n, text in enumerate(texts)]
     assert corpus_identity(source)["files"] == 2
+
+
+def test_csv_with_quotes_line_ends_and_long_fields(tmp_path: Path) -> None:
+    long = "x" * 200_000
+    table = f'\ufefflabel,text\nsport,"a, b\nc"\n,"{long}"\ntech,caf\xe9\n'
+    write(tmp_path, {"a.csv": table.encode(), "b.tsv": b"text\tlabel\none\ttech\n"})
+    source = SourceConfig(kind="csv", path=str(tmp_path))
+    assert documents(source) == [
+        ("a.csv#0", "a, b\nc"),
+        ("a.csv#1", long),
+        ("a.csv#2", "caf\xe9"),
+        ("b.tsv#0", "one"),
+    ]
+    assert labels(source, "label") == ["sport", "", "tech", "tech"]
+    with pytest.raises(KdscaleError, match=r"a\.csv has no field 'topic', only label, text"):
+        labels(source, "topic")
+
+
+def test_labels_are_beside_the_text(tmp_path: Path) -> None:
+    lines = json_lines({"text": "a", "label": 3}, {"text": "b", "label": None})
+    write(tmp_path / "json", {"a.jsonl": lines})
+    assert labels(SourceConfig(kind="jsonl", path=str(tmp_path / "json")), "label") == ["3", None]
+    write(tmp_path / "text", {"tech/a.txt": b"A", "sport/b.txt": b"B", "c.txt": b"C"})
+    found = labels(SourceConfig(kind="text", path=str(tmp_path / "text")), "label")
+    assert found == [None, "sport", "tech"]
+    table = pa.table({"text": ["a", "b"], "kind": ["x", "y"], "more": [1, 2]})
+    (tmp_path / "parquet").mkdir()
+    pq.write_table(table, tmp_path / "parquet" / "a.parquet")
+    source = SourceConfig(kind="parquet", path=str(tmp_path / "parquet"))
+    assert labels(source, "kind") == ["x", "y"]
+    write(tmp_path / "bad", {"a.jsonl": json_lines({"text": "a", "label": [1]})})
+    with pytest.raises(KdscaleError, match=r"'label' of a.jsonl#0 holds list, not a class"):
+        labels(SourceConfig(kind="jsonl", path=str(tmp_path / "bad")), "label")
+
+
+def test_classes_that_a_data_set_numbers_have_their_names(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
+    )
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
+    (tmp_path / "data").mkdir()
+    rows.to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    source = SourceConfig(kind="huggingface", path=str(tmp_path))
+    assert labels(source, "label") == ["pos", "neg"]

@@ -58,7 +58,7 @@ def publish(
     monkeypatch.setattr(splits_module, "rows_per_shard", lambda length: 40)
     info = train_tokenizer(["some words for a tokenizer"], 300, folder)
     upload_folder(folder, store, "tokenizer")
-    writer = SplitWriter(DataConfig(row_length=T), store, "", info, lambda *_: None)
+    writer = SplitWriter("causal-lm", DataConfig(row_length=T), store, "", info, lambda *_: None)
     entry = writer._store_rows("train", [rows], RowCounts(rows=len(rows)))
     manifest = {
         "format": FORMAT,

@@ -27,6 +27,7 @@ def facts(numbers: list[int], status: list[Status]) -> Facts:
         places=np.arange(count, dtype=np.uint64),
         digests=digests(*numbers),
         status=np.array(status, np.uint8),
+        labels=np.full(count, -1, np.int32),
     )
 
 
@@ -91,6 +92,16 @@ def test_a_sample_has_the_size_asked_for() -> None:
 def test_a_choice_is_a_stretch_of_places_without_the_dropped() -> None:
     keys = np.arange(5, dtype=np.int64)
     places = np.array([0, 10, 20, 30, LAST_PLACE], np.uint64)
-    choice = Choice(10, LAST_PLACE, np.array([2], np.int64))
-    assert choice.covers(keys, places).tolist() == [False, True, False, True, True]
-    assert Choice(0, 20, keys[:0]).covers(keys, places).tolist() == [True] * 3 + [False] * 2
+    labels = np.full(5, -1)
+
+    def bound(*of: int) -> np.ndarray:
+        return np.array(of, np.uint64)
+
+    choice = Choice(bound(10), bound(LAST_PLACE), np.array([2], np.int64))
+    assert choice.covers(keys, places, labels).tolist() == [False, True, False, True, True]
+    low = Choice(bound(0), bound(20), keys[:0])
+    assert low.covers(keys, places, labels).tolist() == [True] * 3 + [False] * 2
+    # Bounds of their own for what has no class, class 0 and class 1.
+    of_class = Choice(bound(1, 20, 0), bound(0, LAST_PLACE, 10), keys[:0])
+    classes = np.array([-1, 0, 0, 1, 0])
+    assert of_class.covers(keys, places, classes).tolist() == [False, False, True, False, True]

@@ -56,13 +56,15 @@ def naive(
     labels: torch.Tensor,
     targets: Targets,
     objective: Objective,
+    label_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The objective from dense float64 logits, by definition."""
     z = head.scale * (hidden @ weight.T + (0 if bias is None else bias))[:, : head.vocab_size]
     if head.softcap is not None:
         z = head.softcap * torch.tanh(z / head.softcap)
     q = z.softmax(-1)
-    cross_entropy = -q.gather(-1, labels[:, None]).log().sum()
+    at_labels = -q.gather(-1, labels.clamp_min(0)[:, None]).log()[:, 0]
+    cross_entropy = (at_labels if label_weights is None else at_labels * label_weights).sum()
     tempered = (z / objective.temperature).softmax(-1)
     if objective.divergence is not None:
         distillation = objective.divergence(*classes(z / objective.temperature, targets))
@@ -88,6 +90,7 @@ def naive(
     temperature=st.sampled_from([1.0, 2.0]),
     kd_weight=st.sampled_from([0.0, 0.3, 1.0]),
     divergence=st.sampled_from([None, forward_kl_sum, reverse_kl_sum]),
+    weighted=st.booleans(),
     seed=st.integers(0, 999),
 )
 def test_value_and_gradients_are_those_of_dense_logits(
@@ -101,6 +104,7 @@ def test_value_and_gradients_are_those_of_dense_logits(
     temperature: float,
     kd_weight: float,
     divergence: Divergence | None,
+    weighted: bool,
     seed: int,
 ) -> None:
     if codec not in ("full", "topk"):
@@ -113,14 +117,22 @@ def test_value_and_gradients_are_those_of_dense_logits(
     targets = targets_of(codec, positions, vocab, seed)
     objective = Objective(kd_weight, temperature, divergence)
     head = Head(weight, bias, vocab, scale, softcap)
-    sums = head_and_loss(hidden, head, labels, lambda part, _: part_of(targets, part), objective)
+    weights = None
+    if weighted:
+        # Every third label is not known.
+        weights = randn(seed + 3, positions).abs()
+        weights[::3], labels[::3] = 0, -1
+    sums = head_and_loss(
+        hidden, head, labels, lambda part, _: part_of(targets, part), objective, weights
+    )
     (3 * sums.objective).backward()
 
     exact = [
         None if tensor is None else tensor.detach().double().requires_grad_()
         for tensor in (hidden, weight, bias)
     ]
-    expected = naive(exact[0], head, exact[1], exact[2], labels, targets, objective)  # type: ignore[arg-type]  # never None
+    doubled = None if weights is None else weights.double()
+    expected = naive(exact[0], head, exact[1], exact[2], labels, targets, objective, doubled)  # type: ignore[arg-type]  # never None
     (3 * expected).backward()
     assert sums.objective.item() == pytest.approx(expected.item(), rel=2e-5, abs=1e-4)
     for found, reference in zip((hidden, weight, bias), exact, strict=True):
@@ -313,3 +325,19 @@ def test_logits_of_a_model_of_its_own_kind_give_the_same() -> None:
     assert own.grad is not None
     torch.testing.assert_close(logits.grad[:, :12], own.grad)
     assert (logits.grad[:, 12:] == 0).all()
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_labels_that_are_weighed_count_so_without_a_teacher(balanced: bool) -> None:
+    hidden, weight = randn(0, 7, 4).requires_grad_(), randn(1, 9, 4)
+    labels = torch.tensor([3, -1, 0, 8, -1, 2, 2])
+    weights = (labels >= 0).float() * (torch.arange(7) + 1.0 if balanced else 1)
+    found = head_and_loss(hidden, Head(weight, None, 9), labels, label_weights=weights)
+    found.objective.backward()
+    exact = hidden.detach().clone().requires_grad_()
+    each = torch.nn.functional.cross_entropy(
+        exact @ weight.T, labels, reduction="none", ignore_index=-1
+    )
+    (each * weights).sum().backward()
+    assert found.objective.item() == pytest.approx((each * weights).sum().item(), rel=1e-5)
+    torch.testing.assert_close(hidden.grad, exact.grad)

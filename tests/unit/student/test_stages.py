@@ -52,7 +52,7 @@ def rows_of(
     found = []
     steps = staged_steps(config(), WORKER, reader, sampler, tables, VOCAB, start, student)
     for number, step in enumerate(steps, start):
-        ids = torch.cat([batch.ids for batch in step.micro_batches]).numpy().astype(np.int32)
+        ids = torch.cat([batch.rows.ids for batch in step.micro_batches]).numpy().astype(np.int32)
         found.append([known[row.tobytes()] for row in ids])
         if number + 1 in students:
             student.load_state_dict(students[number + 1].state_dict())

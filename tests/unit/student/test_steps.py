@@ -50,7 +50,7 @@ def targets(steps: list[Step[MicroBatch]]) -> list[list[tuple[int, ...]]]:
         sorted(
             tuple(row.tolist())
             for batch in step.micro_batches
-            for row, mask in zip(batch.ids, batch.mask, strict=True)
+            for row, mask in zip(batch.rows.ids, batch.rows.mask, strict=True)
             if mask.any()
         )
         for step in steps
@@ -74,28 +74,30 @@ def test_rows_carry_what_the_cache_has_of_them(planted: Planted) -> None:
     for step in steps_of(planted, config()):
         for batch in step.micro_batches:
             assert batch.entropy is not None
-            for row in range(len(batch.ids)):
-                index = known[tuple(batch.ids[row].tolist())]
+            for row in range(len(batch.rows.ids)):
+                index = known[tuple(batch.rows.ids[row].tolist())]
                 assert np.array_equal(batch.payload[row].numpy(), planted.payload[index])
                 assert float(batch.entropy[row]) == planted.stats.entropy[index]
-                if batch.mask[row].any():
-                    assert np.array_equal(batch.mask[row].numpy(), planted.rows.loss_mask[index])
+                if batch.rows.mask[row].any():
+                    assert np.array_equal(
+                        batch.rows.mask[row].numpy(), planted.rows.loss_mask[index]
+                    )
 
 
 def test_rows_are_cut_as_the_schedule_says(planted: Planted) -> None:
     positions = {"kind": "linear", "start": 4, "end": ROW_LENGTH, "until": 0.5}
     found = steps_of(planted, config(length={"positions": positions, "multiple": 4}))
-    lengths = [step.micro_batches[0].ids.shape[1] for step in found]
+    lengths = [step.micro_batches[0].rows.ids.shape[1] for step in found]
     assert lengths[0] == 4
     assert lengths == sorted(lengths)
     assert lengths[-3:] == [ROW_LENGTH] * 3
     for step, whole in zip(found, steps_of(planted, config()), strict=True):
-        assert step.targets == sum(int(batch.mask.sum()) for batch in step.micro_batches)
+        assert step.targets == sum(int(batch.rows.mask.sum()) for batch in step.micro_batches)
         for short, long in zip(step.micro_batches, whole.micro_batches, strict=True):
-            length = short.ids.shape[1]
-            assert torch.equal(short.ids, long.ids[:, :length])
+            length = short.rows.ids.shape[1]
+            assert torch.equal(short.rows.ids, long.rows.ids[:, :length])
             assert torch.equal(short.payload, long.payload[:, :length])
-            assert torch.equal(short.mask[:, :-1], long.mask[:, : length - 1])
+            assert torch.equal(short.rows.mask[:, :-1], long.rows.mask[:, : length - 1])
             # The last position speaks of a token that is cut off.
-            assert not short.mask[:, -1].any()
+            assert not short.rows.mask[:, -1].any()
             assert (short.entropy is None) == (length < ROW_LENGTH)

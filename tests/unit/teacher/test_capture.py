@@ -56,7 +56,7 @@ def write_prepared(store: Store, folder: Path) -> tuple[Rows, int]:
         for n in generator.integers(2, 60, 40)
     ]
     rows = concatenate(list(RowBuilder(Layout(T, 3, False, True, 0)).build(texts)), T)
-    writer = SplitWriter(DataConfig(row_length=T), store, "", info, lambda *_: None)
+    writer = SplitWriter("causal-lm", DataConfig(row_length=T), store, "", info, lambda *_: None)
     entry = writer._store_rows("train", [rows], RowCounts(rows=len(rows)))
     manifest = {
         "format": DATA_FORMAT,

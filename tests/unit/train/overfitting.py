@@ -15,7 +15,7 @@ from kdscale.data.rows import Layout, RowBuilder, RowCounts, concatenate
 from kdscale.data.splits import SplitWriter
 from kdscale.data.tokenizer import train_tokenizer
 from kdscale.models.build import load_model
-from kdscale.models.forward import compute_logits, next_token_labels, row_tensors
+from kdscale.models.forward import compute_logits, row_tensors
 from kdscale.store import Store, open_store, upload_folder
 from kdscale.teacher.train import train_teacher
 from kdscale.train.session import Session
@@ -38,7 +38,9 @@ def make_prepared(folder: Path) -> Store:
     store = open_store(str(folder / "store"))
     info = train_tokenizer(["some words for a tokenizer"], 300, folder / "tokenizer")
     upload_folder(folder / "tokenizer", store, "tokenizer")
-    writer = SplitWriter(DataConfig(row_length=LENGTH), store, "", info, lambda *_: None)
+    writer = SplitWriter(
+        "causal-lm", DataConfig(row_length=LENGTH), store, "", info, lambda *_: None
+    )
     splits = {
         name: writer._store_rows(name, [rows_of(seed, ROWS)], RowCounts(rows=ROWS))
         for seed, name in enumerate(("train", "validation"))
@@ -104,11 +106,11 @@ def lines(session: Session) -> dict[int, dict[str, float]]:
 def validation_loss(session: Session, prepared: Store) -> float:
     """Of the published model, by plain torch."""
     rows = open_prepared(prepared).split("validation").take(np.arange(ROWS))
-    ids, segments, mask = row_tensors(rows, torch.device("cpu"))
+    ids, segments, mask, labels = row_tensors(rows, torch.device("cpu"))
     model = load_model(session.folder.url.removeprefix("file://")).eval()
     with torch.no_grad():
         logits = compute_logits(model, ids, segments, open_prepared(prepared).vocab_size)
-    loss = torch.nn.functional.cross_entropy(logits[mask], next_token_labels(ids)[mask])
+    loss = torch.nn.functional.cross_entropy(logits[mask], labels[mask])
     return loss.item()
 
 

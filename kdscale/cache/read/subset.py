@@ -1,0 +1,69 @@
+"""Some rows of a cache as a cache of their own: those whose labels are known."""
+
+from dataclasses import fields
+from functools import cached_property
+
+import numpy as np
+
+from kdscale.cache.codecs import Codec
+from kdscale.cache.identity import Identity
+from kdscale.cache.read.batches import ReadsAhead
+from kdscale.cache.read.mixing import MixedReader
+from kdscale.cache.read.reader import CacheReader
+from kdscale.cache.rows import CachedRows, RowStats
+
+
+class SubsetReader(ReadsAhead):
+    """Row i is row `chosen`[i] of `reader`, which keeps its blocks and its metrics."""
+
+    def __init__(self, reader: CacheReader | MixedReader, chosen: np.ndarray) -> None:
+        self._reader = reader
+        self._chosen = chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    @property
+    def codec(self) -> Codec:
+        """The cache's own."""
+        return self._reader.codec
+
+    @property
+    def identity(self) -> Identity:
+        """The cache's own."""
+        return self._reader.identity
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a decoded row."""
+        return self._reader.row_bytes
+
+    @property
+    def row_length(self) -> int:
+        """Positions in a row."""
+        return self._reader.row_length
+
+    @property
+    def rows_per_block(self) -> int:
+        """Rows that are fetched together: fewer of them are asked for."""
+        return self._reader.rows_per_block
+
+    @cached_property
+    def statistics(self) -> RowStats:
+        """Of the chosen rows."""
+        stats = self._reader.statistics
+        return RowStats(*(getattr(stats, field.name)[self._chosen] for field in fields(RowStats)))
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The cache's own."""
+        return self._reader.metrics | {"seconds_waited": self.seconds_waited}
+
+    def read(self, indices: np.ndarray) -> CachedRows:
+        """See `CacheReader.read`."""
+        return self._reader.read(self._chosen[indices])
+
+
+def known_labels(reader: CacheReader | MixedReader) -> np.ndarray:
+    """[R] bool: the rows whose labels are known, which are those that the teacher was scored on."""
+    return ~np.isnan(reader.statistics.nll)

@@ -1,0 +1,126 @@
+"""All models on the rows of one evaluation set, shared out over ranks, and what comes of it.
+
+Rows whose class is not known are not scored. A classifier's logits are few: they are kept, all of
+them on every rank.
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from kdscale.data.prepared import Prepared, RowTable
+from kdscale.evaluate.classification import (
+    classification_intervals,
+    classification_metrics,
+    fit_temperature,
+)
+from kdscale.evaluate.intervals import draw_counts, gap_interval, language_model_intervals
+from kdscale.evaluate.metrics import LanguageModelSums
+from kdscale.evaluate.results import DomainMetrics, Interval, ModelResults
+from kdscale.models.folder import ModelReference
+from kdscale.models.forward import compute_logits, row_tensors
+from kdscale.train.batches import rank_rows, split_micro_batches
+from kdscale.workers import Worker
+
+# Whose labels the temperature is fitted on: the models were not trained on them.
+_FITTED_ON = "validation"
+
+
+class DomainScores:
+    """What each of `models` (teacher first) scores on the rows of `table`."""
+
+    def __init__(
+        self, models: list[str], table: RowTable, prepared: Prepared, worker: Worker
+    ) -> None:
+        self._table = table
+        self._outputs = prepared.outputs
+        self.order = table.labelled()
+        rows, device = len(self.order), worker.device
+        self.sums = {name: LanguageModelSums(device, rows) for name in models}
+        self.logits: dict[str, torch.Tensor] = {}
+        self.labels = torch.zeros(rows, dtype=torch.int64, device=device)
+        if prepared.classes:
+            self.logits = {n: torch.zeros(rows, self._outputs, device=device) for n in models}
+
+    @torch.no_grad()
+    def measure(
+        self, models: dict[str, torch.nn.Module], worker: Worker, micro_batch_rows: int
+    ) -> None:
+        """Run all models over all rows, and add up over ranks. Collective."""
+        places = np.arange(len(self.order))
+        mine = rank_rows(places, worker.rank, worker.world_size)
+        for part, valid in split_micro_batches(mine, places, micro_batch_rows, worker.world_size):
+            self._add(models, part, valid, worker)
+            worker.beat("a batch of evaluation")
+        for total in self.sums.values():
+            total.load(worker.all_reduce_sum(total.state()))
+        if self.logits:
+            worker.all_reduce_sum(self.labels)
+        for logits in self.logits.values():
+            worker.all_reduce_sum(logits)
+
+    def _add(
+        self,
+        models: dict[str, torch.nn.Module],
+        part: np.ndarray,
+        valid: np.ndarray,
+        worker: Worker,
+    ) -> None:
+        """The rows at `part` [B] of the order, of which the `valid` [B] count."""
+        rows = self._table.take(self.order[part])
+        batch = row_tensors(rows, worker.device, valid)
+        labels = batch.labels[batch.mask]
+        at = torch.from_numpy(part).to(worker.device)[batch.mask.nonzero()[:, 0]]
+        if self.logits:
+            self.labels[at] = labels
+        teacher_log_probs = None
+        for name, model in models.items():
+            logits = compute_logits(model, batch.ids, batch.segments, self._outputs)
+            logits = logits[batch.mask].float()
+            self.sums[name].update(logits, labels, teacher_log_probs, at)
+            for place, byte_count in zip(part[valid], rows.byte_counts[valid], strict=True):
+                self.sums[name].add_bytes(float(byte_count), int(place))
+            if self.logits:
+                self.logits[name][at] = logits
+            if name == "teacher":
+                teacher_log_probs = torch.log_softmax(logits, dim=-1)
+
+
+def summarise(
+    domains: Mapping[str, DomainScores], references: Mapping[str, ModelReference]
+) -> dict[str, Any]:
+    """{"models": {name: ModelResults}, "gap_intervals": {domain: [lower, upper]}}."""
+    models: dict[str, ModelResults] = {
+        name: {"parameters": reference.parameters, "domains": {}}
+        for name, reference in references.items()
+    }
+    gaps: dict[str, Interval] = {}
+    for domain, scores in domains.items():
+        counts = draw_counts(len(scores.order))
+        by_row = {name: sums.by_row for name, sums in scores.sums.items()}
+        gaps[domain] = gap_interval(counts, by_row)
+        for name, sums in scores.sums.items():
+            found: dict[str, Any] = dict(sums.metrics())
+            intervals = language_model_intervals(counts, by_row[name])
+            found["intervals"] = intervals
+            if scores.logits:
+                # The bytes of a text are no measure of how well it is classified.
+                found["bits_per_byte"] = None
+                intervals.pop("bits_per_byte", None)
+                _classify(found, name, scores, domains[_FITTED_ON], counts)
+            models[name]["domains"][domain] = cast(DomainMetrics, found)
+    return {"models": models, "gap_intervals": gaps}
+
+
+def _classify(
+    found: dict[str, Any], name: str, scores: DomainScores, fitted: DomainScores, counts: np.ndarray
+) -> None:
+    """Add a classifier's figures, in place."""
+    logits, labels = scores.logits[name].cpu().numpy(), scores.labels.cpu().numpy()
+    temperature = fit_temperature(
+        fitted.logits[name].cpu().numpy().astype(np.float64), fitted.labels.cpu().numpy()
+    )
+    found |= classification_metrics(logits, labels, temperature)
+    found["intervals"] |= classification_intervals(counts, logits, labels)

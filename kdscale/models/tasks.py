@@ -1,0 +1,101 @@
+"""What a model predicts: the class of transformers that a config stands for.
+
+A config names its class in `architectures`, in every folder that transformers saved; so does one
+that is made here. Nothing else has to be told which task it is working on.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+)
+
+from kdscale.config.data import ChunksConfig
+from kdscale.config.task import Task
+from kdscale.errors import KdscaleError
+from kdscale.models.chunked import chunked_class, is_chunked, set_chunks
+
+_AUTO: dict[Task, Any] = {
+    "causal-lm": AutoModelForCausalLM,
+    "masked-lm": AutoModelForMaskedLM,
+    "sequence-classification": AutoModelForSequenceClassification,
+}
+_ENDINGS: dict[str, Task] = {
+    "ForMaskedLM": "masked-lm",
+    "ForSequenceClassification": "sequence-classification",
+}
+_CALLED: dict[Task, str] = {
+    "causal-lm": "causal language model",
+    "masked-lm": "masked language model",
+    "sequence-classification": "sequence classifier",
+}
+
+
+def task_of(config: Any) -> Task:
+    """The task of a transformers config; causal language models have many names."""
+    for name in config.architectures or ():
+        for ending, task in _ENDINGS.items():
+            if name.endswith(ending):
+                return task
+    return "causal-lm"
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """What a model is for: its task, the classes that it tells apart, and the chunks that it takes
+    long documents in."""
+
+    task: Task = "causal-lm"
+    classes: tuple[str, ...] = ()
+    chunks: ChunksConfig | None = None
+
+
+PLAIN = Purpose()
+
+
+def set_purpose(config: Any, purpose: Purpose, row_length: int) -> None:
+    """Make a transformers `config` that of a model for `purpose` and rows of `row_length` tokens,
+    in place.
+
+    Raises KdscaleError for an architecture that has no such model, or that takes shorter rows.
+    """
+    task, classes, chunks = purpose.task, purpose.classes, purpose.chunks
+    try:
+        found = _AUTO[task]._model_mapping[type(config)]
+    except KeyError as error:
+        raise KdscaleError(
+            f"transformers has no {_CALLED[task]} of the architecture {config.model_type!r}.",
+            "Choose an architecture that has one, such as llama for causal-lm and bert for "
+            "masked-lm and sequence-classification.",
+        ) from error
+    config.architectures = [found.__name__]
+    if classes:
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: number for number, name in enumerate(classes)}
+        # One label of several, also where there are two.
+        config.problem_type = "single_label_classification"
+    if chunks is not None:
+        set_chunks(config, chunks.length, chunks.pooling)
+    length = row_length if chunks is None else chunks.length
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    # Encoders have a table of positions and fail beyond it.
+    if task != "causal-lm" and positions is not None and positions < length:
+        raise KdscaleError(
+            f"A {config.model_type!r} of {positions} positions cannot take {length} tokens.",
+            f"Set data.row_length to at most {positions}; for longer documents, "
+            "data.long_documents to `hierarchical`.",
+        )
+
+
+def model_class(config: Any) -> Any:
+    """What builds the model of `config` (`from_config`) and loads it (`from_pretrained`)."""
+    found = _AUTO[task_of(config)]
+    return chunked_class(found._model_mapping[type(config)]) if is_chunked(config) else found
+
+
+def describe_task(task: Task) -> str:
+    """What a model for `task` is called in a message."""
+    return _CALLED[task]
