@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from kdscale.config.base import Config
+from kdscale.config.cleaning import MOST_STEPS, CleaningStep, NearDuplicates
 
 ChunkPooling = Literal["mean", "max", "attention"]
 
@@ -152,6 +153,11 @@ class DataConfig(Config):
     """Pack short documents into one row, with attention kept inside each; for causal language
     models."""
 
+    cleaning: tuple[CleaningStep, ...] = ()
+    """What is done to every document, in this order, after line ends, control characters and
+    trailing blanks are levelled: normalise, strip_markup, language, length, mask_pii and
+    near_duplicates, which comes last wherever it stands. What each step did is counted."""
+
     min_characters: int = Field(default=32, ge=1)
     """Documents with fewer characters after cleaning are dropped (and counted)."""
 
@@ -164,6 +170,20 @@ class DataConfig(Config):
             raise ValueError(f"overlap {self.overlap} must be below row_length {self.row_length}")
         if "validation" in self.evaluate:
             raise ValueError("`validation` is made from `train`: give the other set another name")
+        return self
+
+    @property
+    def near_duplicates(self) -> NearDuplicates | None:
+        """How near duplicates are found, if they are."""
+        found = [step for step in self.cleaning if isinstance(step, NearDuplicates)]
+        return found[0] if found else None
+
+    @model_validator(mode="after")
+    def _one_way_of_duplicates(self) -> "DataConfig":
+        if sum(isinstance(step, NearDuplicates) for step in self.cleaning) > 1:
+            raise ValueError("`cleaning` has `near_duplicates` more than once")
+        if len(self.cleaning) > MOST_STEPS:
+            raise ValueError(f"`cleaning` has {len(self.cleaning)} steps: at most {MOST_STEPS}")
         return self
 
     @model_validator(mode="after")

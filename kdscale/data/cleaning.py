@@ -23,6 +23,10 @@ class Status(IntEnum):
     SHORT = 2
 
 
+FIRST_STEP = 16
+"""Status of documents that the first of the configured steps dropped; the next has one more."""
+
+
 def clean(text: str) -> str:
     """`text` in NFC with plain newlines, without controls, trailing blanks and outer empty lines.
 

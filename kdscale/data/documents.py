@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from kdscale.config.data import SourceConfig
+from kdscale.config.data import DataConfig, SourceConfig
 from kdscale.data.classes import UNKNOWN_LABEL, Classes
-from kdscale.data.cleaning import Status, admit, name_hash, text_digest
+from kdscale.data.cleaner import Cleaner
+from kdscale.data.cleaning import Status, name_hash, text_digest
 from kdscale.data.corpus import Corpus
 from kdscale.data.readers import Piece, read_piece
 from kdscale.data.selection import Choice, Facts
@@ -42,7 +43,9 @@ _FACTS: dict[str, pa.DataType] = {
     "key": pa.int64(),
     "place": pa.uint64(),
     "digest": pa.binary(16),
-    "status": pa.uint8(),
+    "status": pa.uint8(),  # a Status, or FIRST_STEP + the step that dropped it
+    "changed": pa.uint32(),  # a bit for each step that changed it
+    "bands": pa.binary(),  # of the search for near duplicates
     "label": pa.string(),
 }
 _DOCUMENTS = pa.schema({**_FACTS, "text": pa.large_string()})
@@ -66,7 +69,7 @@ class Chosen:
     label_bounds: np.ndarray | None = None  # see `used_labels`; None: all
 
 
-def read_corpus(corpus: Corpus, min_characters: int, label_field: str | None = None) -> Any:
+def read_corpus(corpus: Corpus, config: DataConfig) -> Any:
     """The cleaned documents as a materialised Ray data set of `_DOCUMENTS`, in piece order.
 
     Raises KdscaleError where a piece cannot be read.
@@ -87,11 +90,7 @@ def read_corpus(corpus: Corpus, min_characters: int, label_field: str | None = N
         clean_pieces,
         batch_size=None,
         batch_format="pyarrow",
-        fn_kwargs={
-            "source": corpus.source,
-            "min_characters": min_characters,
-            "label_field": label_field,
-        },
+        fn_kwargs={"source": corpus.source, "config": config},
         **_placement(corpus, blocks),
     )
     if corpus.source.limit is not None:
@@ -121,7 +120,18 @@ def read_facts(data: Any, classes: Classes | None = None) -> Facts:
         digests=np.frombuffer(digests, "<u8").reshape(-1, 2),
         status=table["status"].to_numpy(),
         labels=_numbers(table["label"], classes),
+        changed=table["changed"].to_numpy(),
+        bands=_bands(table["bands"].to_pylist()),
     )
+
+
+def _bands(values: list[bytes | None]) -> np.ndarray | None:
+    """[N, bands] uint64, 0 for documents that were not kept; None where none were made."""
+    width = max((len(value) for value in values if value), default=0)
+    if not width:
+        return None
+    whole = b"".join(value or bytes(width) for value in values)
+    return np.frombuffer(whole, "<u8").reshape(len(values), -1)
 
 
 def read_texts(data: Any, chosen: Chosen) -> Iterator[str]:
@@ -151,26 +161,30 @@ def read_tokens(
 
 
 def clean_pieces(
-    batch: pa.Table, *, source: SourceConfig, min_characters: int, label_field: str | None = None
+    batch: pa.Table, *, source: SourceConfig, config: DataConfig
 ) -> Iterator[pa.Table]:
     """A Ray Data task: the documents of some pieces, those left out with an empty text."""
+    label_field = None if config.labels is None else config.labels.field
+    clean_text = Cleaner(config)
     records: list[dict[str, Any]] = []
     characters = 0
     for item in batch.to_pylist():
         first_key = item.pop("number") * DOCUMENTS_PER_PIECE
         for at, found in enumerate(read_piece(Piece(**item), source, label_field)):
-            text, status = admit(found.content, min_characters)
+            cleaned = clean_text(found.content)
             records.append(
                 {
                     "key": first_key + at,
                     "place": name_hash(found.name),
-                    "digest": text_digest(text),
-                    "status": status,
+                    "digest": text_digest(cleaned.text),
+                    "status": cleaned.status,
+                    "changed": cleaned.changed,
+                    "bands": cleaned.bands,
                     "label": None if label_field is None else found.label,
-                    "text": text,
+                    "text": cleaned.text,
                 }
             )
-            characters += len(text)
+            characters += len(cleaned.text)
             if characters >= CLEAN_CHARACTERS:
                 yield pa.Table.from_pylist(records, _DOCUMENTS)
                 records, characters = [], 0

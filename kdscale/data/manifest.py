@@ -61,16 +61,22 @@ def summarise(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def _source_line(counts: dict[str, int]) -> str:
-    dropped = {
+def _source_line(counts: dict[str, Any]) -> str:
+    steps = counts.get("steps", [])
+    dropped = {f"by {step['kind']}": step["dropped"] for step in steps}
+    changed = {f"by {step['kind']}": step["changed"] for step in steps}
+    dropped |= {
         "undecodable": counts["undecodable"],
         "short": counts["dropped_short"],
         "duplicate": counts["dropped_duplicate"],
+        "nearly duplicate": counts.get("dropped_near_duplicate", 0),
         "also in train": counts["leaked"],
     }
-    text = f"read {counts['read']:,} documents, kept {counts['kept']:,}"
-    listed = ", ".join(f"{number:,} {what}" for what, number in dropped.items() if number)
-    return f"{text}; dropped {listed}" if listed else text
+    parts = [f"read {counts['read']:,} documents, kept {counts['kept']:,}"]
+    for did, numbers in (("dropped", dropped), ("changed", changed)):
+        listed = ", ".join(f"{number:,} {what}" for what, number in numbers.items() if number)
+        parts += [f"{did} {listed}"] if listed else []
+    return "; ".join(parts)
 
 
 def _split_line(counts: dict[str, Any]) -> str:

@@ -24,9 +24,11 @@ from kdscale.data.selection import (
     LAST_PLACE,
     Choice,
     Facts,
+    Known,
     Selection,
     first_sample_place,
     select,
+    step_counts,
 )
 from kdscale.data.splits import SplitWriter
 from kdscale.data.strata import first_training_places, label_bounds
@@ -76,7 +78,7 @@ def prepare(
     progress(0, len(corpora), f"{config.tokenizer.kind} tokenizer")
     tokenizer_json, info = _tokenizer(config, task, train, training, teacher_tokenizer, store)
     writer = SplitWriter(task, config, store, tokenizer_json, info, progress)
-    counts = {"train": train.selection.counts}
+    counts = {"train": train.counts(config)}
     labelled = train.with_label_share(training, config.labels)
     splits = {"train": writer.write("train", train.data, labelled, train.count(training))}
     held_out = train.choose(last=first - np.uint64(1), known=bool(train.names))
@@ -84,8 +86,8 @@ def prepare(
     splits["validation"] = writer.write_sample("validation", train.data, held_out, number)
     for done, name in enumerate(config.evaluate, start=1):
         progress(done, len(corpora), f"reading {name}")
-        source = _read(corpora[name], config, train.classes, train.digests(training))
-        counts[name] = source.selection.counts
+        source = _read(corpora[name], config, train.classes, train.known(training))
+        counts[name] = source.counts(config)
         everything = source.choose(known=bool(train.names))
         number = source.count(everything)
         _require_documents(name, source.selection.counts | {"chosen": number})
@@ -167,9 +169,15 @@ class _Source:
         """[D] uint64: the places of those documents."""
         return self.facts.places[self._covered(chosen)]
 
-    def digests(self, chosen: Chosen) -> np.ndarray:
-        """[D, 2] uint64: the digests of those documents."""
-        return self.facts.digests[self._covered(chosen)]
+    def known(self, chosen: Chosen) -> Known:
+        """What other documents are compared with, of those."""
+        covered, bands = self._covered(chosen), self.facts.bands
+        return Known(self.facts.digests[covered], None if bands is None else bands[covered])
+
+    def counts(self, config: DataConfig) -> dict[str, Any]:
+        """What became of the source's documents, for the manifest."""
+        steps = step_counts(self.facts, [step.kind for step in config.cleaning])
+        return self.selection.counts | {"steps": steps}
 
 
 def _sources(config: DataConfig) -> dict[str, SourceConfig]:
@@ -185,20 +193,16 @@ def _sources(config: DataConfig) -> dict[str, SourceConfig]:
 
 def _read_training(corpus: Corpus, config: DataConfig) -> _Source:
     """The training source, which is also where the classes are found."""
-    labels = config.labels
-    data = read_corpus(corpus, config.min_characters, labels.field if labels else None)
+    data, labels = read_corpus(corpus, config), config.labels
     classes = None if labels is None else find_classes(labels, read_labels(data))
     facts = read_facts(data, classes)
     return _Source(data, facts, select(facts), classes)
 
 
-def _read(
-    corpus: Corpus, config: DataConfig, classes: Classes | None, training_digests: np.ndarray
-) -> _Source:
-    labels = config.labels
-    data = read_corpus(corpus, config.min_characters, labels.field if labels else None)
+def _read(corpus: Corpus, config: DataConfig, classes: Classes | None, training: Known) -> _Source:
+    data = read_corpus(corpus, config)
     facts = read_facts(data, classes)
-    return _Source(data, facts, select(facts, training_digests), classes)
+    return _Source(data, facts, select(facts, training), classes)
 
 
 def _tokenizer(

@@ -4,11 +4,14 @@ The driver sees 40 bytes of a document, so a corpus of a hundred million documen
 memory.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from kdscale.data.cleaning import Status
+from kdscale.data.cleaning import FIRST_STEP, Status
+from kdscale.data.near import first_of_alike
 from kdscale.errors import KdscaleError
 
 LAST_PLACE = np.uint64(2**64 - 1)
@@ -23,6 +26,8 @@ class Facts:
     digests: np.ndarray  # [N, 2] uint64: the 16 bytes of `text_digest`
     status: np.ndarray  # [N] uint8: a Status
     labels: np.ndarray  # [N] int32: the number of the class, -1 where none is known
+    changed: np.ndarray  # [N] uint32: a bit for each step of cleaning that changed the document
+    bands: np.ndarray | None = None  # [N, bands] uint64, where near duplicates are looked for
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,14 @@ class Choice:
         """[N] bool, from the [N] keys (int64), places (uint64) and labels (int) of documents."""
         first, last = self.first[labels + 1], self.last[labels + 1]
         return (places >= first) & (places <= last) & ~np.isin(keys, self.dropped)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the documents of an evaluation set are compared with: those that train."""
+
+    digests: np.ndarray  # [M, 2] uint64
+    bands: np.ndarray | None  # [M, bands] uint64
 
 
 @dataclass(frozen=True)
@@ -63,31 +76,54 @@ def first_of_each(digests: np.ndarray) -> np.ndarray:
     return first
 
 
-def select(facts: Facts, training_digests: np.ndarray | None = None) -> Selection:
-    """Keep the readable, long enough, first-of-its-text documents.
+def select(facts: Facts, training: Known | None = None) -> Selection:
+    """Keep the readable, long enough, first-of-its-text documents, and where near duplicates are
+    looked for the first of those that are alike.
 
-    Where `training_digests` ([M, 2]) are given, documents that are among them are dropped too: they
-    would leak from training into evaluation.
+    Documents that are among those of `training`, or alike, are dropped too: they would leak from
+    training into evaluation.
     """
     readable = np.flatnonzero(facts.status == Status.KEPT)
     digests = facts.digests[readable]
     unique = first_of_each(digests)
     leaked = np.zeros(len(readable), bool)
-    if training_digests is not None:
-        known = len(training_digests)
-        fresh = first_of_each(np.concatenate([training_digests, digests]))[known:]
+    if training is not None:
+        known = len(training.digests)
+        fresh = first_of_each(np.concatenate([training.digests, digests]))[known:]
         leaked = unique & ~fresh
+    near = np.zeros(len(readable), bool)
+    if facts.bands is not None:
+        bands = facts.bands[readable]
+        if training is not None and training.bands is not None:
+            meets = [np.isin(own, of) for own, of in zip(bands.T, training.bands.T, strict=True)]
+            leaked |= unique & np.any(meets, axis=0)
+        alone = np.flatnonzero(unique & ~leaked)
+        near[alone[~first_of_alike(bands[alone])]] = True
     kept = np.zeros(len(facts.keys), bool)
-    kept[readable[unique & ~leaked]] = True
+    kept[readable[unique & ~leaked & ~near]] = True
     counts = {
         "read": len(facts.keys),
         "undecodable": int((facts.status == Status.UNDECODABLE).sum()),
         "dropped_short": int((facts.status == Status.SHORT).sum()),
         "dropped_duplicate": int((~unique).sum()),
+        "dropped_near_duplicate": int(near.sum()),
         "leaked": int(leaked.sum()),
         "kept": int(kept.sum()),
     }
     return Selection(kept, counts)
+
+
+def step_counts(facts: Facts, steps: Sequence[str]) -> list[dict[str, Any]]:
+    """What each of the configured steps did, by its kind: documents dropped and changed."""
+    return [
+        {
+            "kind": kind,
+            "dropped": int((facts.status == FIRST_STEP + number).sum()),
+            "changed": int((facts.changed >> np.uint32(number) & np.uint32(1)).sum()),
+        }
+        for number, kind in enumerate(steps)
+        if kind != "near_duplicates"
+    ]
 
 
 def first_training_place(places: np.ndarray, validation_share: float) -> int:

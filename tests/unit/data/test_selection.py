@@ -8,6 +8,7 @@ from kdscale.data.selection import (
     LAST_PLACE,
     Choice,
     Facts,
+    Known,
     first_of_each,
     first_sample_place,
     first_training_place,
@@ -28,6 +29,7 @@ def facts(numbers: list[int], status: list[Status]) -> Facts:
         digests=digests(*numbers),
         status=np.array(status, np.uint8),
         labels=np.full(count, -1, np.int32),
+        changed=np.zeros(count, np.uint32),
     )
 
 
@@ -53,13 +55,14 @@ def test_dropped_documents_are_counted_by_reason() -> None:
         "undecodable": 1,
         "dropped_short": 2,
         "dropped_duplicate": 1,
+        "dropped_near_duplicate": 0,
         "leaked": 0,
         "kept": 3,
     }
 
 
 def test_an_evaluation_document_that_is_in_training_is_dropped() -> None:
-    selection = select(facts([1, 2, 2, 3, 3], [Status.KEPT] * 5), digests(9, 3, 3, 1))
+    selection = select(facts([1, 2, 2, 3, 3], [Status.KEPT] * 5), Known(digests(9, 3, 3, 1), None))
     assert selection.kept.tolist() == [False, True, False, False, False]
     counts = selection.counts
     assert (counts["leaked"], counts["dropped_duplicate"], counts["kept"]) == (2, 2, 1)
