@@ -39,7 +39,7 @@ from kdscale.stop import StopRequests
 from kdscale.store import HeldLease
 from kdscale.student.worker import distill
 from kdscale.teacher.capture import capture
-from kdscale.teacher.existing import check_teacher, teacher_source
+from kdscale.teacher.existing import check_teacher, save_tokenizer
 from kdscale.teacher.train import train_teacher
 from kdscale.train.session import Session
 from kdscale.workers import LeavingError, WorkerGroups
@@ -197,7 +197,7 @@ def _prepare(
     with tempfile.TemporaryDirectory(prefix="kdscale-tokenizer-") as scratch:
         tokenizer = None
         if config.data.tokenizer.kind == "teacher":
-            tokenizer = _save_tokenizer(config, Path(scratch))
+            tokenizer = save_tokenizer(config, Path(scratch))
         manifest = prepare(
             config.data,
             task=config.task,
@@ -206,21 +206,6 @@ def _prepare(
             progress=progress.update,
         )
     return [f"{what}: {numbers}" for what, numbers in summarise(manifest)]
-
-
-def _save_tokenizer(config: RunConfig, folder: Path) -> Path:
-    from transformers import AutoTokenizer
-
-    try:
-        AutoTokenizer.from_pretrained(
-            teacher_source(config), revision=config.teacher.revision, trust_remote_code=False
-        ).save_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise KdscaleError(
-            f"transformers can load no tokenizer of {config.teacher.load!r}: {error}",
-            "Give a folder with tokenizer files, or a hub name that this machine can reach.",
-        ) from error
-    return folder
 
 
 # teacher

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import typer
 
-from kdscale.cli import cache, doctor, graph, init, jobs, plan, results, run, status, submit
+from kdscale.cli import cache, data, doctor, graph, init, jobs, plan, results, run, status, submit
 from kdscale.errors import KdscaleError
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ app.command("logs", rich_help_panel="Jobs")(jobs.logs)
 app.command("wait", rich_help_panel="Jobs")(jobs.wait)
 app.command("stop", rich_help_panel="Jobs")(jobs.stop)
 app.add_typer(cache.app, name="cache", rich_help_panel="Look into things")
+app.add_typer(data.app, name="data", rich_help_panel="Look into things")
 app.command("init", rich_help_panel="Look into things")(init.init)
 app.command("doctor", rich_help_panel="Look into things")(doctor.doctor)
 

@@ -1,5 +1,6 @@
 """A teacher that exists already: whether it fits the run, and what it is for."""
 
+from pathlib import Path
 from typing import Any
 
 from kdscale.config import RunConfig
@@ -21,6 +22,25 @@ def teacher_source(config: RunConfig) -> str:
     source = config.teacher.load
     assert source is not None
     return str(local_folder(source)) if "://" in source else source
+
+
+def save_tokenizer(config: RunConfig, folder: Path) -> Path:
+    """Write the tokenizer of the teacher that the config loads to `folder`, which is returned.
+
+    KdscaleError where it has none that transformers can load.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        AutoTokenizer.from_pretrained(
+            teacher_source(config), revision=config.teacher.revision, trust_remote_code=False
+        ).save_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise KdscaleError(
+            f"transformers can load no tokenizer of {config.teacher.load!r}: {error}",
+            "Give a folder with tokenizer files, or a hub name that this machine can reach.",
+        ) from error
+    return folder
 
 
 def config_to_train(config: RunConfig, prepared: Prepared) -> Any:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from kdscale.config.data import DataConfig, SourceConfig, TokenizerConfig
 from kdscale.data.cleaning import clean, name_hash
+from kdscale.data.manifest import summarise
 from kdscale.data.prepare import data_identity, prepare
 from kdscale.data.prepared import Prepared, open_prepared
 from kdscale.data.tokenizer import train_tokenizer
@@ -105,6 +106,60 @@ def contents(store: Store) -> dict[str, bytes]:
     return {key: store.get(key) for key in store.list()}
 
 
+def sentences(seed: int, count: int = 12) -> str:
+    """English that nobody wrote twice."""
+    words = "the bank said that its new office near the river would open in spring with more staff"
+    random = np.random.default_rng(seed)
+    lines = (" ".join(random.choice(words.split(), 12)) for _ in range(count))
+    return ".\n".join(f"In {seed} {line}" for line in lines)
+
+
+def test_steps_clean_on_the_cluster_and_say_what_they_did(cluster: None, tmp_path: Path) -> None:
+    german = "Der Ausschuss teilte am Dienstag mit, dass die neue Brücke im Sommer geöffnet werde. "
+    nearly = sentences(3).replace("spring", "autumn", 1)
+    texts = [sentences(n) for n in range(40)]
+    texts += [german * 3, nearly, f"<p>{sentences(50)}</p><script>x = 1</script>"]
+    texts += [f"{sentences(51)} Write to jane@example.org."]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    alike = sentences(5).replace("river", "lake", 1)
+    (tmp_path / "other.jsonl").write_text(
+        "".join(json.dumps({"text": t}) + "\n" for t in (alike, sentences(60)))
+    )
+    train, other = (
+        SourceConfig(kind="jsonl", path=str(tmp_path / f"{name}.jsonl"))
+        for name in ("train", "other")
+    )
+    kinds = ("strip_markup", "language", "mask_pii", "near_duplicates")
+    chosen = DataConfig.model_validate(
+        {
+            "train": train,
+            "evaluate": {"other": other},
+            "cleaning": [{"kind": kind} for kind in kinds],
+            "tokenizer": {"vocab_size": 300},
+            "row_length": 64,
+            "pack": False,
+        }
+    )
+    store = open_store(str(tmp_path / "prepared"))
+    manifest = run(chosen, store)
+    assert manifest["sources"]["train"]["steps"] == [
+        {"kind": "strip_markup", "dropped": 0, "changed": 1},
+        {"kind": "language", "dropped": 1, "changed": 0},
+        {"kind": "mask_pii", "dropped": 0, "changed": 1},
+    ]
+    counts = manifest["sources"]["train"]
+    assert (counts["dropped_near_duplicate"], counts["kept"]) == (1, 42)
+    # A document that nearly repeats a training document is no evaluation.
+    leaks = manifest["sources"]["other"]["leaked"]
+    training = " ".join(texts_of(open_prepared(store), "train"))
+    assert leaks == (sentences(5) in training)
+    assert "jane@example.org" not in training
+    assert "script" not in training
+    line = dict(summarise(manifest))["train"]
+    assert "dropped 1 by language, 1 nearly duplicate" in line
+    assert "changed 1 by strip_markup, 1 by mask_pii" in line
+
+
 def test_a_corpus_becomes_rows_and_rows_the_corpus(cluster: None, tmp_path: Path) -> None:
     folder = write_corpus(tmp_path / "corpus")
     chosen = config(folder, pack=False)
@@ -133,16 +188,20 @@ def test_a_corpus_becomes_rows_and_rows_the_corpus(cluster: None, tmp_path: Path
             "undecodable": 1,
             "dropped_short": 1,
             "dropped_duplicate": 1,
+            "dropped_near_duplicate": 0,
             "leaked": 0,
             "kept": DOCUMENTS,
+            "steps": [],
         },
         "other": {
             "read": 12,
             "undecodable": 0,
             "dropped_short": 0,
             "dropped_duplicate": 1,
+            "dropped_near_duplicate": 0,
             "leaked": 1,
             "kept": 10,
+            "steps": [],
         },
     }
     for name, texts in (("train", training), ("validation", held_out), ("other", expected)):

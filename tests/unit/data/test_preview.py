@@ -1,0 +1,96 @@
+"""A preview says of a corpus what the prepare stage would do with it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from kdscale.cli import app
+from kdscale.config.data import DataConfig
+from kdscale.config.task import Task
+from kdscale.data.preview import Preview, preview
+from kdscale.errors import KdscaleError
+from tests.runs import tiny_config, write_config
+
+TEXT = "the river runs past the old mill and under the bridge to the sea"
+RECORDS = [
+    {"text": f"<p>{TEXT}</p>", "topic": "rivers"},
+    {"text": TEXT + " again", "topic": "Rivers"},
+    {"text": "an oak and a maple stand near jane@example.org in the wood", "topic": "trees"},
+    {"text": "no", "topic": "trees"},
+    {"text": "a birch bends in the wind where the willow does not", "topic": ""},
+]
+STEPS = [{"kind": "strip_markup"}, {"kind": "length", "min_words": 3}, {"kind": "mask_pii"}]
+
+
+def look(folder: Path, task: Task = "causal-lm", **fields: Any) -> Preview:
+    path = folder / "a.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    config = {
+        "train": {"kind": "jsonl", "path": str(path)},
+        "cleaning": STEPS,
+        "row_length": 64,
+        "min_characters": 1,
+        "tokenizer": {"vocab_size": 300},
+        "pack": False,
+        **fields,
+    }
+    return preview(DataConfig.model_validate(config), task, rows=9)
+
+
+def test_what_each_step_did_is_said_of_each_document(tmp_path: Path) -> None:
+    near = {"kind": "near_duplicates", "similarity": 0.5, "words": 2}
+    found = look(tmp_path, cleaning=[*STEPS, near])
+    fates = ["kept", "nearly duplicate", "kept", "dropped by length", "kept"]
+    assert [seen.fate for seen in found.documents] == fates
+    assert [seen.changed_by for seen in found.documents] == [
+        *(("strip_markup",), (), ("mask_pii",), (), ()),
+    ]
+    assert found.documents[0].text == TEXT
+    assert "<EMAIL>" in found.documents[2].text
+    assert [seen.label for seen in found.documents] == [None] * 5
+    assert found.counts.documents == len(found.rows) == 3
+
+
+def test_rows_show_what_is_to_be_predicted(tmp_path: Path) -> None:
+    row = look(tmp_path).rows[0]
+    assert "".join(row.tokens[1:-1]) == TEXT
+    assert row.is_target == [True] * (len(row.tokens) - 1) + [False]
+    assert row.expected[:-1] == row.tokens[1:]
+    assert row.padding == 64 - len(row.tokens)
+
+
+def test_masked_rows_show_what_stood_there(tmp_path: Path) -> None:
+    row = look(tmp_path, "masked-lm", masking={"share": 0.4}).rows[0]
+    restored = [e or t for t, e in zip(row.tokens, row.expected, strict=True)]
+    assert "".join(restored[1:-1]) == TEXT
+    assert "<|mask|>" in row.tokens
+
+
+def test_documents_show_their_class(tmp_path: Path) -> None:
+    found = look(tmp_path, "sequence-classification", labels={"field": "topic"})
+    # Of two spellings the class has the one that comes first.
+    expected = ["Rivers", "Rivers", "trees", "(no label)"]
+    assert [row.expected[0] for row in found.rows] == expected
+    assert [sum(row.is_target) for row in found.rows] == [1] * 4
+    assert found.documents[0].label == "rivers"
+
+
+def test_nothing_to_show_is_said(tmp_path: Path) -> None:
+    with pytest.raises(KdscaleError, match="None of the first 5 documents of 'train' is kept"):
+        look(tmp_path, min_characters=10_000)
+    with pytest.raises(KdscaleError, match="no source 'other'"):
+        preview(DataConfig(), "causal-lm", source="other")
+
+
+def test_the_command_prints_documents_and_rows(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "one.txt").write_text(TEXT * 3)
+    config = write_config(tmp_path / "a.yaml", tiny_config(tmp_path / "corpus", str(tmp_path)))
+    done = CliRunner().invoke(app, ["data", "preview", str(config), "--rows", "1"])
+    assert done.exit_code == 0, done.output
+    assert "one.txt" in done.output
+    assert "1 rows of 1 documents" in done.output
+    assert TEXT.split()[1] in done.output
