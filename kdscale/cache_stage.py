@@ -114,7 +114,7 @@ def _lacking(run: Run, store: Store, before: int | None) -> np.ndarray:
     segments = len(load_plans(store)) if before is None else before
     known = CacheReader(store, segments=segments).statistics.sample_ids
     rows = run.selected[:]
-    ours = run.prepared.split("train").sample_ids[rows]
+    ours = run.prepared.training("cache").sample_ids[rows]
     as_one = np.dtype((np.void, ours.shape[1]))
     present = np.isin(
         np.ascontiguousarray(ours).view(as_one)[:, 0],
@@ -125,7 +125,7 @@ def _lacking(run: Run, store: Store, before: int | None) -> np.ndarray:
 
 def _count_prior(run: Run, rows: np.ndarray | EvenRows) -> Prior:
     """The prior of the rows that are to be captured."""
-    table = run.prepared.split("train")
+    table = run.prepared.training("cache")
     counted = rows[counted_rows(len(rows), run.config.data.row_length)]
 
     def texts() -> Iterator[tuple[np.ndarray, np.ndarray]]:

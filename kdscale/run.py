@@ -142,7 +142,7 @@ class Run:
     @cached_property
     def selected(self) -> EvenRows:
         """The training rows that the student learns from."""
-        rows = len(self.prepared.split("train"))
+        rows = len(self.prepared.training("cache"))
         return EvenRows(self.config.cache.rows or rows, rows)
 
     @property

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from kdscale.config.augment import AugmentConfig
 from kdscale.config.base import Config
 from kdscale.config.cleaning import MOST_STEPS, CleaningStep, NearDuplicates
 
@@ -158,6 +159,10 @@ class DataConfig(Config):
     trailing blanks are levelled: normalise, strip_markup, language, length, mask_pii and
     near_duplicates, which comes last wherever it stands. What each step did is counted."""
 
+    augment: AugmentConfig | None = None
+    """Varied copies of the training documents: {steps: [...], copies: n, of: [teacher, cache]},
+    with the steps delete, swap, replace and crop. Evaluation sets have none."""
+
     min_characters: int = Field(default=32, ge=1)
     """Documents with fewer characters after cleaning are dropped (and counted)."""
 
@@ -170,6 +175,8 @@ class DataConfig(Config):
             raise ValueError(f"overlap {self.overlap} must be below row_length {self.row_length}")
         if "validation" in self.evaluate:
             raise ValueError("`validation` is made from `train`: give the other set another name")
+        if "augmented" in self.evaluate:
+            raise ValueError("`augmented` is what `augment` makes: give the set another name")
         return self
 
     @property

@@ -10,6 +10,8 @@ MANIFEST = "manifest.json"
 FORMAT = "kdscale-prepared"
 # Also raised when the same input would give other rows, because fingerprints include it.
 VERSION = 1
+AUGMENTED = "augmented"
+"""The split with the varied copies of the training documents."""
 
 
 def write_manifest(store: Store, manifest: dict[str, Any]) -> None:

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from kdscale.config.augment import Replace
 from kdscale.config.data import DataConfig, LabelsConfig, SourceConfig
 from kdscale.config.task import Task
+from kdscale.data.augment import load_table
 from kdscale.data.classes import Classes, find_classes
 from kdscale.data.corpus import Corpus, corpus_identity, find_corpus
 from kdscale.data.documents import Chosen, read_corpus, read_facts, read_labels, read_texts
-from kdscale.data.manifest import FORMAT, MANIFEST, VERSION, write_manifest
+from kdscale.data.manifest import AUGMENTED, FORMAT, MANIFEST, VERSION, write_manifest
 from kdscale.data.selection import (
     LAST_PLACE,
     Choice,
@@ -69,6 +71,9 @@ def prepare(
     Safe to run again after it was killed. Raises KdscaleError for what the user can mend.
     """
     corpora = {name: find_corpus(source) for name, source in _sources(config).items()}
+    for step in () if config.augment is None else config.augment.steps:
+        if isinstance(step, Replace) and step.table is not None:
+            load_table(step.table)
     # A manifest of an earlier run must not stand over a mixture of its files and ours.
     store.delete(MANIFEST)
     progress(0, len(corpora), "reading train")
@@ -81,6 +86,10 @@ def prepare(
     counts = {"train": train.counts(config)}
     labelled = train.with_label_share(training, config.labels)
     splits = {"train": writer.write("train", train.data, labelled, train.count(training))}
+    if config.augment is not None:
+        varied = replace(labelled, augment=config.augment)
+        number = train.count(training) * config.augment.copies
+        splits[AUGMENTED] = writer.write(AUGMENTED, train.data, varied, number)
     held_out = train.choose(last=first - np.uint64(1), known=bool(train.names))
     number = train.count(held_out)
     splits["validation"] = writer.write_sample("validation", train.data, held_out, number)
@@ -97,6 +106,7 @@ def prepare(
         "version": VERSION,
         "task": task,
         "classes": list(train.names),
+        "augmented_for": [] if config.augment is None else list(config.augment.of),
         "row_length": config.row_length,
         "tokenizer": {"kind": config.tokenizer.kind, **info.as_dict()},
         "sources": counts,

@@ -8,15 +8,16 @@ workers of the machine share it through the page cache.
 import hashlib
 import shutil
 import uuid
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from kdscale.data.classes import UNKNOWN_LABEL
-from kdscale.data.manifest import read_manifest
+from kdscale.data.manifest import AUGMENTED, read_manifest
 from kdscale.data.rows import empty_rows
 from kdscale.data.shards import checksum, decode_shard
 from kdscale.data.tokenizer import TOKENIZER_FILE
@@ -67,8 +68,21 @@ class Prepared:
 
     @property
     def splits(self) -> list[str]:
-        """`train`, `validation`, then the other evaluation sets."""
+        """`train`, `augmented` where there is one, `validation`, then the other evaluation sets."""
         return list(self.manifest["splits"])
+
+    @property
+    def evaluation_sets(self) -> list[str]:
+        """`validation`, then the others."""
+        return [name for name in self.splits if name not in ("train", AUGMENTED)]
+
+    def training(self, stage: Literal["teacher", "cache"]) -> "RowTable":
+        """The rows that a stage learns from or runs over: `train`, and behind them the varied
+        copies, where these are made for it."""
+        splits = [self.manifest["splits"]["train"]]
+        if stage in self.manifest.get("augmented_for", ()):
+            splits.append(self.manifest["splits"][AUGMENTED])
+        return RowTable(self._store, splits, self.manifest["row_length"])
 
     def split(self, name: str) -> "RowTable":
         """The rows of one split. Raises KdscaleError for an unknown name."""
@@ -77,7 +91,7 @@ class Prepared:
                 f"The prepared data in {self._store} has no split {name!r}.",
                 f"It has {', '.join(self.splits)}.",
             )
-        return RowTable(self._store, self.manifest["splits"][name], self.manifest["row_length"])
+        return RowTable(self._store, [self.manifest["splits"][name]], self.manifest["row_length"])
 
     def tokenizer_folder(self) -> Path:
         """A local folder for `AutoTokenizer.from_pretrained`, fetched if the store is remote.
@@ -108,14 +122,16 @@ class Prepared:
 
 
 class RowTable:
-    """The R rows of a split, by row number. Safe to pickle and fork: opens shards when needed."""
+    """The R rows of some splits, one after the other, by row number. Safe to pickle and fork: opens
+    shards when needed."""
 
-    def __init__(self, store: Store, split: dict[str, Any], row_length: int) -> None:
+    def __init__(self, store: Store, splits: list[dict[str, Any]], row_length: int) -> None:
         self._store = store
-        self._split = split
+        self._splits = splits
         self._row_length = row_length
-        self._labelled = bool(split.get("labelled", False))
-        counts = [shard["rows"] for shard in split["shards"]]
+        self._labelled = bool(splits[0].get("labelled", False))
+        self._shards = [shard for split in splits for shard in split["shards"]]
+        counts = [shard["rows"] for shard in self._shards]
         # Shard s holds the rows from bounds[s] to bounds[s + 1].
         self._bounds = np.cumsum([0, *counts])
         self._open: dict[int, Rows] = {}
@@ -131,7 +147,10 @@ class RowTable:
     @cached_property
     def class_counts(self) -> dict[int, int]:
         """Rows of each class by its number, -1 for those whose class is not known or not used."""
-        return {int(k): n for k, n in self._split["counts"].get("classes", {}).items()}
+        total: Counter[int] = Counter()
+        for split in self._splits:
+            total.update({int(k): n for k, n in split["counts"].get("classes", {}).items()})
+        return dict(total)
 
     def labelled(self) -> np.ndarray:
         """[L] int64: the rows that have a label to train on. All of them in a language model's
@@ -148,8 +167,8 @@ class RowTable:
     @cached_property
     def sample_ids(self) -> np.ndarray:
         """[R, 16] uint8 of all rows, in order; read without the shards."""
-        entry = self._split["sample_ids"]
-        return np.frombuffer(_verified(self._store, entry), np.uint8).reshape(-1, 16)
+        parts = [_verified(self._store, split["sample_ids"]) for split in self._splits]
+        return np.concatenate([np.frombuffer(part, np.uint8).reshape(-1, 16) for part in parts])
 
     def take(self, indices: np.ndarray) -> Rows:
         """The rows at `indices` ([B] integers in 0..R-1, repeats allowed), in the order given.
@@ -175,7 +194,7 @@ class RowTable:
 
     def _shard(self, number: int) -> Rows:
         if number not in self._open:
-            buffer = _verified(self._store, self._split["shards"][number])
+            buffer = _verified(self._store, self._shards[number])
             self._open[number] = decode_shard(buffer)
         return self._open[number]
 

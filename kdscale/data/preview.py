@@ -2,7 +2,7 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -137,7 +137,7 @@ def _cleaned(config: DataConfig, documents: list[Document]) -> list[Seen]:
     return seen
 
 
-def _fate(status: int, kinds: list[str]) -> str:
+def _fate(status: int, kinds: Sequence[str]) -> str:
     if status >= FIRST_STEP:
         return f"dropped by {kinds[status - FIRST_STEP]}"
     return Status(status).name.lower()

@@ -43,7 +43,7 @@ def evaluate(job: dict[str, Any]) -> None:
     models = {"teacher": load_teacher(spec.teacher.local(), worker, zero, spec.teacher.revision)}
     for name, reference in spec.students.items():
         models[name] = load_teacher(reference.local(), worker, ZeroConfig(stage=0))
-    domains = [name for name in prepared.splits if name != "train"]
+    domains = prepared.evaluation_sets
     found: dict[str, DomainScores] = {}
     for index, domain in enumerate(domains):
         worker.leave_if_asked()

@@ -98,17 +98,19 @@ def _prepared(config: RunConfig) -> Prepared | None:
 
 
 def _of_prepared(config: RunConfig, prepared: Prepared) -> Tokens:
-    train, *others = (prepared.manifest["splits"][name]["counts"] for name in prepared.splits)
-    rows = train["rows_written"]
+    splits = prepared.manifest["splits"]
+    train, others = splits["train"]["counts"], prepared.evaluation_sets
+    rows = len(prepared.training("cache"))
     positions = rows * config.data.row_length
+    written = train["rows_written"] * config.data.row_length
     return Tokens(
         rows=rows,
         captured_rows=min(config.cache.rows or rows, rows),
         row_length=config.data.row_length,
-        targets_share=train["targets_written"] / max(1, positions),
+        targets_share=train["targets_written"] / max(1, written),
         vocab_size=prepared.vocab_size,
         outputs=prepared.outputs,
-        evaluation_rows=tuple(counts["rows_written"] for counts in others),
+        evaluation_rows=tuple(splits[name]["counts"]["rows_written"] for name in others),
         corpus_bytes=int(train["bytes_written"]),
         source=f"{positions:,} positions of the prepared data",
         prepared=True,
@@ -117,7 +119,9 @@ def _of_prepared(config: RunConfig, prepared: Prepared) -> Tokens:
 
 def corpus_bytes(source: SourceConfig) -> int:
     """Bytes of text in a source, from the sizes of its files alone."""
-    if source.kind == "huggingface" or (source.limit and source.kind in ("jsonl", "parquet")):
+    if source.kind == "huggingface" or (
+        source.limit and source.kind in ("jsonl", "csv", "parquet")
+    ):
         raise KdscaleError(
             f"How much text data.train ({source.kind}) has is not known before it is read.",
             "Plan with --tokens N, or run the prepare stage first.",

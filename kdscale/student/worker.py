@@ -126,7 +126,7 @@ def _train_arm(
     if config.data.labels is not None:
         known = known_labels(cached)
         weights = LabelWeights(
-            class_weights(config.data, prepared.split("train"), worker.device),
+            class_weights(config.data, prepared.training("cache"), worker.device),
             known_share=float(known.mean()),
         )
         if session.name == "control" and not known.all():

@@ -85,7 +85,7 @@ def fill_cache(
         seed=spec.config.seed,
         device=worker.device,
     )
-    runner = _Runner(spec, worker, model, prepared.split("train"), prepared.outputs, encoder)
+    runner = _Runner(spec, worker, model, prepared.training("cache"), prepared.outputs, encoder)
     runner.run(missing, tracker)
     # Also where all ranks wait for the last one's commits.
     if worker.any_rank(runner.leaves):

@@ -34,7 +34,7 @@ def train_teacher(job: dict[str, Any]) -> None:
         return
     worker = current_worker()
     prepared = open_prepared(job["prepared"])
-    table = prepared.split("train")
+    table = prepared.training("teacher")
     labelled = table.labelled()
     training, config = session.training, session.config
     weights = LabelWeights(class_weights(config.data, table, worker.device))

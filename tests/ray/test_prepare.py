@@ -214,6 +214,41 @@ def test_a_corpus_becomes_rows_and_rows_the_corpus(cluster: None, tmp_path: Path
     assert manifest["row_length"] == 32
 
 
+def test_varied_copies_are_for_the_stages_that_ask_for_them(cluster: None, tmp_path: Path) -> None:
+    lines = [{"text": sentences(n), "label": "odd" if n % 2 else "even"} for n in range(30)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    chosen = DataConfig.model_validate(
+        {
+            "train": {"kind": "jsonl", "path": str(tmp_path / "train.jsonl")},
+            "validation_share": 0.2,
+            "labels": {},
+            "augment": {"steps": [{"kind": "swap", "share": 0.3}], "copies": 2},
+            "tokenizer": {"vocab_size": 300},
+            "row_length": 64,
+            "long_documents": "truncate",
+        }
+    )
+    store = open_store(str(tmp_path / "prepared"))
+    prepare(
+        chosen,
+        task="sequence-classification",
+        store=store,
+        teacher_tokenizer=None,
+        progress=lambda *_: None,
+    )
+    prepared = open_prepared(store)
+    assert prepared.evaluation_sets == ["validation"]
+    assert len(prepared.training("teacher")) == len(prepared.split("train")) == 24
+    table = prepared.training("cache")
+    assert table.class_counts == {0: 36, 1: 36}
+    rows = table.take(np.arange(len(table)))
+    assert len({row.tobytes() for row in rows.input_ids}) == len(table) == 72
+    assert np.array_equal(rows.sample_ids, table.sample_ids)
+    # A copy has the class of its document.
+    assert rows.labels is not None
+    assert np.bincount(rows.labels[24:, 0]).tolist() == [24, 24]
+
+
 def test_the_same_input_gives_the_same_bytes(cluster: None, tmp_path: Path) -> None:
     chosen = config(write_corpus(tmp_path / "corpus"), evaluation_rows=20)
     first, second = (open_store(str(tmp_path / name)) for name in ("first", "second"))

@@ -1,0 +1,124 @@
+"""Varied copies of documents, made before anything is tokenised: the teacher that fills a cache
+sees what its student will see.
+
+A copy follows from the text and its number alone: it is the same on every machine, and whatever
+documents are added elsewhere. Blanks and line ends between words stay where they are.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+
+import numpy as np
+import xxhash
+
+from kdscale.config.augment import AugmentConfig, AugmentStep, Crop, Delete, Replace, Swap
+from kdscale.errors import KdscaleError
+from kdscale.store import open_store
+
+# Words, and what stands between them, by turns.
+_WORDS = re.compile(r"(\s+)")
+Words = list[str]
+
+
+def copies(text: str, config: AugmentConfig) -> Iterator[str]:
+    """The varied copies of a text; one that came out as the text itself is left out."""
+    for number in range(config.copies):
+        random = np.random.default_rng(xxhash.xxh3_64_intdigest(text.encode(), seed=number))
+        varied = text
+        for step in config.steps:
+            varied = vary(varied, step, random)
+        if varied != text:
+            yield varied
+
+
+def vary(text: str, step: AugmentStep, random: np.random.Generator) -> str:
+    """One step. A text of fewer than two words stays as it is."""
+    parts = _WORDS.split(text)
+    words, between = parts[::2], [*parts[1::2], ""]
+    if len([word for word in words if word]) < 2:
+        return text
+    if isinstance(step, Delete):
+        return _delete(words, between, step, random)
+    if isinstance(step, Crop):
+        return _crop(words, between, step, random)
+    if isinstance(step, Swap):
+        return _joined(_swap(words, step, random), between)
+    return _joined(_replace(words, step, random), between)
+
+
+def _joined(words: Words, between: Words) -> str:
+    return "".join(word + gap for word, gap in zip(words, between, strict=True))
+
+
+def _delete(words: Words, between: Words, step: Delete, random: np.random.Generator) -> str:
+    kept = random.random(len(words)) >= step.share
+    # An empty document would be none.
+    kept[random.integers(len(words))] = True
+    pairs = [(w, b) for w, b, keep in zip(words, between, kept, strict=True) if keep]
+    return _joined([word for word, _ in pairs], [gap for _, gap in pairs]).rstrip()
+
+
+def _crop(words: Words, between: Words, step: Crop, random: np.random.Generator) -> str:
+    count = max(1, round(random.uniform(step.least, 1) * len(words)))
+    start = int(random.integers(len(words) - count + 1))
+    part = slice(start, start + count)
+    return _joined(words[part], between[part]).rstrip()
+
+
+def _swap(words: Words, step: Swap, random: np.random.Generator) -> Words:
+    words, at = list(words), 0
+    while at + 1 < len(words):
+        if random.random() < step.share:
+            words[at], words[at + 1] = words[at + 1], words[at]
+            at += 1
+        at += 1
+    return words
+
+
+def _replace(words: Words, step: Replace, random: np.random.Generator) -> Words:
+    table = None if step.table is None else load_table(step.table)
+    chances = random.random(len(words))
+    return [
+        word if chance >= step.share else _other(word, words, table, random)
+        for word, chance in zip(words, chances, strict=True)
+    ]
+
+
+def _other(
+    word: str, words: Words, table: Mapping[str, list[str]] | None, random: np.random.Generator
+) -> str:
+    """A synonym with the word's capital and punctuation, itself where the table has none; without a
+    table any word of the document."""
+    if table is None:
+        return words[random.integers(len(words))]
+    bare = word.strip(".,;:!?()[]\"'")
+    found = table.get(bare.casefold())
+    if not bare or not found:
+        return word
+    other = found[random.integers(len(found))]
+    return word.replace(bare, other.capitalize() if bare[0].isupper() else other)
+
+
+@lru_cache(maxsize=4)
+def load_table(path: str) -> Mapping[str, list[str]]:
+    """The synonyms in a file. KdscaleError where it is missing or a line is not one of them."""
+    folder, _, name = path.rpartition("/")
+    store = open_store(folder or ".")
+    if not store.exists(name):
+        raise KdscaleError(
+            f"The table of synonyms {path!r} is not there.",
+            "Give a text file: a word, a tab, its synonyms with commas between, in each line.",
+        )
+    table: dict[str, list[str]] = {}
+    for number, line in enumerate(store.get(name).decode().splitlines(), start=1):
+        word, tab, others = line.partition("\t")
+        synonyms = [other.strip() for other in others.split(",") if other.strip()]
+        if line.strip() and not (tab and word.strip() and synonyms):
+            raise KdscaleError(
+                f"Line {number} of {path!r} is no word with its synonyms: {line[:60]!r}.",
+                "Write a word, a tab, and its synonyms with commas between.",
+            )
+        if synonyms:
+            table[word.strip().casefold()] = synonyms
+    return table
