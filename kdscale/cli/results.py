@@ -1,13 +1,12 @@
 """`kdscale evaluate` and `kdscale report`: the two last stages by themselves."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from kdscale.cli import options, run
 from kdscale.cli.show import show
-
-Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="The run's output: a path or URL.")]
 
 
 def evaluate(
@@ -19,9 +18,20 @@ def evaluate(
     run.run(config, overrides, only="evaluate", overwrite=overwrite)
 
 
-def report(output: Output) -> None:
-    """Write the report of a run from its results.json, and show it."""
-    from kdscale.report import write_report
+def report(
+    outputs: Annotated[
+        list[str], typer.Argument(metavar="OUTPUT...", help="Outputs of runs: paths or URLs.")
+    ],
+    to: Annotated[
+        Path, typer.Option(metavar="FILE", help="Where the comparison of several runs goes.")
+    ] = Path("comparison.html"),
+) -> None:
+    """Write the report of a run from its results.json, and show it; of several, compare them."""
+    from kdscale.report import write_comparison, write_report
     from kdscale.store import open_store
 
-    show(write_report(open_store(output)))
+    if len(outputs) == 1:
+        show(write_report(open_store(outputs[0])))
+        return
+    show(write_comparison([open_store(output) for output in outputs], to))
+    typer.echo(f"Wrote {to}.", err=True)
