@@ -4,7 +4,7 @@ A row is one piece of one document between the tokenizer's start and end tokens.
 document share `overlap` tokens.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import xxhash
@@ -18,17 +18,19 @@ from kdscale.types import Rows
 # Of ten tokens that a model is to guess: so many become the mask, and the next one another token.
 _MASKED, _REPLACED = 0.8, 0.1
 
-BuildRows = Callable[[Iterable[TokenDocument]], Iterator[Rows]]
 
-
-class ClassifiedRows:
-    """Rows of one split with a class each; `counts` is complete when `build` is exhausted."""
+class _LabelledRows:
+    """What builders of rows that bring their labels have in common."""
 
     def __init__(self, config: DataConfig, info: TokenizerInfo) -> None:
         self.counts = RowCounts()
         self._config = config
         self._info = info
         self._rows = RowCollector(self.counts, config.row_length)
+
+
+class ClassifiedRows(_LabelledRows):
+    """Rows of one split with a class each; `counts` is complete when `build` is exhausted."""
 
     def build(self, documents: Iterable[TokenDocument]) -> Iterator[Rows]:
         """Rows in chunks of about CHUNK_ROWS, in the documents' order. A row equal to an earlier
@@ -74,17 +76,11 @@ class ClassifiedRows:
         self._rows.add(rows)
 
 
-class MaskedRows:
+class MaskedRows(_LabelledRows):
     """Rows of one split with some tokens masked; `counts` is complete when `build` is exhausted.
 
     What is masked follows from a row's own tokens and the number of its copy.
     """
-
-    def __init__(self, config: DataConfig, info: TokenizerInfo) -> None:
-        self.counts = RowCounts()
-        self._config = config
-        self._info = info
-        self._rows = RowCollector(self.counts, config.row_length)
 
     def build(self, documents: Iterable[TokenDocument]) -> Iterator[Rows]:
         """As ClassifiedRows.build; the copies of a row follow one another."""

@@ -101,21 +101,28 @@ def prepare(
         number = source.count(everything)
         _require_documents(name, source.selection.counts | {"chosen": number})
         splits[name] = writer.write_sample(name, source.data, everything, number)
-    manifest: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
-        "task": task,
+    manifest = _manifest(config, task, info) | {
         "classes": list(train.names),
-        "augmented_for": [] if config.augment is None else list(config.augment.of),
-        "row_length": config.row_length,
-        "tokenizer": {"kind": config.tokenizer.kind, **info.as_dict()},
         "sources": counts,
         "splits": splits,
     }
-    if config.tokenizer.kind == "train":
-        manifest["tokenizer"]["requested_vocab_size"] = config.tokenizer.vocab_size
     write_manifest(store, manifest)
     return manifest
+
+
+def _manifest(config: DataConfig, task: Task, info: TokenizerInfo) -> dict[str, Any]:
+    """What the manifest says besides sources and splits."""
+    tokenizer = {"kind": config.tokenizer.kind, **info.as_dict()}
+    if config.tokenizer.kind == "train":
+        tokenizer["requested_vocab_size"] = config.tokenizer.vocab_size
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "task": task,
+        "augmented_for": [] if config.augment is None else list(config.augment.of),
+        "row_length": config.row_length,
+        "tokenizer": tokenizer,
+    }
 
 
 @dataclass(frozen=True)
