@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 _AGENT_SECONDS = 120.0
+# Of a job that is asked to stop while it starts: until when it is young, how long to wait for its
+# process, how often to look, what Ray writes into its log before it makes it, what making it takes.
+_YOUNG_SECONDS, _BEGIN_SECONDS, _LOOK_SECONDS = 60.0, 10.0, 0.5
+_BEGUN, _MADE_SECONDS = "Running entrypoint for job", 1.0
 _SEALED = "sealed"  # in a job's metadata: where its secrets are, until they are deleted
 
 
@@ -100,6 +104,7 @@ class RayJobs:
     def stop(self, job_id: str, grace_seconds: int | None = None) -> bool:
         if grace_seconds is None:
             with self._translated(job_id):
+                self._let_it_begin(job_id)
                 return cast(bool, self.client.stop_job(job_id))
         job = self.details(job_id)
         if job.is_over:
@@ -114,6 +119,22 @@ class RayJobs:
             )
         request_stop(open_store(job.metadata["output"]), grace_seconds)
         return True
+
+    def _let_it_begin(self, job_id: str) -> None:
+        """Wait while the process of a job that is young is being made, _BEGIN_SECONDS at most.
+
+        A process has its parent's signal handlers until it is its own program, so that an interrupt
+        that comes in between is lost (Ray 2.60 sends one): Ray would wait out the job's whole grace
+        and then kill it.
+        """
+        if time.time() - (self.details(job_id).started or 0) > _YOUNG_SECONDS:
+            return
+        deadline = time.monotonic() + _BEGIN_SECONDS
+        while time.monotonic() < deadline and not self.details(job_id).is_over:
+            if _BEGUN in self.client.get_job_logs(job_id):
+                time.sleep(_MADE_SECONDS)
+                return
+            time.sleep(_LOOK_SECONDS)
 
     def clean(self, job: Job) -> None:
         # A driver that ended by itself has done it, and one that was killed has no such code.
