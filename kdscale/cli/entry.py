@@ -4,6 +4,7 @@ A job file takes the arguments of `kdscale run` and ends as it does, so that the
 one way to fail: non-zero, with the problem and its fix as the last lines of the log.
 """
 
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from kdscale.cli import main, reported_errors
 def run_job(stage: str | None = None, command: str = "run") -> None:
     """Do `command` with the command line's config, `stage` only where it is given, and exit."""
     _leave_script_folder()
+    _hear_interrupts()
     from kdscale.submit.log_times import stamp_output
     from kdscale.submit.sealed import discard_secrets, open_secrets
 
@@ -24,6 +26,13 @@ def run_job(stage: str | None = None, command: str = "run") -> None:
         main([command, *only, *sys.argv[1:]])
     finally:
         discard_secrets()
+
+
+def _hear_interrupts() -> None:
+    """Let SIGINT, by which a job is asked to stop, arrive: a cluster that a script has started in
+    its background ignores it, and hands that down to every job."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _leave_script_folder() -> None:

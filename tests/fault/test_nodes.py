@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kdscale.store import open_store
+from kdscale.store import Store, open_store
 from tests.nodes import Nodes, why_not
 from tests.recovery import FAULTS, STEPS, UNITS, Stages, kill_node, submit
 from tests.runs import FinishedRun
@@ -41,8 +41,18 @@ def nodes(finished_run: FinishedRun) -> Iterator[Nodes]:
 
 
 @pytest.fixture(scope="module")
-def stages(nodes: Nodes, finished_run: FinishedRun) -> Stages:
-    return Stages(nodes, finished_run.corpus, open_store(str(finished_run.output)))
+def whole(nodes: Nodes, finished_run: FinishedRun) -> Store:
+    """A whole run over the nodes. Nobody disturbs it, and all of it is where every node sees it."""
+    url = f"{nodes.server.url}/whole"
+    job = submit(nodes, finished_run.corpus, url)
+    assert job.finish() == 0, job.log[-6000:]
+    assert nodes.env["AWS_SECRET_ACCESS_KEY"] not in job.log
+    return open_store(url)
+
+
+@pytest.fixture(scope="module")
+def stages(nodes: Nodes, finished_run: FinishedRun, whole: Store) -> Stages:
+    return Stages(nodes, finished_run.corpus, whole)
 
 
 def test_a_node_killed_in_the_middle_of_a_capture_costs_units_in_flight_and_changes_nothing(
@@ -55,16 +65,12 @@ def test_a_node_killed_in_the_middle_of_a_capture_costs_units_in_flight_and_chan
 
 
 def test_a_whole_run_over_nodes_equals_one_in_one_place(
-    nodes: Nodes, finished_run: FinishedRun
+    whole: Store, finished_run: FinishedRun
 ) -> None:
-    url = f"{nodes.server.url}/whole"
-    job = submit(nodes, finished_run.corpus, url)
-    assert job.finish() == 0, job.log[-6000:]
-    assert nodes.env["AWS_SECRET_ACCESS_KEY"] not in job.log
-    here, there = open_store(str(finished_run.output)), open_store(url)
-    mine, theirs = (json.loads(store.get("results.json")) for store in (there, here))
+    here = open_store(str(finished_run.output))
+    mine, theirs = (json.loads(store.get("results.json")) for store in (whole, here))
     assert mine["models"] == theirs["models"]
-    assert there.exists("report/index.html")
+    assert whole.exists("report/index.html")
 
 
 @pytest.mark.parametrize("stage", ["cache", "distill"])

@@ -128,3 +128,19 @@ def test_job_folder_does_not_shadow_libraries(tmp_path: Path) -> None:
         [sys.executable, str(script)], capture_output=True, text=True, check=False
     )
     assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+def test_a_job_hears_interrupts_where_its_cluster_ignores_them() -> None:
+    """As under `ray start` in the background of a script."""
+    code = (
+        "import os, signal\n"
+        "from kdscale.cli import entry\n"
+        "entry._hear_interrupts()\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('heard')\n"
+    )
+    command = f"trap '' INT; exec {sys.executable} -c \"$0\""
+    done = subprocess.run(["sh", "-c", command, code], capture_output=True, text=True, check=False)
+    assert done.stdout == "heard\n", done.stderr
