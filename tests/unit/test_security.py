@@ -111,7 +111,7 @@ def test_the_code_of_a_model_is_not_run(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model", model_type="unheard-of", auto_map=own)
     (folder / "own.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
     for load in (load_config_of, load_model):
-        with pytest.raises(KdscaleError, match=r"cannot|No causal language model"):
+        with pytest.raises(KdscaleError, match="No model can be loaded"):
             load(folder)
     assert not mark.exists()
 
