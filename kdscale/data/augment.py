@@ -7,7 +7,6 @@ documents are added elsewhere. Blanks and line ends between words stay where the
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 
 import numpy as np
 import xxhash
@@ -19,20 +18,40 @@ from kdscale.store import open_store
 # Words, and what stands between them, by turns.
 _WORDS = re.compile(r"(\s+)")
 Words = list[str]
+Synonyms = Mapping[str, list[str]]
+Tables = Mapping[str, Synonyms]
+"""By the path that the config names them by."""
 
 
-def copies(text: str, config: AugmentConfig) -> Iterator[str]:
-    """The varied copies of a text; one that came out as the text itself is left out."""
-    for number in range(config.copies):
-        random = np.random.default_rng(xxhash.xxh3_64_intdigest(text.encode(), seed=number))
-        varied = text
-        for step in config.steps:
-            varied = vary(varied, step, random)
-        if varied != text:
-            yield varied
+class Augmenter:
+    """Makes the varied copies of a config. It reads the tables of synonyms once, where it is made:
+    tasks on other machines, and in other folders, get them with it.
+
+    KdscaleError where a table is missing or a line of it is not one.
+    """
+
+    def __init__(self, config: AugmentConfig) -> None:
+        self.copies = config.copies
+        self._steps = config.steps
+        self._tables = {path: load_table(path) for path in table_paths(config)}
+
+    def vary(self, text: str) -> Iterator[str]:
+        """The copies of a text; one that came out as the text itself is left out."""
+        for number in range(self.copies):
+            random = np.random.default_rng(xxhash.xxh3_64_intdigest(text.encode(), seed=number))
+            varied = text
+            for step in self._steps:
+                varied = vary(varied, step, random, self._tables)
+            if varied != text:
+                yield varied
 
 
-def vary(text: str, step: AugmentStep, random: np.random.Generator) -> str:
+def table_paths(config: AugmentConfig) -> list[str]:
+    """The files of synonyms that a config names."""
+    return [step.table for step in config.steps if isinstance(step, Replace) and step.table]
+
+
+def vary(text: str, step: AugmentStep, random: np.random.Generator, tables: Tables) -> str:
     """One step. A text of fewer than two words stays as it is."""
     parts = _WORDS.split(text)
     words, between = parts[::2], [*parts[1::2], ""]
@@ -44,7 +63,8 @@ def vary(text: str, step: AugmentStep, random: np.random.Generator) -> str:
         return _crop(words, between, step, random)
     if isinstance(step, Swap):
         return _joined(_swap(words, step, random), between)
-    return _joined(_replace(words, step, random), between)
+    table = None if step.table is None else tables[step.table]
+    return _joined(_replace(words, step, random, table), between)
 
 
 def _joined(words: Words, between: Words) -> str:
@@ -76,8 +96,9 @@ def _swap(words: Words, step: Swap, random: np.random.Generator) -> Words:
     return words
 
 
-def _replace(words: Words, step: Replace, random: np.random.Generator) -> Words:
-    table = None if step.table is None else load_table(step.table)
+def _replace(
+    words: Words, step: Replace, random: np.random.Generator, table: Synonyms | None
+) -> Words:
     chances = random.random(len(words))
     return [
         word if chance >= step.share else _other(word, words, table, random)
@@ -85,9 +106,7 @@ def _replace(words: Words, step: Replace, random: np.random.Generator) -> Words:
     ]
 
 
-def _other(
-    word: str, words: Words, table: Mapping[str, list[str]] | None, random: np.random.Generator
-) -> str:
+def _other(word: str, words: Words, table: Synonyms | None, random: np.random.Generator) -> str:
     """A synonym with the word's capital and punctuation, itself where the table has none; without a
     table any word of the document."""
     if table is None:
@@ -100,8 +119,7 @@ def _other(
     return word.replace(bare, other.capitalize() if bare[0].isupper() else other)
 
 
-@lru_cache(maxsize=4)
-def load_table(path: str) -> Mapping[str, list[str]]:
+def load_table(path: str) -> Synonyms:
     """The synonyms in a file. KdscaleError where it is missing or a line is not one of them."""
     folder, _, name = path.rpartition("/")
     store = open_store(folder or ".")

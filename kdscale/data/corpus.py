@@ -79,6 +79,15 @@ def corpus_identity(source: SourceConfig) -> dict[str, Any]:
     return {"files": len(pieces), "bytes": total, "sha256": digest.hexdigest()}
 
 
+def file_digest(path: str) -> str:
+    """sha256 of a file's content, at a path or URL. KdscaleError where it is not there."""
+    folder, _, name = path.rpartition("/")
+    store = open_store(folder or ".")
+    if not store.exists(name):
+        raise KdscaleError(f"The file {path!r} is not there.", "Correct its path in the config.")
+    return hashlib.sha256(store.get(name)).hexdigest()
+
+
 def _look(piece: Piece) -> tuple[int, int]:
     """A file's size, and on a local disk its time of change in nanoseconds."""
     store = open_store(piece.root)

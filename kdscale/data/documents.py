@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from kdscale.config.augment import AugmentConfig
 from kdscale.config.data import DataConfig, SourceConfig
-from kdscale.data.augment import copies
+from kdscale.data.augment import Augmenter
 from kdscale.data.classes import UNKNOWN_LABEL, Classes
 from kdscale.data.cleaner import Cleaner
 from kdscale.data.cleaning import Status, name_hash, text_digest
@@ -69,7 +68,7 @@ class Chosen:
     choice: Choice
     classes: Classes | None = None
     label_bounds: np.ndarray | None = None  # see `used_labels`; None: all
-    augment: AugmentConfig | None = None  # their varied copies in place of themselves
+    augmenter: Augmenter | None = None  # their varied copies in place of themselves
 
 
 def read_corpus(corpus: Corpus, config: DataConfig) -> Any:
@@ -210,8 +209,8 @@ def encode_documents(
 ) -> Iterator[pa.Table]:
     """A Ray Data task: the chosen documents as columns of `_TOKENS`."""
     picked: Any = pick(batch, chosen=chosen)
-    if chosen.augment is not None:
-        picked = _varied(picked, chosen.augment)
+    if chosen.augmenter is not None:
+        picked = _varied(picked, chosen.augmenter)
     first, labels = 0, picked["label"].to_pylist()
     for texts in _groups(picked["text"].to_pylist()):
         documents = list(encode(tokenizer_json, info, texts))
@@ -228,10 +227,10 @@ def encode_documents(
         first += len(texts)
 
 
-def _varied(picked: Any, config: AugmentConfig) -> pa.Table:
+def _varied(picked: Any, augmenter: Augmenter) -> pa.Table:
     """The varied copies of the picked documents, with their labels."""
     pairs = zip(picked["text"].to_pylist(), picked["label"].to_pylist(), strict=True)
-    found = [(copy, label) for text, label in pairs for copy in copies(text, config)]
+    found = [(copy, label) for text, label in pairs for copy in augmenter.vary(text)]
     texts = pa.array([copy for copy, _ in found], pa.large_string())
     labels = pa.array([label for _, label in found], pa.int32())
     return pa.table({"text": texts, "label": labels})

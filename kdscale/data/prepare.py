@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from kdscale.config.augment import Replace
 from kdscale.config.data import DataConfig, LabelsConfig, SourceConfig
 from kdscale.config.task import Task
-from kdscale.data.augment import load_table
+from kdscale.data.augment import Augmenter, table_paths
 from kdscale.data.classes import Classes, find_classes
-from kdscale.data.corpus import Corpus, corpus_identity, find_corpus
+from kdscale.data.corpus import Corpus, corpus_identity, file_digest, find_corpus
 from kdscale.data.documents import Chosen, read_corpus, read_facts, read_labels, read_texts
 from kdscale.data.manifest import AUGMENTED, FORMAT, MANIFEST, VERSION, write_manifest
 from kdscale.data.selection import (
@@ -44,10 +43,12 @@ _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 def data_identity(config: DataConfig, task: Task = "causal-lm") -> dict[str, Any]:
     """What fingerprints prepared data: task, config, format version, the state of each source.
 
-    Lists files and packages but reads none. Raises KdscaleError for a missing or empty source, or
-    an evaluation set of an unusable name.
+    Lists files and packages and reads none but tables of synonyms. Raises KdscaleError for a
+    missing or empty source, or an evaluation set of an unusable name.
     """
-    return {
+    tables = [] if config.augment is None else table_paths(config.augment)
+    synonyms = {"synonyms": {path: file_digest(path) for path in tables}} if tables else {}
+    return synonyms | {
         "format": [FORMAT, VERSION],
         "task": task,
         "config": config.model_dump(mode="json"),
@@ -71,9 +72,7 @@ def prepare(
     Safe to run again after it was killed. Raises KdscaleError for what the user can mend.
     """
     corpora = {name: find_corpus(source) for name, source in _sources(config).items()}
-    for step in () if config.augment is None else config.augment.steps:
-        if isinstance(step, Replace) and step.table is not None:
-            load_table(step.table)
+    augmenter = None if config.augment is None else Augmenter(config.augment)
     # A manifest of an earlier run must not stand over a mixture of its files and ours.
     store.delete(MANIFEST)
     progress(0, len(corpora), "reading train")
@@ -86,9 +85,9 @@ def prepare(
     counts = {"train": train.counts(config)}
     labelled = train.with_label_share(training, config.labels)
     splits = {"train": writer.write("train", train.data, labelled, train.count(training))}
-    if config.augment is not None:
-        varied = replace(labelled, augment=config.augment)
-        number = train.count(training) * config.augment.copies
+    if augmenter is not None:
+        varied = replace(labelled, augmenter=augmenter)
+        number = train.count(training) * augmenter.copies
         splits[AUGMENTED] = writer.write(AUGMENTED, train.data, varied, number)
     held_out = train.choose(last=first - np.uint64(1), known=bool(train.names))
     number = train.count(held_out)

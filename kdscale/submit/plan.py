@@ -167,6 +167,10 @@ def _absolute_paths(config: RunConfig, folder: Path) -> tuple[RunConfig, list[st
     for number, source in enumerate(cache["reuse"] if isinstance(cache["reuse"], list) else ()):
         if _local(source["url"]):
             source["url"] = absolute(f"cache.reuse.{number}.url", source["url"])
+    for number, step in enumerate((tree["data"]["augment"] or {}).get("steps", ())):
+        if step.get("table") is not None and _local(step["table"]):
+            field = f"data.augment.steps.{number}.table"
+            step["table"] = absolute(field, step["table"])
     for field, source in _sources(tree["data"]):
         path = source["path"]
         if path is None or not _local(path):

@@ -1,5 +1,6 @@
 """Varied copies: what each step may change, how much of it, and that it is the same each time."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from kdscale.config.augment import AugmentConfig, AugmentStep
-from kdscale.data.augment import copies, load_table, vary
+from kdscale.config.data import DataConfig
+from kdscale.data.augment import Augmenter, load_table, vary
+from kdscale.data.prepare import data_identity
 from kdscale.errors import KdscaleError
 
 TEXT = "\n".join(" ".join(f"w{10 * line + word}" for word in range(10)) for line in range(40))
@@ -26,7 +29,8 @@ _STEP: TypeAdapter[AugmentStep] = TypeAdapter(AugmentStep)
 
 def varied(kind: str, text: str = TEXT, seed: int = 0, **fields: Any) -> str:
     step = _STEP.validate_python({"kind": kind, **STEPS[kind], **fields})
-    return vary(text, step, np.random.default_rng(seed))
+    tables = {path: load_table(path) for path in [fields["table"]]} if "table" in fields else {}
+    return vary(text, step, np.random.default_rng(seed), tables)
 
 
 def test_deleted_words_are_about_the_share_and_the_rest_keeps_its_order() -> None:
@@ -85,9 +89,34 @@ def test_copies_are_the_same_each_time_and_differ_from_one_another() -> None:
     config = AugmentConfig.model_validate(
         {"copies": 3, "steps": [{"kind": "crop"}, {"kind": "delete"}]}
     )
-    first, again = list(copies(TEXT, config)), list(copies(TEXT, config))
+    first, again = (list(Augmenter(config).vary(TEXT)) for _ in range(2))
     assert first == again
     assert len(set(first)) == 3
     assert TEXT not in first
     # A text that nothing can be done with has no copies.
-    assert list(copies("one", config)) == []
+    assert list(Augmenter(config).vary("one")) == []
+
+
+def test_tables_travel_with_what_uses_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks run in other folders, on other machines."""
+    (tmp_path / "synonyms.tsv").write_text("big\tlarge\n")
+    monkeypatch.chdir(tmp_path)
+    steps = [{"kind": "replace", "share": 0.999, "table": "synonyms.tsv"}]
+    sent = pickle.dumps(Augmenter(AugmentConfig.model_validate({"steps": steps})))
+    (tmp_path / "synonyms.tsv").unlink()
+    assert list(pickle.loads(sent).vary("a big house")) == ["a large house"]
+
+
+def test_rows_have_another_name_when_a_table_changes(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+    table = tmp_path / "synonyms.tsv"
+    steps = [{"kind": "replace", "table": str(table)}]
+    source = {"kind": "text", "path": str(tmp_path / "a.txt")}
+    config = DataConfig.model_validate({"train": source, "augment": {"steps": steps}})
+    with pytest.raises(KdscaleError, match="is not there"):
+        data_identity(config)
+    found = []
+    for line in ("big\tlarge\n", "big\thuge\n"):
+        table.write_text(line)
+        found.append(data_identity(config))
+    assert found[0] != found[1]
