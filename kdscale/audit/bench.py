@@ -67,6 +67,11 @@ class Bench:
         KdscaleError where the rows have no targets, or where the teacher does not load.
         """
         identity = reader.identity
+        if identity.get("classes"):
+            raise KdscaleError(
+                "This cache is of a classifier: whole distributions, with no codec to choose.",
+                "Look at its targets with `kdscale cache inspect URI --sample 5`.",
+            )
         self.vocab_size = int(identity["vocab_size"])
         self.temperature = float(identity["temperature"])
         self._reader = reader

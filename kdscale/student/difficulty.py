@@ -15,6 +15,7 @@ from kdscale.cache.read.subset import SubsetReader
 from kdscale.config.curriculum import CurriculumConfig
 from kdscale.curriculum.difficulty import combine, needs, student_gap
 from kdscale.curriculum.rarity import count_targets, row_rarity
+from kdscale.errors import KdscaleError
 from kdscale.losses.fused import head_and_loss
 from kdscale.models.forward import RowTensors, row_tensors
 from kdscale.models.head import TrainedModel
@@ -36,6 +37,13 @@ def difficulty(
     """Difficulty [R] of every cached row, larger is harder. Collective. `gap` gives that of the
     student as it stands, where the config asks for one."""
     wanted, stats = needs(config.difficulty), reader.statistics
+    unlabelled = int(np.isnan(stats.nll).sum())
+    if unlabelled and {"nll", "gap"} & set(wanted):
+        raise KdscaleError(
+            f"{unlabelled:,} of {len(stats):,} cached rows have no label, and the difficulties "
+            "`nll` and `gap` ask for every row's.",
+            "Set distill.curriculum.difficulty to entropy, length or rarity.",
+        )
     tables = {"entropy": stats.entropy, "nll": stats.nll, "length": stats.length}
     if "rarity" in wanted:
         tables["rarity"] = _rarity(reader, worker, vocab_size)

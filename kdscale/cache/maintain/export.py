@@ -73,7 +73,8 @@ def decode_columns(cached: CachedRows, codec: Codec) -> Columns:
     """Rows with their targets decoded, a column each.
 
     sample_id [R, 16] uint8, input_ids and segment_ids [R, T] int32, loss_mask [R, T] bool,
-    byte_count [R] float64, entropy and nll [R] float32. Of a codec that keeps K ids: target_ids
+    byte_count [R] float64, entropy and nll [R] float32; where rows bring them, labels [R, T] int32,
+    -1 where there is none. Of a codec that keeps K ids: target_ids
     [R, T, K] int32 and target_probs [R, T, K] float32, with ghost [R, T] float32 where it has a
     ghost bucket; an id may stand more than once, its probabilities then add up. Of codec `full`:
     log_probs [R, T, V] float32. Positions outside the loss mask have no probability anywhere.
@@ -88,6 +89,8 @@ def decode_columns(cached: CachedRows, codec: Codec) -> Columns:
         "entropy": cached.entropy,
         "nll": cached.nll,
     }
+    if rows.labels is not None:
+        columns["labels"] = rows.labels
     targets = codec.decode(torch.from_numpy(cached.payload))
     if isinstance(targets, DenseTargets):
         log_probs = targets.log_probs.masked_fill(~mask, -torch.inf)

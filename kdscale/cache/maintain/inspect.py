@@ -11,7 +11,7 @@ from kdscale.cache.commit.manifest import load_manifest
 from kdscale.cache.format.records import ObjectReference, Segment
 from kdscale.cache.read.reader import CacheReader
 from kdscale.store import Store
-from kdscale.types import DenseTargets, SparseTargets
+from kdscale.types import DenseTargets, SparseTargets, labels_of
 
 _SHOWN_TARGETS = 8
 _SHOWN_CONTEXT = 32
@@ -57,25 +57,30 @@ def sample(
 ) -> list[dict[str, Any]]:
     """`count` positions from rows spread over the cache, for a person to read.
 
-    decode: a tokenizer's ids -> text. Each position gives its row and position, the text before it,
-    the token that follows, and the most probable targets with their probabilities.
+    decode: a tokenizer's ids -> text. Each position gives its row and position, the text before it
+    (of a row to be classified, its text), the label there, and the most probable targets with their
+    probabilities. Labels are tokens, or the names of classes.
     """
     shown = []
+    classes = reader.identity.get("classes")
+    name = classes.__getitem__ if classes else lambda token: decode([token])
     for index in np.linspace(0, len(reader) - 1, min(count, len(reader))).astype(np.int64):
         cached = reader.read(np.array([index]))
         ids = cached.rows.input_ids[0]
         targets = np.flatnonzero(cached.rows.loss_mask[0])
         if len(targets):
             at = int(targets[len(targets) // 2])
+            end = reader.row_length if classes else at + 1
+            label = int(labels_of(cached.rows)[0, at])
             payload = torch.from_numpy(cached.payload[0, at])
             shown.append(
                 {
                     "row": int(index),
                     "position": at,
-                    "context": decode(ids[max(0, at + 1 - _SHOWN_CONTEXT) : at + 1].tolist()),
-                    "token": decode([int(ids[at + 1])]),
+                    "context": decode(ids[max(0, end - _SHOWN_CONTEXT) : end].tolist()),
+                    "token": name(label) if label >= 0 else "(no label)",
                     "targets": [
-                        (decode([token]), probability)
+                        (name(token), probability)
                         for token, probability in _most_probable(reader.codec.decode(payload))
                     ],
                 }

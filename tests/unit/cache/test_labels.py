@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kdscale.cache.maintain.export import decode_columns
+from kdscale.cache.maintain.inspect import sample
 from kdscale.cache.maintain.verify import verify
 from kdscale.cache.read.disk import DiskCache
 from kdscale.cache.read.loader import CacheLoader
@@ -84,3 +86,32 @@ def test_rows_that_the_teacher_was_not_scored_on_have_no_label(tmp_path: Path) -
     known = known_labels(CacheReader(planted.store))
     assert np.flatnonzero(~known).tolist() == [2, 5]
     assert verify(planted.store).bad == []
+
+
+def test_a_sample_shows_labels_and_not_the_next_tokens(tmp_path: Path) -> None:
+    planted = plant(tmp_path)
+    shown = sample(CacheReader(planted.store), lambda ids: " ".join(map(str, ids)), 3)
+    assert planted.rows.labels is not None
+    for each in shown:
+        assert each["token"] == str(planted.rows.labels[each["row"], each["position"]])
+
+
+def test_a_sample_of_a_classifier_shows_classes(tmp_path: Path) -> None:
+    planted = make_planted(open_store(str(tmp_path)), labelled=True)
+    planted.identity["classes"] = [f"class {number}" for number in range(50)]
+    planted.publish()
+    (first, *_) = sample(CacheReader(planted.store), lambda ids: " ".join(map(str, ids)), 3)
+    assert planted.rows.labels is not None
+    assert first["token"] == f"class {planted.rows.labels[first['row'], first['position']]}"
+    assert first["targets"][0][0].startswith("class ")
+    assert len(first["context"].split()) == planted.rows.input_ids.shape[1]
+
+
+def test_labels_are_exported(tmp_path: Path) -> None:
+    planted = plant(tmp_path)
+    reader = CacheReader(planted.store)
+    columns = decode_columns(reader.read(np.arange(5)), reader.codec)
+    assert planted.rows.labels is not None
+    assert np.array_equal(columns["labels"], planted.rows.labels[:5])
+    plain = CacheReader(plant(tmp_path / "plain", labelled=False).store)
+    assert "labels" not in decode_columns(plain.read(np.arange(5)), plain.codec)
