@@ -14,7 +14,7 @@ from kdscale.cli import main, reported_errors
 def run_job(stage: str | None = None, command: str = "run") -> None:
     """Do `command` with the command line's config, `stage` only where it is given, and exit."""
     _leave_script_folder()
-    _hear_interrupts()
+    _obey_interrupts(command)
     from kdscale.submit.log_times import stamp_output
     from kdscale.submit.sealed import discard_secrets, open_secrets
 
@@ -28,11 +28,16 @@ def run_job(stage: str | None = None, command: str = "run") -> None:
         discard_secrets()
 
 
-def _hear_interrupts() -> None:
-    """Let SIGINT, by which a job is asked to stop, arrive: a cluster that a script has started in
-    its background ignores it, and hands that down to every job."""
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def _obey_interrupts(command: str) -> None:
+    """Let SIGINT, by which a job is asked to stop, do so from the first moment on.
+
+    A cluster that a script has started in its background ignores it, and hands that down to every
+    job. Python's own handler raises KeyboardInterrupt, which is lost where it meets a callback, and
+    imports are full of them. So until a run has something to save, and takes the signal for itself
+    (`kdscale.stop`), it ends the process; a graph of jobs has them to stop.
+    """
+    own = signal.SIG_DFL if command == "run" else signal.default_int_handler
+    signal.signal(signal.SIGINT, own)
 
 
 def _leave_script_folder() -> None:

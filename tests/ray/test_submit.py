@@ -637,7 +637,9 @@ def test_two_hundred_jobs_and_none_is_lost(
     checkout_with(WAIT)
 
     def both(job: str) -> tuple[int, int]:
-        submitted = run("submit", str(QUICKSTART), "--address", address, "--name", job)
+        # Python loses an interrupt that meets a callback of its start; such a job is killed then.
+        options = ("--address", address, "--name", job, "--grace", "1m")
+        submitted = run("submit", str(QUICKSTART), *options)
         return submitted, run("stop", job, "--address", address)
 
     names = [f"load-{number:03}" for number in range(200)]

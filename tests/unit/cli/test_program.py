@@ -1,6 +1,7 @@
 """The program as a user meets it: what it imports, how it fails, what its stages are called."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -130,17 +131,31 @@ def test_job_folder_does_not_shadow_libraries(tmp_path: Path) -> None:
     assert done.stdout.split() == ["True", "True"], done.stderr
 
 
-def test_a_job_hears_interrupts_where_its_cluster_ignores_them() -> None:
-    """As under `ray start` in the background of a script."""
+@pytest.mark.parametrize("ignored", [True, False])
+@pytest.mark.parametrize("command", ["run", "run-graph"])
+def test_a_starting_job_obeys_interrupts(ignored: bool, command: str) -> None:
+    """Where its cluster ignores them, as `ray start` in the background of a script does, and where
+    the interrupt comes in a callback, which swallows Python's exception."""
     code = (
-        "import os, signal\n"
+        "import os, signal, weakref\n"
         "from kdscale.cli import entry\n"
-        "entry._hear_interrupts()\n"
+        f"entry._obey_interrupts({command!r})\n"
+        "class Thing: pass\n"
+        "thing = Thing()\n"
+        "watch = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT))\n"
         "try:\n"
+        "    del thing\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "except KeyboardInterrupt:\n"
         "    print('heard')\n"
+        "else:\n"
+        "    print('deaf')\n"
     )
-    command = f"trap '' INT; exec {sys.executable} -c \"$0\""
-    done = subprocess.run(["sh", "-c", command, code], capture_output=True, text=True, check=False)
-    assert done.stdout == "heard\n", done.stderr
+    shell = ("trap '' INT; " if ignored else "") + f'exec {sys.executable} -c "$0"'
+    done = subprocess.run(["sh", "-c", shell, code], capture_output=True, text=True, check=False)
+    if command == "run":
+        assert done.returncode == -signal.SIGINT, done
+        assert done.stdout == ""
+    else:
+        # The first one is swallowed, as it would be anywhere: a graph is asked again.
+        assert done.stdout == "heard\n", done

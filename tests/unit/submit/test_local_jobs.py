@@ -169,7 +169,8 @@ def test_two_hundred_jobs_and_none_is_lost(start: Callable[..., str]) -> None:
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda name: start(WAIT, name=name), names)) == names
         assert sorted(job.id for job in LocalJobs().list()) == names
-        assert all(pool.map(LocalJobs().stop, names))
+        # Python loses an interrupt that meets a callback of its start; such a job is killed then.
+        assert all(pool.map(lambda name: LocalJobs().stop(name, grace_seconds=20), names))
         jobs = list(pool.map(ended, names))
     # Those asked before their program began were ended by the signal itself.
     assert {job.status for job in jobs} <= {"SUCCEEDED", "STOPPED"}
