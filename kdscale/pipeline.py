@@ -8,11 +8,9 @@ not; a finished model made from another config is never overwritten unasked.
 """
 
 import json
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from kdscale.cache.commit.manifest import load_manifest
@@ -39,7 +37,7 @@ from kdscale.stop import StopRequests
 from kdscale.store import HeldLease
 from kdscale.student.worker import distill
 from kdscale.teacher.capture import capture
-from kdscale.teacher.existing import check_teacher, save_tokenizer
+from kdscale.teacher.existing import check_teacher, own_tokenizer
 from kdscale.teacher.train import train_teacher
 from kdscale.train.session import Session
 from kdscale.workers import LeavingError, WorkerGroups
@@ -194,10 +192,7 @@ def _prepare(
     run: Run, record: RunRecord, progress: StageProgress, groups: WorkerGroups
 ) -> list[str]:
     config = run.config
-    with tempfile.TemporaryDirectory(prefix="kdscale-tokenizer-") as scratch:
-        tokenizer = None
-        if config.data.tokenizer.kind == "teacher":
-            tokenizer = save_tokenizer(config, Path(scratch))
+    with own_tokenizer(config) as tokenizer:
         manifest = prepare(
             config.data,
             task=config.task,

@@ -35,20 +35,13 @@ def preview(
 
     Reads the first documents here; nothing is written, and no cluster is needed.
     """
-    import tempfile
-    from pathlib import Path
-
     from kdscale.config import load_config
 
     resolved = load_config(config, overrides or ())
     from kdscale.data.preview import preview as look
+    from kdscale.teacher.existing import own_tokenizer
 
-    with tempfile.TemporaryDirectory(prefix="kdscale-tokenizer-") as scratch:
-        tokenizer = None
-        if resolved.data.tokenizer.kind == "teacher":
-            from kdscale.teacher.existing import save_tokenizer
-
-            tokenizer = save_tokenizer(resolved, Path(scratch))
+    with own_tokenizer(resolved) as tokenizer:
         found = look(
             resolved.data,
             resolved.task,

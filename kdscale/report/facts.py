@@ -4,7 +4,7 @@ Every sentence here is derived from the results, so that a number is rounded onc
 control or cache is explained once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -123,52 +123,56 @@ def quality_table(results: Results, domain: str) -> Table:
     if classifies(results):
         return _classes_table(results, domain)
     header = ["Model", "Parameters", "Loss", "Perplexity", "Bits/byte", "ECE", "Agreement", "KL"]
-    rows = []
-    for model in models(results):
-        metrics = score(results, model, domain)
-        if metrics is None:
-            continue
-        rows.append(
-            [
-                model,
-                units.count(results["models"][model]["parameters"]),
-                units.number(metrics["loss"], 4),
-                units.number(metrics["perplexity"], 2),
-                units.number(metrics["bits_per_byte"], 4),
-                units.number(metrics["ece"], 4),
-                units.percent(metrics.get("agreement_top1")),
-                units.number(metrics.get("kl_teacher_student"), 4),
-            ]
-        )
-    tokens = max((m["tokens"] for m in _scores(results, domain)), default=0)
-    return Table(f"{domain}: {tokens:,} tokens", header, rows)
+
+    def cells(metrics: DomainMetrics) -> list[str]:
+        return [
+            units.number(metrics["loss"], 4),
+            units.number(metrics["perplexity"], 2),
+            units.number(metrics["bits_per_byte"], 4),
+            units.number(metrics["ece"], 4),
+            units.percent(metrics.get("agreement_top1")),
+            units.number(metrics.get("kl_teacher_student"), 4),
+        ]
+
+    return _by_model(results, domain, "tokens", header, cells)
+
+
+def _by_model(
+    results: Results,
+    domain: str,
+    unit: str,
+    header: list[str],
+    cells: Callable[[DomainMetrics], list[str]],
+) -> Table:
+    """A row for each model that was evaluated on `domain`, with its size before its `cells`."""
+    scores = {model: score(results, model, domain) for model in models(results)}
+    found = {model: metrics for model, metrics in scores.items() if metrics is not None}
+    rows = [
+        [model, units.count(results["models"][model]["parameters"]), *cells(metrics)]
+        for model, metrics in found.items()
+    ]
+    scored = max((metrics["tokens"] for metrics in found.values()), default=0)
+    return Table(f"{domain}: {scored:,} {unit}", header, rows)
 
 
 def _classes_table(results: Results, domain: str) -> Table:
     header = ["Model", "Parameters", "Accuracy", "F1", "Precision", "Recall", "MCC", "AUROC"]
     header += ["Loss", "ECE", "Agreement"]
-    rows = []
-    for model in models(results):
-        metrics = score(results, model, domain)
-        if metrics is None:
-            continue
-        rows.append(
-            [
-                model,
-                units.count(results["models"][model]["parameters"]),
-                units.percent(metrics.get("accuracy")),
-                _between(metrics.get("f1_macro"), metrics.get("intervals", {}).get("f1_macro")),
-                units.percent(metrics.get("precision_macro")),
-                units.percent(metrics.get("recall_macro")),
-                units.number(metrics.get("mcc"), 3),
-                units.number(metrics.get("auroc"), 3),
-                units.number(metrics["loss"], 4),
-                units.number(metrics["ece"], 4),
-                units.percent(metrics.get("agreement_top1")),
-            ]
-        )
-    rows_scored = max((m["tokens"] for m in _scores(results, domain)), default=0)
-    return Table(f"{domain}: {rows_scored:,} documents", header, rows)
+
+    def cells(metrics: DomainMetrics) -> list[str]:
+        return [
+            units.percent(metrics.get("accuracy")),
+            _between(metrics.get("f1_macro"), metrics.get("intervals", {}).get("f1_macro")),
+            units.percent(metrics.get("precision_macro")),
+            units.percent(metrics.get("recall_macro")),
+            units.number(metrics.get("mcc"), 3),
+            units.number(metrics.get("auroc"), 3),
+            units.number(metrics["loss"], 4),
+            units.number(metrics["ece"], 4),
+            units.percent(metrics.get("agreement_top1")),
+        ]
+
+    return _by_model(results, domain, "documents", header, cells)
 
 
 def _between(value: float | None, interval: Interval) -> str:
@@ -189,11 +193,6 @@ def confusion_table(results: Results, model: str, domain: str) -> Table | None:
     rows = [[name, *map(str, line)] for name, line in zip(names, counts, strict=True)]
     caption = f"{domain}: what the {model} takes each class for"
     return Table(caption, ["Class", *names], rows)
-
-
-def _scores(results: Results, domain: str) -> list[DomainMetrics]:
-    found = (score(results, model, domain) for model in models(results))
-    return [metrics for metrics in found if metrics is not None]
 
 
 def gap_table(results: Results) -> Table:

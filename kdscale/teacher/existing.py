@@ -1,5 +1,8 @@
 """A teacher that exists already: whether it fits the run, and what it is for."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +27,16 @@ def teacher_source(config: RunConfig) -> str:
     return str(local_folder(source)) if "://" in source else source
 
 
-def save_tokenizer(config: RunConfig, folder: Path) -> Path:
-    """Write the tokenizer of the teacher that the config loads to `folder`, which is returned.
+@contextmanager
+def own_tokenizer(config: RunConfig) -> Iterator[Path | None]:
+    """A folder, for a while, with the tokenizer of the teacher that the config loads; None where
+    the run trains one. KdscaleError where the teacher has none that transformers can load."""
+    with tempfile.TemporaryDirectory(prefix="kdscale-tokenizer-") as scratch:
+        is_own = config.data.tokenizer.kind == "teacher"
+        yield _save_tokenizer(config, Path(scratch)) if is_own else None
 
-    KdscaleError where it has none that transformers can load.
-    """
+
+def _save_tokenizer(config: RunConfig, folder: Path) -> Path:
     from transformers import AutoTokenizer
 
     try:

@@ -122,6 +122,16 @@ def test_the_cache_covers_rows_without_a_label_too(classified: tuple[Path, Resul
     assert ((rows.rows.labels[:, 0] >= 0) == known_labels(reader)).all()
 
 
+def test_the_control_learns_from_labelled_rows_alone(
+    classified: tuple[Path, Results, str],
+) -> None:
+    pools = {}
+    for name in ("distill", "control"):
+        lines = (classified[0] / "metrics" / f"{name}.jsonl").read_text().splitlines()
+        pools[name] = json.loads(lines[-1])["curriculum/pool_size"]
+    assert pools == {"distill": 192, "control": 96}
+
+
 def test_the_student_is_told_apart_from_its_control(classified: tuple[Path, Results, str]) -> None:
     output, results, log = classified
     assert results["task"] == "sequence-classification"

@@ -1,0 +1,130 @@
+"""Teachers that exist: taken as they are where they fit, trained further, or refused."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from kdscale.config.data import ChunksConfig
+from kdscale.config.run import RunConfig
+from kdscale.config.teacher import ModelConfig
+from kdscale.data.prepared import Prepared
+from kdscale.errors import KdscaleError
+from kdscale.models.build import build_model, load_config_of, make_config
+from kdscale.models.tasks import Purpose, task_of
+from kdscale.teacher.existing import check_teacher, config_to_train, own_tokenizer
+from kdscale.teacher.train import _build
+
+VOCAB, LENGTH = 60, 32
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+ENCODER = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+CHUNKS = {"length": 16, "pooling": "max"}
+
+
+@dataclass
+class Data:
+    """What is asked of prepared data."""
+
+    classes: tuple[str, ...] = ("a", "b")
+    vocab_size: int = VOCAB
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        return dict(SPECIAL)
+
+
+def prepared(**fields: Any) -> Prepared:
+    return cast(Prepared, Data(**fields))
+
+
+def shape(purpose: Purpose) -> Any:
+    model = ModelConfig(architecture="bert", options=ENCODER)
+    return make_config(model, VOCAB, SPECIAL, LENGTH, purpose)
+
+
+def run_config(folder: Path, *, trains: bool = False, **data: Any) -> RunConfig:
+    training = {"steps": 1, "batch_rows": 1}
+    student = {"model": {"architecture": "bert", "options": ENCODER}}
+    return RunConfig.model_validate(
+        {
+            "name": "a",
+            "output": str(folder / "output"),
+            "task": "sequence-classification",
+            "data": {
+                "labels": {},
+                "tokenizer": {"kind": "teacher"},
+                "row_length": LENGTH,
+                **data,
+            },
+            "teacher": {"load": str(folder), **({"training": training} if trains else {})},
+            "cache": {"codec": {"kind": "full"}},
+            "distill": {"student": student, "training": training},
+        }
+    )
+
+
+def save(folder: Path, purpose: Purpose) -> None:
+    build_model(shape(purpose), 0).save_pretrained(folder)
+
+
+def test_a_classifier_of_the_same_classes_is_taken(tmp_path: Path) -> None:
+    save(tmp_path, Purpose("sequence-classification", ("a", "b")))
+    check_teacher(run_config(tmp_path), prepared())
+    with pytest.raises(KdscaleError, match=r"tells \['a', 'b'\] apart, and the data has .*'c'"):
+        check_teacher(run_config(tmp_path), prepared(classes=("a", "c")))
+    with pytest.raises(KdscaleError, match="has 60 embeddings, but its tokenizer has 90"):
+        check_teacher(run_config(tmp_path), prepared(vocab_size=90))
+
+
+def test_a_model_of_another_task_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, Purpose("masked-lm"))
+    with pytest.raises(KdscaleError, match="is a masked language model, and the run's task is"):
+        check_teacher(run_config(tmp_path), prepared())
+
+
+def test_a_classifier_of_other_chunks_is_refused(tmp_path: Path) -> None:
+    chunked = {"long_documents": "hierarchical", "chunks": CHUNKS}
+    own = Purpose("sequence-classification", ("a", "b"), ChunksConfig.model_validate(CHUNKS))
+    save(tmp_path, own)
+    check_teacher(run_config(tmp_path, **chunked), prepared())
+    other = chunked | {"chunks": {"length": 16, "pooling": "mean"}}
+    with pytest.raises(KdscaleError, match="not trained on documents in chunks of 16 tokens"):
+        check_teacher(run_config(tmp_path, **other), prepared())
+
+
+def test_a_bare_encoder_is_trained_further_from_its_own_weights(tmp_path: Path) -> None:
+    bare = AutoModel.from_config(shape(Purpose("masked-lm")))
+    bare.save_pretrained(tmp_path)
+    config = run_config(tmp_path, trains=True)
+    found = config_to_train(config, prepared())
+    assert task_of(found) == "sequence-classification"
+    assert list(found.id2label.values()) == ["a", "b"]
+    one, other = (_build(config, prepared()) for _ in range(2))
+    weights = one.base_model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in bare.state_dict().items())
+    # The head starts at random, the same on every rank.
+    assert torch.equal(one.classifier.weight, other.classifier.weight)
+    assert load_config_of(tmp_path).architectures == ["BertModel"]
+
+
+def test_a_run_that_trains_its_tokenizer_needs_none(tmp_path: Path) -> None:
+    config = run_config(tmp_path, trains=True)
+    with (
+        pytest.raises(KdscaleError, match="transformers can load no tokenizer of"),
+        own_tokenizer(config),
+    ):
+        pass
+    tokenizer = config.data.tokenizer.model_copy(update={"kind": "train"})
+    own = config.model_copy(
+        update={"data": config.data.model_copy(update={"tokenizer": tokenizer})}
+    )
+    with own_tokenizer(own) as folder:
+        assert folder is None
