@@ -131,7 +131,10 @@ def _load(source: Source) -> tuple[PreTrainedModel, torch.dtype]:
     """The run's own model, in the dtype that it is stored in."""
     weights, revision = source.weights, source.reference.revision
     dtype = load_config_of(weights, revision).dtype or torch.float32
-    return load_model(weights, dtype, revision).eval(), dtype
+    own = load_model(weights, dtype, revision).eval()
+    # Code that a config names is never run here, so an export does not hand it on either.
+    vars(own.config).pop("auto_map", None)
+    return own, dtype
 
 
 def _batches(source: Source, own: PreTrainedModel, rows: int) -> list[RowTensors]:

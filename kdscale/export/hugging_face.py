@@ -41,12 +41,13 @@ def save_model(model: PreTrainedModel, folder: Path, auto_class: str) -> None:
 
 def load_again(folder: Path, auto_class: str, dtype: torch.dtype) -> torch.nn.Module:
     """The model in `folder`, in the way that its card tells a user to load it."""
-    loads = getattr(transformers, auto_class)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if code := config.get("auto_map", {}).get(auto_class):
+    if (folder / f"{CODE}.py").exists():
         # Through the auto class it would take the plain one's place for the rest of the process.
-        loads = get_class_from_dynamic_module(code, str(folder))
-    model: torch.nn.Module = loads.from_pretrained(str(folder), dtype=dtype)
+        loads = get_class_from_dynamic_module(f"{CODE}.{_CLASS}", str(folder))
+        model: torch.nn.Module = loads.from_pretrained(str(folder), dtype=dtype)
+    else:
+        loads = getattr(transformers, auto_class)
+        model = loads.from_pretrained(str(folder), dtype=dtype, trust_remote_code=False)
     return model.eval()
 
 

@@ -36,9 +36,11 @@ def validation_batches(prepared: Prepared, rows: int, *, packed: bool) -> list[R
 
 
 def shorter(batch: RowTensors, multiple: int = 1) -> RowTensors:
-    """Half of the first sequence, cut to a `multiple` of tokens: a shape that no batch has."""
+    """Half of the first sequence, cut to a `multiple` of tokens: a shape that no batch has. Its
+    labels do not count again."""
     length = max(multiple, batch.ids.shape[1] // 2 // multiple * multiple)
-    return RowTensors(*(part[:1, :length] for part in batch))
+    part = RowTensors(*(part[:1, :length] for part in batch))
+    return part._replace(mask=torch.zeros_like(part.mask))
 
 
 def _documents(row: RowTensors) -> list[RowTensors]:

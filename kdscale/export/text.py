@@ -42,5 +42,5 @@ def _row(name: str, entry: Mapping[str, Any]) -> list[str]:
         f"{entry['max_difference']:.2g}",
         f"{entry['loss']:.4f}",
         f"{entry['agreement_top1']:.2%}",
-        f"{entry['kl']:.2e}",
+        f"{max(0.0, entry['kl']):.2e}",  # rounding may leave less than nothing
     ]

@@ -52,14 +52,16 @@ def write_onnx(model: PreTrainedModel, path: Path) -> int:
     """
     multiple = row_multiple(model.config)
     # Two of everything at least: torch.export takes a size of one for a constant.
-    example = torch.ones(2, max(16, 2 * multiple), dtype=torch.int64)
+    shape = (2, max(16, 2 * multiple))
+    # A tensor each: one object given twice would be traced as one input.
+    examples = {name: torch.ones(shape, dtype=torch.int64) for name in INPUTS}
     sequence = multiple * Dim("chunks") if multiple > 1 else Dim("sequence")
     axes = {0: Dim("batch"), 1: sequence}
     try:
         with _quiet():
             program = torch.onnx.export(
                 _Graph(model),
-                kwargs=dict.fromkeys(INPUTS, example),
+                kwargs=examples,
                 input_names=INPUTS,
                 output_names=[OUTPUT],
                 dynamic_shapes=dict.fromkeys(INPUTS, axes),
