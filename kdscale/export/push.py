@@ -7,10 +7,11 @@ not used, so that nobody publishes by accident.
 import os
 from pathlib import Path
 
-from httpx import HTTPError
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HFValidationError
+
+# The HTTP client that this release of huggingface_hub uses, whichever that is.
+from huggingface_hub.utils import httpx, validate_repo_id
 
 from kdscale.errors import KdscaleError
 
@@ -49,7 +50,7 @@ def push(folder: Path, repo: str, *, private: bool = True) -> str:
         commit = api.upload_folder(
             repo_id=repo, folder_path=folder, commit_message="Export of kdscale"
         )
-    except (HfHubHTTPError, HTTPError, OSError) as error:
+    except (httpx.HTTPError, OSError) as error:
         raise KdscaleError(
             f"The hub at {api.endpoint} did not take {repo}: {error}",
             f"The export is whole in {folder}. Check the token's rights, then: hf upload {repo} "

@@ -84,7 +84,6 @@ WALLS = {
     "tokenizers": {"data"},
     "numba": {"compiled"},
     "onnxruntime": {"export"},
-    "httpx": {"export.push"},
 }
 
 

@@ -17,13 +17,16 @@ class Hub:
     public: bool = False
     requests: list[tuple[str, str]] = field(default_factory=list)
     tokens: set[str | None] = field(default_factory=set)
-    created: list[dict[str, Any]] = field(default_factory=list)
+    created: list[tuple[str, bool]] = field(default_factory=list)  # name, whether private
     committed: set[str] = field(default_factory=set)
 
     def answer(self, method: str, path: str, body: bytes) -> dict[str, Any] | None:
         """The answer's JSON, None for what this hub does not know."""
         if path == "/api/repos/create":
-            self.created.append(json.loads(body))
+            asked = json.loads(body)
+            # The first major version of the client said it otherwise.
+            private = asked.get("visibility") == "private" or asked.get("private") is True
+            self.created.append((asked["name"], private))
             return {"url": f"{self.endpoint}/me/tiny"}
         if path == "/api/validate-yaml":
             return {"errors": [], "warnings": []}
