@@ -74,6 +74,8 @@ def write_onnx(model: PreTrainedModel, path: Path) -> int:
             "Export it with --format hf.",
         ) from error
     assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces: paths of this machine
     program.save(path)
     return int(program.model.opset_imports[""])
 
