@@ -44,5 +44,5 @@ clean:
 	touch $@
 
 .venv/.installed-dev: .venv/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev,s3]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev,export,s3]"
 	touch $@

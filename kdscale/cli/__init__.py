@@ -13,7 +13,20 @@ from contextlib import contextmanager
 
 import typer
 
-from kdscale.cli import cache, data, doctor, graph, init, jobs, plan, results, run, status, submit
+from kdscale.cli import (
+    cache,
+    data,
+    doctor,
+    export,
+    graph,
+    init,
+    jobs,
+    plan,
+    results,
+    run,
+    status,
+    submit,
+)
 from kdscale.errors import KdscaleError
 
 app = typer.Typer(
@@ -27,6 +40,7 @@ app = typer.Typer(
 app.command("run", rich_help_panel="Run")(run.run)
 app.command("evaluate", rich_help_panel="Run")(results.evaluate)
 app.command("report", rich_help_panel="Run")(results.report)
+app.command("export", rich_help_panel="Run")(export.export)
 app.command("plan", rich_help_panel="Run")(plan.plan)
 app.command("submit", rich_help_panel="Jobs")(submit.submit)
 app.command("run-graph", hidden=True)(graph.run_graph)

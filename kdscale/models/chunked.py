@@ -3,6 +3,8 @@
 The class is made over any sequence classifier of transformers. Its folder is one of that classifier
 with `kdscale_chunks` in the config, so that transformers loads it too, for texts of one chunk.
 Chunks that are empty are not computed.
+
+An export carries this file beside the weights, so it imports torch and transformers only.
 """
 
 from functools import cache
@@ -11,13 +13,12 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from kdscale.config.data import ChunkPooling
-
 CHUNKS = "kdscale_chunks"
 
 
-def set_chunks(config: Any, length: int, pooling: ChunkPooling) -> None:
-    """Make `config` that of a classifier that takes rows as chunks of `length` tokens, in place."""
+def set_chunks(config: Any, length: int, pooling: str) -> None:
+    """Make `config` that of a classifier that takes rows as chunks of `length` tokens, and combines
+    their scores by `pooling` (mean, max or attention), in place."""
     setattr(config, CHUNKS, {"length": length, "pooling": pooling})
 
 
@@ -84,7 +85,7 @@ def chunked_class(plain: Any) -> Any:
 def pool_chunks(
     logits: torch.Tensor,
     present: torch.Tensor,
-    pooling: ChunkPooling,
+    pooling: str,
     scores: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """[B, classes] from the logits [N, classes] of those chunks where `present` [B, chunks] bool is

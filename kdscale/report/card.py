@@ -68,7 +68,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 
 def model_card(
     results: Results,
-    which: Literal["student", "control"] = "student",
+    which: Literal["student", "control", "teacher"] = "student",
     config: Mapping[str, Any] | None = None,
 ) -> str:
     """README.md of the model `which`; `config` is the resolved config as a tree, or None.
@@ -105,7 +105,7 @@ def _data(results: Results, which: str, config: Mapping[str, Any]) -> ModelCardD
     source = setting(config, "data.train") or {}
     datasets = [source["path"]] if source.get("kind") == "huggingface" else None
     return ModelCardData(
-        base_model=teacher if which == "student" and _on_the_hub(teacher) else None,
+        base_model=teacher if which != "control" and _on_the_hub(teacher) else None,
         datasets=datasets,
         library_name="transformers",
         pipeline_tag=words_of(results).pipeline_tag,
@@ -149,6 +149,12 @@ def _what(results: Results, which: str, config: Mapping[str, Any]) -> str:
             "student, no teacher."
         )
     teacher = setting(config, "teacher.load")
+    if which == "teacher":
+        origin = f", from `{plain(teacher)}`" if teacher else ""
+        return (
+            f"A {words_of(results).model} of {size} parameters{origin}: the teacher of a "
+            "distillation run."
+        )
     name = f"`{plain(teacher)}`" if teacher else "a teacher trained in the same run"
     return (
         f"A {words_of(results).model} of {size} parameters, distilled from {name} with kdscale. "
@@ -167,8 +173,9 @@ def _training(results: Results, which: str, config: Mapping[str, Any]) -> str:
             "rest.",
             f"Cache: {cache['rows']:,} rows, {cache['targets']:,} target positions.",
         ]
-    steps = setting(config, "distill.training.steps")
-    batch = setting(config, "distill.training.batch_rows")
+    training = "teacher.training" if which == "teacher" else "distill.training"
+    steps = setting(config, f"{training}.steps")
+    batch = setting(config, f"{training}.batch_rows")
     length = setting(config, "data.row_length")
     if steps is not None:
         items.append(f"Steps: {steps:,}, each of {batch} rows of {length} tokens.")

@@ -52,6 +52,7 @@ ALLOWED: dict[str, set[str]] = {
         *("cache", "config", "errors", "models", "report", "store", "types", "workers"),
     },
     "report": {"config", "errors", "evaluate", "store"},
+    "export": {"data", "errors", "evaluate", "models", "record", "report", "store"},
     "plan": {
         *("audit", "cache", "config", "data", "errors", "evaluate", "losses", "models"),
         *("progress", "ray_session", "report", "run", "store", "student", "train", "workers"),
@@ -82,6 +83,7 @@ WALLS = {
     "datasets": {"data"},
     "tokenizers": {"data"},
     "numba": {"compiled"},
+    "onnxruntime": {"export"},
 }
 
 

@@ -1,0 +1,154 @@
+"""A model as ONNX, for any number of sequences of any length, and its dynamic int8 quantisation.
+
+The graph takes input_ids and attention_mask, [batch, sequence] int64, and gives logits. Positions
+follow from the mask, so that padding on either side leaves a sequence's logits as they are. There
+is no cache of keys and values: a graph of this kind scores text, it does not generate it quickly.
+"""
+
+import inspect
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import Dim
+from transformers import PreTrainedModel
+
+from kdscale.errors import KdscaleError
+from kdscale.export.compare import Forward
+from kdscale.models.chunked import CHUNKS, is_chunked
+from kdscale.models.tasks import task_of
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+INPUTS = ("input_ids", "attention_mask")
+OUTPUT = "logits"
+_ONE_FILE = 1 << 31  # bytes that a message of protobuf may have
+
+
+def check_packages() -> None:
+    """KdscaleError where a package of the extra `export` is missing."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise KdscaleError(
+            f"ONNX needs {', '.join(missing)}, which this environment lacks.",
+            "pip install 'kdscale[export]'",
+        )
+
+
+def row_multiple(config: Any) -> int:
+    """What the length of a model's sequences is a multiple of."""
+    return int(getattr(config, CHUNKS)["length"]) if is_chunked(config) else 1
+
+
+def write_onnx(model: PreTrainedModel, path: Path) -> int:
+    """Write `model` (float32, in evaluation mode) to `path`, and return the opset.
+
+    Weights of more than 2 GB go to a file beside it. KdscaleError where torch cannot express the
+    architecture.
+    """
+    multiple = row_multiple(model.config)
+    # Two of everything at least: torch.export takes a size of one for a constant.
+    shape = (2, max(16, 2 * multiple))
+    # A tensor each: one object given twice would be traced as one input.
+    examples = {name: torch.ones(shape, dtype=torch.int64) for name in INPUTS}
+    sequence = multiple * Dim("chunks") if multiple > 1 else Dim("sequence")
+    axes = {0: Dim("batch"), 1: sequence}
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                _Graph(model),
+                kwargs=examples,
+                input_names=INPUTS,
+                output_names=[OUTPUT],
+                dynamic_shapes=dict.fromkeys(INPUTS, axes),
+                dynamo=True,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise KdscaleError(
+            f"torch cannot write a {model.config.model_type!r} as ONNX: {_first_line(error)}",
+            "Export it with --format hf.",
+        ) from error
+    assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces: paths of this machine
+    program.save(path)
+    return int(program.model.opset_imports[""])
+
+
+def quantise(source: Path, target: Path) -> None:
+    """Write the ONNX file `source` to `target` with int8 weights, a scale for each output channel.
+
+    Activations are quantised as they come (dynamically), those of each product by itself.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    size = sum(file.stat().st_size for file in source.parent.glob(f"{source.name}*"))
+    with _quiet():
+        quantize_dynamic(
+            source,
+            target,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=size >= _ONE_FILE,
+        )
+
+
+def load_onnx(path: Path) -> Forward:
+    """The ONNX file at `path`, run by onnxruntime on the CPU."""
+    from onnxruntime import InferenceSession, SessionOptions
+
+    options = SessionOptions()
+    options.log_severity_level = 3  # errors
+    session = InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def forward(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        (logits,) = session.run(
+            [OUTPUT], {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
+        )
+        return torch.from_numpy(logits)
+
+    return forward
+
+
+class _Graph(torch.nn.Module):
+    """What the ONNX file computes."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        causal = task_of(model.config) == "causal-lm"
+        self._flags = {"use_cache": False} if causal else {}
+        self._has_positions = (
+            causal and "position_ids" in inspect.signature(model.forward).parameters
+        )
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **self._flags}
+        if self._has_positions:
+            inputs["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+        logits: torch.Tensor = self.model(**inputs).logits
+        return logits
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on packages and passes that do not matter here."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _first_line(error: Exception) -> str:
+    """What went wrong; the rest is a report for torch's own developers."""
+    cause = error.__cause__ or error
+    return next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
