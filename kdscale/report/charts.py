@@ -276,7 +276,7 @@ def gap_chart(identifier: str, gaps: Sequence[Gap]) -> Markup:
             text(0, top + 16, shorten(gap.domain, 90), "strong"),
             line(x(0), y, x(1), y, "track"),
             line(x(0), y, x(gap.recovered), y, "filled"),
-            whisker(gap.interval, x, y),
+            whisker(gap.interval, x, y + 15, cap=4),  # below the marker, which would hide it
             marker("control", x(0), y, 6),
             marker("teacher", x(1), y, 7),
             marker("student", x(gap.recovered), y, 7),

@@ -122,5 +122,5 @@ def _training(runs: Sequence[Run]) -> Markup | None:
         f"; {left_out} more are not drawn." if left_out else "."
     )
     title, unit = "Students in training", f"nats a {words_of(runs[0].results).target}"
-    chart = line_chart("training", title, series, unit, skip_share=0.2)
+    chart = line_chart("students", title, series, unit, skip_share=0.2)
     return figure(title, caption, chart, data_table("the students' losses", series, STEP))

@@ -34,7 +34,6 @@ from kdscale.report.load import Run
 from kdscale.report.markup import Markup, tag
 from kdscale.report.words import words_of
 
-FEW_CLASSES = 4  # whose confusions are narrow enough to stand side by side
 NARROW = 400  # width of a chart that shares its row
 DIFFICULTY = {
     "entropy": "teacher entropy, nats a token",
@@ -82,12 +81,12 @@ def _quality(results: Results) -> Section | None:
     target = words_of(results).target
     caption = (
         f"Nats a {target}, from the control (left) to the teacher (right): the filled part is what "
-        "distillation recovered, the thin line its 95 % interval where there is one."
+        "distillation recovered, the bracket below the student its 95 % interval."
     )
     chart = gap_chart("gap", _gaps(results))
     return section(
         "Quality",
-        figure("Loss", caption, chart),
+        figure("Loss, from control to teacher", caption, chart),
         *(tag("p", reason, class_="note") for reason in reasons),
         *map(figures_table, facts.result_tables(results)),
         tag("p", facts.legend(results), class_="note"),
@@ -109,12 +108,15 @@ def _gaps(results: Results) -> list[Gap]:
 
 
 def _confusions(results: Results) -> list[Markup | None]:
-    """What each model takes the classes for, model beside model."""
+    """What each model takes the classes for, model beside model where there is room."""
+    names = results.get("classes", [])
+    # In characters: a column of names, and one for each name.
+    width = max(map(len, names), default=0) + sum(len(name) + 2 for name in names)
     rows: list[Markup | None] = []
     for domain in facts.domains(results):
         found = (facts.confusion_table(results, m, domain) for m in facts.models(results))
         tables = [shares_table(each) for each in found if each is not None]
-        rows += [trio(tables)] if len(results.get("classes", [])) <= FEW_CLASSES else tables
+        rows += [trio(tables)] if width <= 32 else [pair(tables)] if width <= 64 else tables
     return rows
 
 

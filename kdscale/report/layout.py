@@ -43,9 +43,9 @@ def section(title: str, *parts: str | None, note: str | None = None) -> Section 
     if not any(parts):
         return None
     anchor = re.sub(r"\W+", "-", title.lower()).strip("-")
-    heading = tag("h2", title, id=f"{anchor}-title")
+    heading = tag("h2", title, id=f"{anchor}-heading")
     lead = tag("p", note, class_="note") if note else None
-    labelled = f"{anchor}-title"
+    labelled = f"{anchor}-heading"
     made = Section(tag("section", heading, lead, *parts, id=anchor, aria_labelledby=labelled))
     made.heading, made.anchor = title, anchor
     return made
@@ -79,7 +79,8 @@ def figure(title: str, caption: str, chart: Markup, data: Table | None = None) -
     if not chart:
         return None
     heading = tag("figcaption", tag("h3", title), tag("p", caption) if caption else None)
-    return tag("figure", heading, _scroll(chart, f"Chart: {title}"), _unfold(data))
+    drawn = _scroll(chart, f"Chart: {title}")
+    return tag("figure", heading, drawn, _unfold(data), aria_label=title)
 
 
 def _unfold(data: Table | None) -> Markup | None:

@@ -40,7 +40,7 @@ p { margin: .5rem 0; max-width: 46rem; }
 .contents ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; margin: 0;
   padding: .6rem 0; border-block: 1px solid var(--rule); }
 .tiles {
-  display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .75rem;
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .75rem;
   list-style: none; padding: 0; margin: 1.75rem 0 0;
 }
 .tiles li, figure {
@@ -54,6 +54,7 @@ figcaption { margin-bottom: .75rem; max-width: 46rem; }
 figcaption p { margin: .15rem 0 0; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 0 1rem; }
 .trio { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 0 1.5rem; }
+.pair > .scroll > .shares { font-size: .8125rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; margin: .75rem 0; font-size: .9375rem; }
 caption { text-align: left; padding-bottom: .25rem; font-size: .875rem; font-weight: 600; }
@@ -65,11 +66,12 @@ table.figures td, table.figures thead th + th {
   text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap;
 }
 /* Few columns across a whole page would lie too far apart to be read as lines. */
-table.figures:not(:has(th:nth-child(5))) { width: auto; min-width: min(100%, 30rem); }
+table.figures:not(.shares, :has(th:nth-child(5))) { width: auto; min-width: min(100%, 30rem); }
 table.shares td {
   background: color-mix(in srgb, var(--student) calc(.4 * var(--share)), transparent);
   padding-right: .6rem;
 }
+table.shares thead th + th { white-space: normal; vertical-align: bottom; padding-right: .6rem; }
 table.words { width: 100%; font-size: .875rem; }
 table.words :is(th, td) { overflow-wrap: anywhere; vertical-align: top; white-space: normal; }
 table.words :is(th, td) { min-width: 7rem; }
@@ -137,11 +139,16 @@ svg .mark { fill: var(--tone); stroke: var(--card); stroke-width: 1; }
   h2 { margin-top: 1.5rem; }
   h2, h3, caption { break-after: avoid; }
   figure, tr, .tiles { break-inside: avoid; }
-  .tiles { grid-template-columns: repeat(4, 1fr); }
+  .tiles { grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); }
   .scroll, pre { overflow: visible; }
   figure > .scroll > svg, figure svg[width="720"] { min-width: 0; }
   table { font-size: 8.5pt; }
-  table.figures td, table.figures thead th { white-space: normal; }
+  caption { font-size: 9pt; }
+  table.figures :is(td, thead th + th, th) { white-space: normal; padding: .25rem .25rem .25rem 0; }
+  table.figures :is(td, th) { font-size: 8pt; }
+  table.figures tbody th { overflow-wrap: anywhere; min-width: 4.5rem; }
+  .pair:not(:has(.shares)) { grid-template-columns: repeat(2, 1fr); }
+  .trio { grid-template-columns: repeat(3, 1fr); }
   details::details-content { content-visibility: visible; block-size: auto; }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 8pt; }
 }
