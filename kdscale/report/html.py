@@ -5,17 +5,15 @@ in words.
 """
 
 from kdscale.evaluate.results import Results
-from kdscale.report import facts, units
+from kdscale.report import curves, facts, units
 from kdscale.report.charts import (
     STEP,
     Gap,
-    Series,
     bar_chart,
     data_table,
     gap_chart,
     line_chart,
     reliability_chart,
-    smooth,
 )
 from kdscale.report.layout import (
     Section,
@@ -124,18 +122,13 @@ def _training(run: Run) -> Section | None:
     if not run.metrics:
         return section("Training", tag("p", "No metrics were recorded.", class_="note"))
     unit, late = "nats a token", 0.2
-    teacher = [
-        Series("train", "teacher", smooth(run.series("teacher", "train/loss")), "faint"),
-        Series("validation", "teacher", run.series("teacher", "validation/loss")),
-    ]
-    kl = [Series("train", "student", smooth(run.series("distill", "train/kl")), "plain")]
     caption = (
         "Cross-entropy on the labels. Markers are validation passes, which may cover fewer rows "
         "than the evaluation; faint lines are the training batches, a moving mean. The vertical "
         "axes leave out the fall over the first fifth of the steps."
     )
     title, of_kd, of_teacher = "Student and control", "KL to the teacher", "Teacher"
-    losses = _loss_series(run)
+    losses, kl, teacher = curves.losses(run), curves.divergence(run), curves.teacher_losses(run)
     return section(
         "Training",
         figure(
@@ -163,22 +156,6 @@ def _training(run: Run) -> Section | None:
     )
 
 
-def _loss_series(run: Run) -> list[Series]:
-    """Student and control, training and validation, and the teacher as a level to aim at."""
-    series = []
-    for stage, role in (("distill", "student"), ("control", "control")):
-        # Where it is logged: the student's own `train/loss` mixes in the distillation loss.
-        key = "train/ce_loss" if run.series(stage, "train/ce_loss") else "train/loss"
-        series.append(Series(f"{role}, train", role, smooth(run.series(stage, key)), "faint"))
-        validation = run.series(stage, "validation/loss")
-        series.append(Series(f"{role}, validation", role, validation, label=role))
-    teacher = facts.score(run.results, "teacher", "validation")
-    if teacher:
-        level = [(0.0, teacher["loss"])]
-        series.append(Series("teacher, evaluated", "teacher", level, "level", label="teacher"))
-    return series
-
-
 def _calibration(results: Results) -> Section | None:
     charts = []
     for index, domain in enumerate(facts.domains(results)):
@@ -195,20 +172,13 @@ def _calibration(results: Results) -> Section | None:
 
 
 def _curriculum(run: Run) -> Section | None:
-    competence = run.series("distill", "curriculum/competence")
-    seen = run.series("distill", "curriculum/unique_seen_share")
-    hardness = run.series("distill", "curriculum/mean_difficulty")
     pool = [value for _, value in run.series("distill", "curriculum/pool_size")]
     growth = f" The pool grew from {pool[0]:,.0f} to {pool[-1]:,.0f} rows." if pool else ""
     measure = run.setting("distill.curriculum.difficulty")
     # Several measures as one are a mapping, and what they give has no unit.
     difficulty = DIFFICULTY.get(measure, "") if isinstance(measure, str) else "fused ranks"
     of_rows, of_difficulty = "Share of the rows", "Mean difficulty"
-    of_pool = [
-        Series("in the pool", "student", competence, "plain"),
-        Series("seen", "second", seen, "plain"),
-    ]
-    of_batches = [Series("mean of a batch", "student", smooth(hardness), "plain")]
+    of_pool, of_batches = curves.shares_of_rows(run), curves.difficulty(run)
     shares = line_chart(
         "pool",
         of_rows,
