@@ -31,6 +31,8 @@ from kdscale.progress import StageProgress, stage_progress
 from kdscale.ray_session import ray_session
 from kdscale.record import RunRecord
 from kdscale.report import write_model_card, write_report
+from kdscale.report.load import load_run
+from kdscale.report.panels import panels, summary
 from kdscale.run import Run, resolve_paths
 from kdscale.stages import STAGES
 from kdscale.stop import StopRequests
@@ -39,6 +41,7 @@ from kdscale.student.worker import distill
 from kdscale.teacher.capture import capture
 from kdscale.teacher.existing import check_teacher, own_tokenizer
 from kdscale.teacher.train import train_teacher
+from kdscale.tracking import open_gallery
 from kdscale.train.session import Session
 from kdscale.workers import LeavingError, WorkerGroups
 
@@ -336,7 +339,23 @@ def _report(
     write_report(run.output)
     for name in run.student_names:
         write_model_card(run.output, name)
+    _show(run)
     return [f"{run.output}/report/index.html"]
+
+
+def _show(run: Run) -> None:
+    """The report's charts and tables in W&B."""
+    config, found = run.config, load_run(run.output)
+    gallery = open_gallery(
+        config.tracking,
+        run=config.name,
+        stage="report",
+        store=run.output,
+        resolved=config.model_dump(mode="json"),
+    )
+    gallery.summary(summary(found))
+    gallery.show(panels(found))
+    gallery.finish()
 
 
 def _model_complete(name: str, run: Run, expected: str) -> bool:

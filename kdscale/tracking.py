@@ -13,12 +13,13 @@ import math
 import netrc
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from kdscale import metrics as exported
+from kdscale.panels import Panel
 from kdscale.store import Store
 from kdscale.store.redact import redact
 
@@ -59,9 +60,23 @@ def open_tracker(
     of them logged for one step.
     """
     lines = MetricLines(store, f"metrics/{stage}.jsonl", start_step)
+    return Tracker(lines, _open_run(config, run, stage, store, resolved), attempt)
+
+
+def open_gallery(
+    config: "TrackingConfig", *, run: str, stage: str, store: Store, resolved: dict[str, Any]
+) -> "WandbRun":
+    """The W&B run of a stage that logs no steps: for panels, final values and artifacts."""
+    return WandbRun(_open_run(config, run, stage, store, resolved))
+
+
+def _open_run(
+    config: "TrackingConfig", run: str, stage: str, store: Store, resolved: dict[str, Any]
+) -> Any:
+    """The run in W&B, None where it is off."""
     mode = _mode(config.wandb)
     if mode == "disabled":
-        return Tracker(lines, None, attempt)
+        return None
     folder = store.local_path() or Path.cwd()
     identity = json.dumps([config.project, run, str(store), stage])
     options = {
@@ -76,37 +91,39 @@ def open_tracker(
         "resume": "allow",
     }
     folder.mkdir(parents=True, exist_ok=True)
-    return Tracker(lines, _open_wandb(mode, options), attempt)
+    return _open_wandb(mode, options)
 
 
-class Tracker:
-    """Where a stage sends its metrics. Only `log` and `flush` touch the store."""
+class WandbRun:
+    """A run in W&B, or none. Whatever goes wrong there is printed, and nothing else suffers."""
 
-    def __init__(self, lines: "MetricLines", wandb_run: Any, attempt: int) -> None:
-        self._lines = lines
+    def __init__(self, wandb_run: Any) -> None:
         self._run = wandb_run
-        self._attempt = attempt
         self._warned: set[str] = set()
-
-    def log(self, step: int, tokens: int, metrics: dict[str, float]) -> None:
-        """Record `metrics` after `step` steps and `tokens` target tokens, both counted from 1.
-
-        A value that is not finite becomes null in the JSON lines.
-        """
-        self._lines.append(step, tokens, metrics)
-        exported.logged(metrics)
-        row = {
-            **metrics,
-            "trainer/global_step": step,
-            "trainer/tokens": tokens,
-            "trainer/attempt": self._attempt,
-        }
-        # Not `step=`: W&B drops a step that goes back, which is what a restart does.
-        self._tell("log", lambda run: run.log(row))
 
     def summary(self, values: dict[str, float | int | str]) -> None:
         """Final values of the stage, shown by W&B beside the run's name."""
         self._tell("summary", lambda run: run.summary.update(values))
+
+    def show(self, panels: Sequence[Panel]) -> None:
+        """Charts and tables of the run's own, in sections by what precedes the slash of their key.
+
+        A chart is saved in the run with its drawing: W&B shows it without any layout. Online, a
+        view of the project with exactly these panels, in their order, is saved beside.
+        """
+
+        def send(run: Any) -> None:
+            run.log({panel.key: _drawn(panel) for panel in panels})
+
+        def save(run: Any) -> None:
+            if not run.offline:
+                from kdscale.workspace import save_view
+
+                view = save_view(run.entity, run.project, run.group, run.id, panels)
+                _say(f"the view of its charts and tables: {view}")
+
+        self._tell("show", send)
+        self._tell("save a view", save)
 
     def log_reference(self, name: str, type: str, url: str, metadata: dict[str, Any]) -> None:
         """A W&B artifact that points at `url` (or an absolute path) and copies nothing."""
@@ -140,13 +157,8 @@ class Tracker:
 
         self._tell("log_folder", send)
 
-    def flush(self) -> None:
-        """Bring all lines to the store: called with every checkpoint, after it is complete."""
-        self._lines.flush()
-
     def finish(self, exit_code: int = 0) -> None:
-        """Flush, and close the W&B run; other than 0 marks it as failed."""
-        self._lines.close()
+        """Close the run; other than 0 marks it as failed."""
         self._tell("finish", lambda run: run.finish(exit_code=exit_code))
         self._run = None
 
@@ -160,6 +172,40 @@ class Tracker:
             if what not in self._warned:
                 self._warned.add(what)
                 _say(f"{what} failed, the run goes on without it: {_brief(error)}")
+
+
+class Tracker(WandbRun):
+    """Where a stage sends its metrics. Only `log` and `flush` touch the store."""
+
+    def __init__(self, lines: "MetricLines", wandb_run: Any, attempt: int) -> None:
+        super().__init__(wandb_run)
+        self._lines = lines
+        self._attempt = attempt
+
+    def log(self, step: int, tokens: int, metrics: dict[str, float]) -> None:
+        """Record `metrics` after `step` steps and `tokens` target tokens, both counted from 1.
+
+        A value that is not finite becomes null in the JSON lines.
+        """
+        self._lines.append(step, tokens, metrics)
+        exported.logged(metrics)
+        row = {
+            **metrics,
+            "trainer/global_step": step,
+            "trainer/tokens": tokens,
+            "trainer/attempt": self._attempt,
+        }
+        # Not `step=`: W&B drops a step that goes back, which is what a restart does.
+        self._tell("log", lambda run: run.log(row))
+
+    def flush(self) -> None:
+        """Bring all lines to the store: called with every checkpoint, after it is complete."""
+        self._lines.flush()
+
+    def finish(self, exit_code: int = 0) -> None:
+        """Flush, and close the W&B run; other than 0 marks it as failed."""
+        self._lines.close()
+        super().finish(exit_code)
 
 
 class MetricLines:
@@ -298,6 +344,25 @@ def _init(mode: Literal["online", "offline"], options: dict[str, Any]) -> Any:
     offline = f"offline. Look: wandb leet {folder}   Upload: wandb sync {folder}"
     _say(offline if mode == "offline" else run.url)
     return run
+
+
+def _drawn(panel: Panel) -> Any:
+    """A panel as W&B's table, or as one of its charts over that table."""
+    import wandb
+
+    rows = [_redacted(row) for row in panel.rows]
+    table = wandb.Table(columns=list(panel.columns), data=rows)
+    if panel.kind == "lines":
+        x, y, line = panel.columns
+        return wandb.plot.line(table, x, y, stroke=line, title=panel.name)
+    if panel.kind == "bars":
+        return wandb.plot.bar(table, *panel.columns, title=panel.name)
+    if panel.kind == "confusion":
+        names = dict(zip(("Actual", "Predicted", "nPredictions"), panel.columns, strict=True))
+        # What `plot.confusion_matrix` draws, which would count single predictions.
+        chart = "wandb/confusion_matrix/v1"
+        return wandb.plot_table(chart, table, names, {"title": panel.name})
+    return table
 
 
 def _redacted(value: Any) -> Any:

@@ -38,7 +38,9 @@ TEMPLATE = """\
 # {{ name }}
 
 {{ what }}
-
+{% if figures %}
+{{ figures }}
+{% endif %}
 ## Training
 
 {{ training }}
@@ -47,8 +49,7 @@ TEMPLATE = """\
 
 {{ tables }}
 
-Loss in nats a {{ target }}; ECE over 15 equal-width bins; agreement and KL are measured against the
-teacher.
+{{ legend }}
 
 ## Use
 
@@ -88,12 +89,13 @@ def model_card(
         template_str=TEMPLATE,
         name=plain(f"{results['run']} {which}"),
         auto_class=words_of(results).auto_class,
-        target=words_of(results).target,
+        legend=facts.legend(results),
         what=_what(results, which, config),
         training=_training(results, which, config),
+        figures="" if which == "control" else _key_figures(results),
         tables="\n\n".join(
-            f"**{plain(domain)}**\n\n{table(facts.quality_table(results, domain))}"
-            for domain in domains
+            f"**{plain(content.caption)}**\n\n{table(content)}"
+            for content in (*facts.result_tables(results), *_confusions(results, which))
         ),
         limits=_limits(domains),
     )
@@ -160,6 +162,17 @@ def _what(results: Results, which: str, config: Mapping[str, Any]) -> str:
         f"A {words_of(results).model} of {size} parameters, distilled from {name} with kdscale. "
         f"{plain(facts.headline(results))}"
     )
+
+
+def _confusions(results: Results, which: str) -> list[facts.Table]:
+    found = (facts.confusion_table(results, which, d) for d in facts.domains(results))
+    return [each for each in found if each is not None]
+
+
+def _key_figures(results: Results) -> str:
+    """The report's tiles."""
+    found = facts.key_figures(results)
+    return "\n".join(f"- **{plain(each.value)}** {plain(each.meaning)}" for each in found)
 
 
 def _training(results: Results, which: str, config: Mapping[str, Any]) -> str:

@@ -13,23 +13,29 @@ from typing import Literal
 
 from kdscale.evaluate.results import CalibrationBin, DomainMetrics
 from kdscale.report import units
+from kdscale.report.facts import Table
 from kdscale.report.load import Point
 from kdscale.report.markup import Markup, join, tag
 from kdscale.report.svg import (
+    CHARACTER,
     Box,
     Format,
     Scale,
     axes,
     drawing,
+    end_labels,
     legend,
     line,
     marker,
+    shorten,
     spread,
     text,
 )
 
 EMPTY = Markup("")
+STEP = "optimiser step"
 PLOT_LEFT = 58.0
+LONGEST_LABEL = 16  # characters beside a line's end; longer ones go to a legend above
 MAX_POINTS = 300  # of a line: more than the pixels can show only makes the file heavy
 
 
@@ -39,9 +45,10 @@ class Series:
     `level`: the value of its one point, all across."""
 
     name: str
-    role: str  # CSS class: teacher, student, control, or second
+    role: str  # CSS class: teacher, student, control, second or third
     points: Sequence[Point]
     kind: Literal["strong", "plain", "faint", "level"] = "strong"
+    label: str = ""  # what stands at the line's end, where `name` says more than a reader needs
 
     def finite(self) -> list[Point]:
         """The points that can be drawn."""
@@ -77,7 +84,7 @@ def line_chart(
     series: Sequence[Series],
     y_label: str,
     *,
-    x_label: str = "optimiser step",
+    x_label: str = STEP,
     width: float = 720,
     y_range: tuple[float, float] | None = None,
     y_format: Format | None = None,
@@ -95,12 +102,15 @@ def line_chart(
     first, last = min(x for x, _ in flat), max(x for x, _ in flat)
     late = [y for x, y in flat if x >= first + skip_share * (last - first)]
     late += [s.finite()[0][1] for s in shown if s.kind == "level"]
-    entries = [(s.role, s.kind, s.name) for s in shown] if len(shown) > 1 else []
+    margin = _label_margin(shown)
+    entries = [(s.role, s.kind, s.name) for s in shown] if len(shown) > 1 and not margin else []
     keys, lowest = legend(PLOT_LEFT, 14, width - PLOT_LEFT, entries)
-    box = Box(PLOT_LEFT, lowest + (36 if entries else 12), width - 16, lowest + 266)
+    box = Box(PLOT_LEFT, lowest + (36 if entries else 12), width - (margin or 16), lowest + 266)
     x = Scale(*((first, last) if last > first else spread([first])), box.left, box.right)
     y = Scale(*(y_range or spread(late)), box.bottom, box.top)
     lines = [_line(s, x, y) for s in sorted(shown, key=lambda s: s.kind == "strong")]
+    if margin:
+        keys = end_labels(box, [_end(s, x, y) for s in _named(shown)])
     return drawing(
         identifier,
         title,
@@ -111,6 +121,25 @@ def line_chart(
         tag("g", *lines, clip_path=f"url(#{identifier}-clip)"),
         keys,
     )
+
+
+def _named(series: Sequence[Series]) -> list[Series]:
+    """Those that are named in a drawing: a faint line is of the colour of its strong one."""
+    return [s for s in series if s.kind != "faint"]
+
+
+def _end(series: Series, x: Scale, y: Scale) -> tuple[str, float, float]:
+    """What a line is called, and where it ends in pixels."""
+    last, value = series.finite()[-1]
+    return series.label or series.name, x(x.high if series.kind == "level" else last), y(value)
+
+
+def _label_margin(series: Sequence[Series]) -> float:
+    """The room that names at the lines' ends take; 0 where there is one line, or a long name."""
+    longest = max((len(s.label or s.name) for s in _named(series)), default=0)
+    if len(series) < 2 or not 0 < longest <= LONGEST_LABEL:
+        return 0.0
+    return 24 + CHARACTER * longest
 
 
 def _line(series: Series, x: Scale, y: Scale) -> Markup:
@@ -129,6 +158,24 @@ def _line(series: Series, x: Scale, y: Scale) -> Markup:
     ]
     # Beyond this, markers would hide the line they stand on.
     return join(drawn, *(marks if len(marks) <= 60 else marks[-1:]))
+
+
+def data_table(caption: str, series: Sequence[Series], x_label: str, rows: int = 10) -> Table:
+    """At most `rows` of the values that a line chart draws, for who reads rather than looks; a dash
+    where a line has none at that step."""
+    drawn = [s for s in series if s.finite()]
+    lines = [s for s in drawn if s.kind != "level"]
+    sparsest = min(lines, key=lambda s: len(s.finite()), default=None)
+    values = {s.name: dict(s.finite()) for s in drawn}
+    levels = {s.name: s.finite()[0][1] for s in drawn if s.kind == "level"}
+    cells = [
+        [
+            f"{x:g}",
+            *(units.significant(levels.get(name, found.get(x))) for name, found in values.items()),
+        ]
+        for x, _ in (thin(sparsest.finite(), rows) if sparsest else ())
+    ]
+    return Table(caption, [x_label.capitalize(), *values], cells)
 
 
 def _clip(identifier: str, box: Box) -> Markup:
@@ -211,23 +258,25 @@ class Gap:
     student: float
     control: float
     recovered: float
+    interval: tuple[float, float] | None = None  # 95 %, of `recovered`
 
 
 def gap_chart(identifier: str, gaps: Sequence[Gap]) -> Markup:
     """Where the student stands on the way from the control (0 %) to the teacher (100 %)."""
     if not gaps:
         return EMPTY
-    low = min(0.0, *(g.recovered for g in gaps))
-    high = max(1.0, *(g.recovered for g in gaps))
+    reached = [share for g in gaps for share in (g.recovered, *(g.interval or ()))]
+    low, high = min(0.0, *reached), max(1.0, *reached)
     x = Scale(low, high, 120, 600)
     parts, sentences = [], []
     for index, gap in enumerate(gaps):
         top = 78 * index
         y, share = top + 56, units.percent(gap.recovered)
         parts += [
-            text(0, top + 16, gap.domain, "strong"),
+            text(0, top + 16, shorten(gap.domain, 90), "strong"),
             line(x(0), y, x(1), y, "track"),
             line(x(0), y, x(gap.recovered), y, "filled"),
+            whisker(gap.interval, x, y + 15, cap=4),  # below the marker, which would hide it
             marker("control", x(0), y, 6),
             marker("teacher", x(1), y, 7),
             marker("student", x(gap.recovered), y, 7),
@@ -237,11 +286,20 @@ def gap_chart(identifier: str, gaps: Sequence[Gap]) -> Markup:
         ]
         sentences.append(
             f"{gap.domain}: control {gap.control:.4f}, student {gap.student:.4f}, teacher "
-            f"{gap.teacher:.4f}: {share} of the gap recovered."
+            f"{gap.teacher:.4f}: {units.between(gap.recovered, gap.interval)} of the gap recovered."
         )
     height = 78 * len(gaps)
     title = "Loss of the student between control and teacher, nats a token"
     return drawing(identifier, title, " ".join(sentences), (720, height), *parts)
+
+
+def whisker(interval: tuple[float, float] | None, x: Scale, y: float, cap: float = 6) -> Markup:
+    """A 95 % interval as a line with caps."""
+    if interval is None:
+        return EMPTY
+    low, high = (x(bound) for bound in interval)
+    ends = (line(at, y - cap, at, y + cap, "whisker") for at in (low, high))
+    return join(line(low, y, high, y, "whisker"), *ends)
 
 
 def bar_chart(identifier: str, title: str, bars: Mapping[str, float], form: Format) -> Markup:
@@ -255,7 +313,7 @@ def bar_chart(identifier: str, title: str, bars: Mapping[str, float], form: Form
         y = 8 + 30 * index
         width = max(1.0, x(value) - x(0))
         parts += [
-            text(108, y + 15, name, "tick end"),
+            text(108, y + 15, shorten(name, 16), "tick end"),
             tag("rect", x=x(0), y=y, width=round(width, 2), height=20, rx=3, class_="bar"),
             text(x(0) + width + 8, y + 15, form(value), "tick"),
         ]

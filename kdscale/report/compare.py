@@ -1,4 +1,4 @@
-"""Several runs on one page: what each of their students is worth, and what its cache took.
+"""Several runs side by side, as figures and tables: what their students are worth, what differs.
 
 Runs whose configs differ in nothing but seed, name and output are the same experiment: they get a
 line with the mean over seeds and its 95 % interval (Student's t, as seeds are few).
@@ -6,21 +6,20 @@ line with the mean over seeds and its 95 % interval (Student's t, as seeds are f
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
 from kdscale.errors import KdscaleError
 from kdscale.report import facts, units
-from kdscale.report.charts import Series, line_chart
+from kdscale.report.dots import Dots
 from kdscale.report.facts import Table
-from kdscale.report.layout import figure, figures_table, page, section
 from kdscale.report.load import Run
 from kdscale.report.markdown import plain, table
-from kdscale.report.markup import Markup, tag
 from kdscale.report.words import classifies, words_of
 
+_ABSENT = object()  # where a run's config has no such setting
 _SEEDLESS = ("seed", "name", "output")
 
 
@@ -80,7 +79,7 @@ def figures(runs: Sequence[Run], domain: str) -> list[Figure]:
         return tuple(None if s is None else _number(s.get(name)) for s in found)
 
     shown = [
-        Figure(f"{model}'s {label}", of(model, score), is_class)
+        Figure(f"{model.capitalize()}'s {label}", of(model, score), is_class)
         for model in ("teacher", "student", "control")
     ]
     gaps = tuple(each["gap_recovered"].get(domain) for each in results)
@@ -123,28 +122,19 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
     return mean(values), half
 
 
-def render_comparison(runs: Sequence[Run]) -> str:
-    """The page of `runs`. KdscaleError where they cannot be compared."""
-    check_comparable(runs)
-    domains = common_domains(runs)
-    title = "Comparison of runs"
-    names = ", ".join(dict.fromkeys(run.results["run"] for run in runs))
-    header = tag(
-        "header",
-        tag("p", f"{len(runs)} runs", class_="eyebrow"),
-        tag("h1", title),
-        tag("p", names, class_="lead"),
-    )
-    tables = [figures_table(compare_table(runs, domain)) for domain in domains]
-    note = (
-        "An interval behind a mean is that of the mean over seeds, 95 %, by Student's t. The gap "
-        "recovered is the student's way from the control to the teacher, in loss."
-    )
-    sections = (
-        section("Figures", *tables, note=note),
-        section("Size and quality", *(_chart(runs, domain) for domain in domains)),
-    )
-    return page(f"{title} · kdscale", header, tag("main", *sections))
+def headline(runs: Sequence[Run]) -> str:
+    """Which experiment has the best student, by the figure that matters."""
+    domain = common_domains(runs)[0]
+    shown = main_figure(runs, domain)
+    if shown is None:
+        return f"Students of {len(experiments(runs))} experiments, evaluated on {domain}."
+    rows = seed_rows(runs, shown)
+    target = words_of(runs[0].results).target
+    best = (min if shown.name.endswith("loss") else max)(rows, key=lambda each: each[1].middle)
+    kept = _bytes(runs[best[0]].results)
+    what = shown.name[0].lower() + shown.name[1:]
+    cached = "" if kept == units.NONE else f", at {kept} bytes a {target}"
+    return f"Best on {domain} is {best[1].name}: {what} {best[1].text}{cached}."
 
 
 def summarise_comparison(runs: Sequence[Run]) -> str:
@@ -156,31 +146,82 @@ def summarise_comparison(runs: Sequence[Run]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _chart(runs: Sequence[Run], domain: str) -> Markup | None:
-    """The gap recovered, or F1, over the bytes that a target takes; means of experiments."""
+def differences_table(runs: Sequence[Run]) -> Table:
+    """The settings that are not the same in all runs, a row a setting and a column a run."""
+    trees = [
+        {key: value for key, value in run.config.items() if key not in ("name", "output")}
+        for run in runs
+    ]
+    rows = [[path, *map(_setting, values)] for path, values in _differing("", trees)]
+    return Table("Settings that differ", ["Setting", *labels(runs)], rows)
+
+
+def _differing(path: str, trees: Sequence[Any]) -> Iterator[tuple[str, Sequence[Any]]]:
+    """Dotted paths whose values differ, as deep as all trees go."""
+    if all(isinstance(tree, dict) for tree in trees):
+        for key in dict.fromkeys(key for tree in trees for key in tree):
+            inner = f"{path}.{key}" if path else str(key)
+            yield from _differing(inner, [tree.get(key, _ABSENT) for tree in trees])
+    elif any(tree != trees[0] for tree in trees):
+        yield path, trees
+
+
+def _setting(value: Any) -> str:
+    if value is _ABSENT:
+        return units.NONE
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def provenance_table(runs: Sequence[Run]) -> Table:
+    """Where each run's figures come from."""
+    rows = [
+        [
+            label,
+            facts.created(run.results),
+            run.results["config_fingerprint"],
+            str(run.results["hardware"].get("cpu", units.NONE)),
+            run.results["versions"].get("kdscale", units.NONE),
+            run.results["output"],
+        ]
+        for label, run in zip(labels(runs), runs, strict=True)
+    ]
+    header = ["Run", "Created", "Config fingerprint", "CPU", "kdscale", "Output"]
+    return Table("Provenance", header, rows)
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """A name for each run: with its seed, and its place, where that is needed to tell it apart."""
+    names = [run.results["run"] for run in runs]
+    if len(set(names)) < len(names):
+        names = [f"{run.results['run']}, seed {run.results['seed']}" for run in runs]
+    if len(set(names)) < len(names):
+        names = [f"{name} ({place})" for place, name in enumerate(names, 1)]
+    return names
+
+
+def main_figure(runs: Sequence[Run], domain: str) -> Figure | None:
+    """What the runs' students are judged by: F1, else the gap recovered, else the loss."""
     found = {each.name: each for each in figures(runs, domain)}
-    shown = found.get("student's F1") or found.get("Gap recovered")
-    if shown is None:
-        return None
-    points = []
+    names = ("Student's F1", "Gap recovered", "Student's loss")
+    return next((found[name] for name in names if name in found), None)
+
+
+def seed_rows(runs: Sequence[Run], shown: Figure) -> list[tuple[int, Dots]]:
+    """An experiment's first place and its values, for each that has any."""
+    rows = []
+    names = labels(runs)
     for group in experiments(runs):
         values = [shown.values[place] for place in group]
-        known = [value for value in values if value is not None]
-        cache = runs[group[0]].results["cache"]
-        if known and cache is not None:
-            points.append((float(cache["bytes_per_token"]), mean(known)))
-    if len(points) < 2:
-        return None
-    target = words_of(runs[0].results).target
-    chart = line_chart(
-        f"compare-{domain}",
-        f"{shown.name}, {domain}",
-        [Series(shown.name, "student", sorted(points))],
-        "",
-        x_label=f"bytes a {target}",
-        y_format=units.whole_percent,
-    )
-    return figure(domain, f"{shown.name} over the bytes that a {target} takes.", chart)
+        known = tuple(v for v in values if v is not None and math.isfinite(v))
+        if not known:
+            continue
+        several = len(known) > 1
+        middle, half = t_interval(known) if several else (known[0], 0.0)
+        name = runs[group[0]].results["run"] if len(group) > 1 else names[group[0]]
+        interval = (middle - half, middle + half) if several else None
+        text = _mean_text(shown, group) if several else shown.text(middle)
+        rows.append((group[0], Dots(name, known, middle, interval, text)))
+    return rows
 
 
 def _mean_text(each: Figure, group: Sequence[int]) -> str:

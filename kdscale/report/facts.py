@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from kdscale.evaluate.results import CacheFacts, DomainMetrics, Interval, Results
+from kdscale.evaluate.results import CacheFacts, DomainMetrics, Results
 from kdscale.report import units
 from kdscale.report.load import Run
 from kdscale.report.words import classifies, words_of
@@ -17,6 +17,8 @@ from kdscale.report.words import classifies, words_of
 MODELS = ("teacher", "student", "control")
 HARDWARE = {"cpu": "CPU", "cores": "Cores", "memory_bytes": "Memory", "gpus": "GPUs"}
 CACHE_NAMED = ("codec", "bytes_per_token", "bytes", "rows", "targets")
+# What says which cache it was, not what it holds: told with the rest of the provenance.
+CACHE_IDENTITY = ("url", "fingerprint", "created", "version", "identity")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,14 @@ class Table:
     caption: str
     header: list[str]
     rows: list[list[str]]
+
+
+@dataclass(frozen=True)
+class KeyFigure:
+    """A figure that decides whether to read on, and what it is a figure of."""
+
+    value: str
+    meaning: str
 
 
 def created(results: Results) -> str:
@@ -69,6 +79,32 @@ def main_gap(results: Results) -> float | None:
     return results["gap_recovered"].get(main_domain(results) or "")
 
 
+def key_figures(results: Results) -> list[KeyFigure]:
+    """How much smaller, how much of the gap recovered, at how many bytes, how like the teacher:
+    those that the run has."""
+    found = []
+    domain = main_domain(results) or ""
+    ratio, gap = times_smaller(results), main_gap(results)
+    if ratio is not None:
+        teacher, student = (results["models"][m]["parameters"] for m in ("teacher", "student"))
+        sizes = f"{units.count(teacher)} to {units.count(student)} parameters"
+        found.append(KeyFigure(f"{ratio:.1f}×", f"smaller: {sizes}"))
+    if gap is not None:
+        found.append(KeyFigure(units.percent(gap), f"of the loss gap recovered, {domain}"))
+    if results["cache"] is not None:
+        kept = units.number(results["cache"]["bytes_per_token"], 1)
+        target = words_of(results).target
+        found.append(KeyFigure(f"{kept} B", f"a {target} keeps what the teacher knows"))
+    student_score = score(results, "student", domain)
+    if student_score and "f1_macro" in student_score:
+        macro = units.percent(student_score["f1_macro"])
+        found.append(KeyFigure(macro, f"macro F1 of the student, {domain}"))
+    if student_score and "agreement_top1" in student_score:
+        agreement = units.percent(student_score["agreement_top1"])
+        found.append(KeyFigure(agreement, f"top-1 agreement with the teacher, {domain}"))
+    return found
+
+
 def headline(results: Results) -> str:
     """The run in one or two sentences."""
     if "student" not in results["models"]:
@@ -86,14 +122,14 @@ def headline(results: Results) -> str:
         sentence = f"{student} is worse than the same student trained on the labels alone."
     else:
         sentence = (
-            f"{student} recovers {units.percent(gap, 0)} of the loss gap between the teacher and "
+            f"{student} recovers {units.percent(gap)} of the loss gap between the teacher and "
             "the same student trained on the labels alone."
         )
     cache = results["cache"]
     if cache is None:
         return sentence
     kept = f"{cache['bytes_per_token']:.1f} bytes a {words_of(results).target}"
-    return f"{sentence} The teacher is stored in {kept}."
+    return f"{sentence} What the teacher knows is cached in {kept}."
 
 
 def _classes_found(results: Results) -> str:
@@ -162,7 +198,7 @@ def _classes_table(results: Results, domain: str) -> Table:
     def cells(metrics: DomainMetrics) -> list[str]:
         return [
             units.percent(metrics.get("accuracy")),
-            _between(metrics.get("f1_macro"), metrics.get("intervals", {}).get("f1_macro")),
+            units.between(metrics.get("f1_macro"), metrics.get("intervals", {}).get("f1_macro")),
             units.percent(metrics.get("precision_macro")),
             units.percent(metrics.get("recall_macro")),
             units.number(metrics.get("mcc"), 3),
@@ -173,14 +209,6 @@ def _classes_table(results: Results, domain: str) -> Table:
         ]
 
     return _by_model(results, domain, "documents", header, cells)
-
-
-def _between(value: float | None, interval: Interval) -> str:
-    """A share with its interval."""
-    if value is None or interval is None:
-        return units.percent(value)
-    low, high = (units.number(100 * bound, 1) for bound in interval)
-    return f"{units.percent(value)} ({low}–{high})"
 
 
 def confusion_table(results: Results, model: str, domain: str) -> Table | None:
@@ -195,19 +223,57 @@ def confusion_table(results: Results, model: str, domain: str) -> Table | None:
     return Table(caption, ["Class", *names], rows)
 
 
+def calibration_table(results: Results, domain: str) -> Table:
+    """Confidence, accuracy and size of every bin, a row a model and bin."""
+    rows = []
+    for model in models(results):
+        metrics = score(results, model, domain)
+        for found in metrics["calibration"] if metrics else ():
+            shares = units.percent(found["confidence"]), units.percent(found["accuracy"])
+            rows.append([model, *shares, f"{found['count']:,}"])
+    header = ["Model", "Confidence", "Accuracy", "Positions"]
+    return Table(f"calibration on {domain}", header, rows)
+
+
 def gap_table(results: Results) -> Table:
     """Gap recovered on each domain, with its interval."""
     intervals = results.get("gap_intervals", {})
     rows = [
         [
             domain,
-            _between(gap, intervals.get(domain))
+            units.between(gap, intervals.get(domain))
             if gap is not None
             else no_gap_reason(results, domain),
         ]
         for domain, gap in results["gap_recovered"].items()
     ]
     return Table("Share of the loss gap recovered", ["Domain", "Gap recovered"], rows)
+
+
+def result_tables(results: Results) -> list[Table]:
+    """What the models score, as the page, the summary and the model card show it: each evaluation
+    set, then the gap recovered."""
+    tables = [quality_table(results, domain) for domain in domains(results)]
+    if any(gap is not None for gap in results["gap_recovered"].values()):
+        tables.append(gap_table(results))
+    return tables
+
+
+def legend(results: Results) -> str:
+    """What the columns of the quality tables mean."""
+    target = words_of(results).target
+    of_classes = (
+        "F1, precision and recall are means over the classes; F1 with its 95 % interval over "
+        "documents drawn again. MCC: Matthews correlation. AUROC: one class against the others, "
+        "mean over the classes. "
+    )
+    of_kl = f"KL: from the teacher to the model, nats a {target}. "
+    return (
+        f"{of_classes if classifies(results) else ''}Loss in nats a {target}. ECE: expected "
+        "calibration error over 15 equal-width bins. Agreement: share of targets where the model's "
+        f"top-1 choice is the teacher's. {'' if classifies(results) else of_kl}The control is the "
+        "student trained on the labels alone, with the same steps, order and seed."
+    )
 
 
 def codec_text(codec: Mapping[str, Any] | str) -> str:
@@ -227,7 +293,8 @@ def cache_table(cache: CacheFacts, target: str = "token") -> Table:
         ["Rows", f"{cache['rows']:,}"],
         ["Target positions", f"{cache['targets']:,}"],
     ]
-    extra = {key: value for key, value in cache.items() if key not in CACHE_NAMED}
+    told = (*CACHE_NAMED, *CACHE_IDENTITY)
+    extra = {key: value for key, value in cache.items() if key not in told}
     rows += [[key.replace("_", " ").capitalize(), _plain(value)] for key, value in extra.items()]
     return Table("The logit cache", ["Fact", "Value"], rows)
 
@@ -268,10 +335,20 @@ def provenance_table(results: Results) -> Table:
         ["Created", created(results)],
         ["Seed", str(results["seed"])],
         ["Config fingerprint", results["config_fingerprint"]],
+        *_cache_identity(results["cache"] or {}),
         *([HARDWARE.get(key, key), value] for key, value in hardware.items()),
         ["Versions", ", ".join(f"{k} {v}" for k, v in results["versions"].items())],
     ]
     return Table("Provenance", ["Fact", "Value"], rows)
+
+
+def _cache_identity(cache: Mapping[str, Any]) -> list[list[str]]:
+    """Which cache it was; what made it comes one fact a line."""
+    named = {f"Cache: {key}": cache[key] for key in CACHE_IDENTITY if key in cache}
+    identity = named.pop("Cache: identity", None)
+    if isinstance(identity, Mapping):
+        named |= {f"Cache: {key.replace('_', ' ')}": value for key, value in identity.items()}
+    return [[name, _plain(value)] for name, value in named.items()]
 
 
 def _plain(value: Any) -> str:

@@ -10,13 +10,11 @@ from kdscale.report.words import words_of
 
 
 def render_markdown(run: Run) -> str:
-    """The summary of `run`: headline, a table for each domain, gap, cache, stages."""
+    """The summary of `run`: headline, tables of results, cache, stages."""
     results = run.results
     parts = [f"# {plain(results['run'])}", plain(facts.headline(results))]
-    for domain in facts.domains(results):
-        parts += [f"## {plain(domain)}", table(facts.quality_table(results, domain))]
-    if results["gap_recovered"]:
-        parts += ["## Gap recovered", table(facts.gap_table(results))]
+    for content in facts.result_tables(results):
+        parts += [f"## {plain(content.caption)}", table(content)]
     if results["cache"] is not None:
         kept = units.number(results["cache"]["bytes_per_token"], 2)
         codec = plain(facts.codec_text(results["cache"]["codec"]))

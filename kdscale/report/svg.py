@@ -124,6 +124,40 @@ def legend(
     return join(*parts), y
 
 
+def end_labels(box: Box, entries: Sequence[tuple[str, float, float]], gap: float = 15) -> Markup:
+    """Entries (label, x and y where its line ends) right of `box`, moved apart where they would
+    meet."""
+    parts = []
+    ordered = sorted(entries, key=lambda entry: entry[2])
+    tops = _apart([y for *_, y in ordered], gap, box.top + 4, box.bottom - 4)
+    for (label, x, y), at in zip(ordered, tops, strict=True):
+        parts.append(line(x + 6, y, box.right + 6, y, "leader"))
+        parts.append(line(box.right + 6, y, box.right + 13, at, "leader"))
+        parts.append(text(box.right + 16, at + 4, label, "key"))
+    return join(*parts)
+
+
+def _apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Ascending `places`, each at least `gap` below the one before, within [low, high] where they
+    all fit."""
+    moved: list[float] = []
+    for place in places:
+        moved.append(max(place, moved[-1] + gap if moved else low))
+    ceiling = high  # what was pushed over the end is pushed back
+    for index in reversed(range(len(moved))):
+        moved[index] = min(moved[index], ceiling)
+        ceiling = moved[index] - gap
+    return moved
+
+
+def shorten(label: str, characters: int) -> str:
+    """`label` with its middle left out where it is longer than that: names differ at their ends."""
+    if len(label) <= characters:
+        return label
+    head = (characters - 1) // 2
+    return f"{label[:head]}…{label[len(label) - (characters - 1 - head) :]}"
+
+
 def marker(role: str, x: float, y: float, radius: float = 4, tip: str | None = None) -> Markup:
     """The marker of a model, with `tip` shown by browsers on hover."""
     tip_tag = tag("title", tip) if tip else None
@@ -154,7 +188,8 @@ def drawing(
         *parts,
         id=identifier,
         role="img",
-        aria_labelledby=f"{identifier}-title {identifier}-desc",
+        aria_labelledby=f"{identifier}-title",
+        aria_describedby=f"{identifier}-desc",
         viewBox=f"0 0 {size[0]:g} {size[1]:g}",
         width=f"{size[0]:g}",
         height=f"{size[1]:g}",

@@ -1,6 +1,7 @@
 """Numbers as a person reads them; the same text in HTML, Markdown and model card."""
 
 import math
+from collections.abc import Sequence
 
 NONE = "–"
 
@@ -17,6 +18,19 @@ def number(value: float | None, digits: int = 3) -> str:
 def percent(share: float | None, digits: int = 1) -> str:
     """A share of 1 in percent."""
     return NONE if share is None else f"{number(100 * share, digits)}%"
+
+
+def significant(value: float | None) -> str:
+    """`value` with four significant digits; a dash for None."""
+    return NONE if value is None else f"{value:,.4g}"
+
+
+def between(share: float | None, interval: Sequence[float] | None) -> str:
+    """A share of 1 in percent, with its interval where it has one: `29.9% (27.1–32.4)`."""
+    if share is None or interval is None:
+        return percent(share)
+    low, high = (number(100 * bound, 1) for bound in interval)
+    return f"{percent(share)} ({low}–{high})"
 
 
 def whole_percent(share: float) -> str:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from kdscale.report.card import model_card
-from kdscale.report.compare import render_comparison, summarise_comparison
+from kdscale.report.compare import summarise_comparison
+from kdscale.report.compare_html import render_comparison
 from kdscale.report.html import render_html
 from kdscale.report.load import load_run
 from kdscale.report.markdown import render_markdown

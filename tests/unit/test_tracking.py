@@ -8,14 +8,17 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from kdscale import tracking
+from kdscale import tracking, workspace
 from kdscale.config.run import TrackingConfig
+from kdscale.panels import Panel
 from kdscale.store import Store, open_store
-from kdscale.tracking import Tracker, open_tracker
+from kdscale.tracking import Tracker, WandbRun, open_gallery, open_tracker
+from kdscale.workspace import build_view
 from tests.s3 import S3Server, free_ports
 
 OFF = TrackingConfig(wandb="disabled")
@@ -168,6 +171,90 @@ def test_an_offline_run_holds_everything(
     )
     (file,) = artifacts["student"]["manifest"]["contents"]
     assert (file["path"], int(file["size"])) == ("deep/weights.bin", 5)
+
+
+PANELS = [
+    Panel("quality", "gap", "bars", ("domain", "share"), [["validation", 49.0], ["docs", 41.5]]),
+    Panel("quality", "scores", "table", ("Model", "Loss"), [["student", "5.05"]]),
+    Panel(
+        "quality", "errors", "confusion", ("label", "guess", "n"), [["a", "b", 3], ["a", "a", 9]]
+    ),
+    Panel("training", "loss", "lines", ("step", "nats", "line"), [[1, 2.5, "ftp://me:x@host/x"]]),
+]
+
+
+def test_charts_and_tables_are_the_runs_own(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    gallery = open_gallery(OFFLINE, run="night", stage="report", store=store, resolved={})
+    gallery.summary({"gap_recovered": 0.49})
+    gallery.show(PANELS)
+    gallery.finish()
+    assert not (tmp_path / "metrics").exists()
+
+    (log,) = offline_runs(tmp_path)
+    (run,) = records_of(log, "run")
+    assert (run["run_group"], run["job_type"]) == ("night", "report")
+    prefix = "_wandb.visualize."
+    drawn = {
+        key.removeprefix(prefix): chart["panel_config"]
+        for each in records_of(log, "config")
+        for key, chart in each["update"].items()
+        if key.startswith(prefix)
+    }
+    assert list(drawn) == ["quality/gap", "quality/errors", "training/loss"]
+    (history,) = [row["item"] for row in records_of(log, "history")]
+    for panel in PANELS:
+        key = panel.key if panel.kind == "table" else f"{panel.key}_table"
+        file = log.parent / "files" / history[f"{key}.path"]
+        saved = json.loads(file.read_text())
+        assert saved["columns"] == list(panel.columns)
+        assert saved["data"] == [redacted(row) for row in panel.rows]
+
+    # A view of the project draws them from the same tables in the same way.
+    view = build_view("team", "tests", "night", run["run_id"], PANELS)._to_model()
+    charts = {
+        panel.config.string_settings["title"]: panel.config
+        for section in view.spec.section.panel_bank_config.sections
+        for panel in section.panels
+        if panel.view_type == "Vega2"
+    }
+    for key, own in drawn.items():
+        chart = charts[key.split("/")[1]]
+        assert chart.panel_def_id == own["panelDefId"]
+        assert chart.field_settings == own["fieldSettings"]
+        (query,) = own["userQuery"]["queryFields"]
+        (source,) = [f for f in query["fields"] if f["name"] == "summaryTable"]
+        assert source["args"] == [{"name": "tableKey", "value": f"{key}_table"}]
+        assert f'"{key}_table"' in chart.user_query.model_dump_json()
+
+
+def redacted(row: list[Any]) -> list[Any]:
+    return ["ftp://***@host/x" if "@" in str(cell) else cell for cell in row]
+
+
+def test_a_view_is_saved_where_the_run_is_online(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # There is no server to save it with: what asks it is replaced, first by one that fails.
+    online = SimpleNamespace(
+        offline=False, entity="team", project="p", group="night", id="abc", log=lambda row: None
+    )
+    asked: list[Any] = []
+
+    def save(*arguments: Any) -> str:
+        asked.append(arguments)
+        if len(asked) == 1:
+            raise ConnectionError("no route to host")
+        return "https://wandb.example/team/p?nw=1"
+
+    monkeypatch.setattr(workspace, "save_view", save)
+    for _ in range(2):
+        WandbRun(online).show(PANELS[1:2])
+    assert asked == [("team", "p", "night", "abc", PANELS[1:2])] * 2
+    assert said(caplog) == [
+        "W&B: save a view failed, the run goes on without it: ConnectionError: no route to host",
+        "W&B: the view of its charts and tables: https://wandb.example/team/p?nw=1",
+    ]
 
 
 def test_starts_of_one_stage_are_one_run_to_wandb(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": set(),
     "config": {"errors"},
     "store": {"errors"},
-    "tracking": {"config", "metrics", "store"},
+    "panels": set(),
+    "tracking": {"config", "metrics", "panels", "store", "workspace"},
+    "workspace": {"panels"},
     "workers": {
         *("config", "desk", "errors", "liveness", "metrics", "progress", "ray_session"),
     },
@@ -51,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "audit": {
         *("cache", "config", "errors", "models", "report", "store", "types", "workers"),
     },
-    "report": {"config", "errors", "evaluate", "store"},
+    "report": {"config", "errors", "evaluate", "panels", "store"},
     "export": {"data", "errors", "evaluate", "models", "record", "report", "store"},
     "plan": {
         *("audit", "cache", "config", "data", "errors", "evaluate", "losses", "models"),
@@ -71,6 +73,7 @@ CACHE = ("identity", "rows", "codecs", "format", "commit", "read", "maintain")
 # A library, and the only rooms or modules that may import it.
 WALLS = {
     "wandb": {"tracking"},
+    "wandb_workspaces": {"workspace"},
     "fsspec": {"store"},
     "obstore": {"store"},
     "botocore": {"store"},

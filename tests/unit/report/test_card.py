@@ -2,14 +2,16 @@
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
 from kdscale.errors import KdscaleError
-from kdscale.report import model_card, write_model_card
-from tests.unit.report.sample import sample_results, sample_run
+from kdscale.report import facts, markdown, model_card, write_model_card, write_report
+from tests.unit.report.page import read_page
+from tests.unit.report.sample import class_results, sample_results, sample_run
 
 HUB_CONFIG = {
     "teacher": {"load": "Qwen/Qwen3-8B"},
@@ -53,6 +55,29 @@ def test_body_says_how_it_was_made_and_what_it_scores() -> None:
     ):
         assert words in text
     assert "{{" not in text
+
+
+@pytest.mark.parametrize("make", [sample_results, class_results])
+def test_page_summary_and_card_carry_the_same_figures(tmp_path: Path, make: Any) -> None:
+    results = make()
+    store = sample_run(tmp_path, results)
+    summary, card = write_report(store), write_model_card(store)
+    page = read_page(store.get("report/index.html").decode())
+    tables = {t.all("caption")[0].text: t for t in page.all("table")}
+    shown = facts.result_tables(results)
+    assert len(shown) == 3
+    for expected in shown:
+        rows = tables[expected.caption].all("tr")
+        cells = [[c.text for c in row.children] for row in rows]
+        assert cells == [expected.header, *expected.rows]
+        assert markdown.table(expected) in card
+        assert markdown.table(expected) in summary
+    tiles = [item.text for item in page.all("ul")[0].all("li")]
+    figures = facts.key_figures(results)
+    assert tiles == [f"{each.value} {each.meaning}" for each in figures]
+    assert [f"- **{each.value}** {each.meaning}" in card for each in figures] == [True] * len(tiles)
+    assert facts.headline(results) in page.text
+    assert facts.headline(results) in card
 
 
 @pytest.mark.parametrize("load", [None, "s3://bucket/teacher", "/models/teacher", "./teacher"])

@@ -2,6 +2,7 @@
 
 import math
 import re
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from kdscale.report.charts import (
     thin,
 )
 from kdscale.report.markup import Markup, join, tag
-from kdscale.report.svg import Scale, spread, tick_format, ticks
+from kdscale.report.svg import Scale, shorten, spread, tick_format, ticks
 from tests.unit.report.page import Element, read_page
 from tests.unit.report.sample import domain_metrics
 
@@ -138,6 +139,43 @@ def test_an_empty_series_is_not_in_the_legend() -> None:
     assert "full" in keys
     assert "goal" in keys
     assert "empty" not in keys
+
+
+def test_names_stand_where_their_lines_end_and_never_on_each_other() -> None:
+    series = [
+        Series("high", "student", [(0, 2.0), (1, 1.02)]),
+        Series("middle", "control", [(0, 2.0), (1, 1.01)]),
+        Series("low", "teacher", [(0, 2.0), (1, 1.0)]),
+    ]
+    svg = _svg(line_chart("c", "T", series, "y"))
+    names = [(t.text, float(t.attributes["y"])) for t in svg.all("text") if _is_key(t)]
+    assert [name for name, _ in names] == ["high", "middle", "low"]
+    heights = [y for _, y in names]
+    assert all(after - before >= 15 for before, after in pairwise(heights))
+    axis = max(float(e.attributes["y1"]) for e in svg.all("line") if _class(e) == "axis")
+    assert heights[-1] <= axis
+
+
+def test_long_names_go_to_a_legend_above() -> None:
+    names = ["a name of twenty-five chars", "b"]
+    series = [Series(name, "student", [(0, 1.0), (1, 2.0)]) for name in names]
+    keys = [float(t.attributes["y"]) for t in _svg(line_chart("c", "T", series, "y")).all("text")]
+    assert sorted(keys)[:2] == [14, 14]
+
+
+@pytest.mark.parametrize(
+    ("label", "short"), [("abc", "abc"), ("abcdef", "abcdef"), ("abcdefg", "ab…efg")]
+)
+def test_long_labels_lose_their_middle(label: str, short: str) -> None:
+    assert shorten(label, 6) == short
+
+
+def _class(element: Element) -> str:
+    return element.attributes.get("class", "")
+
+
+def _is_key(element: Element) -> bool:
+    return _class(element) == "key"
 
 
 def test_long_series_are_thinned_with_both_ends() -> None:

@@ -1,6 +1,7 @@
 """Several runs on one page: seeds of one experiment together, others apart."""
 
 import copy
+import math
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,18 @@ from kdscale.cli import app
 from kdscale.errors import KdscaleError
 from kdscale.report.compare import (
     compare_table,
+    differences_table,
     experiments,
     figures,
-    render_comparison,
+    headline,
+    labels,
     summarise_comparison,
     t_interval,
 )
+from kdscale.report.compare_html import render_comparison
+from kdscale.report.dots import Dots, dot_chart
 from kdscale.report.load import Run
+from tests.unit.report.page import read_page
 from tests.unit.report.sample import sample_results, sample_run
 
 F1 = {"teacher": 0.97, "student": 0.95, "control": 0.91}
@@ -44,7 +50,7 @@ def test_seeds_of_an_experiment_get_their_mean() -> None:
     table = compare_table(runs, "validation")
     names = [row[0] for row in table.rows]
     assert names == ["run-k12"] * 3 + ["run-k12, mean of 3 seeds", "run-k20"]
-    loss = table.header.index("student's loss")
+    loss = table.header.index("Student's loss")
     assert [row[loss] for row in table.rows[:3]] == ["3.0000", "3.2000", "3.4000"]
     # Mean 3.2, deviation 0.2, t(0.975, 2) = 4.3027.
     assert table.rows[3][loss] == f"3.2000 ± {4.302653 * 0.2 / 3**0.5:.4f}"
@@ -67,7 +73,7 @@ def test_classifiers_are_compared_by_f1() -> None:
             for metrics in model["domains"].values():
                 metrics["f1_macro"] = F1[name]
     names = [each.name for each in figures(runs, "validation")]
-    assert names[:3] == ["teacher's F1", "student's F1", "control's F1"]
+    assert names[:3] == ["Teacher's F1", "Student's F1", "Control's F1"]
     assert "95.0%" in summarise_comparison(runs)
     runs[1].results["task"] = "causal-lm"
     with pytest.raises(KdscaleError, match="tasks causal-lm, sequence-classification have no"):
@@ -102,9 +108,58 @@ class Page(HTMLParser):
 def test_the_page_is_one_file_with_a_chart_for_each_set() -> None:
     runs = [run_of(0, 3.0), run_of(0, 3.5, 20.0, k=20)]
     page = Page(render_comparison(runs))
-    assert [each["id"] for each in page.drawings] == ["compare-validation"]
+    # Only validation has a gap, but both sets have losses; no run here has logged a training.
+    assert [each["id"] for each in page.drawings] == ["dots-0", "dots-1", "sizes-0", "sizes-1"]
     assert all(each["aria-labelledby"] for each in page.drawings)
     assert [ask for ask in page.asks if not ask.startswith(("data:", "#"))] == []
+
+
+def test_the_best_experiment_comes_first() -> None:
+    runs = [run_of(0, 3.0), run_of(1, 3.2), run_of(0, 3.5, 20.0, k=20)]
+    assert headline(runs).startswith("Best on validation is run-k12: gap recovered 30.5% ± ")
+    assert headline(runs).endswith(", at 15.0 bytes a token.")
+    for run in runs:
+        run.results["gap_recovered"] = {}
+    assert headline(runs).startswith("Best on validation is run-k12: student's loss 3.1000 ± ")
+
+
+def test_only_settings_that_differ_are_listed() -> None:
+    runs = [
+        run_of(0, 3.0, data={"train": {"kind": "text"}, "row_length": 128}),
+        run_of(0, 3.1, k=20, data={"train": {"kind": "csv"}, "row_length": 128}, extra={"a": 1}),
+    ]
+    table = differences_table(runs)
+    assert table.header == ["Setting", "run-k12", "run-k20"]
+    assert table.rows == [
+        ["cache.k", "12", "20"],
+        ["data.train.kind", "text", "csv"],
+        ["extra", "–", '{"a": 1}'],
+    ]
+
+
+def test_runs_of_one_name_are_told_apart() -> None:
+    assert labels([run_of(0, 1.0), run_of(0, 1.0, k=20)]) == ["run-k12", "run-k20"]
+    assert labels([run_of(0, 1.0), run_of(1, 1.0)]) == ["run-k12, seed 0", "run-k12, seed 1"]
+    same = labels([run_of(0, 1.0), run_of(0, 1.0)])
+    assert same == ["run-k12, seed 0 (1)", "run-k12, seed 0 (2)"]
+
+
+def test_a_row_of_dots_has_its_seeds_mean_and_interval() -> None:
+    rows = [
+        Dots("a", (1.0, 3.0), 2.0, (0.0, 4.0), "2.0 ± 2.0"),
+        Dots("b" * 60, (1.0,), 1.0, None, "1.0"),
+        Dots("diverged", (math.nan,), math.nan, None, "NaN"),
+    ]
+    svg = read_page(dot_chart("d", "T", rows, "loss")).children[0]
+    circles = [(c.attributes["class"], float(c.attributes["cx"])) for c in svg.all("circle")]
+    assert [kind for kind, _ in circles] == ["mark seed"] * 2 + ["mark student"] * 2
+    places = [at for _, at in circles]
+    assert places[2] == pytest.approx((places[0] + places[1]) / 2)
+    assert places[3] == places[0]
+    assert svg.all("desc")[0].text == f"a: 2.0 ± 2.0. {'b' * 60}: 1.0."
+    names = [t.text for t in svg.all("text") if t.attributes["class"] == "key end"]
+    assert len(names[1]) == 26
+    assert dot_chart("d", "T", rows[2:], "loss") == ""
 
 
 def test_the_command_compares_outputs(tmp_path: Path) -> None:

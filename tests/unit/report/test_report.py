@@ -11,7 +11,7 @@ from kdscale.report import write_report
 from kdscale.report.load import load_run
 from kdscale.store import open_store
 from tests.unit.report.page import Element, read_page
-from tests.unit.report.sample import sample_results, sample_run
+from tests.unit.report.sample import class_results, sample_results, sample_run
 
 
 def _report(folder: Path, results: Results | None = None) -> tuple[str, Element]:
@@ -30,7 +30,7 @@ def test_the_page_says_what_the_results_say(tmp_path: Path) -> None:
     assert page.all("html")[0].attributes["lang"] == "en"
     assert [h.text for h in page.all("h1")] == ["quickstart"]
     lead = page.all("p")[1].text
-    for words in ("419 k parameters", "8.9 times smaller", "30% of the loss gap", "15.2 bytes"):
+    for words in ("419 k parameters", "8.9 times smaller", "29.9% of the loss gap", "15.2 bytes"):
         assert words in lead
     assert [s.text for s in page.all("li")[0].all("strong")] == ["8.9×"]
     assert _headings(page) == [
@@ -40,7 +40,7 @@ def test_the_page_says_what_the_results_say(tmp_path: Path) -> None:
         "Curriculum",
         "Cache",
         "Time",
-        "Provenance",
+        "Configuration and provenance",
     ]
     student = [cell.text for cell in page.all("tbody")[0].all("tr")[1].all("td")]
     assert student[:4] == ["419 k", "3.3821", "29.43", "1.6825"]
@@ -69,8 +69,8 @@ def test_the_page_is_accessible_and_alone(tmp_path: Path) -> None:
         assert title.text
         assert description.text
         assert svg.attributes["role"] == "img"
-        named = svg.attributes["aria-labelledby"].split()
-        assert named == [title.attributes["id"], description.attributes["id"]]
+        assert svg.attributes["aria-labelledby"] == title.attributes["id"]
+        assert svg.attributes["aria-describedby"] == description.attributes["id"]
     for table in page.all("table"):
         assert table.children[0].name == "caption"
         assert table.children[0].text
@@ -86,14 +86,63 @@ def test_the_loss_chart_compares_student_and_control(tmp_path: Path) -> None:
     _, page = _report(tmp_path)
     chart = next(svg for svg in page.all("svg") if svg.attributes["id"] == "loss")
     keys = [t.text for t in chart.all("text") if t.attributes["class"] == "key"]
-    assert keys == [
-        "student, train",
-        "student, validation",
-        "control, train",
-        "control, validation",
-        "teacher, evaluated",
+    assert keys == ["control", "student", "teacher"]  # as they end, from above
+    described = chart.all("desc")[0].text
+    assert "teacher, evaluated: 3.051." in described
+    assert "student, train: from " in described
+
+
+def test_the_gap_has_its_interval(tmp_path: Path) -> None:
+    _, page = _report(tmp_path)
+    chart = next(svg for svg in page.all("svg") if svg.attributes["id"] == "gap")
+    whiskers = [e for e in chart.all("line") if e.attributes["class"] == "whisker"]
+    assert len(whiskers) == 3  # the line and its two caps: one set of two has an interval
+    assert "29.9% (27.4–32.3) of the gap recovered" in chart.all("desc")[0].text
+
+
+def test_links_lead_to_every_section_in_order(tmp_path: Path) -> None:
+    _, page = _report(tmp_path)
+    (nav,) = page.all("nav")
+    links = [(link.text, link.attributes["href"]) for link in nav.all("a")]
+    sections = page.all("section")
+    assert links == [(s.all("h2")[0].text, f"#{s.attributes['id']}") for s in sections]
+    assert nav.attributes["aria-label"] == "Sections"
+
+
+def test_charts_bring_the_data_they_draw(tmp_path: Path) -> None:
+    _, page = _report(tmp_path)
+    figure = next(f for f in page.all("figure") if f.all("svg")[0].attributes["id"] == "loss")
+    (data,) = figure.all("table")
+    header = [cell.text for cell in data.all("thead")[0].all("th")]
+    assert header[0] == "Optimiser step"
+    assert header[1:3] == ["student, train", "student, validation"]
+    steps = [row.all("th")[0].text for row in data.all("tbody")[0].all("tr")]
+    assert steps == [str(step) for step in range(20, 201, 20)]
+    assert all(len(row.all("td")) == 5 for row in data.all("tbody")[0].all("tr"))
+
+
+def test_confusions_are_shaded_by_their_share_of_the_class(tmp_path: Path) -> None:
+    _, page = _report(tmp_path, class_results())
+    tables = {t.all("caption")[0].text: t for t in page.all("table")}
+    cells = tables["validation: what the student takes each class for"].all("td")
+    assert [cell.text for cell in cells[:3]] == ["93", "4", "3"]
+    assert [cell.attributes["style"] for cell in cells[:3]] == [
+        "--share: 93%",
+        "--share: 4%",
+        "--share: 3%",
     ]
-    assert "teacher, evaluated: 3.051." in chart.all("desc")[0].text
+    assert "reaches a macro F1 of 94.7% on validation" in page.text
+
+
+def test_what_the_cache_is_stands_with_the_provenance(tmp_path: Path) -> None:
+    results = sample_results()
+    results["cache"] |= {"fingerprint": "65850a7ff2db", "identity": {"row_length": 128}}  # type: ignore[operator]
+    _, page = _report(tmp_path, results)
+    sections = {s.attributes["id"]: s.text for s in page.all("section")}
+    assert "65850a7ff2db" not in sections["cache"]
+    provenance = sections["configuration-and-provenance"]
+    assert "Cache: fingerprint65850a7ff2db" in provenance
+    assert "Cache: row length128" in provenance
 
 
 def test_the_summary_is_a_github_table(tmp_path: Path) -> None:
@@ -102,7 +151,7 @@ def test_the_summary_is_a_github_table(tmp_path: Path) -> None:
     assert lines[0] == "# quickstart"
     assert "| student | 419 k | 3.3821 | 29.43 | 1.6825 | 0.0156 | 71.3% | 0.4031 |" in lines
     assert "| :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |" in lines
-    assert "| validation | 29.9% |" in lines
+    assert "| validation | 29.9% (27.4–32.3) |" in lines
     assert "| all | 7 min 27 s |" in lines
     assert any(line.startswith("15.23 bytes a token at rest, codec varopt") for line in lines)
 
@@ -159,7 +208,13 @@ def test_a_run_of_a_teacher_only(tmp_path: Path) -> None:
     summary = write_report(store)
     page = read_page(store.get("report/index.html").decode())
     assert "holds the teacher's results only" in summary
-    assert _headings(page) == ["Quality", "Training", "Calibration", "Time", "Provenance"]
+    assert _headings(page) == [
+        "Quality",
+        "Training",
+        "Calibration",
+        "Time",
+        "Configuration and provenance",
+    ]
     assert "No metrics were recorded." in page.text
     assert [row.all("th")[0].text for row in page.all("tbody")[0].all("tr")] == ["teacher"]
 

@@ -1,0 +1,100 @@
+"""The page's charts and tables as panels for W&B: the same lines, the same cells."""
+
+import math
+import re
+from collections.abc import Sequence
+
+from kdscale.evaluate.results import CalibrationBin, Results
+from kdscale.panels import Cell, Panel
+from kdscale.report import curves, facts
+from kdscale.report.charts import STEP, Series, thin
+from kdscale.report.facts import Table
+from kdscale.report.load import Run
+
+
+def panels(run: Run) -> list[Panel]:
+    """In the page's order; what has nothing to show is left out."""
+    results = run.results
+    domains = facts.domains(results)
+    gaps: list[list[Cell]] = [
+        [d, 100 * gap] for d, gap in results["gap_recovered"].items() if gap is not None
+    ]
+    seconds: list[list[Cell]] = [
+        [stage, s] for stage, s in results["seconds"].items() if math.isfinite(s)
+    ]
+    confusions = (facts.confusion_table(results, "student", domain) for domain in domains)
+    found = [
+        Panel("quality", "gap-recovered", "bars", ("domain", "% of the loss gap"), gaps),
+        *(_table("quality", table) for table in facts.result_tables(results)),
+        *(_confusion(table) for table in confusions if table is not None),
+        _lines("training", "student-and-control", curves.losses(run), "nats"),
+        _lines("training", "kl-to-the-teacher", curves.divergence(run), "nats"),
+        _lines("training", "teacher", curves.teacher_losses(run), "nats"),
+        *(_calibration(results, domain) for domain in domains),
+        _lines("curriculum", "share-of-the-rows", curves.shares_of_rows(run), "share"),
+        _lines("curriculum", "mean-difficulty", curves.difficulty(run), "difficulty"),
+        *([_table("cache", facts.cache_table(results["cache"]))] if results["cache"] else []),
+        Panel("time", "stages", "bars", ("stage", "seconds"), seconds),
+        _table("time", facts.speed_table(run)),
+        _table("provenance", facts.provenance_table(results)),
+    ]
+    return [panel for panel in found if panel.rows]
+
+
+def summary(run: Run) -> dict[str, float | int | str]:
+    """The key figures as numbers, to sort and filter runs by."""
+    results = run.results
+    found: dict[str, float | int | str | None] = {
+        "headline": facts.headline(results),
+        "times_smaller": facts.times_smaller(results),
+        "bytes_per_target": results["cache"]["bytes_per_token"] if results["cache"] else None,
+        **{f"gap_recovered/{d}": gap for d, gap in results["gap_recovered"].items()},
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _table(section: str, table: Table) -> Panel:
+    rows: list[list[Cell]] = [list(row) for row in table.rows]
+    return Panel(section, _slug(table.caption), "table", tuple(table.header), rows)
+
+
+def _lines(section: str, name: str, series: Sequence[Series], unit: str) -> Panel:
+    """A level is a line from the first to the last step of the others."""
+    drawn = [s for s in series if s.finite()]
+    steps = [x for s in drawn if s.kind != "level" for x, _ in s.finite()]
+    rows: list[list[Cell]] = []
+    for each in drawn if steps else ():
+        points = thin(each.finite())
+        if each.kind == "level":
+            points = [(x, points[0][1]) for x in (min(steps), max(steps))]
+        rows += [[x, y, each.name] for x, y in points]
+    return Panel(section, name, "lines", (STEP, unit, "line"), rows)
+
+
+def _calibration(results: Results, domain: str) -> Panel:
+    rows: list[list[Cell]] = []
+    for model in facts.models(results):
+        metrics = facts.score(results, model, domain)
+        bins = metrics["calibration"] if metrics else []
+        rows += [[b["confidence"], b["accuracy"], model] for b in bins if _finite(b)]
+    return Panel("calibration", _slug(domain), "lines", ("confidence", "accuracy", "line"), rows)
+
+
+def _confusion(table: Table) -> Panel:
+    names = table.header[1:]
+    rows: list[list[Cell]] = [
+        [row[0], predicted, int(count)]
+        for row in table.rows
+        for predicted, count in zip(names, row[1:], strict=True)
+    ]
+    columns = ("label", "prediction", "documents")
+    return Panel("quality", _slug(table.caption), "confusion", columns, rows)
+
+
+def _finite(found: CalibrationBin) -> bool:
+    return math.isfinite(found["confidence"]) and math.isfinite(found["accuracy"])
+
+
+def _slug(caption: str) -> str:
+    """The same for all runs of an experiment: a caption without its counts, fit for a key."""
+    return re.sub(r"[^\w.-]+", "-", re.sub(r": [\d,]+ \w+$", "", caption)).strip("-").lower()
