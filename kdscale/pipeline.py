@@ -22,7 +22,13 @@ from kdscale.config import RunConfig, dump_config
 from kdscale.data.manifest import summarise
 from kdscale.data.prepare import prepare
 from kdscale.errors import KdscaleError
-from kdscale.evaluate.results import RESULTS_KEY, build_results, read_results, write_results
+from kdscale.evaluate.results import (
+    RESULTS_KEY,
+    HarnessTask,
+    build_results,
+    read_results,
+    write_results,
+)
 from kdscale.evaluate.worker import MEASURED_KEY, EvaluateJob, evaluate
 from kdscale.heartbeat import Heartbeat
 from kdscale.lease import run_lease
@@ -314,9 +320,21 @@ def _evaluate(
         config_fingerprint=run.evaluate_fingerprint,
         **measured,
     )
+    if scores := _lm_eval_scores(run):
+        results["lm_eval"] = scores
     write_results(run.output, results)
     gaps = results["gap_recovered"].items()
     return [f"gap recovered on {d}: {'n/a' if g is None else f'{g:.1%}'}" for d, g in gaps]
+
+
+def _lm_eval_scores(run: Run) -> dict[str, HarnessTask]:
+    """What `kdscale lm-eval` has found before on these very models."""
+    try:
+        before = read_results(run.output)
+    except KdscaleError:
+        return {}
+    same = before["config_fingerprint"] == run.evaluate_fingerprint
+    return before.get("lm_eval", {}) if same else {}
 
 
 def _bytes_per_target(config: RunConfig, facts: dict[str, Any]) -> float:

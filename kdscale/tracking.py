@@ -13,7 +13,7 @@ import math
 import netrc
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -107,6 +107,18 @@ class Tracker:
     def summary(self, values: dict[str, float | int | str]) -> None:
         """Final values of the stage, shown by W&B beside the run's name."""
         self._tell("summary", lambda run: run.summary.update(values))
+
+    def log_table(
+        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str | float | None]]
+    ) -> None:
+        """A table that W&B shows beside the charts."""
+
+        def send(run: Any) -> None:
+            import wandb
+
+            run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
+        self._tell("log_table", send)
 
     def log_reference(self, name: str, type: str, url: str, metadata: dict[str, Any]) -> None:
         """A W&B artifact that points at `url` (or an absolute path) and copies nothing."""

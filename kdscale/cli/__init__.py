@@ -13,7 +13,20 @@ from contextlib import contextmanager
 
 import typer
 
-from kdscale.cli import cache, data, doctor, graph, init, jobs, plan, results, run, status, submit
+from kdscale.cli import (
+    cache,
+    data,
+    doctor,
+    graph,
+    init,
+    jobs,
+    lm_eval,
+    plan,
+    results,
+    run,
+    status,
+    submit,
+)
 from kdscale.errors import KdscaleError
 
 app = typer.Typer(
@@ -26,6 +39,7 @@ app = typer.Typer(
 )
 app.command("run", rich_help_panel="Run")(run.run)
 app.command("evaluate", rich_help_panel="Run")(results.evaluate)
+app.command("lm-eval", rich_help_panel="Run")(lm_eval.lm_eval)
 app.command("report", rich_help_panel="Run")(results.report)
 app.command("plan", rich_help_panel="Run")(plan.plan)
 app.command("submit", rich_help_panel="Jobs")(submit.submit)

@@ -106,6 +106,26 @@ class CacheFacts(TypedDict):
     codec: dict[str, Any] | str
 
 
+class HarnessScore(TypedDict):
+    """One figure of lm-eval."""
+
+    value: float
+    stderr: float | None  # None where lm-eval has none
+
+
+class HarnessTask(TypedDict):
+    """One task of lm-eval, or group of tasks."""
+
+    lm_eval: str  # version
+    task_version: str
+    task_hash: str  # lm-eval's, over documents, prompts and targets
+    few_shot: int
+    documents: int
+    limit: int | None  # documents asked for, where not all were
+    higher_is_better: dict[str, bool]  # by metric
+    scores: dict[str, dict[str, HarnessScore]]  # by model, then by metric
+
+
 class Results(TypedDict):
     """The whole file. `models` holds teacher, student and control, as far as they exist."""
 
@@ -118,6 +138,7 @@ class Results(TypedDict):
     gap_recovered: dict[str, float | None]
     gap_intervals: NotRequired[dict[str, Interval]]  # 95 %
     classes: NotRequired[list[str]]  # of a classifier, in the order of its outputs
+    lm_eval: NotRequired[dict[str, HarnessTask]]  # by task; of `kdscale lm-eval`
     cache: CacheFacts | None
     seconds: dict[str, float]  # wall time of each stage
     seed: int

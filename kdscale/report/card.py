@@ -91,13 +91,21 @@ def model_card(
         target=words_of(results).target,
         what=_what(results, which, config),
         training=_training(results, which, config),
-        tables="\n\n".join(
-            f"**{plain(domain)}**\n\n{table(facts.quality_table(results, domain))}"
-            for domain in domains
-        ),
+        tables=_tables(results, domains),
         limits=_limits(domains),
     )
     return str(card)
+
+
+def _tables(results: Results, domains: list[str]) -> str:
+    parts = [
+        f"**{plain(domain)}**\n\n{table(facts.quality_table(results, domain))}"
+        for domain in domains
+    ]
+    if results.get("lm_eval"):
+        found = facts.harness_table(results)
+        parts.append(f"**lm-eval**\n\n{table(found)}\n\n{plain(found.caption)}")
+    return "\n\n".join(parts)
 
 
 def _data(results: Results, which: str, config: Mapping[str, Any]) -> ModelCardData:

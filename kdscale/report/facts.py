@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from kdscale.evaluate.results import CacheFacts, DomainMetrics, Interval, Results
+from kdscale.evaluate.results import (
+    CacheFacts,
+    DomainMetrics,
+    HarnessScore,
+    Interval,
+    Results,
+)
 from kdscale.report import units
 from kdscale.report.load import Run
 from kdscale.report.words import classifies, words_of
@@ -208,6 +214,42 @@ def gap_table(results: Results) -> Table:
         for domain, gap in results["gap_recovered"].items()
     ]
     return Table("Share of the loss gap recovered", ["Domain", "Gap recovered"], rows)
+
+
+def harness_table(results: Results) -> Table:
+    """What the models score on lm-eval's tasks, a row a figure, with standard errors; an arrow says
+    which way is better."""
+    found = results.get("lm_eval", {})
+    present = {model for task in found.values() for model in task["scores"]}
+    names = [m for m in MODELS if m in present] + sorted(present - set(MODELS))
+    rows = []
+    for task, entry in found.items():
+        figures = dict.fromkeys(f for scores in entry["scores"].values() for f in scores)
+        for figure in figures:
+            better = entry["higher_is_better"].get(figure.partition(" ")[0])
+            arrow = {True: " ↑", False: " ↓", None: ""}[better]
+            cells = [_scored(entry["scores"].get(name, {}).get(figure)) for name in names]
+            rows.append([task, figure + arrow, f"{entry['documents']:,}", *cells])
+    return Table(_harness_note(results), ["Task", "Figure", "Documents", *names], rows)
+
+
+def _scored(score: HarnessScore | None) -> str:
+    if score is None:
+        return units.NONE
+    digits = 4 if abs(score["value"]) < 100 else 1
+    text, error = units.number(score["value"], digits), score["stderr"]
+    return text if error is None else f"{text} ± {units.number(error, digits)}"
+
+
+def _harness_note(results: Results) -> str:
+    found = results.get("lm_eval", {})
+    versions = ", ".join(sorted({entry["lm_eval"] for entry in found.values()}))
+    limited = any(entry["limit"] is not None for entry in found.values())
+    return (
+        f"lm-evaluation-harness {versions}; ± is the standard error. Tasks heldout_* ask about the "
+        "run's own held-out documents."
+        + (" Only the first documents of some tasks were asked." if limited else "")
+    )
 
 
 def codec_text(codec: Mapping[str, Any] | str) -> str:

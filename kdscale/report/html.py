@@ -35,6 +35,7 @@ def render_html(run: Run) -> str:
     results = run.results
     sections = (
         _quality(results),
+        _harness(results),
         _training(run),
         _calibration(results),
         _curriculum(run),
@@ -136,6 +137,13 @@ def _legend(results: Results) -> str:
         f"top-1 choice is the teacher's. KL: from the teacher to the model, nats a {target}. The "
         "control is the student trained on the labels alone, with the same steps, order and seed."
     )
+
+
+def _harness(results: Results) -> Markup | None:
+    table = facts.harness_table(results)
+    if not table.rows:
+        return None
+    return section("lm-eval", figures_table(table))
 
 
 def _training(run: Run) -> Markup | None:

@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
         *("cache", "config", "curriculum", "data", "errors", "losses", "models", "scratch"),
         *("store", "train", "types", "workers"),
     },
-    "evaluate": {"config", "data", "errors", "models", "store", "train", "workers"},
+    "evaluate": {"config", "data", "errors", "models", "store", "tracking", "train", "workers"},
     "audit": {
         *("cache", "config", "errors", "models", "report", "store", "types", "workers"),
     },
@@ -82,6 +82,7 @@ WALLS = {
     "datasets": {"data"},
     "tokenizers": {"data"},
     "numba": {"compiled"},
+    "lm_eval": {"evaluate.harness"},
 }
 
 
