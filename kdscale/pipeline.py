@@ -22,6 +22,7 @@ from kdscale.config import RunConfig, dump_config
 from kdscale.data.manifest import summarise
 from kdscale.data.prepare import prepare
 from kdscale.errors import KdscaleError
+from kdscale.evaluate.others import refer_to_others
 from kdscale.evaluate.results import (
     RESULTS_KEY,
     HarnessTask,
@@ -84,8 +85,8 @@ def run_pipeline(
     run = Run(resolve_paths(config))
     run.output.check()
     chosen = _choose(only, start, until)
-    # Looks at the corpus, so that a missing one ends the run here.
-    prepared = run.prepare_fingerprint
+    # Look at the corpus and at other models, so that a missing one ends the run here.
+    prepared, others = run.prepare_fingerprint, run.compared
     if not overwrite:
         _refuse_foreign_models(run, {stage.name for stage in chosen})
     with ExitStack() as stack:
@@ -96,6 +97,8 @@ def run_pipeline(
         run.output.put("config.resolved.yaml", dump_config(run.config).encode())
         record = RunRecord(run.output, run.config.name, run.fingerprint, lease.check)
         print(f"run {run.config.name} on data {prepared} -> {run.output}", flush=True)
+        if others:
+            print(f"evaluated too: {', '.join(others)}", flush=True)
         supervision = Supervision(lease, requests, heartbeat)
         ray_started, groups = False, WorkerGroups()
         for stage in chosen:
@@ -306,7 +309,10 @@ def _evaluate(
         output=run.output,
         prepared=run.prepared_store,
         teacher=run.teacher(),
-        students={name: run.student(name) for name in run.student_names},
+        models={
+            **{name: run.student(name) for name in run.student_names},
+            **refer_to_others(config, run.prepared),
+        },
     )
     groups.run(evaluate, {"evaluate": job}, config.evaluate.workers, progress)
     measured = json.loads(run.output.get(MEASURED_KEY))

@@ -70,6 +70,8 @@ class DomainMetrics(TypedDict):
     agreement_top1: NotRequired[float]  # share of positions with the teacher's top-1 id
     kl_teacher_student: NotRequired[float]  # KL(teacher || model), nats a token, temperature 1
     intervals: NotRequired[dict[str, Interval]]  # 95 %, by the name of the figure
+    temperature: NotRequired[float]  # that makes the validation labels likeliest
+    ece_scaled: NotRequired[float]  # with logits divided by it
     # Of classifiers; precision, recall and f1 are those of `AVERAGES`.
     accuracy: NotRequired[float]
     precision_macro: NotRequired[float]
@@ -84,8 +86,6 @@ class DomainMetrics(TypedDict):
     mcc: NotRequired[float]  # Matthews correlation
     auroc: NotRequired[float | None]  # one class against the others, macro
     confusion: NotRequired[list[list[int]]]  # label, then prediction
-    temperature: NotRequired[float]  # that makes the validation labels likeliest
-    ece_scaled: NotRequired[float]  # with logits divided by it
 
 
 class ModelResults(TypedDict):
@@ -127,7 +127,8 @@ class HarnessTask(TypedDict):
 
 
 class Results(TypedDict):
-    """The whole file. `models` holds teacher, student and control, as far as they exist."""
+    """The whole file. `models` holds teacher, student and control, as far as they exist, and
+    the other models of the config."""
 
     schema_version: Literal[1]
     run: str

@@ -1,7 +1,7 @@
-"""The evaluate stage on a worker: teacher, student and control over every held-out domain.
+"""The evaluate stage on a worker: all models over every held-out domain.
 
 The one place where teacher and students meet: agreement and KL compare them position by position.
-The teacher may be sharded, so all ranks run equally many forwards; students are whole on each rank.
+The teacher may be sharded, so all ranks run equally many forwards; others are whole on each rank.
 """
 
 import json
@@ -13,6 +13,7 @@ from kdscale.config.training import ZeroConfig
 from kdscale.data.prepared import open_prepared
 from kdscale.evaluate.domain import DomainScores, summarise
 from kdscale.evaluate.results import environment
+from kdscale.evaluate.temperature import fit_temperatures
 from kdscale.models.folder import ModelReference
 from kdscale.models.sharded import load_teacher
 from kdscale.store import Store
@@ -23,13 +24,14 @@ MEASURED_KEY = "evaluation.json"
 
 @dataclass(frozen=True)
 class EvaluateJob:
-    """What an evaluation worker needs. `students` are by name: student, control."""
+    """What an evaluation worker needs. `models` are those besides the teacher by name: student,
+    control, and the config's own."""
 
     config: RunConfig
     output: Store
     prepared: Store
     teacher: ModelReference
-    students: dict[str, ModelReference]
+    models: dict[str, ModelReference]
 
 
 def evaluate(job: dict[str, Any]) -> None:
@@ -41,19 +43,25 @@ def evaluate(job: dict[str, Any]) -> None:
     prepared = open_prepared(spec.prepared)
     zero = ZeroConfig(stage=config.teacher_zero)
     models = {"teacher": load_teacher(spec.teacher.local(), worker, zero, spec.teacher.revision)}
-    for name, reference in spec.students.items():
-        models[name] = load_teacher(reference.local(), worker, ZeroConfig(stage=0))
+    for name, reference in spec.models.items():
+        whole = ZeroConfig(stage=0)
+        models[name] = load_teacher(reference.local(), worker, whole, reference.revision)
+    temperatures: dict[str, float | None] = dict.fromkeys(models)
+    if not prepared.classes:
+        # A classifier's logits are kept, and its temperature is fitted afterwards.
+        fitted = fit_temperatures(models, prepared, worker, config.micro_batch_rows)
+        temperatures.update(fitted)
     domains = prepared.evaluation_sets
     found: dict[str, DomainScores] = {}
     for index, domain in enumerate(domains):
         worker.leave_if_asked()
-        scores = DomainScores(list(models), prepared.split(domain), prepared, worker)
+        scores = DomainScores(temperatures, prepared.split(domain), prepared, worker)
         scores.measure(models, worker, config.micro_batch_rows)
         found[domain] = scores
         if worker.rank == 0:
             worker.report(index + 1, len(domains), note=domain)
     if worker.rank == 0:
-        measured = summarise(found, {"teacher": spec.teacher, **spec.students})
+        measured = summarise(found, {"teacher": spec.teacher, **spec.models})
         measured |= {"task": spec.config.task, "classes": prepared.classes}
         measured["versions"], measured["hardware"] = environment()
         spec.output.put(MEASURED_KEY, json.dumps(measured).encode())

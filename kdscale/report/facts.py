@@ -4,7 +4,7 @@ Every sentence here is derived from the results, so that a number is rounded onc
 control or cache is explained once.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -40,8 +40,13 @@ def created(results: Results) -> str:
 
 
 def models(results: Results) -> list[str]:
-    """The models that were evaluated, teacher first."""
-    return [name for name in MODELS if name in results["models"]]
+    """The models that were evaluated, teacher first, others than the run's own last."""
+    return in_order(results["models"])
+
+
+def in_order(names: Collection[str]) -> list[str]:
+    """Names of models in the order of all tables."""
+    return [n for n in MODELS if n in names] + [n for n in names if n not in MODELS]
 
 
 def domains(results: Results) -> list[str]:
@@ -128,7 +133,8 @@ def quality_table(results: Results, domain: str) -> Table:
     they tell classes apart."""
     if classifies(results):
         return _classes_table(results, domain)
-    header = ["Model", "Parameters", "Loss", "Perplexity", "Bits/byte", "ECE", "Agreement", "KL"]
+    header = ["Model", "Parameters", "Loss", "Perplexity", "Bits/byte", "ECE"]
+    header += ["ECE scaled", "Agreement", "KL"]
 
     def cells(metrics: DomainMetrics) -> list[str]:
         return [
@@ -136,6 +142,7 @@ def quality_table(results: Results, domain: str) -> Table:
             units.number(metrics["perplexity"], 2),
             units.number(metrics["bits_per_byte"], 4),
             units.number(metrics["ece"], 4),
+            _scaled_error(metrics),
             units.percent(metrics.get("agreement_top1")),
             units.number(metrics.get("kl_teacher_student"), 4),
         ]
@@ -163,7 +170,7 @@ def _by_model(
 
 def _classes_table(results: Results, domain: str) -> Table:
     header = ["Model", "Parameters", "Accuracy", "F1", "Precision", "Recall", "MCC", "AUROC"]
-    header += ["Loss", "ECE", "Agreement"]
+    header += ["Loss", "ECE", "ECE scaled", "Agreement"]
 
     def cells(metrics: DomainMetrics) -> list[str]:
         return [
@@ -175,10 +182,19 @@ def _classes_table(results: Results, domain: str) -> Table:
             units.number(metrics.get("auroc"), 3),
             units.number(metrics["loss"], 4),
             units.number(metrics["ece"], 4),
+            _scaled_error(metrics),
             units.percent(metrics.get("agreement_top1")),
         ]
 
     return _by_model(results, domain, "documents", header, cells)
+
+
+def _scaled_error(metrics: DomainMetrics) -> str:
+    """The calibration error after temperature scaling, with the temperature."""
+    error, temperature = metrics.get("ece_scaled"), metrics.get("temperature")
+    if error is None:
+        return units.NONE
+    return f"{units.number(error, 4)} (T {units.number(temperature, 2)})"
 
 
 def _between(value: float | None, interval: Interval) -> str:
@@ -220,8 +236,7 @@ def harness_table(results: Results) -> Table:
     """What the models score on lm-eval's tasks, a row a figure, with standard errors; an arrow says
     which way is better."""
     found = results.get("lm_eval", {})
-    present = {model for task in found.values() for model in task["scores"]}
-    names = [m for m in MODELS if m in present] + sorted(present - set(MODELS))
+    names = in_order(dict.fromkeys(m for task in found.values() for m in task["scores"]))
     rows = []
     for task, entry in found.items():
         figures = dict.fromkeys(f for scores in entry["scores"].values() for f in scores)

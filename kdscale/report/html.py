@@ -133,9 +133,11 @@ def _legend(results: Results) -> str:
     )
     return (
         f"{of_classes if classifies(results) else ''}Loss in nats a {target}. ECE: expected "
-        "calibration error over 15 equal-width bins. Agreement: share of targets where the model's "
-        f"top-1 choice is the teacher's. KL: from the teacher to the model, nats a {target}. The "
-        "control is the student trained on the labels alone, with the same steps, order and seed."
+        "calibration error over 15 equal-width bins; scaled: with logits divided by the "
+        "temperature T that makes the validation labels likeliest. Agreement: share of targets "
+        f"where the model's top-1 choice is the teacher's. KL: from the teacher to the model, nats "
+        f"a {target}. The control is the student trained on the labels alone, with the same "
+        "steps, order and seed."
     )
 
 
@@ -199,7 +201,7 @@ def _loss_series(run: Run) -> list[Series]:
 def _calibration(results: Results) -> Markup | None:
     charts = []
     for index, domain in enumerate(facts.domains(results)):
-        found = {model: facts.score(results, model, domain) for model in facts.models(results)}
+        found = {model: facts.score(results, model, domain) for model in facts.MODELS}
         scores = {model: metrics for model, metrics in found.items() if metrics is not None}
         chart = reliability_chart(f"calibration-{index}", domain, scores)
         charts.append(figure(domain, "Confidence against accuracy.", chart))
