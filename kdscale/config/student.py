@@ -1,8 +1,8 @@
 """Config of the student: its shape, its losses, its training, its curriculum."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from kdscale.config.base import Config
 from kdscale.config.curriculum import CurriculumConfig
@@ -103,26 +103,3 @@ class DistillConfig(Config):
                 f"`live.taid` is a target of the forward KL: drop it, or the divergence {kind!r}"
             )
         return self
-
-
-class EvaluateConfig(Config):
-    """The evaluate stage."""
-
-    workers: WorkersConfig = WorkersConfig()
-
-    micro_batch_rows: int = Field(default=8, gt=0)
-    """Rows of one forward on one rank."""
-
-    teacher_zero: Literal[0, 3] = 3
-    """ZeRO stage of the teacher here; students are whole on each worker."""
-
-    models: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,31}$")], str] = {}
-    """Other models to evaluate beside teacher, student and control: a Hugging Face folder (local
-    path or fsspec URL) or hub name by the name of its row. They need the run's tokenizer."""
-
-    @field_validator("models")
-    @classmethod
-    def _names_are_free(cls, value: dict[str, str]) -> dict[str, str]:
-        if taken := sorted({"teacher", "student", "control"} & set(value)):
-            raise ValueError(f"{', '.join(taken)}: the run itself has a model of this name")
-        return value

@@ -102,6 +102,8 @@ def _tables(results: Results, domains: list[str]) -> str:
         f"**{plain(domain)}**\n\n{table(facts.quality_table(results, domain))}"
         for domain in domains
     ]
+    if speed := facts.model_speed_table(results):
+        parts.append(f"**Speed**\n\n{table(speed)}\n\n{plain(speed.caption)}")
     if results.get("lm_eval"):
         found = facts.harness_table(results)
         parts.append(f"**lm-eval**\n\n{table(found)}\n\n{plain(found.caption)}")

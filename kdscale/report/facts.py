@@ -75,6 +75,14 @@ def times_smaller(results: Results) -> float | None:
     return teacher["parameters"] / student["parameters"]
 
 
+def times_faster(results: Results) -> float | None:
+    """Tokens a second of the student over those of the teacher, in batched forwards."""
+    found = results["speed"]["models"] if "speed" in results else {}
+    if "teacher" not in found or "student" not in found:
+        return None
+    return found["student"]["tokens_per_second"] / found["teacher"]["tokens_per_second"]
+
+
 def main_gap(results: Results) -> float | None:
     """Gap recovered on the main domain."""
     return results["gap_recovered"].get(main_domain(results) or "")
@@ -85,9 +93,10 @@ def headline(results: Results) -> str:
     if "student" not in results["models"]:
         return "This run has no student: it holds the teacher's results only."
     student = f"A student of {units.count(results['models']['student']['parameters'])} parameters"
-    ratio = times_smaller(results)
+    ratio, speed = times_smaller(results), times_faster(results)
     if ratio is not None:
-        student += f", {ratio:.1f} times smaller than its teacher,"
+        faster = f" and {speed:.1f} times faster" if speed is not None and speed > 1 else ""
+        student += f", {ratio:.1f} times smaller{faster} than its teacher,"
     gap = main_gap(results)
     if classifies(results):
         sentence = f"{student} {_classes_found(results)}"
@@ -265,6 +274,60 @@ def _harness_note(results: Results) -> str:
         "run's own held-out documents."
         + (" Only the first documents of some tasks were asked." if limited else "")
     )
+
+
+def model_speed_table(results: Results) -> Table | None:
+    """How fast and how large the models are, a row a model; None where it was not measured."""
+    if "speed" not in results:
+        return None
+    speed = results["speed"]
+    writes = any("text_seconds" in found for found in speed["models"].values())
+    header = ["Model", "Parameters", "Weights", "Tokens a second", "One row", "p90"]
+    header += [f"{speed['new_tokens']} new tokens", "p90"] if writes else []
+    rows = []
+    for name in in_order(speed["models"]):
+        found = speed["models"][name]
+        size, seconds = found["bytes"], [found["row_seconds"], found["row_seconds_p90"]]
+        texts = [found.get("text_seconds"), found.get("text_seconds_p90")] if writes else []
+        rows.append(
+            [
+                name,
+                units.count(results["models"][name]["parameters"]),
+                units.NONE if size is None else units.size(size),
+                units.count(found["tokens_per_second"]),
+                *map(units.latency, [*seconds, *texts]),
+            ]
+        )
+    threads = f", {speed['threads']} threads" if speed["device"] == "CPU" else ""
+    caption = (
+        f"{speed['device']}{threads}, {speed['dtype']}: forwards of {speed['rows']} rows and of "
+        f"one, each of {speed['row_length']} tokens; medians of {speed['turns']} turns, models in "
+        "turn in one process"
+    )
+    return Table(caption, header, rows)
+
+
+def sample_tables(results: Results) -> list[Table]:
+    """What the models wrote, a table a beginning: who writes, and what."""
+    if "samples" not in results:
+        return []
+    samples = results["samples"]
+    how = "the likeliest token each time"
+    if samples["temperature"] is not None:
+        how = f"drawn at temperature {samples['temperature']:g}"
+    return [
+        Table(
+            f"{samples['domain']}, sample {number}: {samples['new_tokens']} tokens after "
+            f"{samples['prompt_tokens']}, {how}",
+            ["Model", "Text"],
+            [
+                ["prompt", text["prompt"]],
+                ["document", text["truth"]],
+                *([name, text["models"][name]] for name in in_order(text["models"])),
+            ],
+        )
+        for number, text in enumerate(samples["texts"], start=1)
+    ]
 
 
 def codec_text(codec: Mapping[str, Any] | str) -> str:

@@ -15,7 +15,15 @@ from kdscale.report.charts import (
     reliability_chart,
     smooth,
 )
-from kdscale.report.layout import facts_table, figure, figures_table, page, pair, section
+from kdscale.report.layout import (
+    facts_table,
+    figure,
+    figures_table,
+    page,
+    pair,
+    section,
+    texts_table,
+)
 from kdscale.report.load import Run
 from kdscale.report.markup import Markup, tag
 from kdscale.report.words import classifies, words_of
@@ -35,7 +43,9 @@ def render_html(run: Run) -> str:
     results = run.results
     sections = (
         _quality(results),
+        _speed(results),
         _harness(results),
+        _samples(results),
         _training(run),
         _calibration(results),
         _curriculum(run),
@@ -60,7 +70,7 @@ def _header(results: Results) -> Markup:
 
 
 def _tiles(results: Results) -> list[Markup]:
-    """The four figures that decide whether to read on; those that exist."""
+    """The few figures that decide whether to read on; those that exist."""
     tiles = []
     domain = facts.main_domain(results) or ""
     ratio, gap = facts.times_smaller(results), facts.main_gap(results)
@@ -68,6 +78,10 @@ def _tiles(results: Results) -> list[Markup]:
         teacher, student = (results["models"][m]["parameters"] for m in ("teacher", "student"))
         sizes = f"{units.count(teacher)} to {units.count(student)} parameters"
         tiles.append(_tile(f"{ratio:.1f}×", f"smaller: {sizes}"))
+    speed = facts.times_faster(results)
+    if speed is not None and "speed" in results:
+        device = results["speed"]["device"]
+        tiles.append(_tile(f"{speed:.1f}×", f"as many tokens a second, {device}"))
     if gap is not None:
         tiles.append(_tile(units.percent(gap), f"of the loss gap recovered, {domain}"))
     if results["cache"] is not None:
@@ -139,6 +153,17 @@ def _legend(results: Results) -> str:
         f"a {target}. The control is the student trained on the labels alone, with the same "
         "steps, order and seed."
     )
+
+
+def _speed(results: Results) -> Markup | None:
+    table = facts.model_speed_table(results)
+    return None if table is None else section("Speed", figures_table(table))
+
+
+def _samples(results: Results) -> Markup | None:
+    tables = facts.sample_tables(results)
+    note = "Beginnings of held-out documents, how these go on, and what the models write."
+    return section("Samples", *map(texts_table, tables), note=note)
 
 
 def _harness(results: Results) -> Markup | None:

@@ -67,6 +67,15 @@ def figures_table(table: Table) -> Markup:
     )
 
 
+def texts_table(table: Table) -> Markup:
+    """A table of names and texts, whose spaces and line ends are shown as they are."""
+    rows = (
+        tag("tr", tag("th", name, scope="row", class_=name), tag("td", text))
+        for name, text in table.rows
+    )
+    return tag("table", tag("caption", table.caption), tag("tbody", *rows), class_="texts")
+
+
 def facts_table(table: Table) -> Markup:
     """A table of names and values under a heading that already says what they are."""
     rows = (tag("tr", tag("th", name, scope="row"), tag("td", value)) for name, value in table.rows)

@@ -17,6 +17,8 @@ def render_markdown(run: Run) -> str:
         parts += [f"## {plain(domain)}", table(facts.quality_table(results, domain))]
     if results["gap_recovered"]:
         parts += ["## Gap recovered", table(facts.gap_table(results))]
+    if speed := facts.model_speed_table(results):
+        parts += ["## Speed", table(speed), plain(speed.caption)]
     if results.get("lm_eval"):
         parts += ["## lm-eval", table(facts.harness_table(results))]
     if results["cache"] is not None:

@@ -57,6 +57,11 @@ table.figures td, table.figures thead th + th {
 table.facts { width: auto; min-width: 20rem; }
 table.facts th { font-weight: 500; color: var(--soft); padding-right: 2rem; vertical-align: top; }
 table.facts td { overflow-wrap: anywhere; }
+.texts th { width: 7rem; text-align: left; vertical-align: top; }
+.texts td {
+  text-align: left; white-space: pre-wrap; overflow-wrap: anywhere;
+  font: .8125rem/1.5 ui-monospace, "Liberation Mono", monospace;
+}
 th.teacher::before { content: "\25b2\a0"; color: var(--teacher); }
 th.student::before { content: "\25cf\a0"; color: var(--student); }
 th.control::before { content: "\25a0\a0"; color: var(--control); }
