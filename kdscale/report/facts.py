@@ -298,10 +298,12 @@ def model_speed_table(results: Results) -> Table | None:
                 *map(units.latency, [*seconds, *texts]),
             ]
         )
-    threads = f", {speed['threads']} threads" if speed["device"] == "CPU" else ""
+    where = speed["device"]
+    if where == "CPU":
+        where += f", {speed['threads']} thread{'s' * (speed['threads'] > 1)}"
     caption = (
-        f"{speed['device']}{threads}, {speed['dtype']}: forwards of {speed['rows']} rows and of "
-        f"one, each of {speed['row_length']} tokens; medians of {speed['turns']} turns, models in "
+        f"{where}, {speed['dtype']}: forwards of {speed['rows']} rows and of one, each of "
+        f"{speed['row_length']} tokens; medians of {speed['turns']} turns, models in "
         "turn in one process"
     )
     return Table(caption, header, rows)

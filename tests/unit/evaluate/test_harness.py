@@ -13,7 +13,7 @@ from kdscale.errors import KdscaleError
 from kdscale.evaluate import harness
 from kdscale.evaluate.finished import FinishedRun
 from kdscale.evaluate.harness import HarnessOptions, merge, run_tasks
-from kdscale.evaluate.heldout import passages, task_names
+from kdscale.evaluate.heldout import last_word_items, passages, task_names
 from kdscale.evaluate.results import HarnessTask, read_results
 from kdscale.evaluate.scoring import named_folders
 from kdscale.models.build import load_model
@@ -84,6 +84,25 @@ def test_bits_per_byte_are_those_of_the_model_itself(output: Path) -> None:
         size += len(text.encode())
     got = read_results(run.output)["lm_eval"]["heldout_bits_per_byte"]["scores"]["student"]
     assert got["bits_per_byte"]["value"] == pytest.approx(nats / size / math.log(2), rel=1e-4)
+
+
+def test_the_last_word_is_scored_with_the_space_before_it(output: Path) -> None:
+    lm_eval(output, "--tasks", "heldout_last_word", "--models", "student")
+    run = FinishedRun(open_store(str(output)))
+    prepared = run.prepared()
+    tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer_folder())
+    model = load_model(run.model_folder("student"))
+    losses = []
+    for item in last_word_items(list(passages(prepared, "validation", tokenizer))):
+        context = tokenizer.encode(item["context"])
+        ids = torch.tensor([tokenizer.encode(f"{item['context']} {item['word']}")])
+        with torch.no_grad():
+            logits = model(ids).logits[0, len(context) - 1 : -1, : prepared.vocab_size]
+        target = ids[0, len(context) :]
+        losses.append(torch.nn.functional.cross_entropy(logits, target, reduction="sum").item())
+    got = read_results(run.output)["lm_eval"]["heldout_last_word"]["scores"]["student"]
+    expected = math.exp(sum(losses) / len(losses))
+    assert got["perplexity"]["value"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_users_task_and_another_folder(output: Path, tmp_path: Path) -> None:

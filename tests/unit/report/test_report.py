@@ -7,7 +7,7 @@ import pytest
 
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.results import Results, write_results
-from kdscale.report import write_report
+from kdscale.report import write_model_card, write_report
 from kdscale.report.load import load_run
 from kdscale.store import open_store
 from tests.unit.report.page import Element, read_page
@@ -30,11 +30,14 @@ def test_the_page_says_what_the_results_say(tmp_path: Path) -> None:
     assert page.all("html")[0].attributes["lang"] == "en"
     assert [h.text for h in page.all("h1")] == ["quickstart"]
     lead = page.all("p")[1].text
-    for words in ("419 k parameters", "8.9 times smaller", "30% of the loss gap", "15.2 bytes"):
+    size = "8.9 times smaller and 4.5 times faster"
+    for words in ("419 k parameters", size, "30% of the loss gap", "15.2 bytes"):
         assert words in lead
-    assert [s.text for s in page.all("li")[0].all("strong")] == ["8.9×"]
+    assert [li.all("strong")[0].text for li in page.all("li")[:2]] == ["8.9×", "4.5×"]
     assert _headings(page) == [
         "Quality",
+        "Speed",
+        "Samples",
         "Training",
         "Calibration",
         "Curriculum",
@@ -124,7 +127,7 @@ def test_names_cannot_become_markup(tmp_path: Path, evil: str) -> None:
     assert "<" not in summary
     tables = [line for line in summary.splitlines() if line.startswith("|")]
     widths = {line.replace("\\|", "").count("|") for line in tables}
-    assert widths <= {3, 10}
+    assert widths <= {3, 9, 10}
 
 
 def test_numbers_that_are_not_finite_are_shown(tmp_path: Path) -> None:
@@ -227,3 +230,45 @@ def test_credentials_stay_out_of_what_is_passed_on(tmp_path: Path) -> None:
     page, results = store.get("report/index.html"), store.get("results.json")
     assert b"s3://***@bucket/run" in page
     assert b"hunter2" not in page + results + summary.encode()
+
+
+def test_speed_and_size_stand_side_by_side(tmp_path: Path) -> None:
+    summary, page = _report(tmp_path)
+    row = "| student | 419 k | 1.60 MiB | 41.0 k | 3.10 ms | 4.20 ms | 52.4 ms | 61.1 ms |"
+    assert row in summary.splitlines()
+    assert "CPU, 1 thread, float32" in page.text
+    assert row in write_model_card(sample_run(tmp_path / "card"))
+
+
+def test_samples_are_shown_as_they_are(tmp_path: Path) -> None:
+    _, page = _report(tmp_path)
+    (table,) = [t for t in page.all("table") if t.attributes.get("class") == "texts"]
+    texts = {row.all("th")[0].text: row.all("td")[0].text for row in table.all("tr")}
+    assert texts["prompt"] == "def less(a, b):\n    if a <"
+    assert texts["document"] == " b:\n        return True"
+    assert texts["student"] == " <b>student</b>"
+    assert not page.all("b")
+
+
+def test_lm_eval_stands_in_report_and_card(tmp_path: Path) -> None:
+    results = sample_results()
+    scores = {"acc": {"value": 0.41, "stderr": 0.03}, "bits": {"value": 2.5, "stderr": None}}
+    results["lm_eval"] = {
+        "cloze": {
+            "lm_eval": "0.4.13",
+            "task_version": "1.0",
+            "task_hash": "0",
+            "few_shot": 0,
+            "documents": 1234,
+            "limit": None,
+            "higher_is_better": {"acc": True, "bits": False},
+            "scores": {"student": scores, "other": scores, "teacher": scores},
+        }
+    }
+    summary, page = _report(tmp_path, results)
+    assert "| Task | Figure | Documents | teacher | student | other |" in summary
+    line = "0.4100 ± 0.0300 | 0.4100 ± 0.0300 | 0.4100 ± 0.0300"
+    assert f"| cloze | acc ↑ | 1,234 | {line} |" in summary
+    assert "| cloze | bits ↓ | 1,234 | 2.5000 | 2.5000 | 2.5000 |" in summary
+    assert "lm-eval" in _headings(page)
+    assert line in write_model_card(sample_run(tmp_path / "card", results))
