@@ -28,7 +28,7 @@ def write_samples(
     the same texts on the same kind of device."""
     domain = prepared.evaluation_sets[0]
     prompts, truths = choose_prompts(prepared.split(domain), config)
-    tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer_folder())
+    tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer_folder(), trust_remote_code=False)
     ids = torch.from_numpy(prompts).to(worker.device, torch.int64)
     written: dict[str, list[str]] = {}
     for name, model in models.items():

@@ -42,7 +42,9 @@ def score_run(
     results = read_results(run.output)
     if set(options.tasks) & set(task_names()):
         prepared = run.prepared()
-        tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer_folder())
+        tokenizer = AutoTokenizer.from_pretrained(
+            prepared.tokenizer_folder(), trust_remote_code=False
+        )
         write_tasks(prepared, on, tokenizer, scratch)
     scores = run_tasks(folders, options)
     results["lm_eval"] = merge(results.get("lm_eval", {}), scores)
