@@ -22,7 +22,14 @@ from kdscale.config import RunConfig, dump_config
 from kdscale.data.manifest import summarise
 from kdscale.data.prepare import prepare
 from kdscale.errors import KdscaleError
-from kdscale.evaluate.results import RESULTS_KEY, build_results, read_results, write_results
+from kdscale.evaluate.others import refer_to_others
+from kdscale.evaluate.results import (
+    RESULTS_KEY,
+    HarnessTask,
+    build_results,
+    read_results,
+    write_results,
+)
 from kdscale.evaluate.worker import MEASURED_KEY, EvaluateJob, evaluate
 from kdscale.heartbeat import Heartbeat
 from kdscale.lease import run_lease
@@ -81,8 +88,8 @@ def run_pipeline(
     run = Run(resolve_paths(config))
     run.output.check()
     chosen = _choose(only, start, until)
-    # Looks at the corpus, so that a missing one ends the run here.
-    prepared = run.prepare_fingerprint
+    # Look at the corpus and at other models, so that a missing one ends the run here.
+    prepared, others = run.prepare_fingerprint, run.compared
     if not overwrite:
         _refuse_foreign_models(run, {stage.name for stage in chosen})
     with ExitStack() as stack:
@@ -93,6 +100,8 @@ def run_pipeline(
         run.output.put("config.resolved.yaml", dump_config(run.config).encode())
         record = RunRecord(run.output, run.config.name, run.fingerprint, lease.check)
         print(f"run {run.config.name} on data {prepared} -> {run.output}", flush=True)
+        if others:
+            print(f"evaluated too: {', '.join(others)}", flush=True)
         supervision = Supervision(lease, requests, heartbeat)
         ray_started, groups = False, WorkerGroups()
         for stage in chosen:
@@ -303,7 +312,10 @@ def _evaluate(
         output=run.output,
         prepared=run.prepared_store,
         teacher=run.teacher(),
-        students={name: run.student(name) for name in run.student_names},
+        models={
+            **{name: run.student(name) for name in run.student_names},
+            **refer_to_others(config, run.prepared),
+        },
     )
     groups.run(evaluate, {"evaluate": job}, config.evaluate.workers, progress)
     measured = json.loads(run.output.get(MEASURED_KEY))
@@ -317,9 +329,21 @@ def _evaluate(
         config_fingerprint=run.evaluate_fingerprint,
         **measured,
     )
+    if scores := _lm_eval_scores(run):
+        results["lm_eval"] = scores
     write_results(run.output, results)
     gaps = results["gap_recovered"].items()
     return [f"gap recovered on {d}: {'n/a' if g is None else f'{g:.1%}'}" for d, g in gaps]
+
+
+def _lm_eval_scores(run: Run) -> dict[str, HarnessTask]:
+    """What `kdscale lm-eval` has found before on these very models."""
+    try:
+        before = read_results(run.output)
+    except KdscaleError:
+        return {}
+    same = before["config_fingerprint"] == run.evaluate_fingerprint
+    return before.get("lm_eval", {}) if same else {}
 
 
 def _bytes_per_target(config: RunConfig, facts: dict[str, Any]) -> float:

@@ -192,7 +192,15 @@ class Run:
     def evaluate_fingerprint(self) -> str:
         """Of the results."""
         names = [self.student_fingerprint(name) for name in self.student_names]
-        return fingerprint("evaluate", self.prepare_fingerprint, names)
+        recipe = _recipe(self.config.evaluate)
+        return fingerprint("evaluate", self.prepare_fingerprint, names, recipe, self.compared)
+
+    @cached_property
+    def compared(self) -> dict[str, dict[str, Any]]:
+        """What tells the states of the other models that are evaluated apart. Raises KdscaleError
+        where the folder of one is missing."""
+        models = self.config.evaluate.models
+        return {name: source_identity(source, None) for name, source in models.items()}
 
     def _model(self, name: str, expected: str) -> ModelReference:
         store = self.model_store(name)

@@ -125,6 +125,18 @@ class WandbRun:
         self._tell("show", send)
         self._tell("save a view", save)
 
+    def log_table(
+        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str | float | None]]
+    ) -> None:
+        """A table that W&B shows beside the charts."""
+
+        def send(run: Any) -> None:
+            import wandb
+
+            run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
+        self._tell("log_table", send)
+
     def log_reference(self, name: str, type: str, url: str, metadata: dict[str, Any]) -> None:
         """A W&B artifact that points at `url` (or an absolute path) and copies nothing."""
 

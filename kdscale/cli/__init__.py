@@ -21,6 +21,7 @@ from kdscale.cli import (
     graph,
     init,
     jobs,
+    lm_eval,
     plan,
     results,
     run,
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.command("run", rich_help_panel="Run")(run.run)
 app.command("evaluate", rich_help_panel="Run")(results.evaluate)
+app.command("lm-eval", rich_help_panel="Run")(lm_eval.lm_eval)
 app.command("report", rich_help_panel="Run")(results.report)
 app.command("export", rich_help_panel="Run")(export.export)
 app.command("plan", rich_help_panel="Run")(plan.plan)

@@ -3,12 +3,11 @@ better."""
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from kdscale.report.facts import Table
+from kdscale.cli.show import aligned
 
 
 def audit(
@@ -56,20 +55,6 @@ def audit(
     if as_json:
         typer.echo(json.dumps(found.as_dict()))
     else:
-        typer.echo(_aligned(audit_table(found)))
+        typer.echo(aligned(audit_table(found)))
         typer.echo(f"\n{proof_sentence(found)}\n\n{advice(found)}")
     raise typer.Exit(0 if found.agrees else 1)
-
-
-def _aligned(table: "Table") -> str:
-    """A table in columns, the first one flush left."""
-    lines = [table.header, *table.rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(table.header))]
-    text = "\n".join(
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
-    return f"{text}\n\n{table.caption}"

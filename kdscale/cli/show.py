@@ -1,4 +1,9 @@
-"""A report in the terminal."""
+"""Reports and tables in the terminal."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kdscale.report.facts import Table
 
 
 def show(markdown: str) -> None:
@@ -9,3 +14,17 @@ def show(markdown: str) -> None:
     from rich.markdown import Markdown
 
     Console().print(Markdown(markdown))
+
+
+def aligned(table: "Table") -> str:
+    """A table in columns, the first one flush left, and its caption."""
+    lines = [table.header, *table.rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(table.header))]
+    text = "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+    return f"{text}\n\n{table.caption}"

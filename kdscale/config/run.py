@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 from kdscale.config.base import Config
 from kdscale.config.cache import CacheConfig
 from kdscale.config.data import DataConfig
+from kdscale.config.evaluate import EvaluateConfig
 from kdscale.config.loss import check_defined
-from kdscale.config.student import DistillConfig, EvaluateConfig
+from kdscale.config.student import DistillConfig
 from kdscale.config.task import Task
 from kdscale.config.teacher import TeacherConfig
 

@@ -103,15 +103,3 @@ class DistillConfig(Config):
                 f"`live.taid` is a target of the forward KL: drop it, or the divergence {kind!r}"
             )
         return self
-
-
-class EvaluateConfig(Config):
-    """The evaluate stage."""
-
-    workers: WorkersConfig = WorkersConfig()
-
-    micro_batch_rows: int = Field(default=8, gt=0)
-    """Rows of one forward on one rank."""
-
-    teacher_zero: Literal[0, 3] = 3
-    """ZeRO stage of the teacher here; students are whole on each worker."""

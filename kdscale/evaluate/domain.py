@@ -19,30 +19,33 @@ from kdscale.evaluate.classification import (
 from kdscale.evaluate.intervals import draw_counts, gap_interval, language_model_intervals
 from kdscale.evaluate.metrics import LanguageModelSums
 from kdscale.evaluate.results import DomainMetrics, Interval, ModelResults
+from kdscale.evaluate.temperature import FITTED_ON
 from kdscale.models.folder import ModelReference
 from kdscale.models.forward import compute_logits, row_tensors
 from kdscale.train.batches import rank_rows, split_micro_batches
 from kdscale.workers import Worker
 
-# Whose labels the temperature is fitted on: the models were not trained on them.
-_FITTED_ON = "validation"
-
 
 class DomainScores:
-    """What each of `models` (teacher first) scores on the rows of `table`."""
+    """What each of the models (teacher first) scores on the rows of `table`. `temperatures` are
+    theirs by name, None where they are not known before."""
 
     def __init__(
-        self, models: list[str], table: RowTable, prepared: Prepared, worker: Worker
+        self,
+        temperatures: Mapping[str, float | None],
+        table: RowTable,
+        prepared: Prepared,
+        worker: Worker,
     ) -> None:
         self._table = table
         self._outputs = prepared.outputs
         self.order = table.labelled()
         rows, device = len(self.order), worker.device
-        self.sums = {name: LanguageModelSums(device, rows) for name in models}
+        self.sums = {n: LanguageModelSums(device, rows, t) for n, t in temperatures.items()}
         self.logits: dict[str, torch.Tensor] = {}
         self.labels = torch.zeros(rows, dtype=torch.int64, device=device)
         if prepared.classes:
-            self.logits = {n: torch.zeros(rows, self._outputs, device=device) for n in models}
+            self.logits = {n: torch.zeros(rows, self._outputs, device=device) for n in temperatures}
 
     @torch.no_grad()
     def measure(
@@ -109,7 +112,7 @@ def summarise(
                 # The bytes of a text are no measure of how well it is classified.
                 found["bits_per_byte"] = None
                 intervals.pop("bits_per_byte", None)
-                _classify(found, name, scores, domains[_FITTED_ON], counts)
+                _classify(found, name, scores, domains[FITTED_ON], counts)
             models[name]["domains"][domain] = cast(DomainMetrics, found)
     return {"models": models, "gap_intervals": gaps}
 

@@ -25,7 +25,7 @@ BINS = 15
 CHUNK_ELEMENTS = 1 << 22  # logits in a chunk: 16 MiB of float32 for each temporary
 
 # The state vector: these scalars row by row, then BINS each of count, summed confidence, summed
-# correctness.
+# correctness; and the same bins again for logits divided by a temperature.
 TOKENS, LOSS, BYTES, COMPARED, AGREED, KL = range(6)
 _SCALARS = 6
 
@@ -36,10 +36,17 @@ class LanguageModelSums:
     Ranks evaluate disjoint rows, all-reduce (sum) `state()`, and `load` the result.
     """
 
-    def __init__(self, device: torch.device | str = "cpu", rows: int = 1) -> None:
-        """The state lives on `device`: where the logits are, no update has to wait for a copy."""
-        size = rows * _SCALARS + 3 * BINS
+    def __init__(
+        self,
+        device: torch.device | str = "cpu",
+        rows: int = 1,
+        temperature: float | None = None,
+    ) -> None:
+        """The state lives on `device`: where the logits are, no update has to wait for a copy. With
+        a `temperature`, the calibration error of logits divided by it is measured too."""
+        size = rows * _SCALARS + 2 * 3 * BINS
         self._rows = rows
+        self._temperature = temperature
         self._state = torch.zeros(size, dtype=torch.float64, device=device)
 
     @torch.no_grad()
@@ -68,7 +75,7 @@ class LanguageModelSums:
             chunk = slice(start, start + step)
             teacher = None if teacher_log_probs is None else teacher_log_probs[chunk]
             at = torch.zeros_like(labels[chunk]) if rows is None else rows[chunk]
-            scalars, bins = _chunk_sums(logits[chunk], labels[chunk], teacher)
+            scalars, bins = _chunk_sums(logits[chunk], labels[chunk], teacher, self._temperature)
             self._scalars.index_add_(0, at.to(self._state.device), scalars.to(self._state.device))
             self._bins.add_(bins.to(self._state.device))
 
@@ -83,8 +90,8 @@ class LanguageModelSums:
 
     @property
     def _bins(self) -> Tensor:
-        """[3 * BINS], a view of the state."""
-        return self._state[self._rows * _SCALARS :]
+        """[2, 3 * BINS], a view of the state: as the model is, and scaled."""
+        return self._state[self._rows * _SCALARS :].view(2, 3 * BINS)
 
     @property
     def by_row(self) -> np.ndarray:
@@ -92,7 +99,7 @@ class LanguageModelSums:
         return self._scalars.cpu().numpy()
 
     def state(self) -> Tensor:
-        """A copy of the sums, [rows * 6 + 45] float64; those of two ranks add up to that of
+        """A copy of the sums, [rows * 6 + 90] float64; those of two ranks add up to that of
         both."""
         return self._state.clone()
 
@@ -115,23 +122,25 @@ class LanguageModelSums:
                 "Give it more or longer documents, or lower data.min_characters.",
             )
         loss, count_bytes = scalars[LOSS] / tokens, scalars[BYTES]
-        calibration = self._calibration()
+        calibration, scaled = (self._calibration(number) for number in range(2))
         result: DomainMetrics = {
             "loss": loss,
             "perplexity": torch.tensor(loss, dtype=torch.float64).exp().item(),
             "bits_per_byte": scalars[LOSS] / math.log(2) / count_bytes if count_bytes else None,
-            "ece": sum(abs(b["accuracy"] - b["confidence"]) * b["count"] for b in calibration)
-            / tokens,
+            "ece": _calibration_error(calibration),
             "tokens": tokens,
             "calibration": calibration,
         }
+        if self._temperature is not None:
+            result["temperature"] = self._temperature
+            result["ece_scaled"] = _calibration_error(scaled)
         if compared:
             result["agreement_top1"] = scalars[AGREED] / tokens
             result["kl_teacher_student"] = scalars[KL] / tokens
         return result
 
-    def _calibration(self) -> list[CalibrationBin]:
-        counts, confidences, corrects = self._bins.view(3, BINS).tolist()
+    def _calibration(self, number: int) -> list[CalibrationBin]:
+        counts, confidences, corrects = self._bins[number].view(3, BINS).tolist()
         return [
             {"confidence": confidence / count, "accuracy": correct / count, "count": int(count)}
             for count, confidence, correct in zip(counts, confidences, corrects, strict=True)
@@ -139,8 +148,16 @@ class LanguageModelSums:
         ]
 
 
-def _chunk_sums(logits: Tensor, labels: Tensor, teacher: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Of one chunk of C positions: the scalars of each [C, 6], and the bins [3 * BINS]; float64."""
+def _calibration_error(bins: list[CalibrationBin]) -> float:
+    gaps = sum(abs(b["accuracy"] - b["confidence"]) * b["count"] for b in bins)
+    return gaps / sum(b["count"] for b in bins) if bins else 0.0
+
+
+def _chunk_sums(
+    logits: Tensor, labels: Tensor, teacher: Tensor | None, temperature: float | None
+) -> tuple[Tensor, Tensor]:
+    """Of one chunk of C positions: the scalars of each [C, 6], and the bins [2, 3 * BINS], zero
+    without a temperature; float64."""
     sums = torch.zeros(len(labels), _SCALARS, dtype=torch.float64, device=logits.device)
     log_probs = torch.log_softmax(logits.float(), dim=-1)
     # From the logits: the softmax may round two of them to a tie.
@@ -151,7 +168,12 @@ def _chunk_sums(logits: Tensor, labels: Tensor, teacher: Tensor | None) -> tuple
         sums[:, COMPARED] = 1
         sums[:, AGREED] = (top == teacher.argmax(dim=-1)).double()
         sums[:, KL] = _kl(teacher, log_probs)
-    return sums, _bin_sums(_at(log_probs, top).exp(), (top == labels).double())
+    correct = (top == labels).double()
+    bins = _bin_sums(_at(log_probs, top).exp(), correct)
+    if temperature is None:
+        return sums, torch.stack([bins, torch.zeros_like(bins)])
+    scaled = torch.log_softmax(logits.float() / temperature, dim=-1)
+    return sums, torch.stack([bins, _bin_sums(_at(scaled, top).exp(), correct)])
 
 
 def _at(log_probs: Tensor, ids: Tensor) -> Tensor:

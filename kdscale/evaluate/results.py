@@ -70,6 +70,8 @@ class DomainMetrics(TypedDict):
     agreement_top1: NotRequired[float]  # share of positions with the teacher's top-1 id
     kl_teacher_student: NotRequired[float]  # KL(teacher || model), nats a token, temperature 1
     intervals: NotRequired[dict[str, Interval]]  # 95 %, by the name of the figure
+    temperature: NotRequired[float]  # that makes the validation labels likeliest
+    ece_scaled: NotRequired[float]  # with logits divided by it
     # Of classifiers; precision, recall and f1 are those of `AVERAGES`.
     accuracy: NotRequired[float]
     precision_macro: NotRequired[float]
@@ -84,8 +86,6 @@ class DomainMetrics(TypedDict):
     mcc: NotRequired[float]  # Matthews correlation
     auroc: NotRequired[float | None]  # one class against the others, macro
     confusion: NotRequired[list[list[int]]]  # label, then prediction
-    temperature: NotRequired[float]  # that makes the validation labels likeliest
-    ece_scaled: NotRequired[float]  # with logits divided by it
 
 
 class ModelResults(TypedDict):
@@ -106,8 +106,71 @@ class CacheFacts(TypedDict):
     codec: dict[str, Any] | str
 
 
+class HarnessScore(TypedDict):
+    """One figure of lm-eval."""
+
+    value: float
+    stderr: float | None  # None where lm-eval has none
+
+
+class HarnessTask(TypedDict):
+    """One task of lm-eval, or group of tasks."""
+
+    lm_eval: str  # version
+    task_version: str
+    task_hash: str  # lm-eval's, over documents, prompts and targets
+    few_shot: int
+    documents: int
+    limit: int | None  # documents asked for, where not all were
+    higher_is_better: dict[str, bool]  # by metric
+    scores: dict[str, dict[str, HarnessScore]]  # by model, then by metric
+
+
+class ModelSpeed(TypedDict):
+    """How fast one model is, and how large: medians, and 90th percentiles."""
+
+    bytes: int | None  # of its weights' files; None where these are a hub's
+    tokens_per_second: float  # of a batched forward
+    row_seconds: float  # forward of a single row
+    row_seconds_p90: float
+    text_seconds: NotRequired[float]  # of `new_tokens` written after a short prompt, with KV cache
+    text_seconds_p90: NotRequired[float]
+
+
+class Speed(TypedDict):
+    """Models measured in turns on one device."""
+
+    device: str
+    dtype: str
+    threads: int
+    rows: int  # of a batched forward
+    row_length: int
+    new_tokens: int
+    turns: int
+    models: dict[str, ModelSpeed]
+
+
+class Sample(TypedDict):
+    """One beginning and how it goes on."""
+
+    prompt: str
+    truth: str
+    models: dict[str, str]
+
+
+class Samples(TypedDict):
+    """What the models write."""
+
+    domain: str
+    temperature: float | None  # None: always the likeliest token
+    prompt_tokens: int
+    new_tokens: int
+    texts: list[Sample]
+
+
 class Results(TypedDict):
-    """The whole file. `models` holds teacher, student and control, as far as they exist."""
+    """The whole file. `models` holds teacher, student and control, as far as they exist, and
+    the other models of the config."""
 
     schema_version: Literal[1]
     run: str
@@ -118,6 +181,9 @@ class Results(TypedDict):
     gap_recovered: dict[str, float | None]
     gap_intervals: NotRequired[dict[str, Interval]]  # 95 %
     classes: NotRequired[list[str]]  # of a classifier, in the order of its outputs
+    speed: NotRequired[Speed]
+    samples: NotRequired[Samples]
+    lm_eval: NotRequired[dict[str, HarnessTask]]  # by task; of `kdscale lm-eval`
     cache: CacheFacts | None
     seconds: dict[str, float]  # wall time of each stage
     seed: int
@@ -155,6 +221,8 @@ def build_results(
     task: str = "causal-lm",
     classes: Sequence[str] = (),
     gap_intervals: Mapping[str, Interval] | None = None,
+    speed: Speed | None = None,
+    samples: Samples | None = None,
 ) -> Results:
     """The content of `results.json`, with the gap worked out for every domain of the student.
 
@@ -162,8 +230,10 @@ def build_results(
     worker that evaluated: see `environment`.
     Raises pydantic's ValidationError where an argument does not fit the schema.
     """
+    measured = {"speed": speed, "samples": samples}
     return _ADAPTER.validate_python(
-        {
+        {name: value for name, value in measured.items() if value is not None}
+        | {
             "schema_version": SCHEMA_VERSION,
             "run": run,
             "output": redact(output),

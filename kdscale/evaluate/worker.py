@@ -1,60 +1,126 @@
-"""The evaluate stage on a worker: teacher, student and control over every held-out domain.
+"""The evaluate stage on a worker: all models over every held-out domain.
 
 The one place where teacher and students meet: agreement and KL compare them position by position.
-The teacher may be sharded, so all ranks run equally many forwards; students are whole on each rank.
+The teacher may be sharded, so all ranks run equally many forwards; others are whole on each rank.
 """
 
+import gc
 import json
 from dataclasses import dataclass
 from typing import Any
 
 from kdscale.config import RunConfig
 from kdscale.config.training import ZeroConfig
-from kdscale.data.prepared import open_prepared
+from kdscale.data.prepared import Prepared, open_prepared
+from kdscale.evaluate.alone import load_alone
 from kdscale.evaluate.domain import DomainScores, summarise
 from kdscale.evaluate.results import environment
+from kdscale.evaluate.samples import write_samples
+from kdscale.evaluate.speed import measure_speed
+from kdscale.evaluate.temperature import fit_temperatures
 from kdscale.models.folder import ModelReference
 from kdscale.models.sharded import load_teacher
 from kdscale.store import Store
-from kdscale.workers import current_worker
+from kdscale.tracking import open_tracker
+from kdscale.workers import Worker, current_worker
 
 MEASURED_KEY = "evaluation.json"
 
 
 @dataclass(frozen=True)
 class EvaluateJob:
-    """What an evaluation worker needs. `students` are by name: student, control."""
+    """What an evaluation worker needs. `models` are those besides the teacher by name: student,
+    control, and the config's own."""
 
     config: RunConfig
     output: Store
     prepared: Store
     teacher: ModelReference
-    students: dict[str, ModelReference]
+    models: dict[str, ModelReference]
 
 
 def evaluate(job: dict[str, Any]) -> None:
     """A worker's loop. `job["evaluate"]` is an EvaluateJob; rank 0 writes `evaluation.json`:
-    {"models": {name: ModelResults}, "gap_intervals", "task", "classes", "versions", "hardware"}."""
+    {"models": {name: ModelResults}, "gap_intervals", "task", "classes", "versions", "hardware"},
+    and "speed" and "samples" where the config wants them."""
     spec: EvaluateJob = job["evaluate"]
     worker = current_worker()
     config = spec.config.evaluate
     prepared = open_prepared(spec.prepared)
     zero = ZeroConfig(stage=config.teacher_zero)
     models = {"teacher": load_teacher(spec.teacher.local(), worker, zero, spec.teacher.revision)}
-    for name, reference in spec.students.items():
-        models[name] = load_teacher(reference.local(), worker, ZeroConfig(stage=0))
+    for name, reference in spec.models.items():
+        whole = ZeroConfig(stage=0)
+        models[name] = load_teacher(reference.local(), worker, whole, reference.revision)
+    temperatures: dict[str, float | None] = dict.fromkeys(models)
+    if not prepared.classes:
+        # A classifier's logits are kept, and its temperature is fitted afterwards.
+        fitted = fit_temperatures(models, prepared, worker, config.micro_batch_rows)
+        temperatures.update(fitted)
     domains = prepared.evaluation_sets
     found: dict[str, DomainScores] = {}
     for index, domain in enumerate(domains):
         worker.leave_if_asked()
-        scores = DomainScores(list(models), prepared.split(domain), prepared, worker)
+        scores = DomainScores(temperatures, prepared.split(domain), prepared, worker)
         scores.measure(models, worker, config.micro_batch_rows)
         found[domain] = scores
         if worker.rank == 0:
             worker.report(index + 1, len(domains), note=domain)
+    # Room for whole models.
+    del models
+    gc.collect()
     if worker.rank == 0:
-        measured = summarise(found, {"teacher": spec.teacher, **spec.students})
+        measured = summarise(found, {"teacher": spec.teacher, **spec.models})
+        measured |= _side_by_side(spec, prepared, worker)
         measured |= {"task": spec.config.task, "classes": prepared.classes}
         measured["versions"], measured["hardware"] = environment()
         spec.output.put(MEASURED_KEY, json.dumps(measured).encode())
+        _track(spec, measured)
     worker.barrier()
+
+
+def _side_by_side(spec: EvaluateJob, prepared: Prepared, worker: Worker) -> dict[str, Any]:
+    """Speed and samples, as far as they are wanted."""
+    config = spec.config.evaluate
+    writes = config.samples if spec.config.task == "causal-lm" else None
+    if config.speed is None and writes is None:
+        return {}
+    references = {"teacher": spec.teacher, **spec.models}
+    models = load_alone(references, worker)
+    found: dict[str, Any] = {}
+    if config.speed is not None:
+        # The control has the student's architecture.
+        timed = {name: model for name, model in models.items() if name != "control"}
+        found["speed"] = measure_speed(timed, references, prepared, config.speed, worker)
+    if writes is not None:
+        found["samples"] = write_samples(models, prepared, writes, worker, spec.config.seed)
+    return found
+
+
+def _track(spec: EvaluateJob, measured: dict[str, Any]) -> None:
+    """The figures of all models, and what they write, to W&B."""
+    config = spec.config
+    tracker = open_tracker(
+        config.tracking,
+        run=config.name,
+        stage="evaluate",
+        store=spec.output,
+        resolved=config.model_dump(mode="json"),
+    )
+    tracker.summary(
+        {
+            f"{domain}/{figure}/{model}": value
+            for model, results in measured["models"].items()
+            for domain, figures in results["domains"].items()
+            for figure, value in figures.items()
+            if isinstance(value, int | float)
+        }
+    )
+    if samples := measured.get("samples"):
+        names = list(samples["texts"][0]["models"]) if samples["texts"] else []
+        rows = [
+            [text["prompt"], text["truth"], *(text["models"][name] for name in names)]
+            for text in samples["texts"]
+        ]
+        tracker.log_table("samples", ["prompt", "document", *names], rows)
+    tracker.finish()

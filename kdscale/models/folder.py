@@ -92,14 +92,18 @@ def publish(
 
 def refer(store: Store, source: str, revision: str | None, fingerprint: str) -> None:
     """Mark `store` complete by pointing to a model elsewhere: existing weights are not copied."""
+    store.put(MARKER, _marker(reference_to(source, revision, fingerprint)).encode())
+
+
+def reference_to(source: str, revision: str | None, fingerprint: str) -> ModelReference:
+    """The existing model at `source`: a folder, a store's URL or a hub name."""
     if _is_folder(source):
         source = open_store(source).url
         where = str(local_folder(source))
         digest = weights_digest(Path(where))
     else:
         where, digest = source, f"{source}@{revision or 'main'}"
-    reference = ModelReference(fingerprint, source, revision, digest, _count(where, revision))
-    store.put(MARKER, _marker(reference).encode())
+    return ModelReference(fingerprint, source, revision, digest, _count(where, revision))
 
 
 def source_identity(source: str, revision: str | None) -> dict[str, Any]:
@@ -110,7 +114,7 @@ def source_identity(source: str, revision: str | None) -> dict[str, Any]:
     if not _is_folder(source):
         if source.startswith((".", "/", "~")):
             raise KdscaleError(
-                f"The teacher's folder {source!r} does not exist.",
+                f"The model's folder {source!r} does not exist.",
                 "Give a folder with config.json and *.safetensors, or a hub name.",
             )
         return {"name": source, "revision": revision}

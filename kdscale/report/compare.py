@@ -80,7 +80,7 @@ def figures(runs: Sequence[Run], domain: str) -> list[Figure]:
 
     shown = [
         Figure(f"{model.capitalize()}'s {label}", of(model, score), is_class)
-        for model in ("teacher", "student", "control")
+        for model in facts.in_order({m: None for each in results for m in each["models"]})
     ]
     gaps = tuple(each["gap_recovered"].get(domain) for each in results)
     shown.append(Figure("Gap recovered", gaps, True))

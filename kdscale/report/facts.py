@@ -4,12 +4,12 @@ Every sentence here is derived from the results, so that a number is rounded onc
 control or cache is explained once.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from kdscale.evaluate.results import CacheFacts, DomainMetrics, Results
+from kdscale.evaluate.results import CacheFacts, DomainMetrics, HarnessScore, Results
 from kdscale.report import units
 from kdscale.report.load import Run
 from kdscale.report.words import classifies, words_of
@@ -44,8 +44,13 @@ def created(results: Results) -> str:
 
 
 def models(results: Results) -> list[str]:
-    """The models that were evaluated, teacher first."""
-    return [name for name in MODELS if name in results["models"]]
+    """The models that were evaluated, teacher first, others than the run's own last."""
+    return in_order(results["models"])
+
+
+def in_order(names: Collection[str]) -> list[str]:
+    """Names of models in the order of all tables."""
+    return [n for n in MODELS if n in names] + [n for n in names if n not in MODELS]
 
 
 def domains(results: Results) -> list[str]:
@@ -74,14 +79,22 @@ def times_smaller(results: Results) -> float | None:
     return teacher["parameters"] / student["parameters"]
 
 
+def times_faster(results: Results) -> float | None:
+    """Tokens a second of the student over those of the teacher, in batched forwards."""
+    found = results["speed"]["models"] if "speed" in results else {}
+    if "teacher" not in found or "student" not in found:
+        return None
+    return found["student"]["tokens_per_second"] / found["teacher"]["tokens_per_second"]
+
+
 def main_gap(results: Results) -> float | None:
     """Gap recovered on the main domain."""
     return results["gap_recovered"].get(main_domain(results) or "")
 
 
 def key_figures(results: Results) -> list[KeyFigure]:
-    """How much smaller, how much of the gap recovered, at how many bytes, how like the teacher:
-    those that the run has."""
+    """How much smaller, how much faster, how much of the gap recovered, at how many bytes, how like
+    the teacher: those that the run has."""
     found = []
     domain = main_domain(results) or ""
     ratio, gap = times_smaller(results), main_gap(results)
@@ -89,6 +102,10 @@ def key_figures(results: Results) -> list[KeyFigure]:
         teacher, student = (results["models"][m]["parameters"] for m in ("teacher", "student"))
         sizes = f"{units.count(teacher)} to {units.count(student)} parameters"
         found.append(KeyFigure(f"{ratio:.1f}×", f"smaller: {sizes}"))
+    speed = times_faster(results)
+    if speed is not None and "speed" in results:
+        device = results["speed"]["device"]
+        found.append(KeyFigure(f"{speed:.1f}×", f"as many tokens a second, {device}"))
     if gap is not None:
         found.append(KeyFigure(units.percent(gap), f"of the loss gap recovered, {domain}"))
     if results["cache"] is not None:
@@ -110,9 +127,10 @@ def headline(results: Results) -> str:
     if "student" not in results["models"]:
         return "This run has no student: it holds the teacher's results only."
     student = f"A student of {units.count(results['models']['student']['parameters'])} parameters"
-    ratio = times_smaller(results)
+    ratio, speed = times_smaller(results), times_faster(results)
     if ratio is not None:
-        student += f", {ratio:.1f} times smaller than its teacher,"
+        faster = f" and {speed:.1f} times faster" if speed is not None and speed > 1 else ""
+        student += f", {ratio:.1f} times smaller{faster} than its teacher,"
     gap = main_gap(results)
     if classifies(results):
         sentence = f"{student} {_classes_found(results)}"
@@ -158,7 +176,8 @@ def quality_table(results: Results, domain: str) -> Table:
     they tell classes apart."""
     if classifies(results):
         return _classes_table(results, domain)
-    header = ["Model", "Parameters", "Loss", "Perplexity", "Bits/byte", "ECE", "Agreement", "KL"]
+    header = ["Model", "Parameters", "Loss", "Perplexity", "Bits/byte", "ECE"]
+    header += ["ECE scaled", "Agreement", "KL"]
 
     def cells(metrics: DomainMetrics) -> list[str]:
         return [
@@ -166,6 +185,7 @@ def quality_table(results: Results, domain: str) -> Table:
             units.number(metrics["perplexity"], 2),
             units.number(metrics["bits_per_byte"], 4),
             units.number(metrics["ece"], 4),
+            _scaled_error(metrics),
             units.percent(metrics.get("agreement_top1")),
             units.number(metrics.get("kl_teacher_student"), 4),
         ]
@@ -193,7 +213,7 @@ def _by_model(
 
 def _classes_table(results: Results, domain: str) -> Table:
     header = ["Model", "Parameters", "Accuracy", "F1", "Precision", "Recall", "MCC", "AUROC"]
-    header += ["Loss", "ECE", "Agreement"]
+    header += ["Loss", "ECE", "ECE scaled", "Agreement"]
 
     def cells(metrics: DomainMetrics) -> list[str]:
         return [
@@ -205,10 +225,19 @@ def _classes_table(results: Results, domain: str) -> Table:
             units.number(metrics.get("auroc"), 3),
             units.number(metrics["loss"], 4),
             units.number(metrics["ece"], 4),
+            _scaled_error(metrics),
             units.percent(metrics.get("agreement_top1")),
         ]
 
     return _by_model(results, domain, "documents", header, cells)
+
+
+def _scaled_error(metrics: DomainMetrics) -> str:
+    """The calibration error after temperature scaling, with the temperature."""
+    error, temperature = metrics.get("ece_scaled"), metrics.get("temperature")
+    if error is None:
+        return units.NONE
+    return f"{units.number(error, 4)} (T {units.number(temperature, 2)})"
 
 
 def confusion_table(results: Results, model: str, domain: str) -> Table | None:
@@ -250,12 +279,22 @@ def gap_table(results: Results) -> Table:
     return Table("Share of the loss gap recovered", ["Domain", "Gap recovered"], rows)
 
 
-def result_tables(results: Results) -> list[Table]:
-    """What the models score, as the page, the summary and the model card show it: each evaluation
-    set, then the gap recovered."""
+def score_tables(results: Results) -> list[Table]:
+    """What the models score: each evaluation set, then the gap recovered."""
     tables = [quality_table(results, domain) for domain in domains(results)]
     if any(gap is not None for gap in results["gap_recovered"].values()):
         tables.append(gap_table(results))
+    return tables
+
+
+def result_tables(results: Results) -> list[Table]:
+    """All figures of the models, as the summary and the model card show them: scores, then speed
+    and lm-eval, where there is such a thing."""
+    tables = score_tables(results)
+    if (speed := model_speed_table(results)) is not None:
+        tables.append(speed)
+    if results.get("lm_eval"):
+        tables.append(harness_table(results))
     return tables
 
 
@@ -270,10 +309,103 @@ def legend(results: Results) -> str:
     of_kl = f"KL: from the teacher to the model, nats a {target}. "
     return (
         f"{of_classes if classifies(results) else ''}Loss in nats a {target}. ECE: expected "
-        "calibration error over 15 equal-width bins. Agreement: share of targets where the model's "
-        f"top-1 choice is the teacher's. {'' if classifies(results) else of_kl}The control is the "
-        "student trained on the labels alone, with the same steps, order and seed."
+        "calibration error over 15 equal-width bins; scaled: with logits divided by the "
+        "temperature T that makes the validation labels likeliest. Agreement: share of targets "
+        f"where the model's top-1 choice is the teacher's. {'' if classifies(results) else of_kl}"
+        "The control is the student trained on the labels alone, with the same steps, order and "
+        "seed."
     )
+
+
+def harness_table(results: Results) -> Table:
+    """What the models score on lm-eval's tasks, a row a figure, with standard errors; an arrow says
+    which way is better."""
+    found = results.get("lm_eval", {})
+    names = in_order(dict.fromkeys(m for task in found.values() for m in task["scores"]))
+    rows = []
+    for task, entry in found.items():
+        figures = dict.fromkeys(f for scores in entry["scores"].values() for f in scores)
+        for figure in figures:
+            better = entry["higher_is_better"].get(figure.partition(" ")[0])
+            arrow = {True: " ↑", False: " ↓", None: ""}[better]
+            cells = [_scored(entry["scores"].get(name, {}).get(figure)) for name in names]
+            rows.append([task, figure + arrow, f"{entry['documents']:,}", *cells])
+    return Table(_harness_note(results), ["Task", "Figure", "Documents", *names], rows)
+
+
+def _scored(score: HarnessScore | None) -> str:
+    if score is None:
+        return units.NONE
+    digits = 4 if abs(score["value"]) < 100 else 1
+    text, error = units.number(score["value"], digits), score["stderr"]
+    return text if error is None else f"{text} ± {units.number(error, digits)}"
+
+
+def _harness_note(results: Results) -> str:
+    found = results.get("lm_eval", {})
+    versions = ", ".join(sorted({entry["lm_eval"] for entry in found.values()}))
+    limited = any(entry["limit"] is not None for entry in found.values())
+    return (
+        f"lm-eval {versions}; ± is the standard error. Tasks heldout_* ask about the "
+        "run's own held-out documents."
+        + (" Only the first documents of some tasks were asked." if limited else "")
+    )
+
+
+def model_speed_table(results: Results) -> Table | None:
+    """How fast and how large the models are, a row a model; None where it was not measured."""
+    if "speed" not in results:
+        return None
+    speed = results["speed"]
+    writes = any("text_seconds" in found for found in speed["models"].values())
+    header = ["Model", "Parameters", "Weights", "Tokens a second", "One row", "p90"]
+    header += [f"{speed['new_tokens']} new tokens", "p90"] if writes else []
+    rows = []
+    for name in in_order(speed["models"]):
+        found = speed["models"][name]
+        size, seconds = found["bytes"], [found["row_seconds"], found["row_seconds_p90"]]
+        texts = [found.get("text_seconds"), found.get("text_seconds_p90")] if writes else []
+        rows.append(
+            [
+                name,
+                units.count(results["models"][name]["parameters"]),
+                units.NONE if size is None else units.size(size),
+                units.count(found["tokens_per_second"]),
+                *map(units.latency, [*seconds, *texts]),
+            ]
+        )
+    where = speed["device"]
+    if where == "CPU":
+        where += f", {speed['threads']} thread{'s' * (speed['threads'] > 1)}"
+    caption = (
+        f"Speed on {where}, {speed['dtype']}: forwards of {speed['rows']} rows and of one, each of "
+        f"{speed['row_length']} tokens; medians of {speed['turns']} turns, models in "
+        "turn in one process"
+    )
+    return Table(caption, header, rows)
+
+
+def sample_tables(results: Results) -> list[Table]:
+    """What the models wrote, a table a beginning: who writes, and what."""
+    if "samples" not in results:
+        return []
+    samples = results["samples"]
+    how = "the likeliest token each time"
+    if samples["temperature"] is not None:
+        how = f"drawn at temperature {samples['temperature']:g}"
+    return [
+        Table(
+            f"{samples['domain']}, sample {number}: {samples['new_tokens']} tokens after "
+            f"{samples['prompt_tokens']}, {how}",
+            ["Model", "Text"],
+            [
+                ["prompt", text["prompt"]],
+                ["document", text["truth"]],
+                *([name, text["models"][name]] for name in in_order(text["models"])),
+            ],
+        )
+        for number, text in enumerate(samples["texts"], start=1)
+    ]
 
 
 def codec_text(codec: Mapping[str, Any] | str) -> str:

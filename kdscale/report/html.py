@@ -25,6 +25,7 @@ from kdscale.report.layout import (
     pair,
     section,
     shares_table,
+    texts_table,
     tiles,
     trio,
 )
@@ -47,6 +48,9 @@ def render_html(run: Run) -> str:
     results = run.results
     sections = (
         _quality(results),
+        _speed(results),
+        _harness(results),
+        _samples(results),
         _training(run),
         _calibration(results),
         _curriculum(run),
@@ -86,7 +90,7 @@ def _quality(results: Results) -> Section | None:
         "Quality",
         figure("Loss, from control to teacher", caption, chart),
         *(tag("p", reason, class_="note") for reason in reasons),
-        *map(figures_table, facts.result_tables(results)),
+        *map(figures_table, facts.score_tables(results)),
         tag("p", facts.legend(results), class_="note"),
         *_confusions(results),
     )
@@ -116,6 +120,24 @@ def _confusions(results: Results) -> list[Markup | None]:
         tables = [shares_table(each) for each in found if each is not None]
         rows += [trio(tables)] if width <= 32 else [pair(tables)] if width <= 64 else tables
     return rows
+
+
+def _speed(results: Results) -> Section | None:
+    table = facts.model_speed_table(results)
+    return None if table is None else section("Speed", figures_table(table))
+
+
+def _samples(results: Results) -> Section | None:
+    tables = facts.sample_tables(results)
+    note = "Beginnings of held-out documents, how these go on, and what the models write."
+    return section("Samples", *map(texts_table, tables), note=note)
+
+
+def _harness(results: Results) -> Section | None:
+    table = facts.harness_table(results)
+    if not table.rows:
+        return None
+    return section("lm-eval", figures_table(table))
 
 
 def _training(run: Run) -> Section | None:
@@ -159,7 +181,7 @@ def _training(run: Run) -> Section | None:
 def _calibration(results: Results) -> Section | None:
     charts = []
     for index, domain in enumerate(facts.domains(results)):
-        found = {model: facts.score(results, model, domain) for model in facts.models(results)}
+        found = {model: facts.score(results, model, domain) for model in facts.MODELS}
         scores = {model: metrics for model, metrics in found.items() if metrics is not None}
         chart = reliability_chart(f"calibration-{index}", domain, scores)
         data = facts.calibration_table(results, domain)

@@ -139,6 +139,15 @@ def text_table(table: Table) -> Markup:
     return _table(table, rows, "words")
 
 
+def texts_table(table: Table) -> Markup:
+    """A table of names and texts, whose spaces and line ends are shown as they are."""
+    rows = (
+        tag("tr", tag("th", name, scope="row", class_=name), tag("td", text))
+        for name, text in table.rows
+    )
+    return tag("table", tag("caption", table.caption), tag("tbody", *rows), class_="texts")
+
+
 def facts_table(table: Table) -> Markup:
     """A table of names and values under a heading that already says what they are."""
     rows = (tag("tr", tag("th", name, scope="row"), tag("td", value)) for name, value in table.rows)

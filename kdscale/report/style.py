@@ -82,6 +82,11 @@ table.facts td { overflow-wrap: anywhere; }
 th.teacher::before { content: "\25b2\a0" / ""; color: var(--teacher); }
 th.student::before { content: "\25cf\a0" / ""; color: var(--student); }
 th.control::before { content: "\25a0\a0" / ""; color: var(--control); }
+.texts th { width: 7rem; text-align: left; vertical-align: top; }
+.texts td {
+  text-align: left; white-space: pre-wrap; overflow-wrap: anywhere;
+  font: .8125rem/1.5 ui-monospace, "Liberation Mono", monospace;
+}
 .spoken { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 details { margin: 1rem 0; }
 summary { cursor: pointer; font-weight: 600; width: fit-content; }

@@ -61,6 +61,14 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min"
 
 
+def latency(seconds: float | None) -> str:
+    """Seconds as milliseconds, with three digits or more; a dash for None."""
+    if seconds is None:
+        return NONE
+    thousandths = 1000 * seconds
+    return f"{number(thousandths, 2 if thousandths < 10 else 1 if thousandths < 100 else 0)} ms"
+
+
 def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
     if not math.isfinite(value):
         return number(value)

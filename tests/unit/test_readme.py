@@ -37,7 +37,7 @@ def test_the_file_tree_is_complete() -> None:
     assert {name for name in listed if not (ROOT / name).exists()} == set()
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"^    kdscale (\w+)", README, re.M))))
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"^    kdscale ([\w-]+)", README, re.M))))
 def test_every_command_named_exists(command: str) -> None:
     assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
 

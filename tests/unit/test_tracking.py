@@ -257,6 +257,16 @@ def test_a_view_is_saved_where_the_run_is_online(
     ]
 
 
+def test_a_table_goes_to_wandb(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "out"))
+    tracker = start(store, OFFLINE)
+    tracker.log_table("texts", ["prompt", "student"], [["a", "b"]])
+    tracker.finish()
+    (log,) = offline_runs(tmp_path / "out")
+    (table,) = (log.parent / "files" / "media" / "table").glob("texts*.table.json")
+    assert json.loads(table.read_text())["data"] == [["a", "b"]]
+
+
 def test_starts_of_one_stage_are_one_run_to_wandb(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "a"))
     for attempt in (0, 1):

@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
         *("cache", "config", "curriculum", "data", "errors", "losses", "models", "scratch"),
         *("store", "train", "types", "workers"),
     },
-    "evaluate": {"config", "data", "errors", "models", "store", "train", "workers"},
+    "evaluate": {"config", "data", "errors", "models", "store", "tracking", "train", "workers"},
     "audit": {
         *("cache", "config", "errors", "models", "report", "store", "types", "workers"),
     },
@@ -87,6 +87,7 @@ WALLS = {
     "tokenizers": {"data"},
     "numba": {"compiled"},
     "onnxruntime": {"export"},
+    "lm_eval": {"evaluate.harness"},
 }
 
 

@@ -17,6 +17,8 @@ from kdscale.evaluate.results import (
     DomainMetrics,
     ModelResults,
     Results,
+    Samples,
+    Speed,
     build_results,
     write_results,
 )
@@ -72,10 +74,64 @@ def domain_metrics(model: str, domain: str) -> DomainMetrics:
         "tokens": tokens,
         "calibration": calibration,
     }
+    metrics["temperature"] = {"teacher": 1.04, "student": 0.96, "control": 1.12}[model]
+    metrics["ece_scaled"] = metrics["ece"] / 4
     if model != "teacher":
         metrics["agreement_top1"] = 0.7132 if model == "student" else 0.6477
         metrics["kl_teacher_student"] = 0.4031 if model == "student" else 0.5524
     return metrics
+
+
+def sample_speed(models: Iterable[str]) -> Speed | None:
+    """Speed of teacher and student, where both are there."""
+    if not {"teacher", "student"} <= set(models):
+        return None
+    return {
+        "device": "CPU",
+        "dtype": "float32",
+        "threads": 1,
+        "rows": 8,
+        "row_length": 128,
+        "new_tokens": 32,
+        "turns": 5,
+        "models": {
+            "teacher": {
+                "bytes": 15_047_424,
+                "tokens_per_second": 9_120.0,
+                "row_seconds": 0.0142,
+                "row_seconds_p90": 0.0181,
+                "text_seconds": 0.131,
+                "text_seconds_p90": 0.162,
+            },
+            "student": {
+                "bytes": 1_675_928,
+                "tokens_per_second": 41_040.0,
+                "row_seconds": 0.0031,
+                "row_seconds_p90": 0.0042,
+                "text_seconds": 0.0524,
+                "text_seconds_p90": 0.0611,
+            },
+        },
+    }
+
+
+def sample_texts(models: Iterable[str]) -> Samples | None:
+    """A beginning with spaces and markup in it, and what each model makes of it."""
+    if "student" not in set(models):
+        return None
+    return {
+        "domain": "validation",
+        "temperature": None,
+        "prompt_tokens": 8,
+        "new_tokens": 12,
+        "texts": [
+            {
+                "prompt": "def less(a, b):\n    if a <",
+                "truth": " b:\n        return True",
+                "models": {model: f" <b>{model}</b>" for model in models},
+            }
+        ],
+    }
 
 
 def sample_results(
@@ -95,6 +151,8 @@ def sample_results(
         run=run,
         output=output,
         models=found,
+        speed=sample_speed(found),
+        samples=sample_texts(found),
         cache={
             "bytes_per_token": 15.23,
             "bytes": 3_214_336,

@@ -7,7 +7,7 @@ import pytest
 
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.results import Results, write_results
-from kdscale.report import write_report
+from kdscale.report import write_model_card, write_report
 from kdscale.report.load import load_run
 from kdscale.store import open_store
 from tests.unit.report.page import Element, read_page
@@ -30,11 +30,14 @@ def test_the_page_says_what_the_results_say(tmp_path: Path) -> None:
     assert page.all("html")[0].attributes["lang"] == "en"
     assert [h.text for h in page.all("h1")] == ["quickstart"]
     lead = page.all("p")[1].text
-    for words in ("419 k parameters", "8.9 times smaller", "29.9% of the loss gap", "15.2 bytes"):
+    size = "8.9 times smaller and 4.5 times faster"
+    for words in ("419 k parameters", size, "29.9% of the loss gap", "15.2 bytes"):
         assert words in lead
-    assert [s.text for s in page.all("li")[0].all("strong")] == ["8.9×"]
+    assert [li.all("strong")[0].text for li in page.all("li")[:2]] == ["8.9×", "4.5×"]
     assert _headings(page) == [
         "Quality",
+        "Speed",
+        "Samples",
         "Training",
         "Calibration",
         "Curriculum",
@@ -44,7 +47,7 @@ def test_the_page_says_what_the_results_say(tmp_path: Path) -> None:
     ]
     student = [cell.text for cell in page.all("tbody")[0].all("tr")[1].all("td")]
     assert student[:4] == ["419 k", "3.3821", "29.43", "1.6825"]
-    assert student[5:] == ["71.3%", "0.4031"]
+    assert student[5:] == ["0.0039 (T 0.96)", "71.3%", "0.4031"]
     facts = {
         row.all("th")[0].text: row.all("td")[0].text for row in page.all("tr") if row.all("td")
     }
@@ -149,8 +152,9 @@ def test_the_summary_is_a_github_table(tmp_path: Path) -> None:
     summary, _ = _report(tmp_path)
     lines = summary.splitlines()
     assert lines[0] == "# quickstart"
-    assert "| student | 419 k | 3.3821 | 29.43 | 1.6825 | 0.0156 | 71.3% | 0.4031 |" in lines
-    assert "| :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |" in lines
+    figures = "3.3821 | 29.43 | 1.6825 | 0.0156 | 0.0039 (T 0.96) | 71.3% | 0.4031"
+    assert f"| student | 419 k | {figures} |" in lines
+    assert "| :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |" in lines
     assert "| validation | 29.9% (27.4–32.3) |" in lines
     assert "| all | 7 min 27 s |" in lines
     assert any(line.startswith("15.23 bytes a token at rest, codec varopt") for line in lines)
@@ -171,7 +175,7 @@ def test_names_cannot_become_markup(tmp_path: Path, evil: str) -> None:
     assert "<" not in summary
     tables = [line for line in summary.splitlines() if line.startswith("|")]
     widths = {line.replace("\\|", "").count("|") for line in tables}
-    assert widths <= {3, 9}
+    assert widths <= {3, 9, 10}
 
 
 def test_numbers_that_are_not_finite_are_shown(tmp_path: Path) -> None:
@@ -184,7 +188,9 @@ def test_numbers_that_are_not_finite_are_shown(tmp_path: Path) -> None:
     results["gap_recovered"]["validation"] = None
     results["seconds"]["distill"] = math.nan
     summary, page = _report(tmp_path, results)
-    assert "| student | 419 k | NaN | ∞ | 1.6825 | NaN | 71.3% | 0.4031 |" in summary
+    figures = "NaN | ∞ | 1.6825 | NaN | 0.0039 (T 0.96) | 71.3% | 0.4031"
+    assert f"| student | 419 k | {figures} |" in summary
+
     assert page.all("tbody")[0].all("tr")[1].all("td")[2].text == "∞"
     assert "The losses do not give a gap to recover." in page.text
 
@@ -278,3 +284,45 @@ def test_credentials_stay_out_of_what_is_passed_on(tmp_path: Path) -> None:
     page, results = store.get("report/index.html"), store.get("results.json")
     assert b"s3://***@bucket/run" in page
     assert b"hunter2" not in page + results + summary.encode()
+
+
+def test_speed_and_size_stand_side_by_side(tmp_path: Path) -> None:
+    summary, page = _report(tmp_path)
+    row = "| student | 419 k | 1.60 MiB | 41.0 k | 3.10 ms | 4.20 ms | 52.4 ms | 61.1 ms |"
+    assert row in summary.splitlines()
+    assert "CPU, 1 thread, float32" in page.text
+    assert row in write_model_card(sample_run(tmp_path / "card"))
+
+
+def test_samples_are_shown_as_they_are(tmp_path: Path) -> None:
+    _, page = _report(tmp_path)
+    (table,) = [t for t in page.all("table") if t.attributes.get("class") == "texts"]
+    texts = {row.all("th")[0].text: row.all("td")[0].text for row in table.all("tr")}
+    assert texts["prompt"] == "def less(a, b):\n    if a <"
+    assert texts["document"] == " b:\n        return True"
+    assert texts["student"] == " <b>student</b>"
+    assert not page.all("b")
+
+
+def test_lm_eval_stands_in_report_and_card(tmp_path: Path) -> None:
+    results = sample_results()
+    scores = {"acc": {"value": 0.41, "stderr": 0.03}, "bits": {"value": 2.5, "stderr": None}}
+    results["lm_eval"] = {
+        "cloze": {
+            "lm_eval": "0.4.13",
+            "task_version": "1.0",
+            "task_hash": "0",
+            "few_shot": 0,
+            "documents": 1234,
+            "limit": None,
+            "higher_is_better": {"acc": True, "bits": False},
+            "scores": {"student": scores, "other": scores, "teacher": scores},
+        }
+    }
+    summary, page = _report(tmp_path, results)
+    assert "| Task | Figure | Documents | teacher | student | other |" in summary
+    line = "0.4100 ± 0.0300 | 0.4100 ± 0.0300 | 0.4100 ± 0.0300"
+    assert f"| cloze | acc ↑ | 1,234 | {line} |" in summary
+    assert "| cloze | bits ↓ | 1,234 | 2.5000 | 2.5000 | 2.5000 |" in summary
+    assert "lm-eval" in _headings(page)
+    assert line in write_model_card(sample_run(tmp_path / "card", results))

@@ -1,0 +1,82 @@
+"""`kdscale lm-eval`: tasks of lm-evaluation-harness on the models of a finished run."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdscale.cli.show import aligned
+
+
+def lm_eval(
+    output: Annotated[
+        str, typer.Argument(metavar="OUTPUT", help="Output of a run: a path or URL.")
+    ],
+    tasks: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B", help="Tasks of lm-eval, or YAML files. By default those without network."
+        ),
+    ] = "",
+    models: Annotated[
+        str, typer.Option(metavar="A,B", help="Of the run; all that it has by default.")
+    ] = "",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FOLDER", help="Another Hugging Face folder or hub name; repeatable."
+        ),
+    ] = None,
+    include_path: Annotated[
+        list[Path] | None,
+        typer.Option(exists=True, metavar="FOLDER", help="Folder of task files; repeatable."),
+    ] = None,
+    on: Annotated[
+        str, typer.Option(metavar="SET", help="Evaluation set that the held-out tasks ask about.")
+    ] = "validation",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="First documents of each task only.")
+    ] = None,
+    few_shot: Annotated[
+        int | None, typer.Option(min=0, help="Examples before each question.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of one forward.")] = 8,
+) -> None:
+    """Run lm-eval's tasks on a run's teacher, student and control, here and without a cluster.
+
+    Scores go to results.json, the report, the model cards and W&B. The tasks heldout_* are made of
+    the run's own held-out rows and need no network.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    from kdscale.evaluate.finished import FinishedRun
+    from kdscale.evaluate.harness import HarnessOptions, check_installed
+    from kdscale.evaluate.heldout import task_names
+    from kdscale.evaluate.scoring import named_folders, score_run
+    from kdscale.report import write_model_card, write_report
+    from kdscale.report.facts import harness_table
+    from kdscale.store import open_store
+
+    check_installed()
+    disable_progress_bar()
+    run = FinishedRun(open_store(output))
+    folders = named_folders(run, _names(models) or run.models(), model or ())
+    with tempfile.TemporaryDirectory(prefix="kdscale-lm-eval-") as scratch:
+        options = HarnessOptions(
+            tasks=_names(tasks) or task_names(),
+            folders=[Path(scratch), *(include_path or ())],
+            limit=limit,
+            few_shot=few_shot,
+            batch_size=batch_size,
+        )
+        results = score_run(run, folders, options, on, Path(scratch))
+    write_report(run.output)
+    for name in ("student", "control"):
+        if name in results["models"]:
+            write_model_card(run.output, name)
+    typer.echo(aligned(harness_table(results)))
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]

@@ -1,0 +1,71 @@
+"""Config of the evaluate stage."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from kdscale.config.base import Config
+from kdscale.config.training import WorkersConfig
+
+
+class SpeedConfig(Config):
+    """How fast the models are, one after the other in turns on one device."""
+
+    turns: int = Field(default=5, ge=1)
+    """Turns in which every model is measured."""
+
+    rows: int = Field(default=8, gt=0)
+    """Rows of a batched forward."""
+
+    new_tokens: int = Field(default=32, gt=0)
+    """Tokens of a generated text, which only causal language models write."""
+
+    seconds: float = Field(default=10.0, gt=0)
+    """No turn but the first begins after so long."""
+
+
+class SamplesConfig(Config):
+    """Text that the models write after the same beginnings of held-out documents."""
+
+    prompts: int = Field(default=4, gt=0)
+    """Beginnings, evenly over the rows of the first evaluation set."""
+
+    prompt_tokens: int = Field(default=32, gt=0)
+    """Tokens of a beginning; at most half a row."""
+
+    new_tokens: int = Field(default=48, gt=0)
+    """Tokens that are written."""
+
+    temperature: float | None = Field(default=None, gt=0)
+    """None: always the likeliest token. Else tokens are drawn at this temperature, with the run's
+    seed."""
+
+
+class EvaluateConfig(Config):
+    """The evaluate stage."""
+
+    workers: WorkersConfig = WorkersConfig()
+
+    micro_batch_rows: int = Field(default=8, gt=0)
+    """Rows of one forward on one rank."""
+
+    teacher_zero: Literal[0, 3] = 3
+    """ZeRO stage of the teacher here; students are whole on each worker."""
+
+    speed: SpeedConfig | None = SpeedConfig()
+    """How fast teacher and student are; null leaves it out."""
+
+    samples: SamplesConfig | None = SamplesConfig()
+    """Text that causal language models write; null leaves it out, and with it the held-out text
+    that samples put into results and report."""
+
+    models: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,31}$")], str] = {}
+    """Other models to evaluate beside teacher, student and control: a Hugging Face folder (local
+    path or fsspec URL) or hub name by the name of its row. They need the run's tokenizer."""
+
+    @field_validator("models")
+    @classmethod
+    def _names_are_free(cls, value: dict[str, str]) -> dict[str, str]:
+        if taken := sorted({"teacher", "student", "control"} & set(value)):
+            raise ValueError(f"{', '.join(taken)}: the run itself has a model of this name")
+        return value

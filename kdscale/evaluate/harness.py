@@ -1,0 +1,230 @@
+"""lm-eval's tasks on the models of a run, through its Python API. The only import of lm_eval.
+
+EleutherAI's lm-evaluation-harness brings thousands of tasks and the ways that papers score them.
+Most download their data; those of `heldout.py` and a user's own YAML files need no network.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdscale.errors import KdscaleError
+from kdscale.evaluate.heldout import task_names
+from kdscale.evaluate.results import HarnessScore, HarnessTask
+from kdscale.models.build import load_model
+from kdscale.models.tasks import describe_task, task_of
+
+_BOOTSTRAP_DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class HarnessOptions:
+    """How tasks are run."""
+
+    tasks: Sequence[str]
+    """Names of lm-eval's registry, of a task in `folders`, or paths of YAML files."""
+
+    folders: Sequence[Path] = ()
+    """Where task files are besides the registry."""
+
+    limit: int | None = None
+    """Only the first documents of each task."""
+
+    batch_size: int = 8
+    few_shot: int | None = None
+    """Examples before each question; None: as the task says."""
+
+
+def check_installed() -> None:
+    """KdscaleError where lm-eval is not there."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise KdscaleError(
+            "lm-eval is not installed.", "Install the extra: pip install 'kdscale[eval]'."
+        )
+
+
+def run_tasks(folders: Mapping[str, str], options: HarnessOptions) -> dict[str, HarnessTask]:
+    """What the models in Hugging Face `folders`, by name, score: by task, groups included.
+
+    All run in this process, one after the other, on its GPU in bfloat16 where there is one and in
+    float32 elsewhere. Raises KdscaleError where lm-eval is missing, a task is unknown or its data
+    cannot be had, or a model is no causal language model.
+    """
+    check_installed()
+    with _quiet():
+        manager = _manager(options)
+        _check_tasks(manager, options.tasks)
+        found: dict[str, HarnessTask] = {}
+        for name, folder in folders.items():
+            raw = _evaluate(folder, manager, options)
+            for task, entry in _entries(raw, name, options.limit).items():
+                scores = found.setdefault(task, entry)["scores"]
+                scores.update(entry["scores"])
+    return found
+
+
+def merge(old: Mapping[str, HarnessTask], new: Mapping[str, HarnessTask]) -> dict[str, HarnessTask]:
+    """`old` with the tasks of `new` put in their place; scores of models that only `old` has stay
+    where the task is the very same."""
+    merged = dict(old)
+    for task, entry in new.items():
+        before = old.get(task)
+        if before is not None and _setting(before) == _setting(entry):
+            entry = {**entry, "scores": before["scores"] | entry["scores"]}
+        merged[task] = entry
+    return merged
+
+
+def _setting(entry: HarnessTask) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key != "scores"}
+
+
+def _manager(options: HarnessOptions) -> Any:
+    """What finds the tasks: in the folders given, and in the registry only where it has to, as
+    reading its thousands of files takes long."""
+    from lm_eval.tasks import TaskManager
+
+    folders = [str(folder) for folder in options.folders]
+    alone = TaskManager(include_path=folders, include_defaults=False)
+    if all(_is_known(alone, task) for task in options.tasks):
+        return alone
+    return TaskManager(include_path=folders)
+
+
+def _is_known(manager: Any, task: str) -> bool:
+    return task in manager.all_tasks or Path(task).is_file()
+
+
+def _check_tasks(manager: Any, tasks: Sequence[str]) -> None:
+    """KdscaleError for a task that is unknown, or whose data cannot be loaded."""
+    for task in tasks:
+        if not _is_known(manager, task):
+            raise KdscaleError(
+                f"There is no task {task!r}.",
+                f"Name one of {', '.join(task_names())}, which need no network, one of `lm-eval "
+                "ls tasks`, or a YAML file; --include-path gives a folder of such files.",
+            )
+        try:
+            manager.load([task])
+        except Exception as error:  # whatever a task's own code and `datasets` raise
+            text = str(error).splitlines()[0] if str(error) else ""
+            raise KdscaleError(
+                f"The task {task!r} cannot be loaded: {type(error).__name__}: {text}",
+                f"Its data may need a network; {', '.join(task_names())} do not.",
+            ) from error
+
+
+def _evaluate(folder: str, manager: Any, options: HarnessOptions) -> dict[str, Any]:
+    """lm-eval's own results of one model."""
+    import lm_eval
+
+    found: dict[str, Any] = lm_eval.simple_evaluate(
+        model=_language_model(folder, options.batch_size),
+        tasks=list(options.tasks),
+        num_fewshot=options.few_shot,
+        limit=options.limit,
+        bootstrap_iters=_BOOTSTRAP_DRAWS,
+        task_manager=manager,
+        random_seed=0,
+        numpy_random_seed=0,
+        torch_random_seed=0,
+        fewshot_random_seed=0,
+    )
+    return found
+
+
+def _language_model(folder: str, batch_size: int) -> Any:
+    """lm-eval's view of the causal language model in `folder`."""
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoTokenizer
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model = load_model(folder, dtype).to(device).eval()
+    if task_of(model.config) != "causal-lm":
+        raise KdscaleError(
+            f"{folder!r} is a {describe_task(task_of(model.config))}; lm-eval's tasks are for "
+            "causal language models.",
+            "Other models are measured by `kdscale evaluate`.",
+        )
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+    class Model(HFLM):
+        """Without the ids that pad the embedding: no training has ever told them anything."""
+
+        def _model_call(self, *inputs: Any, **more: Any) -> torch.Tensor:
+            logits: torch.Tensor = super()._model_call(*inputs, **more)
+            return logits[..., : len(tokenizer)]
+
+    return Model(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+
+
+def _entries(raw: dict[str, Any], model: str, limit: int | None) -> dict[str, HarnessTask]:
+    """lm-eval's results of one model, task by task."""
+    found: dict[str, HarnessTask] = {}
+    for task, metrics in raw["results"].items():
+        scores = dict(_scores(metrics))
+        if not scores:
+            continue
+        found[task] = {
+            "lm_eval": metadata.version("lm_eval"),
+            "task_version": str(raw["versions"].get(task, "")),
+            "task_hash": _hash(raw["samples"].get(task, [])),
+            "few_shot": int(raw["n-shot"].get(task, 0)),
+            "documents": int(raw["n-samples"].get(task, {}).get("effective", 0)),
+            "limit": limit,
+            "higher_is_better": {
+                name: bool(better)
+                for name, better in raw["higher_is_better"].get(task, {}).items()
+                if better is not None
+            },
+            "scores": {model: scores},
+        }
+    return found
+
+
+def _scores(metrics: Mapping[str, Any]) -> Iterator[tuple[str, HarnessScore]]:
+    """Of lm-eval's `acc,none` and `acc_stderr,none`."""
+    for key, value in metrics.items():
+        name, comma, kind = key.partition(",")
+        if not comma or name.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        error = metrics.get(f"{name}_stderr,{kind}")
+        yield (
+            name if kind == "none" else f"{name} ({kind})",
+            {
+                "value": float(value),
+                "stderr": float(error) if isinstance(error, int | float) else None,
+            },
+        )
+
+
+def _hash(samples: Sequence[Mapping[str, Any]]) -> str:
+    """lm-eval's own hash of a task's documents, prompts and targets."""
+    parts = (s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples)
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what lm-eval prints off stdout, and its remarks to itself; progress is on stderr."""
+    # Its bootstrap would fork a process that holds threads.
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")
+    log = logging.getLogger("lm_eval")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        log.setLevel(level)

@@ -1,0 +1,60 @@
+"""Models that no run has made, evaluated beside teacher, student and control."""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from kdscale.config import RunConfig
+from kdscale.data.prepared import Prepared
+from kdscale.errors import KdscaleError
+from kdscale.models.build import check_vocabulary, load_config_of
+from kdscale.models.folder import ModelReference, reference_to
+from kdscale.models.tasks import describe_task, task_of
+
+
+def refer_to_others(config: RunConfig, prepared: Prepared) -> dict[str, ModelReference]:
+    """The models of evaluate.models by name. Raises KdscaleError for one that cannot be scored on
+    the run's rows."""
+    found = {}
+    for name, source in config.evaluate.models.items():
+        found[name] = reference_to(source, None, name)
+        _check(name, found[name].local(), config, prepared)
+    return found
+
+
+def _check(name: str, folder: str, config: RunConfig, prepared: Prepared) -> None:
+    """KdscaleError where the model in `folder` has another task, other classes or another tokenizer
+    than the run."""
+    shape, what = load_config_of(folder), f"model {name!r} of evaluate.models"
+    if task_of(shape) != config.task:
+        raise KdscaleError(
+            f"The {what} is a {describe_task(task_of(shape))}, and the run's task is "
+            f"{config.task!r}.",
+            "Leave it out, or give a model of the run's task.",
+        )
+    classes = tuple(shape.id2label[number] for number in sorted(shape.id2label))
+    if prepared.classes and classes != prepared.classes:
+        raise KdscaleError(
+            f"The {what} tells {list(classes)} apart, the data {list(prepared.classes)}.",
+            "Give a model with the run's classes, in their order.",
+        )
+    check_vocabulary(shape, prepared.vocab_size, what)
+    if _vocabulary(folder) != _vocabulary(prepared.tokenizer_folder()):
+        raise KdscaleError(
+            f"The {what} has another tokenizer than the run: its losses are of other tokens, and "
+            "it cannot be compared with the teacher token by token.",
+            f"Compare bytes instead: kdscale lm-eval OUTPUT --model {name}={folder}, whose "
+            "heldout_bits_per_byte suits any tokenizer.",
+        )
+
+
+def _vocabulary(folder: str | Path) -> dict[str, int]:
+    try:
+        found = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise KdscaleError(
+            f"transformers can load no tokenizer from {str(folder)!r}: {error}",
+            "Save the model's tokenizer beside its weights.",
+        ) from error
+    vocabulary: dict[str, int] = found.get_vocab()
+    return vocabulary

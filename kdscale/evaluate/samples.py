@@ -1,0 +1,91 @@
+"""What the models write after the same beginnings of held-out documents, side by side with how the
+documents go on."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, PreTrainedModel
+
+from kdscale.config.evaluate import SamplesConfig
+from kdscale.data.prepared import Prepared, RowTable
+from kdscale.evaluate.alone import write_text
+from kdscale.evaluate.results import Samples
+from kdscale.workers import Worker
+
+_ROWS_LOOKED_AT = 512
+
+
+def write_samples(
+    models: Mapping[str, PreTrainedModel],
+    prepared: Prepared,
+    config: SamplesConfig,
+    worker: Worker,
+    seed: int,
+) -> Samples:
+    """Of causal language models, on the first evaluation set. The same rows, models and seed give
+    the same texts on the same kind of device."""
+    domain = prepared.evaluation_sets[0]
+    prompts, truths = choose_prompts(prepared.split(domain), config)
+    tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer_folder(), trust_remote_code=False)
+    ids = torch.from_numpy(prompts).to(worker.device, torch.int64)
+    written: dict[str, list[str]] = {}
+    for name, model in models.items():
+        new = write_text(
+            model,
+            ids,
+            config.new_tokens,
+            prepared.special_ids,
+            prepared.vocab_size,
+            temperature=config.temperature,
+            seed=seed,
+        )
+        written[name] = [_text(tokenizer, tokens) for tokens in new.cpu().numpy()]
+        worker.beat(f"samples of the {name}")
+    return {
+        "domain": domain,
+        "temperature": config.temperature,
+        "prompt_tokens": prompts.shape[1],
+        "new_tokens": config.new_tokens,
+        "texts": [
+            {
+                "prompt": _text(tokenizer, prompt),
+                "truth": _text(tokenizer, truth),
+                "models": {name: texts[number] for name, texts in written.items()},
+            }
+            for number, (prompt, truth) in enumerate(zip(prompts, truths, strict=True))
+        ],
+    }
+
+
+def choose_prompts(table: RowTable, config: SamplesConfig) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Beginnings of documents' parts ([N, P] int32, N at most config.prompts), evenly over the
+    rows, and how each goes on, up to the end of its row. Parts that go on for long come first."""
+    looked_at = np.unique(
+        np.linspace(0, len(table) - 1, min(len(table), _ROWS_LOOKED_AT)).astype(np.int64)
+    )
+    rows = table.take(looked_at)
+    length = min(config.prompt_tokens, rows.input_ids.shape[1] // 2)
+    parts = [
+        ids[segments == number]
+        for ids, segments in zip(rows.input_ids, rows.segment_ids, strict=True)
+        for number in range(1, int(segments.max()) + 1)
+    ]
+    wanted = length + min(config.new_tokens, rows.input_ids.shape[1] - length)
+    long = [part for part in parts if len(part) >= wanted]
+    usable = long or [part for part in parts if len(part) > length]
+    places = np.linspace(0, len(usable) - 1, min(config.prompts, len(usable))).astype(int)
+    chosen = [usable[place] for place in places]
+    prompts = [part[:length] for part in chosen]
+    return (
+        np.array(prompts, np.int32).reshape(len(chosen), length),
+        [part[length : length + config.new_tokens] for part in chosen],
+    )
+
+
+def _text(tokenizer: Any, tokens: np.ndarray) -> str:
+    text: str = tokenizer.decode(
+        tokens.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return text

@@ -1,0 +1,87 @@
+"""The output of a finished run, made without a cluster: rows, three models, config and results."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdscale.config.data import DataConfig
+from kdscale.config.teacher import ModelConfig
+from kdscale.data.manifest import FORMAT, VERSION, write_manifest
+from kdscale.data.rows import Layout, RowBuilder, concatenate
+from kdscale.data.splits import SplitWriter
+from kdscale.data.tokenizer import encode, train_tokenizer
+from kdscale.evaluate.results import write_results
+from kdscale.models.build import build_model, count_parameters, make_config
+from kdscale.models.folder import publish
+from kdscale.store import Store, open_store, upload_folder
+from tests.runs import tiny_config, write_corpus
+from tests.unit.report.sample import sample_results
+
+T = 64
+_MODULES = ["argparse", "ast", "calendar", "dataclasses", "inspect", "tarfile"]
+_SIZES = {"teacher": 24, "student": 16, "control": 16}
+
+
+def make_finished_run(folder: Path, **changes: Any) -> Store:
+    """The run in `folder`/output; `changes` as of `tiny_config`."""
+    corpus = write_corpus(folder / "corpus", _MODULES)
+    store = open_store(str(folder / "output"))
+    config = tiny_config(corpus, store.url, data__row_length=T, **changes)
+    config["tracking"] = {"wandb": "disabled"}
+    store.put("config.resolved.yaml", yaml.safe_dump(config).encode())
+    record = {"stages": {"prepare": {"state": "complete", "fingerprint": "rows"}}}
+    store.put("run.json", json.dumps(record).encode())
+    texts = [path.read_text(encoding="utf-8") for path in sorted(corpus.iterdir())]
+    ids = _prepare(store.child("prepared/rows"), texts, folder / "tokenizer")
+    for name, hidden in _SIZES.items():
+        make_model(store, name, hidden, ids, folder / "tokenizer")
+    write_results(store, sample_results())
+    return store
+
+
+def make_model(
+    store: Store, name: str, hidden: int, ids: dict[str, Any], tokenizer: Path, **options: Any
+) -> None:
+    """A Llama with random weights, published to `name`; its embedding has padding."""
+    sizes = {"hidden_size": hidden, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.4}
+    shape = ModelConfig(
+        architecture="llama", options=sizes | heads | options, pad_vocab_to_multiple_of=64
+    )
+    special = {f"{n}_token_id": ids[f"{i}_id"] for n, i in _SPECIAL.items()}
+    model = build_model(make_config(shape, ids["vocab_size"], special, T), seed=hidden)
+    publish(
+        store,
+        name,
+        export=lambda folder: model.save_pretrained(folder),
+        tokenizer=tokenizer,
+        fingerprint=name,
+        parameters=count_parameters(model),
+    )
+
+
+_SPECIAL = {"bos": "start", "eos": "end", "pad": "pad"}
+
+
+def _prepare(store: Store, texts: list[str], tokenizer: Path) -> dict[str, Any]:
+    """Rows as the prepare stage writes them, all of them held out."""
+    info = train_tokenizer(texts, 400, tokenizer)
+    upload_folder(tokenizer, store, "tokenizer")
+    builder = RowBuilder(Layout(T, 1, False, True, info.pad_id))
+    text = (tokenizer / "tokenizer.json").read_text()
+    rows = concatenate(list(builder.build(encode(text, info, [t[:12000] for t in texts]))), T)
+    writer = SplitWriter("causal-lm", DataConfig(row_length=T), store, "", info, lambda *_: None)
+    # The quickest way to an entry of the manifest: the writer's own last step.
+    entry = writer._store_rows("validation", [rows], replace(builder.counts))
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "row_length": T,
+        "tokenizer": info.as_dict(),
+        "splits": {"train": entry, "validation": entry},
+    }
+    write_manifest(store, manifest)
+    return asdict(info)

@@ -1,0 +1,128 @@
+"""Speed and samples of whole models beside each other."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kdscale.config.evaluate import SamplesConfig, SpeedConfig
+from kdscale.evaluate import alone
+from kdscale.evaluate.alone import load_alone, write_text
+from kdscale.evaluate.finished import FinishedRun
+from kdscale.evaluate.samples import choose_prompts, write_samples
+from kdscale.evaluate.speed import measure_speed
+from kdscale.models.folder import ModelReference, read_marker
+from kdscale.store import open_store
+from kdscale.workers import current_worker
+from tests.unit.evaluate.finished import T, make_finished_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    folder = tmp_path_factory.mktemp("run")
+    make_finished_run(folder)
+    return FinishedRun(open_store(str(folder / "output")))
+
+
+@pytest.fixture(scope="module")
+def references(run: FinishedRun) -> dict[str, ModelReference]:
+    found = {name: read_marker(run.output.child(name)) for name in ("teacher", "student")}
+    return {name: marker for name, marker in found.items() if marker is not None}
+
+
+def test_every_turn_measures_every_model(
+    run: FinishedRun, references: dict[str, ModelReference]
+) -> None:
+    models = load_alone(references, current_worker())
+    config = SpeedConfig(turns=2, rows=3, new_tokens=5)
+    found = measure_speed(models, references, run.prepared(), config, current_worker())
+    assert (found["device"], found["dtype"]) == ("CPU", "float32")
+    assert (found["rows"], found["row_length"], found["turns"]) == (3, T, 2)
+    for name in ("teacher", "student"):
+        speed = found["models"][name]
+        assert speed["bytes"] == (Path(run.model_folder(name)) / "model.safetensors").stat().st_size
+        assert speed["tokens_per_second"] > 0
+        assert 0 < speed["row_seconds"] <= speed["row_seconds_p90"]
+        assert 0 < speed["text_seconds"] <= speed["text_seconds_p90"]
+
+
+def test_turns_end_with_their_time(run: FinishedRun, references: dict[str, ModelReference]) -> None:
+    models = load_alone(references, current_worker())
+    config = SpeedConfig(turns=50, rows=1, new_tokens=1, seconds=1e-9)
+    found = measure_speed(models, references, run.prepared(), config, current_worker())
+    assert found["turns"] == 1
+
+
+def test_the_largest_is_left_out_where_memory_is_short(
+    references: dict[str, ModelReference],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    student = references["student"].parameters
+    monkeypatch.setattr(alone, "_room", lambda worker: 4 * (student + 1))
+    assert list(load_alone(references, current_worker())) == ["student"]
+
+
+def test_greedy_text_is_the_argmax_of_whole_forwards(
+    run: FinishedRun, references: dict[str, ModelReference]
+) -> None:
+    prepared = run.prepared()
+    model = load_alone(references, current_worker())["student"]
+    vocabulary = prepared.vocab_size
+    ids = torch.randint(vocabulary, (3, 9), generator=torch.Generator().manual_seed(0))
+    got = write_text(model, ids, 6, prepared.special_ids, vocabulary, whole=True)
+    expected = ids
+    for _ in range(6):
+        with torch.no_grad():
+            logits = model(expected).logits[:, -1, :vocabulary]
+        # A text that is whole does not end.
+        logits[:, prepared.special_ids["eos_token_id"]] = -torch.inf
+        expected = torch.cat([expected, logits.argmax(-1, keepdim=True)], dim=1)
+    assert torch.equal(got, expected[:, 9:])
+
+
+def test_drawn_text_follows_its_seed_and_leaves_the_generator_alone(
+    run: FinishedRun, references: dict[str, ModelReference]
+) -> None:
+    prepared = run.prepared()
+    model = load_alone(references, current_worker())["student"]
+    ids = torch.full((2, 4), 7)
+
+    def text(seed: int) -> list[list[int]]:
+        options = {"temperature": 1.5, "seed": seed, "whole": True}
+        return write_text(
+            model, ids, 12, prepared.special_ids, prepared.vocab_size, **options
+        ).tolist()
+
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    assert text(1) == text(1)
+    assert text(1) != text(2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert max(map(max, text(3))) < prepared.vocab_size
+
+
+def test_samples_are_of_documents_and_stand_beside_their_truth(
+    run: FinishedRun, references: dict[str, ModelReference]
+) -> None:
+    models = load_alone(references, current_worker())
+    config = SamplesConfig(prompts=3, prompt_tokens=16, new_tokens=24)
+    found = write_samples(models, run.prepared(), config, current_worker(), seed=0)
+    assert (found["domain"], found["temperature"]) == ("validation", None)
+    assert len(found["texts"]) == 3
+    corpus = "\n".join(
+        path.read_text(encoding="utf-8")
+        for path in Path(run.config.data.train.path or "").iterdir()
+    )
+    for text in found["texts"]:
+        assert (text["prompt"] + text["truth"]).strip("\ufffd") in corpus
+        assert set(text["models"]) == {"teacher", "student"}
+
+
+def test_prompts_are_at_most_half_a_row(run: FinishedRun) -> None:
+    table = run.prepared().split("validation")
+    config = SamplesConfig(prompts=2, prompt_tokens=1000, new_tokens=1000)
+    prompts, truths = choose_prompts(table, config)
+    assert prompts.shape == (2, T // 2)
+    assert [len(truth) for truth in truths] == [T - T // 2] * 2
+    assert not np.array_equal(prompts[0], prompts[1])
