@@ -158,8 +158,8 @@ class Prepare:
                 "tokenizer": {"kind": "train", "vocab_size": 8192, "sample_documents": 20_000},
                 "row_length": 512,
             },
-            "teacher": {"model": MODEL, "training": {"steps": 1}},
-            "distill": {"student": {"model": MODEL}, "training": {"steps": 1}},
+            "teacher": {"model": MODEL, "training": {"steps": 1, "batch_rows": 2}},
+            "distill": {"student": {"model": MODEL}, "training": {"steps": 1, "batch_rows": 2}},
         }
         path = folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(config))

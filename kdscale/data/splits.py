@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from kdscale.config.data import DataConfig
 from kdscale.config.task import Task
@@ -117,28 +117,14 @@ class SplitWriter:
 
     def _store_rows(self, name: str, chunks: Iterable[Rows], counts: RowCounts) -> dict[str, Any]:
         """Put the rows as shards, and their ids beside them. `counts` are complete after that."""
-        length = self._config.row_length
-        shards = []
-        targets, byte_count = 0, 0.0
-        classes: Counter[int] = Counter()
+        # The ids of all rows are one object, which may be larger than what memory has to spare.
         with TemporaryDirectory(prefix="kdscale-ids-") as folder:
             ids = Path(folder) / "ids"
             with ids.open("wb") as file:
-                for number, rows in enumerate(in_shards(chunks, length, rows_per_shard(length))):
-                    entry = self._put(f"rows/{name}-{number:05d}.arrow", encode_shard(rows))
-                    shards.append({**entry, "rows": len(rows)})
-                    file.write(rows.sample_ids.tobytes())
-                    targets += int(rows.loss_mask.sum())
-                    byte_count += float(rows.byte_counts.sum())
-                    if rows.labels is not None:
-                        classes.update(rows.labels[rows.loss_mask].tolist())
+                shards, written = self._put_shards(name, chunks, file)
             sample_ids = self._put_file(f"rows/{name}.ids", ids)
-        written: dict[str, Any] = {
-            "rows_written": sum(shard["rows"] for shard in shards),
-            "targets_written": targets,
-            "bytes_written": byte_count,
-            "padding_share": counts.padding / max(1, counts.rows * length),
-        }
+        written["padding_share"] = counts.padding / max(1, counts.rows * self._config.row_length)
+        classes = written.pop("classes")
         if self._task == "sequence-classification":
             written["classes"] = {str(number): classes[number] for number in sorted(classes)}
         return {
@@ -146,6 +132,28 @@ class SplitWriter:
             "labelled": self._task != "causal-lm",
             "shards": shards,
             "sample_ids": sample_ids,
+        }
+
+    def _put_shards(
+        self, name: str, chunks: Iterable[Rows], ids: BinaryIO
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """The shards' entries, and what was counted of their rows, whose ids go to a file."""
+        length, shards = self._config.row_length, []
+        targets, byte_count = 0, 0.0
+        classes: Counter[int] = Counter()
+        for number, rows in enumerate(in_shards(chunks, length, rows_per_shard(length))):
+            entry = self._put(f"rows/{name}-{number:05d}.arrow", encode_shard(rows))
+            shards.append({**entry, "rows": len(rows)})
+            ids.write(rows.sample_ids.tobytes())
+            targets += int(rows.loss_mask.sum())
+            byte_count += float(rows.byte_counts.sum())
+            if rows.labels is not None:
+                classes.update(rows.labels[rows.loss_mask].tolist())
+        return shards, {
+            "rows_written": sum(shard["rows"] for shard in shards),
+            "targets_written": targets,
+            "bytes_written": byte_count,
+            "classes": classes,
         }
 
     def _put(self, key: str, data: bytes) -> dict[str, Any]:
