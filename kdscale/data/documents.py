@@ -1,4 +1,4 @@
-"""Ray Data: reads, cleans and tokenises a corpus on the cluster, streaming and in a fixed order.
+"""Reads, cleans and tokenises a corpus on the cluster, streaming and in a fixed order.
 
 Tasks write what they make to the store (`work`), a part at a time, and tell the driver how much it
 is; the driver reads the hashes of documents, then their tokens, a part at a time. So neither Ray's
@@ -6,12 +6,10 @@ object store nor any process holds a corpus, and what a killed prepare has made 
 This module loads no torch: its functions run in Ray's workers.
 """
 
-import logging
-import os
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +23,7 @@ from kdscale.data.cleaning import Status, name_hash, text_digest
 from kdscale.data.corpus import Corpus
 from kdscale.data.readers import Document, Piece, read_piece
 from kdscale.data.selection import Facts, no_facts
+from kdscale.data.stream import stream
 from kdscale.data.tokenizer import TokenizerInfo, encode
 from kdscale.data.work import (
     Part,
@@ -37,19 +36,12 @@ from kdscale.data.work import (
     write_batches,
     write_end,
 )
-from kdscale.errors import KdscaleError
 from kdscale.store import Store
 
 # Characters of a part, and those that are encoded at a time: an encoding takes about a hundred
 # times more than its text.
 CLEAN_CHARACTERS = 16 * 2**20
 ENCODE_CHARACTERS = 2**20
-
-# A line for each execution, and a warning that progress bars are off, tell the user nothing.
-_RAY_LOGGERS = {
-    "ray.data._internal.execution.streaming_executor": logging.WARNING,
-    "ray.data._internal.progress": logging.ERROR,
-}
 _COLUMNS: dict[str, pa.DataType] = {
     "place": pa.uint64(),
     "digest": pa.binary(16),
@@ -143,10 +135,12 @@ class Documents:
         wanted = [part for part in self._parts if chosen.covered[part.first : part.stop].any()]
         missing = [_item(part, chosen) for part in wanted if _tokens_key(part.name) not in there]
         options = {"texts": self._texts, "tokens": store, "encoding": encoding}
-        with closing(_stream(encode_part, missing, self._here, options)) as made:
+        with closing(stream(encode_part, missing, self._here, options)) as made:
+            # Tasks begin when the first is asked for: beside what is read of those that are there.
+            ready = chain(list(islice(made, 1)), made)
             for part in wanted:
                 if _tokens_key(part.name) not in there:
-                    next(made)
+                    next(ready)
                 for batch in read_batches(store, _tokens_key(part.name)):
                     yield from _token_documents(batch)
 
@@ -178,7 +172,7 @@ def read_corpus(
     ]
     options = {"work": store, "source": corpus.source, "config": config}
     read, found = 0, dict[int, list[int]]()
-    with closing(_stream(clean_batch, missing, here, options)) as made:
+    with closing(stream(clean_batch, missing, here, options)) as made:
         for number in range(len(batches)):
             if limit is not None and read >= limit:
                 break
@@ -317,66 +311,3 @@ def _cleaned(work: Store, source: str) -> Store:
 
 def _tokens_key(part: str) -> str:
     return f"{part}.tokens"
-
-
-def _stream(
-    task: Callable[..., Iterator[pa.Table]],
-    items: list[dict[str, Any]],
-    here: bool,
-    options: dict[str, Any],
-) -> Generator[dict[str, Any], None, None]:
-    """What `task` says of each item, in order; a Ray task an item, as many at a time as there are
-    cores."""
-    if not items:
-        return
-    import ray
-
-    for name, level in _RAY_LOGGERS.items():
-        logging.getLogger(name).setLevel(level)
-    data = ray.data.from_items(items, override_num_blocks=len(items))
-    # The data set's own settings, which all that is derived from it inherits.
-    data.context.execution_options.preserve_order = True
-    data.context.enable_progress_bars = False
-    data.context.print_on_execution_start = False
-    data = data.map_batches(
-        task,
-        batch_size=None,
-        batch_format="pyarrow",
-        fn_kwargs=options,
-        **_placement(here, len(items)),
-    )
-    with _readable_errors():
-        for table in data.iter_batches(batch_size=None, batch_format="pyarrow"):
-            yield from table.to_pylist()
-
-
-def _placement(here: bool, tasks: int) -> dict[str, Any]:
-    """Where the tasks can run: this machine's files are read and written here only, a store's
-    anywhere.
-
-    Reading here takes no CPU from Ray's books, because the head node of a cluster often has none;
-    the pool's size keeps it to the cores there are.
-    """
-    if not here:
-        return {}
-    import ray
-
-    return {
-        "num_cpus": 0,
-        "compute": ray.data.TaskPoolStrategy(size=min(tasks, os.cpu_count() or 1)),
-        "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()},
-    }
-
-
-@contextmanager
-def _readable_errors() -> Iterator[None]:
-    """Raise the KdscaleError that a task raised, without Ray's wrapping."""
-    try:
-        yield
-    except Exception as error:  # Ray's own types differ from release to release
-        link: BaseException | None = error
-        while link is not None:
-            if type(link) is KdscaleError:
-                raise link from None
-            link = getattr(link, "cause", None) or link.__cause__
-        raise

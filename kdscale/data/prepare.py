@@ -6,6 +6,7 @@ are built in the driver (`rows`), which takes a second for every ten million tok
 their order the same on any cluster.
 """
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ from kdscale.data.work import WORK, clear_work
 from kdscale.errors import KdscaleError
 from kdscale.store import Store, upload_folder
 
+# Of the trained tokenizer, in the work: it is stored.
+_TOKENIZER_INFO = "tokenizer.json"
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -83,12 +86,17 @@ def prepare(
     store.delete(MANIFEST)
     identity = identity or fingerprint(data_identity(config, task))
     clear_work(store, keep=identity)
-    reader = _Reader(config, store.child(f"{WORK}/{identity}"), progress)
+    work = store.child(f"{WORK}/{identity}")
+    reader = _Reader(config, work, progress)
     train = reader.read_training(corpora["train"])
     first = train.first_training_places(config.validation_share)
     training = train.choose(first=first)
     progress(0, 1, f"{config.tokenizer.kind} tokenizer")
-    tokenizer_json, info = _tokenizer(config, task, train, training, teacher_tokenizer, store)
+    if config.tokenizer.kind == "train":
+        tokenizer_json, info = _trained_tokenizer(config, task, train, training, store, work)
+    else:
+        assert teacher_tokenizer is not None, "the caller has the teacher at hand"
+        tokenizer_json, info = _teachers_tokenizer(task, teacher_tokenizer, store)
     writer = SplitWriter(task, config, store, tokenizer_json, info, progress)
     counts = {"train": train.counts(config)}
     labelled = train.with_label_share(training, config.labels)
@@ -229,33 +237,43 @@ class _Reader:
         return read_corpus(corpus, self._config, self._work, name, progress)
 
 
-def _tokenizer(
-    config: DataConfig,
-    task: Task,
-    train: _Source,
-    training: Chosen,
-    teacher_tokenizer: Path | None,
-    store: Store,
+def _trained_tokenizer(
+    config: DataConfig, task: Task, train: _Source, training: Chosen, store: Store, work: Store
 ) -> tuple[str, TokenizerInfo]:
-    """Make the tokenizer and store its folder; its `tokenizer.json` and what is known of it."""
+    """Train the tokenizer, unless a prepare that was killed has, and store its folder; its
+    `tokenizer.json` and what is known of it."""
+    if work.exists(_TOKENIZER_INFO):
+        info = TokenizerInfo(**json.loads(work.get(_TOKENIZER_INFO)))
+        return store.get(f"tokenizer/{TOKENIZER_FILE}").decode(), info
+    places, most = train.facts.places, config.tokenizer.sample_documents
+    first = np.uint64(first_sample_place(places[training.covered], most))
+    texts = train.documents.texts(training.covered & (places >= first))
     with TemporaryDirectory(prefix="kdscale-tokenizer-") as name:
-        folder = Path(name)
-        if config.tokenizer.kind == "train":
-            places, most = train.facts.places, config.tokenizer.sample_documents
-            first = np.uint64(first_sample_place(places[training.covered], most))
-            texts = train.documents.texts(training.covered & (places >= first))
-            masks = task == "masked-lm"
-            info = train_tokenizer(texts, config.tokenizer.vocab_size, folder, masks=masks)
-        else:
-            assert teacher_tokenizer is not None, "the caller has the teacher at hand"
-            info = adopt_tokenizer(teacher_tokenizer, folder)
-            if task == "masked-lm" and info.mask_id is None:
-                raise KdscaleError(
-                    "The teacher's tokenizer has no mask token, which the task masked-lm needs.",
-                    "Use a masked language model such as BERT as the teacher.",
-                )
-        upload_folder(folder, store, "tokenizer")
-        return (folder / TOKENIZER_FILE).read_text(encoding="utf-8"), info
+        folder, masks = Path(name), task == "masked-lm"
+        info = train_tokenizer(texts, config.tokenizer.vocab_size, folder, masks=masks)
+        encoded = _stored(folder, store)
+    work.put(_TOKENIZER_INFO, json.dumps(info.as_dict()).encode())
+    return encoded, info
+
+
+def _teachers_tokenizer(
+    task: Task, teacher_tokenizer: Path, store: Store
+) -> tuple[str, TokenizerInfo]:
+    """The same of the teacher's tokenizer."""
+    with TemporaryDirectory(prefix="kdscale-tokenizer-") as name:
+        info = adopt_tokenizer(teacher_tokenizer, Path(name))
+        if task == "masked-lm" and info.mask_id is None:
+            raise KdscaleError(
+                "The teacher's tokenizer has no mask token, which the task masked-lm needs.",
+                "Use a masked language model such as BERT as the teacher.",
+            )
+        return _stored(Path(name), store), info
+
+
+def _stored(folder: Path, store: Store) -> str:
+    """Upload the folder of a tokenizer; its `tokenizer.json`."""
+    upload_folder(folder, store, "tokenizer")
+    return (folder / TOKENIZER_FILE).read_text(encoding="utf-8")
 
 
 def _require_documents(name: str, counts: dict[str, int]) -> None:

@@ -4,6 +4,7 @@ only what is missing.
     work/<identity>/<source>/documents/00003-00012.texts    a part: some documents of batch 3
     work/<identity>/<source>/documents/00003-00012.facts    their hashes and fates; written later
     work/<identity>/<source>/documents/00003.end            the batch is complete; documents a part
+    work/<identity>/tokenizer.json                          the trained tokenizer is stored
     work/<identity>/<split>/<tokenizer>/00003-00012.tokens  the tokens of the part's documents
 
 Batches follow from the pieces of a corpus and parts from its text, whatever the cluster. Tables are
