@@ -3,7 +3,7 @@
 import json
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,11 +13,26 @@ import pytest
 
 from tests.runs import kdscale, run_kdscale, tiny_config, write_config
 
-pytestmark = [pytest.mark.fault, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.fault, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 FILES, DOCUMENTS = 12, 150
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 240
 Times = dict[str, int]
+
+
+@pytest.fixture
+def begin() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """`kdscale`, killed at the end of the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        started.append(kdscale(*arguments))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def write_corpus(folder: Path) -> Path:
@@ -63,7 +78,7 @@ def kill_when(process: subprocess.Popen[str], is_time: Callable[[], bool]) -> No
         time.sleep(0.01)
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
-    process.communicate()
+    process.wait()
     _, left = psutil.wait_procs(family, PATIENCE_SECONDS)
     assert not left
 
@@ -84,7 +99,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
-def test_a_killed_prepare_goes_on_and_makes_the_same_bytes(tmp_path: Path) -> None:
+def test_a_killed_prepare_goes_on_and_makes_the_same_bytes(
+    tmp_path: Path, begin: Callable[..., subprocess.Popen[str]]
+) -> None:
     corpus = write_corpus(tmp_path / "corpus")
     folder = tmp_path / "killed"
     start = arguments(folder, corpus)
@@ -92,14 +109,14 @@ def test_a_killed_prepare_goes_on_and_makes_the_same_bytes(tmp_path: Path) -> No
     def count(suffix: str) -> int:
         return sum(key.endswith(suffix) for key in work_of(folder))
 
-    kill_when(kdscale(*start), lambda: count(".end") >= 3)
+    kill_when(begin(*start), lambda: count(".end") >= 3)
     cleaned = work_of(folder)
     assert 3 <= count(".end") < FILES
-    kill_when(kdscale(*start), lambda: count(".tokens") >= 1)
+    kill_when(begin(*start), lambda: count(".tokens") >= 1)
     tokenised = work_of(folder)
     assert count(".end") == FILES
     assert cleaned.items() <= tokenised.items()
-    seen = watch(kdscale(*start), folder)
+    seen = watch(begin(*start), folder)
     # Whatever was there was not written again.
     assert {(key, when) for key, when in seen if key in tokenised} <= set(tokenised.items())
     assert len({key for key, _ in seen}) == len(seen)
