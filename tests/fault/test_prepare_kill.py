@@ -31,8 +31,8 @@ def begin() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     yield start
     for process in started:
-        process.kill()
-        process.communicate()
+        with process:
+            process.kill()
 
 
 def write_corpus(folder: Path) -> Path:
