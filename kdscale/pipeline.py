@@ -211,6 +211,7 @@ def _prepare(
             store=run.prepared_store,
             teacher_tokenizer=tokenizer,
             progress=progress.update,
+            identity=run.prepare_fingerprint,
         )
     return [f"{what}: {numbers}" for what, numbers in summarise(manifest)]
 

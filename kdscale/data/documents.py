@@ -1,15 +1,15 @@
-"""Ray Data: reads, cleans and tokenises a corpus on the cluster, streaming and in a fixed order.
+"""Reads, cleans and tokenises a corpus on the cluster, streaming and in a fixed order.
 
-The cleaned documents stay in Ray's object store, which spills to disk; the driver sees their
-hashes, then their tokens, a block at a time. This module loads no torch: its functions run in Ray's
-workers.
+Tasks write what they make to the store (`work`), a part at a time, and tell the driver how much it
+is; the driver reads the hashes of documents, then their tokens, a part at a time. So neither Ray's
+object store nor any process holds a corpus, and what a killed prepare has made is not made again.
+This module loads no torch: its functions run in Ray's workers.
 """
 
-import logging
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,31 +17,32 @@ import pyarrow as pa
 
 from kdscale.config.data import DataConfig, SourceConfig
 from kdscale.data.augment import Augmenter
-from kdscale.data.classes import UNKNOWN_LABEL, Classes
+from kdscale.data.classes import Classes
 from kdscale.data.cleaner import Cleaner
 from kdscale.data.cleaning import Status, name_hash, text_digest
 from kdscale.data.corpus import Corpus
-from kdscale.data.readers import Piece, read_piece
-from kdscale.data.selection import Choice, Facts
-from kdscale.data.strata import used_labels
+from kdscale.data.readers import Document, Piece, read_piece
+from kdscale.data.selection import Facts, no_facts
+from kdscale.data.stream import stream
 from kdscale.data.tokenizer import TokenizerInfo, encode
-from kdscale.errors import KdscaleError
+from kdscale.data.work import (
+    Part,
+    all_parts,
+    in_batches,
+    part_name,
+    read_batches,
+    read_ends,
+    whole_parts,
+    write_batches,
+    write_end,
+)
+from kdscale.store import Store
 
-BLOCKS_PER_CPU = 4
-# A key is the piece's number times this, plus the document's number in the piece.
-DOCUMENTS_PER_PIECE = 2**36
-# Characters that a task holds at a time: an encoding takes about a hundred times more than its
-# text.
+# Characters of a part, and those that are encoded at a time: an encoding takes about a hundred
+# times more than its text.
 CLEAN_CHARACTERS = 16 * 2**20
 ENCODE_CHARACTERS = 2**20
-
-# A line for each execution, and a warning that progress bars are off, tell the user nothing.
-_RAY_LOGGERS = {
-    "ray.data._internal.execution.streaming_executor": logging.WARNING,
-    "ray.data._internal.progress": logging.ERROR,
-}
-_FACTS: dict[str, pa.DataType] = {
-    "key": pa.int64(),
+_COLUMNS: dict[str, pa.DataType] = {
     "place": pa.uint64(),
     "digest": pa.binary(16),
     "status": pa.uint8(),  # a Status, or FIRST_STEP + the step that dropped it
@@ -49,7 +50,8 @@ _FACTS: dict[str, pa.DataType] = {
     "bands": pa.binary(),  # of the search for near duplicates
     "label": pa.string(),
 }
-_DOCUMENTS = pa.schema({**_FACTS, "text": pa.large_string()})
+_FACTS = pa.schema(_COLUMNS)
+_TEXTS = pa.schema({"text": pa.large_string()})
 _TOKENS = pa.schema({"tokens": pa.large_list(pa.int32()), "bytes": pa.int64(), "label": pa.int32()})
 
 
@@ -63,68 +65,235 @@ class TokenDocument(NamedTuple):
 
 @dataclass(frozen=True)
 class Chosen:
-    """Which documents, and which of their labels are used."""
+    """Which of a source's N documents, and their labels as they are used."""
 
-    choice: Choice
-    classes: Classes | None = None
-    label_bounds: np.ndarray | None = None  # see `used_labels`; None: all
+    covered: np.ndarray  # [N] bool
+    labels: np.ndarray  # [N] int32
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How texts become tokens."""
+
+    tokenizer_json: str
+    info: TokenizerInfo
     augmenter: Augmenter | None = None  # their varied copies in place of themselves
 
 
-def read_corpus(corpus: Corpus, config: DataConfig) -> Any:
-    """The cleaned documents as a materialised Ray data set of `_DOCUMENTS`, in piece order.
+class Documents:
+    """The cleaned documents of a source, in the order of its pieces: on the store, in parts."""
+
+    def __init__(self, work: Store, source: str, parts: list[Part], here: bool) -> None:
+        """`here`: tasks run on this machine only."""
+        self._work = work
+        self._texts = _cleaned(work, source)
+        self._parts = parts
+        self._here = here
+
+    def __len__(self) -> int:
+        return self._parts[-1].stop if self._parts else 0
+
+    def labels(self) -> Iterator[str | None]:
+        """The labels of all documents that were kept, as they are written."""
+        for _, batch in self._facts():
+            kept = batch["status"].to_numpy() == Status.KEPT
+            yield from batch["label"].filter(pa.array(kept)).to_pylist()
+
+    def facts(self, classes: Classes | None = None) -> Facts:
+        """What the driver needs to know of them. KdscaleError for a label that is none of the
+        classes."""
+        facts = no_facts(len(self))
+        for part, batch in self._facts():
+            here = slice(part.first, part.stop)
+            facts.places[here] = batch["place"].to_numpy()
+            digests = b"".join(batch["digest"].to_pylist())
+            facts.digests[here] = np.frombuffer(digests, "<u8").reshape(-1, 2)
+            facts.status[here] = batch["status"].to_numpy()
+            facts.changed[here] = batch["changed"].to_numpy()
+            if classes is not None:
+                facts.labels[here] = [classes.number(label) for label in batch["label"].to_pylist()]
+            bands = _bands(batch["bands"].to_pylist())
+            if bands is not None:
+                if facts.bands is None:
+                    facts = replace(facts, bands=np.zeros((len(self), bands.shape[1]), "<u8"))
+                assert facts.bands is not None
+                facts.bands[here] = bands
+        return facts
+
+    def texts(self, covered: np.ndarray) -> Iterator[str]:
+        """The texts where `covered` ([N] bool), in order."""
+        for part in self._parts:
+            mask = covered[part.first : part.stop]
+            if mask.any():
+                yield from _picked(self._texts, part.name, mask)
+
+    def tokens(self, split: str, chosen: Chosen, encoding: Encoding) -> Iterator[TokenDocument]:
+        """The chosen documents, or their varied copies, in order. What a prepare that was killed
+        has encoded under the name of this `split` is not encoded again."""
+        store = self._work.child(f"{split}/{encoding.info.sha256[:16]}")
+        there = set(store.list())
+        wanted = [part for part in self._parts if chosen.covered[part.first : part.stop].any()]
+        missing = [_item(part, chosen) for part in wanted if _tokens_key(part.name) not in there]
+        options = {"texts": self._texts, "tokens": store, "encoding": encoding}
+        with closing(stream(encode_part, missing, self._here, options)) as made:
+            # Tasks begin when the first is asked for: beside what is read of those that are there.
+            ready = chain(list(islice(made, 1)), made)
+            for part in wanted:
+                if _tokens_key(part.name) not in there:
+                    next(ready)
+                for batch in read_batches(store, _tokens_key(part.name)):
+                    yield from _token_documents(batch)
+
+    def _facts(self) -> Iterator[tuple[Part, Any]]:
+        for part in self._parts:
+            for batch in read_batches(self._texts, f"{part.name}.facts"):
+                yield part, batch.slice(0, part.stop - part.first)
+
+
+def read_corpus(
+    corpus: Corpus,
+    config: DataConfig,
+    work: Store,
+    name: str,
+    progress: Callable[[int, int], None],
+) -> Documents:
+    """Clean the documents of a corpus, but for those that an earlier start has cleaned under this
+    `name` in `work`. `progress` counts batches.
 
     Raises KdscaleError where a piece cannot be read.
     """
-    import ray
-
-    for name, level in _RAY_LOGGERS.items():
-        logging.getLogger(name).setLevel(level)
-    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    items = [{"number": at, **asdict(piece)} for at, piece in enumerate(corpus.pieces)]
-    blocks = min(len(items), BLOCKS_PER_CPU * cpus)
-    data = ray.data.from_items(items, override_num_blocks=blocks)
-    # The data set's own settings, which all that is derived from it inherits.
-    data.context.execution_options.preserve_order = True
-    data.context.enable_progress_bars = False
-    data.context.print_on_execution_start = False
-    data = data.map_batches(
-        clean_pieces,
-        batch_size=None,
-        batch_format="pyarrow",
-        fn_kwargs={"source": corpus.source, "config": config},
-        **_placement(corpus, blocks),
-    )
-    if corpus.source.limit is not None:
-        data = data.limit(corpus.source.limit)
-    with _readable_errors():
-        return data.materialize()
+    store, limit = _cleaned(work, name), corpus.source.limit
+    here = corpus.local or store.local_path() is not None
+    batches, ends = in_batches(corpus.pieces), read_ends(store)
+    missing = [
+        {"number": number, "pieces": [asdict(piece) for piece in pieces]}
+        for number, pieces in enumerate(batches)
+        if number not in ends
+    ]
+    options = {"work": store, "source": corpus.source, "config": config}
+    read, found = 0, dict[int, list[int]]()
+    with closing(stream(clean_batch, missing, here, options)) as made:
+        for number in range(len(batches)):
+            if limit is not None and read >= limit:
+                break
+            progress(number, len(batches))
+            found[number] = ends[number] if number in ends else next(made)["documents"]
+            read += sum(found[number])
+    return Documents(work, name, all_parts(found, limit), here)
 
 
-def read_labels(data: Any) -> Iterator[str | None]:
-    """The labels of all documents that were kept, as they are written."""
-    for batch in _batches(data.select_columns(["status", "label"])):
-        kept = batch["status"].to_numpy() == Status.KEPT
-        yield from batch["label"].filter(pa.array(kept)).to_pylist()
+def clean_batch(
+    batch: pa.Table, *, work: Store, source: SourceConfig, config: DataConfig
+) -> Iterator[pa.Table]:
+    """A Ray Data task: the documents of some pieces, those left out with an empty text."""
+    for item in batch.to_pylist():
+        number, pieces = item["number"], [Piece(**piece) for piece in item["pieces"]]
+        made = whole_parts(work, number)
+        label_field = None if config.labels is None else config.labels.field
+        documents = (each for piece in pieces for each in read_piece(piece, source, label_field))
+        rest = islice(documents, sum(made), source.limit)
+        for facts, texts in _clean(rest, config):
+            name = part_name(number, len(made))
+            write_batches(work, f"{name}.texts", _TEXTS, [texts])
+            write_batches(work, f"{name}.facts", _FACTS, [facts])
+            made.append(len(texts))
+        write_end(work, number, made)
+        yield pa.table({"documents": pa.array([made], pa.list_(pa.int64()))})
 
 
-def read_facts(data: Any, classes: Classes | None = None) -> Facts:
-    """What the driver needs to know of the documents in `data` (from `read_corpus`). KdscaleError
-    for a label that is none of the classes."""
-    batches = list(_batches(data.select_columns(list(_FACTS))))
-    table: Any = pa.Table.from_batches(batches, pa.schema(_FACTS))
-    digests = b"".join(table["digest"].to_pylist())
-    keys = table["key"].to_numpy()
-    assert (keys[1:] > keys[:-1]).all(), "Ray Data was told to preserve the order"
-    return Facts(
-        keys=keys,
-        places=table["place"].to_numpy(),
-        digests=np.frombuffer(digests, "<u8").reshape(-1, 2),
-        status=table["status"].to_numpy(),
-        labels=_numbers(table["label"], classes),
-        changed=table["changed"].to_numpy(),
-        bands=_bands(table["bands"].to_pylist()),
-    )
+def encode_part(
+    batch: pa.Table, *, texts: Store, tokens: Store, encoding: Encoding
+) -> Iterator[pa.Table]:
+    """A Ray Data task: the chosen documents of parts as columns of `_TOKENS`."""
+    for item in batch.to_pylist():
+        name, count = item["part"], item["documents"]
+        covered = np.unpackbits(np.frombuffer(item["covered"], np.uint8), count=count).astype(bool)
+        picked = _picked(texts, name, covered)
+        labelled = zip(picked, np.frombuffer(item["labels"], np.int32).tolist(), strict=True)
+        write_batches(tokens, _tokens_key(name), _TOKENS, _encoded(labelled, encoding))
+        yield pa.table({"part": [name]})
+
+
+def _clean(
+    documents: Iterable[Document], config: DataConfig
+) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
+    """Hashes and texts of about CLEAN_CHARACTERS at a time."""
+    clean_text = Cleaner(config)
+    rows: list[tuple[Any, ...]] = []
+    texts: list[str] = []
+    characters = 0
+    for found in documents:
+        text, status, changed, bands = clean_text(found.content)
+        label = None if config.labels is None else found.label
+        rows.append((name_hash(found.name), text_digest(text), status, changed, bands, label))
+        texts.append(text)
+        characters += len(text)
+        if characters >= CLEAN_CHARACTERS:
+            yield _part(rows, texts)
+            rows, texts, characters = [], [], 0
+    if rows:
+        yield _part(rows, texts)
+
+
+def _part(rows: list[tuple[Any, ...]], texts: list[str]) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    columns = zip(*rows, strict=True)
+    arrays = [pa.array(c, field.type) for c, field in zip(columns, _FACTS, strict=True)]
+    facts = pa.record_batch(arrays, schema=_FACTS)
+    return facts, pa.record_batch([pa.array(texts, pa.large_string())], schema=_TEXTS)
+
+
+def _encoded(documents: Iterable[tuple[str, int]], encoding: Encoding) -> Iterator[pa.RecordBatch]:
+    """`_TOKENS` of (text, label) documents, of about ENCODE_CHARACTERS at a time."""
+    vary = encoding.augmenter
+    if vary is not None:
+        documents = ((copy, label) for text, label in documents for copy in vary.vary(text))
+    for group in _groups(documents):
+        texts, labels = zip(*group, strict=True)
+        encoded = list(encode(encoding.tokenizer_json, encoding.info, list(texts)))
+        tokens = [tokens for tokens, _ in encoded]
+        offsets = np.cumsum([0, *map(len, tokens)])
+        lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(tokens)))
+        sizes = pa.array([byte_count for _, byte_count in encoded], pa.int64())
+        yield pa.record_batch([lists, sizes, pa.array(labels, pa.int32())], schema=_TOKENS)
+
+
+def _groups(documents: Iterable[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
+    """The documents in groups of about ENCODE_CHARACTERS."""
+    group: list[tuple[str, int]] = []
+    characters = 0
+    for text, label in documents:
+        group.append((text, label))
+        characters += len(text)
+        if characters >= ENCODE_CHARACTERS:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
+
+
+def _token_documents(batch: Any) -> Iterator[TokenDocument]:
+    tokens, offsets = batch["tokens"].values.to_numpy(), batch["tokens"].offsets.to_numpy()
+    numbers = zip(batch["bytes"].to_pylist(), batch["label"].to_pylist(), strict=True)
+    for at, (byte_count, label) in enumerate(numbers):
+        yield TokenDocument(tokens[offsets[at] : offsets[at + 1]], byte_count, label)
+
+
+def _item(part: Part, chosen: Chosen) -> dict[str, Any]:
+    """What `encode_part` needs to know of a part."""
+    covered = chosen.covered[part.first : part.stop]
+    labels = chosen.labels[part.first : part.stop][covered]
+    return {
+        "part": part.name,
+        "documents": len(covered),
+        "covered": np.packbits(covered).tobytes(),
+        "labels": labels.tobytes(),
+    }
+
+
+def _picked(texts: Store, part: str, covered: np.ndarray) -> Iterator[str]:
+    """The texts of a part where `covered`, which leaves out what is beyond its end."""
+    for batch in read_batches(texts, f"{part}.texts"):
+        yield from batch["text"].slice(0, len(covered)).filter(pa.array(covered)).to_pylist()
 
 
 def _bands(values: list[bytes | None]) -> np.ndarray | None:
@@ -136,162 +305,9 @@ def _bands(values: list[bytes | None]) -> np.ndarray | None:
     return np.frombuffer(whole, "<u8").reshape(len(values), -1)
 
 
-def read_texts(data: Any, chosen: Chosen) -> Iterator[str]:
-    """The chosen documents' texts, in order, streamed to the driver."""
-    picked = data.map_batches(
-        pick, batch_size=None, batch_format="pyarrow", fn_kwargs={"chosen": chosen}
-    )
-    for batch in _batches(picked):
-        yield from batch["text"].to_pylist()
+def _cleaned(work: Store, source: str) -> Store:
+    return work.child(f"{source}/documents")
 
 
-def read_tokens(
-    data: Any, chosen: Chosen, tokenizer_json: str, info: TokenizerInfo
-) -> Iterator[TokenDocument]:
-    """The chosen documents in order."""
-    encoded = data.map_batches(
-        encode_documents,
-        batch_size=None,
-        batch_format="pyarrow",
-        fn_kwargs={"chosen": chosen, "tokenizer_json": tokenizer_json, "info": info},
-    )
-    for batch in _batches(encoded):
-        tokens, offsets = batch["tokens"].values.to_numpy(), batch["tokens"].offsets.to_numpy()
-        numbers = zip(batch["bytes"].to_pylist(), batch["label"].to_pylist(), strict=True)
-        for at, (byte_count, label) in enumerate(numbers):
-            yield TokenDocument(tokens[offsets[at] : offsets[at + 1]], byte_count, label)
-
-
-def clean_pieces(
-    batch: pa.Table, *, source: SourceConfig, config: DataConfig
-) -> Iterator[pa.Table]:
-    """A Ray Data task: the documents of some pieces, those left out with an empty text."""
-    label_field = None if config.labels is None else config.labels.field
-    clean_text = Cleaner(config)
-    records: list[dict[str, Any]] = []
-    characters = 0
-    for item in batch.to_pylist():
-        first_key = item.pop("number") * DOCUMENTS_PER_PIECE
-        for at, found in enumerate(read_piece(Piece(**item), source, label_field)):
-            cleaned = clean_text(found.content)
-            records.append(
-                {
-                    "key": first_key + at,
-                    "place": name_hash(found.name),
-                    "digest": text_digest(cleaned.text),
-                    "status": cleaned.status,
-                    "changed": cleaned.changed,
-                    "bands": cleaned.bands,
-                    "label": None if label_field is None else found.label,
-                    "text": cleaned.text,
-                }
-            )
-            characters += len(cleaned.text)
-            if characters >= CLEAN_CHARACTERS:
-                yield pa.Table.from_pylist(records, _DOCUMENTS)
-                records, characters = [], 0
-    yield pa.Table.from_pylist(records, _DOCUMENTS)
-
-
-def pick(batch: pa.Table, *, chosen: Chosen) -> pa.Table:
-    """A Ray Data task: texts, places and labels of the chosen documents, the labels as numbers."""
-    readable = batch["status"].to_numpy() == Status.KEPT
-    places, labels = batch["place"].to_numpy(), _numbers(batch["label"], chosen.classes)
-    covered = readable & chosen.choice.covers(batch["key"].to_numpy(), places, labels)
-    if chosen.label_bounds is not None:
-        labels = used_labels(places, labels, chosen.label_bounds)
-    picked = batch.select(["text"]).append_column("label", pa.array(labels))
-    return picked.filter(pa.array(covered))
-
-
-def encode_documents(
-    batch: pa.Table, *, chosen: Chosen, tokenizer_json: str, info: TokenizerInfo
-) -> Iterator[pa.Table]:
-    """A Ray Data task: the chosen documents as columns of `_TOKENS`."""
-    picked: Any = pick(batch, chosen=chosen)
-    if chosen.augmenter is not None:
-        picked = _varied(picked, chosen.augmenter)
-    first, labels = 0, picked["label"].to_pylist()
-    for texts in _groups(picked["text"].to_pylist()):
-        documents = list(encode(tokenizer_json, info, texts))
-        tokens = [tokens for tokens, _ in documents]
-        offsets = np.cumsum([0, *map(len, tokens)])
-        yield pa.table(
-            [
-                pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(tokens))),
-                [byte_count for _, byte_count in documents],
-                labels[first : first + len(texts)],
-            ],
-            schema=_TOKENS,
-        )
-        first += len(texts)
-
-
-def _varied(picked: Any, augmenter: Augmenter) -> pa.Table:
-    """The varied copies of the picked documents, with their labels."""
-    pairs = zip(picked["text"].to_pylist(), picked["label"].to_pylist(), strict=True)
-    found = [(copy, label) for text, label in pairs for copy in augmenter.vary(text)]
-    texts = pa.array([copy for copy, _ in found], pa.large_string())
-    labels = pa.array([label for _, label in found], pa.int32())
-    return pa.table({"text": texts, "label": labels})
-
-
-def _numbers(labels: Any, classes: Classes | None) -> np.ndarray:
-    """[N] int32 of a column of labels as they are written; -1 everywhere without classes."""
-    if classes is None:
-        return np.full(len(labels), UNKNOWN_LABEL, np.int32)
-    return np.array([classes.number(label) for label in labels.to_pylist()], np.int32)
-
-
-def _groups(texts: list[str]) -> Iterator[list[str]]:
-    """The texts in groups of about ENCODE_CHARACTERS."""
-    group: list[str] = []
-    characters = 0
-    for text in texts:
-        group.append(text)
-        characters += len(text)
-        if characters >= ENCODE_CHARACTERS:
-            yield group
-            group, characters = [], 0
-    if group:
-        yield group
-
-
-def _batches(data: Any) -> Iterator[Any]:
-    """The blocks of a data set, in order."""
-    with _readable_errors():
-        for table in data.iter_batches(batch_size=None, batch_format="pyarrow"):
-            # A task that had nothing to give leaves a block without columns.
-            if table.num_rows:
-                yield from table.to_batches()
-
-
-def _placement(corpus: Corpus, blocks: int) -> dict[str, Any]:
-    """Where the pieces can be read: this machine's files here only, a store's anywhere.
-
-    Reading here takes no CPU from Ray's books, because the head node of a cluster often has none;
-    the pool's size keeps it to the cores there are.
-    """
-    if not corpus.local:
-        return {}
-    import ray
-
-    return {
-        "num_cpus": 0,
-        "compute": ray.data.TaskPoolStrategy(size=min(blocks, os.cpu_count() or 1)),
-        "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()},
-    }
-
-
-@contextmanager
-def _readable_errors() -> Iterator[None]:
-    """Raise the KdscaleError that a task raised, without Ray's wrapping."""
-    try:
-        yield
-    except Exception as error:  # Ray's own types differ from release to release
-        link: BaseException | None = error
-        while link is not None:
-            if type(link) is KdscaleError:
-                raise link from None
-            link = getattr(link, "cause", None) or link.__cause__
-        raise
+def _tokens_key(part: str) -> str:
+    return f"{part}.tokens"

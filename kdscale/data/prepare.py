@@ -1,25 +1,28 @@
 """The prepare stage: from configured sources to rows in shards, published by a manifest.
 
 What is read is decided in the driver from hashes (`selection`), reading and tokenising happen on
-the cluster (`documents`), and rows are built in the driver (`rows`), which takes a second for every
-ten million tokens or so and keeps their order the same on any cluster.
+the cluster (`documents`), which keeps what is made in the store until the end (`work`), and rows
+are built in the driver (`rows`), which takes a second for every ten million tokens or so and keeps
+their order the same on any cluster.
 """
 
+import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
+from kdscale.config import fingerprint
 from kdscale.config.data import DataConfig, LabelsConfig, SourceConfig
 from kdscale.config.task import Task
 from kdscale.data.augment import Augmenter, table_paths
 from kdscale.data.classes import Classes, find_classes
 from kdscale.data.corpus import Corpus, corpus_identity, file_digest, find_corpus
-from kdscale.data.documents import Chosen, read_corpus, read_facts, read_labels, read_texts
+from kdscale.data.documents import Chosen, Documents, read_corpus
 from kdscale.data.manifest import AUGMENTED, FORMAT, MANIFEST, VERSION, write_manifest
 from kdscale.data.selection import (
     LAST_PLACE,
@@ -32,11 +35,14 @@ from kdscale.data.selection import (
     step_counts,
 )
 from kdscale.data.splits import SplitWriter
-from kdscale.data.strata import first_training_places, label_bounds
+from kdscale.data.strata import first_training_places, label_bounds, used_labels
 from kdscale.data.tokenizer import TOKENIZER_FILE, TokenizerInfo, adopt_tokenizer, train_tokenizer
+from kdscale.data.work import WORK, clear_work
 from kdscale.errors import KdscaleError
 from kdscale.store import Store, upload_folder
 
+# Of the trained tokenizer, in the work: it is stored.
+_TOKENIZER_INFO = "tokenizer.json"
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -63,49 +69,56 @@ def prepare(
     store: Store,
     teacher_tokenizer: Path | None,
     progress: Callable[[int, int, str], None],
+    identity: str | None = None,
 ) -> dict[str, Any]:
     """Write tokenizer, rows and, last, the manifest under `store`; returns it. Needs a running Ray.
 
-    `progress(done, total, note)` counts sources read, then the documents of each split. What is
-    written follows from the config, the sources and the teacher's tokenizer. There is no seed: the
-    held-out documents should be the same for every seed, and all order is left to the samplers.
-    Safe to run again after it was killed. Raises KdscaleError for what the user can mend.
+    `progress(done, total, note)` counts what is read of each source, then the documents of each
+    split. What is written follows from the config, the sources and the teacher's tokenizer. There
+    is no seed: the held-out documents should be the same for every seed, and all order is left to
+    the samplers. Killed and started again, it goes on with what it had cleaned and tokenised, as
+    long as config and sources are the same: as long as the `identity` is, by default the
+    fingerprint of `data_identity`. Raises KdscaleError for what the user can mend.
     """
     corpora = {name: find_corpus(source) for name, source in _sources(config).items()}
     augmenter = None if config.augment is None else Augmenter(config.augment)
     # A manifest of an earlier run must not stand over a mixture of its files and ours.
     store.delete(MANIFEST)
-    progress(0, len(corpora), "reading train")
-    train = _read_training(corpora["train"], config)
+    identity = identity or fingerprint(data_identity(config, task))
+    clear_work(store, keep=identity)
+    work = store.child(f"{WORK}/{identity}")
+    reader = _Reader(config, work, progress)
+    train = reader.read_training(corpora["train"])
     first = train.first_training_places(config.validation_share)
     training = train.choose(first=first)
-    progress(0, len(corpora), f"{config.tokenizer.kind} tokenizer")
-    tokenizer_json, info = _tokenizer(config, task, train, training, teacher_tokenizer, store)
+    progress(0, 1, f"{config.tokenizer.kind} tokenizer")
+    if config.tokenizer.kind == "train":
+        tokenizer_json, info = _trained_tokenizer(config, task, train, training, store, work)
+    else:
+        assert teacher_tokenizer is not None, "the caller has the teacher at hand"
+        tokenizer_json, info = _teachers_tokenizer(task, teacher_tokenizer, store)
     writer = SplitWriter(task, config, store, tokenizer_json, info, progress)
     counts = {"train": train.counts(config)}
     labelled = train.with_label_share(training, config.labels)
-    splits = {"train": writer.write("train", train.data, labelled, train.count(training))}
+    splits = {"train": writer.write("train", train.documents, labelled)}
     if augmenter is not None:
-        varied = replace(labelled, augmenter=augmenter)
-        number = train.count(training) * augmenter.copies
-        splits[AUGMENTED] = writer.write(AUGMENTED, train.data, varied, number)
+        splits[AUGMENTED] = writer.write(AUGMENTED, train.documents, labelled, augmenter)
     held_out = train.choose(last=first - np.uint64(1), known=bool(train.names))
-    number = train.count(held_out)
-    splits["validation"] = writer.write_sample("validation", train.data, held_out, number)
-    for done, name in enumerate(config.evaluate, start=1):
-        progress(done, len(corpora), f"reading {name}")
-        source = _read(corpora[name], config, train.classes, train.known(training))
+    splits["validation"] = writer.write_sample("validation", train.documents, held_out)
+    for name in config.evaluate:
+        source = reader.read(name, corpora[name], train.classes, train.known(training))
         counts[name] = source.counts(config)
         everything = source.choose(known=bool(train.names))
-        number = source.count(everything)
+        number = int(everything.covered.sum())
         _require_documents(name, source.selection.counts | {"chosen": number})
-        splits[name] = writer.write_sample(name, source.data, everything, number)
+        splits[name] = writer.write_sample(name, source.documents, everything)
     manifest = _manifest(config, task, info) | {
         "classes": list(train.names),
         "sources": counts,
         "splits": splits,
     }
     write_manifest(store, manifest)
+    clear_work(store)
     return manifest
 
 
@@ -128,7 +141,7 @@ def _manifest(config: DataConfig, task: Task, info: TokenizerInfo) -> dict[str, 
 class _Source:
     """A source that has been read."""
 
-    data: Any  # a Ray data set of cleaned documents
+    documents: Documents
     facts: Facts
     selection: Selection
     classes: Classes | None
@@ -160,34 +173,21 @@ class _Source:
             # From the last place down to the first there is none.
             first, last = first.copy(), last.copy()
             first[0], last[0] = LAST_PLACE, 0
-        choice = Choice(first, last, np.sort(self.facts.keys[~self.selection.kept]))
-        return Chosen(choice, self.classes)
+        facts = self.facts
+        covered = self.selection.kept & Choice(first, last).covers(facts.places, facts.labels)
+        return Chosen(covered, facts.labels)
 
     def with_label_share(self, chosen: Chosen, config: LabelsConfig | None) -> Chosen:
         """The same documents, with the labels of a share of them alone."""
         if config is None or config.share == 1:
             return chosen
-        covered = self._covered(chosen)
-        places, labels = self.facts.places[covered], self.facts.labels[covered]
-        bounds = label_bounds(places, labels, len(self.names), config.share)
-        return replace(chosen, label_bounds=bounds)
-
-    def _covered(self, chosen: Chosen) -> np.ndarray:
-        """[N] bool."""
-        facts = self.facts
-        return chosen.choice.covers(facts.keys, facts.places, facts.labels)
-
-    def count(self, chosen: Chosen) -> int:
-        """How many documents that is."""
-        return int(self._covered(chosen).sum())
-
-    def places(self, chosen: Chosen) -> np.ndarray:
-        """[D] uint64: the places of those documents."""
-        return self.facts.places[self._covered(chosen)]
+        places, labels, covered = self.facts.places, self.facts.labels, chosen.covered
+        bounds = label_bounds(places[covered], labels[covered], len(self.names), config.share)
+        return Chosen(covered, used_labels(places, labels, bounds))
 
     def known(self, chosen: Chosen) -> Known:
         """What other documents are compared with, of those."""
-        covered, bands = self._covered(chosen), self.facts.bands
+        covered, bands = chosen.covered, self.facts.bands
         return Known(self.facts.digests[covered], None if bands is None else bands[covered])
 
     def counts(self, config: DataConfig) -> dict[str, Any]:
@@ -207,47 +207,73 @@ def _sources(config: DataConfig) -> dict[str, SourceConfig]:
     return {"train": config.train, **config.evaluate}
 
 
-def _read_training(corpus: Corpus, config: DataConfig) -> _Source:
-    """The training source, which is also where the classes are found."""
-    data, labels = read_corpus(corpus, config), config.labels
-    classes = None if labels is None else find_classes(labels, read_labels(data))
-    facts = read_facts(data, classes)
-    return _Source(data, facts, select(facts), classes)
+class _Reader:
+    """Reads the sources of a config."""
+
+    def __init__(
+        self, config: DataConfig, work: Store, progress: Callable[[int, int, str], None]
+    ) -> None:
+        self._config = config
+        self._work = work
+        self._progress = progress
+
+    def read_training(self, corpus: Corpus) -> _Source:
+        """The training source, which is also where the classes are found."""
+        documents, labels = self._documents("train", corpus), self._config.labels
+        classes = None if labels is None else find_classes(labels, documents.labels())
+        facts = documents.facts(classes)
+        return _Source(documents, facts, select(facts), classes)
+
+    def read(self, name: str, corpus: Corpus, classes: Classes | None, training: Known) -> _Source:
+        """Another source, without what is in `training`."""
+        documents = self._documents(name, corpus)
+        facts = documents.facts(classes)
+        return _Source(documents, facts, select(facts, training), classes)
+
+    def _documents(self, name: str, corpus: Corpus) -> Documents:
+        def progress(done: int, total: int) -> None:
+            self._progress(done, total, f"reading {name}")
+
+        return read_corpus(corpus, self._config, self._work, name, progress)
 
 
-def _read(corpus: Corpus, config: DataConfig, classes: Classes | None, training: Known) -> _Source:
-    data = read_corpus(corpus, config)
-    facts = read_facts(data, classes)
-    return _Source(data, facts, select(facts, training), classes)
-
-
-def _tokenizer(
-    config: DataConfig,
-    task: Task,
-    train: _Source,
-    training: Chosen,
-    teacher_tokenizer: Path | None,
-    store: Store,
+def _trained_tokenizer(
+    config: DataConfig, task: Task, train: _Source, training: Chosen, store: Store, work: Store
 ) -> tuple[str, TokenizerInfo]:
-    """Make the tokenizer and store its folder; its `tokenizer.json` and what is known of it."""
+    """Train the tokenizer, unless a prepare that was killed has, and store its folder; its
+    `tokenizer.json` and what is known of it."""
+    if work.exists(_TOKENIZER_INFO):
+        info = TokenizerInfo(**json.loads(work.get(_TOKENIZER_INFO)))
+        return store.get(f"tokenizer/{TOKENIZER_FILE}").decode(), info
+    places, most = train.facts.places, config.tokenizer.sample_documents
+    first = np.uint64(first_sample_place(places[training.covered], most))
+    texts = train.documents.texts(training.covered & (places >= first))
     with TemporaryDirectory(prefix="kdscale-tokenizer-") as name:
-        folder = Path(name)
-        if config.tokenizer.kind == "train":
-            first = first_sample_place(train.places(training), config.tokenizer.sample_documents)
-            sample = np.maximum(training.choice.first, np.uint64(first))
-            texts = read_texts(train.data, train.choose(first=sample))
-            masks = task == "masked-lm"
-            info = train_tokenizer(texts, config.tokenizer.vocab_size, folder, masks=masks)
-        else:
-            assert teacher_tokenizer is not None, "the caller has the teacher at hand"
-            info = adopt_tokenizer(teacher_tokenizer, folder)
-            if task == "masked-lm" and info.mask_id is None:
-                raise KdscaleError(
-                    "The teacher's tokenizer has no mask token, which the task masked-lm needs.",
-                    "Use a masked language model such as BERT as the teacher.",
-                )
-        upload_folder(folder, store, "tokenizer")
-        return (folder / TOKENIZER_FILE).read_text(encoding="utf-8"), info
+        folder, masks = Path(name), task == "masked-lm"
+        info = train_tokenizer(texts, config.tokenizer.vocab_size, folder, masks=masks)
+        encoded = _stored(folder, store)
+    work.put(_TOKENIZER_INFO, json.dumps(info.as_dict()).encode())
+    return encoded, info
+
+
+def _teachers_tokenizer(
+    task: Task, teacher_tokenizer: Path, store: Store
+) -> tuple[str, TokenizerInfo]:
+    """The same of the teacher's tokenizer."""
+    with TemporaryDirectory(prefix="kdscale-tokenizer-") as name:
+        info = adopt_tokenizer(teacher_tokenizer, Path(name))
+        if task == "masked-lm" and info.mask_id is None:
+            raise KdscaleError(
+                "The teacher's tokenizer has no mask token, which the task masked-lm needs.",
+                "Use a masked language model such as BERT as the teacher.",
+            )
+        return _stored(Path(name), store), info
+
+
+def _stored(folder: Path, store: Store) -> str:
+    """Upload the folder of a tokenizer; its `tokenizer.json`."""
+    upload_folder(folder, store, "tokenizer")
+    return (folder / TOKENIZER_FILE).read_text(encoding="utf-8")
 
 
 def _require_documents(name: str, counts: dict[str, int]) -> None:

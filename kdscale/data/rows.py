@@ -18,6 +18,7 @@ import numpy as np
 import xxhash
 
 from kdscale.data.classes import UNKNOWN_LABEL
+from kdscale.data.seen import SeenDigests
 from kdscale.types import Rows
 
 OPEN_ROWS = 64
@@ -118,41 +119,39 @@ class RowCollector:
     def __init__(self, counts: RowCounts, row_length: int) -> None:
         self._counts = counts
         self._row_length = row_length
-        self._ready: list[Rows] = []
-        self._ready_rows = 0
-        self._seen: set[bytes] = set()
+        self._waiting: list[Rows] = []
+        self._waiting_rows = 0
+        self._seen = SeenDigests()
 
     def add(self, rows: Rows) -> None:
         """Rows whose sample ids are not yet computed."""
-        counts = self._counts
+        self._waiting.append(rows)
+        self._waiting_rows += len(rows)
+
+    def drained(self, least: int) -> Iterator[Rows]:
+        """What is new of the rows that wait, as one chunk, if these are `least` or more."""
+        if self._waiting_rows < least:
+            return
+        sizes = [len(rows) for rows in self._waiting]
+        rows = concatenate(self._waiting, self._row_length)
+        self._waiting, self._waiting_rows = [], 0
         ids = sample_ids(rows.input_ids, rows.segment_ids, rows.loss_mask, rows.labels)
-        fresh = np.array([self._is_fresh(digest.tobytes()) for digest in ids])
+        fresh = self._seen.add(ids)
         targets = rows.loss_mask.sum(1)
+        counts = self._counts
         counts.rows_duplicate += int((~fresh).sum())
         counts.targets_duplicate += int(targets[~fresh].sum())
-        if not fresh.any():
-            return
+        counts.targets += int(targets[fresh].sum())
+        # A sum of floats depends on how they are grouped: here as the rows came.
+        for size, stop in zip(sizes, np.cumsum(sizes).tolist(), strict=True):
+            own = slice(stop - size, stop)
+            counts.bytes += float(rows.byte_counts[own][fresh[own]].sum())
         named = replace(rows, sample_ids=ids)
         kept = named if fresh.all() else named.take(np.flatnonzero(fresh))
         counts.rows += len(kept)
-        counts.targets += int(targets[fresh].sum())
-        counts.bytes += float(kept.byte_counts.sum())
         counts.padding += int((kept.segment_ids == 0).sum())
-        self._ready.append(kept)
-        self._ready_rows += len(kept)
-
-    def drained(self, least: int) -> Iterator[Rows]:
-        """All rows that wait, as one chunk, if these are `least` or more."""
-        if self._ready_rows >= least:
-            rows = concatenate(self._ready, self._row_length)
-            self._ready, self._ready_rows = [], 0
-            yield rows
-
-    def _is_fresh(self, digest: bytes) -> bool:
-        """Whether this row is the first of its content; remembers it."""
-        before = len(self._seen)
-        self._seen.add(digest)
-        return len(self._seen) > before
+        if len(kept):
+            yield kept
 
 
 class RowBuilder:

@@ -1,7 +1,7 @@
 """Which documents are kept, held out, or train the tokenizer: decided from hashes, not from texts.
 
-The driver sees 40 bytes of a document, so a corpus of a hundred million documents fits in its
-memory.
+The driver holds 33 bytes of a document, and some 50 more while repetitions are looked for, so a
+corpus of a hundred million documents fits in its memory.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kdscale.data.classes import UNKNOWN_LABEL
 from kdscale.data.cleaning import FIRST_STEP, Status
 from kdscale.data.near import first_of_alike
 from kdscale.errors import KdscaleError
@@ -21,7 +22,6 @@ LAST_PLACE = np.uint64(2**64 - 1)
 class Facts:
     """What reading found out about the N documents of a source, in their order."""
 
-    keys: np.ndarray  # [N] int64: unique in the source
     places: np.ndarray  # [N] uint64: `name_hash` of the name
     digests: np.ndarray  # [N, 2] uint64: the 16 bytes of `text_digest`
     status: np.ndarray  # [N] uint8: a Status
@@ -30,9 +30,20 @@ class Facts:
     bands: np.ndarray | None = None  # [N, bands] uint64, where near duplicates are looked for
 
 
+def no_facts(count: int) -> Facts:
+    """Facts of `count` documents that are not known yet: without classes, changes and bands."""
+    return Facts(
+        places=np.zeros(count, np.uint64),
+        digests=np.zeros((count, 2), np.uint64),
+        status=np.zeros(count, np.uint8),
+        labels=np.full(count, UNKNOWN_LABEL, np.int32),
+        changed=np.zeros(count, np.uint32),
+    )
+
+
 @dataclass(frozen=True)
 class Choice:
-    """The documents from place `first` to place `last` (both included), but for `dropped` keys.
+    """The documents from place `first` to place `last` (both included).
 
     The places are those of a document's class: entry 0 for documents without one, entry n + 1 for
     class n. Without classes there is one entry.
@@ -40,12 +51,12 @@ class Choice:
 
     first: np.ndarray  # [1 + classes] uint64
     last: np.ndarray  # [1 + classes] uint64
-    dropped: np.ndarray  # [D] int64
 
-    def covers(self, keys: np.ndarray, places: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """[N] bool, from the [N] keys (int64), places (uint64) and labels (int) of documents."""
-        first, last = self.first[labels + 1], self.last[labels + 1]
-        return (places >= first) & (places <= last) & ~np.isin(keys, self.dropped)
+    def covers(self, places: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """[N] bool, from the [N] places (uint64) and labels (int) of documents."""
+        if len(self.first) == 1:
+            return (places >= self.first[0]) & (places <= self.last[0])
+        return (places >= self.first[labels + 1]) & (places <= self.last[labels + 1])
 
 
 @dataclass(frozen=True)
@@ -93,16 +104,15 @@ def select(facts: Facts, training: Known | None = None) -> Selection:
         leaked = unique & ~fresh
     near = np.zeros(len(readable), bool)
     if facts.bands is not None:
-        bands = facts.bands[readable]
         if training is not None and training.bands is not None:
-            meets = [np.isin(own, of) for own, of in zip(bands.T, training.bands.T, strict=True)]
-            leaked |= unique & np.any(meets, axis=0)
+            for own, of in zip(facts.bands.T, training.bands.T, strict=True):
+                leaked |= unique & np.isin(own[readable], of)
         alone = np.flatnonzero(unique & ~leaked)
-        near[alone[~first_of_alike(bands[alone])]] = True
-    kept = np.zeros(len(facts.keys), bool)
+        near[alone[~first_of_alike(facts.bands, readable[alone])]] = True
+    kept = np.zeros(len(facts.places), bool)
     kept[readable[unique & ~leaked & ~near]] = True
     counts = {
-        "read": len(facts.keys),
+        "read": len(facts.places),
         "undecodable": int((facts.status == Status.UNDECODABLE).sum()),
         "dropped_short": int((facts.status == Status.SHORT).sum()),
         "dropped_duplicate": int((~unique).sum()),

@@ -6,7 +6,7 @@ single bits. Rows that know their labels have them as one more column.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +18,20 @@ from kdscale.types import Rows
 SHARD_BYTES = 64 * 2**20
 # Room for Arrow's schema, padding and footer.
 _OVERHEAD_BYTES = 64 * 2**10
+_READ_BYTES = 2**20
 
 
 def checksum(data: bytes | memoryview) -> str:
     """xxh3_128 as 32 hex digits: the checksum of every stored object of a prepared data set."""
     return xxhash.xxh3_128_hexdigest(data)
+
+
+def file_checksum(file: BinaryIO) -> str:
+    """`checksum` of a file that may be larger than memory."""
+    digest = xxhash.xxh3_128()
+    while block := file.read(_READ_BYTES):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def rows_per_shard(row_length: int, shard_bytes: int = SHARD_BYTES) -> int:

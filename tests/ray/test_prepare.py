@@ -259,13 +259,26 @@ def test_the_same_input_gives_the_same_bytes(cluster: None, tmp_path: Path) -> N
     # An earlier run was killed and left something that is not its own.
     second.put("manifest.json", b"{}")
     second.put("rows/train-00000.arrow", b"half")
-    notes = []
-    manifest = prepare(
-        chosen,
-        store=second,
-        teacher_tokenizer=None,
-        progress=lambda done, total, note: notes.append((done, total, note)),
-    )
+    second.put("work/another/train/documents/00000.end", b"[1]")
+
+    def die(done: int, total: int, note: str) -> None:
+        if note == "rows of validation":
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        prepare(chosen, store=second, teacher_tokenizer=None, progress=die)
+    left = {entry.key: entry.modified for entry in second.entries("work/")}
+    assert {key.rpartition(".")[2] for key in left} == {"texts", "facts", "end", "json", "tokens"}
+    notes, found = [], dict[str, float]()
+
+    def watch(done: int, total: int, note: str) -> None:
+        notes.append((done, total, note))
+        if note == "rows of validation":
+            found.update({entry.key: entry.modified for entry in second.entries("work/")})
+
+    manifest = prepare(chosen, store=second, teacher_tokenizer=None, progress=watch)
+    # Nothing that was there has been made again.
+    assert left == found
     assert contents(first) == contents(second)
     assert {"manifest.json", "rows/train-00000.arrow", "tokenizer/tokenizer.json"} <= set(
         contents(first)

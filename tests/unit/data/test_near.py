@@ -83,7 +83,6 @@ def test_of_documents_that_meet_directly_or_not_the_first_stays(seed: int) -> No
 def facts(texts: list[str], status: list[int] | None = None) -> Facts:
     count = len(texts)
     return Facts(
-        keys=np.arange(count, dtype=np.int64),
         places=np.arange(count, dtype=np.uint64),
         digests=np.array([[0, hash(text) & 0xFFFF] for text in texts], np.uint64),
         status=np.array(status or [Status.KEPT] * count, np.uint8),

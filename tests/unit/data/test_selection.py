@@ -24,7 +24,6 @@ def digests(*numbers: int) -> np.ndarray:
 def facts(numbers: list[int], status: list[Status]) -> Facts:
     count = len(numbers)
     return Facts(
-        keys=np.arange(count, dtype=np.int64),
         places=np.arange(count, dtype=np.uint64),
         digests=digests(*numbers),
         status=np.array(status, np.uint8),
@@ -92,19 +91,18 @@ def test_a_sample_has_the_size_asked_for() -> None:
     assert first_sample_place(places, 100) == 10
 
 
-def test_a_choice_is_a_stretch_of_places_without_the_dropped() -> None:
-    keys = np.arange(5, dtype=np.int64)
+def test_a_choice_is_a_stretch_of_places() -> None:
     places = np.array([0, 10, 20, 30, LAST_PLACE], np.uint64)
     labels = np.full(5, -1)
 
     def bound(*of: int) -> np.ndarray:
         return np.array(of, np.uint64)
 
-    choice = Choice(bound(10), bound(LAST_PLACE), np.array([2], np.int64))
-    assert choice.covers(keys, places, labels).tolist() == [False, True, False, True, True]
-    low = Choice(bound(0), bound(20), keys[:0])
-    assert low.covers(keys, places, labels).tolist() == [True] * 3 + [False] * 2
+    choice = Choice(bound(10), bound(LAST_PLACE))
+    assert choice.covers(places, labels).tolist() == [False, True, True, True, True]
+    low = Choice(bound(0), bound(20))
+    assert low.covers(places, labels).tolist() == [True] * 3 + [False] * 2
     # Bounds of their own for what has no class, class 0 and class 1.
-    of_class = Choice(bound(1, 20, 0), bound(0, LAST_PLACE, 10), keys[:0])
+    of_class = Choice(bound(1, 20, 0), bound(0, LAST_PLACE, 10))
     classes = np.array([-1, 0, 0, 1, 0])
-    assert of_class.covers(keys, places, classes).tolist() == [False, False, True, False, True]
+    assert of_class.covers(places, classes).tolist() == [False, False, True, False, True]
