@@ -33,15 +33,32 @@ _PROSE = re.compile(r".*\.(md|rst)|readme(\.txt)?", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Corpus:
-    """A source's pieces in the order of their names. `local` files are on this machine only."""
+    """The pieces of sources, one source after the other, each in the order of the pieces' names.
+    `local` files are on this machine only."""
 
-    source: SourceConfig
+    sources: tuple[SourceConfig, ...]
     pieces: list[Piece]
     local: bool
 
+    @property
+    def limit(self) -> int | None:
+        """Documents to read at most. In mixtures only what is limited by its pieces has a limit."""
+        return self.sources[0].limit if len(self.sources) == 1 else None
 
-def find_corpus(source: SourceConfig) -> Corpus:
-    """The pieces of a source. Raises KdscaleError where there is nothing to read."""
+
+def find_corpus(*sources: SourceConfig) -> Corpus:
+    """The pieces of one source, or of several. KdscaleError where there is nothing to read."""
+    found = [_find_pieces(source) for source in sources]
+    pieces = [
+        replace(piece, source=number) if number else piece
+        for number, (own, _) in enumerate(found)
+        for piece in own
+    ]
+    return Corpus(sources, pieces, any(local for _, local in found))
+
+
+def _find_pieces(source: SourceConfig) -> tuple[list[Piece], bool]:
+    """The pieces of a source, and whether they are on this machine only."""
     local = True
     if source.kind == "python-stdlib":
         pieces = _stdlib_pieces()
@@ -54,7 +71,7 @@ def find_corpus(source: SourceConfig) -> Corpus:
     # A kind with a document a piece needs no more pieces than the limit asks for.
     if source.limit is not None and source.kind in ("python-stdlib", "python-docs", "text"):
         pieces = pieces[: source.limit]
-    return Corpus(source, pieces, local)
+    return pieces, local
 
 
 def corpus_identity(source: SourceConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ workers.
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -44,13 +44,21 @@ _FACTS: dict[str, pa.DataType] = {
     "key": pa.int64(),
     "place": pa.uint64(),
     "digest": pa.binary(16),
+    "size": pa.int64(),  # UTF-8 bytes
     "status": pa.uint8(),  # a Status, or FIRST_STEP + the step that dropped it
     "changed": pa.uint32(),  # a bit for each step that changed it
     "bands": pa.binary(),  # of the search for near duplicates
     "label": pa.string(),
 }
 _DOCUMENTS = pa.schema({**_FACTS, "text": pa.large_string()})
-_TOKENS = pa.schema({"tokens": pa.large_list(pa.int32()), "bytes": pa.int64(), "label": pa.int32()})
+_TOKENS = pa.schema(
+    {
+        "tokens": pa.large_list(pa.int32()),
+        "bytes": pa.int64(),
+        "label": pa.int32(),
+        "targets": pa.binary(),  # a byte a token, of conversations alone
+    }
+)
 
 
 class TokenDocument(NamedTuple):
@@ -59,6 +67,7 @@ class TokenDocument(NamedTuple):
     tokens: np.ndarray  # [n] int32, with start and end
     byte_count: int  # UTF-8
     label: int  # -1 where none is known, or none is to be used
+    targets: np.ndarray | None = None  # [n] bool: what is to be predicted; None: all but the first
 
 
 @dataclass(frozen=True)
@@ -92,11 +101,11 @@ def read_corpus(corpus: Corpus, config: DataConfig) -> Any:
         clean_pieces,
         batch_size=None,
         batch_format="pyarrow",
-        fn_kwargs={"source": corpus.source, "config": config},
+        fn_kwargs={"sources": corpus.sources, "config": config},
         **_placement(corpus, blocks),
     )
-    if corpus.source.limit is not None:
-        data = data.limit(corpus.source.limit)
+    if corpus.limit is not None:
+        data = data.limit(corpus.limit)
     with _readable_errors():
         return data.materialize()
 
@@ -124,6 +133,7 @@ def read_facts(data: Any, classes: Classes | None = None) -> Facts:
         labels=_numbers(table["label"], classes),
         changed=table["changed"].to_numpy(),
         bands=_bands(table["bands"].to_pylist()),
+        sizes=table["size"].to_numpy(),
     )
 
 
@@ -157,13 +167,14 @@ def read_tokens(
     )
     for batch in _batches(encoded):
         tokens, offsets = batch["tokens"].values.to_numpy(), batch["tokens"].offsets.to_numpy()
-        numbers = zip(batch["bytes"].to_pylist(), batch["label"].to_pylist(), strict=True)
-        for at, (byte_count, label) in enumerate(numbers):
-            yield TokenDocument(tokens[offsets[at] : offsets[at + 1]], byte_count, label)
+        others = (batch[name].to_pylist() for name in ("bytes", "label", "targets"))
+        for at, (byte_count, label, mask) in enumerate(zip(*others, strict=True)):
+            targets = None if mask is None else np.frombuffer(mask, bool)
+            yield TokenDocument(tokens[offsets[at] : offsets[at + 1]], byte_count, label, targets)
 
 
 def clean_pieces(
-    batch: pa.Table, *, source: SourceConfig, config: DataConfig
+    batch: pa.Table, *, sources: Sequence[SourceConfig], config: DataConfig
 ) -> Iterator[pa.Table]:
     """A Ray Data task: the documents of some pieces, those left out with an empty text."""
     label_field = None if config.labels is None else config.labels.field
@@ -172,13 +183,16 @@ def clean_pieces(
     characters = 0
     for item in batch.to_pylist():
         first_key = item.pop("number") * DOCUMENTS_PER_PIECE
-        for at, found in enumerate(read_piece(Piece(**item), source, label_field)):
+        piece = Piece(**item)
+        documents = read_piece(piece, sources[piece.source], label_field, config.chat)
+        for at, found in enumerate(documents):
             cleaned = clean_text(found.content)
             records.append(
                 {
                     "key": first_key + at,
                     "place": name_hash(found.name),
                     "digest": text_digest(cleaned.text),
+                    "size": len(cleaned.text.encode("utf-8")),
                     "status": cleaned.status,
                     "changed": cleaned.changed,
                     "bands": cleaned.bands,
@@ -214,13 +228,14 @@ def encode_documents(
     first, labels = 0, picked["label"].to_pylist()
     for texts in _groups(picked["text"].to_pylist()):
         documents = list(encode(tokenizer_json, info, texts))
-        tokens = [tokens for tokens, _ in documents]
+        tokens = [each.tokens for each in documents]
         offsets = np.cumsum([0, *map(len, tokens)])
         yield pa.table(
             [
                 pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(tokens))),
-                [byte_count for _, byte_count in documents],
+                [each.byte_count for each in documents],
                 labels[first : first + len(texts)],
+                [None if each.targets is None else each.targets.tobytes() for each in documents],
             ],
             schema=_TOKENS,
         )

@@ -7,7 +7,7 @@ ten million tokens or so and keeps their order the same on any cluster.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,8 +19,17 @@ from kdscale.config.task import Task
 from kdscale.data.augment import Augmenter, table_paths
 from kdscale.data.classes import Classes, find_classes
 from kdscale.data.corpus import Corpus, corpus_identity, file_digest, find_corpus
-from kdscale.data.documents import Chosen, read_corpus, read_facts, read_labels, read_texts
+from kdscale.data.documents import (
+    DOCUMENTS_PER_PIECE,
+    Chosen,
+    read_corpus,
+    read_facts,
+    read_labels,
+    read_texts,
+)
 from kdscale.data.manifest import AUGMENTED, FORMAT, MANIFEST, VERSION, write_manifest
+from kdscale.data.messages import plain_text
+from kdscale.data.mixture import mix
 from kdscale.data.selection import (
     LAST_PLACE,
     Choice,
@@ -47,13 +56,27 @@ def data_identity(config: DataConfig, task: Task = "causal-lm") -> dict[str, Any
     missing or empty source, or an evaluation set of an unusable name.
     """
     tables = [] if config.augment is None else table_paths(config.augment)
-    synonyms = {"synonyms": {path: file_digest(path) for path in tables}} if tables else {}
-    return synonyms | {
+    files: dict[str, Any] = {}
+    if tables:
+        files["synonyms"] = {path: file_digest(path) for path in tables}
+    fields = config.model_dump(mode="json")
+    if config.chat is None:
+        # Data that are no conversations are called what they were before there was `chat`.
+        del fields["chat"]
+    elif config.chat.template_file is not None:
+        files["chat_template"] = file_digest(config.chat.template_file)
+    return files | {
         "format": [FORMAT, VERSION],
         "task": task,
-        "config": config.model_dump(mode="json"),
-        "sources": {name: corpus_identity(source) for name, source in _sources(config).items()},
+        "config": fields,
+        "sources": {name: _identity(config, name) for name in _sources(config)},
     }
+
+
+def _identity(config: DataConfig, name: str) -> Any:
+    """Of a source; of each source of a mixture."""
+    found = [corpus_identity(source) for source in config.sources[name]]
+    return found if name == "train" and isinstance(config.train, tuple) else found[0]
 
 
 def prepare(
@@ -71,7 +94,7 @@ def prepare(
     held-out documents should be the same for every seed, and all order is left to the samplers.
     Safe to run again after it was killed. Raises KdscaleError for what the user can mend.
     """
-    corpora = {name: find_corpus(source) for name, source in _sources(config).items()}
+    corpora = {name: find_corpus(*sources) for name, sources in _sources(config).items()}
     augmenter = None if config.augment is None else Augmenter(config.augment)
     # A manifest of an earlier run must not stand over a mixture of its files and ours.
     store.delete(MANIFEST)
@@ -193,10 +216,12 @@ class _Source:
     def counts(self, config: DataConfig) -> dict[str, Any]:
         """What became of the source's documents, for the manifest."""
         steps = step_counts(self.facts, [step.kind for step in config.cleaning])
-        return self.selection.counts | {"steps": steps}
+        mixture = [asdict(share) for share in self.selection.mixture]
+        more = {"mixture": mixture} if mixture else {}
+        return self.selection.counts | {"steps": steps} | more
 
 
-def _sources(config: DataConfig) -> dict[str, SourceConfig]:
+def _sources(config: DataConfig) -> dict[str, tuple[SourceConfig, ...]]:
     """All sources by the name of what is made of them."""
     for name in config.evaluate:
         if name == "train" or not _SPLIT_NAME.fullmatch(name):
@@ -204,7 +229,7 @@ def _sources(config: DataConfig) -> dict[str, SourceConfig]:
                 f"An evaluation set cannot be called {name!r}.",
                 "Use letters, digits, dots, dashes and underscores, and not 'train'.",
             )
-    return {"train": config.train, **config.evaluate}
+    return config.sources
 
 
 def _read_training(corpus: Corpus, config: DataConfig) -> _Source:
@@ -212,7 +237,12 @@ def _read_training(corpus: Corpus, config: DataConfig) -> _Source:
     data, labels = read_corpus(corpus, config), config.labels
     classes = None if labels is None else find_classes(labels, read_labels(data))
     facts = read_facts(data, classes)
-    return _Source(data, facts, select(facts), classes)
+    selection = select(facts)
+    if isinstance(config.train, tuple):
+        numbers = np.array([piece.source for piece in corpus.pieces])
+        of_each = numbers[facts.keys // DOCUMENTS_PER_PIECE]
+        selection = mix(selection, facts, of_each, config.train)
+    return _Source(data, facts, selection, classes)
 
 
 def _read(corpus: Corpus, config: DataConfig, classes: Classes | None, training: Known) -> _Source:
@@ -236,11 +266,12 @@ def _tokenizer(
             first = first_sample_place(train.places(training), config.tokenizer.sample_documents)
             sample = np.maximum(training.choice.first, np.uint64(first))
             texts = read_texts(train.data, train.choose(first=sample))
-            masks = task == "masked-lm"
-            info = train_tokenizer(texts, config.tokenizer.vocab_size, folder, masks=masks)
+            texts = texts if config.chat is None else map(plain_text, texts)
+            masks, size = task == "masked-lm", config.tokenizer.vocab_size
+            info = train_tokenizer(texts, size, folder, masks=masks, chat=config.chat)
         else:
             assert teacher_tokenizer is not None, "the caller has the teacher at hand"
-            info = adopt_tokenizer(teacher_tokenizer, folder)
+            info = adopt_tokenizer(teacher_tokenizer, folder, chat=config.chat)
             if task == "masked-lm" and info.mask_id is None:
                 raise KdscaleError(
                     "The teacher's tokenizer has no mask token, which the task masked-lm needs.",
