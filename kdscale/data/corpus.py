@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdscale.config.data import SourceConfig
-from kdscale.data.readers import Piece, load_hub_dataset
+from kdscale.data.readers import Piece, is_saved_dataset, load_hub_dataset
 from kdscale.errors import KdscaleError
 from kdscale.store import open_store
 
@@ -79,16 +79,20 @@ def corpus_identity(source: SourceConfig) -> dict[str, Any]:
 
     Files: their number, bytes, and a digest of (key, size, and on a local disk the time of change).
     Built-in sources: the interpreter or the installed packages. Hub data sets: the builder's hash,
-    which follows the data set's commit.
+    which follows the data set's commit; saved ones are files.
     """
     if source.kind == "python-stdlib":
         return {"python": platform.python_version()}
     if source.kind == "python-docs":
         return {"packages": sorted({_release(found) for found in _installed()})}
-    if source.kind == "huggingface":
+    if source.kind == "huggingface" and not is_saved_dataset(str(source.path)):
         return {"builder": load_hub_dataset(str(source.path), source.subset, None).hash}
     digest, total = hashlib.sha256(), 0
-    pieces = find_corpus(source).pieces
+    if source.kind == "huggingface":
+        store = open_store(str(source.path))
+        pieces = [Piece("file", key, store.url, key) for key in sorted(store.list())]
+    else:
+        pieces = find_corpus(source).pieces
     with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
         for piece, (size, changed) in zip(pieces, pool.map(_look, pieces), strict=True):
             digest.update(f"{piece.key}\0{size}\0{changed}\0".encode("utf-8", "surrogateescape"))

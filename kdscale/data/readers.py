@@ -27,6 +27,10 @@ from kdscale.store import Store, open_store
 
 RANGE_BYTES = 8 * 2**20
 BATCH_RECORDS = 256
+_DAMAGED = (
+    *(EOFError, gzip.BadGzipFile, zlib.error),
+    *(pa.ArrowInvalid, csv.Error, json.JSONDecodeError),
+)
 # Python's own limit is shorter than many a document.
 _CSV_FIELD_BYTES = 2**30
 
@@ -70,7 +74,7 @@ def read_piece(
     """
     try:
         yield from _documents(piece, Fields(source.text_field, label_field, chat), source)
-    except (EOFError, gzip.BadGzipFile, zlib.error, pa.ArrowInvalid, csv.Error) as error:
+    except _DAMAGED as error:
         raise KdscaleError(
             f"{piece.name} is damaged or not a {piece.reader} file: {error}",
             "Write the file again, or take it out of the source.",
@@ -148,6 +152,12 @@ def long_description(metadata: bytes) -> bytes:
     return metadata.replace(b"\r\n", b"\n").partition(b"\n\n")[2]
 
 
+def is_saved_dataset(name: str) -> bool:
+    """Whether a Hugging Face data set is a folder or URL that `save_to_disk` wrote."""
+    store = open_store(name)
+    return store.exists("state.json") or store.exists("dataset_dict.json")
+
+
 @lru_cache(maxsize=4)
 def load_hub_dataset(name: str, subset: str | None, split: str | None) -> Any:
     """A Hugging Face data set's split, memory-mapped; its builder where `split` is None.
@@ -157,6 +167,9 @@ def load_hub_dataset(name: str, subset: str | None, split: str | None) -> Any:
     import datasets
 
     try:
+        if is_saved_dataset(name):
+            found = datasets.load_from_disk(name)
+            return found[split] if isinstance(found, datasets.DatasetDict) else found
         if split is None:
             return datasets.load_dataset_builder(name, subset)
         return datasets.load_dataset(name, subset, split=split)
@@ -182,7 +195,7 @@ def _read_hub_rows(piece: Piece, fields: Fields, source: SourceConfig) -> Iterat
 def _read_json_lines(piece: Piece, fields: Fields) -> Iterator[Document]:
     with _open_file(piece) as file:
         lines = gzip.GzipFile(fileobj=file) if piece.key.lower().endswith(".gz") else file
-        for number, line in enumerate(lines):
+        for number, line in enumerate(_json_records(lines)):
             if not line.strip():
                 continue
             name = f"{piece.name}#{number}"
@@ -193,6 +206,18 @@ def _read_json_lines(piece: Piece, fields: Fields) -> Iterator[Document]:
                 continue
             fields.require(record if isinstance(record, dict) else [], name)
             yield fields.document(record, name)
+
+
+def _json_records(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines, or the elements of a single array, which is parsed as a whole."""
+    lines = iter(lines)
+    first = next(lines, b"")
+    if not first.lstrip().startswith(b"["):
+        yield first
+        yield from lines
+        return
+    for record in json.loads(first + b"".join(lines)):
+        yield json.dumps(record).encode()
 
 
 def _read_csv(piece: Piece, fields: Fields) -> Iterator[Document]:

@@ -64,7 +64,21 @@ def test_every_field_is_documented_once_under_the_field() -> None:
             "goes down to 2 positions, of which data.overlap takes 3",
         ),
         ("name=a/b", "name: String should match"),
-        ("data.train={kind: text}", "source 'text' needs `path`"),
+        ("data.train={kind: text}", r"data\.train: source 'text' needs `path`"),
+        ("data.train={kind: texts}", r"data\.train\.kind: "),
+        ("data.train=[{kind: text}]", r"data\.train\.mixture\.0: source 'text' needs `path`"),
+        ("data.train=[{kind: python-docs, weight: 0}]", r"mixture\.0\.weight: .*greater than 0"),
+        ("data.train=[]", r"data\.train\.mixture: .* at least 1 item"),
+        ("data.chat={}", "train: a source 'python-stdlib' holds no conversations"),
+        (
+            "data={train: {kind: csv, path: a}, chat: {}}; task=masked-lm",
+            "data.chat and data.long_documents 'drop' are for the task causal-lm",
+        ),
+        (
+            "data={train: {kind: csv, path: a}, chat: {}}; "
+            "distill.curriculum.length={multiple: 8, positions: {start: 8}}",
+            "with data.chat there may be no answer in these",
+        ),
         ("data.evaluate={validation: {kind: python-docs}}", "give the other set another name"),
         ("data.tokenizer.kind=teacher", "needs teacher.load"),
         ("nonsense", "has not the form a.b=value"),
