@@ -64,8 +64,8 @@ _TOKENS = pa.schema(
 class TokenDocument(NamedTuple):
     """A document as rows are built from it."""
 
-    tokens: np.ndarray  # [n] int32, with start and end
-    byte_count: int  # UTF-8
+    tokens: np.ndarray  # [n] int32, with start and end; see `encode` of conversations
+    byte_count: int  # UTF-8, of what the targets stand for
     label: int  # -1 where none is known, or none is to be used
     targets: np.ndarray | None = None  # [n] bool: what is to be predicted; None: all but the first
 

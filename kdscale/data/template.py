@@ -79,12 +79,17 @@ def check_template(template: ChatTemplate) -> None:
         )
     question, answer = Message("user", "Why?", False), Message("assistant", "So.", True)
     try:
-        render_answers(template, [question, answer])
+        text, spans = render_answers(template, [question, answer])
     except CannotRenderError as error:
         raise KdscaleError(
             f"The chat template cannot render a question and an answer: {error}",
             "Correct it, or give another one in data.chat.template.",
         ) from error
+    if not any(answer.content in text[start:end] for start, end in spans):
+        raise KdscaleError(
+            "The chat template has {% generation %}, but not around the answer of a question.",
+            _OWN_TEMPLATE + "has it around each answer, and not in a macro.",
+        )
 
 
 def is_forged(template: ChatTemplate, messages: Sequence[Message]) -> bool:

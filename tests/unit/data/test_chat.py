@@ -164,6 +164,9 @@ def test_a_template_is_looked_at_before_anything_is_read() -> None:
     for broken in ("{% for %}", "{{ messages[0].nothing.at_all }}", "{{ raise_exception('no') }}"):
         with pytest.raises(KdscaleError, match="cannot render a question and an answer"):
             check_template(template(broken))
+    misplaced = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    with pytest.raises(KdscaleError, match="not around the answer of a question"):
+        check_template(template(misplaced + "{% generation %}{% endgeneration %}"))
     with pytest.raises(CannotRenderError, match="only user and assistant"):
         answers(BLANKS, TALK)
 
