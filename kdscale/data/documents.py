@@ -45,6 +45,7 @@ _FACTS: dict[str, pa.DataType] = {
     "place": pa.uint64(),
     "digest": pa.binary(16),
     "size": pa.int64(),  # UTF-8 bytes
+    "source": pa.uint32(),  # number in its mixture
     "status": pa.uint8(),  # a Status, or FIRST_STEP + the step that dropped it
     "changed": pa.uint32(),  # a bit for each step that changed it
     "bands": pa.binary(),  # of the search for near duplicates
@@ -134,6 +135,7 @@ def read_facts(data: Any, classes: Classes | None = None) -> Facts:
         changed=table["changed"].to_numpy(),
         bands=_bands(table["bands"].to_pylist()),
         sizes=table["size"].to_numpy(),
+        sources=table["source"].to_numpy(),
     )
 
 
@@ -193,6 +195,7 @@ def clean_pieces(
                     "place": name_hash(found.name),
                     "digest": text_digest(cleaned.text),
                     "size": len(cleaned.text.encode("utf-8")),
+                    "source": piece.source,
                     "status": cleaned.status,
                     "changed": cleaned.changed,
                     "bands": cleaned.bands,

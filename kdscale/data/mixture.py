@@ -30,14 +30,12 @@ def mixture_bytes(totals: Sequence[float], weights: Sequence[float]) -> list[flo
     return [float(part) for part in share * whole]
 
 
-def mix(
-    selection: Selection, facts: Facts, numbers: np.ndarray, sources: Sequence[WeightedSource]
-) -> Selection:
-    """Of the documents that `selection` keeps those of the mixture; `numbers` [N] says which of
-    `sources` each document of `facts` is from.
-
-    KdscaleError where nothing is left of a source.
+def mix(selection: Selection, facts: Facts, sources: Sequence[WeightedSource]) -> Selection:
+    """Of the documents that `selection` keeps those of the mixture of `sources`, whose documents
+    `facts` are about. KdscaleError where nothing is left of a source.
     """
+    numbers = facts.sources
+    assert numbers is not None
     assert facts.sizes is not None
     kept = np.zeros(len(numbers), bool)
     own = [np.flatnonzero(selection.kept & (numbers == each)) for each in range(len(sources))]

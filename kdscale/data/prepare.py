@@ -19,14 +19,7 @@ from kdscale.config.task import Task
 from kdscale.data.augment import Augmenter, table_paths
 from kdscale.data.classes import Classes, find_classes
 from kdscale.data.corpus import Corpus, corpus_identity, file_digest, find_corpus
-from kdscale.data.documents import (
-    DOCUMENTS_PER_PIECE,
-    Chosen,
-    read_corpus,
-    read_facts,
-    read_labels,
-    read_texts,
-)
+from kdscale.data.documents import Chosen, read_corpus, read_facts, read_labels, read_texts
 from kdscale.data.manifest import AUGMENTED, FORMAT, MANIFEST, VERSION, write_manifest
 from kdscale.data.messages import plain_text
 from kdscale.data.mixture import mix
@@ -239,9 +232,7 @@ def _read_training(corpus: Corpus, config: DataConfig) -> _Source:
     facts = read_facts(data, classes)
     selection = select(facts)
     if isinstance(config.train, tuple):
-        numbers = np.array([piece.source for piece in corpus.pieces])
-        of_each = numbers[facts.keys // DOCUMENTS_PER_PIECE]
-        selection = mix(selection, facts, of_each, config.train)
+        selection = mix(selection, facts, config.train)
     return _Source(data, facts, selection, classes)
 
 

@@ -134,16 +134,9 @@ class RowCollector:
         """Rows whose sample ids are not yet computed."""
         counts = self._counts
         ids = sample_ids(rows.input_ids, rows.segment_ids, rows.loss_mask, rows.labels)
+        fresh = np.array([self._is_fresh(digest.tobytes()) for digest in ids])
         targets = rows.loss_mask.sum(1)
-        used = targets > 0
-        fresh = np.array(
-            [
-                use and self._is_fresh(digest.tobytes())
-                for digest, use in zip(ids, used, strict=True)
-            ]
-        )
-        counts.rows_without_target += int((~used).sum())
-        counts.rows_duplicate += int((used & ~fresh).sum())
+        counts.rows_duplicate += int((~fresh).sum())
         counts.targets_duplicate += int(targets[~fresh].sum())
         if not fresh.any():
             return
@@ -258,7 +251,10 @@ class RowBuilder:
         rows.loss_mask[:, :-1] = view(scored, row)[part, :-1]
         rows.loss_mask[1:, : self._layout.overlap - 1] = False
         rows.byte_counts[:] = rows.loss_mask.sum(1) * bytes_per_target
-        self._rows.add(rows)
+        used = np.flatnonzero(rows.loss_mask.any(axis=1))
+        self.counts.rows_without_target += count - len(used)
+        if len(used):
+            self._rows.add(rows if len(used) == count else rows.take(used))
 
     def _place(self, tokens: np.ndarray, scored: np.ndarray, bytes_per_target: float) -> None:
         """Put a piece into the open row that it fills best, or into another."""

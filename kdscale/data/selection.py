@@ -28,7 +28,9 @@ class Facts:
     labels: np.ndarray  # [N] int32: the number of the class, -1 where none is known
     changed: np.ndarray  # [N] uint32: a bit for each step of cleaning that changed the document
     bands: np.ndarray | None = None  # [N, bands] uint64, where near duplicates are looked for
-    sizes: np.ndarray | None = None  # [N] int64: UTF-8 bytes, where sources are mixed
+    # For mixtures:
+    sizes: np.ndarray | None = None  # [N] int64: UTF-8 bytes
+    sources: np.ndarray | None = None  # [N] uint32: the number of the source in its mixture
 
 
 @dataclass(frozen=True)

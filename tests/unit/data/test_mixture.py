@@ -20,11 +20,11 @@ from kdscale.data.selection import Facts, Selection, select
 from kdscale.errors import KdscaleError
 
 
-def facts(sizes: list[list[int]]) -> tuple[Facts, np.ndarray]:
+def facts(sizes: list[list[int]]) -> Facts:
     """Documents of given sizes in each source, all of them different."""
     numbers = np.repeat(np.arange(len(sizes)), [len(own) for own in sizes])
     count = len(numbers)
-    found = Facts(
+    return Facts(
         keys=np.arange(count, dtype=np.int64),
         places=np.array([name_hash(str(at)) for at in range(count)], np.uint64),
         digests=np.stack([np.zeros(count, np.uint64), np.arange(count, dtype=np.uint64)], 1),
@@ -32,8 +32,8 @@ def facts(sizes: list[list[int]]) -> tuple[Facts, np.ndarray]:
         labels=np.full(count, -1, np.int32),
         changed=np.zeros(count, np.uint32),
         sizes=np.array([size for own in sizes for size in own], np.int64),
+        sources=numbers.astype(np.uint32),
     )
-    return found, numbers
 
 
 def sources(*weights: float) -> list[WeightedSource]:
@@ -44,8 +44,8 @@ def sources(*weights: float) -> list[WeightedSource]:
 
 
 def mixed(sizes: list[list[int]], *weights: float) -> Selection:
-    found, numbers = facts(sizes)
-    return mix(select(found), found, numbers, sources(*weights))
+    found = facts(sizes)
+    return mix(select(found), found, sources(*weights))
 
 
 SIZES = st.lists(st.lists(st.integers(1, 100), min_size=1, max_size=60), min_size=1, max_size=4)
@@ -86,21 +86,21 @@ def test_the_choice_follows_from_names_and_hardly_from_what_is_added() -> None:
 
 
 def test_duplicates_and_dropped_documents_are_in_no_share() -> None:
-    found, numbers = facts([[10] * 4, [10] * 4])
+    found = facts([[10] * 4, [10] * 4])
     digests = found.digests.copy()
     digests[4] = digests[0]
     status = found.status.copy()
     status[7] = Status.SHORT
     found = replace(found, digests=digests, status=status)
-    selection = mix(select(found), found, numbers, sources(1, 1))
+    selection = mix(select(found), found, sources(1, 1))
     assert [(share.read, share.usable, share.kept) for share in selection.mixture] == [
         (4, 4, 2),
         (4, 2, 2),
     ]
     assert selection.kept[4:].tolist() == [False, True, True, False]
-    none = replace(found, status=np.where(numbers == 1, Status.SHORT, found.status))
+    none = replace(found, status=np.where(found.sources == 1, Status.SHORT, found.status))
     with pytest.raises(KdscaleError, match="No document is left of 's1'"):
-        mix(select(none), none, numbers, sources(1, 1))
+        mix(select(none), none, sources(1, 1))
 
 
 def config(folder: Path, *weights: float) -> DataConfig:
