@@ -75,7 +75,8 @@ class Run:
         config = {k: v for k, v in self._data["config"].items() if k not in evaluation}
         train = self._data["sources"]["train"]
         own = (self._data["format"], self._data["task"], config, train, self._tokenizer_source)
-        return fingerprint("rows", *own)
+        files = [self._data[name] for name in ("synonyms", "chat_template") if name in self._data]
+        return fingerprint("rows", *own, *files)
 
     @cached_property
     def _data(self) -> dict[str, Any]:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Look at data before it is prepared.", no_args_is_help=True)
 
 _SHOWN_CHARACTERS = 60
+# Around what is to be predicted, where no colour tells.
+_BRACKETS = ("\u27e6", "\u27e7")
+_COLOURS = ("", "")
 
 
 @app.callback()
@@ -54,8 +57,12 @@ def preview(
 
 
 def _print(found: "Preview") -> None:
+    from dataclasses import asdict
+
     from rich.console import Console
     from rich.table import Table
+
+    from kdscale.data.manifest import left_out
 
     console = Console(highlight=False)
     table = Table("Document", "Characters", "Became", "Changed by", "Text", title="Documents")
@@ -66,15 +73,22 @@ def _print(found: "Preview") -> None:
         cells = (seen.name, size, seen.fate, ", ".join(seen.changed_by), label + start)
         table.add_row(*map(_plain, cells))
     console.print(table)
+    for name, share in found.mixture:
+        console.print(_plain(f"Source {name}: {share}."))
     console.print(f"Tokenizer: {found.tokenizer}.")
     counts = found.counts
     console.print(
         f"{counts.rows:,} rows of {counts.documents:,} documents: {counts.targets:,} targets, "
         f"{counts.split:,} documents split, {counts.truncated:,} truncated, "
-        f"{counts.padding:,} positions of padding.\n"
+        f"{counts.padding:,} positions of padding"
+        + "".join(f", {part}" for part in left_out(asdict(counts)))
+        + "."
     )
+    is_coloured = console.color_system is not None and not console.no_color
+    how = "green" if is_coloured else f"between {_BRACKETS[0]} and {_BRACKETS[1]}"
+    console.print(f"What is to be predicted as the next token is {how}.\n")
     for number, row in enumerate(found.rows):
-        console.print(_row(number, row))
+        console.print(_row(number, row, _COLOURS if is_coloured else _BRACKETS))
 
 
 def _plain(text: str) -> Any:
@@ -84,17 +98,22 @@ def _plain(text: str) -> Any:
     return Text(text)
 
 
-def _row(number: int, row: "ShownRow") -> Any:
-    """A row's tokens: what is to be predicted at a position stands behind it, in brackets where it
-    is another than the next token."""
+def _row(number: int, row: "ShownRow", brackets: tuple[str, str]) -> Any:
+    """A row's tokens, those that are predicted as the next token in green and between `brackets`.
+    Where another token is to be predicted at a position, it stands behind it in square brackets."""
     from rich.text import Text
 
-    shown = Text(f"Row {number} ({len(row.tokens)} tokens, {row.padding} of padding)\n", "bold")
+    shown = Text()
+    shown.append(f"Row {number} ({len(row.tokens)} tokens, {row.padding} of padding)\n", "bold")
     predicted = ["", *row.expected[:-1]]
+    was_next = False
     for at, token in enumerate(row.tokens):
         is_next = at > 0 and row.is_target[at - 1] and predicted[at] == token
+        if is_next != was_next:
+            shown.append(brackets[0] if is_next else brackets[1])
+        was_next = is_next
         shown.append(token, style="green" if is_next else "dim")
         follows = row.tokens[at + 1] if at + 1 < len(row.tokens) else None
         if row.is_target[at] and row.expected[at] != follows:
             shown.append(f"[{row.expected[at]}]", style="bold yellow")
-    return shown.append("\n")
+    return shown.append(f"{brackets[1] if was_next else ''}\n")

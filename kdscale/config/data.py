@@ -1,15 +1,19 @@
 """Config of the data room: where text comes from and how it becomes rows."""
 
 import unicodedata
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from kdscale.config.augment import AugmentConfig
 from kdscale.config.base import Config
+from kdscale.config.chat import ChatConfig
 from kdscale.config.cleaning import MOST_STEPS, CleaningStep, NearDuplicates
 
 ChunkPooling = Literal["mean", "max", "attention"]
+
+# Of these a piece is a document or a range of rows: a limit is known before anything is read.
+_LISTED = ("python-stdlib", "python-docs", "text", "huggingface")
 
 
 class SourceConfig(Config):
@@ -20,8 +24,8 @@ class SourceConfig(Config):
     reStructuredText and long descriptions of the installed packages; `text`: a file a document."""
 
     path: str | None = None
-    """Folder, glob or fsspec URL for `text`, `jsonl`, `csv` and `parquet`; data set name for
-    `huggingface`."""
+    """Folder, glob or fsspec URL for `text`, `jsonl`, `csv` and `parquet`; for `huggingface` the
+    name of a data set, or a folder that `save_to_disk` wrote."""
 
     text_field: str = "text"
     """Column that holds the text, for `jsonl`, `csv`, `parquet` and `huggingface`."""
@@ -43,6 +47,32 @@ class SourceConfig(Config):
         if not built_in and not self.path:
             raise ValueError(f"source {self.kind!r} needs `path`")
         return self
+
+
+class WeightedSource(SourceConfig):
+    """One source of a mixture."""
+
+    weight: float = Field(default=1.0, gt=0)
+    """Share of the mixture's text, in UTF-8 bytes, beside the weights of the other sources."""
+
+    @model_validator(mode="after")
+    def _limit_is_exact(self) -> "WeightedSource":
+        if self.limit is not None and self.kind not in _LISTED:
+            raise ValueError(f"`limit` of {self.kind!r} cannot stand in a mixture: use `weight`")
+        return self
+
+
+def _form_of(train: Any) -> str:
+    return "mixture" if isinstance(train, list | tuple) else ""
+
+
+Sources = Annotated[
+    # The empty tag keeps `train.path` the name of the field in an error.
+    Annotated[SourceConfig, Tag("")]
+    | Annotated[Annotated[tuple[WeightedSource, ...], Field(min_length=1)], Tag("mixture")],
+    Discriminator(_form_of),
+]
+"""One source, or a mixture of several."""
 
 
 class TokenizerConfig(Config):
@@ -119,8 +149,9 @@ class MaskingConfig(Config):
 class DataConfig(Config):
     """From raw text to rows of fixed length."""
 
-    train: SourceConfig = SourceConfig(kind="python-stdlib")
-    """Documents to train on; `validation_share` of them are held out."""
+    train: Sources = SourceConfig(kind="python-stdlib")
+    """Documents to train on; `validation_share` of them are held out. A list of sources, each with
+    a `weight`, is a mixture: of those that have more text than their share a part is left out."""
 
     validation_share: float = Field(default=0.05, gt=0, lt=0.5)
     """Share of the documents held out, chosen by a hash of the document's name."""
@@ -133,12 +164,17 @@ class DataConfig(Config):
     row_length: int = Field(default=128, ge=8)
     """Tokens in a row (T)."""
 
-    long_documents: Literal["split", "truncate", "hierarchical"] = "split"
-    """What happens to a document longer than a row. `hierarchical`, for classification: a row is
-    several chunks of a document, see `chunks`; what is longer than all of them is truncated."""
+    long_documents: Literal["split", "truncate", "drop", "hierarchical"] = "split"
+    """What happens to a document longer than a row. `drop`, for causal language models: it is left
+    out. `hierarchical`, for classification: a row is several chunks of a document, see `chunks`;
+    what is longer than all of them is truncated."""
 
     chunks: ChunksConfig | None = None
     """For `long_documents: hierarchical`."""
+
+    chat: ChatConfig | None = None
+    """Documents are conversations, for causal language models: {field: messages}, or {prompt: ...,
+    completion: ...}. Only the assistant's answers are learned."""
 
     labels: LabelsConfig | None = None
     """Where the classes come from, for the task sequence-classification."""
@@ -180,6 +216,12 @@ class DataConfig(Config):
         return self
 
     @property
+    def sources(self) -> dict[str, tuple[SourceConfig, ...]]:
+        """`train` and the evaluation sets, each with the sources that it is read from."""
+        train = self.train if isinstance(self.train, tuple) else (self.train,)
+        return {"train": train, **{name: (each,) for name, each in self.evaluate.items()}}
+
+    @property
     def near_duplicates(self) -> NearDuplicates | None:
         """How near duplicates are found, if they are."""
         found = [step for step in self.cleaning if isinstance(step, NearDuplicates)]
@@ -201,4 +243,16 @@ class DataConfig(Config):
             raise ValueError(
                 f"row_length {self.row_length} is no multiple of chunks.length {self.chunks.length}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _conversations_fit(self) -> "DataConfig":
+        if self.chat is None:
+            return self
+        if self.augment is not None:
+            raise ValueError("`augment` varies plain text, and `chat` documents are conversations")
+        for name, sources in self.sources.items():
+            for source in sources:
+                if source.kind not in ("jsonl", "csv", "parquet", "huggingface"):
+                    raise ValueError(f"{name}: a source {source.kind!r} holds no conversations")
         return self

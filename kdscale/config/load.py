@@ -131,7 +131,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 def _explain(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "(whole config)"
+        where = ".".join(str(part) for part in item["loc"] if part != "") or "(whole config)"
         if item["type"] == "extra_forbidden":
             lines.append(f"  {where}: unknown key")
         else:

@@ -80,6 +80,8 @@ class RunConfig(Config):
     def _task_fits(self) -> "RunConfig":
         if self.task == "causal-lm":
             return self
+        if self.data.chat is not None or self.data.long_documents == "drop":
+            raise ValueError("data.chat and data.long_documents 'drop' are for the task causal-lm")
         length, live = self.distill.curriculum.length, self.distill.live
         if self.cache.codec.kind != "full" and self.task == "sequence-classification":
             raise ValueError(
@@ -127,6 +129,11 @@ class RunConfig(Config):
             raise ValueError(
                 f"distill.curriculum.length goes down to {min(length.positions.corners):g} "
                 f"positions, of which data.overlap takes {overlap}: none would be a target"
+            )
+        if length is not None and self.data.chat is not None:
+            raise ValueError(
+                "distill.curriculum.length cuts rows to their first positions, and with data.chat "
+                "there may be no answer in these"
             )
         batch, rows = self.distill.training.batch_rows, self.cache.rows
         if rows is not None and batch > rows:

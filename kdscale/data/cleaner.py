@@ -1,11 +1,16 @@
 """All that is done to a document's text: decoding, levelling, the configured steps, last checks."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from kdscale.config.data import DataConfig
 from kdscale.data.cleaning import FIRST_STEP, Status, admit, clean
+from kdscale.data.messages import Message, dump, load
 from kdscale.data.near import band_hashes
 from kdscale.data.steps import make_steps
+
+# Between the messages of a conversation where it is looked at as one text.
+_SEPARATOR = "\n\n"
 
 
 class Cleaned(NamedTuple):
@@ -18,27 +23,59 @@ class Cleaned(NamedTuple):
 
 
 class Cleaner:
-    """The cleaning of a config. KdscaleError where a step cannot be made."""
+    """The cleaning of a config. KdscaleError where a step cannot be made.
+
+    Of a conversation, what changes text goes over the content of each message, and what decides
+    about a document looks at all of them together.
+    """
 
     def __init__(self, config: DataConfig) -> None:
         self._steps = make_steps(config.cleaning)
+        self._decides = [step.kind in ("language", "length") for step in config.cleaning]
         self._min_characters = config.min_characters
         self._near = config.near_duplicates
+        self._are_conversations = config.chat is not None
 
     def __call__(self, raw: bytes | str | None) -> Cleaned:
         """Of one document, as its container has it."""
-        text, status = admit(raw, 1)
+        messages: list[Message] = []
+        if self._are_conversations and isinstance(raw, str):
+            messages = load(raw)
+            admitted = [admit(message.content, 0) for message in messages]
+            status = max((status for _, status in admitted), default=Status.SHORT)
+            # Many templates take outer blanks away: they belong to nobody.
+            parts = [text.strip() for text, _ in admitted]
+        else:
+            text, status = admit(raw, 1)
+            parts = [text]
         if status is not Status.KEPT:
             return Cleaned("", status, 0, None)
+        return self._cleaned(parts, messages)
+
+    def _cleaned(self, parts: list[str], messages: list[Message]) -> Cleaned:
+        """Of the texts of a document: one, or one for each of the messages."""
         changed = 0
-        for number, step in enumerate(self._steps):
-            found = step(text)
+        for number in range(len(self._steps)):
+            found = self._step(number, parts)
             if found is None:
                 return Cleaned("", FIRST_STEP + number, changed, None)
-            if found != text:
+            if found != parts:
                 # A step may leave blanks where it took something away.
-                text, changed = clean(found), changed | 1 << number
+                parts = [clean(part).strip() if messages else clean(part) for part in found]
+                changed |= 1 << number
+        text = _SEPARATOR.join(parts)
         if len(text) < self._min_characters:
             return Cleaned("", Status.SHORT, changed, None)
         bands = None if self._near is None else band_hashes(text, self._near).tobytes()
+        if messages:
+            pairs = zip(messages, parts, strict=True)
+            text = dump([replace(message, content=part) for message, part in pairs])
         return Cleaned(text, Status.KEPT, changed, bands)
+
+    def _step(self, number: int, parts: list[str]) -> list[str] | None:
+        """The texts after a step, None where it drops the document."""
+        step = self._steps[number]
+        if self._decides[number]:
+            return None if step(_SEPARATOR.join(parts)) is None else parts
+        found = [step(part) for part in parts]
+        return [part for part in found if part is not None]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdscale.config.data import SourceConfig
-from kdscale.data.readers import Piece, load_hub_dataset
+from kdscale.data.readers import Piece, is_saved_dataset, load_hub_dataset
 from kdscale.errors import KdscaleError
 from kdscale.store import open_store
 
@@ -33,15 +33,32 @@ _PROSE = re.compile(r".*\.(md|rst)|readme(\.txt)?", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Corpus:
-    """A source's pieces in the order of their names. `local` files are on this machine only."""
+    """The pieces of sources, one source after the other, each in the order of the pieces' names.
+    `local` files are on this machine only."""
 
-    source: SourceConfig
+    sources: tuple[SourceConfig, ...]
     pieces: list[Piece]
     local: bool
 
+    @property
+    def limit(self) -> int | None:
+        """Documents to read at most. In mixtures only what is limited by its pieces has a limit."""
+        return self.sources[0].limit if len(self.sources) == 1 else None
 
-def find_corpus(source: SourceConfig) -> Corpus:
-    """The pieces of a source. Raises KdscaleError where there is nothing to read."""
+
+def find_corpus(*sources: SourceConfig) -> Corpus:
+    """The pieces of one source, or of several. KdscaleError where there is nothing to read."""
+    found = [_find_pieces(source) for source in sources]
+    pieces = [
+        replace(piece, source=number) if number else piece
+        for number, (own, _) in enumerate(found)
+        for piece in own
+    ]
+    return Corpus(sources, pieces, any(local for _, local in found))
+
+
+def _find_pieces(source: SourceConfig) -> tuple[list[Piece], bool]:
+    """The pieces of a source, and whether they are on this machine only."""
     local = True
     if source.kind == "python-stdlib":
         pieces = _stdlib_pieces()
@@ -54,7 +71,7 @@ def find_corpus(source: SourceConfig) -> Corpus:
     # A kind with a document a piece needs no more pieces than the limit asks for.
     if source.limit is not None and source.kind in ("python-stdlib", "python-docs", "text"):
         pieces = pieces[: source.limit]
-    return Corpus(source, pieces, local)
+    return pieces, local
 
 
 def corpus_identity(source: SourceConfig) -> dict[str, Any]:
@@ -62,16 +79,20 @@ def corpus_identity(source: SourceConfig) -> dict[str, Any]:
 
     Files: their number, bytes, and a digest of (key, size, and on a local disk the time of change).
     Built-in sources: the interpreter or the installed packages. Hub data sets: the builder's hash,
-    which follows the data set's commit.
+    which follows the data set's commit; saved ones are files.
     """
     if source.kind == "python-stdlib":
         return {"python": platform.python_version()}
     if source.kind == "python-docs":
         return {"packages": sorted({_release(found) for found in _installed()})}
-    if source.kind == "huggingface":
+    if source.kind == "huggingface" and not is_saved_dataset(str(source.path)):
         return {"builder": load_hub_dataset(str(source.path), source.subset, None).hash}
     digest, total = hashlib.sha256(), 0
-    pieces = find_corpus(source).pieces
+    if source.kind == "huggingface":
+        store = open_store(str(source.path))
+        pieces = [Piece("file", key, store.url, key) for key in sorted(store.list())]
+    else:
+        pieces = find_corpus(source).pieces
     with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
         for piece, (size, changed) in zip(pieces, pool.map(_look, pieces), strict=True):
             digest.update(f"{piece.key}\0{size}\0{changed}\0".encode("utf-8", "surrogateescape"))

@@ -6,7 +6,7 @@ object store nor any process holds a corpus, and what a killed prepare has made 
 This module loads no torch: its functions run in Ray's workers.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
@@ -28,6 +28,7 @@ from kdscale.data.tokenizer import TokenizerInfo, encode
 from kdscale.data.work import (
     Part,
     all_parts,
+    batch_of,
     in_batches,
     part_name,
     read_batches,
@@ -45,6 +46,7 @@ ENCODE_CHARACTERS = 2**20
 _COLUMNS: dict[str, pa.DataType] = {
     "place": pa.uint64(),
     "digest": pa.binary(16),
+    "size": pa.int64(),  # UTF-8 bytes
     "status": pa.uint8(),  # a Status, or FIRST_STEP + the step that dropped it
     "changed": pa.uint32(),  # a bit for each step that changed it
     "bands": pa.binary(),  # of the search for near duplicates
@@ -52,15 +54,23 @@ _COLUMNS: dict[str, pa.DataType] = {
 }
 _FACTS = pa.schema(_COLUMNS)
 _TEXTS = pa.schema({"text": pa.large_string()})
-_TOKENS = pa.schema({"tokens": pa.large_list(pa.int32()), "bytes": pa.int64(), "label": pa.int32()})
+_TOKENS = pa.schema(
+    {
+        "tokens": pa.large_list(pa.int32()),
+        "bytes": pa.int64(),
+        "label": pa.int32(),
+        "targets": pa.binary(),  # a byte a token, of conversations alone
+    }
+)
 
 
 class TokenDocument(NamedTuple):
     """A document as rows are built from it."""
 
-    tokens: np.ndarray  # [n] int32, with start and end
-    byte_count: int  # UTF-8
+    tokens: np.ndarray  # [n] int32, with start and end; see `encode` of conversations
+    byte_count: int  # UTF-8, of what the targets stand for
     label: int  # -1 where none is known, or none is to be used
+    targets: np.ndarray | None = None  # [n] bool: what is to be predicted; None: all but the first
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,21 @@ class Documents:
         for _, batch in self._facts():
             kept = batch["status"].to_numpy() == Status.KEPT
             yield from batch["label"].filter(pa.array(kept)).to_pylist()
+
+    def sizes(self) -> np.ndarray:
+        """[N] int64: UTF-8 bytes of each."""
+        sizes = np.zeros(len(self), np.int64)
+        for part, batch in self._facts():
+            sizes[part.first : part.stop] = batch["size"].to_numpy()
+        return sizes
+
+    def sources(self, corpus: Corpus) -> np.ndarray:
+        """[N] uint32: the number in its mixture of the source of each."""
+        of_batch = [pieces[0].source for pieces in in_batches(corpus.pieces)]
+        sources = np.zeros(len(self), np.uint32)
+        for part in self._parts:
+            sources[part.first : part.stop] = of_batch[batch_of(part.name)]
+        return sources
 
     def facts(self, classes: Classes | None = None) -> Facts:
         """What the driver needs to know of them. KdscaleError for a label that is none of the
@@ -162,7 +187,7 @@ def read_corpus(
 
     Raises KdscaleError where a piece cannot be read.
     """
-    store, limit = _cleaned(work, name), corpus.source.limit
+    store, limit = _cleaned(work, name), corpus.limit
     here = corpus.local or store.local_path() is not None
     batches, ends = in_batches(corpus.pieces), read_ends(store)
     missing = [
@@ -170,7 +195,7 @@ def read_corpus(
         for number, pieces in enumerate(batches)
         if number not in ends
     ]
-    options = {"work": store, "source": corpus.source, "config": config}
+    options = {"work": store, "sources": corpus.sources, "config": config}
     read, found = 0, dict[int, list[int]]()
     with closing(stream(clean_batch, missing, here, options)) as made:
         for number in range(len(batches)):
@@ -183,14 +208,20 @@ def read_corpus(
 
 
 def clean_batch(
-    batch: pa.Table, *, work: Store, source: SourceConfig, config: DataConfig
+    batch: pa.Table, *, work: Store, sources: Sequence[SourceConfig], config: DataConfig
 ) -> Iterator[pa.Table]:
     """A Ray Data task: the documents of some pieces, those left out with an empty text."""
     for item in batch.to_pylist():
         number, pieces = item["number"], [Piece(**piece) for piece in item["pieces"]]
         made = whole_parts(work, number)
         label_field = None if config.labels is None else config.labels.field
-        documents = (each for piece in pieces for each in read_piece(piece, source, label_field))
+        # A batch has pieces of one source.
+        source = sources[pieces[0].source]
+        documents = (
+            document
+            for piece in pieces
+            for document in read_piece(piece, source, label_field, config.chat)
+        )
         rest = islice(documents, sum(made), source.limit)
         for facts, texts in _clean(rest, config):
             name = part_name(number, len(made))
@@ -225,7 +256,8 @@ def _clean(
     for found in documents:
         text, status, changed, bands = clean_text(found.content)
         label = None if config.labels is None else found.label
-        rows.append((name_hash(found.name), text_digest(text), status, changed, bands, label))
+        place, size = name_hash(found.name), len(text.encode("utf-8"))
+        rows.append((place, text_digest(text), size, status, changed, bands, label))
         texts.append(text)
         characters += len(text)
         if characters >= CLEAN_CHARACTERS:
@@ -250,11 +282,13 @@ def _encoded(documents: Iterable[tuple[str, int]], encoding: Encoding) -> Iterat
     for group in _groups(documents):
         texts, labels = zip(*group, strict=True)
         encoded = list(encode(encoding.tokenizer_json, encoding.info, list(texts)))
-        tokens = [tokens for tokens, _ in encoded]
+        tokens = [each.tokens for each in encoded]
         offsets = np.cumsum([0, *map(len, tokens)])
         lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(tokens)))
-        sizes = pa.array([byte_count for _, byte_count in encoded], pa.int64())
-        yield pa.record_batch([lists, sizes, pa.array(labels, pa.int32())], schema=_TOKENS)
+        sizes = pa.array([each.byte_count for each in encoded], pa.int64())
+        targets = [None if each.targets is None else each.targets.tobytes() for each in encoded]
+        columns = [lists, sizes, pa.array(labels, pa.int32()), pa.array(targets, pa.binary())]
+        yield pa.record_batch(columns, schema=_TOKENS)
 
 
 def _groups(documents: Iterable[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
@@ -273,9 +307,10 @@ def _groups(documents: Iterable[tuple[str, int]]) -> Iterator[list[tuple[str, in
 
 def _token_documents(batch: Any) -> Iterator[TokenDocument]:
     tokens, offsets = batch["tokens"].values.to_numpy(), batch["tokens"].offsets.to_numpy()
-    numbers = zip(batch["bytes"].to_pylist(), batch["label"].to_pylist(), strict=True)
-    for at, (byte_count, label) in enumerate(numbers):
-        yield TokenDocument(tokens[offsets[at] : offsets[at + 1]], byte_count, label)
+    others = (batch[name].to_pylist() for name in ("bytes", "label", "targets"))
+    for at, (byte_count, label, mask) in enumerate(zip(*others, strict=True)):
+        targets = None if mask is None else np.frombuffer(mask, bool)
+        yield TokenDocument(tokens[offsets[at] : offsets[at + 1]], byte_count, label, targets)
 
 
 def _item(part: Part, chosen: Chosen) -> dict[str, Any]:

@@ -49,6 +49,8 @@ def read_manifest(store: Store) -> tuple[dict[str, Any], bytes]:
 def summarise(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     """(what, how many) lines for the terminal: one a source, one a split, one for the tokenizer."""
     lines = [(name, _source_line(counts)) for name, counts in manifest["sources"].items()]
+    mixture = manifest["sources"]["train"].get("mixture", ())
+    lines += [(f"source {share['name']}", _share_line(share)) for share in mixture]
     tokenizer = manifest["tokenizer"]
     asked = tokenizer.get("requested_vocab_size", tokenizer["vocab_size"])
     fewer = (
@@ -61,6 +63,14 @@ def summarise(manifest: dict[str, Any]) -> list[tuple[str, str]]:
         (f"{name} rows", _split_line(split["counts"])) for name, split in manifest["splits"].items()
     ]
     return lines
+
+
+def _share_line(share: dict[str, Any]) -> str:
+    """What a mixture has of one of its sources."""
+    return (
+        f"weight {share['weight']:g}: {share['kept']:,} of {share['usable']:,} documents kept, "
+        f"{share['bytes']:,} bytes; {share['read']:,} read"
+    )
 
 
 def _source_line(counts: dict[str, Any]) -> str:
@@ -96,4 +106,15 @@ def _split_line(counts: dict[str, Any]) -> str:
         parts.append(f"{counts['truncated']:,} documents truncated ({lost:,} tokens lost)")
     if counts["rows_duplicate"]:
         parts.append(f"{counts['rows_duplicate']:,} duplicate rows dropped")
-    return ", ".join(parts)
+    return ", ".join(parts + left_out(counts))
+
+
+def left_out(counts: dict[str, Any]) -> list[str]:
+    """What of a split's documents and rows has no target to learn, or no room."""
+    names = {
+        "long": "documents too long",
+        "unrendered": "conversations that cannot be rendered",
+        "without_target": "documents without a target",
+        "rows_without_target": "rows without a target",
+    }
+    return [f"{counts[key]:,} {what} left out" for key, what in names.items() if counts.get(key)]

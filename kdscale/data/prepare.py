@@ -9,7 +9,7 @@ their order the same on any cluster.
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +24,8 @@ from kdscale.data.classes import Classes, find_classes
 from kdscale.data.corpus import Corpus, corpus_identity, file_digest, find_corpus
 from kdscale.data.documents import Chosen, Documents, read_corpus
 from kdscale.data.manifest import AUGMENTED, FORMAT, MANIFEST, VERSION, write_manifest
+from kdscale.data.messages import plain_text
+from kdscale.data.mixture import mix
 from kdscale.data.selection import (
     LAST_PLACE,
     Choice,
@@ -53,13 +55,27 @@ def data_identity(config: DataConfig, task: Task = "causal-lm") -> dict[str, Any
     missing or empty source, or an evaluation set of an unusable name.
     """
     tables = [] if config.augment is None else table_paths(config.augment)
-    synonyms = {"synonyms": {path: file_digest(path) for path in tables}} if tables else {}
-    return synonyms | {
+    files: dict[str, Any] = {}
+    if tables:
+        files["synonyms"] = {path: file_digest(path) for path in tables}
+    fields = config.model_dump(mode="json")
+    if config.chat is None:
+        # Data that are no conversations are called what they were before there was `chat`.
+        del fields["chat"]
+    elif config.chat.template_file is not None:
+        files["chat_template"] = file_digest(config.chat.template_file)
+    return files | {
         "format": [FORMAT, VERSION],
         "task": task,
-        "config": config.model_dump(mode="json"),
-        "sources": {name: corpus_identity(source) for name, source in _sources(config).items()},
+        "config": fields,
+        "sources": {name: _identity(config, name) for name in _sources(config)},
     }
+
+
+def _identity(config: DataConfig, name: str) -> Any:
+    """Of a source; of each source of a mixture."""
+    found = [corpus_identity(source) for source in config.sources[name]]
+    return found if name == "train" and isinstance(config.train, tuple) else found[0]
 
 
 def prepare(
@@ -80,7 +96,7 @@ def prepare(
     long as config and sources are the same: as long as the `identity` is, by default the
     fingerprint of `data_identity`. Raises KdscaleError for what the user can mend.
     """
-    corpora = {name: find_corpus(source) for name, source in _sources(config).items()}
+    corpora = {name: find_corpus(*sources) for name, sources in _sources(config).items()}
     augmenter = None if config.augment is None else Augmenter(config.augment)
     # A manifest of an earlier run must not stand over a mixture of its files and ours.
     store.delete(MANIFEST)
@@ -96,7 +112,7 @@ def prepare(
         tokenizer_json, info = _trained_tokenizer(config, task, train, training, store, work)
     else:
         assert teacher_tokenizer is not None, "the caller has the teacher at hand"
-        tokenizer_json, info = _teachers_tokenizer(task, teacher_tokenizer, store)
+        tokenizer_json, info = _teachers_tokenizer(config, task, teacher_tokenizer, store)
     writer = SplitWriter(task, config, store, tokenizer_json, info, progress)
     counts = {"train": train.counts(config)}
     labelled = train.with_label_share(training, config.labels)
@@ -193,10 +209,12 @@ class _Source:
     def counts(self, config: DataConfig) -> dict[str, Any]:
         """What became of the source's documents, for the manifest."""
         steps = step_counts(self.facts, [step.kind for step in config.cleaning])
-        return self.selection.counts | {"steps": steps}
+        mixture = [asdict(share) for share in self.selection.mixture]
+        more = {"mixture": mixture} if mixture else {}
+        return self.selection.counts | {"steps": steps} | more
 
 
-def _sources(config: DataConfig) -> dict[str, SourceConfig]:
+def _sources(config: DataConfig) -> dict[str, tuple[SourceConfig, ...]]:
     """All sources by the name of what is made of them."""
     for name in config.evaluate:
         if name == "train" or not _SPLIT_NAME.fullmatch(name):
@@ -204,7 +222,7 @@ def _sources(config: DataConfig) -> dict[str, SourceConfig]:
                 f"An evaluation set cannot be called {name!r}.",
                 "Use letters, digits, dots, dashes and underscores, and not 'train'.",
             )
-    return {"train": config.train, **config.evaluate}
+    return config.sources
 
 
 class _Reader:
@@ -222,7 +240,12 @@ class _Reader:
         documents, labels = self._documents("train", corpus), self._config.labels
         classes = None if labels is None else find_classes(labels, documents.labels())
         facts = documents.facts(classes)
-        return _Source(documents, facts, select(facts), classes)
+        selection, train = select(facts), self._config.train
+        if isinstance(train, tuple):
+            sizes, sources = documents.sizes(), documents.sources(corpus)
+            facts = replace(facts, sizes=sizes, sources=sources)
+            selection = mix(selection, facts, train)
+        return _Source(documents, facts, selection, classes)
 
     def read(self, name: str, corpus: Corpus, classes: Classes | None, training: Known) -> _Source:
         """Another source, without what is in `training`."""
@@ -243,25 +266,26 @@ def _trained_tokenizer(
     """Train the tokenizer, unless a prepare that was killed has, and store its folder; its
     `tokenizer.json` and what is known of it."""
     if work.exists(_TOKENIZER_INFO):
-        info = TokenizerInfo(**json.loads(work.get(_TOKENIZER_INFO)))
+        info = TokenizerInfo.from_dict(json.loads(work.get(_TOKENIZER_INFO)))
         return store.get(f"tokenizer/{TOKENIZER_FILE}").decode(), info
     places, most = train.facts.places, config.tokenizer.sample_documents
     first = np.uint64(first_sample_place(places[training.covered], most))
     texts = train.documents.texts(training.covered & (places >= first))
+    texts = texts if config.chat is None else map(plain_text, texts)
     with TemporaryDirectory(prefix="kdscale-tokenizer-") as name:
-        folder, masks = Path(name), task == "masked-lm"
-        info = train_tokenizer(texts, config.tokenizer.vocab_size, folder, masks=masks)
+        folder, masks, size = Path(name), task == "masked-lm", config.tokenizer.vocab_size
+        info = train_tokenizer(texts, size, folder, masks=masks, chat=config.chat)
         encoded = _stored(folder, store)
     work.put(_TOKENIZER_INFO, json.dumps(info.as_dict()).encode())
     return encoded, info
 
 
 def _teachers_tokenizer(
-    task: Task, teacher_tokenizer: Path, store: Store
+    config: DataConfig, task: Task, teacher_tokenizer: Path, store: Store
 ) -> tuple[str, TokenizerInfo]:
     """The same of the teacher's tokenizer."""
     with TemporaryDirectory(prefix="kdscale-tokenizer-") as name:
-        info = adopt_tokenizer(teacher_tokenizer, Path(name))
+        info = adopt_tokenizer(teacher_tokenizer, Path(name), chat=config.chat)
         if task == "masked-lm" and info.mask_id is None:
             raise KdscaleError(
                 "The teacher's tokenizer has no mask token, which the task masked-lm needs.",

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from kdscale.config.data import DataConfig, SourceConfig
+from kdscale.config.data import DataConfig, SourceConfig, WeightedSource
 from kdscale.config.task import Task
 from kdscale.data.classes import UNKNOWN_LABEL, Classes, find_classes
 from kdscale.data.cleaner import Cleaner
 from kdscale.data.cleaning import FIRST_STEP, Status
 from kdscale.data.corpus import find_corpus
 from kdscale.data.documents import TokenDocument
+from kdscale.data.messages import plain_text
+from kdscale.data.mixture import source_name
 from kdscale.data.near import first_of_alike
 from kdscale.data.readers import Document, read_piece
 from kdscale.data.rows import RowCounts, concatenate
@@ -32,7 +34,8 @@ class Seen:
 
     name: str
     before: int  # characters, or bytes of an undecoded one
-    text: str  # empty where it is dropped
+    text: str  # as a reader sees it; empty where it is dropped
+    content: str  # as it is encoded: of a conversation its messages
     fate: str  # "kept", or why it is not
     changed_by: tuple[str, ...]
     label: str | None
@@ -60,6 +63,8 @@ class Preview:
     rows: list[ShownRow]
     counts: RowCounts
     tokenizer: str
+    mixture: list[tuple[str, str]]
+    """(source, what is known of it) of a mixture's sources."""
 
 
 def preview(
@@ -76,10 +81,15 @@ def preview(
     A tokenizer that is to be trained is trained on these documents alone. KdscaleError for a source
     that is not there, and where nothing is left.
     """
-    sources = {"train": config.train, **config.evaluate}
-    if source not in sources:
-        raise KdscaleError(f"There is no source {source!r}.", f"Choose from {', '.join(sources)}.")
-    seen = _cleaned(config, list(islice(_documents(sources[source], config), documents)))
+    sources = config.sources.get(source)
+    if sources is None:
+        raise KdscaleError(
+            f"There is no source {source!r}.", f"Choose from {', '.join(config.sources)}."
+        )
+    # Of a mixture the first of each of its sources.
+    each_has = -(-documents // len(sources))
+    parts = [list(islice(_documents(each, config), each_has)) for each in sources]
+    seen = _cleaned(config, [document for part in parts for document in part])
     kept = [each for each in seen if each.fate == "kept"]
     if not kept:
         fates = Counter(each.fate for each in seen)
@@ -90,30 +100,53 @@ def preview(
     classes = None
     if config.labels is not None:
         classes = find_classes(config.labels, [each.label for each in kept])
-    texts = [each.text for each in kept]
+    texts = [each.content for each in kept]
+    chat = config.chat
     with tempfile.TemporaryDirectory(prefix="kdscale-tokenizer-") as name:
         folder = Path(name)
         if teacher_tokenizer is None:
-            size = config.tokenizer.vocab_size
-            info = train_tokenizer(texts, size, folder, masks=task == "masked-lm")
+            size, masks = config.tokenizer.vocab_size, task == "masked-lm"
+            read = [each.text for each in kept]
+            info = train_tokenizer(read, size, folder, masks=masks, chat=chat)
             what = f"trained on these documents, {info.vocab_size:,} tokens"
         else:
-            info = adopt_tokenizer(teacher_tokenizer, folder)
+            info = adopt_tokenizer(teacher_tokenizer, folder, chat=chat)
             what = f"the teacher's, {info.vocab_size:,} tokens"
         encoded = (folder / TOKENIZER_FILE).read_text(encoding="utf-8")
     builder = make_builder(task, config, info)
     numbers = [UNKNOWN_LABEL if classes is None else classes.number(e.label) for e in kept]
     pairs = zip(encode(encoded, info, texts), numbers, strict=True)
-    made = list(builder.build(TokenDocument(*tokens, label) for tokens, label in pairs))
+    made = list(
+        builder.build(TokenDocument(*found[:2], label, found.targets) for found, label in pairs)
+    )
     whole = concatenate(made, config.row_length)
     shown = whole.take(np.arange(min(rows, len(whole))))
-    return Preview(seen, list(_shown(shown, encoded, classes)), builder.counts, what)
+    mixture = _mixture(config.train, parts, seen) if source == "train" else []
+    return Preview(seen, list(_shown(shown, encoded, classes)), builder.counts, what, mixture)
 
 
 def _documents(source: SourceConfig, config: DataConfig) -> Iterator[Document]:
     field = None if config.labels is None else config.labels.field
     for piece in find_corpus(source).pieces:
-        yield from read_piece(piece, source, field)
+        yield from read_piece(piece, source, field, config.chat)
+
+
+def _mixture(
+    train: SourceConfig | tuple[WeightedSource, ...],
+    parts: list[list[Document]],
+    seen: list[Seen],
+) -> list[tuple[str, str]]:
+    """A line for each source: how much is left out depends on all of their documents."""
+    if isinstance(train, SourceConfig):
+        return []
+    lines, first, total = [], 0, sum(source.weight for source in train)
+    for source, part in zip(train, parts, strict=True):
+        kept = sum(each.fate == "kept" for each in seen[first : first + len(part)])
+        first += len(part)
+        share = source.weight / total
+        what = f"{share:.1%} of the mixture's text; {kept} of the first {len(part)} documents kept"
+        lines.append((source_name(source), what))
+    return lines
 
 
 def _cleaned(config: DataConfig, documents: list[Document]) -> list[Seen]:
@@ -130,11 +163,18 @@ def _cleaned(config: DataConfig, documents: list[Document]) -> list[Seen]:
     for at, (document, cleaned) in enumerate(found):
         fate = _fate(cleaned.status, kinds) if at not in alike else "nearly duplicate"
         changed = tuple(kind for n, kind in enumerate(kinds) if cleaned.changed >> n & 1)
-        text = cleaned.text if fate == "kept" else ""
-        before = len(document.content or "")
+        content = cleaned.text if fate == "kept" else ""
+        text = _readable(content, config) if content else ""
+        raw = document.content or ""
+        before = len(_readable(raw, config) if isinstance(raw, str) and raw else raw)
         label = document.label if config.labels is not None else None
-        seen.append(Seen(document.name, before, text, fate, changed, label))
+        seen.append(Seen(document.name, before, text, content, fate, changed, label))
     return seen
+
+
+def _readable(content: str, config: DataConfig) -> str:
+    """What a reader sees of a document."""
+    return content if config.chat is None else plain_text(content)
 
 
 def _fate(status: int, kinds: Sequence[str]) -> str:

@@ -19,12 +19,18 @@ from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 import pyarrow as pa
 
+from kdscale.config.chat import ChatConfig
 from kdscale.config.data import SourceConfig
+from kdscale.data.messages import read_conversation
 from kdscale.errors import KdscaleError
 from kdscale.store import Store, open_store
 
 RANGE_BYTES = 8 * 2**20
 BATCH_RECORDS = 256
+_DAMAGED = (
+    *(EOFError, gzip.BadGzipFile, zlib.error),
+    *(pa.ArrowInvalid, csv.Error, json.JSONDecodeError),
+)
 # Python's own limit is shorter than many a document.
 _CSV_FIELD_BYTES = 2**30
 
@@ -33,7 +39,8 @@ _CSV_FIELD_BYTES = 2**30
 class Piece:
     """A file (`key` in the store `root`), or rows `start` to `stop` of the data set `root`.
 
-    `name` begins the name of each document in it.
+    `name` begins the name of each document in it, `source` is the number of its source in a
+    mixture.
     """
 
     reader: Literal["file", "metadata", "jsonl", "csv", "parquet", "huggingface"]
@@ -42,10 +49,11 @@ class Piece:
     key: str = ""
     start: int = 0
     stop: int = 0
+    source: int = 0
 
 
 class Document(NamedTuple):
-    """A document as its container has it."""
+    """A document as its container has it; the content of a conversation as `messages` writes it."""
 
     name: str
     content: bytes | str | None  # None where the container is damaged there
@@ -53,16 +61,20 @@ class Document(NamedTuple):
 
 
 def read_piece(
-    piece: Piece, source: SourceConfig, label_field: str | None = None
+    piece: Piece,
+    source: SourceConfig,
+    label_field: str | None = None,
+    chat: ChatConfig | None = None,
 ) -> Iterator[Document]:
-    """The documents, with their labels where these are in a `label_field`.
+    """The documents, with their labels where these are in a `label_field`; conversations where the
+    config says so.
 
-    Raises KdscaleError where a record has no `text_field` that holds text, or no such label, or a
-    container cannot be read to its end.
+    Raises KdscaleError where a record has no `text_field` that holds text, no such conversation or
+    no such label, or a container cannot be read to its end.
     """
     try:
-        yield from _documents(piece, Fields(source.text_field, label_field), source)
-    except (EOFError, gzip.BadGzipFile, zlib.error, pa.ArrowInvalid, csv.Error) as error:
+        yield from _documents(piece, Fields(source.text_field, label_field, chat), source)
+    except _DAMAGED as error:
         raise KdscaleError(
             f"{piece.name} is damaged or not a {piece.reader} file: {error}",
             "Write the file again, or take it out of the source.",
@@ -74,17 +86,26 @@ class Fields(NamedTuple):
 
     text: str
     label: str | None
+    chat: ChatConfig | None = None
 
     @property
     def names(self) -> list[str]:
         """The columns to read."""
-        return [self.text] if self.label is None else [self.text, self.label]
+        return [name for name, _ in self._options]
+
+    @property
+    def _options(self) -> list[tuple[str, str]]:
+        """The columns, each with where the config names it."""
+        found = [(self.text, "`text_field` of the source")]
+        if self.chat is not None:
+            found = [(name, "data.chat") for name in self.chat.columns]
+        return found if self.label is None else [*found, (self.label, _LABEL)]
 
     def require(self, have: Iterable[str], where: str) -> None:
         """KdscaleError where a record or a table has not got them."""
         known = list(have)
-        for name, option in ((self.text, "`text_field` of the source"), (self.label, _LABEL)):
-            if name is not None and name not in known:
+        for name, option in self._options:
+            if name not in known:
                 raise KdscaleError(
                     f"{where} has no field {name!r}, only {', '.join(sorted(known)) or 'none'}.",
                     f"Set {option} to the field that holds it.",
@@ -92,19 +113,24 @@ class Fields(NamedTuple):
 
     def document(self, record: Mapping[str, Any], name: str) -> Document:
         """What a record says; null is an empty document, or no label."""
-        text = record[self.text]
-        if text is not None and not isinstance(text, str | bytes):
-            raise KdscaleError(
-                f"The field {self.text!r} of {name} holds {type(text).__name__}, not text.",
-                "Set `text_field` of the source to the field that holds the text.",
-            )
         label = None if self.label is None else record[self.label]
         if label is not None and not isinstance(label, str | int):
             raise KdscaleError(
                 f"The field {self.label!r} of {name} holds {type(label).__name__}, not a class.",
                 f"Set {_LABEL} to the field that holds a class's name or number.",
             )
-        return Document(name, "" if text is None else text, None if label is None else str(label))
+        return Document(name, self._content(record, name), None if label is None else str(label))
+
+    def _content(self, record: Mapping[str, Any], name: str) -> str | bytes | None:
+        if self.chat is not None:
+            return read_conversation(record, self.chat, name)
+        text = record[self.text]
+        if text is not None and not isinstance(text, str | bytes):
+            raise KdscaleError(
+                f"The field {self.text!r} of {name} holds {type(text).__name__}, not text.",
+                "Set `text_field` of the source to the field that holds the text.",
+            )
+        return "" if text is None else text
 
 
 _LABEL = "data.labels.field"
@@ -126,6 +152,12 @@ def long_description(metadata: bytes) -> bytes:
     return metadata.replace(b"\r\n", b"\n").partition(b"\n\n")[2]
 
 
+def is_saved_dataset(name: str) -> bool:
+    """Whether a Hugging Face data set is a folder or URL that `save_to_disk` wrote."""
+    store = open_store(name)
+    return store.exists("state.json") or store.exists("dataset_dict.json")
+
+
 @lru_cache(maxsize=4)
 def load_hub_dataset(name: str, subset: str | None, split: str | None) -> Any:
     """A Hugging Face data set's split, memory-mapped; its builder where `split` is None.
@@ -135,6 +167,9 @@ def load_hub_dataset(name: str, subset: str | None, split: str | None) -> Any:
     import datasets
 
     try:
+        if is_saved_dataset(name):
+            found = datasets.load_from_disk(name)
+            return found[split] if isinstance(found, datasets.DatasetDict) else found
         if split is None:
             return datasets.load_dataset_builder(name, subset)
         return datasets.load_dataset(name, subset, split=split)
@@ -160,7 +195,7 @@ def _read_hub_rows(piece: Piece, fields: Fields, source: SourceConfig) -> Iterat
 def _read_json_lines(piece: Piece, fields: Fields) -> Iterator[Document]:
     with _open_file(piece) as file:
         lines = gzip.GzipFile(fileobj=file) if piece.key.lower().endswith(".gz") else file
-        for number, line in enumerate(lines):
+        for number, line in enumerate(_json_records(lines)):
             if not line.strip():
                 continue
             name = f"{piece.name}#{number}"
@@ -171,6 +206,18 @@ def _read_json_lines(piece: Piece, fields: Fields) -> Iterator[Document]:
                 continue
             fields.require(record if isinstance(record, dict) else [], name)
             yield fields.document(record, name)
+
+
+def _json_records(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines, or the elements of a single array, which is parsed as a whole."""
+    lines = iter(lines)
+    first = next(lines, b"")
+    if not first.lstrip().startswith(b"["):
+        yield first
+        yield from lines
+        return
+    for record in json.loads(first + b"".join(lines)):
+        yield json.dumps(record).encode()
 
 
 def _read_csv(piece: Piece, fields: Fields) -> Iterator[Document]:

@@ -26,19 +26,22 @@ CHUNK_ROWS = 1024
 # A piece holds a token and at least one target.
 SMALLEST_PIECE = 2
 
-# (tokens, first scored position, UTF-8 bytes a target)
-Piece = tuple[np.ndarray, int, float]
+# (tokens, whether each position's next token is a target, UTF-8 bytes a target)
+Piece = tuple[np.ndarray, np.ndarray, float]
+# (tokens [n] int32, UTF-8 bytes, which tokens are targets [n] bool; None: all but the first)
+Document = tuple[np.ndarray, int] | tuple[np.ndarray, int, np.ndarray | None]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How rows are made. `truncate` keeps a document's first T tokens only."""
+    """How rows are made. `truncate` keeps a document's first T tokens only, `drop` none of them."""
 
     row_length: int
     overlap: int
     truncate: bool
     pack: bool
     pad_id: int
+    drop: bool = False
 
 
 @dataclass
@@ -46,12 +49,16 @@ class RowCounts:
     """What became of a split's documents and tokens; a document may be both split and packed.
 
     `targets` and `bytes` are those of the rows given out: `targets_truncated` and
-    `targets_duplicate` say what is missing from the documents' own.
+    `targets_duplicate` say what is missing from the documents' own. Documents that are `long`, have
+    no target or are conversations that cannot be rendered leave nothing but a count.
     """
 
     documents: int = 0
     split: int = 0
     truncated: int = 0
+    long: int = 0
+    without_target: int = 0
+    unrendered: int = 0
     packed: int = 0
     tokens: int = 0
     targets_truncated: int = 0
@@ -60,6 +67,7 @@ class RowCounts:
     bytes: float = 0.0
     rows: int = 0
     rows_duplicate: int = 0
+    rows_without_target: int = 0
     padding: int = 0
 
 
@@ -166,62 +174,93 @@ class RowBuilder:
         self._open: dict[int, list[Piece]] = {}
         self._opened = 0
 
-    def build(self, documents: Iterable[tuple[np.ndarray, int]]) -> Iterator[Rows]:
-        """Rows in chunks of about CHUNK_ROWS, from (tokens [n >= 2] int32, UTF-8 bytes) documents.
+    def build(self, documents: Iterable[Document]) -> Iterator[Rows]:
+        """Rows in chunks of about CHUNK_ROWS.
 
         Rows come in the documents' order, but for those that wait for pieces. A row equal to an
-        earlier one is dropped and counted.
+        earlier one is dropped and counted, as is one without a target.
         """
-        for tokens, byte_count in documents:
-            self._add(tokens, byte_count)
+        for document in documents:
+            self._add(*document)
             yield from self._rows.drained(CHUNK_ROWS)
         for _, number in sorted(self._free, key=lambda entry: entry[1]):
             self._emit_packed(self._open.pop(number))
         self._free.clear()
         yield from self._rows.drained(1)
 
-    def _add(self, tokens: np.ndarray, byte_count: int) -> None:
+    def _add(
+        self, tokens: np.ndarray, byte_count: int, is_target: np.ndarray | None = None
+    ) -> None:
         """One document: windows that fill a row go out, what is left becomes a piece."""
         layout, counts = self._layout, self.counts
         length, row = len(tokens), layout.row_length
-        assert length >= SMALLEST_PIECE, "a document has its start and its end token"
-        bytes_per_target = byte_count / (length - 1)
         counts.documents += 1
         counts.tokens += length
+        if is_target is None:
+            assert length >= SMALLEST_PIECE, "a document has its start and its end token"
+            is_target = np.ones(length, bool)
+        # By position from here on, as in a row: of the next token.
+        scored = np.append(is_target[1:], False)
+        targets = int(scored.sum())
+        if not targets or (length > row and layout.drop):
+            self._leave_out(length, targets)
+            return
+        bytes_per_target = byte_count / targets
         if length > row and layout.truncate:
             counts.truncated += 1
-            counts.targets_truncated += length - row
-            tokens = tokens[:row]
+            counts.targets_truncated += int(scored[row - 1 :].sum())
+            tokens, scored = tokens[:row], np.append(scored[: row - 1], False)
         elif length > row:
             counts.split += 1
         step = row - layout.overlap
         full = (len(tokens) - row) // step + 1 if len(tokens) >= row else 0
         if full:
-            self._emit_windows(tokens, full, step, bytes_per_target)
-        # What earlier windows have scored ends before `scored`; the rest starts at window `full`.
+            self._emit_windows(tokens, scored, full, step, bytes_per_target)
+        # What earlier windows have scored ends before `first`; the rest starts at window `full`.
         start = full * step
-        scored = start + layout.overlap if full else 1
-        if scored < len(tokens):
-            self._place(tokens[start:], scored - start - 1, bytes_per_target)
+        first = start + layout.overlap if full else 1
+        if first < len(tokens):
+            rest = scored[start:].copy()
+            rest[: first - start - 1] = False
+            self._place(tokens[start:], rest, bytes_per_target)
+
+    def _leave_out(self, length: int, targets: int) -> None:
+        """Count a document of which there are no rows."""
+        if not length:
+            self.counts.unrendered += 1
+        elif not targets:
+            self.counts.without_target += 1
+        else:
+            self.counts.long += 1
 
     def _emit_windows(
-        self, tokens: np.ndarray, count: int, step: int, bytes_per_target: float
+        self,
+        tokens: np.ndarray,
+        scored: np.ndarray,
+        count: int,
+        step: int,
+        bytes_per_target: float,
     ) -> None:
         """The first `count` windows of a document, each a row of its own."""
         row = self._layout.row_length
+        view, part = np.lib.stride_tricks.sliding_window_view, slice(None, count * step, step)
         rows = empty_rows(count, row, self._layout.pad_id)
-        rows.input_ids[:] = np.lib.stride_tricks.sliding_window_view(tokens, row)[
-            : count * step : step
-        ]
+        rows.input_ids[:] = view(tokens, row)[part]
         rows.segment_ids[:] = 1
-        rows.loss_mask[0, :-1] = True
-        rows.loss_mask[1:, self._layout.overlap - 1 : -1] = True
+        rows.loss_mask[:, :-1] = view(scored, row)[part, :-1]
+        rows.loss_mask[1:, : self._layout.overlap - 1] = False
         rows.byte_counts[:] = rows.loss_mask.sum(1) * bytes_per_target
-        self._rows.add(rows)
+        used = np.flatnonzero(rows.loss_mask.any(axis=1))
+        self.counts.rows_without_target += count - len(used)
+        if len(used):
+            self._rows.add(rows if len(used) == count else rows.take(used))
 
-    def _place(self, tokens: np.ndarray, first_scored: int, bytes_per_target: float) -> None:
+    def _place(self, tokens: np.ndarray, scored: np.ndarray, bytes_per_target: float) -> None:
         """Put a piece into the open row that it fills best, or into another."""
-        piece, length = (tokens, first_scored, bytes_per_target), len(tokens)
+        piece, length = (tokens, scored, bytes_per_target), len(tokens)
+        if not scored.any():
+            self.counts.rows_without_target += 1
+            return
         if not self._layout.pack:
             self._emit_packed([piece])
             return
@@ -244,12 +283,12 @@ class RowBuilder:
         """One row from its pieces, each a segment."""
         rows = empty_rows(1, self._layout.row_length, self._layout.pad_id)
         start = 0
-        for segment, (tokens, first_scored, bytes_per_target) in enumerate(pieces, start=1):
+        for segment, (tokens, scored, bytes_per_target) in enumerate(pieces, start=1):
             end = start + len(tokens)
             rows.input_ids[0, start:end] = tokens
             rows.segment_ids[0, start:end] = segment
-            rows.loss_mask[0, start + first_scored : end - 1] = True
-            rows.byte_counts[0] += (len(tokens) - 1 - first_scored) * bytes_per_target
+            rows.loss_mask[0, start:end] = scored
+            rows.byte_counts[0] += int(scored.sum()) * bytes_per_target
             start = end
         if len(pieces) > 1:
             self.counts.packed += len(pieces)

@@ -28,6 +28,9 @@ class Facts:
     labels: np.ndarray  # [N] int32: the number of the class, -1 where none is known
     changed: np.ndarray  # [N] uint32: a bit for each step of cleaning that changed the document
     bands: np.ndarray | None = None  # [N, bands] uint64, where near duplicates are looked for
+    # For mixtures:
+    sizes: np.ndarray | None = None  # [N] int64: UTF-8 bytes
+    sources: np.ndarray | None = None  # [N] uint32: the number of the source in its mixture
 
 
 def no_facts(count: int) -> Facts:
@@ -68,11 +71,24 @@ class Known:
 
 
 @dataclass(frozen=True)
+class SourceShare:
+    """What became of one source of a mixture, for the manifest."""
+
+    name: str
+    weight: float
+    read: int
+    usable: int  # documents that are left of cleaning and the search for duplicates
+    kept: int  # of these, in the mixture
+    bytes: int  # UTF-8, of what was kept
+
+
+@dataclass(frozen=True)
 class Selection:
-    """The documents of a source that go on. `counts` go to the manifest."""
+    """The documents of a source that go on. `counts` and `mixture` go to the manifest."""
 
     kept: np.ndarray  # [N] bool
     counts: dict[str, int]
+    mixture: tuple[SourceShare, ...] = ()  # of several sources
 
 
 def first_of_each(digests: np.ndarray) -> np.ndarray:

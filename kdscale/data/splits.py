@@ -37,7 +37,7 @@ class _NextTokenRows(RowBuilder):
 
     def build(self, documents: Iterable[Any]) -> Iterator[Rows]:
         """See RowBuilder."""
-        return super().build(document[:2] for document in documents)
+        return super().build((each.tokens, each.byte_count, each.targets) for each in documents)
 
 
 def make_builder(task: Task, config: DataConfig, info: TokenizerInfo) -> Builder:
@@ -53,6 +53,7 @@ def make_builder(task: Task, config: DataConfig, info: TokenizerInfo) -> Builder
             truncate=config.long_documents == "truncate",
             pack=config.pack,
             pad_id=info.pad_id,
+            drop=config.long_documents == "drop",
         )
     )
 

@@ -43,7 +43,7 @@ def label_bounds(places: np.ndarray, labels: np.ndarray, classes: int, share: fl
     bounds = np.full(1 + classes, LAST_PLACE)
     if share == 1:
         return bounds
-    mixed = _mixed(places)
+    mixed = rehash(places)
     for number in range(classes):
         own = np.sort(mixed[labels == number])
         if len(own):
@@ -53,12 +53,12 @@ def label_bounds(places: np.ndarray, labels: np.ndarray, classes: int, share: fl
 
 def used_labels(places: np.ndarray, labels: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     """[N] int32: the `labels` [N] of documents at `places` [N], -1 where one is not used."""
-    used = _mixed(places) <= bounds[labels + 1]
+    used = rehash(places) <= bounds[labels + 1]
     return np.where(used, labels, UNKNOWN_LABEL).astype(np.int32)
 
 
-def _mixed(places: np.ndarray) -> np.ndarray:
-    """[N] uint64: another hash, so that being held out says nothing of the other choice.
+def rehash(places: np.ndarray) -> np.ndarray:
+    """[N] uint64: another hash, so that being held out says nothing of another choice.
     SplitMix64's finaliser (Steele, Lea, Flood, OOPSLA 2014)."""
     z = places.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -11,10 +11,24 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from kdscale.config.chat import ChatConfig
+from kdscale.data.answers import answer_tokens
+from kdscale.data.messages import load
+from kdscale.data.template import (
+    CHATML,
+    CHATML_TOKENS,
+    CannotRenderError,
+    ChatTemplate,
+    Span,
+    check_template,
+    is_forged,
+    read_template,
+    render_answers,
+)
 from kdscale.errors import KdscaleError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -24,7 +38,8 @@ TOKENIZER_FILE = "tokenizer.json"
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """What the manifest says of a tokenizer. A document is [start_id] + its tokens + [end_id]."""
+    """What the manifest says of a tokenizer. A document is [start_id] + its tokens + [end_id], but
+    for a conversation, which is as its template writes it."""
 
     vocab_size: int
     sha256: str
@@ -32,18 +47,41 @@ class TokenizerInfo:
     end_id: int
     pad_id: int
     mask_id: int | None = None
+    chat: ChatTemplate | None = None  # where documents are conversations
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the manifest."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TokenizerInfo":
+        """The inverse, also after JSON."""
+        chat = values["chat"]
+        if chat is not None:
+            chat = ChatTemplate(chat["text"], chat["tokens"], tuple(chat["specials"]))
+        return cls(**{**values, "chat": chat})
+
+
+class Encoded(NamedTuple):
+    """A document as its tokens."""
+
+    tokens: np.ndarray  # [n] int32; none of a conversation that cannot be rendered
+    byte_count: int  # UTF-8, of the text that the targets stand for
+    targets: np.ndarray | None = None  # [n] bool: what is to be predicted; None: all but the first
+
 
 def train_tokenizer(
-    texts: Iterable[str], vocab_size: int, folder: Path, *, masks: bool = False
+    texts: Iterable[str],
+    vocab_size: int,
+    folder: Path,
+    *,
+    masks: bool = False,
+    chat: ChatConfig | None = None,
 ) -> TokenizerInfo:
     """Train a byte-level BPE on `texts` and write it to `folder`.
 
-    One special token is start, end and padding; another one the mask, where it `masks`. Any text
+    One special token is start, end and padding; another one the mask, where it `masks`. For `chat`
+    there are those of ChatML, with a template, and the one that ends a turn is the end. Any text
     can be encoded and decoded without loss. The same texts give the same file, whatever their order
     or the number of threads. Texts too few for the size asked give a smaller vocabulary: see
     `vocab_size` of the result.
@@ -51,35 +89,40 @@ def train_tokenizer(
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
+    specials = [END_OF_TEXT, *([MASK] if masks else []), *(CHATML_TOKENS if chat else [])]
+    start, end = CHATML_TOKENS if chat else (END_OF_TEXT, END_OF_TEXT)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT, MASK] if masks else [END_OF_TEXT],
+        special_tokens=specials,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    PreTrainedTokenizerFast(
+    whole = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
+        bos_token=start,
+        eos_token=end,
         pad_token=END_OF_TEXT,
         **({"mask_token": MASK} if masks else {}),
         clean_up_tokenization_spaces=False,
-    ).save_pretrained(folder)
-    end_id = tokenizer.token_to_id(END_OF_TEXT)
-    assert end_id is not None, "the trainer was told to include it"
-    info = _info(folder, len(tokenizer.get_vocab()), end_id, end_id, end_id)
-    return replace(info, mask_id=tokenizer.token_to_id(MASK)) if masks else info
+    )
+    template = None if chat is None else _set_template(whole, chat, CHATML)
+    whole.save_pretrained(folder)
+    ids: dict[str, int] = tokenizer.get_vocab()
+    info = _info(folder, len(ids), ids[start], ids[end], ids[END_OF_TEXT])
+    return replace(info, mask_id=tokenizer.token_to_id(MASK) if masks else None, chat=template)
 
 
-def adopt_tokenizer(source: Path, folder: Path) -> TokenizerInfo:
-    """Write the teacher's tokenizer in `source` to `folder`, without the teacher's other files.
+def adopt_tokenizer(source: Path, folder: Path, *, chat: ChatConfig | None = None) -> TokenizerInfo:
+    """Write the teacher's tokenizer in `source` to `folder`, without the teacher's other files; for
+    `chat` with the config's template in place of its own, if there is one.
 
-    Raises KdscaleError where it cannot be loaded or has no end-of-text token.
+    Raises KdscaleError where it cannot be loaded, has no end-of-text token, or no template that
+    answers can be told in.
     """
     from transformers import AutoTokenizer
 
@@ -102,31 +145,78 @@ def adopt_tokenizer(source: Path, folder: Path) -> TokenizerInfo:
             f"The teacher's tokenizer in {str(source)!r} names no end-of-text token.",
             "Set `eos_token` in its tokenizer_config.json: documents are separated by it.",
         )
+    template = None if chat is None else _set_template(tokenizer, chat, tokenizer.chat_template)
     tokenizer.save_pretrained(folder)
     start_id = _first(tokenizer.bos_token_id, tokenizer.cls_token_id, end_id)
     pad_id = _first(tokenizer.pad_token_id, end_id)
     assert start_id is not None
     assert pad_id is not None
     info = _info(folder, len(tokenizer), start_id, end_id, pad_id)
-    return replace(info, mask_id=tokenizer.mask_token_id)
+    return replace(info, mask_id=tokenizer.mask_token_id, chat=template)
 
 
-def encode(
-    tokenizer_json: str, info: TokenizerInfo, texts: list[str]
-) -> Iterator[tuple[np.ndarray, int]]:
-    """For each text its tokens ([n + 2] int32, start and end included) and its UTF-8 bytes.
+def _set_template(tokenizer: Any, chat: ChatConfig, own: Any) -> ChatTemplate:
+    """Give a tokenizer of transformers the config's template, or its `own`. KdscaleError where
+    there is none, or answers cannot be told in it."""
+    text = read_template(chat) or (own.get("default") if isinstance(own, dict) else own)
+    if not text:
+        raise KdscaleError(
+            "The teacher's tokenizer has no chat template.",
+            "Give one in data.chat.template, or load a teacher that was tuned for conversations.",
+        )
+    specials = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+    template = ChatTemplate(text, dict(tokenizer.special_tokens_map), tuple(sorted(specials)))
+    check_template(template)
+    tokenizer.chat_template = text
+    return template
+
+
+def encode(tokenizer_json: str, info: TokenizerInfo, texts: list[str]) -> Iterator[Encoded]:
+    """Each text's tokens, start and end included.
 
     A text that happens to hold a special token's spelling is encoded as plain characters: it cannot
-    forge the end of a document.
+    forge the end of a document. Of conversations (`messages`) see `_encode_conversations`.
     """
+    if info.chat is not None:
+        yield from _encode_conversations(tokenizer_json, info.chat, texts)
+        return
     encodings = _load(tokenizer_json).encode_batch_fast(texts, add_special_tokens=False)
     for text, encoding in zip(texts, encodings, strict=True):
         tokens = np.array([info.start_id, *encoding.ids, info.end_id], np.int32)
-        yield tokens, len(text.encode("utf-8"))
+        yield Encoded(tokens, len(text.encode("utf-8")))
 
 
-@lru_cache(maxsize=1)
-def _load(tokenizer_json: str) -> Any:
+def _encode_conversations(
+    tokenizer_json: str, template: ChatTemplate, texts: list[str]
+) -> Iterator[Encoded]:
+    """Each conversation's tokens, as its template writes them, with the answers as targets.
+
+    One has no tokens where the template refuses it, or where a message spells a special token,
+    which would be taken for the end of its turn.
+    """
+    tokenizer = _load(tokenizer_json, knows_specials=True)
+    for text in texts:
+        found = _rendered(template, text)
+        rendered, spans = found or ("", [])
+        encoding = tokenizer.encode(rendered, add_special_tokens=False)
+        targets = answer_tokens(rendered, np.array(encoding.offsets).reshape(-1, 2), spans)
+        learned = [message.content for message in load(text) if message.is_target]
+        byte_count = sum(len(content.encode("utf-8")) for content in learned)
+        yield Encoded(np.array(encoding.ids, np.int32), byte_count, targets)
+
+
+def _rendered(template: ChatTemplate, text: str) -> tuple[str, list[Span]] | None:
+    messages = load(text)
+    if is_forged(template, messages):
+        return None
+    try:
+        return render_answers(template, messages)
+    except CannotRenderError:
+        return None
+
+
+@lru_cache(maxsize=2)
+def _load(tokenizer_json: str, *, knows_specials: bool = False) -> Any:
     """The tokenizer of a process: parsing a large vocabulary takes a second."""
     # Each Ray task has one CPU; threads of several would fight for it.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -136,7 +226,7 @@ def _load(tokenizer_json: str) -> Any:
     # Some published files carry the settings of the run that saved them.
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True
+    tokenizer.encode_special_tokens = not knows_specials
     return tokenizer
 
 

@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -40,16 +41,25 @@ class Part:
 
 
 def in_batches(pieces: list[Piece]) -> list[list[Piece]]:
-    """The pieces that one task reads: a container, or some single documents; several containers
-    where there are very many."""
-    least = SINGLES_PER_BATCH if pieces[0].reader in ("file", "metadata") else 1
-    size = max(least, -(-len(pieces) // MOST_BATCHES))
-    return [pieces[at : at + size] for at in range(0, len(pieces), size)]
+    """The pieces that one task reads, of one source: a container, or some single documents; several
+    containers where there are very many."""
+    batches = []
+    for _, found in groupby(pieces, lambda piece: piece.source):
+        own = list(found)
+        least = SINGLES_PER_BATCH if own[0].reader in ("file", "metadata") else 1
+        size = max(least, -(-len(own) // MOST_BATCHES))
+        batches += [own[at : at + size] for at in range(0, len(own), size)]
+    return batches
 
 
 def part_name(batch: int, part: int) -> str:
     """Of a batch's part; names sort as the documents do."""
     return f"{batch:05d}-{part:05d}"
+
+
+def batch_of(name: str) -> int:
+    """The number of a part's batch."""
+    return int(name.partition("-")[0])
 
 
 def write_end(store: Store, batch: int, documents: list[int]) -> None:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdscale.config import RunConfig
-from kdscale.config.data import SourceConfig
+from kdscale.config.data import DataConfig, SourceConfig
 from kdscale.data.corpus import find_corpus
+from kdscale.data.mixture import mixture_bytes
 from kdscale.data.prepared import Prepared
 from kdscale.errors import KdscaleError
 from kdscale.run import Run
@@ -18,6 +19,8 @@ _BYTES_A_BIT = 0.28
 # Columnar files are compressed.
 _PARQUET_TEXT = 2.5
 _TARGETS_SHARE = 0.99
+# Of conversations that nobody has looked at yet.
+_ANSWERS_SHARE = 0.5
 # Where documents are classified, but their classes are not known yet.
 _CLASSES = 2
 
@@ -59,7 +62,7 @@ def count_tokens(config: RunConfig, vocab_size: int, given: float | None = None)
         found = _prepared(config)
         if found is not None:
             return _of_prepared(config, found)
-        size = corpus_bytes(config.data.train)
+        size = _training_bytes(config.data)
         tokens = share * size / (_BYTES_A_BIT * math.log2(vocab_size))
         source = f"estimated from {size:,} bytes of text"
     rows = max(1, round(tokens / config.data.row_length))
@@ -80,6 +83,8 @@ def _targets_share(config: RunConfig) -> float:
     """Of positions, those that have a target."""
     if config.task == "sequence-classification":
         return 1 / config.data.row_length
+    if config.data.chat is not None:
+        return _ANSWERS_SHARE
     return config.data.masking.share if config.task == "masked-lm" else _TARGETS_SHARE
 
 
@@ -115,6 +120,14 @@ def _of_prepared(config: RunConfig, prepared: Prepared) -> Tokens:
         source=f"{positions:,} positions of the prepared data",
         prepared=True,
     )
+
+
+def _training_bytes(data: DataConfig) -> int:
+    """Of the training source, or of what a mixture takes of its sources."""
+    if isinstance(data.train, SourceConfig):
+        return corpus_bytes(data.train)
+    totals = [corpus_bytes(source) for source in data.train]
+    return int(sum(mixture_bytes(totals, [source.weight for source in data.train])))
 
 
 def corpus_bytes(source: SourceConfig) -> int:

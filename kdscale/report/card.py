@@ -104,8 +104,9 @@ def model_card(
 
 def _data(results: Results, which: str, config: Mapping[str, Any]) -> ModelCardData:
     teacher = setting(config, "teacher.load")
-    source = setting(config, "data.train") or {}
-    datasets = [source["path"]] if source.get("kind") == "huggingface" else None
+    train = setting(config, "data.train") or {}
+    sources = train if isinstance(train, list) else [train]
+    datasets = [each["path"] for each in sources if each.get("kind") == "huggingface"] or None
     return ModelCardData(
         base_model=teacher if which != "control" and _on_the_hub(teacher) else None,
         datasets=datasets,

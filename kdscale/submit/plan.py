@@ -171,6 +171,10 @@ def _absolute_paths(config: RunConfig, folder: Path) -> tuple[RunConfig, list[st
         if step.get("table") is not None and _local(step["table"]):
             field = f"data.augment.steps.{number}.table"
             step["table"] = absolute(field, step["table"])
+    chat = config.data.chat
+    if chat is not None and chat.template_file is not None and _local(chat.template_file):
+        path = absolute("data.chat.template", chat.template_file)
+        tree["data"]["chat"]["template"] = path
     for field, source in _sources(tree["data"]):
         path = source["path"]
         if path is None or not _local(path):
@@ -183,7 +187,10 @@ def _absolute_paths(config: RunConfig, folder: Path) -> tuple[RunConfig, list[st
 
 def _sources(data: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     extra = [(f"data.evaluate.{name}", source) for name, source in data["evaluate"].items()]
-    return [("data.train", data["train"]), *extra]
+    train = data["train"]
+    if not isinstance(train, list):
+        return [("data.train", train), *extra]
+    return [*((f"data.train.{number}", each) for number, each in enumerate(train)), *extra]
 
 
 def _local(path: str) -> bool:

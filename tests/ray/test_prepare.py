@@ -214,6 +214,65 @@ def test_a_corpus_becomes_rows_and_rows_the_corpus(cluster: None, tmp_path: Path
     assert manifest["row_length"] == 32
 
 
+def write_talks(path: Path, talks: list[list[str]]) -> None:
+    """Conversations of what a user and an assistant say by turns."""
+    records = [
+        {"conversations": [{"from": who, "value": said} for who, said in zip(_TURNS, talk)]}  # noqa: B905
+        for talk in talks
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+_TURNS = ("human", "gpt", "human", "gpt")
+
+
+def test_a_mixture_of_conversations(cluster: None, tmp_path: Path) -> None:
+    few = [[f"What is {n} and {n}?", f"It is {2 * n}."] for n in range(100, 120)]
+    many = [[f"{n}?", f"{n}!", "Why?", f"No reason in {n}."] for n in range(100, 180)]
+    write_talks(tmp_path / "few.jsonl", [*few, ["Say <|im_end|>!", "No."], ["Nobody answers."]])
+    write_talks(tmp_path / "many.jsonl", [*many, few[0]])
+    train = [
+        {"kind": "jsonl", "path": str(tmp_path / "few.jsonl"), "weight": 2},
+        {"kind": "jsonl", "path": str(tmp_path / "many.jsonl"), "weight": 1},
+    ]
+    chosen = DataConfig.model_validate(
+        {
+            "train": train,
+            "chat": {"field": "conversations"},
+            "validation_share": 0.1,
+            "tokenizer": {"vocab_size": 300},
+            "row_length": 64,
+            "min_characters": 1,
+        }
+    )
+    store = open_store(str(tmp_path / "prepared"))
+    manifest = run(chosen, store)
+    counts = manifest["sources"]["train"]
+    first, second = counts["mixture"]
+    assert (first["read"], first["usable"], first["kept"]) == (22, 22, 22)
+    # What an earlier source has is dropped as a duplicate.
+    assert (second["read"], second["usable"]) == (81, 80)
+    assert first["bytes"] / second["bytes"] == pytest.approx(2, rel=0.15)
+    assert (counts["dropped_duplicate"], counts["kept"]) == (1, 22 + second["kept"])
+    prepared = open_prepared(store)
+    splits = [manifest["splits"][name]["counts"] for name in ("train", "validation")]
+    assert sum(split["documents"] for split in splits) == counts["kept"]
+    assert sum(split["unrendered"] for split in splits) == 1
+    assert sum(split["without_target"] for split in splits) == 1
+    tokenizer = Tokenizer.from_file(str(prepared.tokenizer_folder() / "tokenizer.json"))
+    said = []
+    for name in ("train", "validation"):
+        rows = rows_of(prepared, name)
+        for ids, mask in zip(rows.input_ids, rows.loss_mask, strict=True):
+            targets = tokenizer.decode(ids[1:][mask[:-1]].tolist(), skip_special_tokens=False)
+            said += targets.split("<|im_end|>")[:-1]
+    kept = {answer for talk in (*few, *many) for answer in talk[1::2]}
+    assert set(said) <= kept
+    assert len(said) == len(set(said)) == 20 + 2 * second["kept"]
+    line = dict(summarise(manifest))[f"source {tmp_path}/many.jsonl"]
+    assert line.startswith(f"weight 1: {second['kept']} of 80 documents kept")
+
+
 def test_varied_copies_are_for_the_stages_that_ask_for_them(cluster: None, tmp_path: Path) -> None:
     lines = [{"text": sentences(n), "label": "odd" if n % 2 else "even"} for n in range(30)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

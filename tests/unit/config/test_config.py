@@ -1,5 +1,6 @@
 """Configs: every shipped file parses, mistakes are named, overrides and fingerprints hold."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import yaml
 from pydantic import BaseModel
 
 from kdscale.config import RunConfig, dump_config, fingerprint, load_config, parse_config
+from kdscale.config.data import DataConfig
 from kdscale.config.starter import starter_yaml
 from kdscale.errors import KdscaleError
 
@@ -22,6 +24,18 @@ def test_every_shipped_config_is_valid_and_survives_its_dump(path: Path) -> None
 
 def test_the_starter_config_is_valid() -> None:
     assert parse_config(starter_yaml()).name
+
+
+def test_the_examples_of_the_docs_are_valid() -> None:
+    text = (CONFIGS[0].parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^    data:\n(?:(?:     .*)?\n)+", text, re.M)
+    lines = re.findall(r"`(train: {[^`]*})`", text)
+    assert len(blocks) >= 4
+    assert len(lines) >= 6
+    for block in blocks:
+        DataConfig.model_validate(yaml.safe_load(block)["data"])
+    for line in lines:
+        DataConfig.model_validate(yaml.safe_load(line))
 
 
 def test_every_field_is_documented_once_under_the_field() -> None:
@@ -64,7 +78,21 @@ def test_every_field_is_documented_once_under_the_field() -> None:
             "goes down to 2 positions, of which data.overlap takes 3",
         ),
         ("name=a/b", "name: String should match"),
-        ("data.train={kind: text}", "source 'text' needs `path`"),
+        ("data.train={kind: text}", r"data\.train: source 'text' needs `path`"),
+        ("data.train={kind: texts}", r"data\.train\.kind: "),
+        ("data.train=[{kind: text}]", r"data\.train\.mixture\.0: source 'text' needs `path`"),
+        ("data.train=[{kind: python-docs, weight: 0}]", r"mixture\.0\.weight: .*greater than 0"),
+        ("data.train=[]", r"data\.train\.mixture: .* at least 1 item"),
+        ("data.chat={}", "train: a source 'python-stdlib' holds no conversations"),
+        (
+            "data={train: {kind: csv, path: a}, chat: {}}; task=masked-lm",
+            "data.chat and data.long_documents 'drop' are for the task causal-lm",
+        ),
+        (
+            "data={train: {kind: csv, path: a}, chat: {}}; "
+            "distill.curriculum.length={multiple: 8, positions: {start: 8}}",
+            "with data.chat there may be no answer in these",
+        ),
         ("data.evaluate={validation: {kind: python-docs}}", "give the other set another name"),
         ("data.tokenizer.kind=teacher", "needs teacher.load"),
         ("nonsense", "has not the form a.b=value"),

@@ -1,20 +1,26 @@
 """What each kind of source consists of, and the documents in it."""
 
 import gzip
+import http.server
 import importlib.metadata
 import json
 import os
 import platform
 import sysconfig
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from kdscale.config.chat import ChatConfig
 from kdscale.config.data import SourceConfig
 from kdscale.data.corpus import Corpus, corpus_identity, find_corpus, glob_pattern
+from kdscale.data.messages import Message, dump
 from kdscale.data.readers import RANGE_BYTES, long_description, read_piece
 from kdscale.errors import KdscaleError
 from kdscale.store import open_store
@@ -132,6 +138,15 @@ def test_json_lines_plain_and_compressed(tmp_path: Path) -> None:
     ]
 
 
+def test_a_file_may_be_one_json_array(tmp_path: Path) -> None:
+    records = [{"text": "one\nline"}, {"text": "lone \ud800"}]
+    write(tmp_path, {"a.json": b" " + json.dumps(records, indent=1).encode(), "b.json": b""})
+    assert documents(SourceConfig(kind="jsonl", path=str(tmp_path))) == [
+        ("a.json#0", "one\nline"),
+        ("a.json#1", "lone \ud800"),
+    ]
+
+
 def test_parquet(tmp_path: Path) -> None:
     texts = [f"text {n}" for n in range(600)]
     table = pa.table({"id": range(600), "body": texts})
@@ -154,6 +169,54 @@ def test_a_hugging_face_data_set_in_pieces(tmp_path: Path, monkeypatch: pytest.M
         documents(SourceConfig(kind="huggingface", path=path, text_field="body"))
 
 
+def test_a_hugging_face_data_set_as_it_was_saved(tmp_path: Path) -> None:
+    data = datasets.Dataset.from_dict({"text": ["one", "two"]})
+    data.save_to_disk(tmp_path / "plain")
+    datasets.DatasetDict({"train": data, "test": data.select([1])}).save_to_disk(tmp_path / "both")
+    plain = SourceConfig(kind="huggingface", path=str(tmp_path / "plain"))
+    test = SourceConfig(kind="huggingface", path=str(tmp_path / "both"), split="test")
+    assert [text for _, text in documents(plain)] == ["one", "two"]
+    assert [text for _, text in documents(test)] == ["two"]
+    with pytest.raises(KdscaleError, match="cannot be loaded"):
+        find_corpus(test.model_copy(update={"split": "other"}))
+    before = corpus_identity(plain)
+    assert before["files"] >= 3
+    datasets.Dataset.from_dict({"text": ["three"]}).save_to_disk(tmp_path / "plain")
+    assert corpus_identity(plain) != before
+
+
+def test_conversations_of_all_containers(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    write(tmp_path, {"a.jsonl": json_lines({"messages": talk})})
+    pq.write_table(pa.table({"messages": [talk]}), tmp_path / "a.parquet")
+    quoted = json.dumps(talk).replace('"', '""')
+    write(tmp_path, {"a.csv": f'messages\n"{quoted}"\n'.encode()})
+    datasets.Dataset.from_dict({"messages": [talk]}).save_to_disk(tmp_path / "set")
+    expected = dump([Message("user", "Why?", False), Message("assistant", "So.", True)])
+    for kind, name in (
+        *(("jsonl", "a.jsonl"), ("parquet", "a.parquet"), ("csv", "a.csv")),
+        ("huggingface", "set"),
+    ):
+        source = SourceConfig(kind=kind, path=str(tmp_path / name))  # type: ignore[arg-type]
+        [piece] = find_corpus(source).pieces
+        assert [d.content for d in read_piece(piece, source, chat=ChatConfig())] == [expected]
+        with pytest.raises(KdscaleError, match="no field 'talk'") as caught:
+            list(read_piece(piece, source, chat=ChatConfig(field="talk")))
+        assert "data.chat" in caught.value.fix
+
+
+def test_a_file_of_the_web(tmp_path: Path) -> None:
+    write(tmp_path, {"set/a.jsonl": json_lines({"text": "one"})})
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/set/a.jsonl"
+        source = SourceConfig(kind="jsonl", path=url)
+        assert documents(source) == [("a.jsonl#0", "one")]
+        assert not find_corpus(source).local
+        server.shutdown()
+
+
 @pytest.mark.parametrize(
     ("files", "kind", "problem"),
     [
@@ -164,6 +227,7 @@ def test_a_hugging_face_data_set_in_pieces(tmp_path: Path, monkeypatch: pytest.M
         ),
         ({"a.jsonl": b'{"text": 5}\n'}, "jsonl", "'text' of a.jsonl#0 holds int, not text"),
         ({"a.jsonl": b'["text"]\n'}, "jsonl", "a.jsonl#0 has no field 'text', only none"),
+        ({"a.json": b'[{"text": "one"},'}, "jsonl", "a.json is damaged or not a jsonl file"),
         ({"a.jsonl.gz": gzip.compress(b"{}" * 99)[:-9]}, "jsonl", "a.jsonl.gz is damaged"),
         ({"a.jsonl.gz": b'{"text": "x"}'}, "jsonl", "a.jsonl.gz is damaged"),
         ({"a.parquet": b"PAR1 no"}, "parquet", "a.parquet is damaged or not a parquet file"),

@@ -78,11 +78,60 @@ def test_documents_show_their_class(tmp_path: Path) -> None:
     assert found.documents[0].label == "rivers"
 
 
+def test_conversations_show_what_is_learned(tmp_path: Path) -> None:
+    talk = [("user", "Which river?"), ("assistant", "The <p>Rhine</p>."), ("user", "Thanks.")]
+    record = {"messages": [{"role": role, "content": content} for role, content in talk]}
+    (tmp_path / "talk.jsonl").write_text(json.dumps(record) + "\n")
+    train = {"kind": "jsonl", "path": str(tmp_path / "talk.jsonl")}
+    found = look(tmp_path, train=train, chat={}, cleaning=[{"kind": "strip_markup"}])
+    assert found.documents[0].text == "Which river?\n\nThe\nRhine\n.\n\nThanks."
+    [row] = found.rows
+    said = [e for e, is_target in zip(row.expected, row.is_target, strict=True) if is_target]
+    assert "".join(said) == "The\nRhine\n.<|im_end|>"
+    assert "".join(row.tokens).startswith("<|im_start|>user\nWhich river?<|im_end|>\n")
+
+
+def test_a_mixture_shows_the_first_documents_of_each_source(tmp_path: Path) -> None:
+    look(tmp_path)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "one.txt").write_text(TEXT * 2)
+    train = [
+        {"kind": "jsonl", "path": str(tmp_path / "a.jsonl"), "weight": 3},
+        {"kind": "text", "path": str(tmp_path / "b")},
+    ]
+    found = look(tmp_path, train=train)
+    assert len(found.documents) == 6
+    assert [share for _, share in found.mixture] == [
+        "75.0% of the mixture's text; 4 of the first 5 documents kept",
+        "25.0% of the mixture's text; 1 of the first 1 documents kept",
+    ]
+
+
 def test_nothing_to_show_is_said(tmp_path: Path) -> None:
     with pytest.raises(KdscaleError, match="None of the first 5 documents of 'train' is kept"):
         look(tmp_path, min_characters=10_000)
     with pytest.raises(KdscaleError, match="no source 'other'"):
         preview(DataConfig(), "causal-lm", source="other")
+
+
+@pytest.mark.parametrize(("environment", "is_marked"), [({}, True), ({"FORCE_COLOR": "1"}, False)])
+def test_targets_are_coloured_or_in_brackets(
+    tmp_path: Path, environment: dict[str, str], is_marked: bool
+) -> None:
+    talk = [{"role": "user", "content": "Which river?"}, {"role": "assistant", "content": "Rhine."}]
+    path = tmp_path / "talk.jsonl"
+    path.write_text(json.dumps({"messages": talk}) + "\n")
+    fields = {
+        "data__train": {"kind": "jsonl", "path": str(path)},
+        "data__chat": {},
+        "data__evaluate": {},
+        "data__min_characters": 1,
+    }
+    config = write_config(tmp_path / "a.yaml", tiny_config(tmp_path, str(tmp_path), **fields))
+    done = CliRunner().invoke(app, ["data", "preview", str(config)], env=environment)
+    assert done.exit_code == 0, done.output
+    assert ("\u27e6Rhine.<|im_end|>\u27e7\n" in done.output) == is_marked
+    assert ("\x1b[32m" in done.output) != is_marked
 
 
 def test_the_command_prints_documents_and_rows(tmp_path: Path) -> None:

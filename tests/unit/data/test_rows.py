@@ -1,6 +1,8 @@
 """Row building against an independent, slow description of what rows must hold."""
 
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from kdscale.data.rows import OPEN_ROWS, Layout, RowBuilder, RowCounts, concaten
 from kdscale.types import Rows
 
 PAD = -7
-Document = tuple[np.ndarray, int]
+# (tokens, UTF-8 bytes), and which tokens are targets where it is not all but the first.
+Document = tuple[Any, ...]
 
 
 def build(documents: list[Document], layout: Layout) -> tuple[Rows, RowCounts]:
@@ -33,15 +36,19 @@ def numbered(lengths: list[int], byte_counts: list[int]) -> list[Document]:
 def expected_segments(document: Document, layout: Layout) -> list[tuple[tuple, tuple]]:
     """(tokens, which of them are targets) of a document's windows, by the definition."""
     tokens = document[0].tolist()
+    wanted = document[2].tolist() if len(document) == 3 else [True] * len(tokens)
+    if len(tokens) > layout.row_length and layout.drop:
+        return []
     if layout.truncate:
         tokens = tokens[: layout.row_length]
     segments, done = [], 1
     for start in range(0, len(tokens), layout.row_length - layout.overlap):
         window = tokens[start : start + layout.row_length]
-        targets = tuple(start + at >= done for at in range(len(window)))
-        if not any(targets):
+        if start + len(window) <= done:
             break
-        segments.append((tuple(window), targets))
+        targets = tuple(start + at >= done and wanted[start + at] for at in range(len(window)))
+        if any(targets):
+            segments.append((tuple(window), targets))
         done = start + len(window)
     return segments
 
@@ -79,6 +86,14 @@ LAYOUTS = st.integers(8, 24).flatmap(
         pad_id=st.just(PAD),
     )
 )
+# (length, bytes, share of the tokens that are targets, seed) of documents with targets of their own
+ANSWERS = st.lists(
+    st.tuples(
+        *(st.integers(2, 120), st.integers(1, 500)),
+        *(st.sampled_from([0.0, 0.05, 0.5, 1.0]), st.integers(0, 99)),
+    ),
+    max_size=40,
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -101,6 +116,43 @@ def test_rows_hold_every_window_once(layout: Layout, sizes: list[tuple[int, int]
     assert counts.rows_duplicate == counts.targets_duplicate == 0
     assert counts.padding == (rows.segment_ids == 0).sum()
     assert counts.packed == sum(len(row) for row in found if len(row) > 1)
+
+
+def with_targets(sizes: list[tuple[int, int, float, int]]) -> list[Document]:
+    """Numbered documents of which a random share of the tokens are targets."""
+    plain = numbered([size[0] for size in sizes], [size[1] for size in sizes])
+    documents = []
+    for (tokens, byte_count), (_, _, share, seed) in zip(plain, sizes, strict=True):
+        is_target = np.random.default_rng(seed).random(len(tokens)) < share
+        is_target[0] = False
+        documents.append((tokens, byte_count, is_target))
+    return documents
+
+
+@settings(max_examples=200, deadline=None)
+@given(LAYOUTS, st.booleans(), ANSWERS)
+def test_rows_hold_the_targets_that_documents_bring(
+    layout: Layout, drop: bool, sizes: list[tuple[int, int, float, int]]
+) -> None:
+    layout, documents = replace(layout, drop=drop), with_targets(sizes)
+    rows, counts = build(documents, layout)
+    expected = Counter(s for document in documents for s in expected_segments(document, layout))
+    assert Counter(segment for row in found_segments(rows) for segment in row) == expected
+    spoken = [document for document in documents if document[2].any()]
+    assert counts.without_target == len(documents) - len(spoken)
+    long = [document for document in spoken if len(document[0]) > layout.row_length]
+    assert counts.long == (len(long) if drop else 0)
+    assert counts.targets == rows.loss_mask.sum()
+    assert rows.loss_mask.any(axis=1).all(), "nobody learns from a row without a target"
+    if not drop and not layout.truncate:
+        assert rows.byte_counts.sum() == pytest.approx(sum(size for _, size, _ in spoken))
+
+
+def test_conversations_that_cannot_be_rendered_are_counted() -> None:
+    nothing = np.zeros(0, np.int32)
+    rows, counts = build([(nothing, 9, np.zeros(0, bool))], Layout(8, 1, False, True, PAD))
+    assert len(rows) == 0
+    assert (counts.documents, counts.unrendered, counts.without_target) == (1, 1, 0)
 
 
 @settings(max_examples=200, deadline=None)

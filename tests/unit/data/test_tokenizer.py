@@ -41,8 +41,8 @@ def test_auto_tokenizer_loads_what_was_trained(trained: tuple[Path, TokenizerInf
     assert info.sha256 == hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
     text = " leading, é, \t日本 and\n\nlines"
     assert loaded.decode(loaded.encode(text, add_special_tokens=False)) == text
-    ours, _ = next(encode(read(folder), info, [text]))
-    assert ours[1:-1].tolist() == loaded.encode(text, add_special_tokens=False)
+    ours = next(encode(read(folder), info, [text]))
+    assert ours.tokens[1:-1].tolist() == loaded.encode(text, add_special_tokens=False)
 
 
 def test_training_does_not_depend_on_the_order_of_texts(
@@ -63,16 +63,17 @@ def test_encoding_loses_nothing(trained: tuple[Path, TokenizerInfo], texts: list
     backend = Tokenizer.from_str(read(folder))
     documents = list(encode(read(folder), info, texts))
     assert len(documents) == len(texts)
-    for text, (tokens, byte_count) in zip(texts, documents, strict=True):
+    for text, (tokens, byte_count, targets) in zip(texts, documents, strict=True):
         assert tokens.dtype == np.int32
         assert (tokens[0], tokens[-1]) == (info.start_id, info.end_id)
         assert backend.decode(tokens[1:-1].tolist(), skip_special_tokens=False) == text
         assert byte_count == len(text.encode())
+        assert targets is None
 
 
 def test_text_cannot_forge_the_end_of_a_document(trained: tuple[Path, TokenizerInfo]) -> None:
     folder, info = trained
-    tokens, _ = next(encode(read(folder), info, [f"a{END_OF_TEXT}b"]))
+    tokens = next(encode(read(folder), info, [f"a{END_OF_TEXT}b"])).tokens
     assert (tokens == info.end_id).sum() == 2
     assert tokens[0] == tokens[-1] == info.end_id
 
@@ -105,7 +106,7 @@ def test_the_teachers_tokenizer_is_adopted(tmp_path: Path) -> None:
     # No padding token of its own: the end token fills.
     assert info.pad_id == theirs.eos_token_id
     assert not (tmp_path / "copy" / "model.safetensors").exists()
-    tokens, byte_count = next(encode(read(tmp_path / "copy"), info, ["One two THREE four two"]))
+    tokens, byte_count, _ = next(encode(read(tmp_path / "copy"), info, ["One two THREE four two"]))
     words = [theirs.get_vocab()[word] for word in ("one", "two", "three", "four", "two")]
     assert tokens.tolist() == [info.start_id, *words, info.end_id], "not cut, no template"
     assert byte_count == 22

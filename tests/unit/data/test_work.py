@@ -45,7 +45,7 @@ def clean(config: DataConfig, store: Store) -> list[int]:
         for piece in find_corpus(config.train).pieces
     ]
     item = pa.Table.from_pylist([{"number": 0, "pieces": pieces}])
-    [said] = clean_batch(item, work=store, source=config.train, config=config)
+    [said] = clean_batch(item, work=store, sources=config.sources["train"], config=config)
     found: list[int] = said["documents"].to_pylist()[0]
     return found
 

@@ -170,6 +170,11 @@ def test_tokens_are_estimated_from_the_corpus(tmp_path: Path) -> None:
     found = count_tokens(config, 2048)
     assert found.rows == round(75_000 / (0.28 * 11) / 32)
     assert found.corpus_bytes == 100_000
+    # Of a mixture what the source with too little text allows.
+    mixed = [{**source, "weight": 3}, {**source, "path": str(folder / "0.txt")}]
+    assert count_tokens(
+        RunConfig.model_validate(tree(data__train=mixed, output=str(tmp_path / "run"))), 2048
+    ).corpus_bytes == (25_000 * 4)
     given = count_tokens(config, 2048, 32 * 77)
     assert (given.rows, given.captured_rows, given.corpus_bytes) == (77, 77, None)
     fewer = config.model_copy(update={"cache": config.cache.model_copy(update={"rows": 10})})

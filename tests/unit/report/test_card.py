@@ -42,6 +42,18 @@ def test_front_matter_is_what_the_hub_reads() -> None:
     assert len(found) == 6
 
 
+def test_front_matter_names_each_set_of_a_mixture() -> None:
+    train = [
+        {"kind": "huggingface", "path": "a/b", "weight": 1.0},
+        {"kind": "text", "path": "corpus", "weight": 1.0},
+        {"kind": "huggingface", "path": "c/d", "weight": 2.0},
+    ]
+    card = ModelCard(
+        model_card(sample_results(), "student", HUB_CONFIG | {"data": {"train": train}})
+    )
+    assert card.data.datasets == ["a/b", "c/d"]
+
+
 def test_body_says_how_it_was_made_and_what_it_scores() -> None:
     text = model_card(sample_results(), "student", HUB_CONFIG)
     for words in (

@@ -116,6 +116,24 @@ def test_relative_paths_become_absolute(tmp_path: Path) -> None:
     assert all("storage that all nodes share" in note for note in plan.notes)
 
 
+def test_paths_of_mixtures_and_templates_become_absolute(tmp_path: Path) -> None:
+    data: dict[str, Any] = {
+        "tokenizer": {"kind": "teacher"},
+        "train": [{"kind": "jsonl", "path": "a.jsonl"}, {"kind": "jsonl", "path": "s3://b/c"}],
+        "chat": {"template": "mine.jinja"},
+    }
+    made = parse_config(plan_job(config(data=data), folder=tmp_path).config_text)
+    assert [source.path for source in made.data.sources["train"]] == [
+        f"{tmp_path}/a.jsonl",
+        "s3://b/c",
+    ]
+    assert made.data.chat is not None
+    assert made.data.chat.template == f"{tmp_path}/mine.jinja"
+    data["chat"]["template"] = "{{ messages }}"
+    text = parse_config(plan_job(config(data=data), folder=tmp_path).config_text)
+    assert text.data.chat == made.data.chat.model_copy(update={"template": "{{ messages }}"})
+
+
 def test_urls_and_hub_names_stay(tmp_path: Path) -> None:
     plan = plan_job(config(output="s3://bucket/run"), folder=tmp_path)
     made = parse_config(plan.config_text)

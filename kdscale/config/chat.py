@@ -1,0 +1,48 @@
+"""Config of documents that are conversations."""
+
+from pydantic import Field, model_validator
+
+from kdscale.config.base import Config
+
+
+class ChatConfig(Config):
+    """Documents are conversations, rendered by a chat template; the assistant's answers are what
+    is learned."""
+
+    field: str = "messages"
+    """Column with a list of messages: {role, content}, or {from, value} as ShareGPT has them."""
+
+    prompt: str | None = None
+    """Column with what is asked, a text or a list of messages, in place of `field`; needs
+    `completion`."""
+
+    completion: str | None = None
+    """Column with the answer, a text or a list of messages. Answers in the prompt are not
+    learned."""
+
+    roles: dict[str, str] = {}
+    """Other names of roles, and the role that each of them means. Known are system, developer,
+    user, assistant, tool, and ShareGPT's human and gpt."""
+
+    template: str | None = Field(default=None, min_length=1)
+    """Jinja text of a chat template, or the path or URL of a file with one. Without it: the
+    teacher's own, and ChatML for a tokenizer that is trained."""
+
+    @model_validator(mode="after")
+    def _prompt_and_completion(self) -> "ChatConfig":
+        if (self.prompt is None) != (self.completion is None):
+            raise ValueError("`prompt` and `completion` belong together")
+        return self
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that hold a conversation."""
+        if self.prompt is None or self.completion is None:
+            return [self.field]
+        return [self.prompt, self.completion]
+
+    @property
+    def template_file(self) -> str | None:
+        """Where the template is, if it is not in the config itself."""
+        is_text = self.template is None or "{" in self.template
+        return None if is_text else self.template
