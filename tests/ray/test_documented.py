@@ -1,0 +1,222 @@
+"""Every kdscale command that README and docs/ give is run by a test: here, or by the test named."""
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from kdscale.cli import main
+from tests.runs import FinishedRun, tiny_config, write_config
+from tests.s3 import S3Server
+
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+LLAMA = "jobs/configs/llama-70b.yaml"
+SHAPE = "jobs/configs/shapes/llama-3.1-70b"
+
+HERE = {
+    "kdscale data preview run.yaml": "Tokenizer",
+    "kdscale data preview run.yaml --documents 50 --rows 3": "Row 2",
+    "kdscale run run.yaml --only evaluate": "evaluate: complete, skipped",
+    "kdscale status s3://bucket/run": "evaluate",
+    "kdscale status s3://bucket/run --watch": "evaluate",
+    "kdscale status s3://bucket/run --json": '"stages"',
+    "kdscale cache inspect runs/quickstart --sample 3": "varopt",
+    "kdscale cache inspect URI --sample 3": "varopt",
+    "kdscale cache stats URI": "rows",
+    "kdscale cache audit runs/quickstart --budget 16": "varopt",
+    "kdscale cache audit URI --budget 16": "varopt",
+    "kdscale cache verify s3://bucket/run": "units",
+    "kdscale cache verify URI --sample 0.05": "units",
+    "kdscale cache repair URI": "",
+    "kdscale cache gc URI --dry-run": "",
+    "kdscale cache export URI OUT --format parquet": "rows",
+    "kdscale report runs/quickstart": "student",
+    "kdscale report runs/a runs/b runs/c --to comparison.html": "Comparison",
+    "kdscale export runs/quickstart --to exported": "hf",
+    "kdscale export runs/quickstart --to exported --model teacher": "hf",
+    "kdscale export runs/quickstart --to exported --push me/tiny --dry-run": "model.safetensors",
+    "kdscale export s3://bucket/run --to exported --format hf --format onnx --format onnx-int8": (
+        "onnx-int8"
+    ),
+    "kdscale lm-eval runs/quickstart": "heldout_cloze",
+    "kdscale plan run.yaml": "student",
+    "kdscale plan run.yaml --json": '"schema_version"',
+    "kdscale plan run.yaml --hardware H100": "H100",
+    "kdscale plan run.yaml --hardware A100-40": "A100",
+    f"kdscale plan {LLAMA} --hardware H100 --tokens 100e9 --teacher {SHAPE}": "H100",
+    "kdscale submit run.yaml --dry-run": "jobs/run.py",
+    "kdscale submit CONFIG --backend kuberay --kube cluster/kuberay.yaml --dry-run": "RayJob",
+}
+"""What each prints, for those that need no cluster of jobs. The empty one may say nothing."""
+
+SUBMITTED = "ray/test_submit.py"
+ELSEWHERE = {
+    "kdscale init run.yaml": "unit/cli/test_init.py::test_init_writes_once",
+    "kdscale doctor --output s3://bucket/run --cluster auto": (
+        "ray/test_observability.py::test_doctor_finds_nothing_wrong"
+    ),
+    "kdscale doctor [--output URL] [--cluster auto|HEAD:6379] [--json]": (
+        "unit/cli/test_doctor.py::test_json"
+    ),
+    "kdscale run run.yaml --set distill.training.steps=500": (
+        "ray/test_pipeline.py::test_another_config_does_not_replace_a_finished_student"
+    ),
+    "kdscale run run.yaml --set output=s3://bucket/run": (
+        "ray/test_quickstart.py::test_the_quickstart_beats_its_control_and_gives_the_same_on_s3"
+    ),
+    "kdscale run jobs/configs/bbc-classify.yaml": (
+        "ray/test_tasks.py::test_classes_are_on_both_sides_in_the_same_shares"
+    ),
+    "kdscale run jobs/configs/bbc-classify.yaml --set data.labels.share=0.1": (
+        "ray/test_tasks.py::test_the_control_learns_from_labelled_rows_alone"
+    ),
+    "kdscale export runs/quickstart --to exported --format hf --format onnx-int8": (
+        "ray/test_export.py::test_a_finished_runs_student_is_exported"
+    ),
+    "kdscale export runs/quickstart --to exported --push me/tiny": (
+        "unit/export/test_push.py::test_a_folder_goes_to_a_repository_that_is_made_for_it"
+    ),
+    "kdscale lm-eval runs/quickstart --tasks piqa,arc_easy --limit 200": (
+        "unit/evaluate/test_harness.py::test_teacher_student_and_control_are_scored_offline"
+    ),
+    "kdscale lm-eval runs/quickstart --tasks mine --include-path my_tasks": (
+        "unit/evaluate/test_harness.py::test_a_users_task_and_another_folder"
+    ),
+    "kdscale lm-eval runs/quickstart --model smollm=/models/SmolLM2-135M": (
+        "unit/evaluate/test_harness.py::test_a_users_task_and_another_folder"
+    ),
+    "kdscale plan run.yaml --calibrate": (
+        "ray/test_plan.py::test_a_calibration_is_measured_kept_and_used"
+    ),
+    "kdscale plan run.yaml --tokens 100e9 --teacher FOLDER": (
+        "ray/test_plan.py::test_a_calibration_with_the_teacher_at_hand_knows_its_bytes"
+    ),
+    "kdscale submit run.yaml --backend local": (
+        "unit/cli/test_submit.py::test_jobs_of_this_machine_through_the_same_commands"
+    ),
+    "kdscale submit run.yaml --backend kuberay": (
+        "unit/cli/test_submit.py::test_dry_run_for_kubernetes_prints_the_rayjob"
+    ),
+    "kdscale submit run.yaml --address http://head:8265": f"{SUBMITTED}::test_ctrl_c_detaches",
+    "kdscale submit run.yaml --address http://head:8265 --follow": f"{SUBMITTED}::test_success",
+    "kdscale submit CONFIG --address http://127.0.0.1:8265 --follow": f"{SUBMITTED}::test_success",
+    "kdscale submit CONFIG --set output=s3://BUCKET/RUN --address http://127.0.0.1:8265 --follow": (
+        f"{SUBMITTED}::test_a_stage_of_the_real_pipeline"
+    ),
+    "kdscale submit run.yaml --follow --timeout 2h": f"{SUBMITTED}::test_success",
+    "kdscale submit run.yaml --student a.yaml --student b.yaml": (
+        f"{SUBMITTED}::test_a_graph_and_its_repeated_submission"
+    ),
+    "kdscale submit run.yaml --student small.yaml --student tiny.yaml --name sweep": (
+        f"{SUBMITTED}::test_a_graph_and_its_repeated_submission"
+    ),
+    "kdscale status JOB": f"{SUBMITTED}::test_success",
+    "kdscale wait JOB": f"{SUBMITTED}::test_two_hundred_jobs_and_none_is_lost",
+    "kdscale list": f"{SUBMITTED}::test_success",
+    "kdscale logs JOB -f": f"{SUBMITTED}::test_since",
+    "kdscale logs JOB -f --since 5m": f"{SUBMITTED}::test_since",
+    "kdscale stop JOB": f"{SUBMITTED}::test_stop_winds_down",
+    "kdscale stop JOB --grace 2m": f"{SUBMITTED}::test_stop_winds_down",
+}
+"""Those that need a cluster, a real model, a network or minutes: the test that does the same."""
+
+
+def documented() -> list[str]:
+    """The commands of all pages, each once, without what explains them."""
+    found: dict[str, None] = {}
+    for page in PAGES:
+        for line in page.read_text(encoding="utf-8").splitlines():
+            if line.startswith("    kdscale "):
+                text = re.split(r"\s+#|\s{2,}", line.strip())[0]
+                found |= dict.fromkeys(part.strip() for part in text.split(";"))
+    return list(found)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where commands are run: what documents call their reader's own, and what it is here."""
+
+    stands_for: dict[str, str]
+    new: Path
+
+    def arguments(self, command: str) -> list[str]:
+        """Of the documented `command`."""
+        return [self.stands_for.get(word, word) for word in command.split()[1:]]
+
+
+@pytest.fixture(scope="module")
+def place(
+    finished_run: FinishedRun, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
+) -> Place:
+    """Copies of the finished run: here, twice more, and in a bucket."""
+    folder = tmp_path_factory.mktemp("documented")
+    runs = {name: folder / name for name in ("run", "second", "third")}
+    for copy in runs.values():
+        shutil.copytree(finished_run.output, copy)
+    config = write_config(
+        folder / "run.yaml", tiny_config(finished_run.corpus, str(finished_run.output))
+    )
+    in_bucket = write_config(folder / "bucket.yaml", tiny_config("s3://b/corpus", "s3://b/run"))
+    (cache,) = (runs["run"] / "cache").iterdir()
+    return Place(
+        {
+            "runs/quickstart": str(runs["run"]),
+            "runs/a": str(runs["run"]),
+            "runs/b": str(runs["second"]),
+            "runs/c": str(runs["third"]),
+            "s3://bucket/run": f"{s3_server.url}/documented",
+            "run.yaml": str(config),
+            "CONFIG": str(in_bucket),
+            "URI": str(cache),
+            "OUT": str(folder / "rows.parquet"),
+            "comparison.html": str(folder / "comparison.html"),
+            **{name: str(ROOT / name) for name in (LLAMA, SHAPE, "cluster/kuberay.yaml")},
+        },
+        folder,
+    )
+
+
+@pytest.fixture(scope="module")
+def uploaded(finished_run: FinishedRun, s3_server: S3Server) -> None:
+    """The finished run in a bucket."""
+    files = fsspec.filesystem(
+        "s3",
+        key=s3_server.env["AWS_ACCESS_KEY_ID"],
+        secret=s3_server.env["AWS_SECRET_ACCESS_KEY"],
+        endpoint_url=s3_server.env["AWS_ENDPOINT_URL"],
+    )
+    files.put(str(finished_run.output), f"{s3_server.url}/documented", recursive=True)
+
+
+def test_every_documented_command_is_run_by_a_test() -> None:
+    assert set(documented()) == set(HERE) | set(ELSEWHERE)
+    for test in ELSEWHERE.values():
+        path, name = test.split("::")
+        assert f"def {name}(" in (ROOT / "tests" / path).read_text(encoding="utf-8"), test
+
+
+@pytest.mark.parametrize("command", HERE)
+def test_a_documented_command(
+    command: str,
+    place: Place,
+    uploaded: None,
+    s3_env: S3Server,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    arguments = place.arguments(command)
+    if "exported" in arguments:
+        arguments[arguments.index("exported")] = str(tmp_path / "exported")
+    try:
+        code = main(arguments)
+    except SystemExit as ended:
+        code = ended.code
+    printed = capfd.readouterr()
+    assert code in (0, None), printed.err[-3000:]
+    assert HERE[command] in printed.out + printed.err
