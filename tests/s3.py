@@ -4,6 +4,7 @@ import ctypes
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import botocore.session
 from botocore.exceptions import BotoCoreError, ClientError
 
 START_SECONDS = 60
+STARTS = 4
 BUCKET = "kdscale"
 
 
@@ -33,25 +35,14 @@ class S3Server:
         self.directory = directory
         self._host = host
         self.process: subprocess.Popen[bytes] | None = None
-        names = (
-            "s3",
-            "s3.grpc",
-            "master",
-            "master.grpc",
-            "volume",
-            "volume.grpc",
-            "filer",
-            "filer.grpc",
-        )
-        self.ports = dict(zip(names, free_ports(len(names), host), strict=True))
         self.env = {
-            "AWS_ENDPOINT_URL": f"http://{host}:{self.ports['s3']}",
             "AWS_ACCESS_KEY_ID": secrets.token_hex(10),
             "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20),
             "AWS_REGION": "us-east-1",
             # Otherwise a client without credentials asks the cloud machine it believes to run on.
             "AWS_EC2_METADATA_DISABLED": "true",
         }
+        self._take_ports()
         self.url = f"s3://{BUCKET}"
 
     def start(self) -> None:
@@ -90,6 +81,16 @@ class S3Server:
                 socket_file.unlink()
 
     def __enter__(self) -> Self:
+        for _ in range(STARTS - 1):
+            try:
+                self.start()
+                return self
+            except RuntimeError as error:
+                if "address already in use" not in str(error):
+                    raise
+            # Another process has taken one of the ports since they were found free.
+            shutil.rmtree(self.directory)
+            self._take_ports()
         self.start()
         return self
 
@@ -106,6 +107,20 @@ class S3Server:
             region_name=self.env["AWS_REGION"],
             config=botocore.config.Config(retries={"total_max_attempts": 1}, connect_timeout=2),
         )
+
+    def _take_ports(self) -> None:
+        names = (
+            "s3",
+            "s3.grpc",
+            "master",
+            "master.grpc",
+            "volume",
+            "volume.grpc",
+            "filer",
+            "filer.grpc",
+        )
+        self.ports = dict(zip(names, free_ports(len(names), self._host), strict=True))
+        self.env["AWS_ENDPOINT_URL"] = f"http://{self._host}:{self.ports['s3']}"
 
     def _probe(self) -> None:
         client = self.client()

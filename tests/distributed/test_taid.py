@@ -153,6 +153,7 @@ def expected_t(losses: list[float]) -> list[float]:
     return values
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_one_t_for_all_ranks_that_comes_back_from_a_checkpoint(
     places: tuple[str, Store, Path],

@@ -125,6 +125,7 @@ def test_workers_commit_exactly_once_through_one_process(
     assert_each_of_one(store, attempts, undisturbed, "no conditional put")
 
 
+@pytest.mark.slow
 def test_a_committer_killed_at_any_record_is_followed_by_another(
     store: Store, settings: dict[str, str], start: Start, undisturbed: CachedRows
 ) -> None:

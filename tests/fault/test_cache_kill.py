@@ -114,6 +114,7 @@ def capture_killed_at_change(pipe: Pipe, planted: Planted, number: int) -> int:
     return count
 
 
+@pytest.mark.slow
 def test_a_capture_killed_at_any_change_of_its_folder_is_finished_by_the_next(
     local: Store, start: Start, undisturbed: CachedRows
 ) -> None:

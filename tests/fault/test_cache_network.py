@@ -114,6 +114,7 @@ def test_a_loser_takes_its_objects_away_over_a_bad_network(
     assert_undisturbed(planted.store, undisturbed, f"{fault} of deletes")
 
 
+@pytest.mark.slow
 def test_captures_outlive_a_restart_of_the_server(
     store: Store, s3_env: S3Server, start: Start, undisturbed: CachedRows
 ) -> None:
@@ -147,6 +148,7 @@ def test_captures_outlive_a_restart_of_the_server(
         assert_undisturbed(cache, undisturbed, f"server restarted before {call}")
 
 
+@pytest.mark.slow
 def test_readers_outlive_a_restart_of_the_server(
     store: Store, s3_env: S3Server, start: Start, undisturbed: CachedRows
 ) -> None:

@@ -22,7 +22,7 @@ SHAPE = "jobs/configs/shapes/llama-3.1-70b"
 HERE = {
     "kdscale data preview run.yaml": "Tokenizer",
     "kdscale data preview run.yaml --documents 50 --rows 3": "Row 2",
-    "kdscale run run.yaml --only evaluate": "evaluate: complete, skipped",
+    "kdscale run run.yaml --only evaluate": "evaluate: done",
     "kdscale status s3://bucket/run": "evaluate",
     "kdscale status s3://bucket/run --watch": "evaluate",
     "kdscale status s3://bucket/run --json": '"stages"',
@@ -54,6 +54,8 @@ HERE = {
     "kdscale submit CONFIG --backend kuberay --kube cluster/kuberay.yaml --dry-run": "RayJob",
 }
 """What each prints, for those that need no cluster of jobs. The empty one may say nothing."""
+
+LONG = ("kdscale run run.yaml --only evaluate",)
 
 SUBMITTED = "ray/test_submit.py"
 ELSEWHERE = {
@@ -162,7 +164,10 @@ def place(
     config = write_config(
         folder / "run.yaml", tiny_config(finished_run.corpus, str(finished_run.output))
     )
-    in_bucket = write_config(folder / "bucket.yaml", tiny_config("s3://b/corpus", "s3://b/run"))
+    train = {"kind": "text", "path": "s3://b/corpus"}
+    in_bucket = write_config(
+        folder / "bucket.yaml", tiny_config(finished_run.corpus, "s3://b/run", data__train=train)
+    )
     (cache,) = (runs["run"] / "cache").iterdir()
     return Place(
         {
@@ -201,7 +206,10 @@ def test_every_documented_command_is_run_by_a_test() -> None:
         assert f"def {name}(" in (ROOT / "tests" / path).read_text(encoding="utf-8"), test
 
 
-@pytest.mark.parametrize("command", HERE)
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(each, marks=pytest.mark.slow) if each in LONG else each for each in HERE],
+)
 def test_a_documented_command(
     command: str,
     place: Place,

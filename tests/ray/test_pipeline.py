@@ -225,6 +225,7 @@ def test_importing_the_program_stays_light() -> None:
     assert found.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_a_corrupted_cache_object_ends_in_an_error_that_names_it(
     finished_run: FinishedRun, tmp_path: Path
 ) -> None:

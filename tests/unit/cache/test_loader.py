@@ -246,6 +246,7 @@ def test_metrics_tell_tokens_waiting_and_where_blocks_were_found(plant: Plant) -
     assert metrics["disk_hit_rate"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.fault
 def test_killed_ranks_are_resumed_by_another_number_of_them(plant: Plant, tmp_path: Path) -> None:
     """Real processes: two are killed in the middle of the epoch, with batches read ahead."""

@@ -136,6 +136,7 @@ def test_encoders(task: Any, architecture: str, tmp_path: Path) -> None:
     assert [name for name in file_sizes(folder) if "onnx" in name] == ["onnx/model_int8.onnx"]
 
 
+@pytest.mark.slow
 def test_a_classifier_of_chunks_loads_with_its_code_and_without(tmp_path: Path) -> None:
     run = plant_run(
         str(tmp_path / "run"),
