@@ -58,7 +58,7 @@ def figures(results: dict[str, Any]) -> dict[str, Any]:
             "model": name,
             "parameters": model["parameters"],
             "domain": domain,
-            **{score: scores[score] for score in SCORES},
+            **{score: scores.get(score) for score in SCORES},
         }
         for name, model in models.items()
         for domain, scores in model["domains"].items()
