@@ -9,13 +9,6 @@ from tests.runs import FinishedRun, run_kdscale, tiny_config, write_config, writ
 from tests.s3 import S3Server
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Clusters are started one at a time, by one of pytest-xdist's workers."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-
-
 @pytest.fixture(autouse=True)
 def environment_left_alone() -> Iterator[None]:
     """What a test, or the code it runs, sets in the environment ends with the test."""
