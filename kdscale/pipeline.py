@@ -371,13 +371,7 @@ def _report(
 def _show(run: Run) -> None:
     """The report's charts and tables in W&B."""
     config, found = run.config, load_run(run.output)
-    gallery = open_gallery(
-        config.tracking,
-        run=config.name,
-        stage="report",
-        store=run.output,
-        resolved=config.model_dump(mode="json"),
-    )
+    gallery = open_gallery(config, "report", run.output)
     gallery.summary(summary(found))
     gallery.show(panels(found))
     gallery.finish()

@@ -24,7 +24,7 @@ from kdscale.store import Store
 from kdscale.store.redact import redact
 
 if TYPE_CHECKING:
-    from kdscale.config.run import TrackingConfig
+    from kdscale.config.run import RunConfig, TrackingConfig
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -63,11 +63,11 @@ def open_tracker(
     return Tracker(lines, _open_run(config, run, stage, store, resolved), attempt)
 
 
-def open_gallery(
-    config: "TrackingConfig", *, run: str, stage: str, store: Store, resolved: dict[str, Any]
-) -> "WandbRun":
-    """The W&B run of a stage that logs no steps: for panels, final values and artifacts."""
-    return WandbRun(_open_run(config, run, stage, store, resolved))
+def open_gallery(config: "RunConfig", stage: str, store: Store) -> "WandbRun":
+    """The W&B run of a stage that logs no steps: for panels, tables and final values. `store` is
+    the output of the run that `config` describes."""
+    resolved = config.model_dump(mode="json")
+    return WandbRun(_open_run(config.tracking, config.name, stage, store, resolved))
 
 
 def _open_run(

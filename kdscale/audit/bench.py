@@ -27,7 +27,7 @@ from kdscale.models.build import check_vocabulary
 from kdscale.models.folder import ModelReference
 from kdscale.models.sharded import load_teacher
 from kdscale.store import Store
-from kdscale.workers import Worker
+from kdscale.workers import lone_worker
 
 WIDE = 64 * CHUNK
 """Mean gradients are compared over so many positions, or over as many as there are."""
@@ -85,8 +85,7 @@ class Bench:
             )
         self._seeds = [int(identity["seed"]) + draw for draw in range(draws)]
         self._prior = _prior(store, reader)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._worker = Worker(0, 1, device)
+        self._worker = lone_worker()
         zero = ZeroConfig(stage=0)
         self._model = load_teacher(teacher.local(), self._worker, zero, teacher.revision)
         check_vocabulary(self._model.config, self.vocab_size, "teacher")

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from kdscale.cli.show import show
 from kdscale.export import Format
+
+if TYPE_CHECKING:
+    from kdscale.export.source import Source
 
 
 def export(
@@ -50,12 +53,12 @@ def export(
     """Write a run's model as a Hugging Face folder or as ONNX, checked against its logits."""
     from transformers.utils.logging import disable_progress_bar
 
-    from kdscale.export.export import check_formats, check_target, file_sizes
+    from kdscale.export.export import check_formats, check_target
     from kdscale.export.export import export as write_export
     from kdscale.export.push import check_push
     from kdscale.export.push import push as push_folder
     from kdscale.export.source import find_source
-    from kdscale.export.text import render, render_files
+    from kdscale.export.text import render
 
     disable_progress_bar()
     check_target(to)
@@ -64,10 +67,7 @@ def export(
         check_push(push, with_token=not dry_run)
     source = find_source(run, model)
     if dry_run:
-        with TemporaryDirectory(prefix="kdscale-export-") as scratch:
-            folder = Path(scratch) / "export"
-            show(render(write_export(source, folder, formats, rows=rows)))
-            show(render_files(file_sizes(folder)))
+        _rehearse(source, formats, rows)
         hub = "" if push is None else f", then to {push} ({'private' if private else 'public'})"
         typer.echo(f"These files would go to {to}{hub}. None of them did.")
         return
@@ -75,3 +75,15 @@ def export(
     typer.echo(f"Wrote {to}.", err=True)
     if push is not None:
         typer.echo(push_folder(to, push, private=private))
+
+
+def _rehearse(source: "Source", formats: list[Format], rows: int) -> None:
+    """Make the export where nobody sees it, and show what it is."""
+    from kdscale.export.export import export as write_export
+    from kdscale.export.export import file_sizes
+    from kdscale.export.text import render, render_files
+
+    with TemporaryDirectory(prefix="kdscale-export-") as scratch:
+        folder = Path(scratch) / "export"
+        show(render(write_export(source, folder, formats, rows=rows)))
+        show(render_files(file_sizes(folder)))

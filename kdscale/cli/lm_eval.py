@@ -55,7 +55,7 @@ def lm_eval(
     from kdscale.evaluate.heldout import task_names
     from kdscale.evaluate.scoring import named_folders, score_run
     from kdscale.report import write_model_card, write_report
-    from kdscale.report.facts import harness_table
+    from kdscale.report.measured import harness_table
     from kdscale.store import open_store
 
     check_installed()

@@ -23,6 +23,7 @@ from kdscale.evaluate.heldout import task_names
 from kdscale.evaluate.results import HarnessScore, HarnessTask
 from kdscale.models.build import load_model
 from kdscale.models.tasks import describe_task, task_of
+from kdscale.workers import lone_worker
 
 _BOOTSTRAP_DRAWS = 1000
 
@@ -148,9 +149,8 @@ def _language_model(folder: str, batch_size: int) -> Any:
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoTokenizer
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = load_model(folder, dtype).to(device).eval()
+    worker = lone_worker()
+    model = load_model(folder, worker.dtype).to(worker.device).eval()
     if task_of(model.config) != "causal-lm":
         raise KdscaleError(
             f"{folder!r} is a {describe_task(task_of(model.config))}; lm-eval's tasks are for "

@@ -10,7 +10,7 @@ from kdscale.evaluate.finished import FinishedRun
 from kdscale.evaluate.harness import HarnessOptions, merge, run_tasks
 from kdscale.evaluate.heldout import task_names, write_tasks
 from kdscale.evaluate.results import HarnessTask, Results, read_results, write_results
-from kdscale.tracking import open_tracker
+from kdscale.tracking import open_gallery
 
 _RUNS_OWN = ("teacher", "student", "control")
 
@@ -56,19 +56,13 @@ def score_run(
 def _track(run: FinishedRun, scores: dict[str, HarnessTask]) -> None:
     """The scores as a run of W&B, where the run's config wants one."""
     config = run.config
-    tracker = open_tracker(
-        config.tracking,
-        run=config.name,
-        stage="lm-eval",
-        store=run.output,
-        resolved=config.model_dump(mode="json"),
-    )
+    gallery = open_gallery(config, "lm-eval", run.output)
     rows = [
         (task, metric, model, score["value"], score["stderr"])
         for task, entry in scores.items()
         for model, found in entry["scores"].items()
         for metric, score in found.items()
     ]
-    tracker.summary({f"{task}/{metric}/{model}": value for task, metric, model, value, _ in rows})
-    tracker.log_table("lm_eval", ["task", "metric", "model", "value", "stderr"], rows)
-    tracker.finish()
+    gallery.summary({f"{task}/{metric}/{model}": value for task, metric, model, value, _ in rows})
+    gallery.log_table("lm_eval", ["task", "metric", "model", "value", "stderr"], rows)
+    gallery.finish()

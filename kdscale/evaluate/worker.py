@@ -21,7 +21,7 @@ from kdscale.evaluate.temperature import fit_temperatures
 from kdscale.models.folder import ModelReference
 from kdscale.models.sharded import load_teacher
 from kdscale.store import Store
-from kdscale.tracking import open_tracker
+from kdscale.tracking import open_gallery
 from kdscale.workers import Worker, current_worker
 
 MEASURED_KEY = "evaluation.json"
@@ -100,14 +100,8 @@ def _side_by_side(spec: EvaluateJob, prepared: Prepared, worker: Worker) -> dict
 def _track(spec: EvaluateJob, measured: dict[str, Any]) -> None:
     """The figures of all models, and what they write, to W&B."""
     config = spec.config
-    tracker = open_tracker(
-        config.tracking,
-        run=config.name,
-        stage="evaluate",
-        store=spec.output,
-        resolved=config.model_dump(mode="json"),
-    )
-    tracker.summary(
+    gallery = open_gallery(config, "evaluate", spec.output)
+    gallery.summary(
         {
             f"{domain}/{figure}/{model}": value
             for model, results in measured["models"].items()
@@ -122,5 +116,5 @@ def _track(spec: EvaluateJob, measured: dict[str, Any]) -> None:
             [text["prompt"], text["truth"], *(text["models"][name] for name in names)]
             for text in samples["texts"]
         ]
-        tracker.log_table("samples", ["prompt", "document", *names], rows)
-    tracker.finish()
+        gallery.log_table("samples", ["prompt", "document", *names], rows)
+    gallery.finish()

@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.results import Results
-from kdscale.report import facts, units
+from kdscale.report import facts, measured, units
 from kdscale.report.load import setting
 from kdscale.report.markdown import plain, table
 from kdscale.report.words import classifies, words_of
@@ -95,7 +95,7 @@ def model_card(
         figures="" if which == "control" else _key_figures(results),
         tables="\n\n".join(
             f"**{plain(content.caption)}**\n\n{table(content)}"
-            for content in (*facts.result_tables(results), *_confusions(results, which))
+            for content in (*measured.result_tables(results), *_confusions(results, which))
         ),
         limits=_limits(domains),
     )

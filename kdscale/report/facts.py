@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from kdscale.evaluate.results import CacheFacts, DomainMetrics, HarnessScore, Results
+from kdscale.evaluate.results import CacheFacts, DomainMetrics, Results
 from kdscale.report import units
 from kdscale.report.load import Run
 from kdscale.report.words import classifies, words_of
@@ -287,17 +287,6 @@ def score_tables(results: Results) -> list[Table]:
     return tables
 
 
-def result_tables(results: Results) -> list[Table]:
-    """All figures of the models, as the summary and the model card show them: scores, then speed
-    and lm-eval, where there is such a thing."""
-    tables = score_tables(results)
-    if (speed := model_speed_table(results)) is not None:
-        tables.append(speed)
-    if results.get("lm_eval"):
-        tables.append(harness_table(results))
-    return tables
-
-
 def legend(results: Results) -> str:
     """What the columns of the quality tables mean."""
     target = words_of(results).target
@@ -315,97 +304,6 @@ def legend(results: Results) -> str:
         "The control is the student trained on the labels alone, with the same steps, order and "
         "seed."
     )
-
-
-def harness_table(results: Results) -> Table:
-    """What the models score on lm-eval's tasks, a row a figure, with standard errors; an arrow says
-    which way is better."""
-    found = results.get("lm_eval", {})
-    names = in_order(dict.fromkeys(m for task in found.values() for m in task["scores"]))
-    rows = []
-    for task, entry in found.items():
-        figures = dict.fromkeys(f for scores in entry["scores"].values() for f in scores)
-        for figure in figures:
-            better = entry["higher_is_better"].get(figure.partition(" ")[0])
-            arrow = {True: " ↑", False: " ↓", None: ""}[better]
-            cells = [_scored(entry["scores"].get(name, {}).get(figure)) for name in names]
-            rows.append([task, figure + arrow, f"{entry['documents']:,}", *cells])
-    return Table(_harness_note(results), ["Task", "Figure", "Documents", *names], rows)
-
-
-def _scored(score: HarnessScore | None) -> str:
-    if score is None:
-        return units.NONE
-    digits = 4 if abs(score["value"]) < 100 else 1
-    text, error = units.number(score["value"], digits), score["stderr"]
-    return text if error is None else f"{text} ± {units.number(error, digits)}"
-
-
-def _harness_note(results: Results) -> str:
-    found = results.get("lm_eval", {})
-    versions = ", ".join(sorted({entry["lm_eval"] for entry in found.values()}))
-    limited = any(entry["limit"] is not None for entry in found.values())
-    return (
-        f"lm-eval {versions}; ± is the standard error. Tasks heldout_* ask about the "
-        "run's own held-out documents."
-        + (" Only the first documents of some tasks were asked." if limited else "")
-    )
-
-
-def model_speed_table(results: Results) -> Table | None:
-    """How fast and how large the models are, a row a model; None where it was not measured."""
-    if "speed" not in results:
-        return None
-    speed = results["speed"]
-    writes = any("text_seconds" in found for found in speed["models"].values())
-    header = ["Model", "Parameters", "Weights", "Tokens a second", "One row", "p90"]
-    header += [f"{speed['new_tokens']} new tokens", "p90"] if writes else []
-    rows = []
-    for name in in_order(speed["models"]):
-        found = speed["models"][name]
-        size, seconds = found["bytes"], [found["row_seconds"], found["row_seconds_p90"]]
-        texts = [found.get("text_seconds"), found.get("text_seconds_p90")] if writes else []
-        rows.append(
-            [
-                name,
-                units.count(results["models"][name]["parameters"]),
-                units.NONE if size is None else units.size(size),
-                units.count(found["tokens_per_second"]),
-                *map(units.latency, [*seconds, *texts]),
-            ]
-        )
-    where = speed["device"]
-    if where == "CPU":
-        where += f", {speed['threads']} thread{'s' * (speed['threads'] > 1)}"
-    caption = (
-        f"Speed on {where}, {speed['dtype']}: forwards of {speed['rows']} rows and of one, each of "
-        f"{speed['row_length']} tokens; medians of {speed['turns']} turns, models in "
-        "turn in one process"
-    )
-    return Table(caption, header, rows)
-
-
-def sample_tables(results: Results) -> list[Table]:
-    """What the models wrote, a table a beginning: who writes, and what."""
-    if "samples" not in results:
-        return []
-    samples = results["samples"]
-    how = "the likeliest token each time"
-    if samples["temperature"] is not None:
-        how = f"drawn at temperature {samples['temperature']:g}"
-    return [
-        Table(
-            f"{samples['domain']}, sample {number}: {samples['new_tokens']} tokens after "
-            f"{samples['prompt_tokens']}, {how}",
-            ["Model", "Text"],
-            [
-                ["prompt", text["prompt"]],
-                ["document", text["truth"]],
-                *([name, text["models"][name]] for name in in_order(text["models"])),
-            ],
-        )
-        for number, text in enumerate(samples["texts"], start=1)
-    ]
 
 
 def codec_text(codec: Mapping[str, Any] | str) -> str:

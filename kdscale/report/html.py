@@ -5,7 +5,7 @@ in words.
 """
 
 from kdscale.evaluate.results import Results
-from kdscale.report import curves, facts, units
+from kdscale.report import curves, facts, measured, units
 from kdscale.report.charts import (
     STEP,
     Gap,
@@ -123,18 +123,18 @@ def _confusions(results: Results) -> list[Markup | None]:
 
 
 def _speed(results: Results) -> Section | None:
-    table = facts.model_speed_table(results)
+    table = measured.model_speed_table(results)
     return None if table is None else section("Speed", figures_table(table))
 
 
 def _samples(results: Results) -> Section | None:
-    tables = facts.sample_tables(results)
+    tables = measured.sample_tables(results)
     note = "Beginnings of held-out documents, how these go on, and what the models write."
     return section("Samples", *map(texts_table, tables), note=note)
 
 
 def _harness(results: Results) -> Section | None:
-    table = facts.harness_table(results)
+    table = measured.harness_table(results)
     if not table.rows:
         return None
     return section("lm-eval", figures_table(table))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from kdscale.report import facts, units
+from kdscale.report import facts, measured, units
 from kdscale.report.facts import Table
 from kdscale.report.load import Run
 from kdscale.report.words import words_of
@@ -13,7 +13,7 @@ def render_markdown(run: Run) -> str:
     """The summary of `run`: headline, tables of results, cache, stages."""
     results = run.results
     parts = [f"# {plain(results['run'])}", plain(facts.headline(results))]
-    for content in facts.result_tables(results):
+    for content in measured.result_tables(results):
         parts += [f"## {plain(content.caption)}", table(content)]
     if results["cache"] is not None:
         kept = units.number(results["cache"]["bytes_per_token"], 2)

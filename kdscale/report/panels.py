@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from kdscale.evaluate.results import CalibrationBin, Results
 from kdscale.panels import Cell, Panel
-from kdscale.report import curves, facts
+from kdscale.report import curves, facts, measured
 from kdscale.report.charts import STEP, Series, thin
 from kdscale.report.facts import Table
 from kdscale.report.load import Run
@@ -25,7 +25,7 @@ def panels(run: Run) -> list[Panel]:
     confusions = (facts.confusion_table(results, "student", domain) for domain in domains)
     found = [
         Panel("quality", "gap-recovered", "bars", ("domain", "% of the loss gap"), gaps),
-        *(_table("quality", table) for table in facts.result_tables(results)),
+        *(_table("quality", table) for table in measured.result_tables(results)),
         *(_confusion(table) for table in confusions if table is not None),
         _lines("training", "student-and-control", curves.losses(run), "nats"),
         _lines("training", "kl-to-the-teacher", curves.divergence(run), "nats"),

@@ -6,6 +6,6 @@ another size.
 """
 
 from kdscale.workers.group import WorkerGroups, run_workers
-from kdscale.workers.worker import LeavingError, Worker, current_worker
+from kdscale.workers.worker import LeavingError, Worker, current_worker, lone_worker
 
-__all__ = ["LeavingError", "Worker", "WorkerGroups", "current_worker", "run_workers"]
+__all__ = ["LeavingError", "Worker", "WorkerGroups", "current_worker", "lone_worker", "run_workers"]

@@ -116,6 +116,11 @@ def _waiting() -> AbstractContextManager[None]:
     return nullcontext() if _line is None else _line.heart.waiting()
 
 
+def lone_worker() -> Worker:
+    """A command's own process as a worker: on the GPU where there is one."""
+    return Worker(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 def current_worker() -> Worker:
     """The worker that this process is; outside of a worker group, a group of one."""
     if not dist.is_initialized():

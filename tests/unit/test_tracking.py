@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from kdscale import tracking, workspace
-from kdscale.config.run import TrackingConfig
+from kdscale.config.run import RunConfig, TrackingConfig
 from kdscale.panels import Panel
 from kdscale.store import Store, open_store
 from kdscale.tracking import Tracker, WandbRun, open_gallery, open_tracker
 from kdscale.workspace import build_view
+from tests.runs import tiny_config
 from tests.s3 import S3Server, free_ports
 
 OFF = TrackingConfig(wandb="disabled")
@@ -185,7 +186,9 @@ PANELS = [
 
 def test_charts_and_tables_are_the_runs_own(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    gallery = open_gallery(OFFLINE, run="night", stage="report", store=store, resolved={})
+    tree = tiny_config(tmp_path / "corpus", str(tmp_path), name="night")
+    config = RunConfig.model_validate({**tree, "tracking": OFFLINE})
+    gallery = open_gallery(config, "report", store)
     gallery.summary({"gap_recovered": 0.49})
     gallery.show(PANELS)
     gallery.finish()

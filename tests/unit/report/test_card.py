@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from kdscale.errors import KdscaleError
-from kdscale.report import facts, markdown, model_card, write_model_card, write_report
+from kdscale.report import facts, markdown, measured, model_card, write_model_card, write_report
 from tests.unit.report.page import read_page
 from tests.unit.report.sample import class_results, sample_results, sample_run
 
@@ -76,7 +76,7 @@ def test_page_summary_and_card_carry_the_same_figures(tmp_path: Path, make: Any)
     summary, card = write_report(store), write_model_card(store)
     page = read_page(store.get("report/index.html").decode())
     tables = {t.all("caption")[0].text: t for t in page.all("table")}
-    shown = facts.result_tables(results)
+    shown = measured.result_tables(results)
     assert len(shown) == 4
     for expected in shown:
         rows = tables[expected.caption].all("tr")
