@@ -139,12 +139,11 @@ def train_teacher(corpora: dict[str, Path], folder: Path, steps: int) -> Path:
                 "optimiser": {"learning_rate": 1e-3},
             },
         },
-        "distill": {"student": {"teacher_layers": [0]}, "training": {"steps": 1}},
+        "distill": {"student": {"teacher_layers": [0]}, "training": {"steps": 1, "batch_rows": 1}},
     }
     output = folder / "teacher"
     run(write(folder / "teacher.yaml", config), output, {}, "--until", "teacher")
-    (teacher,) = (output / "teacher").iterdir()
-    return teacher
+    return output / "teacher"
 
 
 def student_config(corpora: dict[str, Path], teacher: Path) -> dict[str, Any]:
