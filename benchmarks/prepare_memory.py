@@ -1,20 +1,20 @@
 """What `prepare` takes of memory for a corpus larger than it, and what a kill half-way costs.
 
-    python benchmarks/prepare_memory.py [--gigabytes 5] [--folder DIR] [--keep] [--quick]
+    python benchmarks/prepare_memory.py [--gigabytes 5] [--no-compare] [--folder DIR] [--keep]
 
 Makes a corpus of JSON lines from the text of the interpreter's standard library: documents of about
 2 kB, each of randomly chosen passages, so that no two are alike. `kdscale run --only prepare` goes
-over it on this machine's Ray with two cores, in a process of its own: once undisturbed, and once
-killed (SIGKILL of the driver) when half of that time has passed, then started again. What both made
-must be equal byte for byte.
+over it on this machine's Ray with two cores, in a process of its own, which is killed (SIGKILL of
+the driver) when half of the documents are tokenised, and started again. Unless --no-compare, it is
+then made once more in another place, undisturbed; both must be equal byte for byte.
 
 Memory is the proportional set size (/proc/PID/smaps_rollup) of the driver and all its descendants:
 Ray's own processes, the workers, and the object store, which is shared memory that they map; each
 page counts once. A sample every half second.
 
-Corpus and output take three times the corpus on the disk, six at the peak, and go at the end
-unless --keep. The last line is one JSON object, also kept in results/prepare_memory.json; --quick
-takes 50 MB and keeps nothing.
+Corpus and output take three times the corpus on the disk, four at the peak, and go at the end
+unless --keep. The last line is one JSON object; its rows take the place of those of the same size
+in results/prepare_memory.json. --quick takes 50 MB and keeps nothing.
 """
 
 import hashlib
@@ -44,7 +44,6 @@ KEPT = ROOT / "benchmarks" / "results" / "prepare_memory.json"
 FILE_BYTES = 128 * 10**6
 PASSAGES, PASSAGE_LINES = 6, 10
 SAMPLE_SECONDS = 0.5
-GOAL_BYTES = 4 * 2**30
 MODEL = {
     "architecture": "llama",
     "options": {
@@ -59,6 +58,7 @@ MODEL = {
 
 def main(
     gigabytes: float = typer.Option(5.0, help="Text of the corpus, in 10^9 bytes."),
+    compare: bool = typer.Option(True, help="Make it once more, undisturbed, and compare."),
     folder: Path | None = typer.Option(None, help="Where corpus and output are made."),
     keep: bool = typer.Option(False, help="Leave corpus and outputs where they are."),
     quick: bool = typer.Option(False, help="50 MB, to see that it works."),
@@ -66,54 +66,63 @@ def main(
     """Make the corpus, measure, print and keep."""
     here = Path(tempfile.mkdtemp(prefix="kdscale-prepare-", dir=folder))
     print(f"working in {here}", flush=True)
+    size = 0.05 if quick else gigabytes
     try:
-        result = measure(here, round(10**9 * (0.05 if quick else gigabytes)))
+        rows = measure(here, size, compare)
     finally:
         if not keep:
             shutil.rmtree(here, ignore_errors=True)
-    if not quick:
-        KEPT.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
-
-
-def measure(folder: Path, text_bytes: int) -> dict[str, Any]:
-    """Both phases."""
-    started = time.perf_counter()
-    documents = write_corpus(folder / "corpus", text_bytes)
-    print(f"{documents:,} documents in {time.perf_counter() - started:.0f} s", flush=True)
-    whole = Prepare(folder, "whole")
-    whole.wait()
-    print(f"undisturbed: {whole.told()}", flush=True)
-    expected = whole.digests()
-    shutil.rmtree(folder / "whole")
-    killed = Prepare(folder, "killed")
-    killed.kill_after(whole.seconds / 2)
-    again = Prepare(folder, "killed")
-    again.wait()
-    print(f"killed after {killed.seconds:.0f} s, then: {again.told()}", flush=True)
-    equal = again.digests() == expected
-    rows = [
-        {"run": "undisturbed", **whole.told()},
-        {"run": "killed half-way", **killed.told()},
-        {"run": "started again", **again.told()},
-    ]
-    return {
+    if KEPT.exists() and not quick:
+        kept = json.loads(KEPT.read_text())["rows"]
+        rows = [*(row for row in kept if row["gigabytes"] != size), *rows]
+        rows.sort(key=lambda row: row["gigabytes"])
+    found = {
         "benchmark": "prepare_memory",
         "machine": {"cpu": platform.machine(), "cores": os.cpu_count()},
         "versions": {name: version(name) for name in ("kdscale", "ray", "pyarrow", "tokenizers")},
-        "text_bytes": text_bytes,
-        "documents": documents,
-        "bytes_per_second": text_bytes / whole.seconds,
         "rows": rows,
-        "not_done_again": {
-            what: killed.most[what] / max(1, whole.most[what]) for what in ("cleaned", "tokenised")
-        },
-        "seconds_saved": whole.seconds - again.seconds,
-        "goals": [
-            {"name": "peak_bytes", "value": whole.told()["peak_bytes"], "goal": f"<{GOAL_BYTES}"},
-            {"name": "equal_after_kill", "value": int(equal), "goal": ">=1"},
-        ],
+        "goals": goals(rows),
     }
+    if not quick:
+        KEPT.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found))
+
+
+def measure(folder: Path, gigabytes: float, compare: bool) -> list[dict[str, Any]]:
+    """A row for each run."""
+    started = time.perf_counter()
+    documents = write_corpus(folder / "corpus", round(10**9 * gigabytes))
+    print(f"{documents:,} documents in {time.perf_counter() - started:.0f} s", flush=True)
+    killed = Prepare(folder, "killed")
+    killed.kill_half_way()
+    print(f"killed: {killed.told()}", flush=True)
+    again = Prepare(folder, "killed")
+    again.wait()
+    print(f"started again: {again.told()}", flush=True)
+    corpus = {"gigabytes": gigabytes, "documents": documents}
+    rows = [
+        {**corpus, "run": "killed half-way", **killed.told()},
+        {**corpus, "run": "started again", **again.told()},
+    ]
+    if compare:
+        whole = Prepare(folder, "whole")
+        whole.wait()
+        print(f"undisturbed: {whole.told()}", flush=True)
+        equal = whole.digests() == again.digests()
+        rows.append({**corpus, "run": "undisturbed", **whole.told(), "equal": equal})
+    return rows
+
+
+def goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Peak of the largest corpus; whether every comparison was equal."""
+    largest = max(row["gigabytes"] for row in rows)
+    peak = max(row["peak_bytes"] for row in rows if row["gigabytes"] == largest)
+    equal = min((int(row["equal"]) for row in rows if "equal" in row), default=None)
+    found = [
+        {"name": f"peak_gib_{largest:g}_gb", "value": peak / 2**30, "goal": "<4"},
+        {"name": "equal_after_kill", "value": equal, "goal": ">=1"},
+    ]
+    return [goal for goal in found if goal["value"] is not None]
 
 
 def write_corpus(folder: Path, text_bytes: int) -> int:
@@ -186,11 +195,12 @@ class Prepare:
         if code:
             raise SystemExit(Path(self._log.name).read_text()[-4000:])
 
-    def kill_after(self, seconds: float) -> None:
-        """kill -9 of the driver; what Ray started follows it."""
-        with suppress(psutil.TimeoutExpired):
-            self._process.wait(seconds)
-            raise SystemExit("The run ended before it was to be killed.")
+    def kill_half_way(self) -> None:
+        """kill -9 of the driver when half of the parts are tokenised; Ray's own follow it."""
+        while not 0 < self.most["cleaned"] <= 2 * self.most["tokenised"]:
+            if self._process.poll() is not None:
+                raise SystemExit("The run ended before it was to be killed.")
+            time.sleep(SAMPLE_SECONDS)
         family = self._process.children(recursive=True)
         self._process.kill()
         self._process.wait()
