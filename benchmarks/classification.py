@@ -41,11 +41,11 @@ SPLITS = ("train", "heldout")
 LONG_SHARE = 0.25
 EXPERIMENTS: dict[str, dict[str, Any]] = {
     "all": {},
-    "tenth": {"data.labels.share": 0.1, "teacher.training.steps": 60},
-    "truncated": {"teacher.training.steps": 60, "distill.training.steps": 200},
+    "tenth": {"data.labels.share": 0.1, "teacher.training.steps": 80},
+    "truncated": {"teacher.training.steps": 40, "distill.training.steps": 150},
     "hierarchical": {
-        "teacher.training.steps": 60,
-        "distill.training.steps": 200,
+        "teacher.training.steps": 40,
+        "distill.training.steps": 150,
         "data.long_documents": "hierarchical",
         "data.row_length": 512,
         "data.chunks": {"length": 128, "pooling": "attention"},

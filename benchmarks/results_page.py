@@ -23,6 +23,7 @@ from kdscale.report.style import CSS  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "results.md"
 PLOT = ROOT / "docs" / "quality.svg"
+WITH_GOALS = ("quality", "step_cost", "loss", "classification", "masked_lm", "prepare_memory")
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -125,13 +126,101 @@ def loss_table() -> str:
     )
 
 
+def classification_table() -> str:
+    """Experiments and models, with what the student has over its control."""
+    scores = ("accuracy", "precision_macro", "recall_macro", "f1_macro")
+    return _table(
+        "experiment | model | parameters | accuracy | precision | recall | F1",
+        (
+            (
+                row["experiment"],
+                row["model"],
+                _millions(row.get("parameters")),
+                *(_points(row[score]) for score in scores),
+            )
+            for row in _load("classification")["rows"]
+        ),
+    )
+
+
+def generalisation_table() -> str:
+    """Variants by domain, with what each is better by than the plain one."""
+    return _table(
+        "domain | variant | loss | better than plain by | teacher's loss",
+        (
+            (
+                row["domain"],
+                row["variant"],
+                _interval(row["loss"], 3),
+                "" if row["variant"] == "plain" else _interval(row["gain"], 3, sign="+"),
+                _number(row["teacher_loss"], 3),
+            )
+            for row in sorted(_load("generalisation")["rows"], key=lambda row: row["domain"])
+        ),
+    )
+
+
+def generalisation_cost_table() -> str:
+    """What each variant takes."""
+    rows = {row["variant"]: row for row in _load("generalisation")["rows"]}
+    return _table(
+        "variant | rows in the cache | bytes of the cache | capture, s | distillation, s",
+        (
+            (
+                name,
+                _number(row["cache_rows"], 0),
+                _number(row["cache_bytes"], 0),
+                _number(row["capture_seconds"], 0),
+                _number(row["distill_seconds"], 0),
+            )
+            for name, row in rows.items()
+        ),
+    )
+
+
+def masked_lm_table() -> str:
+    """Models by domain."""
+    return _table(
+        "domain | model | parameters | loss | KL | agreement | ECE",
+        (
+            (
+                row["domain"],
+                row["model"],
+                _millions(row["parameters"]),
+                _number(row["loss"], 3),
+                _number(row["kl_teacher_student"], 3),
+                "" if row["agreement_top1"] is None else _percent(row["agreement_top1"]),
+                _number(row["ece"], 3),
+            )
+            for row in sorted(_load("masked_lm")["rows"], key=lambda row: row["domain"])
+        ),
+    )
+
+
+def prepare_table() -> str:
+    """Time and memory of each run."""
+    return _table(
+        "corpus, GB | run | seconds | peak, MiB | driver | workers | Ray and its store",
+        (
+            (
+                f"{row['gigabytes']:g}",
+                row["run"],
+                _number(row["seconds"], 0),
+                _mib(row["peak_bytes"]),
+                *(_mib(row["peak_of"][part]) for part in ("driver", "workers", "ray")),
+            )
+            for row in _load("prepare_memory")["rows"]
+        ),
+    )
+
+
 def goal_table() -> str:
     """What was to be reached, and what was."""
     return _table(
         "benchmark | figure | value | goal",
         (
             (name, goal["name"], _number(goal["value"], 3), goal["goal"])
-            for name in ("quality", "step_cost", "loss")
+            for name in WITH_GOALS
             for goal in _load(name)["goals"]
         ),
     )
@@ -143,6 +232,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "curriculum": curriculum_table,
     "step": step_table,
     "loss": loss_table,
+    "classification": classification_table,
+    "generalisation": generalisation_table,
+    "generalisation_cost": generalisation_cost_table,
+    "masked_lm": masked_lm_table,
+    "prepare": prepare_table,
     "goals": goal_table,
 }
 
@@ -183,6 +277,28 @@ def _number(value: float | None, digits: int, sign: str = "") -> str:
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f}%"
+
+
+def _millions(value: float | None) -> str:
+    return "" if value is None else f"{value / 1e6:.1f} M"
+
+
+def _mib(value: float) -> str:
+    return _number(value / 2**20, 0)
+
+
+def _points(spread: dict[str, Any]) -> str:
+    """A mean of shares with half its interval, in percent."""
+    scaled = {
+        key: None if spread[key] is None else 100 * spread[key] for key in ("mean", "half_width")
+    }
+    return _interval(scaled, 1)
+
+
+def _interval(spread: dict[str, Any], digits: int, sign: str = "") -> str:
+    half = spread["half_width"]
+    within = "" if half is None else f" ± {_number(half, digits)}"
+    return _number(spread["mean"], digits, sign) + within
 
 
 def _with_deviation(row: dict[str, Any], name: str, digits: int, sign: str = "") -> str:
