@@ -1,8 +1,9 @@
 """A model as hidden states and a head, for losses that never see all logits.
 
-Most architectures end in a linear map, some with a bias, a factor or a soft cap. What a model says
-of itself is compared with its own logits once; one that does something else keeps its logits whole,
-which costs memory and nothing else. So does a classifier, whose logits are few.
+Most architectures end in a linear map, some with a bias, a factor or a soft cap; masked language
+models have a transform of their own before it. What a model says of itself is compared with its own
+logits once; one that does something else keeps its logits whole, which costs their memory, and
+their time at positions that no loss asks for. So does a classifier, whose logits are few.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -16,6 +17,10 @@ from kdscale.models.forward import at_rows, compute_logits, model_inputs
 
 _POSITIONS = 8
 _TOLERANCE = 1e-3
+
+HeadInput = Literal["body", "projection", "logits"]
+"""What a head takes: the last hidden states of the model's body, those that the model itself gives
+its last linear map, or its logits, as they are."""
 
 LayerOutput = Literal["hidden", "attention"]
 """What a layer gives, [B, T, D], the last one behind the final norm; or its attention weights, the
@@ -48,7 +53,7 @@ class TrainedModel(torch.nn.Module):
         self.model = model
         self.vocab_size = vocab_size
         self.projections = torch.nn.ModuleList(projections)
-        self._has_linear_head = True
+        self._head_input: HeadInput = "body"
 
     def forward(self, use: Callable[..., Any], *arguments: Any) -> Any:
         """`use(self, *arguments)`."""
@@ -67,9 +72,11 @@ class TrainedModel(torch.nn.Module):
         """`hidden`, and the `outputs` of all layers by name."""
         flags = {_FLAGS[name]: True for name in outputs}
         inputs = model_inputs(self.model, input_ids, segments) | flags
-        if self._has_linear_head:
+        if self._head_input == "body":
             found = self.model.base_model(**inputs)
             hidden = found.last_hidden_state
+        elif self._head_input == "projection":
+            hidden, found = self._before_projection(inputs)
         else:
             found = self.model(**inputs)
             hidden = at_rows(self.model, found.logits, input_ids.shape[1])
@@ -80,11 +87,31 @@ class TrainedModel(torch.nn.Module):
             layers["attention"] = [weights.mean(dim=1) for weights in found.attentions]
         return hidden, layers
 
+    def _before_projection(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+        """What the last linear map was given, [B, T, D], and the model's outputs, whose logits are
+        of no position: those are for the loss to make, where it counts. LookupError where the map
+        was not called."""
+        given: list[torch.Tensor] = []
+
+        def take(_: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            given.append(arguments[0])
+            return (arguments[0][:, :0], *arguments[1:])
+
+        output: Any = self.model.get_output_embeddings()
+        hook = output.register_forward_pre_hook(take)
+        try:
+            found = self.model(**inputs)
+        finally:
+            hook.remove()
+        if len(given) != 1:
+            raise LookupError(f"the last linear map was called {len(given)} times")
+        return given[0], found
+
     @property
     def head(self) -> Head:
         """From hidden states to logits. Inside of a call of this module only: its weight may be
         sharded."""
-        if not self._has_linear_head:
+        if self._head_input == "logits":
             return Head(None, None, self.vocab_size)
         config = self.model.config.get_text_config()
         output: Any = self.model.get_output_embeddings()
@@ -93,30 +120,39 @@ class TrainedModel(torch.nn.Module):
         return Head(output.weight, output.bias, self.vocab_size, scale, softcap)
 
     @property
-    def head_weight(self) -> torch.nn.Parameter | None:
-        """The parameter that `head` uses outside of its own module's forward."""
+    def head_parameters(self) -> list[torch.nn.Parameter]:
+        """The parameters that `head` uses outside of their own module's forward, the weight first;
+        none where the model has no last linear map."""
         output = self.model.get_output_embeddings()
-        weight = getattr(output, "weight", None)
-        return weight if isinstance(weight, torch.nn.Parameter) else None
+        found = [getattr(output, name, None) for name in ("weight", "bias")]
+        return [each for each in found if isinstance(each, torch.nn.Parameter)]
 
     @torch.no_grad()
     def check_head(self, device: torch.device) -> None:
-        """Find out whether the head is what `head` says. Call it as a use of this module."""
-        if self.head_weight is None:
-            self._has_linear_head = False
+        """Find out what the head takes. Call it as a use of this module."""
+        self._head_input = "logits"
+        if not self.head_parameters:
             return
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(self.vocab_size, (1, _POSITIONS), generator=generator).to(device)
         was_training = self.training
         self.eval()
         own = compute_logits(self.model, ids, torch.ones_like(ids), self.vocab_size).float()
-        self._has_linear_head = self._is_linear(ids, own)
+        sources: tuple[HeadInput, ...] = ("body", "projection", "logits")
+        for source in sources:
+            self._head_input = source
+            if self._gives(ids, own):
+                break
         self.train(was_training)
 
-    def _is_linear(self, ids: torch.Tensor, own: torch.Tensor) -> bool:
-        assert self.head_weight is not None
-        hidden = self.hidden(ids, torch.ones_like(ids))
-        if hidden.shape[-1] != self.head_weight.shape[-1]:
+    def _gives(self, ids: torch.Tensor, own: torch.Tensor) -> bool:
+        """Whether hidden states and head make the model's `own` logits [1, T, V] of `ids`."""
+        try:
+            hidden = self.hidden(ids, torch.ones_like(ids))
+        except LookupError:
+            return False
+        weight = self.head.weight
+        if weight is not None and hidden.shape[-1] != weight.shape[-1]:
             return False
         found = self.head.logits(hidden.flatten(0, 1)).view_as(own)
         return bool((found - own).abs().max() <= _TOLERANCE * own.abs().max())

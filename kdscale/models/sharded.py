@@ -7,7 +7,7 @@ partitioned too.
 """
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,10 +99,10 @@ def initialize_engine(
     return engine
 
 
-def share_parameter(module: torch.nn.Module, parameter: torch.nn.Parameter | None) -> None:
-    """Let the forward of `module` use a parameter of one of its children outside of the child's own
-    forward: it is then gathered around both."""
-    if parameter is not None:
+def share_parameters(module: torch.nn.Module, parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Let the forward of `module` use parameters of its children outside of their own forward: they
+    are then gathered around both."""
+    for parameter in parameters:
         _deepspeed().zero.register_external_parameter(module, parameter)
 
 

@@ -19,7 +19,7 @@ from kdscale.models.attention import check_attention
 from kdscale.models.folder import ModelReference
 from kdscale.models.forward import RowTensors
 from kdscale.models.head import LayerOutput, TrainedModel
-from kdscale.models.sharded import load_teacher, share_parameter
+from kdscale.models.sharded import load_teacher, share_parameters
 from kdscale.types import DenseTargets, SparseTargets, Targets
 from kdscale.workers import Worker
 
@@ -97,7 +97,7 @@ class LiveTeacher:
         def wrap(model: PreTrainedModel) -> TrainedModel:
             trained = TrainedModel(model, vocab_size, gives_attention="attention" in outputs)
             if zero.stage == 3:
-                share_parameter(trained, trained.head_weight)
+                share_parameters(trained, trained.head_parameters)
             return trained
 
         self._outputs = outputs

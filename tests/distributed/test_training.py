@@ -19,6 +19,7 @@ from kdscale.models.build import build_model, load_model, make_config
 from kdscale.models.forward import compute_logits, next_token_labels
 from kdscale.models.head import TrainedModel
 from kdscale.models.sharded import load_teacher, parameters_held
+from kdscale.models.tasks import PLAIN, Purpose
 from kdscale.store import open_store
 from kdscale.train import zero
 from kdscale.train.backend import make_backend
@@ -39,6 +40,17 @@ MODEL = ModelConfig(
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
+    },
+)
+BERT = ModelConfig(
+    architecture="bert",
+    options={
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
     },
 )
 GPT2 = ModelConfig(architecture="gpt2", options={"n_embd": 32, "n_layer": 2, "n_head": 4})
@@ -69,8 +81,8 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-def make(model: ModelConfig = MODEL) -> PreTrainedModel:
-    return build_model(make_config(model, VOCAB, SPECIAL, LENGTH), 0)
+def make(model: ModelConfig = MODEL, purpose: Purpose = PLAIN) -> PreTrainedModel:
+    return build_model(make_config(model, VOCAB, SPECIAL, LENGTH, purpose), 0)
 
 
 def run(
@@ -160,7 +172,9 @@ def all_stages(folder: str) -> dict[str, Any]:
         results["partitioned, saved"] = run(
             training(3), partial(load_model, f"{folder}/model"), f"{folder}/parts-3", until=3
         )
+        results["masked partitioned"] = run(training(3), partial(load_model, f"{folder}/masked"))
     results["partitioned, resumed"] = resume(folder, "parts", 3, 3)
+    results["masked"] = run(training(), partial(load_model, f"{folder}/masked"))
     # Dropout makes the random state part of what a resume has to restore.
     where, build = f"{folder}/dropout", partial(make, GPT2)
     results["dropout"] = run(training(dropout=0.2), build, where, until=3)
@@ -199,6 +213,7 @@ def resume(folder: str, ranks: str, saved: int, stage: int) -> dict[str, Any]:
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], Path]:
     folder = tmp_path_factory.mktemp("checkpoints")
     make().save_pretrained(folder / "model")
+    make(BERT, Purpose("masked-lm")).save_pretrained(folder / "masked")
     run_ranks(save_alone, 1, str(folder))
     return run_ranks(all_stages, 2, str(folder)), folder
 
@@ -285,6 +300,18 @@ def test_parameters_in_parts_go_on_like_whole_ones(
         for step in (4, 5, 6):
             expected = results["0"]["losses"][step]
             assert results[name]["losses"][step] == pytest.approx(expected, rel=3e-6), name
+
+
+@pytest.mark.dist
+def test_a_sharded_head_with_a_transform_and_a_bias_gives_the_losses_of_a_whole_one(
+    two_ranks: tuple[list[dict[str, Any]], Path],
+) -> None:
+    results = two_ranks[0][0]
+    alone = run(training(), partial(load_model, two_ranks[1] / "masked"))
+    for step in range(1, STEPS + 1):
+        expected = alone["losses"][step]
+        for name in ("masked", "masked partitioned"):
+            assert results[name]["losses"][step] == pytest.approx(expected, rel=1e-4), (name, step)
 
 
 def shard(folder: str) -> tuple[int, int, list[float]]:

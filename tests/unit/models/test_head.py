@@ -10,6 +10,7 @@ from kdscale.losses.fused import head_and_loss
 from kdscale.models.build import build_model, make_config
 from kdscale.models.forward import compute_logits, next_token_labels
 from kdscale.models.head import TrainedModel
+from kdscale.models.tasks import PLAIN, Purpose
 
 VOCAB, LENGTH = 37, 12
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
@@ -30,12 +31,24 @@ LINEAR: dict[str, dict[str, Any]] = {
     "cohere": {**SMALL, "logit_scale": 0.25},
     "granite": {**SMALL, "logits_scaling": 4.0},
 }
+ENCODER = {key: value for key, value in SMALL.items() if "key_value" not in key}
+# Heads with a transform before their linear map.
+MASKED: dict[str, dict[str, Any]] = {
+    "bert": ENCODER,
+    "bert untied": {**ENCODER, "tie_word_embeddings": False},
+    "roberta": ENCODER,
+    "distilbert": {"dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 2},
+    "deberta-v2": ENCODER,
+    "electra": {**ENCODER, "embedding_size": 8},
+    "albert": {**ENCODER, "embedding_size": 8},
+    "modernbert": ENCODER,
+}
 
 
-def make(name: str, options: dict[str, Any]) -> TrainedModel:
+def make(name: str, options: dict[str, Any], purpose: Purpose = PLAIN) -> TrainedModel:
     model = ModelConfig(architecture=name.split()[0], options=options, pad_vocab_to_multiple_of=8)
     torch.manual_seed(1)
-    found = build_model(make_config(model, VOCAB, SPECIAL, LENGTH), 0)
+    found = build_model(make_config(model, VOCAB, SPECIAL, LENGTH, purpose), 0)
     for parameter in found.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return TrainedModel(found, VOCAB).eval()
@@ -62,11 +75,7 @@ def gradients(model: TrainedModel, *, fused: bool) -> tuple[float, dict[str, tor
     return float(loss.detach()), found
 
 
-@pytest.mark.parametrize("name", LINEAR)
-def test_head_and_loss_train_as_the_models_own_logits_do(name: str) -> None:
-    model = make(name, LINEAR[name])
-    model(TrainedModel.check_head, torch.device("cpu"))
-    assert model.head.weight is not None
+def check_training(model: TrainedModel) -> None:
     loss, found = gradients(model, fused=True)
     expected_loss, expected = gradients(model, fused=False)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
@@ -75,16 +84,54 @@ def test_head_and_loss_train_as_the_models_own_logits_do(name: str) -> None:
         torch.testing.assert_close(found[parameter], gradient, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", LINEAR)
+def test_head_and_loss_train_as_the_models_own_logits_do(name: str) -> None:
+    model = make(name, LINEAR[name])
+    model(TrainedModel.check_head, torch.device("cpu"))
+    assert model.head.weight is not None
+    check_training(model)
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_a_masked_language_model_projects_only_what_the_loss_asks_for(name: str) -> None:
+    model = make(name, MASKED[name], Purpose("masked-lm"))
+    model(TrainedModel.check_head, torch.device("cpu"))
+    assert model.head.weight is not None
+    rows_of_head = []
+    output: Any = model.model.get_output_embeddings()
+    output.register_forward_hook(lambda _, __, logits: rows_of_head.append(logits.numel()))
+    model.hidden(*rows())
+    assert rows_of_head == [0]
+    check_training(model)
+
+
+def test_layers_are_the_same_before_a_transform() -> None:
+    model = make("bert", ENCODER, Purpose("masked-lm"))
+    _, expected = model.hidden_and_layers(*rows(), ["hidden"])
+    model(TrainedModel.check_head, torch.device("cpu"))
+    _, found = model.hidden_and_layers(*rows(), ["hidden"])
+    assert len(found["hidden"]) == 2
+    torch.testing.assert_close(found["hidden"], expected["hidden"])
+
+
 def test_a_head_that_is_more_than_linear_keeps_its_logits() -> None:
-    options = {key: value for key, value in SMALL.items() if "key_value" not in key}
-    model = make("roberta", {**options, "is_decoder": True, "max_position_embeddings": 64})
+    model = make("llama", SMALL)
+    output: Any = model.model.get_output_embeddings()
+    output.register_forward_hook(lambda _, __, logits: torch.tanh(logits))
     model(TrainedModel.check_head, torch.device("cpu"))
     assert model.head.weight is None
-    loss, found = gradients(model, fused=True)
-    expected_loss, expected = gradients(model, fused=False)
-    assert loss == pytest.approx(expected_loss, rel=1e-5)
-    for parameter, gradient in expected.items():
-        torch.testing.assert_close(found[parameter], gradient, rtol=1e-3, atol=1e-4)
+    check_training(model)
+
+
+def test_a_model_that_never_calls_its_last_map_keeps_its_logits() -> None:
+    model = make("bert", ENCODER, Purpose("masked-lm"))
+    output: Any = model.model.get_output_embeddings()
+    spare = torch.nn.Linear(16, 40)
+    model.model.cls.predictions.decoder = spare
+    model.model.get_output_embeddings = lambda: output
+    model(TrainedModel.check_head, torch.device("cpu"))
+    assert model.head.weight is None
+    check_training(model)
 
 
 def test_dropout_stays_what_it_was() -> None:
