@@ -12,7 +12,8 @@ news alone, several passes over a small cache, without sport, and is then evalua
     docs       documentation of Python packages
 
 as it is (`plain`), with `dropout`, with `augment`ed rows (cut and thinned copies in the cache, so
-that the teacher judges what the student reads), and with `both`. All take the same number of steps.
+that the teacher judges what the student reads), and with `both`. All take the same number of steps;
+with and without dropout they learn from the same caches.
 Cost is what a variant adds in rows and bytes of the cache and in time of the stages.
 
 A finished run is kept in --keep and not made again. The last line is one JSON object, also kept in
@@ -25,9 +26,10 @@ import platform
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import typer
@@ -55,6 +57,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "augment": {"data.augment": AUGMENT},
     "both": {"distill.training.dropout": DROPOUT, "data.augment": AUGMENT},
 }
+# What changes the student alone learns from the cache of the variant without it.
+CACHE_OF = {"dropout": "plain", "both": "augment"}
 QUICK = {"distill.training.steps": 4, "distill.training.validate_every": 4, "cache.rows": 64}
 
 
@@ -106,10 +110,15 @@ def write_corpora(assets: Path, folder: Path) -> dict[str, Path]:
         "code": code[half:],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    for name, found in documents.items():
-        lines = [json.dumps({"name": each["name"], "text": each["text"]}) for each in found]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    return {name: folder / f"{name}.jsonl" for name in documents}
+    paths = {name: folder / f"{name}.jsonl" for name in documents}
+    for name, path in paths.items():
+        lines = [
+            json.dumps({"name": each["name"], "text": each["text"]}) for each in documents[name]
+        ]
+        # A file that is written again is another corpus to the runs that were kept.
+        if not path.exists():
+            path.write_text("\n".join(lines) + "\n")
+    return paths
 
 
 def modules() -> Iterator[dict[str, str]]:
@@ -142,7 +151,8 @@ def train_teacher(corpora: dict[str, Path], folder: Path, steps: int) -> Path:
         "distill": {"student": {"teacher_layers": [0]}, "training": {"steps": 1, "batch_rows": 1}},
     }
     output = folder / "teacher"
-    run(write(folder / "teacher.yaml", config), output, {}, "--until", "teacher")
+    if not (output / "teacher" / "kdscale.json").exists():
+        run(write(folder / "teacher.yaml", config), output, {}, "--until", "teacher")
     return output / "teacher"
 
 
@@ -181,13 +191,14 @@ def measure(
 ) -> list[dict[str, Any]]:
     """A row for each variant and set: its loss, and what it is better by than `plain`, seed by
     seed; with the cost of the variant."""
-    runs = {
-        name: [
-            finished(config, folder / f"{name}-{seed}", {**settings, **changes, "seed": seed})
-            for seed in seeds
-        ]
-        for name, changes in VARIANTS.items()
-    }
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for name, changes in VARIANTS.items():
+        runs[name] = []
+        for at, seed in enumerate(seeds):
+            own = {**settings, **changes, "seed": seed}
+            if name in CACHE_OF:
+                own["cache.reuse"] = runs[CACHE_OF[name]][at]["cache"]["url"]
+            runs[name].append(finished(config, folder / f"{name}-{seed}", own))
     rows = []
     for name, found in runs.items():
         for domain in found[0]["models"]["student"]["domains"]:
@@ -203,19 +214,20 @@ def measure(
                     "loss": spread(losses),
                     "gain": spread(gains),
                     "teacher_loss": found[0]["models"]["teacher"]["domains"][domain]["loss"],
-                    **cost(found[0]),
+                    **cost(found, runs[CACHE_OF.get(name, name)]),
                 }
             )
     return rows
 
 
-def cost(results: dict[str, Any]) -> dict[str, Any]:
-    """What a run took."""
+def cost(runs: Sequence[dict[str, Any]], captured: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What `runs` took, which learn from the caches of `captured`; seconds are means."""
+    cache = runs[0]["cache"]
     return {
-        "cache_rows": results["cache"]["rows"],
-        "cache_bytes": results["cache"]["bytes"],
-        "capture_seconds": results["seconds"]["cache"],
-        "distill_seconds": results["seconds"]["distill"],
+        "cache_rows": cache["rows"],
+        "cache_bytes": cache["bytes"],
+        "capture_seconds": mean(run["seconds"]["cache"] for run in captured),
+        "distill_seconds": mean(run["seconds"]["distill"] for run in runs),
     }
 
 

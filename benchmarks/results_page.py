@@ -143,6 +143,41 @@ def classification_table() -> str:
     )
 
 
+def generalisation_table() -> str:
+    """Variants by domain, with what each is better by than the plain one."""
+    return _table(
+        "domain | variant | loss | better than plain by | teacher's loss",
+        (
+            (
+                row["domain"],
+                row["variant"],
+                _interval(row["loss"], 3),
+                "" if row["variant"] == "plain" else _interval(row["gain"], 3, sign="+"),
+                _number(row["teacher_loss"], 3),
+            )
+            for row in sorted(_load("generalisation")["rows"], key=lambda row: row["domain"])
+        ),
+    )
+
+
+def generalisation_cost_table() -> str:
+    """What each variant takes."""
+    rows = {row["variant"]: row for row in _load("generalisation")["rows"]}
+    return _table(
+        "variant | rows in the cache | bytes of the cache | capture, s | distillation, s",
+        (
+            (
+                name,
+                _number(row["cache_rows"], 0),
+                _number(row["cache_bytes"], 0),
+                _number(row["capture_seconds"], 0),
+                _number(row["distill_seconds"], 0),
+            )
+            for name, row in rows.items()
+        ),
+    )
+
+
 def masked_lm_table() -> str:
     """Models by domain."""
     return _table(
@@ -198,6 +233,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "step": step_table,
     "loss": loss_table,
     "classification": classification_table,
+    "generalisation": generalisation_table,
+    "generalisation_cost": generalisation_cost_table,
     "masked_lm": masked_lm_table,
     "prepare": prepare_table,
     "goals": goal_table,
@@ -251,10 +288,15 @@ def _mib(value: float) -> str:
 
 
 def _points(spread: dict[str, Any]) -> str:
-    """A mean of shares, with half its interval where it has one, in percent."""
+    """A mean of shares, in percent."""
+    return _interval(spread, 1, scale=100)
+
+
+def _interval(spread: dict[str, Any], digits: int, sign: str = "", scale: float = 1) -> str:
+    """A mean, with half its interval where it has one."""
     half = spread["half_width"]
-    within = "" if half is None else f" ± {_number(100 * half, 1)}"
-    return _number(100 * spread["mean"], 1) + within
+    within = "" if half is None else f" ± {_number(scale * half, digits)}"
+    return _number(scale * spread["mean"], digits, sign) + within
 
 
 def _with_deviation(row: dict[str, Any], name: str, digits: int, sign: str = "") -> str:
