@@ -16,7 +16,7 @@ from kdscale.audit.measure import CHUNK
 from kdscale.cache.codecs import Codec, uniforms
 from kdscale.cache.identity import Identity
 from kdscale.cache.rows import CachedRows
-from kdscale.models.forward import compute_logits, row_tensors
+from kdscale.models.forward import row_tensors, target_logits
 from kdscale.types import DenseTargets, labels_of
 
 
@@ -49,8 +49,7 @@ def run_teacher(
         batch = row_tensors(row.rows, device)
         where = batch.mask[0].nonzero().squeeze(-1)
         if len(where):
-            logits = compute_logits(model, batch.ids, batch.segments, vocab_size)[0]
-            yield RowLogits(row, where, logits[where])
+            yield RowLogits(row, where, target_logits(model, batch, vocab_size))
 
 
 def draw_positions(

@@ -21,7 +21,7 @@ from kdscale.evaluate.metrics import LanguageModelSums
 from kdscale.evaluate.results import DomainMetrics, Interval, ModelResults
 from kdscale.evaluate.temperature import FITTED_ON
 from kdscale.models.folder import ModelReference
-from kdscale.models.forward import compute_logits, row_tensors
+from kdscale.models.forward import row_tensors, target_logits
 from kdscale.train.batches import rank_rows, split_micro_batches
 from kdscale.workers import Worker
 
@@ -80,8 +80,7 @@ class DomainScores:
             self.labels[at] = labels
         teacher_log_probs = None
         for name, model in models.items():
-            logits = compute_logits(model, batch.ids, batch.segments, self._outputs)
-            logits = logits[batch.mask].float()
+            logits = target_logits(model, batch, self._outputs).float()
             self.sums[name].update(logits, labels, teacher_log_probs, at)
             for place, byte_count in zip(part[valid], rows.byte_counts[valid], strict=True):
                 self.sums[name].add_bytes(float(byte_count), int(place))
@@ -89,6 +88,7 @@ class DomainScores:
                 self.logits[name][at] = logits
             if name == "teacher":
                 teacher_log_probs = torch.log_softmax(logits, dim=-1)
+            del logits  # the largest thing in memory, before the next model's are made
 
 
 def summarise(

@@ -16,7 +16,7 @@ from scipy.optimize import brentq
 
 from kdscale.data.prepared import Prepared
 from kdscale.evaluate.metrics import CHUNK_ELEMENTS
-from kdscale.models.forward import compute_logits, row_tensors
+from kdscale.models.forward import row_tensors, target_logits
 from kdscale.train.batches import rank_rows, split_micro_batches
 from kdscale.workers import Worker
 
@@ -89,8 +89,8 @@ def fit_temperatures(
     for part, valid in split_micro_batches(mine, chosen, micro_batch_rows, worker.world_size):
         batch = row_tensors(table.take(part), worker.device, valid)
         for name, model in models.items():
-            logits = compute_logits(model, batch.ids, batch.segments, prepared.outputs)
-            sums[name].update(logits[batch.mask].float(), batch.labels[batch.mask])
+            logits = target_logits(model, batch, prepared.outputs).float()
+            sums[name].update(logits, batch.labels[batch.mask])
         worker.beat("a batch for the temperatures")
     for total in sums.values():
         total.load(worker.all_reduce_sum(total.state()))

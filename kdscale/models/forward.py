@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from kdscale.config.task import Task
 from kdscale.errors import KdscaleError
+from kdscale.models.projection import projecting
 from kdscale.models.tasks import task_of
 from kdscale.types import Rows, labels_of
 
@@ -96,9 +97,21 @@ def compute_logits(
     return at_rows(model, logits, input_ids.shape[1])
 
 
+def target_logits(model: torch.nn.Module, rows: RowTensors, vocab_size: int) -> torch.Tensor:
+    """Logits [P, vocab_size] at the P positions of `rows` that count, row after row; see
+    compute_logits. Of a language model no others are made."""
+    with projecting(_unwrapped(model), lambda hidden: hidden[rows.mask][None]) as given:
+        logits = compute_logits(model, rows.ids, rows.segments, vocab_size)
+    return logits[0] if given else logits[rows.mask]
+
+
 def _task(model: torch.nn.Module) -> Task:
     """Of a transformers model, or of one in a back end's or an engine's wrapping."""
-    return task_of(getattr(model, "module", model).config)
+    return task_of(_unwrapped(model).config)
+
+
+def _unwrapped(model: torch.nn.Module) -> Any:
+    return getattr(model, "module", model)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from kdscale.losses.fused import Head
 from kdscale.models.forward import at_rows, compute_logits, model_inputs
+from kdscale.models.projection import projecting
 
 _POSITIONS = 8
 _TOLERANCE = 1e-3
@@ -91,18 +92,8 @@ class TrainedModel(torch.nn.Module):
         """What the last linear map was given, [B, T, D], and the model's outputs, whose logits are
         of no position: those are for the loss to make, where it counts. LookupError where the map
         was not called."""
-        given: list[torch.Tensor] = []
-
-        def take(_: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-            given.append(arguments[0])
-            return (arguments[0][:, :0], *arguments[1:])
-
-        output: Any = self.model.get_output_embeddings()
-        hook = output.register_forward_pre_hook(take)
-        try:
+        with projecting(self.model, lambda hidden: hidden[:, :0]) as given:
             found = self.model(**inputs)
-        finally:
-            hook.remove()
         if len(given) != 1:
             raise LookupError(f"the last linear map was called {len(given)} times")
         return given[0], found
@@ -110,7 +101,7 @@ class TrainedModel(torch.nn.Module):
     @property
     def head(self) -> Head:
         """From hidden states to logits. Inside of a call of this module only: its weight may be
-        sharded."""
+        sharded, and DeepSpeed gathers what is read during its engine's forward."""
         if self._head_input == "logits":
             return Head(None, None, self.vocab_size)
         config = self.model.config.get_text_config()
@@ -119,19 +110,11 @@ class TrainedModel(torch.nn.Module):
         softcap = getattr(config, "final_logit_softcapping", None)
         return Head(output.weight, output.bias, self.vocab_size, scale, softcap)
 
-    @property
-    def head_parameters(self) -> list[torch.nn.Parameter]:
-        """The parameters that `head` uses outside of their own module's forward, the weight first;
-        none where the model has no last linear map."""
-        output = self.model.get_output_embeddings()
-        found = [getattr(output, name, None) for name in ("weight", "bias")]
-        return [each for each in found if isinstance(each, torch.nn.Parameter)]
-
     @torch.no_grad()
     def check_head(self, device: torch.device) -> None:
         """Find out what the head takes. Call it as a use of this module."""
         self._head_input = "logits"
-        if not self.head_parameters:
+        if getattr(self.model.get_output_embeddings(), "weight", None) is None:
             return
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(self.vocab_size, (1, _POSITIONS), generator=generator).to(device)

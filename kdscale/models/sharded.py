@@ -7,7 +7,7 @@ partitioned too.
 """
 
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,13 +97,6 @@ def initialize_engine(
         model=model, model_parameters=parameter_groups, config=config
     )
     return engine
-
-
-def share_parameters(module: torch.nn.Module, parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Let the forward of `module` use parameters of its children outside of their own forward: they
-    are then gathered around both."""
-    for parameter in parameters:
-        _deepspeed().zero.register_external_parameter(module, parameter)
 
 
 def parameters_held(model: torch.nn.Module) -> tuple[int, int]:

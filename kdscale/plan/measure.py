@@ -28,7 +28,13 @@ from kdscale.data.prepared import open_prepared
 from kdscale.losses.fused import head_and_loss
 from kdscale.models.build import build_model
 from kdscale.models.folder import ModelReference
-from kdscale.models.forward import RowTensors, compute_logits, next_token_labels, row_tensors
+from kdscale.models.forward import (
+    RowTensors,
+    compute_logits,
+    next_token_labels,
+    row_tensors,
+    target_logits,
+)
 from kdscale.models.head import TrainedModel
 from kdscale.models.sharded import load_teacher, place_teacher
 from kdscale.store import Store
@@ -111,7 +117,6 @@ def _forward_seconds(
     capture = spec.config.cache.capture
     codec = make_codec(spec.config.cache.codec, spec.vocab_size)
     ids, segments = _rows(spec, capture.micro_batch_rows, worker.device)
-    where = torch.arange(ids.numel(), device=worker.device)
     samples = torch.randint(256, (len(ids), 16), dtype=torch.uint8, device=worker.device)
     encodes: list[float] = []
 
@@ -122,7 +127,7 @@ def _forward_seconds(
         if len(encodes) < _ENCODE_REPEATS:
             begun = time.perf_counter()
             noise = uniforms(0, samples, ids.shape[1], codec.streams).flatten(0, 1)
-            codec.encode(logits, noise, where=where).payload.cpu()
+            codec.encode(logits, noise).payload.cpu()
             encodes.append(time.perf_counter() - begun)
 
     for _ in range(_ENCODE_REPEATS):
@@ -148,7 +153,7 @@ def _payload_at_rest(
     for first in range(0, len(chosen), size):
         rows = table.take(chosen[first : first + size])
         batch = row_tensors(rows, worker.device)
-        logits = compute_logits(model, batch.ids, batch.segments, spec.vocab_size)[batch.mask]
+        logits = target_logits(model, batch, spec.vocab_size)
         noise = torch.rand(len(logits), codec.streams, dtype=torch.float64, device=worker.device)
         encoded = codec.encode(logits, noise, temperature=cache.temperature)
         rest.add(rows.input_ids[rows.loss_mask], encoded.payload.cpu().numpy())

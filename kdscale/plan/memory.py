@@ -6,6 +6,7 @@ is in the host's memory; on a GPU what stands in `host` is beside it. Buffers th
 moment and are small (norms, learning rates, the input's own tokens) are left out.
 """
 
+import math
 from dataclasses import dataclass
 
 from kdscale.cache.codecs import make_codec
@@ -158,15 +159,15 @@ def teacher_memory(setting: Setting) -> Memory | None:
 
 def capture_memory(setting: Setting) -> Memory:
     """A rank that captures: the teacher's weights (p N, at stage 3 p N / n and what is gathered), a
-    forward, its logits p B T V (on a GPU those of `queue_batches` that wait, one that is encoded
-    and one that is made), the encoder's chunks, the noise, 8 B T for each draw of the codec, and
-    up to four units of decoded rows on the host."""
+    forward, the logits of its targets, p B T V (on a GPU those of `queue_batches` that wait, one
+    that is encoded and one that is made), the encoder's chunks, the noise, 8 B T for each draw of
+    the codec, and up to four units of decoded rows on the host."""
     capture, shape, tokens = setting.config.cache.capture, setting.teacher, setting.tokens
     codec = make_codec(setting.config.cache.codec, tokens.outputs)
     positions = capture.micro_batch_rows * tokens.row_length
     is_sharded = capture.zero.stage == 3
     weights = setting.width * shape.parameters // (capture.workers.count if is_sharded else 1)
-    logits = setting.width * positions * shape.vocabulary
+    logits = setting.width * _targets(capture.micro_batch_rows, setting) * shape.vocabulary
     threads = 1 if setting.is_gpu else max(1, int(capture.workers.cpus))
     encode = _ENCODE_ELEMENTS[setting.hardware.kind] * threads * _ENCODE_TENSORS * 4
     device = {
@@ -221,23 +222,31 @@ def _live_teacher(setting: Setting) -> Parts:
 
 
 def evaluate_memory(setting: Setting) -> Memory:
-    """A rank that evaluates: the teacher (whole or p N / n), whole students, a forward, and the
-    logits of a micro-batch: p B T V as they come, then of its targets one array in the computing
-    type, and the student's and the teacher's in float32."""
+    """A rank that evaluates: the teacher (whole or p N / n), whole students, a forward, and of the
+    targets of a micro-batch in float32 a model's logits, the teacher's, and one array that a metric
+    computes with, 3 x 4 B T V."""
     config, shape = setting.config, setting.teacher
     evaluate, ranks = config.evaluate, config.evaluate.workers.count
     arms = 2 if config.distill.control else 1
     is_sharded = evaluate.teacher_zero == 3
-    positions = evaluate.micro_batch_rows * setting.tokens.row_length
-    width = setting.width + (setting.width + 4 if setting.is_gpu else 4) + 4
+    logits = 4 * _targets(evaluate.micro_batch_rows, setting) * shape.vocabulary
     device = {
         "weights": setting.width * shape.parameters // (ranks if is_sharded else 1),
         "gathered weights": gathered(shape, setting) if is_sharded else 0,
         "students": arms * setting.width * setting.student.parameters,
         "forward": forward_only(shape, evaluate.micro_batch_rows, setting),
-        "logits": width * positions * shape.vocabulary,
+        "logits": 3 * logits,
     }
     return _placed(device, {}, setting, evaluate.teacher_zero)
+
+
+def _targets(rows: int, setting: Setting) -> int:
+    """Positions that have a target, at most: of a masked language model few, of others any row may
+    be all targets."""
+    positions = rows * setting.tokens.row_length
+    if setting.config.task != "masked-lm":
+        return positions
+    return math.ceil(positions * setting.tokens.targets_share)
 
 
 def memory_of(stage: str, setting: Setting) -> Memory | None:

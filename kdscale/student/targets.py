@@ -19,7 +19,7 @@ from kdscale.models.attention import check_attention
 from kdscale.models.folder import ModelReference
 from kdscale.models.forward import RowTensors
 from kdscale.models.head import LayerOutput, TrainedModel
-from kdscale.models.sharded import load_teacher, share_parameters
+from kdscale.models.sharded import load_teacher
 from kdscale.types import DenseTargets, SparseTargets, Targets
 from kdscale.workers import Worker
 
@@ -95,10 +95,7 @@ class LiveTeacher:
         them."""
 
         def wrap(model: PreTrainedModel) -> TrainedModel:
-            trained = TrainedModel(model, vocab_size, gives_attention="attention" in outputs)
-            if zero.stage == 3:
-                share_parameters(trained, trained.head_parameters)
-            return trained
+            return TrainedModel(model, vocab_size, gives_attention="attention" in outputs)
 
         self._outputs = outputs
         self._is_sharded = zero.stage == 3

@@ -23,11 +23,7 @@ from kdscale.data.order import EvenRows
 from kdscale.data.prepared import Prepared, RowTable, open_prepared
 from kdscale.models.build import check_vocabulary
 from kdscale.models.folder import ModelReference
-from kdscale.models.forward import (
-    check_isolation,
-    compute_logits,
-    row_tensors,
-)
+from kdscale.models.forward import check_isolation, row_tensors, target_logits
 from kdscale.models.sharded import load_teacher, parameters_held
 from kdscale.store import PutIfAbsent, Store
 from kdscale.teacher.clock import DeviceClock
@@ -179,10 +175,10 @@ class _Runner:
 
     @torch.no_grad()
     def _forward(self, rows: Rows) -> torch.Tensor:
-        """Logits [B, T, V]."""
+        """Logits [P, V] of the targets."""
         with self._clock.running():
             batch = row_tensors(rows, self._worker.device)
-            return compute_logits(self._model, batch.ids, batch.segments, self._vocab_size)
+            return target_logits(self._model, batch, self._vocab_size)
 
     def _rows_of(self, unit: int) -> int:
         return len(self._spec.plan.units[unit])

@@ -38,7 +38,7 @@ CommitUnit = Callable[[int, Rows, np.ndarray, RowStats], Commit | None]
 
 @dataclass(frozen=True)
 class Forward:
-    """Logits [B, T, V] of consecutive `rows` of a unit; `last` closes the unit."""
+    """Logits [P, V] at the targets of consecutive `rows` of a unit; `last` closes the unit."""
 
     unit: int
     rows: Rows
@@ -145,14 +145,14 @@ class Encoder:
         batch, length = rows.loss_mask.shape
         targets = np.flatnonzero(rows.loss_mask)
         where = torch.from_numpy(targets).to(device)
-        labels = torch.from_numpy(labels_of(rows)).flatten()[targets].long()
+        labels = torch.from_numpy(labels_of(rows)).flatten()[targets].long().to(device)
         sample_ids = torch.from_numpy(rows.sample_ids).to(device)
         noise = uniforms(self._seed, sample_ids, length, self._codec.streams).flatten(0, 1)[where]
-        logits = forward.logits.flatten(0, 1)
-        encoded = self._codec.encode(logits, noise, where=where, temperature=self._temperature)
-        nll = encoded.log_norm - logits[where, labels.to(device)].float() / self._temperature
+        encoded = self._codec.encode(forward.logits, noise, temperature=self._temperature)
+        own = forward.logits.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+        nll = encoded.log_norm - own.float() / self._temperature
         # Of a label that is not known: nobody can say how well it was predicted.
-        nll = torch.where(labels.to(device) >= 0, nll, torch.nan)
+        nll = torch.where(labels >= 0, nll, torch.nan)
         # Positions that are no targets stay zero bytes: no loss ever looks at them.
         payload = np.zeros((batch * length, self._codec.bytes_per_position), np.uint8)
         payload[targets] = encoded.payload.cpu().numpy()

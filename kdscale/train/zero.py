@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from kdscale.config.training import TrainingConfig
 from kdscale.models.head import TrainedModel
-from kdscale.models.sharded import initialize_engine, partitioned_construction, share_parameters
+from kdscale.models.sharded import initialize_engine, partitioned_construction
 from kdscale.train.optimiser import count_updates, parameter_groups
 from kdscale.train.shards import FlatShards, PartitionedShards, Shards
 from kdscale.train.state import SavedState, trained_parameters, write_state
@@ -40,8 +40,6 @@ class ZeroBackend:
         trained = wrap(self._bare)
         self._parameters = trained_parameters(trained)
         groups = parameter_groups(trained, training.optimiser.weight_decay)
-        if self._stage == 3:
-            share_parameters(trained, trained.head_parameters)
         self._engine = initialize_engine(trained, config, groups)
         self._shards: Shards = (FlatShards if self._stage < 3 else PartitionedShards)(self._engine)
         self.model: torch.nn.Module = self._engine

@@ -41,13 +41,12 @@ class Codec(Protocol):
         logits: Tensor,
         uniforms: Tensor,
         *,
-        where: Tensor | None = None,
         temperature: float = 1.0,
     ) -> Encoded:
-        """Encode the positions `where` of [N, V] logits; all of them where it is None.
+        """Encode P positions.
 
-        logits: raw, of any float type; -inf where an id has no probability. Columns past the
-        codec's vocabulary (the padding of an embedding) are left out. where: [P] int64.
+        logits: [P, V], raw, of any float type; -inf where an id has no probability. Columns past
+        the codec's vocabulary (the padding of an embedding) are left out.
         uniforms: [P, streams] float64 in [0, 1), from `kdscale.cache.codecs.noise`.
         The result is on the device of the logits. It depends on nothing but a position's own logits
         and uniforms. KdscaleError for logits with too few columns or without a distribution (NaN,

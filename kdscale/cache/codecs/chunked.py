@@ -49,7 +49,6 @@ class ChunkedCodec(ABC):
         logits: Tensor,
         uniforms: Tensor,
         *,
-        where: Tensor | None = None,
         temperature: float = 1.0,
     ) -> Encoded:
         """See `Codec.encode`."""
@@ -59,21 +58,21 @@ class ChunkedCodec(ABC):
                 f"[positions, {self.vocab_size} ids or more].",
                 "Use the tokenizer that belongs to the teacher.",
             )
-        if where is None:
-            where = torch.arange(len(logits), device=logits.device)
-        assert uniforms.shape == (len(where), self.streams)
+        assert uniforms.shape == (len(logits), self.streams)
         elements = max(self.vocab_size, self.blocks_read * BLOCK)
         size = max(1, _chunk_elements(logits.device) // elements)
-        scratch = Scratch(min(size, len(where)), self.vocab_size, logits.device)
+        scratch = Scratch(min(size, len(logits)), self.vocab_size, logits.device)
         parts = []
-        for here, some_uniforms in zip(where.split(size), uniforms.split(size), strict=True):
-            rows = _rows(logits, here)[:, : self.vocab_size].float()
+        for some_logits, some_uniforms in zip(
+            logits.split(size), uniforms.split(size), strict=True
+        ):
+            rows = some_logits[:, : self.vocab_size].float()
             p = distribution(rows if temperature == 1.0 else rows / temperature, scratch)
             parts.append((p.entropy, p.log_norm, *self.select(p, some_uniforms)))
         entropy, log_norm, *selected = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         if bad := int((~valid(log_norm)).sum()):
             raise KdscaleError(
-                f"The teacher's logits hold NaN or infinity at {bad} of {len(where)} positions.",
+                f"The teacher's logits hold NaN or infinity at {bad} of {len(logits)} positions.",
                 "Run the teacher in bfloat16 or float32: float16 overflows in many models.",
             )
         return Encoded(self.pack(*selected), entropy, log_norm)
@@ -83,13 +82,3 @@ def _chunk_elements(device: torch.device) -> int:
     if device.type == "cpu":
         return _CHUNK_ELEMENTS_THREAD * torch.get_num_threads()
     return _CHUNK_ELEMENTS_GPU
-
-
-def _rows(logits: Tensor, here: Tensor) -> Tensor:
-    """logits[here], not copied where `here` is a run of neighbours, as it mostly is."""
-    if len(here):
-        first = int(here[0])
-        run = torch.arange(first, first + len(here), device=here.device)
-        if torch.equal(here, run):
-            return logits[first : first + len(here)]
-    return logits.index_select(0, here)

@@ -137,13 +137,11 @@ def test_more_ids_than_the_vocabulary_has_are_refused() -> None:
 def test_no_positions_are_encoded_to_nothing(config: CodecConfig) -> None:
     """A batch of rows without a single target."""
     codec = make_codec(config, 200)
-    for where in (None, torch.empty(0, dtype=torch.int64)):
-        logits = some_logits(0 if where is None else 3, 200)
-        encoded = codec.encode(logits, some_uniforms(codec, 0), where=where)
-        assert encoded.payload.shape == (0, codec.bytes_per_position)
-        assert encoded.payload.dtype == torch.uint8
-        assert encoded.entropy.shape == encoded.log_norm.shape == (0,)
-        codec.decode(encoded.payload)
+    encoded = codec.encode(some_logits(0, 200), some_uniforms(codec, 0))
+    assert encoded.payload.shape == (0, codec.bytes_per_position)
+    assert encoded.payload.dtype == torch.uint8
+    assert encoded.entropy.shape == encoded.log_norm.shape == (0,)
+    codec.decode(encoded.payload)
 
 
 @pytest.mark.parametrize("config", CODECS)
@@ -168,18 +166,10 @@ def test_statistics_are_those_of_the_softmax(config: CodecConfig, temperature: f
 def test_temperature_divides_the_logits(config: CodecConfig) -> None:
     codec = make_codec(config, 300)
     logits, uniforms = some_logits(30, 300), some_uniforms(codec, 30)
-    assert_same(codec.encode(logits, uniforms, temperature=2.0), codec.encode(logits / 2, uniforms))
-
-
-@pytest.mark.parametrize("config", CODECS)
-@pytest.mark.parametrize("where", [[4, 5, 6, 7], [9, 2, 2, 5], [0, 1, 3, 4], [11]])
-def test_where_picks_positions(config: CodecConfig, where: list[int]) -> None:
-    codec = make_codec(config, 300)
-    logits, uniforms = some_logits(12, 300), some_uniforms(codec, len(where))
     before = logits.clone()
-    picked = codec.encode(logits, uniforms, where=torch.tensor(where), temperature=1.5)
-    assert_same(picked, codec.encode(logits[where], uniforms, temperature=1.5))
+    found = codec.encode(logits, uniforms, temperature=2.0)
     assert torch.equal(logits, before)
+    assert_same(found, codec.encode(logits / 2, uniforms))
 
 
 @contextmanager
@@ -210,7 +200,7 @@ def test_bytes_depend_on_neither_batch_nor_chunk_nor_threads(
         with chunks_of(positions * vocab, threads):
             assert_same(codec.encode(logits, uniforms), whole)
     where = torch.tensor([21, 5, 6, 7])
-    part = codec.encode(logits, uniforms[where], where=where)
+    part = codec.encode(logits[where], uniforms[where])
     expected = Encoded(whole.payload[where], whole.entropy[where], whole.log_norm[where])
     assert_same(part, expected)
 

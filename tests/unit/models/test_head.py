@@ -8,7 +8,7 @@ import torch
 from kdscale.config.teacher import ModelConfig
 from kdscale.losses.fused import head_and_loss
 from kdscale.models.build import build_model, make_config
-from kdscale.models.forward import compute_logits, next_token_labels
+from kdscale.models.forward import RowTensors, compute_logits, next_token_labels, target_logits
 from kdscale.models.head import TrainedModel
 from kdscale.models.tasks import PLAIN, Purpose
 
@@ -103,6 +103,41 @@ def test_a_masked_language_model_projects_only_what_the_loss_asks_for(name: str)
     model.hidden(*rows())
     assert rows_of_head == [0]
     check_training(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "purpose"),
+    [*((name, PLAIN) for name in LINEAR), *((name, Purpose("masked-lm")) for name in MASKED)],
+)
+def test_only_the_logits_of_targets_are_made(name: str, purpose: Purpose) -> None:
+    model = make(name, (LINEAR if purpose is PLAIN else MASKED)[name], purpose).model
+    ids, segments = rows()
+    made = []
+    output: Any = model.get_output_embeddings()
+    hook = output.register_forward_hook(lambda _, __, logits: made.append(logits.shape[:-1]))
+    for count in (7, 1, 0):
+        mask = torch.zeros_like(ids, dtype=torch.bool)
+        mask.view(-1)[torch.arange(count) * 3] = True
+        with torch.no_grad():
+            found = target_logits(model, RowTensors(ids, segments, mask, ids), VOCAB)
+        assert made.pop() == (1, count)
+        with torch.no_grad():
+            expected = compute_logits(model, ids, segments, VOCAB)[mask]
+        assert made.pop() == ids.shape
+        torch.testing.assert_close(found, expected)
+    hook.remove()
+
+
+def test_the_logits_of_targets_where_the_last_map_is_never_called() -> None:
+    model = make("bert", ENCODER, Purpose("masked-lm")).model
+    output: Any = model.get_output_embeddings()
+    model.cls.predictions.decoder = torch.nn.Linear(16, 40)
+    model.get_output_embeddings = lambda: output
+    ids, segments = rows()
+    mask = ids % 2 == 0
+    with torch.no_grad():
+        found = target_logits(model, RowTensors(ids, segments, mask, ids), VOCAB)
+        assert torch.equal(found, compute_logits(model, ids, segments, VOCAB)[mask])
 
 
 def test_layers_are_the_same_before_a_transform() -> None:

@@ -27,6 +27,7 @@ BIG = {
     "num_attention_heads": 8,
     "num_key_value_heads": 8,
 }
+ENCODER = {key: value for key, value in LLAMA.items() if "key_value" not in key}
 
 
 def kept_for_backward(model: TrainedModel, ids: torch.Tensor, segments: torch.Tensor) -> int:
@@ -137,6 +138,20 @@ def test_capture_on_a_gpu_holds_the_logits_that_wait() -> None:
     on_cpu = capture_memory(setting("cpu", cache__capture__micro_batch_rows=4))
     assert on_cpu.device["logits"] == 4 * 4 * 32 * 512
     assert on_cpu.host == {}
+
+
+def test_a_masked_language_model_has_logits_where_it_guesses() -> None:
+    found = setting(
+        "cpu",
+        task="masked-lm",
+        data__masking={"share": 0.1},
+        teacher__model={"architecture": "bert", "options": dict(ENCODER)},
+        distill__student__model={"architecture": "bert", "options": dict(ENCODER)},
+        cache__capture__micro_batch_rows=4,
+        evaluate={"micro_batch_rows": 8},
+    )
+    assert capture_memory(found).device["logits"] == 4 * 13 * 512
+    assert evaluate_memory(found).device["logits"] == 3 * 4 * 26 * 512
 
 
 def test_a_sharded_teacher_takes_its_share_and_what_is_gathered() -> None:

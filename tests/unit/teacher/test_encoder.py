@@ -33,6 +33,10 @@ def some_logits(rows: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, LENGTH, VOCAB, generator=torch.Generator().manual_seed(seed))
 
 
+def forward(unit: int, rows: Rows, logits: torch.Tensor, *, last: bool) -> Forward:
+    return Forward(unit, rows, logits[torch.from_numpy(rows.loss_mask)], last)
+
+
 class Commits:
     """Keeps what is committed, behind a gate that a test may hold shut."""
 
@@ -72,9 +76,9 @@ def encoder(commits: Commits, config: CacheConfig | None = None) -> Encoder:
 def test_a_unit_is_committed_when_its_last_forward_is_through() -> None:
     commits = Commits()
     with encoder(commits) as subject:
-        subject.submit(Forward(3, some_rows(2), some_logits(2), last=False))
-        subject.submit(Forward(3, some_rows(1, 2), some_logits(1), last=True))
-        subject.submit(Forward(4, some_rows(2), some_logits(2), last=False))
+        subject.submit(forward(3, some_rows(2), some_logits(2), last=False))
+        subject.submit(forward(3, some_rows(1, 2), some_logits(1), last=True))
+        subject.submit(forward(4, some_rows(2), some_logits(2), last=False))
     assert set(commits.units) == {3}
     rows, payload, stats = commits.units[3]
     assert rows.sample_ids.tolist() == [
@@ -97,7 +101,7 @@ def test_payload_and_statistics_are_those_of_each_position(temperature: float) -
     rows.loss_mask[2, 1] = False
     commits = Commits()
     with encoder(commits, config) as subject:
-        subject.submit(Forward(0, rows, logits, last=True))
+        subject.submit(forward(0, rows, logits, last=True))
     _, payload, stats = commits.units[0]
     codec = make_codec(config.codec, VOCAB)
     cells = payload.reshape(3, LENGTH, codec.bytes_per_position)
@@ -126,7 +130,7 @@ def test_a_unit_has_the_same_bytes_in_other_batches() -> None:
         with encoder(commits, config) as subject:
             for part in np.split(np.arange(5), np.cumsum(sizes)[:-1]):
                 last = bool(part[-1] == 4)
-                subject.submit(Forward(0, rows.take(part), logits[part], last))
+                subject.submit(forward(0, rows.take(part), logits[part], last=last))
         payloads.append(commits.units[0][1])
     assert np.array_equal(payloads[0], payloads[1])
     assert np.array_equal(payloads[0], payloads[2])
@@ -145,12 +149,10 @@ def test_memory_is_bounded_when_the_store_is_slow() -> None:
 
     def teach(subject: Encoder) -> None:
         for unit in range(12):
-            logits = some_logits(1)
-            alive.append(weakref.ref(logits))
-            forward = Forward(unit, some_rows(1), logits, last=True)
-            del logits
-            subject.submit(forward)
-            del forward
+            made = forward(unit, some_rows(1), some_logits(1), last=True)
+            alive.append(weakref.ref(made.logits))
+            subject.submit(made)
+            del made
             submitted.release()
 
     with encoder(commits) as subject:
@@ -177,7 +179,7 @@ def test_logits_that_cannot_be_encoded_end_the_capture() -> None:
 
     def run() -> None:
         with encoder(commits) as subject:
-            subject.submit(Forward(0, some_rows(2), broken, last=True))
+            subject.submit(forward(0, some_rows(2), broken, last=True))
 
     with pytest.raises(KdscaleError, match="NaN or infinity at 6 of 6"):
         run()
@@ -195,7 +197,7 @@ def test_a_failing_commit_ends_the_capture() -> None:
         config = CacheConfig(codec=FullCodec())
         with Encoder(config, refuse, vocab_size=VOCAB, seed=0, device=device) as subject:
             for unit in range(50):
-                subject.submit(Forward(unit, some_rows(1), some_logits(1), last=True))
+                subject.submit(forward(unit, some_rows(1), some_logits(1), last=True))
 
     with pytest.raises(KdscaleError, match="The store is gone"):
         run()
@@ -208,5 +210,5 @@ def test_a_unit_that_another_attempt_committed_first_is_not_counted() -> None:
     device = torch.device("cpu")
     config = CacheConfig(codec=FullCodec())
     with Encoder(config, lost, vocab_size=VOCAB, seed=0, device=device) as subject:
-        subject.submit(Forward(0, some_rows(1), some_logits(1), last=True))
+        subject.submit(forward(0, some_rows(1), some_logits(1), last=True))
     assert subject.progress.committed_rows == 0
