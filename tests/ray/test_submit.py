@@ -441,8 +441,8 @@ def test_stop_winds_down(
             assert jobs.stop(job)
 
     assert room.exit_code(room.follow(jobs, job, stop_when_ready)) == 5
-    # It got SIGINT and the time to react to it, not Ray's SIGTERM.
-    assert "".join(written).endswith("ready\nwound down\n")
+    # It got SIGINT and the time to react to it, not Ray's SIGTERM. A line of Ray's may be anywhere.
+    assert "".join(written).endswith("wound down\n")
     assert run("status", job, "--address", address) == 5
     assert run("stop", job, "--address", address) == 0
     assert "The job had ended before." in capfd.readouterr().err
