@@ -71,7 +71,7 @@ class Run:
     @property
     def rows_fingerprint(self) -> str:
         """Of the training rows alone: other evaluation sets leave teacher and cache as they are."""
-        evaluation = {"evaluate", "evaluation_rows"}
+        evaluation = {"evaluate", "evaluation_rows", "evaluation_context"}
         config = {k: v for k, v in self._data["config"].items() if k not in evaluation}
         train = self._data["sources"]["train"]
         own = (self._data["format"], self._data["task"], config, train, self._tokenizer_source)

@@ -205,15 +205,34 @@ class DataConfig(Config):
     evaluation_rows: int = Field(default=256, gt=0)
     """Rows kept of each evaluation set, chosen evenly over it."""
 
+    evaluation_context: int | None = Field(default=None, ge=1)
+    """In place of `overlap` for the rows of evaluation sets (a sliding window): every target has so
+    many tokens of its document before it, or all there are. For causal language models."""
+
     @model_validator(mode="after")
     def _overlap_fits(self) -> "DataConfig":
         if self.overlap >= self.row_length:
             raise ValueError(f"overlap {self.overlap} must be below row_length {self.row_length}")
+        if self.evaluation_overlap >= self.row_length:
+            raise ValueError(
+                f"evaluation_context {self.evaluation_context} must be below row_length "
+                f"{self.row_length}"
+            )
+        if self.evaluation_context is not None and self.long_documents != "split":
+            raise ValueError(
+                "evaluation_context is of documents that are split, and long_documents is "
+                f"'{self.long_documents}'"
+            )
         if "validation" in self.evaluate:
             raise ValueError("`validation` is made from `train`: give the other set another name")
         if "augmented" in self.evaluate:
             raise ValueError("`augmented` is what `augment` makes: give the set another name")
         return self
+
+    @property
+    def evaluation_overlap(self) -> int:
+        """Tokens that the rows of a split document share in evaluation sets."""
+        return self.evaluation_context or self.overlap
 
     @property
     def sources(self) -> dict[str, tuple[SourceConfig, ...]]:

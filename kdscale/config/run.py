@@ -103,6 +103,8 @@ class RunConfig(Config):
             raise ValueError("data.labels and the task sequence-classification belong together")
         if data.chunks is not None and not classifies:
             raise ValueError("data.chunks is for the task sequence-classification")
+        if data.evaluation_context is not None and self.task != "causal-lm":
+            raise ValueError("data.evaluation_context is for the task causal-lm")
         difficulty = self.distill.curriculum.difficulty
         measures = {difficulty} if isinstance(difficulty, str) else set(difficulty.of)
         partly = data.labels is not None and data.labels.share < 1

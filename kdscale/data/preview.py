@@ -113,7 +113,8 @@ def preview(
             info = adopt_tokenizer(teacher_tokenizer, folder, chat=chat)
             what = f"the teacher's, {info.vocab_size:,} tokens"
         encoded = (folder / TOKENIZER_FILE).read_text(encoding="utf-8")
-    builder = make_builder(task, config, info)
+    overlap = config.overlap if source == "train" else config.evaluation_overlap
+    builder = make_builder(task, config, info, overlap)
     numbers = [UNKNOWN_LABEL if classes is None else classes.number(e.label) for e in kept]
     pairs = zip(encode(encoded, info, texts), numbers, strict=True)
     made = list(

@@ -40,8 +40,8 @@ class _NextTokenRows(RowBuilder):
         return super().build((each.tokens, each.byte_count, each.targets) for each in documents)
 
 
-def make_builder(task: Task, config: DataConfig, info: TokenizerInfo) -> Builder:
-    """Of the rows that a task learns from."""
+def make_builder(task: Task, config: DataConfig, info: TokenizerInfo, overlap: int) -> Builder:
+    """Of a task's rows, of which those of a split document share `overlap` tokens."""
     if task == "sequence-classification":
         return ClassifiedRows(config, info)
     if task == "masked-lm":
@@ -49,7 +49,7 @@ def make_builder(task: Task, config: DataConfig, info: TokenizerInfo) -> Builder
     return _NextTokenRows(
         Layout(
             row_length=config.row_length,
-            overlap=config.overlap,
+            overlap=overlap,
             truncate=config.long_documents == "truncate",
             pack=config.pack,
             pad_id=info.pad_id,
@@ -89,14 +89,16 @@ class SplitWriter:
         augmenter: Augmenter | None = None,
     ) -> dict[str, Any]:
         """All rows of the documents, or of their varied copies."""
-        builder = make_builder(self._task, self._config, self._info)
+        config = self._config
+        builder = make_builder(self._task, config, self._info, config.overlap)
         rows = builder.build(self._encoded(name, documents, chosen, augmenter))
         return self._store_rows(name, rows, builder.counts)
 
     def write_sample(self, name: str, documents: Documents, chosen: Chosen) -> dict[str, Any]:
         """`evaluation_rows` rows, evenly over all."""
-        builder = make_builder(self._task, self._config, self._info)
-        sample = EvenSample(self._config.evaluation_rows, self._config.row_length)
+        config = self._config
+        builder = make_builder(self._task, config, self._info, config.evaluation_overlap)
+        sample = EvenSample(config.evaluation_rows, config.row_length)
         for rows in builder.build(self._encoded(name, documents, chosen)):
             sample.offer(rows)
         return self._store_rows(name, [sample.result()], builder.counts)

@@ -109,9 +109,12 @@ def summarise(
             intervals = language_model_intervals(counts, by_row[name])
             found["intervals"] = intervals
             if scores.logits:
-                # The bytes of a text are no measure of how well it is classified.
+                # The bytes of a text are no measure of how well it is classified, and there are
+                # hardly more classes than the likeliest of them.
                 found["bits_per_byte"] = None
-                intervals.pop("bits_per_byte", None)
+                for figure in ("bits_per_byte", "overlap_top10"):
+                    intervals.pop(figure, None)
+                found.pop("overlap_top10", None)
                 _classify(found, name, scores, domains[FITTED_ON], counts)
             models[name]["domains"][domain] = cast(DomainMetrics, found)
     return {"models": models, "gap_intervals": gaps}

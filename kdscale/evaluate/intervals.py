@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from kdscale.evaluate.metrics import AGREED, BYTES, KL, LOSS, TOKENS
+from kdscale.evaluate.metrics import AGREED, BYTES, KL, KL_BACK, LOSS, OVERLAP, TOKENS
 from kdscale.evaluate.results import Interval
 
 DRAWS = 1000
@@ -32,7 +32,7 @@ def interval(values: np.ndarray) -> Interval:
 
 
 def language_model_intervals(counts: np.ndarray, by_row: np.ndarray) -> dict[str, Interval]:
-    """Of the figures that have the same names in DomainMetrics. `by_row` is [rows, 6], see
+    """Of the figures that have the same names in DomainMetrics. `by_row` is [rows, 8], see
     `LanguageModelSums.by_row`."""
     sums = counts @ by_row
     found = {"loss": interval(_quotient(sums, LOSS, TOKENS))}
@@ -40,12 +40,14 @@ def language_model_intervals(counts: np.ndarray, by_row: np.ndarray) -> dict[str
         found["bits_per_byte"] = interval(_quotient(sums, LOSS, BYTES) / np.log(2))
     if by_row[:, AGREED].any() or by_row[:, KL].any():
         found["agreement_top1"] = interval(_quotient(sums, AGREED, TOKENS))
+        found["overlap_top10"] = interval(_quotient(sums, OVERLAP, TOKENS))
         found["kl_teacher_student"] = interval(_quotient(sums, KL, TOKENS))
+        found["kl_student_teacher"] = interval(_quotient(sums, KL_BACK, TOKENS))
     return found
 
 
 def gap_interval(counts: np.ndarray, by_row: Mapping[str, np.ndarray]) -> Interval:
-    """Of the gap recovered in loss. `by_row` is [rows, 6] for teacher, student and control."""
+    """Of the gap recovered in loss. `by_row` is [rows, 8] for teacher, student and control."""
     if "control" not in by_row or "student" not in by_row:
         return None
     teacher, student, control = (

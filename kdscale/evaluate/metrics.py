@@ -9,7 +9,9 @@ of 150,000 makes each [P, V] temporary hundreds of megabytes.
 Expected calibration error is that of Guo et al., "On Calibration of Modern Neural Networks",
 ICML 2017: equal-width bins ((m - 1) / M, m / M], L1, the confidence of the top-1 id. Agreement and
 KL are the fidelity measures of Stanton et al., "Does Knowledge Distillation Really Work?",
-NeurIPS 2021: a student may score well and still not do what its teacher does.
+NeurIPS 2021: a student may score well and still not do what its teacher does. KL(teacher || model)
+is large where the model misses what the teacher may say, KL(model || teacher) where it says what
+the teacher would not; the overlap of their likeliest ids tells what a top-1 that ties does not.
 """
 
 import math
@@ -22,12 +24,13 @@ from kdscale.errors import KdscaleError
 from kdscale.evaluate.results import CalibrationBin, DomainMetrics
 
 BINS = 15
+TOP = 10  # ids of the overlap
 CHUNK_ELEMENTS = 1 << 22  # logits in a chunk: 16 MiB of float32 for each temporary
 
 # The state vector: these scalars row by row, then BINS each of count, summed confidence, summed
 # correctness; and the same bins again for logits divided by a temperature.
-TOKENS, LOSS, BYTES, COMPARED, AGREED, KL = range(6)
-_SCALARS = 6
+TOKENS, LOSS, BYTES, COMPARED, AGREED, KL, KL_BACK, OVERLAP = range(8)
+_SCALARS = 8
 
 
 class LanguageModelSums:
@@ -85,7 +88,7 @@ class LanguageModelSums:
 
     @property
     def _scalars(self) -> Tensor:
-        """[rows, 6], a view of the state."""
+        """[rows, 8], a view of the state."""
         return self._state[: self._rows * _SCALARS].view(self._rows, _SCALARS)
 
     @property
@@ -95,11 +98,12 @@ class LanguageModelSums:
 
     @property
     def by_row(self) -> np.ndarray:
-        """[rows, 6] float64: the sums TOKENS, LOSS, BYTES, COMPARED, AGREED and KL of each row."""
+        """[rows, 8] float64: the sums TOKENS, LOSS, BYTES, COMPARED, AGREED, KL, KL_BACK and
+        OVERLAP of each row."""
         return self._scalars.cpu().numpy()
 
     def state(self) -> Tensor:
-        """A copy of the sums, [rows * 6 + 90] float64; those of two ranks add up to that of
+        """A copy of the sums, [rows * 8 + 90] float64; those of two ranks add up to that of
         both."""
         return self._state.clone()
 
@@ -136,7 +140,9 @@ class LanguageModelSums:
             result["ece_scaled"] = _calibration_error(scaled)
         if compared:
             result["agreement_top1"] = scalars[AGREED] / tokens
+            result["overlap_top10"] = scalars[OVERLAP] / tokens
             result["kl_teacher_student"] = scalars[KL] / tokens
+            result["kl_student_teacher"] = scalars[KL_BACK] / tokens
         return result
 
     def _calibration(self, number: int) -> list[CalibrationBin]:
@@ -156,7 +162,7 @@ def _calibration_error(bins: list[CalibrationBin]) -> float:
 def _chunk_sums(
     logits: Tensor, labels: Tensor, teacher: Tensor | None, temperature: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Of one chunk of C positions: the scalars of each [C, 6], and the bins [2, 3 * BINS], zero
+    """Of one chunk of C positions: the scalars of each [C, 8], and the bins [2, 3 * BINS], zero
     without a temperature; float64."""
     sums = torch.zeros(len(labels), _SCALARS, dtype=torch.float64, device=logits.device)
     log_probs = torch.log_softmax(logits.float(), dim=-1)
@@ -168,6 +174,8 @@ def _chunk_sums(
         sums[:, COMPARED] = 1
         sums[:, AGREED] = (top == teacher.argmax(dim=-1)).double()
         sums[:, KL] = _kl(teacher, log_probs)
+        sums[:, KL_BACK] = _kl(log_probs, teacher)
+        sums[:, OVERLAP] = _overlap(logits, teacher)
     correct = (top == labels).double()
     bins = _bin_sums(_at(log_probs, top).exp(), correct)
     if temperature is None:
@@ -189,8 +197,16 @@ def _bin_sums(confidence: Tensor, correct: Tensor) -> Tensor:
     return bins.index_add_(1, index, values).flatten()
 
 
-def _kl(teacher: Tensor, log_probs: Tensor) -> Tensor:
-    """[C] float64: KL(teacher || model), nats; 0 log 0 is 0, also where both are -inf."""
-    probs = teacher.exp()
-    terms = (teacher - log_probs).mul_(probs).masked_fill_(probs == 0, 0.0)
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """[C] float64: KL(p || q), nats; 0 log 0 is 0, also where both are -inf."""
+    p = log_p.exp()
+    terms = (log_p - log_q).mul_(p).masked_fill_(p == 0, 0.0)
     return terms.sum(dim=-1, dtype=torch.float64)
+
+
+def _overlap(logits: Tensor, teacher: Tensor) -> Tensor:
+    """[C] float64: the share of each one's TOP likeliest ids that are the other's too."""
+    count = min(TOP, logits.shape[-1])
+    ours, theirs = (each.topk(count, sorted=False).indices for each in (logits, teacher))
+    common = (ours[:, :, None] == theirs[:, None, :]).any(dim=-1)
+    return common.double().mean(dim=-1)

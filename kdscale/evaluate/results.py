@@ -68,7 +68,9 @@ class DomainMetrics(TypedDict):
     tokens: int
     calibration: list[CalibrationBin]
     agreement_top1: NotRequired[float]  # share of positions with the teacher's top-1 id
+    overlap_top10: NotRequired[float]  # share of the 10 likeliest ids that are the teacher's too
     kl_teacher_student: NotRequired[float]  # KL(teacher || model), nats a token, temperature 1
+    kl_student_teacher: NotRequired[float]  # KL(model || teacher), the same
     intervals: NotRequired[dict[str, Interval]]  # 95 %, by the name of the figure
     temperature: NotRequired[float]  # that makes the validation labels likeliest
     ece_scaled: NotRequired[float]  # with logits divided by it
@@ -181,6 +183,7 @@ class Results(TypedDict):
     gap_recovered: dict[str, float | None]
     gap_intervals: NotRequired[dict[str, Interval]]  # 95 %
     classes: NotRequired[list[str]]  # of a classifier, in the order of its outputs
+    context: NotRequired[int]  # tokens before each target, or all of its document: causal-lm
     speed: NotRequired[Speed]
     samples: NotRequired[Samples]
     lm_eval: NotRequired[dict[str, HarnessTask]]  # by task; of `kdscale lm-eval`
@@ -220,6 +223,7 @@ def build_results(
     config_fingerprint: str,
     task: str = "causal-lm",
     classes: Sequence[str] = (),
+    context: int | None = None,
     gap_intervals: Mapping[str, Interval] | None = None,
     speed: Speed | None = None,
     samples: Samples | None = None,
@@ -230,7 +234,7 @@ def build_results(
     worker that evaluated: see `environment`.
     Raises pydantic's ValidationError where an argument does not fit the schema.
     """
-    measured = {"speed": speed, "samples": samples}
+    measured = {"context": context, "speed": speed, "samples": samples}
     return _ADAPTER.validate_python(
         {name: value for name, value in measured.items() if value is not None}
         | {

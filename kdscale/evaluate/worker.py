@@ -42,7 +42,7 @@ class EvaluateJob:
 def evaluate(job: dict[str, Any]) -> None:
     """A worker's loop. `job["evaluate"]` is an EvaluateJob; rank 0 writes `evaluation.json`:
     {"models": {name: ModelResults}, "gap_intervals", "task", "classes", "versions", "hardware"},
-    and "speed" and "samples" where the config wants them."""
+    "context" of causal language models, and "speed" and "samples" where the config wants them."""
     spec: EvaluateJob = job["evaluate"]
     worker = current_worker()
     config = spec.config.evaluate
@@ -73,6 +73,8 @@ def evaluate(job: dict[str, Any]) -> None:
         measured = summarise(found, {"teacher": spec.teacher, **spec.models})
         measured |= _side_by_side(spec, prepared, worker)
         measured |= {"task": spec.config.task, "classes": prepared.classes}
+        if spec.config.task == "causal-lm":
+            measured["context"] = spec.config.data.evaluation_overlap
         measured["versions"], measured["hardware"] = environment()
         spec.output.put(MEASURED_KEY, json.dumps(measured).encode())
         _track(spec, measured)

@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.results import Results
-from kdscale.report import facts, measured, units
+from kdscale.report import facts, measured, scores, units
 from kdscale.report.load import setting
 from kdscale.report.markdown import plain, table
 from kdscale.report.words import classifies, words_of
@@ -89,7 +89,7 @@ def model_card(
         template_str=TEMPLATE,
         name=plain(f"{results['run']} {which}"),
         auto_class=words_of(results).auto_class,
-        legend=facts.legend(results),
+        legend=scores.legend(results),
         what=_what(results, which, config),
         training=_training(results, which, config),
         figures="" if which == "control" else _key_figures(results),

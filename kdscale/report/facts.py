@@ -4,7 +4,7 @@ Every sentence here is derived from the results, so that a number is rounded onc
 control or cache is explained once.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -171,75 +171,6 @@ def no_gap_reason(results: Results, domain: str) -> str:
     return "The losses do not give a gap to recover."
 
 
-def quality_table(results: Results, domain: str) -> Table:
-    """One row a model: size, losses, calibration, fidelity to the teacher; of classifiers how well
-    they tell classes apart."""
-    if classifies(results):
-        return _classes_table(results, domain)
-    header = ["Model", "Parameters", "Loss", "Perplexity", "Bits/byte", "ECE"]
-    header += ["ECE scaled", "Agreement", "KL"]
-
-    def cells(metrics: DomainMetrics) -> list[str]:
-        return [
-            units.number(metrics["loss"], 4),
-            units.number(metrics["perplexity"], 2),
-            units.number(metrics["bits_per_byte"], 4),
-            units.number(metrics["ece"], 4),
-            _scaled_error(metrics),
-            units.percent(metrics.get("agreement_top1")),
-            units.number(metrics.get("kl_teacher_student"), 4),
-        ]
-
-    return _by_model(results, domain, "tokens", header, cells)
-
-
-def _by_model(
-    results: Results,
-    domain: str,
-    unit: str,
-    header: list[str],
-    cells: Callable[[DomainMetrics], list[str]],
-) -> Table:
-    """A row for each model that was evaluated on `domain`, with its size before its `cells`."""
-    scores = {model: score(results, model, domain) for model in models(results)}
-    found = {model: metrics for model, metrics in scores.items() if metrics is not None}
-    rows = [
-        [model, units.count(results["models"][model]["parameters"]), *cells(metrics)]
-        for model, metrics in found.items()
-    ]
-    scored = max((metrics["tokens"] for metrics in found.values()), default=0)
-    return Table(f"{domain}: {scored:,} {unit}", header, rows)
-
-
-def _classes_table(results: Results, domain: str) -> Table:
-    header = ["Model", "Parameters", "Accuracy", "F1", "Precision", "Recall", "MCC", "AUROC"]
-    header += ["Loss", "ECE", "ECE scaled", "Agreement"]
-
-    def cells(metrics: DomainMetrics) -> list[str]:
-        return [
-            units.percent(metrics.get("accuracy")),
-            units.between(metrics.get("f1_macro"), metrics.get("intervals", {}).get("f1_macro")),
-            units.percent(metrics.get("precision_macro")),
-            units.percent(metrics.get("recall_macro")),
-            units.number(metrics.get("mcc"), 3),
-            units.number(metrics.get("auroc"), 3),
-            units.number(metrics["loss"], 4),
-            units.number(metrics["ece"], 4),
-            _scaled_error(metrics),
-            units.percent(metrics.get("agreement_top1")),
-        ]
-
-    return _by_model(results, domain, "documents", header, cells)
-
-
-def _scaled_error(metrics: DomainMetrics) -> str:
-    """The calibration error after temperature scaling, with the temperature."""
-    error, temperature = metrics.get("ece_scaled"), metrics.get("temperature")
-    if error is None:
-        return units.NONE
-    return f"{units.number(error, 4)} (T {units.number(temperature, 2)})"
-
-
 def confusion_table(results: Results, model: str, domain: str) -> Table | None:
     """How often each class was taken for which, a row a class; None where there is nothing."""
     metrics = score(results, model, domain)
@@ -262,48 +193,6 @@ def calibration_table(results: Results, domain: str) -> Table:
             rows.append([model, *shares, f"{found['count']:,}"])
     header = ["Model", "Confidence", "Accuracy", "Positions"]
     return Table(f"calibration on {domain}", header, rows)
-
-
-def gap_table(results: Results) -> Table:
-    """Gap recovered on each domain, with its interval."""
-    intervals = results.get("gap_intervals", {})
-    rows = [
-        [
-            domain,
-            units.between(gap, intervals.get(domain))
-            if gap is not None
-            else no_gap_reason(results, domain),
-        ]
-        for domain, gap in results["gap_recovered"].items()
-    ]
-    return Table("Share of the loss gap recovered", ["Domain", "Gap recovered"], rows)
-
-
-def score_tables(results: Results) -> list[Table]:
-    """What the models score: each evaluation set, then the gap recovered."""
-    tables = [quality_table(results, domain) for domain in domains(results)]
-    if any(gap is not None for gap in results["gap_recovered"].values()):
-        tables.append(gap_table(results))
-    return tables
-
-
-def legend(results: Results) -> str:
-    """What the columns of the quality tables mean."""
-    target = words_of(results).target
-    of_classes = (
-        "F1, precision and recall are means over the classes; F1 with its 95 % interval over "
-        "documents drawn again. MCC: Matthews correlation. AUROC: one class against the others, "
-        "mean over the classes. "
-    )
-    of_kl = f"KL: from the teacher to the model, nats a {target}. "
-    return (
-        f"{of_classes if classifies(results) else ''}Loss in nats a {target}. ECE: expected "
-        "calibration error over 15 equal-width bins; scaled: with logits divided by the "
-        "temperature T that makes the validation labels likeliest. Agreement: share of targets "
-        f"where the model's top-1 choice is the teacher's. {'' if classifies(results) else of_kl}"
-        "The control is the student trained on the labels alone, with the same steps, order and "
-        "seed."
-    )
 
 
 def codec_text(codec: Mapping[str, Any] | str) -> str:

@@ -5,7 +5,7 @@ in words.
 """
 
 from kdscale.evaluate.results import Results
-from kdscale.report import curves, facts, measured, units
+from kdscale.report import curves, facts, measured, scores, units
 from kdscale.report.charts import (
     STEP,
     Gap,
@@ -90,8 +90,8 @@ def _quality(results: Results) -> Section | None:
         "Quality",
         figure("Loss, from control to teacher", caption, chart),
         *(tag("p", reason, class_="note") for reason in reasons),
-        *map(figures_table, facts.score_tables(results)),
-        tag("p", facts.legend(results), class_="note"),
+        *map(figures_table, scores.score_tables(results)),
+        tag("p", scores.legend(results), class_="note"),
         *_confusions(results),
     )
 

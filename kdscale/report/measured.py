@@ -1,14 +1,14 @@
 """Tables of what is measured beside the scores: speed, lm-eval, samples of text; and of all."""
 
 from kdscale.evaluate.results import HarnessScore, Results
-from kdscale.report import facts, units
+from kdscale.report import facts, scores, units
 from kdscale.report.facts import Table
 
 
 def result_tables(results: Results) -> list[Table]:
     """All figures of the models, as the summary and the model card show them: scores, then speed
     and lm-eval, where there is such a thing."""
-    tables = facts.score_tables(results)
+    tables = scores.score_tables(results)
     if (speed := model_speed_table(results)) is not None:
         tables.append(speed)
     if results.get("lm_eval"):

@@ -15,6 +15,14 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{digits}f}"
 
 
+def signed(value: float | None, digits: int = 3) -> str:
+    """`value` with its sign, `+0.120`, and `digits` decimals; a dash for None."""
+    if value is None or not math.isfinite(value):
+        return number(value)
+    shown = round(value, digits)
+    return f"{'-' if shown < 0 else '+'}{number(abs(shown), digits)}"
+
+
 def percent(share: float | None, digits: int = 1) -> str:
     """A share of 1 in percent."""
     return NONE if share is None else f"{number(100 * share, digits)}%"

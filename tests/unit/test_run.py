@@ -34,6 +34,7 @@ def test_other_evaluation_sets_leave_the_teacher_as_it_is(corpus: Path, tmp_path
     first = run(corpus)
     tree = tiny_config(corpus, str(tmp_path / "output"), data__evaluation_rows=7)
     tree["data"]["evaluate"] = {"more": {"kind": "text", "path": str(other)}}
+    tree["data"]["evaluation_context"] = 16
     second = Run(RunConfig.model_validate(tree))
     assert second.prepare_fingerprint != first.prepare_fingerprint
     assert second.teacher_fingerprint == first.teacher_fingerprint

@@ -64,6 +64,12 @@ def test_every_field_is_documented_once_under_the_field() -> None:
         ("cache.codec={kind: topq}", r"cache\.codec: .*'topq'"),
         ("data.row_length=abc", r"data\.row_length: .*integer.*'abc'"),
         ("data.overlap=128", "overlap 128 must be below row_length 128"),
+        ("data.evaluation_context=128", "evaluation_context 128 must be below row_length 128"),
+        (
+            "data.evaluation_context=8; data.long_documents=truncate",
+            "evaluation_context is of documents that are split, and long_documents is 'truncate'",
+        ),
+        ("data.evaluation_context=8; task=masked-lm", "is for the task causal-lm"),
         ("teacher.load=some/model", "give either `load` or `model`"),
         ("distill.student.teacher_layers=[0]", "give either `model` or `teacher_layers`"),
         ("cache.rows=4", "batch_rows 8 is more than cache.rows 4"),

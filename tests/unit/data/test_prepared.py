@@ -12,6 +12,7 @@ import pytest
 
 from kdscale.config.data import DataConfig
 from kdscale.data import splits as splits_module
+from kdscale.data.documents import Chosen, TokenDocument
 from kdscale.data.manifest import FORMAT, VERSION, summarise, write_manifest
 from kdscale.data.prepared import RowTable, open_prepared
 from kdscale.data.rows import Layout, RowBuilder, RowCounts, concatenate
@@ -271,3 +272,46 @@ def test_a_summary_names_what_was_lost() -> None:
             "5 duplicate rows dropped",
         ),
     ]
+
+
+class OneDocument:
+    """In place of a source's documents: tokens 0, 1, 2 and so on."""
+
+    def __init__(self, length: int) -> None:
+        self._document = TokenDocument(np.arange(length, dtype=np.int32), 3 * length, -1)
+
+    def tokens(self, *_: Any) -> list[TokenDocument]:
+        """As Documents.tokens."""
+        return [self._document]
+
+
+@pytest.mark.parametrize(("context", "seen"), [(None, 2), (1, 1), (11, 11), (T - 1, T - 1)])
+def test_evaluation_rows_have_the_context_that_is_asked_for(
+    context: int | None, seen: int, tmp_path: Path
+) -> None:
+    store, length = open_store(str(tmp_path / "store")), 100
+    info = train_tokenizer(["some words for a tokenizer"], 300, tmp_path / "tokenizer")
+    upload_folder(tmp_path / "tokenizer", store, "tokenizer")
+    config = DataConfig(row_length=T, overlap=2, pack=False, evaluation_context=context)
+    writer = SplitWriter("causal-lm", config, store, "", info, lambda *_: None)
+    documents: Any = OneDocument(length)
+    chosen = Chosen(np.ones(1, bool), np.full(1, -1, np.int32))
+    splits = {
+        "train": writer.write("train", documents, chosen),
+        "validation": writer.write_sample("validation", documents, chosen),
+    }
+    shape = {"format": FORMAT, "version": VERSION, "row_length": T, "tokenizer": info.as_dict()}
+    write_manifest(store, {**shape, "splits": splits})
+    prepared = open_prepared(store)
+    for name, least in (("train", 2), ("validation", seen)):
+        table = prepared.split(name)
+        rows = table.take(np.arange(len(table)))
+        before = [
+            (int(row[at + 1]), at + 1)
+            for row, mask in zip(rows.input_ids, rows.loss_mask, strict=True)
+            for at in np.flatnonzero(mask)
+        ]
+        # Each token once, after `least` others or all that there are.
+        assert sorted(token for token, _ in before) == list(range(1, length))
+        assert all(count >= min(least, token) for token, count in before)
+        assert min(count for token, count in before if token >= least) == least

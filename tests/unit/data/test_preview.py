@@ -54,6 +54,25 @@ def test_what_each_step_did_is_said_of_each_document(tmp_path: Path) -> None:
     assert found.counts.documents == len(found.rows) == 3
 
 
+def test_rows_of_an_evaluation_set_have_its_context(tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"text": " ".join(f"word{n}" for n in range(200))}) + "\n")
+    source = {"kind": "jsonl", "path": str(path)}
+    config = DataConfig.model_validate(
+        {
+            "train": source,
+            "evaluate": {"held": source},
+            "tokenizer": {"vocab_size": 300},
+            "row_length": 64,
+            "pack": False,
+            "evaluation_context": 40,
+        }
+    )
+    for name, hidden in (("train", 0), ("held", 39)):
+        second = preview(config, "causal-lm", source=name, rows=2).rows[1]
+        assert second.is_target == [False] * hidden + [True] * (63 - hidden) + [False]
+
+
 def test_rows_show_what_is_to_be_predicted(tmp_path: Path) -> None:
     row = look(tmp_path).rows[0]
     assert "".join(row.tokens[1:-1]) == TEXT

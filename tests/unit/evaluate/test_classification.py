@@ -96,7 +96,7 @@ def test_intervals_are_those_of_single_draws() -> None:
 
 def test_the_interval_of_a_mean_is_that_of_the_textbook() -> None:
     random = np.random.default_rng(5)
-    by_row = np.zeros((400, 6))
+    by_row = np.zeros((400, 8))
     by_row[:, TOKENS] = 1
     by_row[:, LOSS] = random.normal(2, 1, 400)
     low, high = language_model_intervals(draw_counts(400), by_row)["loss"] or (0, 0)
@@ -111,7 +111,7 @@ def test_the_gap_s_interval_draws_the_same_rows_for_all_models() -> None:
     by_row = {}
     base = random.normal(100, 30, 200)
     for name, loss in (("teacher", 0.0), ("student", 0.5), ("control", 1.0)):
-        by_row[name] = np.zeros((200, 6))
+        by_row[name] = np.zeros((200, 8))
         by_row[name][:, TOKENS] = 1
         by_row[name][:, LOSS] = base + loss + random.normal(0, 0.01, 200)
     found = gap_interval(draw_counts(200), by_row)

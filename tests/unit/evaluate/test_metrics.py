@@ -22,13 +22,15 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 def _naive(logits: np.ndarray, labels: np.ndarray, teacher: np.ndarray) -> dict:
     """The reference: one position at a time, [P, V] float64."""
-    loss = kl = agreed = 0.0
+    loss = kl = back = agreed = overlap = 0.0
     bins: dict[int, list[tuple[float, bool]]] = {}
     for row, label, teacher_row in zip(logits, labels, teacher, strict=True):
         q, p = _softmax(row), np.exp(teacher_row)
         loss -= math.log(q[label])
         kl += sum(p[i] * math.log(p[i] / q[i]) for i in range(len(p)) if p[i] > 0)
+        back += sum(q[i] * math.log(q[i] / p[i]) for i in range(len(p)) if q[i] > 0)
         agreed += q.argmax() == p.argmax()
+        overlap += len(set(np.argsort(q)[-10:]) & set(np.argsort(p)[-10:])) / 10
         member = next(m for m in range(15) if q.max() <= (m + 1) / 15)
         bins.setdefault(member, []).append((q.max(), bool(q.argmax() == label)))
     n = len(labels)
@@ -47,6 +49,8 @@ def _naive(logits: np.ndarray, labels: np.ndarray, teacher: np.ndarray) -> dict:
     return {
         "loss": loss / n,
         "kl": kl / n,
+        "back": back / n,
+        "overlap": overlap / n,
         "agreed": agreed / n,
         "ece": ece,
         "calibration": calibration,
@@ -86,6 +90,9 @@ def test_agrees_with_the_definitions(
     assert got["ece"] == pytest.approx(expected["ece"], abs=1e-6)
     assert got["agreement_top1"] == expected["agreed"]
     assert got["kl_teacher_student"] == pytest.approx(expected["kl"], rel=1e-5)
+    assert got["kl_student_teacher"] == pytest.approx(expected["back"], rel=1e-5)
+    assert got["overlap_top10"] == pytest.approx(expected["overlap"], rel=1e-12)
+    assert 0.1 < expected["overlap"] < 0.95
     assert len(got["calibration"]) == len(expected["calibration"]) > 5
     for ours, theirs in zip(got["calibration"], expected["calibration"], strict=True):
         assert ours == pytest.approx(theirs, abs=1e-6)
@@ -128,7 +135,7 @@ def test_a_uniform_model_scores_the_vocabulary() -> None:
     assert got["perplexity"] == pytest.approx(8, rel=1e-5)
     assert got["bits_per_byte"] is None
     assert "agreement_top1" not in got
-    assert "kl_teacher_student" not in got
+    assert not {"kl_teacher_student", "kl_student_teacher", "overlap_top10"} & got.keys()
 
 
 def test_calibration_of_a_known_case() -> None:
@@ -154,14 +161,16 @@ def test_an_id_the_model_rules_out_costs_infinitely_much() -> None:
     sums = LanguageModelSums()
     sums.update(torch.tensor([[0.0, -math.inf]]), torch.tensor([0]), teacher)
     assert sums.metrics()["kl_teacher_student"] == math.inf
+    assert sums.metrics()["kl_student_teacher"] == pytest.approx(math.log(2))
 
 
 def test_the_teacher_itself_has_no_divergence(batch: Batch) -> None:
     logits, labels, _ = batch
     sums = LanguageModelSums()
     sums.update(logits, labels, torch.log_softmax(logits, dim=-1))
-    assert sums.metrics()["agreement_top1"] == 1.0
-    assert sums.metrics()["kl_teacher_student"] == pytest.approx(0.0, abs=1e-7)
+    assert sums.metrics()["agreement_top1"] == sums.metrics()["overlap_top10"] == 1.0
+    for figure in ("kl_teacher_student", "kl_student_teacher"):
+        assert sums.metrics()[figure] == pytest.approx(0.0, abs=1e-7)
 
 
 def test_a_diverged_model_is_shown_as_such() -> None:

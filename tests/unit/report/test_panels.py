@@ -7,7 +7,7 @@ from typing import Any
 
 from kdscale.evaluate.results import Results
 from kdscale.panels import Panel
-from kdscale.report import facts, write_report
+from kdscale.report import scores, write_report
 from kdscale.report.load import Run, load_run
 from kdscale.report.panels import panels, summary
 from kdscale.workspace import CURVES, build_view
@@ -28,7 +28,7 @@ def test_tables_have_the_pages_cells(tmp_path: Path) -> None:
     run = _run(tmp_path)
     found = _by_key(panels(run))
     table = found["quality/validation"]
-    expected = facts.quality_table(run.results, "validation")
+    expected = scores.quality_table(run.results, "validation")
     assert table.kind == "table"
     assert [list(table.columns), *table.rows] == [expected.header, *expected.rows]
 

@@ -31,6 +31,22 @@ def test_count(value: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.1234, "+0.123"),
+        (-12.5, "-12.500"),
+        (0.0, "+0.000"),
+        (-0.0004, "+0.000"),
+        (None, "–"),
+        (math.nan, "NaN"),
+        (-math.inf, "-∞"),
+    ],
+)
+def test_signed(value: float | None, text: str) -> None:
+    assert units.signed(value) == text
+
+
+@pytest.mark.parametrize(
     ("value", "text"), [(512, "512 B"), (3_214_336, "3.07 MiB"), (17_179_869_184, "16.0 GiB")]
 )
 def test_size(value: float, text: str) -> None:
