@@ -156,7 +156,7 @@ def legend(results: Results) -> str:
     )
     seen = results.get("context")
     of_context = (
-        f"Before every {target} there are {seen} of its document, or all there are. "
+        f"Context: at least {seen} of its document's tokens before each, or all there are. "
         if seen is not None
         else ""
     )

@@ -54,7 +54,8 @@ def test_the_page_says_what_the_results_say(tmp_path: Path) -> None:
         ["student, python-docs", "+1.3081", "+0.6508", "+0.0000"],
         ["control, python-docs", "+1.2785", "+0.6360", "+0.0000"],
     ]
-    assert "Before every token there are 16 of its document, or all there are." in page.text
+    context = "Context: at least 16 of its document's tokens before each, or all there are."
+    assert context in page.text
     facts = {
         row.all("th")[0].text: row.all("td")[0].text for row in page.all("tr") if row.all("td")
     }
