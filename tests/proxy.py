@@ -50,7 +50,7 @@ class FaultProxy:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._listener.close()
+        _close(self._listener)
 
     def _accept(self) -> None:
         while True:
@@ -136,6 +136,12 @@ class UnconditionalProxy(FaultProxy):
         return "\r\n".join([first, *signed, "", ""]).encode("latin-1")
 
 
+def _close(listener: socket.socket) -> None:
+    """And end the thread that waits in its `accept`."""
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+
+
 def _read_head(connection: socket.socket, data: bytes = b"") -> tuple[bytes, bytes]:
     """The bytes up to the empty line, and what came after; an empty head at the end of stream."""
     while b"\r\n\r\n" not in data:
@@ -187,7 +193,7 @@ class CuttableProxy:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._listener.close()
+        _close(self._listener)
         self.cut()
 
     def cut(self) -> None:

@@ -141,6 +141,7 @@ class BlockCache:
             with self._room:
                 self._on_the_way -= 1
                 del self._entries[entry.number]
+            self._release([entry])
             entry.future.set_exception(error)
         else:
             with self._room:
@@ -149,8 +150,9 @@ class BlockCache:
                 self.fetched += fetched > 0
                 self.fetched_bytes += fetched
                 self.disk_hits += fetched == 0
+            # Before: who has the block and lets it go makes room for another at once.
+            self._release([entry])
             entry.future.set_result(block)
-        self._release([entry])
 
     def _hold(self, entry: _Entry, block: FixedRows) -> None:
         entry.charge = block.nbytes

@@ -79,6 +79,21 @@ def test_blocks_come_in_the_order_asked_for() -> None:
     assert list(cache.stream([])) == []
 
 
+def test_a_block_that_was_let_go_is_idle_at_once() -> None:
+    """Its thread, however slow, has let it go before anybody has it."""
+
+    class SlowThreads(BlockCache):
+        def _release(self, entries: Any) -> None:
+            if threading.current_thread() is not threading.main_thread():
+                threading.Event().wait(0.05)
+            super()._release(entries)
+
+    cache = SlowThreads(Loads(), memory_bytes=4 * BLOCK_BYTES)
+    for number in range(3):
+        list(cache.stream([number]))
+        assert cache._idle_bytes == cache._held_bytes
+
+
 @pytest.mark.parametrize("held", [1, 2, 3, 7])
 def test_no_more_is_fetched_ahead_than_the_budget_holds(held: int) -> None:
     """While the first block is in use, `held` - 1 others are fetched and no more."""

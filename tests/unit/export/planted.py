@@ -46,7 +46,7 @@ def plant_run(
     info = train_tokenizer(["words for a tokenizer"], 300, scratch / "tokenizer", masks=masks)
     prepared = output.child("prepared/fp")
     upload_folder(scratch / "tokenizer", prepared, "tokenizer")
-    builder = make_builder(task, config, info)
+    builder = make_builder(task, config, info, config.overlap)
     writer = SplitWriter(task, config, prepared, "", info, lambda *_: None)
     rows = list(builder.build(documents(info.vocab_size)))
     entry = writer._store_rows("validation", rows, builder.counts)
