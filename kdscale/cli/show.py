@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kdscale.report.facts import Table
 
+_LOG_WIDTH = 140
+
 
 def show(markdown: str) -> None:
     """Print Markdown, rendered; an empty text prints nothing."""
@@ -13,7 +15,11 @@ def show(markdown: str) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    Console().print(Markdown(markdown))
+    console = Console()
+    if not console.is_terminal:
+        # A log: rich would cut what 80 characters have no room for.
+        console.width = max(console.width, _LOG_WIDTH)
+    console.print(Markdown(markdown))
 
 
 def aligned(table: "Table") -> str:

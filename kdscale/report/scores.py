@@ -12,10 +12,12 @@ HOME = "validation"
 
 
 def score_tables(results: Results) -> list[Table]:
-    """What the models score: each evaluation set, what changes from the first to the others, then
-    the gap recovered."""
+    """What the models score: each evaluation set, how like the teacher they are, what changes from
+    the first set to the others, then the gap recovered."""
     domains = facts.domains(results)
     tables = [quality_table(results, domain) for domain in domains]
+    if (fidelity := fidelity_table(results)).rows:
+        tables.append(fidelity)
     if HOME in domains and len(domains) > 1:
         tables.append(change_table(results))
     if any(gap is not None for gap in results["gap_recovered"].values()):
@@ -24,12 +26,11 @@ def score_tables(results: Results) -> list[Table]:
 
 
 def quality_table(results: Results, domain: str) -> Table:
-    """One row a model: size, losses, calibration, fidelity to the teacher; of classifiers how well
-    they tell classes apart."""
+    """One row a model: size, losses, calibration; of classifiers how well they tell classes
+    apart."""
     if classifies(results):
         return _classes_table(results, domain)
-    header = ["Model", "Parameters", "Loss", "Perplexity", "Bits/byte", "ECE"]
-    header += ["ECE scaled", "Agreement", "Top 10", "KL", "KL back"]
+    header = ["Model", "Parameters", "Loss", "Perplexity", "Bits/byte", "ECE", "ECE scaled"]
 
     def cells(metrics: DomainMetrics) -> list[str]:
         return [
@@ -38,10 +39,6 @@ def quality_table(results: Results, domain: str) -> Table:
             units.number(metrics["bits_per_byte"], 4),
             units.number(metrics["ece"], 4),
             _scaled_error(metrics),
-            units.percent(metrics.get("agreement_top1")),
-            units.percent(metrics.get("overlap_top10")),
-            units.number(metrics.get("kl_teacher_student"), 4),
-            units.number(metrics.get("kl_student_teacher"), 4),
         ]
 
     return _by_model(results, domain, "tokens", header, cells)
@@ -67,7 +64,7 @@ def _by_model(
 
 def _classes_table(results: Results, domain: str) -> Table:
     header = ["Model", "Parameters", "Accuracy", "F1", "Precision", "Recall", "MCC", "AUROC"]
-    header += ["Loss", "ECE", "ECE scaled", "Agreement"]
+    header += ["Loss", "ECE", "ECE scaled"]
 
     def cells(metrics: DomainMetrics) -> list[str]:
         return [
@@ -80,7 +77,6 @@ def _classes_table(results: Results, domain: str) -> Table:
             units.number(metrics["loss"], 4),
             units.number(metrics["ece"], 4),
             _scaled_error(metrics),
-            units.percent(metrics.get("agreement_top1")),
         ]
 
     return _by_model(results, domain, "documents", header, cells)
@@ -92,6 +88,25 @@ def _scaled_error(metrics: DomainMetrics) -> str:
     if error is None:
         return units.NONE
     return f"{units.number(error, 4)} (T {units.number(temperature, 2)})"
+
+
+def fidelity_table(results: Results) -> Table:
+    """How like the teacher's the distributions of the others are, a row a model and domain."""
+    columns = {
+        "Agreement": lambda scored: units.percent(scored.get("agreement_top1")),
+        "Top 10": lambda scored: units.percent(scored.get("overlap_top10")),
+        "KL": lambda scored: units.number(scored.get("kl_teacher_student"), 4),
+        "KL back": lambda scored: units.number(scored.get("kl_student_teacher"), 4),
+    }
+    if classifies(results):
+        del columns["Top 10"]
+    rows = []
+    for domain in facts.domains(results):
+        for model in facts.models(results):
+            scored = facts.score(results, model, domain)
+            if scored is not None and "agreement_top1" in scored:
+                rows.append([f"{model}, {domain}", *(cell(scored) for cell in columns.values())])
+    return Table("Fidelity to the teacher", ["Model and domain", *columns], rows)
 
 
 def change_table(results: Results) -> Table:
@@ -143,29 +158,21 @@ def gap_table(results: Results) -> Table:
 
 
 def legend(results: Results) -> str:
-    """What the columns of the quality tables mean."""
-    target = words_of(results).target
+    """What the columns of the tables mean."""
+    target, seen = words_of(results).target, results.get("context")
     of_classes = (
         "F1, precision and recall are means over the classes; F1 with its 95 % interval over "
         "documents drawn again. MCC: Matthews correlation. AUROC: one class against the others, "
         "mean over the classes. "
     )
-    of_distributions = (
-        "Top 10: share of the model's ten likeliest that are among the teacher's. KL: from the "
-        f"teacher to the model, nats a {target}; back: from the model to the teacher. "
-    )
-    seen = results.get("context")
-    of_context = (
-        f"Context: at least {seen} of its document's tokens before each, or all there are. "
-        if seen is not None
-        else ""
-    )
+    of_context = f"Context: at least {seen} of its document's tokens before each, or all there are."
+    of_overlap = "Top 10: share of the model's ten likeliest that are among the teacher's. "
     return (
-        f"{of_classes if classifies(results) else ''}Loss in nats a {target}. {of_context}ECE: "
-        "expected calibration error over 15 equal-width bins; scaled: with logits divided by the "
-        "temperature T that makes the validation labels likeliest. Agreement: share of targets "
-        "where the model's top-1 choice is the teacher's. "
-        f"{'' if classifies(results) else of_distributions}"
-        "The control is the student trained on the labels alone, with the same steps, order and "
-        "seed."
+        f"{of_classes if classifies(results) else ''}Loss in nats a {target}. "
+        f"{'' if seen is None else of_context + ' '}ECE: expected calibration error over 15 "
+        "equal-width bins; scaled: with logits divided by the temperature T that makes the "
+        "validation labels likeliest. Agreement: share of targets where the model's top-1 choice "
+        f"is the teacher's. {'' if classifies(results) else of_overlap}KL: from the teacher to the "
+        f"model, nats a {target}; back: from the model to the teacher. The control is the student "
+        "trained on the labels alone, with the same steps, order and seed."
     )
