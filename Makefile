@@ -7,9 +7,10 @@ BIN := .venv/bin
 quickstart: .venv/.installed
 	$(BIN)/kdscale run jobs/configs/quickstart.yaml
 
-# One process for what starts whole clusters, which mostly waits, and two for the rest.
+# What starts whole clusters runs by itself, the rest side by side.
 test: .venv/.installed-dev
-	$(BIN)/pytest -m "not slow" -n 3 --no-loadscope-reorder --durations=15
+	$(BIN)/pytest -m "not slow and not ray" -n 2
+	$(BIN)/pytest -m "not slow and ray" --durations=15
 
 # Minutes each: the quickstart on a disk, on a real S3 server and as a job, faults on three nodes,
 # elastic groups, load.

@@ -2,34 +2,11 @@
 
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 
 from tests.runs import FinishedRun, run_kdscale, tiny_config, write_config, write_corpus
 from tests.s3 import S3Server
-
-# Ray's workers give way to all others by default; beside other tests they would take twice as long.
-os.environ.setdefault("RAY_worker_niceness", "0")
-
-
-class ByModule(LoadScopeScheduling):
-    """One process for the tests of `tests/ray`, which start whole clusters, and the others for
-    single modules, whose fixtures are made once."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return "ray" if nodeid.startswith("tests/ray/") else nodeid.split("::")[0]
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByModule:
-    """How pytest-xdist shares tests out."""
-    return ByModule(config, log)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first."""
-    items.sort(key=lambda item: not item.nodeid.startswith("tests/ray/"))
 
 
 @pytest.fixture(autouse=True)
