@@ -128,6 +128,9 @@ def measure(
                 score: spread([each[model]["domains"]["heldout"][score] for each in models])
                 for score in SCORES
             },
+            "validation_loss": spread(
+                [each[model]["domains"]["validation"]["loss"] for each in models]
+            ),
         }
         for model in ("teacher", "student", "control")
     ]

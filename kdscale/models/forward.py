@@ -100,9 +100,10 @@ def compute_logits(
 def target_logits(model: torch.nn.Module, rows: RowTensors, vocab_size: int) -> torch.Tensor:
     """Logits [P, vocab_size] at the P positions of `rows` that count, row after row; see
     compute_logits. Of a language model no others are made."""
-    with projecting(_unwrapped(model), lambda hidden: hidden[rows.mask][None]) as given:
+    mask = rows.mask
+    with projecting(_unwrapped(model), mask.shape, lambda hidden: hidden[mask][None]) as given:
         logits = compute_logits(model, rows.ids, rows.segments, vocab_size)
-    return logits[0] if given else logits[rows.mask]
+    return logits[0] if given else logits[mask]
 
 
 def _task(model: torch.nn.Module) -> Task:

@@ -91,8 +91,9 @@ class TrainedModel(torch.nn.Module):
     def _before_projection(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
         """What the last linear map was given, [B, T, D], and the model's outputs, whose logits are
         of no position: those are for the loss to make, where it counts. LookupError where the map
-        was not called."""
-        with projecting(self.model, lambda hidden: hidden[:, :0]) as given:
+        was not given that."""
+        rows = inputs["input_ids"].shape
+        with projecting(self.model, rows, lambda hidden: hidden[:, :0]) as given:
             found = self.model(**inputs)
         if len(given) != 1:
             raise LookupError(f"the last linear map was called {len(given)} times")

@@ -14,11 +14,12 @@ import torch
 
 @contextmanager
 def projecting(
-    model: torch.nn.Module, pick: Callable[[torch.Tensor], torch.Tensor]
+    model: torch.nn.Module, rows: torch.Size, pick: Callable[[torch.Tensor], torch.Tensor]
 ) -> Iterator[list[torch.Tensor]]:
     """Inside, the last linear map of a transformers `model` takes `pick` of the hidden states
-    [B, T, D] that it is given; those gather in the list, which stays empty where the model has no
-    such map or does not call it."""
+    [B, T, D] that it is given for `rows` [B, T]; those gather in the list. It stays empty where the
+    model has no such map, does not call it, or gives it something else, as do models that take the
+    padding out."""
     given: list[torch.Tensor] = []
     output: Any = getattr(model, "get_output_embeddings", lambda: None)()
     if output is None:
@@ -26,6 +27,8 @@ def projecting(
         return
 
     def take(_: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        if arguments[0].shape[:-1] != rows:
+            return arguments
         given.append(arguments[0])
         return (pick(arguments[0]), *arguments[1:])
 

@@ -15,6 +15,8 @@ from kdscale.report.load import Run
 from kdscale.report.words import classifies, words_of
 
 MODELS = ("teacher", "student", "control")
+HOME = "validation"
+"""The evaluation set that comes from the training corpus."""
 HARDWARE = {"cpu": "CPU", "cores": "Cores", "memory_bytes": "Memory", "gpus": "GPUs"}
 CACHE_NAMED = ("codec", "bytes_per_token", "bytes", "rows", "targets")
 # What says which cache it was, not what it holds: told with the rest of the provenance.
@@ -56,7 +58,7 @@ def in_order(names: Collection[str]) -> list[str]:
 def domains(results: Results) -> list[str]:
     """The evaluation domains, `validation` first."""
     names = dict.fromkeys(name for m in models(results) for name in results["models"][m]["domains"])
-    return sorted(names, key=lambda name: name != "validation")
+    return sorted(names, key=lambda name: name != HOME)
 
 
 def main_domain(results: Results) -> str | None:

@@ -4,11 +4,8 @@ from collections.abc import Callable
 
 from kdscale.evaluate.results import DomainMetrics, Results
 from kdscale.report import facts, units
-from kdscale.report.facts import Table
+from kdscale.report.facts import HOME, Table
 from kdscale.report.words import classifies, words_of
-
-HOME = "validation"
-"""The evaluation set that comes from the training corpus."""
 
 
 def score_tables(results: Results) -> list[Table]:

@@ -45,7 +45,11 @@ def test_results_compare_teacher_student_and_control_on_every_domain(
         for name in ("student", "control", "teacher")
     )
     assert student["loss"] < control["loss"]
-    assert student["kl_teacher_student"] < control["kl_teacher_student"]
+    for figure in ("kl_teacher_student", "kl_student_teacher"):
+        assert 0 < student[figure] < control[figure]
+    assert control["overlap_top10"] < student["overlap_top10"] < 1
+    # Tokens before each target: data.overlap, where data.evaluation_context says nothing.
+    assert results["context"] == 1
     gap = (control["loss"] - student["loss"]) / (control["loss"] - teacher["loss"])
     assert results["gap_recovered"]["validation"] == pytest.approx(gap)
     stages = {"prepare", "teacher", "cache", "distill", "evaluate"}

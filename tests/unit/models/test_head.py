@@ -128,16 +128,35 @@ def test_only_the_logits_of_targets_are_made(name: str, purpose: Purpose) -> Non
     hook.remove()
 
 
-def test_the_logits_of_targets_where_the_last_map_is_never_called() -> None:
-    model = make("bert", ENCODER, Purpose("masked-lm")).model
-    output: Any = model.get_output_embeddings()
+def never_called(model: Any) -> None:
+    output = model.get_output_embeddings()
     model.cls.predictions.decoder = torch.nn.Linear(16, 40)
     model.get_output_embeddings = lambda: output
+
+
+def without_rows(model: Any) -> None:
+    """As models do that take the padding out."""
+    predictions = model.cls.predictions
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        flat = predictions.decoder(predictions.transform(hidden).flatten(0, 1))
+        return flat.view(*hidden.shape[:2], -1)
+
+    predictions.forward = forward
+
+
+@pytest.mark.parametrize("change", [never_called, without_rows])
+def test_a_last_map_that_is_not_given_rows_is_left_alone(change: Any) -> None:
+    model = make("bert", ENCODER, Purpose("masked-lm"))
+    change(model.model)
     ids, segments = rows()
     mask = ids % 2 == 0
     with torch.no_grad():
-        found = target_logits(model, RowTensors(ids, segments, mask, ids), VOCAB)
-        assert torch.equal(found, compute_logits(model, ids, segments, VOCAB)[mask])
+        found = target_logits(model.model, RowTensors(ids, segments, mask, ids), VOCAB)
+        assert torch.equal(found, compute_logits(model.model, ids, segments, VOCAB)[mask])
+    model(TrainedModel.check_head, torch.device("cpu"))
+    assert model.head.weight is None
+    check_training(model)
 
 
 def test_layers_are_the_same_before_a_transform() -> None:
@@ -153,17 +172,6 @@ def test_a_head_that_is_more_than_linear_keeps_its_logits() -> None:
     model = make("llama", SMALL)
     output: Any = model.model.get_output_embeddings()
     output.register_forward_hook(lambda _, __, logits: torch.tanh(logits))
-    model(TrainedModel.check_head, torch.device("cpu"))
-    assert model.head.weight is None
-    check_training(model)
-
-
-def test_a_model_that_never_calls_its_last_map_keeps_its_logits() -> None:
-    model = make("bert", ENCODER, Purpose("masked-lm"))
-    output: Any = model.model.get_output_embeddings()
-    spare = torch.nn.Linear(16, 40)
-    model.model.cls.predictions.decoder = spare
-    model.model.get_output_embeddings = lambda: output
     model(TrainedModel.check_head, torch.device("cpu"))
     assert model.head.weight is None
     check_training(model)
