@@ -7,6 +7,7 @@ The teacher may be sharded, so all ranks run equally many forwards; others are w
 import gc
 import json
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from kdscale.config import RunConfig
@@ -19,9 +20,12 @@ from kdscale.evaluate.samples import write_samples
 from kdscale.evaluate.speed import measure_speed
 from kdscale.evaluate.temperature import fit_temperatures
 from kdscale.models.folder import ModelReference
+from kdscale.models.forward import target_logits
+from kdscale.models.row_check import check_rows
 from kdscale.models.sharded import load_teacher
 from kdscale.store import Store
 from kdscale.tracking import open_gallery
+from kdscale.train.batches import row_kind
 from kdscale.workers import Worker, current_worker
 
 MEASURED_KEY = "evaluation.json"
@@ -52,6 +56,9 @@ def evaluate(job: dict[str, Any]) -> None:
     for name, reference in spec.models.items():
         whole = ZeroConfig(stage=0)
         models[name] = load_teacher(reference.local(), worker, whole, reference.revision)
+    kind = row_kind(spec.config, prepared, config.micro_batch_rows)
+    for model in models.values():
+        check_rows(model, partial(target_logits, model, vocab_size=kind.outputs), kind)
     temperatures: dict[str, float | None] = dict.fromkeys(models)
     if not prepared.classes:
         # A classifier's logits are kept, and its temperature is fitted afterwards.

@@ -35,10 +35,10 @@ from kdscale.export.to_onnx import (
     check_packages,
     load_onnx,
     quantise,
-    row_multiple,
     write_onnx,
 )
 from kdscale.models.build import count_parameters, load_config_of, load_model
+from kdscale.models.chunked import row_multiple
 from kdscale.models.forward import RowTensors
 
 INDEX = "export.json"

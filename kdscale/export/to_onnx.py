@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.export import Dim
@@ -20,7 +19,7 @@ from transformers import PreTrainedModel
 
 from kdscale.errors import KdscaleError
 from kdscale.export.compare import Forward
-from kdscale.models.chunked import CHUNKS, is_chunked
+from kdscale.models.chunked import row_multiple
 from kdscale.models.tasks import task_of
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -37,11 +36,6 @@ def check_packages() -> None:
             f"ONNX needs {', '.join(missing)}, which this environment lacks.",
             "pip install 'kdscale[export]'",
         )
-
-
-def row_multiple(config: Any) -> int:
-    """What the length of a model's sequences is a multiple of."""
-    return int(getattr(config, CHUNKS)["length"]) if is_chunked(config) else 1
 
 
 def write_onnx(model: PreTrainedModel, path: Path) -> int:

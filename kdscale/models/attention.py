@@ -9,6 +9,7 @@ import torch
 from kdscale.errors import KdscaleError
 from kdscale.models.forward import model_inputs
 from kdscale.models.head import TrainedModel
+from kdscale.models.mode import evaluation_mode
 
 _POSITIONS = 8
 
@@ -22,10 +23,8 @@ def check_attention(model: TrainedModel, device: torch.device) -> None:
     """
     if not model.gives_attention:
         return
-    was_training = model.training
-    model.eval()
-    undropped = _first_weights(model, device)
-    model.train(was_training)
+    with evaluation_mode(model):
+        undropped = _first_weights(model, device)
     # A query that sees itself alone: dropout leaves either nothing of its weight or more than all.
     if not torch.allclose(_first_weights(model, device), undropped):
         raise KdscaleError(

@@ -27,6 +27,11 @@ def is_chunked(config: Any) -> bool:
     return getattr(config, CHUNKS, None) is not None
 
 
+def row_multiple(config: Any) -> int:
+    """Return what the length of a model's rows is a multiple of: a chunk, or one token."""
+    return int(getattr(config, CHUNKS)["length"]) if is_chunked(config) else 1
+
+
 def computed_tokens(config: Any, used: torch.Tensor) -> torch.Tensor:
     """[N, L] bool: which of the tokens that the model's layers see are `used` ([B, T] bool). Of a
     classifier of chunks these are the chunks that are not empty; of all others the rows."""

@@ -1,19 +1,18 @@
 """From rows to logits, with attention kept inside each document of a row.
 
 Models that are no causal language models see all of a row but its padding. For those that are,
-packed documents get a block-diagonal causal mask and positions that start again, so that a document
-gives the same logits packed as alone. Rows of a single segment take the model's own causal path,
-which is the fast one.
+packed documents get positions that start again and masks that end with the document, so that a
+document gives the same logits packed as alone (`row_check.py` compares them). Rows of a single
+document take the model's own causal path, which is the fast one.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers.masking_utils import create_masks_for_generate
 
 from kdscale.config.task import Task
-from kdscale.errors import KdscaleError
 from kdscale.models.projection import projecting
 from kdscale.models.tasks import task_of
 from kdscale.types import Rows, labels_of
@@ -51,39 +50,48 @@ def next_token_labels(input_ids: torch.Tensor) -> torch.Tensor:
     return torch.roll(input_ids, shifts=-1, dims=1)
 
 
-def attention_inputs(segments: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """position_ids [B, T] and attention_mask [B, 1, T, T] where a row holds several documents.
+def attention_inputs(model: torch.nn.Module, segments: torch.Tensor) -> dict[str, Any]:
+    """Return position_ids [B, T] and attention_mask of a transformers `model` where a row holds
+    several documents; `segments` is [B, T] int64, 0 where there is padding.
 
-    `segments` is [B, T] int64. Otherwise nothing: the model's own causal attention does, as padding
-    comes after the document. The mask is additive, as every attention implementation takes it.
+    The mask is what transformers makes for the model's attention implementation: one for each kind
+    of its layers (full, sliding window, chunks), each inside a document. Rows of one document need
+    none: the model's own causal attention does, as padding comes after the document.
     """
-    starts = torch.ones_like(segments, dtype=torch.bool)
-    starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    if not (starts[:, 1:] & (segments[:, 1:] != 0)).any():
+    positions = document_positions(segments)
+    if not (positions[:, 1:] == 0).any():
         return {}
+    bare = unwrapped(model)
+    make_masks = getattr(bare, "create_masks_for_generate", create_masks_for_generate)
+    dtype = next(p.dtype for p in bare.parameters() if p.is_floating_point())
+    # Read for its shape, dtype and device alone.
+    embeddings = torch.empty((*segments.shape, 1), dtype=dtype, device=segments.device)
+    masks = make_masks(bare.config, embeddings, None, None, position_ids=positions)
+    return {"position_ids": positions, "attention_mask": masks}
+
+
+def document_positions(segments: torch.Tensor) -> torch.Tensor:
+    """Return each token's position in its document, [B, T] int64, of `segments` [B, T]. Padding
+    continues the document before it."""
+    starts = torch.zeros_like(segments, dtype=torch.bool)
+    starts[:, 1:] = (segments[:, 1:] != segments[:, :-1]) & (segments[:, 1:] != 0)
     index = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
-    position_ids = index - torch.where(starts, index, 0).cummax(dim=1).values
-    same = segments[:, :, None] == segments[:, None, :]
-    allowed = same & (index[:, :, None] >= index[:, None, :])
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=segments.device)
-    mask.masked_fill_(~allowed, torch.finfo(dtype).min)
-    return {"position_ids": position_ids, "attention_mask": mask[:, None]}
+    return index - torch.where(starts, index, 0).cummax(dim=1).values
 
 
 def model_inputs(
     model: torch.nn.Module, input_ids: torch.Tensor, segments: torch.Tensor
 ) -> dict[str, Any]:
     """What a forward of a transformers `model` takes for rows [B, T]."""
-    if _task(model) != "causal-lm":
+    if model_task(model) != "causal-lm":
         return {"input_ids": input_ids, "attention_mask": (segments != 0).long()}
-    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    return {"input_ids": input_ids, "use_cache": False, **attention_inputs(segments, dtype)}
+    return {"input_ids": input_ids, "use_cache": False, **attention_inputs(model, segments)}
 
 
 def at_rows(model: torch.nn.Module, logits: torch.Tensor, length: int) -> torch.Tensor:
     """The logits of `model` as [B, T, classes], where T is `length`: a classifier gives [B,
     classes], which then stand at every position, without a copy."""
-    if _task(model) != "sequence-classification":
+    if model_task(model) != "sequence-classification":
         return logits
     return logits[:, None].expand(-1, length, -1)
 
@@ -101,48 +109,16 @@ def target_logits(model: torch.nn.Module, rows: RowTensors, vocab_size: int) -> 
     """Logits [P, vocab_size] at the P positions of `rows` that count, row after row; see
     compute_logits. Of a language model no others are made."""
     mask = rows.mask
-    with projecting(_unwrapped(model), mask.shape, lambda hidden: hidden[mask][None]) as given:
+    with projecting(unwrapped(model), mask.shape, lambda hidden: hidden[mask][None]) as given:
         logits = compute_logits(model, rows.ids, rows.segments, vocab_size)
     return logits[0] if given else logits[mask]
 
 
-def _task(model: torch.nn.Module) -> Task:
-    """Of a transformers model, or of one in a back end's or an engine's wrapping."""
-    return task_of(_unwrapped(model).config)
+def model_task(model: torch.nn.Module) -> Task:
+    """Return the task of a transformers model, or of one inside of a back end's or an engine's."""
+    return task_of(unwrapped(model).config)
 
 
-def _unwrapped(model: torch.nn.Module) -> Any:
+def unwrapped(model: torch.nn.Module) -> Any:
+    """Return the transformers model inside of an engine or a data-parallel module."""
     return getattr(model, "module", model)
-
-
-@torch.no_grad()
-def check_isolation(
-    model: PreTrainedModel | torch.nn.Module, vocab_size: int, device: torch.device
-) -> None:
-    """Refuse a model whose logits of one packed document depend on the document before it.
-
-    State-space models and some attention kernels ignore the mask: better to find out on 16 tokens
-    than from a cache of wrong targets. Collective where the model is sharded.
-    """
-    was_training = model.training
-    model.eval()  # dropout would make any two forwards differ
-    generator = torch.Generator().manual_seed(0)
-    second = torch.randint(vocab_size, (1, 8), generator=generator)
-    first = torch.randint(vocab_size, (2, 8), generator=generator)
-    ids = torch.cat([first, second.expand(2, 8)], dim=1).to(device)
-    segments = torch.tensor([1] * 8 + [2] * 8, device=device).expand(2, 16)
-    try:
-        logits = compute_logits(model, ids, segments, vocab_size)[:, 8:].float()
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
-        raise KdscaleError(
-            f"This architecture cannot keep packed documents apart: {error}",
-            "Set data.pack to false.",
-        ) from error
-    model.train(was_training)
-    worst = (logits[0] - logits[1]).abs().max().item()
-    if worst > 1e-2 * logits.abs().max().item():
-        raise KdscaleError(
-            "This architecture lets packed documents see each other: logits differ by "
-            f"{worst:.3g}.",
-            "Set data.pack to false.",
-        )

@@ -13,8 +13,10 @@ import torch
 from transformers import PreTrainedModel
 
 from kdscale.losses.fused import Head
-from kdscale.models.forward import at_rows, compute_logits, model_inputs
+from kdscale.models.forward import RowTensors, at_rows, compute_logits, model_inputs
+from kdscale.models.mode import evaluation_mode
 from kdscale.models.projection import projecting
+from kdscale.models.row_check import RowKind, check_rows
 
 _POSITIONS = 8
 _TOLERANCE = 1e-3
@@ -74,7 +76,7 @@ class TrainedModel(torch.nn.Module):
         flags = {_FLAGS[name]: True for name in outputs}
         inputs = model_inputs(self.model, input_ids, segments) | flags
         if self._head_input == "body":
-            found = self.model.base_model(**inputs)
+            found = self._body(inputs)
             hidden = found.last_hidden_state
         elif self._head_input == "projection":
             hidden, found = self._before_projection(inputs)
@@ -88,6 +90,13 @@ class TrainedModel(torch.nn.Module):
             layers["attention"] = [weights.mean(dim=1) for weights in found.attentions]
         return hidden, layers
 
+    def _body(self, inputs: dict[str, Any]) -> Any:
+        """Run the model below its head. LookupError where it has no such part by itself."""
+        found = self.model.base_model(**inputs)
+        if not hasattr(found, "last_hidden_state"):
+            raise LookupError(f"the body of a {self.model.config.model_type} has a head")
+        return found
+
     def _before_projection(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
         """What the last linear map was given, [B, T, D], and the model's outputs, whose logits are
         of no position: those are for the loss to make, where it counts. LookupError where the map
@@ -98,6 +107,16 @@ class TrainedModel(torch.nn.Module):
         if len(given) != 1:
             raise LookupError(f"the last linear map was called {len(given)} times")
         return given[0], found
+
+    def logits_at(self, rows: RowTensors) -> torch.Tensor:
+        """Logits [P, V] at the P positions of `rows` that count, as a loss makes them."""
+        return self.head.logits(self.hidden(rows.ids, rows.segments)[rows.mask])
+
+    def check_rows(self, kind: RowKind) -> None:
+        """Refuse a model that takes rows of this kind for something else, see row_check.py. Call
+        it as a use of this module."""
+        with evaluation_mode(self):
+            check_rows(self.model, self.logits_at, kind)
 
     @property
     def head(self) -> Head:
@@ -119,15 +138,13 @@ class TrainedModel(torch.nn.Module):
             return
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(self.vocab_size, (1, _POSITIONS), generator=generator).to(device)
-        was_training = self.training
-        self.eval()
-        own = compute_logits(self.model, ids, torch.ones_like(ids), self.vocab_size).float()
         sources: tuple[HeadInput, ...] = ("body", "projection", "logits")
-        for source in sources:
-            self._head_input = source
-            if self._gives(ids, own):
-                break
-        self.train(was_training)
+        with evaluation_mode(self):
+            own = compute_logits(self.model, ids, torch.ones_like(ids), self.vocab_size).float()
+            for source in sources:
+                self._head_input = source
+                if self._gives(ids, own):
+                    break
 
     def _gives(self, ids: torch.Tensor, own: torch.Tensor) -> bool:
         """Whether hidden states and head make the model's `own` logits [1, T, V] of `ids`."""

@@ -19,6 +19,7 @@ from kdscale.errors import KdscaleError
 from kdscale.losses.fused import head_and_loss
 from kdscale.models.forward import RowTensors, row_tensors
 from kdscale.models.head import TrainedModel
+from kdscale.models.mode import evaluation_mode
 from kdscale.types import Rows, labels_of
 from kdscale.workers import Worker
 
@@ -60,18 +61,16 @@ def measure_gap(
     """[R] float64: what the student's mean loss on a row's labels is above the teacher's, nats a
     token; 0 for a row without targets. One forward over all rows, shared out over ranks.
     Collective. `model` is a back end's."""
-    was_training = model.training
-    model.eval()
     parts = _parts(len(reader), worker, micro_batch_rows)
     nll = np.zeros(len(reader))
-    # Every rank calls the model equally often, as its parameters may be sharded.
-    for number in range(_most_parts(len(reader), worker, micro_batch_rows)):
-        part = parts[number] if number < len(parts) else np.zeros(1, np.int64)
-        found = model(_row_nll, row_tensors(reader.read(part).rows, worker.device))
-        if number < len(parts):
-            nll[part] = found.cpu().numpy()
-        worker.beat("a batch of the ranking")
-    model.train(was_training)
+    with evaluation_mode(model):
+        # Every rank calls the model equally often, as its parameters may be sharded.
+        for number in range(_most_parts(len(reader), worker, micro_batch_rows)):
+            part = parts[number] if number < len(parts) else np.zeros(1, np.int64)
+            found = model(_row_nll, row_tensors(reader.read(part).rows, worker.device))
+            if number < len(parts):
+                nll[part] = found.cpu().numpy()
+            worker.beat("a batch of the ranking")
     total = worker.all_reduce_sum(torch.from_numpy(nll).to(worker.device)).cpu().numpy()
     stats = reader.statistics
     return np.where(stats.length > 0, student_gap(total, stats.nll), 0.0)

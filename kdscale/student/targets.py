@@ -19,6 +19,7 @@ from kdscale.models.attention import check_attention
 from kdscale.models.folder import ModelReference
 from kdscale.models.forward import RowTensors
 from kdscale.models.head import LayerOutput, TrainedModel
+from kdscale.models.row_check import RowKind
 from kdscale.models.sharded import load_teacher
 from kdscale.types import DenseTargets, SparseTargets, Targets
 from kdscale.workers import Worker
@@ -88,14 +89,14 @@ class LiveTeacher:
         reference: ModelReference,
         worker: Worker,
         zero: ZeroConfig,
-        vocab_size: int,
+        kind: RowKind,
         outputs: Collection[LayerOutput] = (),
     ) -> None:
-        """`outputs` of its layers come with its targets. KdscaleError where it has not got
-        them."""
+        """`outputs` of its layers come with its targets of rows of this `kind`. KdscaleError where
+        it has not got them, or takes such rows for something else."""
 
         def wrap(model: PreTrainedModel) -> TrainedModel:
-            return TrainedModel(model, vocab_size, gives_attention="attention" in outputs)
+            return TrainedModel(model, kind.outputs, gives_attention="attention" in outputs)
 
         self._outputs = outputs
         self._is_sharded = zero.stage == 3
@@ -104,6 +105,7 @@ class LiveTeacher:
         with torch.no_grad():
             self._model(TrainedModel.check_head, worker.device)
             self._model(check_attention, worker.device)
+            self._model(TrainedModel.check_rows, kind)
 
     @torch.no_grad()
     def targets(self, rows: RowTensors, temperature: float) -> "LiveTargets":

@@ -35,7 +35,7 @@ from kdscale.student.stages import make_sampler, staged_steps
 from kdscale.student.start import Start, plan_start
 from kdscale.student.targets import LiveTeacher
 from kdscale.train.balance import EQUAL, LabelWeights, class_weights
-from kdscale.train.batches import batch_digest
+from kdscale.train.batches import batch_digest, row_kind
 from kdscale.train.session import Session, run_session
 from kdscale.workers import Worker, current_worker
 
@@ -92,7 +92,8 @@ def live_teacher(
         return None
     zero = ZeroConfig(stage=config.distill.live.zero)
     outputs = config.distill.live.layer_outputs
-    return LiveTeacher(teacher, worker, zero, prepared.outputs, outputs)
+    kind = row_kind(config, prepared, config.distill.training.micro_batch_rows)
+    return LiveTeacher(teacher, worker, zero, kind, outputs)
 
 
 def layer_losses(

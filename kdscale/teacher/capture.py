@@ -9,6 +9,7 @@ forwards.
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,14 @@ from kdscale.data.order import EvenRows
 from kdscale.data.prepared import Prepared, RowTable, open_prepared
 from kdscale.models.build import check_vocabulary
 from kdscale.models.folder import ModelReference
-from kdscale.models.forward import check_isolation, row_tensors, target_logits
+from kdscale.models.forward import row_tensors, target_logits
+from kdscale.models.row_check import check_rows
 from kdscale.models.sharded import load_teacher, parameters_held
 from kdscale.store import PutIfAbsent, Store
 from kdscale.teacher.clock import DeviceClock
 from kdscale.teacher.encoder import Encoder, Forward
 from kdscale.tracking import Tracker, open_tracker
+from kdscale.train.batches import row_kind
 from kdscale.train.meter import peak_memory
 from kdscale.types import Rows
 from kdscale.workers import LeavingError, Worker, current_worker
@@ -60,8 +63,9 @@ def capture(job: dict[str, Any]) -> None:
     check_vocabulary(bare.config, prepared.vocab_size, "teacher")
     held, total = parameters_held(model)
     worker.say(f"teacher holds {held:,} of {total:,} parameters here")
-    if spec.config.packs:
-        check_isolation(model, prepared.outputs, worker.device)
+    size = spec.config.cache.capture.micro_batch_rows
+    kind = row_kind(spec.config, prepared, size)
+    check_rows(model, partial(target_logits, model, vocab_size=prepared.outputs), kind)
     fill_cache(spec, worker, model, prepared)
 
 

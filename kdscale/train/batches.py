@@ -9,6 +9,10 @@ from collections.abc import Iterator
 import numpy as np
 import xxhash
 
+from kdscale.config import RunConfig
+from kdscale.data.prepared import Prepared
+from kdscale.models.row_check import RowKind
+
 
 def micro_batches_per_rank(batch_rows: int, micro_batch_rows: int, world_size: int) -> int:
     """Forwards that each rank runs for a global batch."""
@@ -42,3 +46,14 @@ def split_micro_batches(
     for index in range(count):
         part = slice(index * micro_batch_rows, (index + 1) * micro_batch_rows)
         yield padded[part], valid[part]
+
+
+def row_kind(config: RunConfig, prepared: Prepared, micro_batch_rows: int) -> RowKind:
+    """Return what the rows of a run are, for the check of a model that is to take them."""
+    return RowKind(
+        vocab_size=prepared.vocab_size,
+        outputs=prepared.outputs,
+        row_length=config.data.row_length,
+        packs=config.packs,
+        micro_batch_rows=micro_batch_rows,
+    )

@@ -20,7 +20,7 @@ from kdscale.losses.fused import head_and_loss
 from kdscale.models.attention import check_attention
 from kdscale.models.build import count_parameters
 from kdscale.models.folder import MARKER, publish, read_marker
-from kdscale.models.forward import RowTensors, check_isolation, row_tensors
+from kdscale.models.forward import RowTensors, row_tensors
 from kdscale.models.head import TrainedModel
 from kdscale.store import Fence, Store
 from kdscale.tracking import Tracker, open_tracker
@@ -28,6 +28,7 @@ from kdscale.train.backend import Backend, make_backend
 from kdscale.train.batches import (
     micro_batches_per_rank,
     rank_rows,
+    row_kind,
     split_micro_batches,
 )
 from kdscale.train.checkpoint import delete_checkpoints, load_checkpoint, save_checkpoint
@@ -100,7 +101,7 @@ def run_session(
         training.batch_rows, training.micro_batch_rows, worker.world_size
     )
     backend = make_backend(build, wrap, training, count, worker)
-    start = _resume(session, worker, backend)
+    start = _resume(session, worker, backend, prepared)
     if adaptive is not None:
         adaptive.restore(start.adapted)
     tracker = _open_tracker(session, worker, start) if worker.rank == 0 else None
@@ -132,7 +133,7 @@ def run_session(
     worker.barrier()
 
 
-def _resume(session: Session, worker: Worker, backend: Backend) -> Progress:
+def _resume(session: Session, worker: Worker, backend: Backend, prepared: Prepared) -> Progress:
     """Where the newest checkpoint stands, with its state in the checked model. Collective."""
     training, config = session.training, session.config
     backend.model.train()
@@ -142,9 +143,13 @@ def _resume(session: Session, worker: Worker, backend: Backend) -> Progress:
     # Ranks drop out different units; a checkpoint restores each rank's own state.
     torch.manual_seed(config.seed * 1_000_003 + worker.rank)
     start = load_checkpoint(session.checkpoints, backend, worker, training)
-    if config.packs:
-        with torch.no_grad():
-            backend.model(_check_isolation, worker.device)
+    kind = row_kind(config, prepared, training.micro_batch_rows)
+    with torch.no_grad():
+        # In the precision of the weights, where a small fault shows, and in that of the products.
+        backend.model(TrainedModel.check_rows, kind)
+        if worker.dtype != torch.float32:
+            with backend.micro_batch(last=True):
+                backend.model(TrainedModel.check_rows, kind)
     where = f"resumed at step {start.step}" if start.step else "started"
     parameters = count_parameters(backend.model)
     worker.say(f"{session.name}: {parameters:,} parameters, {where} of {training.steps} steps")
@@ -272,10 +277,6 @@ def _validator(
         return found
 
     return validate
-
-
-def _check_isolation(model: TrainedModel, device: torch.device) -> None:
-    check_isolation(model.model, model.vocab_size, device)
 
 
 def _cross_entropy(model: TrainedModel, batch: RowTensors) -> torch.Tensor:

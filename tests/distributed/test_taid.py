@@ -25,7 +25,7 @@ from kdscale.store import Store, open_store
 from kdscale.student.objective import DistillationLoss
 from kdscale.student.steps import MicroBatch
 from kdscale.student.targets import LiveTeacher
-from kdscale.train.batches import rank_rows, split_micro_batches
+from kdscale.train.batches import rank_rows, row_kind, split_micro_batches
 from kdscale.train.loop import Step
 from kdscale.train.session import Session, run_session
 from kdscale.workers import current_worker
@@ -86,7 +86,8 @@ def distil(
     worker, opened = current_worker(), open_prepared(prepared)
     session, table, seen = make_session(output, stage), opened.split("train"), {}
     teacher = ModelReference("0" * 16, folder, None, "0" * 16, 0)
-    live = LiveTeacher(teacher, worker, ZeroConfig(stage=stage), opened.vocab_size)
+    kind = row_kind(session.config, opened, 2)
+    live = LiveTeacher(teacher, worker, ZeroConfig(stage=stage), kind)
     codec = make_codec(FullCodec(), opened.vocab_size)
     loss = DistillationLoss(session.config, codec, live)
 

@@ -20,6 +20,7 @@ from kdscale.models.build import build_model, load_model, make_config
 from kdscale.models.folder import ModelReference
 from kdscale.models.forward import RowTensors, compute_logits, model_inputs, next_token_labels
 from kdscale.models.head import TrainedModel
+from kdscale.models.row_check import RowKind
 from kdscale.student.attention import make_attention_loss
 from kdscale.student.hidden import make_hidden_loss
 from kdscale.student.objective import DistillationLoss, LabelsLoss
@@ -93,8 +94,9 @@ def live_loss(
     hidden = make_hidden_loss(live.hidden, (2, 2), (8, 16)) if live.hidden else None
     attention = make_attention_loss(live.attention, (2, 2)) if live.attention else None
     zero = ZeroConfig(stage=stage)
+    kind = RowKind(VOCAB, VOCAB, LENGTH, packs=True, micro_batch_rows=2)
     teacher = LiveTeacher(
-        reference(folder), current_worker(), zero, VOCAB, run.distill.live.layer_outputs
+        reference(folder), current_worker(), zero, kind, run.distill.live.layer_outputs
     )
     loss = DistillationLoss(run, make_codec(FullCodec(), VOCAB), teacher, hidden, attention)
     wrap = partial(

@@ -11,7 +11,6 @@ from kdscale.errors import KdscaleError
 from kdscale.models.build import build_model, check_vocabulary, load_model, make_config
 from kdscale.models.forward import (
     attention_inputs,
-    check_isolation,
     compute_logits,
     next_token_labels,
 )
@@ -54,39 +53,24 @@ def test_packed_documents_have_the_logits_they_have_alone(config: ModelConfig) -
             torch.testing.assert_close(
                 together[:, start : start + document.shape[1]], alone, atol=1e-4, rtol=1e-4
             )
-    # Also where dropout is on, which it leaves on.
-    model.train()
-    check_isolation(model, VOCAB, torch.device("cpu"))
-    assert model.training
-
-
-def test_a_model_that_ignores_the_mask_is_refused() -> None:
-    mamba = ModelConfig(
-        architecture="mamba",
-        options={"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4},
-    )
-    model = make(mamba)
-    with pytest.raises(KdscaleError, match="packed documents"):
-        check_isolation(model, VOCAB, torch.device("cpu"))
-    # Without packing it works.
-    ids = torch.arange(8)[None]
-    assert compute_logits(model, ids, torch.ones_like(ids), VOCAB).shape == (1, 8, VOCAB)
 
 
 def test_positions_start_again_with_every_segment() -> None:
-    inputs = attention_inputs(torch.tensor([[1, 1, 1, 2, 2, 0]]), torch.float32)
-    assert inputs["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0]]
-    allowed = (inputs["attention_mask"][0, 0] == 0).int().tolist()
-    assert allowed == [
+    model = make(LLAMA)
+    segments = torch.tensor([[1, 1, 1, 2, 2, 0]])
+    inputs = attention_inputs(model, segments)
+    # Padding goes on from the last document, which does not see it.
+    assert inputs["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2]]
+    assert inputs["attention_mask"][0, 0].int().tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0],
         [0, 0, 0, 1, 0, 0],
         [0, 0, 0, 1, 1, 0],
-        [0, 0, 0, 0, 0, 1],
+        [0, 0, 0, 1, 1, 1],
     ]
     # One document and padding need no mask.
-    assert attention_inputs(torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]), torch.float32) == {}
+    assert attention_inputs(model, torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])) == {}
 
 
 def test_labels_are_the_next_tokens() -> None:
