@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from kdscale.losses.divergences import Divergence, merged_log_probs
-from kdscale.types import DenseTargets, SparseTargets, Targets
+from kdscale.types import SparseTargets, Targets
 
 # Below it float32 has no q: a target that unlikely counts as 87 nats. Its gradient is exact.
 _SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny
@@ -136,25 +136,25 @@ def _apart(
     of its own."""
     temperature = objective.temperature
     scaled = logits / temperature
-    if objective.divergence is not None and isinstance(targets, DenseTargets):
-        value, gradient = _differentiated(scaled, targets.log_probs, objective.divergence)
-    elif objective.divergence is not None:
+    if isinstance(targets, SparseTargets) and objective.divergence is not None:
         value, gradient = _merged(scaled, targets, objective.divergence)
-    elif isinstance(targets, DenseTargets):
+    elif isinstance(targets, SparseTargets):
+        gradient = torch.softmax(scaled, dim=-1)
+        value = _add_sparse(gradient, targets, weight=1.0, hard=0.0)
+    elif objective.divergence is not None:
+        value, gradient = _differentiated(scaled, targets.log_probs, objective.divergence)
+    else:
         probs = targets.log_probs.exp()
         gradient = torch.log_softmax(scaled, dim=-1)
         value = -(probs * gradient).sum()
         gradient.exp_().mul_(probs.sum(dim=-1, keepdim=True)).sub_(probs)
-    else:
-        gradient = torch.softmax(scaled, dim=-1)
-        value = _add_sparse(gradient, targets, weight=1.0, hard=0.0)
     return temperature**2 * value, gradient.mul_(temperature)
 
 
 def _differentiated(
     logits: torch.Tensor, log_p: torch.Tensor, divergence: Divergence
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A divergence of softmax(logits) [C, N] from p, and its gradient in the logits, by autograd."""
+    """A divergence between p and softmax(logits) [C, N], and its gradient, by autograd."""
     with torch.enable_grad():
         logits.requires_grad_()
         value = divergence(log_p, torch.log_softmax(logits, dim=-1))

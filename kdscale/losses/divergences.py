@@ -37,8 +37,8 @@ def make_divergence(config: DivergenceConfig) -> Divergence | None:
 
 
 def merged_log_probs(targets: SparseTargets) -> torch.Tensor:
-    """log p [..., K + 1] of the listed ids and the ghost bucket, which `targets` must have. No class
-    counts for less than 1e-8."""
+    """log p [..., K + 1] of the listed ids and the ghost bucket, which `targets` must have. No
+    class counts for less than 1e-8."""
     assert targets.ghost is not None
     p = torch.cat([targets.probs, targets.ghost[..., None]], dim=-1)
     return p.clamp_min(_SMALLEST_MASS).log()

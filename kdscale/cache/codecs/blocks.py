@@ -38,8 +38,8 @@ def running_sums(sums: Tensor) -> Tensor:
 def locate(blocks: Tensor, sums: Tensor, points: Tensor) -> Tensor:
     """The ids [C, K] on which `points` [C, K] float64 of the running sum over ids fall.
 
-    blocks: probabilities, 0 of padding; sums: their running sums; points: in [0, sums[:, -1]). An id without mass is never hit,
-    unless no id has any.
+    blocks: probabilities, 0 of padding; sums: their running sums; points: in [0, sums[:, -1]). An
+    id without mass is never hit, unless no id has any.
     """
     points = points.minimum(_below(sums[:, -1:]))
     hit = torch.searchsorted(sums, points, right=True).clamp(max=sums.shape[-1] - 1)

@@ -79,8 +79,8 @@ def distribution(logits: Tensor, scratch: Scratch) -> Distribution:
         # 0 * -inf, which is rare. The logarithms of `entr` would be slow.
         own = mass[no_number]
         entropy[no_number] = _sum(torch.special.entr(probs[no_number])) / own + own.log()
-    statistics = (each.squeeze(-1).float() for each in (entropy.clamp(min=0), log_norm))
-    return Distribution(logits, blocks, sums, mass, maxima, *statistics, vocab_size)
+    entropy, log_norm = (each[:, 0].float() for each in (entropy.clamp(min=0), log_norm))
+    return Distribution(logits, blocks, sums, mass, maxima, entropy, log_norm, vocab_size)
 
 
 def valid(log_norm: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The ghost bucket and empty classes: value and gradient are exact, and the teacher is the minimum."""
+"""The ghost bucket and empty classes: value and gradient, and that the teacher is the minimum."""
 
 import itertools
 import math
