@@ -59,8 +59,9 @@ def labels_of(rows: Rows) -> np.ndarray:
 class SparseTargets:
     """A target distribution that is non-zero at K ids of each position.
 
-    Where `ghost` is given, it is the mass of all ids not listed, as one bucket. Where it is None,
-    the probabilities sum to 1. An id may stand more than once: its probabilities then add up.
+    Where `ghost` is given, it is the mass of all ids not listed, as one bucket, and no id stands
+    twice. Where it is None, the probabilities sum to 1, and those of an id that stands more than
+    once add up.
     """
 
     ids: torch.Tensor  # [..., K] int64

@@ -4,7 +4,8 @@ For a target t, the teacher's p and the student's q at one position, the soft cr
 gradient s q - t with s = sum t, where p has q - p. Where t sums to 1 their difference is p - t and
 the student drops out. A ghost bucket g gives each id j that is not listed a share of it in
 proportion to the student: differentiating -g log(1 - sum of the listed q) shows that it acts as a
-target g q_j / (1 - sum of the listed q). So the error of such a target depends on the student.
+target g q_j / r, with r the student's mass at all ids that are not listed. So the error of such a
+target depends on the student.
 
 Every error has the form e = base + scale * q + (values at a few ids), with base = p for sparse
 targets. Norms and inner products then cost K operations a position once those of p and q are known,
@@ -19,8 +20,8 @@ from torch import Tensor
 
 from kdscale.types import DenseTargets, SparseTargets, Targets
 
-# What the ghost's share of the student is held above, here as in the student's loss.
-_SMALLEST_MASS = 1e-8
+# A difference of sums in float64 is rounding below it: the bucket then has no ids, and no gradient.
+_SMALLEST_MASS = 1e-12
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,16 @@ class Truth:
 
     p: Tensor  # [P, V] float32, the teacher's distribution
     q: Tensor  # [P, V] float32, a student's
+
+    @cached_property
+    def p_mass(self) -> Tensor:
+        """sum p, [P] float64: 1 but for the rounding of each p."""
+        return self.p.sum(-1, dtype=torch.float64)
+
+    @cached_property
+    def q_mass(self) -> Tensor:
+        """sum q, [P] float64."""
+        return self.q.sum(-1, dtype=torch.float64)
 
     @cached_property
     def pp(self) -> Tensor:
@@ -89,7 +100,7 @@ def make_truth(logits: Tensor, temperature: float = 1.0) -> Truth:
     """
     scaled = logits.float() / temperature
     blurred = (scaled + scaled.roll(1, 0)) / 2
-    return Truth(scaled.softmax(-1), blurred.softmax(-1))
+    return Truth(_softmax(scaled), _softmax(blurred))
 
 
 @dataclass(frozen=True)
@@ -157,19 +168,20 @@ def gradient_error(truth: Truth, targets: Targets) -> GradientError:
         return GradientError(truth, truth.p - probs, excess, none.long(), none.double())
     ids, probs, first = merge(targets.ids, targets.probs.double())
     listed = _at(truth.q, ids) * first
-    share = ghost_share(targets, listed.sum(-1))
+    share = ghost_share(targets, truth.q_mass - listed.sum(-1))
     mass = probs.sum(-1) if targets.ghost is None else probs.sum(-1) + targets.ghost
     return GradientError(truth, None, mass - share - 1, ids, share[..., None] * listed - probs)
 
 
-def ghost_share(targets: SparseTargets, listed: Tensor) -> Tensor:
+def ghost_share(targets: SparseTargets, rest: Tensor) -> Tensor:
     """What the ghost bucket gives an id that is not listed, over its q: [S, P] float64.
 
-    listed: [S, P], the student's mass at the ids that are. 0 for targets without a ghost.
+    rest: [S, P] float64, the student's mass at all such ids. 0 for targets without a ghost.
     """
     if targets.ghost is None:
-        return torch.zeros_like(listed)
-    return targets.ghost.double() / (1 - listed).clamp_min(_SMALLEST_MASS)
+        return torch.zeros_like(rest)
+    share = targets.ghost.double() / rest.clamp_min(_SMALLEST_MASS)
+    return torch.where(rest > _SMALLEST_MASS, share, 0.0)
 
 
 def merge(ids: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,6 +195,12 @@ def merge(ids: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     group = first.long().cumsum(-1) - 1
     sums = torch.zeros_like(values).scatter_add_(-1, group, values.gather(-1, order))
     return ids, sums.gather(-1, group) * first, first
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """[P, V] float32. On CPUs torch's own sums to 1 within 4e-4 only where V is large."""
+    found = logits.softmax(-1)
+    return found / found.sum(-1, keepdim=True)
 
 
 def _at(rows: Tensor, ids: Tensor) -> Tensor:

@@ -168,7 +168,7 @@ def _of_targets(truth: Truth, targets: Targets) -> dict[str, Tensor]:
         rows.expand(len(ids), *rows.shape).gather(-1, ids).double() * first
         for rows in (truth.p, truth.q)
     )
-    share = ghost_share(targets, q.sum(-1))
+    share = ghost_share(targets, truth.q_mass - q.sum(-1))
     unlisted = truth.q_log_q - torch.xlogy(q, q).sum(-1)
     # A repeated id has q = 0 in its other places, but nothing to say there either.
     log_q = q.where(first, 1.0).log()
@@ -201,7 +201,7 @@ def _ghost_kl(
     some mass there; the loss holds it above a smallest mass, and so does this.
     """
     p, q, probs = listed
-    rest = (1 - p.sum(-1)).clamp_min(0)
+    rest = (truth.p_mass - p.sum(-1)).clamp_min(0)
     tail = truth.p_log_q - torch.xlogy(p, q).sum(-1)
     log_share = share.clamp_min(1e-8).log()
     return truth.p_log_p - torch.xlogy(p, probs).sum(-1) - tail - rest * log_share

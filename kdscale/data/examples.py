@@ -28,6 +28,14 @@ class _LabelledRows:
         self._info = info
         self._rows = RowCollector(self.counts, config.row_length)
 
+    def _cut_off(self, tokens: np.ndarray, length: int, pieces: int) -> None:
+        """Count what the first `pieces` pieces of a document have not: its tokens, each once,
+        where other rows lose targets."""
+        last = (pieces - 1) * _step(length, self._config.overlap)
+        lost = max(0, len(tokens) - 2 - (last + length - 2))
+        self.counts.truncated += lost > 0
+        self.counts.targets_truncated += lost
+
 
 class ClassifiedRows(_LabelledRows):
     """Rows of one split with a class each; `counts` is complete when `build` is exhausted."""
@@ -45,7 +53,7 @@ class ClassifiedRows(_LabelledRows):
                     self._add([piece], length, document, len(pieces))
             else:
                 most = self._config.row_length // length
-                self._lost(pieces[most:])
+                self._cut_off(document.tokens, length, most)
                 self._add(pieces[:most], length, document, 1)
             yield from self._rows.drained(CHUNK_ROWS)
         yield from self._rows.drained(1)
@@ -54,11 +62,6 @@ class ClassifiedRows(_LabelledRows):
         self.counts.documents += 1
         self.counts.tokens += len(document.tokens)
         self.counts.split += pieces > 1 and self._config.long_documents != "truncate"
-
-    def _lost(self, pieces: list[np.ndarray]) -> None:
-        """Pieces that a row has no room for: tokens here, where other rows lose targets."""
-        self.counts.truncated += bool(pieces)
-        self.counts.targets_truncated += sum(len(piece) - 2 for piece in pieces)
 
     def _add(
         self, pieces: list[np.ndarray], length: int, document: TokenDocument, share: int
@@ -89,9 +92,8 @@ class MaskedRows(_LabelledRows):
             pieces = cut(document.tokens, config.row_length, config.overlap)
             self.counts.documents += 1
             self.counts.tokens += len(document.tokens)
-            if len(pieces) > 1 and config.long_documents == "truncate":
-                self.counts.truncated += 1
-                self.counts.targets_truncated += sum(len(piece) - 2 for piece in pieces[1:])
+            if config.long_documents == "truncate":
+                self._cut_off(document.tokens, config.row_length, 1)
                 pieces = pieces[:1]
             self.counts.split += len(pieces) > 1
             bytes_per_token = document.byte_count / max(1, len(document.tokens) - 2)
@@ -118,9 +120,15 @@ class MaskedRows(_LabelledRows):
 def cut(tokens: np.ndarray, length: int, overlap: int) -> list[np.ndarray]:
     """The pieces [<= length] of a document [n], start and end of which stand around each."""
     inner, room = tokens[1:-1], length - 2
-    step = room - min(overlap, room - 1)
+    step = _step(length, overlap)
     starts = range(0, max(1, len(inner) - (room - step)), step)
     return [np.concatenate([tokens[:1], inner[at : at + room], tokens[-1:]]) for at in starts]
+
+
+def _step(length: int, overlap: int) -> int:
+    """How far apart pieces begin."""
+    room = length - 2
+    return room - min(overlap, room - 1)
 
 
 def mask_tokens(

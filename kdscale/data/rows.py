@@ -49,8 +49,10 @@ class RowCounts:
     """What became of a split's documents and tokens; a document may be both split and packed.
 
     `targets` and `bytes` are those of the rows given out: `targets_truncated` and
-    `targets_duplicate` say what is missing from the documents' own. Documents that are `long`, have
-    no target or are conversations that cannot be rendered leave nothing but a count.
+    `targets_duplicate` say what is missing from the documents' own. Rows to be classified and
+    masked ones lose tokens, not targets, to `targets_truncated`, each token once. Documents that
+    are `long`, have no target or are conversations that cannot be rendered leave nothing but a
+    count.
     """
 
     documents: int = 0

@@ -205,8 +205,11 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def _overlap(logits: Tensor, teacher: Tensor) -> Tensor:
-    """[C] float64: the share of each one's TOP likeliest ids that are the other's too."""
+    """[C] float64: the share of each one's TOP likeliest ids that are the other's too. Ids without
+    probability, such as padding, are nobody's."""
     count = min(TOP, logits.shape[-1])
-    ours, theirs = (each.topk(count, sorted=False).indices for each in (logits, teacher))
-    common = (ours[:, :, None] == theirs[:, None, :]).any(dim=-1)
-    return common.double().mean(dim=-1)
+    ours, theirs = (each.topk(count, sorted=False) for each in (logits, teacher))
+    our, their = (each.values > -math.inf for each in (ours, theirs))
+    same = ours.indices[:, :, None] == theirs.indices[:, None, :]
+    common = (same & our[:, :, None] & their[:, None, :]).sum(dim=(1, 2))
+    return 2 * common.double() / (our.sum(dim=-1) + their.sum(dim=-1))

@@ -5,8 +5,9 @@
 for targets t that sum to s, labels y, q = softmax(z) and q_T = softmax(z / T); T^2 keeps the size
 of gradients (Hinton, Vinyals, Dean, 2015). At T = 1 both are one softmax, and the sparse target
 touches K entries of it: nothing of size V is computed for the distillation that cross-entropy would
-not need, but a product. A ghost bucket of mass g, where r = 1 - sum q is the student's, adds
-g (q - q / r) at ids that are not listed and g q at those that are. Other divergences
+not need, but a product. A ghost bucket of mass g, where r is the student's mass at all ids that are
+not listed, adds g (q - q / r) at these and g q at those that are. r is added up: as 1 - sum q it
+would be wrong by what torch's softmax is off, which is more than a small tail. Other divergences
 (`divergences.py`) are differentiated by autograd.
 """
 
@@ -14,8 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
-from kdscale.losses.divergences import SMALLEST_MASS, Divergence, classes
-from kdscale.types import DenseTargets, SparseTargets, Targets
+from kdscale.losses.divergences import Divergence, merged_log_probs
+from kdscale.types import SparseTargets, Targets
 
 # Below it float32 has no q: a target that unlikely counts as 87 nats. Its gradient is exact.
 _SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny
@@ -69,13 +70,7 @@ def chunk_loss(
         surprise *= label_weights[:, None]
     cross_entropy = surprise.sum()
     if sparse is not None:
-        distillation, mass, at_ids = _sparse_terms(q.gather(-1, sparse.ids), sparse)
-        # Targets that sum to 1, which most do, leave it as it is: a pass over the chunk less. To
-        # look costs a GPU more than the pass.
-        is_odd = q.device.type != "cpu" or (mass - 1).abs().max() > _ROUNDING
-        if is_odd or label_weights is not None:
-            q.mul_(hard + weight * mass)
-        q.scatter_add_(-1, sparse.ids, weight * at_ids)
+        distillation = _add_sparse(q, sparse, weight, hard)
     else:
         if weight or label_weights is not None:
             q.mul_(hard)
@@ -91,24 +86,47 @@ def _log(q: torch.Tensor) -> torch.Tensor:
     return q.clamp_min(_SMALLEST_PROBABILITY).log()
 
 
-def _sparse_terms(
-    q: torch.Tensor, targets: SparseTargets
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The soft cross-entropy (scalar) and its gradient as a share of the softmax [C, 1] at all ids
-    and more at the listed ones [C, K], whose softmax is `q` [C, K]."""
-    probs = targets.probs
-    mass = probs.sum(dim=-1, keepdim=True)
-    value = -(probs * _log(q)).sum()
+def _add_sparse(
+    q: torch.Tensor, targets: SparseTargets, weight: float, hard: torch.Tensor | float
+) -> torch.Tensor:
+    """The soft cross-entropy (scalar). The softmax `q` [C, V] becomes `weight` times its gradient
+    and `hard` ([C, 1] or a number) times `q`."""
+    ids, probs = targets.ids, targets.probs
+    listed = q.gather(-1, ids)
+    value = -(probs * _log(listed)).sum()
     if targets.ghost is None:
-        return value, mass, -probs
+        mass = probs.sum(dim=-1, keepdim=True)
+        # Targets that sum to 1, which most do, leave it as it is: a pass over the chunk less. To
+        # look costs a GPU more than the pass.
+        is_odd = q.device.type != "cpu" or (mass - 1).abs().max() > _ROUNDING
+        if is_odd or isinstance(hard, torch.Tensor):
+            q.mul_(hard + weight * mass)
+    else:
+        value += _add_ghost(q, targets, listed, weight, hard)
+    q.scatter_add_(-1, ids, -weight * probs)
+    return value
+
+
+def _add_ghost(
+    q: torch.Tensor,
+    targets: SparseTargets,
+    listed: torch.Tensor,
+    weight: float,
+    hard: torch.Tensor | float,
+) -> torch.Tensor:
+    """What a ghost bucket adds to the soft cross-entropy of the ids in whose places `q` has
+    `listed` [C, K] (scalar). `q` becomes the gradient but for the probabilities of these ids."""
+    assert targets.ghost is not None
     ghost = targets.ghost[..., None]
-    rest = 1 - q.sum(dim=-1, keepdim=True)
-    clamped = rest.clamp_min(SMALLEST_MASS)
-    value -= (ghost * clamped.log()).sum()
-    # A clamped logarithm has no slope.
-    ghost = torch.where(rest > SMALLEST_MASS, ghost, 0.0)
-    odds = ghost / clamped
-    return value, mass + ghost - odds, odds * q - probs
+    mass = targets.probs.sum(dim=-1, keepdim=True) + ghost
+    q.scatter_(-1, targets.ids, 0.0)
+    rest = q.sum(dim=-1, keepdim=True)
+    whole = rest + listed.sum(dim=-1, keepdim=True)
+    odds = torch.where(rest > 0, ghost / rest.clamp_min(_SMALLEST_PROBABILITY), 0.0)
+    # Listed ids apart: there the odds, which have no bound, would only cancel.
+    pull = hard + weight * mass / whole
+    q.mul_(pull - weight * odds).scatter_(-1, targets.ids, pull * listed)
+    return (mass * whole.log() - ghost * _log(rest)).sum()
 
 
 def _apart(
@@ -118,26 +136,44 @@ def _apart(
     of its own."""
     temperature = objective.temperature
     scaled = logits / temperature
-    if objective.divergence is not None:
-        value, gradient = _differentiated(scaled, targets, objective.divergence)
-    elif isinstance(targets, DenseTargets):
+    if isinstance(targets, SparseTargets) and objective.divergence is not None:
+        value, gradient = _merged(scaled, targets, objective.divergence)
+    elif isinstance(targets, SparseTargets):
+        gradient = torch.softmax(scaled, dim=-1)
+        value = _add_sparse(gradient, targets, weight=1.0, hard=0.0)
+    elif objective.divergence is not None:
+        value, gradient = _differentiated(scaled, targets.log_probs, objective.divergence)
+    else:
         probs = targets.log_probs.exp()
         gradient = torch.log_softmax(scaled, dim=-1)
         value = -(probs * gradient).sum()
         gradient.exp_().mul_(probs.sum(dim=-1, keepdim=True)).sub_(probs)
-    else:
-        gradient = torch.softmax(scaled, dim=-1)
-        value, mass, at_ids = _sparse_terms(gradient.gather(-1, targets.ids), targets)
-        gradient.mul_(mass).scatter_add_(-1, targets.ids, at_ids)
     return temperature**2 * value, gradient.mul_(temperature)
 
 
 def _differentiated(
-    scaled: torch.Tensor, targets: Targets, divergence: Divergence
+    logits: torch.Tensor, log_p: torch.Tensor, divergence: Divergence
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A divergence of a chunk and its gradient, by autograd."""
+    """A divergence between p and softmax(logits) [C, N], and its gradient, by autograd."""
     with torch.enable_grad():
-        scaled.requires_grad_()
-        value = divergence(*classes(scaled, targets))
-    (gradient,) = torch.autograd.grad(value, scaled)
+        logits.requires_grad_()
+        value = divergence(log_p, torch.log_softmax(logits, dim=-1))
+    (gradient,) = torch.autograd.grad(value, logits)
     return value.detach(), gradient
+
+
+def _merged(
+    scaled: torch.Tensor, targets: SparseTargets, divergence: Divergence
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A divergence on the listed ids and the ghost bucket, which `targets` must have, and its
+    gradient [C, V]: the bucket's logit is the logsumexp of its ids, each of which has the share of
+    the bucket's gradient that it has of the bucket."""
+    q = torch.softmax(scaled, dim=-1)
+    log_norm = scaled.amax(dim=-1, keepdim=True) - q.amax(dim=-1, keepdim=True).log()
+    q.scatter_(-1, targets.ids, 0.0)
+    rest = q.sum(dim=-1, keepdim=True).clamp_min(_SMALLEST_PROBABILITY)
+    logits = torch.cat([scaled.gather(-1, targets.ids) - log_norm, rest.log()], dim=-1)
+    value, gradient = _differentiated(logits, merged_log_probs(targets), divergence)
+    # Divided first: a small `rest` alone would overflow.
+    q.div_(rest).mul_(gradient[:, -1:]).scatter_(-1, targets.ids, gradient[:, :-1])
+    return value, q

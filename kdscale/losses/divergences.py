@@ -2,23 +2,27 @@
 
 Every function takes log p and log q, [..., C] float32, normalised over the last dimension, and
 returns a scalar, the sum over all positions in nats; autograd differentiates it in log q. A class
-without probability in p (log p = -inf: the padding of an embedding) counts as nothing. The classes
-are the vocabulary or, for targets with a ghost bucket, the listed ids and one bucket for all others
-(`classes`): there every divergence is exact on K + 1 classes and, merging being a loss of
-information, a lower bound of the divergence over the vocabulary.
+that neither has (-inf: the padding of an embedding) counts as nothing. Where KL(a || b) would be
+infinite, as b has nothing of a class of a's, b counts as 1.2e-38 there, 87 nats: a student has to
+pay for what it puts where its teacher puts nothing. The classes are the vocabulary or, for targets
+with a ghost bucket, the listed ids and one bucket for all others: there every divergence is exact
+on K + 1 classes. Merging is a loss of information, which makes an f-divergence a lower bound of
+that over the vocabulary; `adaptive_kl`, whose weight changes with the classes, may come out larger.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
 import torch
 
 from kdscale.config.loss import DivergenceConfig
-from kdscale.types import DenseTargets, Targets
+from kdscale.types import DenseTargets, SparseTargets, Targets
 
-# The ghost bucket's share of the student is 1 - sum q: float32 may make it 0 or less.
-SMALLEST_MASS = 1e-8
+# Rounding at rest may leave a listed id or the ghost bucket nothing of what the teacher gave it.
+_SMALLEST_MASS = 1e-8
 
+_LEAST_LOG = math.log(torch.finfo(torch.float32).tiny)
 
 Divergence = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From log p and log q to a scalar."""
@@ -32,62 +36,60 @@ def make_divergence(config: DivergenceConfig) -> Divergence | None:
     return partial(globals()[f"{config.kind}_sum"], **options)
 
 
-def classes(logits: torch.Tensor, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
-    """log p and log q [P, C] of `targets` and `logits` ([P, V] float32, divided by the
-    temperature): over V of dense targets, over K + 1 of sparse ones, which must have a ghost
-    bucket."""
-    log_q = torch.log_softmax(logits, dim=-1)
-    if isinstance(targets, DenseTargets):
-        return targets.log_probs, log_q
+def merged_log_probs(targets: SparseTargets) -> torch.Tensor:
+    """log p [..., K + 1] of the listed ids and the ghost bucket, which `targets` must have. No
+    class counts for less than 1e-8."""
     assert targets.ghost is not None
-    listed = log_q.gather(-1, targets.ids)
-    rest = (1 - listed.exp().sum(dim=-1, keepdim=True)).clamp_min(SMALLEST_MASS).log()
     p = torch.cat([targets.probs, targets.ghost[..., None]], dim=-1)
-    return p.log(), torch.cat([listed, rest], dim=-1)
+    return p.clamp_min(_SMALLEST_MASS).log()
 
 
 def entropy_sum(targets: Targets) -> torch.Tensor:
     """Sum over positions of the entropy of a target over its classes, nats; a scalar."""
     if isinstance(targets, DenseTargets):
-        return -_expectation(targets.log_probs, targets.log_probs, torch.zeros(()))
+        known = targets.log_probs.masked_fill(targets.log_probs == -math.inf, 0.0)
+        return -(targets.log_probs.exp() * known).sum()
     total = torch.special.entr(targets.probs).sum()
     return total if targets.ghost is None else total + torch.special.entr(targets.ghost).sum()
 
 
 def forward_kl_sum(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     """Sum of KL(p || q) = sum_v p (log p - log q) over positions; [..., C] -> scalar."""
-    return _expectation(log_p, log_p, log_q)
+    return _terms(log_p, log_q).sum()
 
 
 def reverse_kl_sum(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """Sum of KL(q || p) over positions; [..., C] -> scalar. Where p is 0, q is not counted."""
-    return _expectation(log_q, log_q, log_p)
+    """Sum of KL(q || p) over positions; [..., C] -> scalar."""
+    return _terms(log_q, log_p).sum()
 
 
 def jensen_shannon_sum(log_p: torch.Tensor, log_q: torch.Tensor, beta: float) -> torch.Tensor:
     """Sum of b KL(p || m) + (1 - b) KL(q || m) with m = b p + (1 - b) q over positions, for
-    0 < b < 1; [..., C] -> scalar. The generalised JSD of GKD (Agarwal et al., ICLR 2024)."""
+    0 < b < 1; [..., C] -> scalar. The generalised JSD of GKD (Agarwal et al., ICLR 2024).
+
+    Towards 0 it vanishes like b KL(p || q), towards 1 like (1 - b) KL(q || p)."""
     log_m = _mix(log_p, log_q, beta)
-    return beta * _expectation(log_p, log_p, log_m) + (1 - beta) * _expectation(log_q, log_q, log_m)
+    return (beta * _terms(log_p, log_m) + (1 - beta) * _terms(log_q, log_m)).sum()
 
 
 def skewed_kl_sum(log_p: torch.Tensor, log_q: torch.Tensor, alpha: float) -> torch.Tensor:
     """Sum of KL(p || a p + (1 - a) q) over positions, 0 <= a < 1; [..., C] -> scalar. DistiLLM (Ko
     et al., ICML 2024)."""
-    return _expectation(log_p, log_p, _mix(log_p, log_q, alpha))
+    return _terms(log_p, _mix(log_p, log_q, alpha)).sum()
 
 
 def skewed_reverse_kl_sum(log_p: torch.Tensor, log_q: torch.Tensor, alpha: float) -> torch.Tensor:
     """Sum of KL(q || a q + (1 - a) p) over positions, 0 <= a < 1; [..., C] -> scalar. DistiLLM."""
-    return _expectation(log_q, log_q, _mix(log_q, log_p, alpha))
+    return _terms(log_q, _mix(log_q, log_p, alpha)).sum()
 
 
 def adaptive_kl_sum(log_p: torch.Tensor, log_q: torch.Tensor, head_mass: float) -> torch.Tensor:
     """Sum of w KL(p || q) + (1 - w) KL(q || p) over positions; [..., C] -> scalar.
 
-    The head of a position are its most probable classes that hold `head_mass` of p; w is the head's
-    share of sum_v |p - q|, a constant for the gradient. Wu et al., "Rethinking Kullback-Leibler
-    divergence in knowledge distillation for LLMs", COLING 2025.
+    The head of a position are the fewest of its most probable classes that hold `head_mass` of p,
+    the one that reaches it included (the authors' published code leaves that one out, unless it is
+    the first); w is the head's share of sum_v |p - q|, a constant for the gradient. Wu et al.,
+    "Rethinking Kullback-Leibler divergence in knowledge distillation for LLMs", COLING 2025.
     """
     with torch.no_grad():
         p, order = log_p.exp().sort(dim=-1, descending=True)
@@ -96,8 +98,7 @@ def adaptive_kl_sum(log_p: torch.Tensor, log_q: torch.Tensor, head_mass: float) 
         in_head = p.cumsum(dim=-1) - p < head_mass
         whole = distance.sum(dim=-1)
         share = torch.where(whole > 0, (distance * in_head).sum(dim=-1) / whole, 0.5)[..., None]
-    forward = _terms(log_p, log_p, log_q)
-    reverse = _terms(log_q, log_q, log_p)
+    forward, reverse = _terms(log_p, log_q), _terms(log_q, log_p)
     return (share * forward + (1 - share) * reverse).sum()
 
 
@@ -108,7 +109,8 @@ def total_variation_sum(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tenso
 
 def logit_mse_sum(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     """Sum of mean_v (x_v - y_v)^2 over positions; [..., C] -> scalar. x and y are the logits less
-    their mean over the classes that p has, which log-probabilities know as well as logits do."""
+    their mean over the classes that p has, which log-probabilities know as well as logits do. What
+    q puts in other classes is not counted."""
     known = torch.isfinite(log_p)
     count = known.sum(dim=-1, keepdim=True)
     difference = torch.where(known, log_q - log_p, 0.0)
@@ -128,12 +130,7 @@ def _mix(log_p: torch.Tensor, log_q: torch.Tensor, share: float) -> torch.Tensor
     return torch.logaddexp(safe_p + weights[0], safe_q + weights[1])
 
 
-def _expectation(weight: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    return _terms(weight, first, second).sum()
-
-
-def _terms(weight: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """exp(weight) (first - second), 0 where any of them is -inf."""
-    known = torch.isfinite(weight) & torch.isfinite(first) & torch.isfinite(second)
-    difference = torch.where(known, first, 0.0) - torch.where(known, second, 0.0)
-    return torch.where(known, weight.exp() * difference, 0.0)
+def _terms(log_a: torch.Tensor, log_b: torch.Tensor) -> torch.Tensor:
+    """a (log a - log b), the terms of KL(a || b): 0 where a is 0."""
+    known = log_a.masked_fill(log_a == -math.inf, 0.0)
+    return log_a.exp() * (known - log_b.masked_fill(log_b == -math.inf, _LEAST_LOG))

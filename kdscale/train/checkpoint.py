@@ -2,7 +2,8 @@
 
 A checkpoint holds the back end's model and optimiser, each rank's random state, the step, what the
 validations have shown, and what follows the loss. The learning rate, the curriculum and the data
-order are pure functions of the step and the seed, so the step is all their state.
+order are pure functions of the step and the seed, so the step is all their state, beside the
+version of the orders.
 """
 
 import json
@@ -16,6 +17,7 @@ import torch
 
 from kdscale.config.training import TrainingConfig
 from kdscale.errors import KdscaleError
+from kdscale.shuffle import VERSION as ORDER_VERSION
 from kdscale.store import Store, download_folder, upload_folder
 from kdscale.train.backend import Backend
 from kdscale.train.loop import Progress
@@ -42,7 +44,8 @@ def save_checkpoint(
         upload_folder(folder, store, name)
     worker.barrier()
     if worker.rank == 0:
-        store.put(f"{name}/{_MARKER}", json.dumps(asdict(progress)).encode())
+        marker = asdict(progress) | {"order": ORDER_VERSION}
+        store.put(f"{name}/{_MARKER}", json.dumps(marker).encode())
         best = _name(progress.validated.best_step) if training.keep == "best" else None
         for old in _complete(store)[:-KEPT]:
             if old != best:
@@ -74,6 +77,12 @@ def load_checkpoint(
         backend.load(folder)
         _restore_random_state(folder / f"random-{worker.rank}.pt")
     worker.barrier()
+    is_other = marker.pop("order", 1) != ORDER_VERSION
+    if is_other and step is None and worker.rank == 0:
+        worker.say(
+            f"note: {name} was saved by a version of kdscale that orders rows differently: of the "
+            "epoch at hand some rows come twice, and some not at all"
+        )
     return Progress(**{**marker, "validated": Validated(**marker["validated"])})
 
 

@@ -38,7 +38,10 @@ ALLOWED: dict[str, set[str]] = {
     "cache": {"ahead", "compiled", "config", "errors", "shuffle", "store", "types"},
     "losses": {"config", "types"},
     "models": {"config", "errors", "losses", "scratch", "store", "types", "workers"},
-    "train": {"config", "data", "errors", "losses", "models", "store", "tracking", "workers"},
+    "train": {
+        *("config", "data", "errors", "losses", "models", "shuffle", "store", "tracking"),
+        "workers",
+    },
     "curriculum": {"cache", "config", "shuffle"},
     "committing": {"errors", "ray_session", "store"},
     "teacher": {

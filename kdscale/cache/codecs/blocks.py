@@ -1,6 +1,7 @@
 """Finding ids in a vocabulary that is seen as blocks, by looking into a few of them only.
 
-All functions take probabilities as [C, N, BLOCK] float32: C positions, N blocks, ids past V at 0.
+All functions take numbers of ids as [C, N, BLOCK] float32: C positions, N blocks. Ids from V on are
+padding.
 """
 
 import torch
@@ -9,28 +10,36 @@ from torch import Tensor
 BLOCK = 128
 
 
-def largest(blocks: Tensor, maxima: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest probabilities in falling order and their ids, [C, count] each.
+_LEAST = torch.finfo(torch.float32).min
+
+
+def largest(blocks: Tensor, maxima: Tensor, count: int, vocab_size: int) -> Tensor:
+    """The ids [C, count] of the `count` <= V largest logits in falling order, none of it padding.
 
     maxima: [C, N], of the blocks. The largest lie in the blocks with the largest maxima: finding
     those reads the vocabulary at the speed of memory, which a top-k over all of it does not.
     """
-    chosen = maxima.topk(min(count, maxima.shape[1]), dim=-1).indices
-    inside = rows(blocks, chosen).flatten(1).topk(count, dim=-1)
-    ids = chosen.gather(-1, inside.indices // BLOCK) * BLOCK + inside.indices % BLOCK
-    return inside.values, ids
+    last = maxima.shape[1] - 1
+    chosen = maxima.topk(min(count, last + 1), dim=-1).indices
+    inside = rows(blocks, chosen)
+    if beyond := -vocab_size % BLOCK:
+        # Ids without probability may be among the largest, yet padding loses against them too.
+        inside.clamp_min_(_LEAST)
+        inside[..., -beyond:].masked_fill_((chosen == last)[..., None], -torch.inf)
+    places = inside.flatten(1).topk(count, dim=-1).indices
+    return chosen.gather(-1, places // BLOCK) * BLOCK + places % BLOCK
 
 
-def running_sums(blocks: Tensor) -> Tensor:
-    """[C, N] float64: of each block, the mass up to its end."""
-    return blocks.sum(-1).double().cumsum(-1)
+def running_sums(sums: Tensor) -> Tensor:
+    """[C, N] float64: of each block, the mass up to its end, from the masses [C, N] of blocks."""
+    return sums.double().cumsum(-1)
 
 
 def locate(blocks: Tensor, sums: Tensor, points: Tensor) -> Tensor:
     """The ids [C, K] on which `points` [C, K] float64 of the running sum over ids fall.
 
-    sums: `running_sums(blocks)`; points: in [0, sums[:, -1]). An id without mass is never hit,
-    unless no id has any.
+    blocks: probabilities, 0 of padding; sums: their running sums; points: in [0, sums[:, -1]). An
+    id without mass is never hit, unless no id has any.
     """
     points = points.minimum(_below(sums[:, -1:]))
     hit = torch.searchsorted(sums, points, right=True).clamp(max=sums.shape[-1] - 1)

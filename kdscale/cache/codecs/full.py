@@ -31,7 +31,9 @@ class Full(ChunkedCodec):
 
     def decode(self, payload: Tensor) -> DenseTargets:
         """[..., 2 V] uint8 -> log-probabilities [..., V] float32, normalised once more."""
-        return DenseTargets(payload.contiguous().view(torch.float16).float().log_softmax(-1))
+        # A slice of one position counts as contiguous, yet may start at an odd byte.
+        aligned = payload.clone(memory_format=torch.contiguous_format)
+        return DenseTargets(aligned.view(torch.float16).float().log_softmax(-1))
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "full", "vocab_size": self.vocab_size}

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from kdscale.cache.codecs import bits
-from kdscale.cache.codecs.blocks import largest
 from kdscale.cache.codecs.chunked import ChunkedCodec
 from kdscale.cache.codecs.distribution import Distribution
 from kdscale.types import SparseTargets
@@ -54,7 +53,8 @@ class Topk(ChunkedCodec):
         mass = probs.sum(-1, keepdim=True)
         # Rounding can lift the mass above 1, which no target may exceed.
         probs = probs / mass.clamp(min=1)
-        return SparseTargets(ids, probs, ghost=(1 - mass.squeeze(-1)).clamp(min=0))
+        ghost = (1 - mass.squeeze(-1)).clamp(min=0)
+        return SparseTargets(ids, probs.float(), ghost.float())
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -66,7 +66,7 @@ class Topk(ChunkedCodec):
 
     def select(self, p: Distribution, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """Ids and log-probabilities [C, K] of a chunk."""
-        _, ids = largest(p.blocks, p.maxima, self.k)
+        ids = p.largest(self.k)
         return ids, p.log_probs(ids)
 
     def pack(self, *selected: Tensor) -> Tensor:
@@ -86,10 +86,10 @@ class Topk(ChunkedCodec):
         return self.k * self.value_bits // 8
 
     def _probs(self, values: Tensor) -> Tensor:
-        """[..., value bytes] uint8 -> [..., K] float32."""
+        """[..., value bytes] uint8 -> [..., K] float64: what is left of 1 is a small difference."""
         if self.value_bits == 8:
-            probs = torch.exp(values.float() / -_STEPS_PER_NAT)
+            probs = torch.exp(values.double() / -_STEPS_PER_NAT)
             return probs.masked_fill(values == _NOTHING, 0.0)
         # A slice of one position counts as contiguous, yet may start at an odd byte.
         aligned = values.clone(memory_format=torch.contiguous_format)
-        return aligned.view(torch.float16).float().exp()
+        return aligned.view(torch.float16).double().exp()

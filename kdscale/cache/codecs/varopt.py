@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kdscale.cache.codecs import bits
-from kdscale.cache.codecs.blocks import largest, locate, running_sums
+from kdscale.cache.codecs.blocks import BLOCK, locate, rows, running_sums
 from kdscale.cache.codecs.chunked import ChunkedCodec
 from kdscale.cache.codecs.distribution import Distribution
 from kdscale.types import SparseTargets
@@ -80,12 +80,12 @@ class Varopt(ChunkedCodec):
 
     def select(self, p: Distribution, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """Codes [C, H] and ids [C, K] of a chunk."""
-        values, head_ids = largest(p.blocks, p.maxima, self.head + 1)
-        values = values.double()
-        heads = _head_size(values, self.k)
+        head_ids = p.largest(self.head + 1)
+        values = p.blocks.flatten(1).gather(-1, head_ids).double()
+        heads = _head_size(values, p.mass, self.k)
         in_head = torch.arange(self.head, device=values.device) < heads
-        tail = _without(p.blocks, head_ids[:, : self.head], in_head)
-        sums = running_sums(tail)
+        tail, tail_sums = _without(p, head_ids[:, : self.head], in_head)
+        sums = running_sums(tail_sums)
         codes = self._round(values[:, : self.head].where(in_head, 0.0), sums[:, -1:], uniforms)
 
         slots = torch.arange(self.k, device=values.device)
@@ -123,22 +123,25 @@ class Varopt(ChunkedCodec):
         return rounded.diff(dim=-1, prepend=torch.zeros_like(rounded[:, :1]))
 
 
-def _head_size(values: Tensor, k: int) -> Tensor:
+def _head_size(values: Tensor, mass: Tensor, k: int) -> Tensor:
     """h [C, 1]: the smallest with p_(h+1) <= tau_h = (1 - sum of the h largest) / (k - h), else H.
 
-    values: the H + 1 largest probabilities, [C, H + 1] float64, falling.
+    values: the H + 1 largest probabilities, [C, H + 1] float64, falling; mass: of all, [C, 1].
     """
     sizes = torch.arange(values.shape[-1], device=values.device)
     before = values.cumsum(-1) - values
     # Rounding can leave less than nothing; an id of probability 0 must not count as above it.
-    tau = (1 - before).clamp(min=0) / (k - sizes)
+    tau = (mass - before).clamp(min=0) / (k - sizes)
     fits = (values <= tau) | (sizes == sizes[-1])
     return fits.int().argmax(-1, keepdim=True)
 
 
-def _without(blocks: Tensor, head_ids: Tensor, in_head: Tensor) -> Tensor:
-    """`blocks` with the head's ids [C, H] at 0 (where `in_head` [C, H]), in place."""
-    flat = blocks.flatten(1)
+def _without(p: Distribution, head_ids: Tensor, in_head: Tensor) -> tuple[Tensor, Tensor]:
+    """The blocks of `p` with the head's ids [C, H] at 0 (where `in_head` [C, H]), in place, and
+    their sums [C, N]."""
+    flat = p.blocks.flatten(1)
     kept = flat.gather(-1, head_ids).masked_fill(in_head, 0.0)
     flat.scatter_(-1, head_ids, kept)
-    return flat.view_as(blocks)
+    # Added up again: what is left of a block is less than its sum was rounded by.
+    touched = head_ids // BLOCK
+    return p.blocks, p.sums.scatter(-1, touched, rows(p.blocks, touched).sum(-1))

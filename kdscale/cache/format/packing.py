@@ -41,7 +41,10 @@ _LEADING = (1 << _MANTISSA) + (_CLASSES & ((1 << _MANTISSA) - 1))
 # The least number of each class.
 _LEAST = (_LEADING << (_CLASSES >> _MANTISSA)) >> _MANTISSA
 
+# Positions, and bytes of the streams, which a column of Arrow keeps below 2 GiB. The bit above says
+# that the first stream, how many ids of a position are ordered, is of four bytes instead of one.
 _LENGTHS = struct.Struct("<II")
+_WIDE = 1 << 31
 
 
 def packable(codec: Codec) -> TypeGuard[SampledIds]:
@@ -59,7 +62,8 @@ class Packing:
     def pack(self, contexts: np.ndarray, payload: np.ndarray) -> bytes:
         """The payload [P, bytes a position] uint8 of positions whose tokens are `contexts` [P]."""
         codec = self.codec
-        ordered = codec.ordered_ids(torch.from_numpy(payload)).numpy().astype(np.uint8)
+        ordered = codec.ordered_ids(torch.from_numpy(payload)).numpy()
+        wide = _WIDE if ordered.max(initial=0) > 255 else 0
         by_group = np.argsort(ordered, kind="stable")
         payload = payload[by_group]
         packed_ids = torch.from_numpy(payload[:, codec.prefix_bytes :])
@@ -70,11 +74,12 @@ class Packing:
         # A float32 holds every number below 2^24; its exponent and mantissa are the class.
         classes = (numbers.astype(np.float32).view(np.int32) >> _SHIFT) - _CLASS_OF_ONE
         planes = [*payload[:, : codec.prefix_bytes].T, *classes.astype(np.uint8)]
-        streams = [ordered, *(plane[group] for plane in planes for group in groups.values())]
+        counts = ordered.astype("<u4" if wide else "u1")
+        streams = [counts, *(plane[group] for plane in planes for group in groups.values())]
         compressed = b"".join(_ZSTD.compress(s.tobytes(), asbytes=True) for s in streams)
         left = (numbers - _LEAST[classes]).ravel()
         open_bits = bitstream.join(left, _OPEN_BITS[classes].ravel())
-        return _LENGTHS.pack(len(ordered), len(compressed)) + compressed + open_bits
+        return _LENGTHS.pack(len(ordered), wide | len(compressed)) + compressed + open_bits
 
     def unpack(self, contexts: np.ndarray, data: bytes) -> np.ndarray:
         """The inverse of `pack`: [P, bytes a position] uint8, the ids of a set in rising rank."""
@@ -90,14 +95,17 @@ class Packing:
         ([P] int64) on. ValueError for bytes that were not packed from P such positions."""
         codec, count = self.codec, len(contexts)
         positions, length = _LENGTHS.unpack_from(data)
+        counts = np.dtype("<u4" if length & _WIDE else "u1")
+        length &= _WIDE - 1
         if positions != count:
             raise ValueError(f"{positions} positions were packed, not {count}")
         # Frames that follow each other are undone by one call, and the groups of a plane touch.
         open_bits = bitstream.windows(memoryview(data)[_LENGTHS.size + length :])
         compressed = memoryview(data)[_LENGTHS.size : _LENGTHS.size + length]
-        shape = (1 + codec.prefix_bytes + codec.k, count)
+        shape = (counts.itemsize + codec.prefix_bytes + codec.k, count)
         streams = _ZSTD.decompress(compressed, math.prod(shape), asbytes=True)
-        ordered, *_ = planes = np.frombuffer(streams, np.uint8).reshape(shape)
+        planes = np.frombuffer(streams, np.uint8).reshape(shape)[counts.itemsize :]
+        ordered = np.frombuffer(streams, counts, count)
         if planes[-codec.k :].max(initial=0) >= len(_CLASSES):
             raise ValueError("the packed bytes hold classes that there are not")
         by_group = np.argsort(ordered, kind="stable")
@@ -105,7 +113,7 @@ class Packing:
             (codec.prefix_bytes, codec.k, codec.id_width),
             self.prior.starts,
             self.prior.names,
-            planes[1:],
+            planes,
             ordered[by_group],
             contexts[by_group],
             open_bits,
@@ -122,7 +130,7 @@ def _unpack(
     starts: np.ndarray,  # [V + 1] int32, see `Prior`
     names: np.ndarray,  # [pairs + V] int32, see `Prior`
     planes: np.ndarray,  # [prefix bytes + K, P] uint8: bytes of the prefix, then classes
-    ordered: np.ndarray,  # [P] uint8
+    ordered: np.ndarray,  # [P] unsigned
     contexts: np.ndarray,  # [P] integers
     open_bits: np.ndarray,  # uint32, see `bitstream.windows`
     memory: np.ndarray,  # uint8
@@ -155,7 +163,7 @@ def _unpack(
             cursors[slot] = cursor + width
             window = np.int64(open_bits[cursor >> 3]) >> (cursor & 7)
             number = _LEAST[one] + (window & ((np.int64(1) << width) - 1))
-            rank = number - 1 + (rank if slot > ordered[place] else 0)
+            rank = number - 1 + (rank if slot > np.int64(ordered[place]) else 0)
             named = rank + (first if rank < count else followers - count)
             if named >= len(names):
                 return False

@@ -18,8 +18,8 @@ from kdscale.cache.read.batches import read_batches
 from kdscale.cache.read.order import EpochOrder
 from kdscale.cache.rows import CachedRows
 from kdscale.errors import KdscaleError
+from kdscale.shuffle import VERSION
 
-_VERSION = 1
 # At most so many positions' rows are computed at once: a call costs the same for one as for many,
 # as long as they are of one window.
 _POSITIONS = 4096
@@ -102,7 +102,7 @@ class CacheLoader:
         ahead. The same on all ranks at the same step."""
         order = self._order
         return {
-            "version": _VERSION,
+            "version": VERSION,
             "seed": order.seed,
             "rows": order.rows,
             "chunk_rows": order.chunk_rows,

@@ -118,3 +118,23 @@ def test_merge_adds_up_what_an_id_has() -> None:
     assert found.tolist() == [[2, 2, 5, 5, 5, 9]]
     assert sums.tolist() == [[18, 0, 37, 0, 0, 8]]
     assert first.tolist() == [[True, False, True, False, False, True]]
+
+
+def test_a_small_tail_of_a_large_vocabulary_is_exact() -> None:
+    """The bucket's pull on the ids that are not listed, where torch's softmax is off by more than
+    the tail."""
+    vocab, tail = 262_144, 1e-5
+    logits = torch.randn(2, vocab, generator=torch.Generator().manual_seed(0))
+    logits[:, 7] = 0
+    logits[:, 7] = logits.logsumexp(-1) - np.log(tail)
+    # One position is the teacher of the other's student, and both are alike.
+    truth = make_truth(logits[:1])
+    targets = SparseTargets(torch.tensor([[[7]]]), torch.tensor([[[0.99]]]), torch.tensor([[0.01]]))
+    error = gradient_error(truth, targets)
+    q = logits[0].double().softmax(-1)
+    others = torch.arange(vocab) != 7
+    assert error.scale[0, 0].item() == pytest.approx(-0.01 / q[others].sum().item(), rel=0.01)
+    total = error.sum()[0]
+    # e = (s q - t) - (q - p) = p - t, of which the ids that are not listed have tail - ghost.
+    assert total[others].sum().item() == pytest.approx(tail - 0.01, rel=1e-3)
+    assert abs(total.sum().item()) < 1e-6

@@ -96,7 +96,7 @@ def test_the_state_counts_what_was_handed_out_and_not_what_was_read_ahead(plant:
     counting = Counting(CacheReader(plant(rows=ROWS).publish().store))
     loader = load(counting, workers=3, ahead=6)  # type: ignore[arg-type]
     assert loader.state_dict() == {
-        "version": 1,
+        "version": 2,
         "seed": 7,
         "rows": ROWS,
         "chunk_rows": 3,
@@ -182,7 +182,7 @@ def test_a_second_loop_goes_on_where_the_first_stopped(plant: Plant) -> None:
     [
         ({"seed": 8}, "seed: the state has 8, this loader 7"),
         ({"rows": 24}, "rows: the state has 24, this loader 23"),
-        ({"version": 2}, "version: the state has 2, this loader 1"),
+        ({"version": 1}, "version: the state has 1, this loader 2"),
         ({"batch_rows": 6}, "batch_rows: the state has 6, this loader 5"),
         ({"window_chunks": 0}, "window_chunks: the state has 0, this loader 2"),
         ({"chunk_rows": None}, "chunk_rows: the state has None, this loader 3"),
@@ -202,7 +202,7 @@ def test_a_state_of_another_order_is_refused(
 def test_all_that_differs_is_listed(plant: Plant) -> None:
     loader = load(CacheReader(plant(rows=ROWS).publish().store))
     with pytest.raises(KdscaleError) as caught:
-        loader.load_state_dict({"step": 1, "version": 1})
+        loader.load_state_dict({"step": 1, "version": 2})
     for name in ("seed", "rows", "chunk_rows", "window_chunks", "batch_rows"):
         assert f"{name}: the state has None" in caught.value.problem
     assert "version:" not in caught.value.problem

@@ -202,6 +202,66 @@ def test_any_ids_come_back(vocab_size: int, k: int, head_bits: int, count: int, 
         assert sorted(after[leading:]) == sorted(before[leading:])
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        SampleCodec(draws=255, tau=0.8),
+        SampleCodec(draws=256, tau=0.8),
+        SampleCodec(draws=300, tau=1.2),
+        SampleCodec(draws=1, tau=0.8),
+        SampleCodec(draws=1),
+        SampleCodec(draws=1000),
+        VaroptCodec(k=300, head=299),
+        VaroptCodec(k=600, head=257, head_bits=16),
+        VaroptCodec(k=256, head=255),
+        VaroptCodec(k=1000, head=1),
+        VaroptCodec(k=2, head=1),
+    ],
+    ids=str,
+)
+def test_every_setting_of_a_codec_comes_back(config: CodecConfig) -> None:
+    """However many ids have a meaning by their place."""
+    vocab_size, tokens = 1000, text(1000, rows=2, length=3)
+    codec = make_codec(config, vocab_size)
+    assert packable(codec)
+    # A flat teacher and a steep one: heads of every size.
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.tensor([0.0, 0.1, 0.3, 1.0, 3.0, 9.0])[:, None]
+    logits = scale * torch.randn(6, vocab_size, generator=generator)
+    noise = torch.rand(6, codec.streams, generator=generator, dtype=torch.float64)
+    payload = codec.encode(logits, noise).payload.numpy()
+    packing = Packing(codec, prior_of(text(vocab_size, seed=1), vocab_size))
+    data = packing.pack(tokens.ravel(), payload)
+    found = packing.unpack(tokens.ravel(), data)
+    ordered = codec.ordered_ids(torch.from_numpy(payload)).numpy()
+    assert np.array_equal(found[:, : codec.prefix_bytes], payload[:, : codec.prefix_bytes])
+    pairs = zip(ids_of(codec, payload), ids_of(codec, found), ordered, strict=True)
+    for before, after, leading in pairs:
+        assert np.array_equal(after[:leading], before[:leading])
+        assert np.array_equal(np.sort(after[leading:]), np.sort(before[leading:]))
+    assert packing.pack(tokens.ravel(), found) == data
+
+
+PACKED = bytes.fromhex(
+    "03000000c000000028b52ffd200319000002010028b52ffd2001090000ff28b52ffd2001090000c828b52ffd"
+    "2001090000c828b52ffd2001090000ff28b52ffd2001090000ff28b52ffd20010900000a28b52ffd20010900"
+    "001328b52ffd20010900000028b52ffd20010900001428b52ffd20010900000428b52ffd20010900001428b5"
+    "2ffd20010900001428b52ffd20010900000428b52ffd20010900000028b52ffd20010900001128b52ffd2001"
+    "0900000428b52ffd20010900000a28b52ffd20010900000e7607"
+)
+"""What kdscale wrote when all counts of ordered ids took one byte."""
+
+
+def test_bytes_of_an_older_cache_are_read() -> None:
+    codec = make_codec(VaroptCodec(k=4, head=2), 40)
+    assert packable(codec)
+    falling = np.arange(40, dtype=np.int32)[::-1].copy()
+    prior = Prior(np.zeros(41, np.int32), np.zeros(0, np.int32), falling)
+    found = Packing(codec, prior).unpack(np.arange(3), PACKED)
+    assert ids_of(codec, found).tolist() == [[3, 1, 20, 9], [39, 5, 5, 0], [10, 9, 8, 7]]
+    assert found[:, :2].tolist() == [[200, 10], [200, 255], [255, 255]]
+
+
 def test_bytes_that_no_packing_wrote_are_refused() -> None:
     tokens = text(300)
     packing = Packing(make_codec(CODECS[0], 300), prior_of(tokens, 300))

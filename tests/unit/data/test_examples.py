@@ -79,7 +79,37 @@ def test_a_long_document_is_a_row_of_chunks() -> None:
     assert found.input_ids[0, 8:16].tolist() == [START, 15, 16, 17, 18, 19, 20, END]
     assert found.segment_ids[1].tolist() == np.repeat([1, 2, 3, 4], 8).tolist()
     assert rows.counts.truncated == 1
-    assert rows.counts.targets_truncated > 0
+    # Four chunks hold 6 and three times 5.
+    assert rows.counts.targets_truncated == 40 - 21
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    sizes=st.lists(st.integers(1, 90), min_size=1, max_size=4),
+    overlap=st.integers(1, 15),
+    kind=st.sampled_from(["masked", "truncate", "hierarchical", "split"]),
+)
+def test_tokens_that_are_cut_off_are_counted_once(
+    sizes: list[int], overlap: int, kind: str
+) -> None:
+    chunks: dict[str, object] = {"chunks": {"length": 8}} if kind == "hierarchical" else {}
+    mode = "truncate" if kind == "masked" else kind
+    labels = None if kind == "masked" else {}
+    length = 32 if kind == "hierarchical" else 16
+    made = config(row_length=length, long_documents=mode, overlap=overlap, labels=labels, **chunks)
+    rows = MaskedRows(made, INFO) if kind == "masked" else ClassifiedRows(made, INFO)
+    # No token of a document stands in another one.
+    firsts = [100 * number + 10 for number in range(len(sizes))]
+    documents = [document(size, 0, first) for size, first in zip(sizes, firsts, strict=True)]
+    found = build(rows, documents, length)
+    held = set(found.input_ids.ravel().tolist())
+    if kind == "masked":
+        assert found.labels is not None
+        # The labels are what stood there before.
+        held = set(np.where(found.loss_mask, found.labels, found.input_ids).ravel().tolist())
+    lost = [set(each.tokens.tolist()) - held - {START, END} for each in documents]
+    assert rows.counts.targets_truncated == sum(len(tokens) for tokens in lost)
+    assert rows.counts.truncated == sum(bool(tokens) for tokens in lost)
 
 
 def test_equal_texts_of_different_classes_are_different_rows() -> None:

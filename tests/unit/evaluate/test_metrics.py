@@ -217,3 +217,24 @@ def test_bins_are_closed_on_the_right() -> None:
     confidence = torch.tensor([0.2, 0.21, 0.0, 1.0], dtype=torch.float64)
     counts = metrics._bin_sums(confidence, torch.zeros(4, dtype=torch.float64))[:15]
     assert counts.nonzero().flatten().tolist() == [0, 2, 3, 14]
+
+
+@pytest.mark.parametrize("order", ["padding first", "padding last"])
+def test_padding_is_not_among_the_likeliest_ids(order: str) -> None:
+    """Ten of seven ids: what is left are ties at -inf, which each model may break its own way."""
+    generator = torch.Generator().manual_seed(0)
+    ours = torch.randn(5, 7, generator=generator)
+    wide = torch.full((5, 60), -torch.inf)
+    part = slice(53, None) if order == "padding first" else slice(7)
+    wide[:, part] = ours
+    labels = torch.full((5,), wide[0].argmax().item())
+    same = LanguageModelSums()
+    same.update(wide, labels, wide.log_softmax(-1))
+    assert same.metrics()["overlap_top10"] == 1.0
+    # A teacher that has four of the seven: these are all of its own, and four of seven of ours.
+    some = wide.clone()
+    for row, ids in enumerate(wide.topk(7).indices[:, 4:]):
+        some[row, ids] = -torch.inf
+    fewer = LanguageModelSums()
+    fewer.update(wide, labels, some.log_softmax(-1))
+    assert fewer.metrics()["overlap_top10"] == pytest.approx(8 / 11)

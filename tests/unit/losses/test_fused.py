@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kdscale.cache.codecs import make_codec
 from kdscale.config.cache import CodecConfig, FullCodec, SampleCodec, TopkCodec, VaroptCodec
 from kdscale.losses import fused
-from kdscale.losses.divergences import Divergence, classes, forward_kl_sum, reverse_kl_sum
+from kdscale.losses.divergences import Divergence, forward_kl_sum, reverse_kl_sum
 from kdscale.losses.fused import Head, LossSums, Objective, head_and_loss
 from kdscale.types import DenseTargets, SparseTargets, Targets
 
@@ -48,6 +48,19 @@ def dense_probs(targets: Targets, vocab: int) -> torch.Tensor:
     return zeros.scatter_add_(-1, targets.ids, targets.probs.double())
 
 
+def classes(logits: torch.Tensor, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
+    """log p and log q over the ids, or over the listed ones and one class for all others."""
+    q = logits.softmax(-1)
+    if isinstance(targets, DenseTargets):
+        return targets.log_probs.double(), q.log()
+    assert targets.ghost is not None
+    rest = torch.ones_like(q).scatter(-1, targets.ids, 0.0).mul(q).sum(-1, keepdim=True)
+    p = torch.cat([targets.probs, targets.ghost[:, None]], -1).double()
+    # An empty class has no logarithm, nor any slope to its zero.
+    q = torch.cat([q.gather(-1, targets.ids), rest], -1).clamp_min(1e-37)
+    return p.clamp_min(1e-8).log(), q.log()
+
+
 def naive(
     hidden: torch.Tensor,
     head: Head,
@@ -72,8 +85,8 @@ def naive(
         distillation = -(dense_probs(targets, head.vocab_size) * tempered.log()).sum()
         ghost = getattr(targets, "ghost", None)
         if ghost is not None:
-            rest = 1 - tempered.gather(-1, targets.ids).sum(-1)  # type: ignore[union-attr]  # a ghost is of sparse targets
-            distillation = distillation - (ghost.double() * rest.log()).sum()
+            log_q = classes(z / objective.temperature, targets)[1]
+            distillation = distillation - (ghost.double() * log_q[:, -1]).sum()
     w = objective.kd_weight
     return w * objective.temperature**2 * distillation + (1 - w) * cross_entropy
 
