@@ -200,8 +200,8 @@ def _encode_conversations(
         rendered, spans = found or ("", [])
         encoding = tokenizer.encode(rendered, add_special_tokens=False)
         targets = answer_tokens(rendered, np.array(encoding.offsets).reshape(-1, 2), spans)
-        learned = [message.content for message in load(text) if message.is_target]
-        byte_count = sum(len(content.encode("utf-8")) for content in learned)
+        learned = [each for message in load(text) if message.is_target for each in message.strings]
+        byte_count = sum(len(each.encode("utf-8")) for each in learned)
         yield Encoded(np.array(encoding.ids, np.int32), byte_count, targets)
 
 

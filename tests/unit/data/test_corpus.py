@@ -19,9 +19,11 @@ import pytest
 
 from kdscale.config.chat import ChatConfig
 from kdscale.config.data import SourceConfig
-from kdscale.data.corpus import Corpus, corpus_identity, find_corpus, glob_pattern
+from kdscale.data.corpus import Corpus, corpus_identity, find_corpus
+from kdscale.data.folders import glob_pattern
 from kdscale.data.messages import Message, dump
-from kdscale.data.readers import RANGE_BYTES, long_description, read_piece
+from kdscale.data.opening import RANGE_BYTES
+from kdscale.data.readers import long_description, read_piece
 from kdscale.errors import KdscaleError
 from kdscale.store import open_store
 
