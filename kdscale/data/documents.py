@@ -56,7 +56,7 @@ _COLUMNS: dict[str, pa.DataType] = {
 }
 _FACTS = pa.schema(_COLUMNS)
 _UNDECODABLE = b"undecodable"
-"""In the schema's metadata of a part's facts: the names of the first documents that are so, as JSON."""
+"""In the metadata of a part's facts: JSON of the names of the first documents that are so."""
 
 NAMED_DOCUMENTS = 3
 _TEXTS = pa.schema({"text": pa.large_string()})
@@ -290,7 +290,7 @@ def _part(
 ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
     columns = zip(*rows, strict=True)
     arrays = [pa.array(c, field.type) for c, field in zip(columns, _FACTS, strict=True)]
-    named = {_UNDECODABLE: json.dumps(undecodable)} if undecodable else None
+    named = {_UNDECODABLE: json.dumps(undecodable)} if undecodable else {}
     facts = pa.record_batch(arrays, schema=_FACTS.with_metadata(named))
     return facts, pa.record_batch([pa.array(texts, pa.large_string())], schema=_TEXTS)
 

@@ -56,7 +56,7 @@ def describe_unread(counts: dict[str, int], examples: dict[str, list[str]]) -> s
 
 @dataclass(frozen=True)
 class Folder:
-    """The files of a source: their keys in the store `root`, sorted, and those that are not read."""
+    """The files of a source, their keys in the store `root` sorted, and those that are not read."""
 
     root: str
     keys: list[str]

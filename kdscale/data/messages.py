@@ -159,8 +159,8 @@ def _is_wanted(value: Mapping[str, Any], config: ChatConfig, role: str, where: s
             )
         if given and role != "assistant":
             raise KdscaleError(
-                f"{where} is by {role!r} and has {flag}: {given!r}, and only an assistant's answers "
-                "are learned.",
+                f"{where} is by {role!r} and has {flag}: {given!r}, and only an assistant's "
+                "answers are learned.",
                 "Take the field out of it, or name it in data.chat.ignore.",
             )
         is_wanted = is_wanted and bool(given)

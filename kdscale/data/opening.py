@@ -7,7 +7,7 @@ import io
 import lzma
 import zlib
 from collections.abc import Callable
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 import pyarrow as pa
 
@@ -19,9 +19,9 @@ HEAD_BYTES = 2**20
 """What is looked at before a form is decided on."""
 
 _TEXT_CHARACTERS = 2**18
+_MAGIC_BYTES = 512
 PARQUET = b"PAR1\x15"
-"""A Parquet file's name for itself, and the first byte of what follows: a table in CSV may begin with
-a column of that name."""
+"""A Parquet file's own mark, and the first byte of what follows: a column may be called PAR1."""
 
 DAMAGES = (EOFError, zlib.error, lzma.LZMAError, UnicodeError, pa.ArrowException)
 """What unpacking and decoding raises besides OSError."""
@@ -45,7 +45,7 @@ _BINARY = {
     b"%PDF-": "a PDF",
     b"\x89PNG": "a PNG image",
     b"\xff\xd8\xff": "a JPEG image",
-    **dict.fromkeys(_PACKED, "a compressed file in a compressed file"),
+    **dict.fromkeys(_PACKED, "a compressed file"),
 }
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _PAGES = (b"<!doctype html", b"<html")
@@ -55,6 +55,13 @@ _WIDE = {
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
+}
+# Which of the first bytes are no zeros.
+_UNMARKED = {
+    b"\1\0\0\0": "utf-32-le",
+    b"\0\0\0\1": "utf-32-be",
+    b"\1\0": "utf-16-le",
+    b"\0\1": "utf-16-be",
 }
 
 
@@ -79,15 +86,15 @@ def open_raw(root: str, key: str) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(_RangeFile(store, key), RANGE_BYTES))
 
 
-def begins_with(root: str, key: str, magic: bytes) -> bool:
-    """Whether the file does."""
+def read_head(root: str, key: str) -> bytes:
+    """The beginning of the file as it is."""
     with open_raw(root, key) as file:
-        return file.read(len(magic)) == magic
+        return file.read(_MAGIC_BYTES)
 
 
 def open_unpacked(file: BinaryIO) -> Opened:
-    """The content of a file that may be compressed (gzip, bzip2, xz, zstd, lz4), in UTF-8 without a
-    mark of the byte order where it is UTF-8, UTF-16 or UTF-32 with such a mark."""
+    """The content of a file of records that may be compressed (gzip, bzip2, xz, zstd, lz4) and in
+    UTF-8, UTF-16 or UTF-32: in UTF-8, without a mark of the byte order."""
     opened = _looked_at(file)
     for magic, unpack in _PACKED.items():
         if opened.head.startswith(magic):
@@ -95,9 +102,9 @@ def open_unpacked(file: BinaryIO) -> Opened:
             break
     if what_is(opened.head) is not None:
         return opened
-    for mark, encoding in _WIDE.items():
-        if opened.head.startswith(mark):
-            return _looked_at(io.BufferedReader(_Recoded(opened.file, encoding), HEAD_BYTES))
+    encoding = _wide_encoding(opened.head)
+    if encoding is not None:
+        return _looked_at(io.BufferedReader(_Recoded(opened.file, encoding), HEAD_BYTES))
     if opened.head.startswith(codecs.BOM_UTF8):
         size = len(codecs.BOM_UTF8)
         opened.file.read(size)
@@ -143,12 +150,21 @@ def read_whole(root: str, key: str) -> bytes | str | None:
         # A text may begin like a Parquet file; it has no zeros.
         if what_is(head) is not None and (b"\0" in head or head.startswith(_LFS_POINTER)):
             return None
-        for mark, encoding in _WIDE.items():
-            if raw.startswith(mark):
-                return raw.decode(encoding)
+        encoding = _marked_encoding(head)
+        return raw if encoding is None else raw.decode(encoding)
     except (*DAMAGES, OSError):
         return None
-    return raw
+
+
+def _marked_encoding(head: bytes) -> str | None:
+    """UTF-16 or UTF-32 where the mark of the byte order says so."""
+    return next((name for mark, name in _WIDE.items() if head.startswith(mark)), None)
+
+
+def _wide_encoding(head: bytes) -> str | None:
+    """The same, and where the first character is one of ASCII, as that of records is."""
+    zeros = bytes(1 if byte else 0 for byte in head[:4])
+    return _marked_encoding(head) or _UNMARKED.get(zeros) or _UNMARKED.get(zeros[:2])
 
 
 def _looked_at(file: Any) -> Opened:
@@ -157,7 +173,7 @@ def _looked_at(file: Any) -> Opened:
     return Opened(io.BufferedReader(_Rewound(head, whole), HEAD_BYTES), head)
 
 
-def _arrow_stream(file: Any, codec: str) -> Any:
+def _arrow_stream(file: Any, codec: Literal["zstd", "lz4"]) -> Any:
     return pa.CompressedInputStream(pa.PythonFile(file, mode="r"), codec)
 
 

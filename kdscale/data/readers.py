@@ -23,9 +23,9 @@ from kdscale.data.json_records import NotJsonError, json_records
 from kdscale.data.opening import (
     DAMAGES,
     PARQUET,
-    begins_with,
     open_raw,
     open_unpacked,
+    read_head,
     read_whole,
     refuse_others,
 )
@@ -34,6 +34,7 @@ from kdscale.store import open_store
 
 BATCH_RECORDS = 256
 _HOPELESS_RECORDS = 10_000
+_WRAPPER = "; an object that wraps records needs one list of them, and to be alone in its file"
 _DAMAGED = (*DAMAGES, csv.Error, NotCsvError, NotJsonError, RecursionError)
 
 
@@ -139,8 +140,12 @@ def _documents(
     if piece.reader == "huggingface":
         yield from _read_hub_rows(piece, fields, source)
     elif piece.reader in _READERS:
-        is_parquet = begins_with(piece.root, piece.key, PARQUET)
-        yield from _READERS["parquet" if is_parquet else piece.reader](piece, fields, tally)
+        head = read_head(piece.root, piece.key)
+        is_parquet = head.startswith(PARQUET)
+        if piece.reader == "parquet" and not is_parquet:
+            refuse_others(head, readable(piece.name), "Parquet")
+        if head:
+            yield from _READERS["parquet" if is_parquet else piece.reader](piece, fields, tally)
     elif piece.reader == "metadata":
         content = long_description(open_store(piece.root).get(piece.key))
         yield Document(piece.name, content, _folder_of(piece))
@@ -188,10 +193,10 @@ def load_hub_dataset(name: str, subset: str | None, split: str | None) -> Any:
 def _read_hub_rows(piece: Piece, fields: Fields, source: SourceConfig) -> Iterator[Document]:
     data = load_hub_dataset(piece.root, source.subset, source.split)
     fields.require(data.column_names, piece.name)
-    # Others, such as images, are not decoded then.
-    data = data.select_columns(fields.columns(data.column_names))
+    # Others, such as images, are not decoded then. It may have been saved with a format.
+    data = data.with_format(None).select_columns(fields.columns(data.column_names))
     for name, feature in data.features.items():
-        if hasattr(feature, "decode_example"):
+        if hasattr(feature, "decode_example") and type(feature).__name__ != "Json":
             raise KdscaleError(
                 f"The field {name!r} of {piece.name} holds {type(feature).__name__}, not text.",
                 "Set `text_field` of the source (or data.chat) to a field that holds text.",
@@ -225,7 +230,9 @@ def _read_json(piece: Piece, fields: Fields, tally: _Tally) -> Iterator[Document
             if problem:
                 yield tally.broke(name, problem)
                 continue
-            fields.require(record if isinstance(record, dict) else [], readable(name))
+            record = record if isinstance(record, dict) else {}
+            wraps = any(isinstance(each, list) for each in record.values())
+            fields.require(record, readable(name), _WRAPPER if wraps else "")
             yield fields.document(record, name)
 
 
