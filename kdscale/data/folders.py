@@ -73,7 +73,9 @@ def find_files(path: str, kind: str) -> Folder:
     keys, unread = list[str](), list[Found]()
     for key, problem in sorted(listed):
         why = "" if is_named else _reason(key, kind)
-        if not why and problem in ("", _EMPTY):
+        if problem not in ("", _EMPTY) and why != _HIDDEN:
+            why = problem
+        if not why:
             keys.append(key)
         if why or problem:
             unread.append(Found(key, why or problem))
@@ -132,13 +134,13 @@ def _files(store: Store) -> Iterator[Found]:
     def note(error: OSError) -> None:
         if isinstance(error, PermissionError):
             key = Path(str(error.filename)).relative_to(folder).as_posix()
-            shut.append(Found(key, "folders without permission to read"))
+            shut.append(Found(key, "without permission to read"))
 
     for parent, folders, names in os.walk(folder, onerror=note):
         inside = Path(parent).relative_to(folder)
         for name in folders:
             if os.path.islink(os.path.join(parent, name)):
-                yield Found((inside / name).as_posix(), "links to folders")
+                yield Found((inside / name).as_posix(), "behind a link to a folder")
         for name in names:
             yield Found((inside / name).as_posix(), _problem(os.path.join(parent, name)))
     yield from shut
@@ -149,9 +151,9 @@ def _problem(path: str) -> str:
     try:
         found = os.stat(path)
     except OSError:
-        return "broken links"
+        return "behind a broken link"
     if not stat.S_ISREG(found.st_mode):
-        return "no regular files"
+        return "not a regular file"
     return "" if found.st_size else _EMPTY
 
 

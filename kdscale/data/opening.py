@@ -60,8 +60,8 @@ _WIDE = {
 _UNMARKED = {
     b"\1\0\0\0": "utf-32-le",
     b"\0\0\0\1": "utf-32-be",
-    b"\1\0": "utf-16-le",
-    b"\0\1": "utf-16-be",
+    b"\1\0\1\0": "utf-16-le",
+    b"\0\1\0\1": "utf-16-be",
 }
 
 
@@ -162,9 +162,9 @@ def _marked_encoding(head: bytes) -> str | None:
 
 
 def _wide_encoding(head: bytes) -> str | None:
-    """The same, and where the first character is one of ASCII, as that of records is."""
+    """The same, and without a mark where the first two characters are ASCII, as those of JSON."""
     zeros = bytes(1 if byte else 0 for byte in head[:4])
-    return _marked_encoding(head) or _UNMARKED.get(zeros) or _UNMARKED.get(zeros[:2])
+    return _marked_encoding(head) or _UNMARKED.get(zeros)
 
 
 def _looked_at(file: Any) -> Opened:
