@@ -37,9 +37,16 @@ def test_all_that_is_not_read_is_named(tmp_path: Path) -> None:
     folder = write(
         tmp_path / "set",
         {
-            **{"a.jsonl": LINE, "sub/B.JSON.GZ": LINE, "c.ndjson.zst": LINE, "e.jsonl": b""},
-            **{"README.md": b"x", "sub/x.csv": b"x", "y.yaml": b"x", "z.txt": b"x"},
-            **{".git/config": b"x", "sub/.h.jsonl": LINE},
+            "a.jsonl": LINE,
+            "sub/B.JSON.GZ": LINE,
+            "c.ndjson.zst": LINE,
+            "e.jsonl": b"",
+            "README.md": b"x",
+            "sub/x.csv": b"x",
+            "y.yaml": b"x",
+            "z.txt": b"x",
+            ".git/config": b"x",
+            "sub/.h.jsonl": LINE,
         },
     )
     write(tmp_path / "other", {"f.jsonl": LINE})
@@ -57,8 +64,12 @@ def test_all_that_is_not_read_is_named(tmp_path: Path) -> None:
     [found] = corpus.unread
     assert found.place == str(folder)
     assert found.counts == {
-        **{"hidden": 2, "of other kinds": 4, "behind a broken link": 1, "empty": 1},
-        **{"behind a link to a folder": 1, "not a regular file": 2},
+        "hidden": 2,
+        "of other kinds": 4,
+        "behind a broken link": 1,
+        "empty": 1,
+        "behind a link to a folder": 1,
+        "not a regular file": 2,
     }
     assert found.examples["of other kinds"] == ["README.md", "sub/x.csv", "y.yaml"]
     assert found.examples["behind a link to a folder"] == ["linked"]
