@@ -6,6 +6,7 @@ object store nor any process holds a corpus, and what a killed prepare has made 
 This module loads no torch: its functions run in Ray's workers.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -21,9 +22,11 @@ from kdscale.data.classes import Classes
 from kdscale.data.cleaner import Cleaner
 from kdscale.data.cleaning import Status, name_hash, text_digest
 from kdscale.data.corpus import Corpus
-from kdscale.data.readers import Document, Piece, read_piece
+from kdscale.data.fields import Document, readable
+from kdscale.data.readers import Piece, read_piece
 from kdscale.data.selection import Facts, no_facts
 from kdscale.data.stream import stream
+from kdscale.data.template import ChatTemplate
 from kdscale.data.tokenizer import TokenizerInfo, encode
 from kdscale.data.work import (
     Part,
@@ -53,6 +56,10 @@ _COLUMNS: dict[str, pa.DataType] = {
     "label": pa.string(),
 }
 _FACTS = pa.schema(_COLUMNS)
+_UNDECODABLE = b"undecodable"
+"""In the metadata of a part's facts: JSON of the names of the first documents that are so."""
+
+NAMED_DOCUMENTS = 3
 _TEXTS = pa.schema({"text": pa.large_string()})
 _TOKENS = pa.schema(
     {
@@ -135,6 +142,9 @@ class Documents:
             facts.digests[here] = np.frombuffer(digests, "<u8").reshape(-1, 2)
             facts.status[here] = batch["status"].to_numpy()
             facts.changed[here] = batch["changed"].to_numpy()
+            if len(facts.undecodable) < NAMED_DOCUMENTS:
+                named = json.loads((batch.schema.metadata or {}).get(_UNDECODABLE, "[]"))
+                facts.undecodable.extend(named[: NAMED_DOCUMENTS - len(facts.undecodable)])
             if classes is not None:
                 facts.labels[here] = [classes.number(label) for label in batch["label"].to_pylist()]
             bands = _bands(batch["bands"].to_pylist())
@@ -181,9 +191,10 @@ def read_corpus(
     work: Store,
     name: str,
     progress: Callable[[int, int], None],
+    template: ChatTemplate | None = None,
 ) -> Documents:
     """Clean the documents of a corpus, but for those that an earlier start has cleaned under this
-    `name` in `work`. `progress` counts batches.
+    `name` in `work`. `progress` counts batches; `template` is that of conversations.
 
     Raises KdscaleError where a piece cannot be read.
     """
@@ -195,7 +206,12 @@ def read_corpus(
         for number, pieces in enumerate(batches)
         if number not in ends
     ]
-    options = {"work": store, "sources": corpus.sources, "config": config}
+    options = {
+        "work": store,
+        "sources": corpus.sources,
+        "config": config,
+        "template": template,
+    }
     read, found = 0, dict[int, list[int]]()
     with closing(stream(clean_batch, missing, here, options)) as made:
         for number in range(len(batches)):
@@ -208,7 +224,12 @@ def read_corpus(
 
 
 def clean_batch(
-    batch: pa.Table, *, work: Store, sources: Sequence[SourceConfig], config: DataConfig
+    batch: pa.Table,
+    *,
+    work: Store,
+    sources: Sequence[SourceConfig],
+    config: DataConfig,
+    template: ChatTemplate | None = None,
 ) -> Iterator[pa.Table]:
     """A Ray Data task: the documents of some pieces, those left out with an empty text."""
     for item in batch.to_pylist():
@@ -220,13 +241,13 @@ def clean_batch(
         documents = (
             document
             for piece in pieces
-            for document in read_piece(piece, source, label_field, config.chat)
+            for document in read_piece(piece, source, label_field, config.chat, template)
         )
         rest = islice(documents, sum(made), source.limit)
         for facts, texts in _clean(rest, config):
             name = part_name(number, len(made))
             write_batches(work, f"{name}.texts", _TEXTS, [texts])
-            write_batches(work, f"{name}.facts", _FACTS, [facts])
+            write_batches(work, f"{name}.facts", facts.schema, [facts])
             made.append(len(texts))
         write_end(work, number, made)
         yield pa.table({"documents": pa.array([made], pa.list_(pa.int64()))})
@@ -252,25 +273,31 @@ def _clean(
     clean_text = Cleaner(config)
     rows: list[tuple[Any, ...]] = []
     texts: list[str] = []
+    undecodable: list[str] = []
     characters = 0
     for found in documents:
         text, status, changed, bands = clean_text(found.content)
+        if status == Status.UNDECODABLE and len(undecodable) < NAMED_DOCUMENTS:
+            undecodable.append(readable(found.name))
         label = None if config.labels is None else found.label
         place, size = name_hash(found.name), len(text.encode("utf-8"))
         rows.append((place, text_digest(text), size, status, changed, bands, label))
         texts.append(text)
         characters += len(text)
         if characters >= CLEAN_CHARACTERS:
-            yield _part(rows, texts)
-            rows, texts, characters = [], [], 0
+            yield _part(rows, texts, undecodable)
+            rows, texts, undecodable, characters = [], [], [], 0
     if rows:
-        yield _part(rows, texts)
+        yield _part(rows, texts, undecodable)
 
 
-def _part(rows: list[tuple[Any, ...]], texts: list[str]) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+def _part(
+    rows: list[tuple[Any, ...]], texts: list[str], undecodable: list[str]
+) -> tuple[pa.RecordBatch, pa.RecordBatch]:
     columns = zip(*rows, strict=True)
     arrays = [pa.array(c, field.type) for c, field in zip(columns, _FACTS, strict=True)]
-    facts = pa.record_batch(arrays, schema=_FACTS)
+    named = {_UNDECODABLE: json.dumps(undecodable)} if undecodable else {}
+    facts = pa.record_batch(arrays, schema=_FACTS.with_metadata(named))
     return facts, pa.record_batch([pa.array(texts, pa.large_string())], schema=_TEXTS)
 
 

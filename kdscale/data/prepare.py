@@ -38,6 +38,7 @@ from kdscale.data.selection import (
 )
 from kdscale.data.splits import SplitWriter
 from kdscale.data.strata import first_training_places, label_bounds, used_labels
+from kdscale.data.template import ChatTemplate, template_to_train
 from kdscale.data.tokenizer import TOKENIZER_FILE, TokenizerInfo, adopt_tokenizer, train_tokenizer
 from kdscale.data.work import WORK, clear_work
 from kdscale.errors import KdscaleError
@@ -62,8 +63,11 @@ def data_identity(config: DataConfig, task: Task = "causal-lm") -> dict[str, Any
     if config.chat is None:
         # Data that are no conversations are called what they were before there was `chat`.
         del fields["chat"]
-    elif config.chat.template_file is not None:
-        files["chat_template"] = file_digest(config.chat.template_file)
+    else:
+        if not config.chat.ignore:
+            del fields["chat"]["ignore"]  # For the same reason.
+        if config.chat.template_file is not None:
+            files["chat_template"] = file_digest(config.chat.template_file)
     return files | {
         "format": [FORMAT, VERSION],
         "task": task,
@@ -103,18 +107,20 @@ def prepare(
     identity = identity or fingerprint(data_identity(config, task))
     clear_work(store, keep=identity)
     work = store.child(f"{WORK}/{identity}")
-    reader = _Reader(config, work, progress)
+    adopted = None
+    if config.tokenizer.kind == "teacher":
+        assert teacher_tokenizer is not None, "the caller has the teacher at hand"
+        adopted = _teachers_tokenizer(config, task, teacher_tokenizer, store)
+    template = _chat_template(config, None if adopted is None else adopted[1])
+    reader = _Reader(config, work, progress, template)
     train = reader.read_training(corpora["train"])
     first = train.first_training_places(config.validation_share)
     training = train.choose(first=first)
     progress(0, 1, f"{config.tokenizer.kind} tokenizer")
-    if config.tokenizer.kind == "train":
-        tokenizer_json, info = _trained_tokenizer(config, task, train, training, store, work)
-    else:
-        assert teacher_tokenizer is not None, "the caller has the teacher at hand"
-        tokenizer_json, info = _teachers_tokenizer(config, task, teacher_tokenizer, store)
+    tokenizer_json, info = adopted or _trained_tokenizer(config, task, train, training, store, work)
     writer = SplitWriter(task, config, store, tokenizer_json, info, progress)
     counts = {"train": train.counts(config)}
+    undecodable = {"train": train.facts.undecodable}
     labelled = train.with_label_share(training, config.labels)
     splits = {"train": writer.write("train", train.documents, labelled)}
     if augmenter is not None:
@@ -124,6 +130,7 @@ def prepare(
     for name in config.evaluate:
         source = reader.read(name, corpora[name], train.classes, train.known(training))
         counts[name] = source.counts(config)
+        undecodable[name] = source.facts.undecodable
         everything = source.choose(known=bool(train.names))
         number = int(everything.covered.sum())
         _require_documents(name, source.selection.counts | {"chosen": number})
@@ -132,6 +139,12 @@ def prepare(
         "classes": list(train.names),
         "sources": counts,
         "splits": splits,
+        "undecodable": {name: names for name, names in undecodable.items() if names},
+        "unread": {
+            name: [each.as_dict() for each in corpus.unread]
+            for name, corpus in corpora.items()
+            if corpus.unread
+        },
     }
     write_manifest(store, manifest)
     clear_work(store)
@@ -229,9 +242,14 @@ class _Reader:
     """Reads the sources of a config."""
 
     def __init__(
-        self, config: DataConfig, work: Store, progress: Callable[[int, int, str], None]
+        self,
+        config: DataConfig,
+        work: Store,
+        progress: Callable[[int, int, str], None],
+        template: ChatTemplate | None,
     ) -> None:
         self._config = config
+        self._template = template
         self._work = work
         self._progress = progress
 
@@ -257,7 +275,14 @@ class _Reader:
         def progress(done: int, total: int) -> None:
             self._progress(done, total, f"reading {name}")
 
-        return read_corpus(corpus, self._config, self._work, name, progress)
+        return read_corpus(corpus, self._config, self._work, name, progress, self._template)
+
+
+def _chat_template(config: DataConfig, adopted: TokenizerInfo | None) -> ChatTemplate | None:
+    """The template of conversations, before the tokenizer that is trained."""
+    if config.chat is None or adopted is not None:
+        return None if adopted is None else adopted.chat
+    return template_to_train(config.chat)
 
 
 def _trained_tokenizer(

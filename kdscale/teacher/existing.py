@@ -8,6 +8,7 @@ from typing import Any
 
 from kdscale.config import RunConfig
 from kdscale.data.prepared import Prepared
+from kdscale.data.pretrained import load_tokenizer, require_embeddings
 from kdscale.errors import KdscaleError
 from kdscale.models.build import check_vocabulary, load_config_of
 from kdscale.models.chunked import CHUNKS
@@ -37,17 +38,11 @@ def own_tokenizer(config: RunConfig) -> Iterator[Path | None]:
 
 
 def _save_tokenizer(config: RunConfig, folder: Path) -> Path:
-    from transformers import AutoTokenizer
-
-    try:
-        AutoTokenizer.from_pretrained(
-            teacher_source(config), revision=config.teacher.revision, trust_remote_code=False
-        ).save_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise KdscaleError(
-            f"transformers can load no tokenizer of {config.teacher.load!r}: {error}",
-            "Give a folder with tokenizer files, or a hub name that this machine can reach.",
-        ) from error
+    source, revision = teacher_source(config), config.teacher.revision
+    tokenizer = load_tokenizer(source, revision)
+    shape = load_config_of(source, revision)
+    require_embeddings(tokenizer, shape.get_text_config().vocab_size, source, revision)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
