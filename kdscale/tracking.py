@@ -14,12 +14,13 @@ import netrc
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from kdscale import metrics as exported
-from kdscale.panels import Panel
+from kdscale.panels import Panel, fit
 from kdscale.store import Store
 from kdscale.store.redact import redact
 
@@ -40,6 +41,7 @@ _WANDB_MODES: dict[str, Mode] = {
 }
 _INIT_SECONDS = 30.0
 _FINISH_SECONDS = 60.0
+_ARTIFACT_NAME = 128  # characters that an artifact's name may have
 
 
 def open_tracker(
@@ -108,21 +110,23 @@ class WandbRun:
     def show(self, panels: Sequence[Panel]) -> None:
         """Charts and tables of the run's own, in sections by what precedes the slash of their key.
 
-        A chart is saved in the run with its drawing: W&B shows it without any layout. Online, a
-        view of the project with exactly these panels, in their order, is saved beside.
+        A chart is saved in the run with its drawing: W&B shows it without any layout. Each goes by
+        itself, so that one that fails costs no other. Online, a view of the project with exactly
+        the panels that went, in their order, is saved beside.
         """
 
-        def send(run: Any) -> None:
-            run.log({panel.key: _drawn(panel) for panel in panels})
+        def send(run: Any, panel: Panel) -> None:
+            run.log({panel.key: _drawn(panel)})
+
+        shown = [p for p in panels if self._tell(f"show {p.key}", partial(send, panel=p))]
 
         def save(run: Any) -> None:
             if not run.offline:
                 from kdscale.workspace import save_view
 
-                view = save_view(run.entity, run.project, run.group, run.id, panels)
+                view = save_view(run.entity, run.project, run.group, run.id, shown)
                 _say(f"the view of its charts and tables: {view}")
 
-        self._tell("show", send)
         self._tell("save a view", save)
 
     def log_table(
@@ -145,7 +149,7 @@ class WandbRun:
             from wandb.sdk.artifacts.artifact_manifest_entry import ArtifactManifestEntry
 
             uri = redact(url) if "://" in url else Path(url).as_uri()
-            artifact = wandb.Artifact(name, type, metadata=_redacted(metadata))
+            artifact = wandb.Artifact(_artifact(name), type, metadata=_redacted(metadata))
             # What `add_reference(checksum=False)` makes, which asks for boto3 on the way.
             entry = ArtifactManifestEntry(path=uri.rpartition("/")[2], digest=uri, ref=uri)
             artifact.manifest.add_entry(entry)
@@ -159,7 +163,7 @@ class WandbRun:
         def send(run: Any) -> None:
             import wandb
 
-            artifact = wandb.Artifact(name, type, metadata=_redacted(metadata))
+            artifact = wandb.Artifact(_artifact(name), type, metadata=_redacted(metadata))
             for path in sorted(folder.rglob("*")):
                 if path.is_file():
                     relative = path.relative_to(folder).as_posix()
@@ -174,16 +178,19 @@ class WandbRun:
         self._tell("finish", lambda run: run.finish(exit_code=exit_code))
         self._run = None
 
-    def _tell(self, what: str, action: Callable[[Any], None]) -> None:
-        """Do something with the W&B run. Whatever it raises is printed, once for each `what`."""
+    def _tell(self, what: str, action: Callable[[Any], None]) -> bool:
+        """Do something with the W&B run, and say whether it was done. What it raises is printed,
+        once for each `what`."""
         if self._run is None:
-            return
+            return False
         try:
             action(self._run)
         except Exception as error:
             if what not in self._warned:
                 self._warned.add(what)
                 _say(f"{what} failed, the run goes on without it: {_brief(error)}")
+            return False
+        return True
 
 
 class Tracker(WandbRun):
@@ -356,6 +363,11 @@ def _init(mode: Literal["online", "offline"], options: dict[str, Any]) -> Any:
     offline = f"offline. Look: wandb leet {folder}   Upload: wandb sync {folder}"
     _say(offline if mode == "offline" else run.url)
     return run
+
+
+def _artifact(name: str) -> str:
+    """A name that W&B allows for an artifact: ASCII."""
+    return fit(name.encode("ascii", "replace").decode().replace("?", "-"), _ARTIFACT_NAME)
 
 
 def _drawn(panel: Panel) -> Any:

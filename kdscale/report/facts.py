@@ -25,11 +25,15 @@ CACHE_IDENTITY = ("url", "fingerprint", "created", "version", "identity")
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text; the first cell of a row is its header, the others are figures."""
+    """A table of text; the first cell of a row is its header, the others are figures.
+
+    `name` is for tables whose caption holds what differs between the runs of an experiment.
+    """
 
     caption: str
     header: list[str]
     rows: list[list[str]]
+    name: str = ""
 
 
 @dataclass(frozen=True)

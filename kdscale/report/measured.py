@@ -29,7 +29,8 @@ def harness_table(results: Results) -> Table:
             arrow = {True: " ↑", False: " ↓", None: ""}[better]
             cells = [_scored(entry["scores"].get(name, {}).get(figure)) for name in names]
             rows.append([task, figure + arrow, f"{entry['documents']:,}", *cells])
-    return Table(_harness_note(results), ["Task", "Figure", "Documents", *names], rows)
+    header = ["Task", "Figure", "Documents", *names]
+    return Table(_harness_note(results), header, rows, name="lm-eval")
 
 
 def _scored(score: HarnessScore | None) -> str:
@@ -81,7 +82,7 @@ def model_speed_table(results: Results) -> Table | None:
         f"{speed['row_length']} tokens; medians of {speed['turns']} turns, models in "
         "turn in one process"
     )
-    return Table(caption, header, rows)
+    return Table(caption, header, rows, name="speed")
 
 
 def sample_tables(results: Results) -> list[Table]:
