@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from kdscale.config.base import Config
+from kdscale.config.base import Config, Temperature
 from kdscale.config.training import WorkersConfig
 
 
@@ -36,7 +36,7 @@ class SamplesConfig(Config):
     new_tokens: int = Field(default=48, gt=0)
     """Tokens that are written."""
 
-    temperature: float | None = Field(default=None, gt=0)
+    temperature: Temperature | None = None
     """None: always the likeliest token. Else tokens are drawn at this temperature, with the run's
     seed."""
 
