@@ -1,7 +1,8 @@
 """How fast models are beside each other: a batch, a single row, a generated text.
 
 All models are measured in turns in one process on one device, so that what slows the machine down
-meanwhile slows all of them; figures are medians over the turns, after a warm-up.
+meanwhile slows all of them; figures are medians over the turns, after a warm-up. How many times as
+fast as the teacher a model is has an interval over the turns, each of which compares the two.
 """
 
 import time
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 from kdscale.config.evaluate import SpeedConfig
 from kdscale.data.prepared import Prepared
 from kdscale.evaluate.alone import write_text
+from kdscale.evaluate.intervals import median_interval
 from kdscale.evaluate.results import ModelSpeed, Speed
 from kdscale.models.folder import ModelReference
 from kdscale.models.forward import model_inputs, row_tensors
@@ -24,6 +26,8 @@ from kdscale.workers import Worker
 
 # Forwards of a single row in a turn: enough of them for a 90th percentile.
 _SINGLES = 5
+_LATENCY_TURNS = 5
+_BATCH_SHARE = 0.5  # of the time, for batches: they take the most turns, as their ratio is claimed
 _PROMPT_TOKENS = 16
 
 Action = Callable[[], object]
@@ -43,19 +47,36 @@ def measure_speed(
         name: _actions(model, batch.ids, batch.segments, prepared, config.new_tokens)
         for name, model in models.items()
     }
-    times, turns = _take_turns(actions, config, worker)
+    start = time.perf_counter()
+    batches = _take_turns(
+        {name: {"batch": acts["batch"]} for name, acts in actions.items()},
+        config.turns,
+        start + _BATCH_SHARE * config.seconds,
+        worker,
+    )
+    latencies = _take_turns(
+        {name: {k: v for k, v in acts.items() if k != "batch"} for name, acts in actions.items()},
+        min(config.turns, _LATENCY_TURNS),
+        start + config.seconds,
+        worker,
+    )
+    seconds = {name: np.array(batches[name]["batch"]) for name in models}
     found: dict[str, ModelSpeed] = {}
-    for name, measured in times.items():
+    for name, measured in latencies.items():
         row, text = measured["row"], measured.get("text")
         found[name] = {
             "bytes": _bytes(references[name]),
-            "tokens_per_second": batch.ids.numel() / float(np.median(measured["batch"])),
+            "tokens_per_second": batch.ids.numel() / float(np.median(seconds[name])),
             "row_seconds": float(np.median(row)),
             "row_seconds_p90": float(np.quantile(row, 0.9)),
         }
         if text is not None:
             found[name]["text_seconds"] = float(np.median(text))
             found[name]["text_seconds_p90"] = float(np.quantile(text, 0.9))
+        if name != "teacher" and "teacher" in seconds:
+            times = seconds["teacher"] / seconds[name]
+            found[name]["times_teacher"] = float(np.median(times))
+            found[name]["times_teacher_interval"] = median_interval(times)
     is_gpu = worker.device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(worker.device) if is_gpu else "CPU",
@@ -64,7 +85,8 @@ def measure_speed(
         "rows": len(batch.ids),
         "row_length": batch.ids.shape[1],
         "new_tokens": config.new_tokens,
-        "turns": turns,
+        "turns": len(next(iter(seconds.values()))),
+        "latency_turns": len(next(iter(latencies.values()))["row"]) // _SINGLES,
         "models": found,
     }
 
@@ -91,22 +113,23 @@ def _actions(
 
 @torch.no_grad()
 def _take_turns(
-    actions: Mapping[str, Mapping[str, Action]], config: SpeedConfig, worker: Worker
-) -> tuple[dict[str, dict[str, list[float]]], int]:
-    """Seconds by model and action, and the turns that were taken."""
+    actions: Mapping[str, Mapping[str, Action]], most: int, until: float, worker: Worker
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds by model and action. Every second turn goes through the models backwards, so that
+    none is always the one after another. No turn but the first begins after `until`."""
     times: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in actions}
     for timed in actions.values():
         for act in timed.values():
             act()
-    start, turns = time.perf_counter(), 0
-    while turns < config.turns and (turns == 0 or time.perf_counter() - start < config.seconds):
-        for name, timed in actions.items():
-            for what, act in timed.items():
+    for turn in range(most):
+        if turn > 0 and time.perf_counter() >= until:
+            break
+        for name in list(actions)[:: 1 if turn % 2 == 0 else -1]:
+            for what, act in actions[name].items():
                 for _ in range(_SINGLES if what == "row" else 1):
                     times[name][what].append(_seconds(act, worker.device))
                 worker.beat(f"the speed of the {name}")
-        turns += 1
-    return times, turns
+    return times
 
 
 def _seconds(act: Action, device: torch.device) -> float:
