@@ -21,7 +21,7 @@ class SpeedConfig(Config):
     new_tokens: int = Field(default=32, gt=0)
     """Tokens of a generated text, which only causal language models write."""
 
-    seconds: float = Field(default=10.0, gt=0)
+    seconds: float = Field(default=20.0, gt=0)
     """No turn but the first begins after so long; turns of batches have the first half of it."""
 
 

@@ -43,7 +43,8 @@ def wilson_interval(share: float, rows: int) -> Interval:
     z2 = float(norm.ppf((1 + LEVEL) / 2)) ** 2
     centre = (share + z2 / (2 * rows)) / (1 + z2 / rows)
     half = (z2 * (share * (1 - share) + z2 / (4 * rows)) / rows) ** 0.5 / (1 + z2 / rows)
-    return [max(0.0, centre - half), min(1.0, centre + half)]
+    # The share itself is within, where rounding would leave 0 or 1 out.
+    return [min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))]
 
 
 def share_interval(values: np.ndarray, rows: int) -> Interval:

@@ -110,6 +110,8 @@ def test_the_interval_of_a_share_is_wilson_s() -> None:
     for right, rows in [(0, 1), (1, 1), (60, 60), (59, 60), (0, 60), (7, 13), (999, 1000)]:
         expected = textbook(right, rows)
         assert wilson_interval(right / rows, rows) == pytest.approx(expected, abs=1e-12)
+    assert (wilson_interval(1.0, 60) or [])[1] == 1
+    assert (wilson_interval(0.0, 60) or [])[0] == 0
     # n / (n + z^2) of a perfect score.
     assert wilson_interval(1.0, 60) == pytest.approx([60 / (60 + 1.959963984540054**2), 1.0])
 
