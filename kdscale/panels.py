@@ -13,6 +13,8 @@ _KEY_BYTES = 80
 """Of a section and of a name, together: W&B puts a table under `run-<id>-<key>_table-<checksum>`,
 which may have 128 characters, and in a file of that key, whose name may have 255 bytes."""
 
+_ARTIFACT_BYTES = 128
+
 
 def fit(name: str, size: int) -> str:
     """`name` with no other characters than letters, digits, `_`, `.` and `-`, and at most `size`
@@ -23,6 +25,11 @@ def fit(name: str, size: int) -> str:
     checksum = hashlib.sha256(name.encode()).hexdigest()[:8]
     kept = safe.encode()[: size - len(checksum) - 1].decode(errors="ignore")
     return f"{kept.rstrip('-.')}-{checksum}"
+
+
+def artifact_name(name: str) -> str:
+    """`name` as W&B allows it for an artifact: ASCII, of 128 characters at most."""
+    return fit(name.encode("ascii", "replace").decode(), _ARTIFACT_BYTES)
 
 
 @dataclass(frozen=True)

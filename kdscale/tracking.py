@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from kdscale import metrics as exported
-from kdscale.panels import Panel, fit
+from kdscale.panels import Panel, artifact_name
 from kdscale.store import Store
 from kdscale.store.redact import redact
 
@@ -41,7 +41,6 @@ _WANDB_MODES: dict[str, Mode] = {
 }
 _INIT_SECONDS = 30.0
 _FINISH_SECONDS = 60.0
-_ARTIFACT_NAME = 128  # characters that an artifact's name may have
 
 
 def open_tracker(
@@ -149,7 +148,7 @@ class WandbRun:
             from wandb.sdk.artifacts.artifact_manifest_entry import ArtifactManifestEntry
 
             uri = redact(url) if "://" in url else Path(url).as_uri()
-            artifact = wandb.Artifact(_artifact(name), type, metadata=_redacted(metadata))
+            artifact = wandb.Artifact(artifact_name(name), type, metadata=_redacted(metadata))
             # What `add_reference(checksum=False)` makes, which asks for boto3 on the way.
             entry = ArtifactManifestEntry(path=uri.rpartition("/")[2], digest=uri, ref=uri)
             artifact.manifest.add_entry(entry)
@@ -163,7 +162,7 @@ class WandbRun:
         def send(run: Any) -> None:
             import wandb
 
-            artifact = wandb.Artifact(_artifact(name), type, metadata=_redacted(metadata))
+            artifact = wandb.Artifact(artifact_name(name), type, metadata=_redacted(metadata))
             for path in sorted(folder.rglob("*")):
                 if path.is_file():
                     relative = path.relative_to(folder).as_posix()
@@ -179,8 +178,7 @@ class WandbRun:
         self._run = None
 
     def _tell(self, what: str, action: Callable[[Any], None]) -> bool:
-        """Do something with the W&B run, and say whether it was done. What it raises is printed,
-        once for each `what`."""
+        """Do something with the W&B run: whether it went. Errors are printed, once a `what`."""
         if self._run is None:
             return False
         try:
@@ -317,7 +315,7 @@ def _has_key() -> bool:
     hosts = {urlsplit(settings.base_url).netloc, "api.wandb.ai"}
     try:
         known = netrc.netrc(os.environ.get("NETRC")).hosts
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, ValueError, netrc.NetrcParseError):  # ValueError: no UTF-8
         known = {}
     return bool(settings.api_key) or not hosts.isdisjoint(known)
 
@@ -363,11 +361,6 @@ def _init(mode: Literal["online", "offline"], options: dict[str, Any]) -> Any:
     offline = f"offline. Look: wandb leet {folder}   Upload: wandb sync {folder}"
     _say(offline if mode == "offline" else run.url)
     return run
-
-
-def _artifact(name: str) -> str:
-    """A name that W&B allows for an artifact: ASCII."""
-    return fit(name.encode("ascii", "replace").decode().replace("?", "-"), _ARTIFACT_NAME)
 
 
 def _drawn(panel: Panel) -> Any:

@@ -22,7 +22,8 @@ class SpeedConfig(Config):
     """Tokens of a generated text, which only causal language models write."""
 
     seconds: float = Field(default=20.0, gt=0)
-    """No turn but the first begins after so long; turns of batches have the first half of it."""
+    """Batches have half of this, single rows and texts the other: no turn but the first begins
+    later."""
 
 
 class SamplesConfig(Config):

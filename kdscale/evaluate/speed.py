@@ -7,7 +7,7 @@ fast as the teacher a model is has an interval over the turns, each of which com
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,6 @@ from kdscale.workers import Worker
 # Forwards of a single row in a turn: enough of them for a 90th percentile.
 _SINGLES = 5
 _LATENCY_TURNS = 5
-_BATCH_SHARE = 0.5  # of the time, for batches: they take the most turns, as their ratio is claimed
 _PROMPT_TOKENS = 16
 
 Action = Callable[[], object]
@@ -47,36 +46,11 @@ def measure_speed(
         name: _actions(model, batch.ids, batch.segments, prepared, config.new_tokens)
         for name, model in models.items()
     }
-    start = time.perf_counter()
-    batches = _take_turns(
-        {name: {"batch": acts["batch"]} for name, acts in actions.items()},
-        config.turns,
-        start + _BATCH_SHARE * config.seconds,
-        worker,
+    batches = _take_turns(_only(actions, "batch"), config.turns, config.seconds / 2, worker)
+    others = _take_turns(
+        _only(actions, "row", "text"), min(config.turns, _LATENCY_TURNS), config.seconds / 2, worker
     )
-    latencies = _take_turns(
-        {name: {k: v for k, v in acts.items() if k != "batch"} for name, acts in actions.items()},
-        min(config.turns, _LATENCY_TURNS),
-        start + config.seconds,
-        worker,
-    )
-    seconds = {name: np.array(batches[name]["batch"]) for name in models}
-    found: dict[str, ModelSpeed] = {}
-    for name, measured in latencies.items():
-        row, text = measured["row"], measured.get("text")
-        found[name] = {
-            "bytes": _bytes(references[name]),
-            "tokens_per_second": batch.ids.numel() / float(np.median(seconds[name])),
-            "row_seconds": float(np.median(row)),
-            "row_seconds_p90": float(np.quantile(row, 0.9)),
-        }
-        if text is not None:
-            found[name]["text_seconds"] = float(np.median(text))
-            found[name]["text_seconds_p90"] = float(np.quantile(text, 0.9))
-        if name != "teacher" and "teacher" in seconds:
-            times = seconds["teacher"] / seconds[name]
-            found[name]["times_teacher"] = float(np.median(times))
-            found[name]["times_teacher_interval"] = median_interval(times)
+    teacher = batches["teacher"]["batch"] if "teacher" in batches else None
     is_gpu = worker.device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(worker.device) if is_gpu else "CPU",
@@ -85,9 +59,51 @@ def measure_speed(
         "rows": len(batch.ids),
         "row_length": batch.ids.shape[1],
         "new_tokens": config.new_tokens,
-        "turns": len(next(iter(seconds.values()))),
-        "latency_turns": len(next(iter(latencies.values()))["row"]) // _SINGLES,
-        "models": found,
+        "turns": max((len(timed["batch"]) for timed in batches.values()), default=0),
+        "latency_turns": max((len(timed["row"]) for timed in others.values()), default=0)
+        // _SINGLES,
+        "models": {
+            name: _figures(
+                {**batches[name], **others[name]},
+                batch.ids.numel(),
+                _bytes(references[name]),
+                None if name == "teacher" else teacher,
+            )
+            for name in models
+        },
+    }
+
+
+def _figures(
+    times: Mapping[str, Sequence[float]],
+    tokens: int,
+    size: int | None,
+    teacher: Sequence[float] | None,
+) -> ModelSpeed:
+    """Of a model that took `times`, for batches of so many tokens; `teacher` are the teacher's
+    seconds for the same batches."""
+    seconds = np.array(times["batch"])
+    found: ModelSpeed = {
+        "bytes": size,
+        "tokens_per_second": tokens / float(np.median(seconds)),
+        "row_seconds": float(np.median(times["row"])),
+        "row_seconds_p90": float(np.quantile(times["row"], 0.9)),
+    }
+    if "text" in times:
+        found["text_seconds"] = float(np.median(times["text"]))
+        found["text_seconds_p90"] = float(np.quantile(times["text"], 0.9))
+    if teacher is not None:
+        ratios = np.array(teacher) / seconds
+        found["times_teacher"] = float(np.median(ratios))
+        found["times_teacher_interval"] = median_interval(ratios)
+    return found
+
+
+def _only(actions: Mapping[str, Mapping[str, Action]], *names: str) -> dict[str, dict[str, Action]]:
+    """Of each model's actions those of these names."""
+    return {
+        model: {name: act for name, act in acts.items() if name in names}
+        for model, acts in actions.items()
     }
 
 
@@ -113,16 +129,17 @@ def _actions(
 
 @torch.no_grad()
 def _take_turns(
-    actions: Mapping[str, Mapping[str, Action]], most: int, until: float, worker: Worker
+    actions: Mapping[str, Mapping[str, Action]], most: int, seconds: float, worker: Worker
 ) -> dict[str, dict[str, list[float]]]:
     """Seconds by model and action. Every second turn goes through the models backwards, so that
-    none is always the one after another. No turn but the first begins after `until`."""
+    none is always the one after another. No turn but the first begins after so many `seconds`."""
     times: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in actions}
     for timed in actions.values():
         for act in timed.values():
             act()
+    start = time.perf_counter()
     for turn in range(most):
-        if turn > 0 and time.perf_counter() >= until:
+        if turn > 0 and time.perf_counter() - start >= seconds:
             break
         for name in list(actions)[:: 1 if turn % 2 == 0 else -1]:
             for what, act in actions[name].items():

@@ -523,6 +523,14 @@ def test_where_wandb_goes(
     assert tracking._mode(wanted) == mode
 
 
+def test_a_netrc_that_is_no_text_names_nobody(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "netrc").write_bytes("# Prüfung\nmachine api.wandb.ai".encode("latin-1"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert tracking._mode("auto") == "offline"
+
+
 def test_wandb_is_not_imported_where_it_is_off(tmp_path: Path) -> None:
     code = (
         "import sys; from kdscale.config.run import TrackingConfig as C;"

@@ -83,6 +83,11 @@ def test_turns_end_with_their_time(run: FinishedRun, references: dict[str, Model
     assert found["turns"] == 1
 
 
+def test_nothing_is_measured_where_no_model_has_room(run: FinishedRun) -> None:
+    found = measure_speed({}, {}, run.prepared(), SpeedConfig(), current_worker())
+    assert (found["turns"], found["latency_turns"], found["models"]) == (0, 0, {})
+
+
 def test_the_largest_is_left_out_where_memory_is_short(
     references: dict[str, ModelReference],
     monkeypatch: pytest.MonkeyPatch,
