@@ -3,10 +3,33 @@
 The report room makes them and tracking shows them in W&B; neither knows the other.
 """
 
+import hashlib
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 Cell = str | float
+_KEY_BYTES = 80
+"""Of a section and of a name, together: W&B puts a table under `run-<id>-<key>_table-<checksum>`,
+which may have 128 characters, and in a file of that key, whose name may have 255 bytes."""
+
+_ARTIFACT_BYTES = 128
+
+
+def fit(name: str, size: int) -> str:
+    """`name` with no other characters than letters, digits, `_`, `.` and `-`, and at most `size`
+    bytes of UTF-8. What is cut ends in a checksum of the whole, so that it stays distinct."""
+    safe = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "unnamed"
+    if len(safe.encode()) <= size:
+        return safe
+    checksum = hashlib.sha256(name.encode()).hexdigest()[:8]
+    kept = safe.encode()[: size - len(checksum) - 1].decode(errors="ignore")
+    return f"{kept.rstrip('-.')}-{checksum}"
+
+
+def artifact_name(name: str) -> str:
+    """`name` as W&B allows it for an artifact: ASCII, of 128 characters at most."""
+    return fit(name.encode("ascii", "replace").decode(), _ARTIFACT_BYTES)
 
 
 @dataclass(frozen=True)
@@ -26,4 +49,5 @@ class Panel:
     @property
     def key(self) -> str:
         """What W&B files it under: the part before the slash is a section of its page."""
-        return f"{self.section}/{self.name}"
+        section = fit(self.section, _KEY_BYTES // 4)
+        return f"{section}/{fit(self.name, _KEY_BYTES - len(section.encode()) - 1)}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from kdscale.cache.format.records import PlanRecord, read_record
 from kdscale.config import parse_config
+from kdscale.config.text import decode_text
 from kdscale.errors import KdscaleError
 from kdscale.heartbeat import LOST_SECONDS, Attempt, Driver, ProgressRecord, read_progress
 from kdscale.record import RUN_KEY
@@ -167,7 +168,8 @@ def _stage(
 def _units(output: Store, fingerprint: str) -> tuple[int | None, int | None]:
     """(committed, planned) units of the cache that the run fills, with those of earlier runs where
     it appends to one; None each where it fills none."""
-    config = parse_config(output.get(CONFIG_KEY).decode(), origin=f"{output}/{CONFIG_KEY}")
+    origin = f"{output}/{CONFIG_KEY}"
+    config = parse_config(decode_text(output.get(CONFIG_KEY), origin), origin=origin)
     elsewhere = config.cache.append_to
     cache = open_store(elsewhere) if elsewhere else output.child(f"cache/{fingerprint}")
     plans = [read_record(PlanRecord, cache, key) for key in cache.list("plans/")]

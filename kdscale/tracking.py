@@ -14,12 +14,13 @@ import netrc
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from kdscale import metrics as exported
-from kdscale.panels import Panel
+from kdscale.panels import Panel, artifact_name
 from kdscale.store import Store
 from kdscale.store.redact import redact
 
@@ -108,21 +109,23 @@ class WandbRun:
     def show(self, panels: Sequence[Panel]) -> None:
         """Charts and tables of the run's own, in sections by what precedes the slash of their key.
 
-        A chart is saved in the run with its drawing: W&B shows it without any layout. Online, a
-        view of the project with exactly these panels, in their order, is saved beside.
+        A chart is saved in the run with its drawing: W&B shows it without any layout. Each goes by
+        itself, so that one that fails costs no other. Online, a view of the project with exactly
+        the panels that went, in their order, is saved beside.
         """
 
-        def send(run: Any) -> None:
-            run.log({panel.key: _drawn(panel) for panel in panels})
+        def send(run: Any, panel: Panel) -> None:
+            run.log({panel.key: _drawn(panel)})
+
+        shown = [p for p in panels if self._tell(f"show {p.key}", partial(send, panel=p))]
 
         def save(run: Any) -> None:
             if not run.offline:
                 from kdscale.workspace import save_view
 
-                view = save_view(run.entity, run.project, run.group, run.id, panels)
+                view = save_view(run.entity, run.project, run.group, run.id, shown)
                 _say(f"the view of its charts and tables: {view}")
 
-        self._tell("show", send)
         self._tell("save a view", save)
 
     def log_table(
@@ -145,7 +148,7 @@ class WandbRun:
             from wandb.sdk.artifacts.artifact_manifest_entry import ArtifactManifestEntry
 
             uri = redact(url) if "://" in url else Path(url).as_uri()
-            artifact = wandb.Artifact(name, type, metadata=_redacted(metadata))
+            artifact = wandb.Artifact(artifact_name(name), type, metadata=_redacted(metadata))
             # What `add_reference(checksum=False)` makes, which asks for boto3 on the way.
             entry = ArtifactManifestEntry(path=uri.rpartition("/")[2], digest=uri, ref=uri)
             artifact.manifest.add_entry(entry)
@@ -159,7 +162,7 @@ class WandbRun:
         def send(run: Any) -> None:
             import wandb
 
-            artifact = wandb.Artifact(name, type, metadata=_redacted(metadata))
+            artifact = wandb.Artifact(artifact_name(name), type, metadata=_redacted(metadata))
             for path in sorted(folder.rglob("*")):
                 if path.is_file():
                     relative = path.relative_to(folder).as_posix()
@@ -174,16 +177,18 @@ class WandbRun:
         self._tell("finish", lambda run: run.finish(exit_code=exit_code))
         self._run = None
 
-    def _tell(self, what: str, action: Callable[[Any], None]) -> None:
-        """Do something with the W&B run. Whatever it raises is printed, once for each `what`."""
+    def _tell(self, what: str, action: Callable[[Any], None]) -> bool:
+        """Do something with the W&B run: whether it went. Errors are printed, once a `what`."""
         if self._run is None:
-            return
+            return False
         try:
             action(self._run)
         except Exception as error:
             if what not in self._warned:
                 self._warned.add(what)
                 _say(f"{what} failed, the run goes on without it: {_brief(error)}")
+            return False
+        return True
 
 
 class Tracker(WandbRun):
@@ -310,7 +315,7 @@ def _has_key() -> bool:
     hosts = {urlsplit(settings.base_url).netloc, "api.wandb.ai"}
     try:
         known = netrc.netrc(os.environ.get("NETRC")).hosts
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, ValueError, netrc.NetrcParseError):  # ValueError: no UTF-8
         known = {}
     return bool(settings.api_key) or not hosts.isdisjoint(known)
 

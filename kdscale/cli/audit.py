@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from kdscale.cli import options
 from kdscale.cli.show import aligned
 
 
@@ -17,7 +18,11 @@ def audit(
     rows: Annotated[int, typer.Option(min=1, help="Rows of the cache to look at.")] = 16,
     budget: Annotated[
         float | None,
-        typer.Option(min=1, help="Bytes at rest a token to recommend a codec for."),
+        typer.Option(
+            min=1,
+            callback=options.finite,
+            help="Bytes at rest a token to recommend a codec for.",
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=2, help="Draws of each target.")] = 4,
     teacher: Annotated[

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from kdscale.cli import options
 from kdscale.cli.audit import audit
 from kdscale.cli.find import find_cache, find_maker
 from kdscale.errors import KdscaleError
@@ -71,7 +72,12 @@ def verify(
     uri: Uri,
     workers: Workers = 8,
     sample: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Check this share of the units only.")
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            callback=options.finite,
+            help="Check this share of the units only.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Chooses the units of a sample.")] = 0,
 ) -> None:

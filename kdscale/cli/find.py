@@ -62,9 +62,10 @@ def _caches_of_run(output: "Store") -> "Iterator[Store]":
 def _config_of(output: "Store") -> "RunConfig | None":
     """The config of the run at `output`, wherever it has been moved since; None where no run is."""
     from kdscale.config import parse_config
+    from kdscale.config.text import decode_text
 
     if not output.exists("config.resolved.yaml"):
         return None
-    text = output.get("config.resolved.yaml").decode()
     origin = f"{output}/config.resolved.yaml"
+    text = decode_text(output.get("config.resolved.yaml"), origin)
     return parse_config(text, origin=origin).model_copy(update={"output": output.url})

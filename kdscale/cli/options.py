@@ -1,5 +1,6 @@
 """Arguments and options that several commands share."""
 
+import math
 from typing import Annotated
 
 import typer
@@ -11,6 +12,13 @@ def _stage(name: str | None) -> str | None:
     if name is not None and name not in STAGES:
         raise typer.BadParameter(f"{name!r} is no stage; the stages are {', '.join(STAGES)}.")
     return name
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse infinity and NaN, which lie within any bounds that an option has."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number.")
+    return value
 
 
 def check_stages(only: str | None, start: str | None, until: str | None = None) -> None:
@@ -55,6 +63,7 @@ WaitForLease = Annotated[
         "--wait-for-lease",
         metavar="SECONDS",
         min=0,
+        callback=finite,
         help="Wait so long where another process is at this run. Default: until it is clear "
         "whether that one lives.",
     ),

@@ -21,7 +21,12 @@ def plan(
     ] = None,
     tokens: Annotated[
         float | None,
-        typer.Option(min=1, metavar="N", help="Tokens of training text, where it is not at hand."),
+        typer.Option(
+            min=1,
+            metavar="N",
+            callback=options.finite,
+            help="Tokens of training text, where it is not at hand.",
+        ),
     ] = None,
     teacher: Annotated[
         str | None,

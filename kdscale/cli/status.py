@@ -34,7 +34,13 @@ def status(
         bool, typer.Option("--watch", help="Look again and again until the run ends.")
     ] = False,
     every: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="Seconds between two looks.")
+        float,
+        typer.Option(
+            min=0.1,
+            metavar="SECONDS",
+            callback=options.finite,
+            help="Seconds between two looks.",
+        ),
     ] = 5.0,
 ) -> None:
     """Print where a run stands, from its store alone; or a job's status, from its cluster.

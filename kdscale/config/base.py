@@ -1,7 +1,15 @@
 """What every config model shares: frozen, unknown keys refused, documented once, under the
 field."""
 
-from pydantic import BaseModel, ConfigDict
+import math
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.01, 100.0
+Temperature = Annotated[float, Field(ge=LEAST_TEMPERATURE, le=MOST_TEMPERATURE)]
+"""What logits are divided by: beyond these a softmax is one-hot, or uniform."""
 
 
 class Config(BaseModel):
@@ -13,4 +21,18 @@ class Config(BaseModel):
         use_attribute_docstrings=True,
         validate_default=True,
         protected_namespaces=(),
+        # No setting means anything as infinity or NaN.
+        allow_inf_nan=False,
     )
+
+
+def not_finite(tree: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """The place and value of each infinity and NaN in a tree that no fields describe."""
+    if isinstance(tree, float) and not math.isfinite(tree):
+        yield name, tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from not_finite(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(tree, list | tuple):
+        for index, value in enumerate(tree):
+            yield from not_finite(value, f"{name}.{index}" if name else str(index))

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kdscale.config.base import Config
+from kdscale.config.base import Config, Temperature
 from kdscale.config.teacher import CaptureConfig
 
 
@@ -81,7 +81,7 @@ class CacheConfig(Config):
     codec: CodecConfig = VaroptCodec()
     """How a position's distribution is kept: `full`, `topk`, `sample` or `varopt`."""
 
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: Temperature = 1.0
     """Teacher logits are divided by this before the softmax. A cache is made at one temperature."""
 
     reuse: str | tuple[ReusedCache, ...] | None = None

@@ -4,15 +4,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from kdscale.config.base import Config
+from kdscale.config.base import Config, Temperature
 from kdscale.config.training import WorkersConfig
 
 
 class SpeedConfig(Config):
     """How fast the models are, one after the other in turns on one device."""
 
-    turns: int = Field(default=5, ge=1)
-    """Turns in which every model is measured."""
+    turns: int = Field(default=15, ge=1)
+    """Turns at most in which every model does a batched forward, and of which each compares it with
+    the teacher: an interval of that takes 6. Single rows and texts take at most 5 turns."""
 
     rows: int = Field(default=8, gt=0)
     """Rows of a batched forward."""
@@ -20,8 +21,9 @@ class SpeedConfig(Config):
     new_tokens: int = Field(default=32, gt=0)
     """Tokens of a generated text, which only causal language models write."""
 
-    seconds: float = Field(default=10.0, gt=0)
-    """No turn but the first begins after so long."""
+    seconds: float = Field(default=20.0, gt=0)
+    """Batches have half of this, single rows and texts the other: no turn but the first begins
+    later."""
 
 
 class SamplesConfig(Config):
@@ -36,7 +38,7 @@ class SamplesConfig(Config):
     new_tokens: int = Field(default=48, gt=0)
     """Tokens that are written."""
 
-    temperature: float | None = Field(default=None, gt=0)
+    temperature: Temperature | None = None
     """None: always the likeliest token. Else tokens are drawn at this temperature, with the run's
     seed."""
 

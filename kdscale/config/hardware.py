@@ -7,6 +7,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from kdscale.config.base import Config
+from kdscale.config.text import read_text
 from kdscale.errors import KdscaleError
 
 
@@ -62,14 +63,11 @@ class Hardware(Config):
 
 def load_hardware(path: str | Path) -> Hardware:
     """The hardware in a YAML file. KdscaleError where it cannot be read or a field is wrong."""
+    text = read_text(
+        path, "hardware file", "Give the path of a YAML file, or a name of the built-in table."
+    )
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        return Hardware.model_validate(tree)
-    except OSError as error:
-        raise KdscaleError(
-            f"The hardware file {str(path)!r} cannot be read: {error.strerror}.",
-            "Give the path of a YAML file, or a name of the built-in table.",
-        ) from error
+        return Hardware.model_validate(yaml.safe_load(text))
     except (yaml.YAMLError, ValidationError) as error:
         raise KdscaleError(
             f"{path} describes no hardware: {error}",

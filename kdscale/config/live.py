@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kdscale.config.base import Config
+from kdscale.config.base import LEAST_TEMPERATURE, MOST_TEMPERATURE, Config
 from kdscale.config.curriculum import Schedule
 
 LayerPairs = Annotated[tuple[tuple[int, int], ...], Field(min_length=1)]
@@ -88,8 +88,10 @@ class LiveConfig(Config):
         return tuple(name for name in names if getattr(self, name) is not None)
 
     @model_validator(mode="after")
-    def _temperatures_positive(self) -> "LiveConfig":
+    def _temperatures_in_range(self) -> "LiveConfig":
         for value in self.temperature.corners if self.temperature else ():
-            if value <= 0:
-                raise ValueError(f"temperature {value} is not above 0")
+            if not LEAST_TEMPERATURE <= value <= MOST_TEMPERATURE:
+                raise ValueError(
+                    f"temperature {value:g} is outside {LEAST_TEMPERATURE:g}..{MOST_TEMPERATURE:g}"
+                )
         return self

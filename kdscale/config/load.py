@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from kdscale.config.base import Config
 from kdscale.config.kube import KubeOptions
 from kdscale.config.run import RunConfig
+from kdscale.config.text import read_text
 from kdscale.errors import KdscaleError
 
 Kind = TypeVar("Kind", bound=Config)
@@ -64,13 +65,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def _read(path: str | Path, starter: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise KdscaleError(
-            f"The config {str(path)!r} cannot be read: {error.strerror}.",
-            f"Check the path, or {starter}.",
-        ) from error
+    return read_text(path, "config", f"Check the path, or {starter}.")
 
 
 def _parse(

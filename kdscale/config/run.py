@@ -27,8 +27,8 @@ class TrackingConfig(Config):
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """`auto` is online where an API key is found and offline elsewhere."""
 
-    project: str = "kdscale"
-    """W&B project."""
+    project: str = Field(default="kdscale", pattern=r"^[^/\\#?%:]{1,128}$")
+    """W&B project: at most 128 characters, none of `/\\#?%:`."""
 
     entity: str | None = None
     """W&B team or user; the account's default when not given."""

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from kdscale.config.base import Config
+from kdscale.config.base import Config, not_finite
 from kdscale.config.training import TrainingConfig, WorkersConfig, ZeroConfig
 
 
@@ -20,6 +20,13 @@ class ModelConfig(Config):
 
     pad_vocab_to_multiple_of: int = Field(default=1, ge=1)
     """Round the embedding's rows up; the added ids never receive probability."""
+
+    @field_validator("options")
+    @classmethod
+    def _options_are_finite(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if found := [f"{name} {number}" for name, number in not_finite(value)]:
+            raise ValueError(f"{', '.join(found)}: give a finite number")
+        return value
 
 
 class TeacherConfig(Config):

@@ -1,11 +1,13 @@
 """Config of what trains: workers, optimiser, learning rate, parallelism. Teacher and student share
 it."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from kdscale.config.base import Config
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class WorkersConfig(Config):
@@ -75,8 +77,8 @@ class ZeroConfig(Config):
 class OptimiserConfig(Config):
     """AdamW and its learning-rate schedule."""
 
-    learning_rate: float = Field(default=1e-3, gt=0)
-    """Peak learning rate."""
+    learning_rate: float = Field(default=1e-3, gt=0, le=10)
+    """Peak learning rate: about what AdamW moves every weight by in a step."""
 
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     """What the learning rate does after its warm-up: `wsd` stays at the peak and falls over the
@@ -94,14 +96,23 @@ class OptimiserConfig(Config):
     decay_shape: Literal["linear", "1-sqrt"] = "1-sqrt"
     """How `wsd` falls."""
 
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's moment decays."""
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    """AdamW's moment decays, each from 0 to below 1."""
 
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled weight decay, on matrices only."""
 
     clip: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this global norm."""
+
+    @model_validator(mode="after")
+    def _decay_keeps_signs(self) -> "OptimiserConfig":
+        if self.learning_rate * self.weight_decay >= 1:
+            raise ValueError(
+                f"learning_rate {self.learning_rate:g} times weight_decay {self.weight_decay:g} is "
+                "1 or more: a step would take all of a weight away"
+            )
+        return self
 
     @model_validator(mode="after")
     def _warmup_before_decay(self) -> "OptimiserConfig":

@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 
 from kdscale.config.augment import AugmentConfig, AugmentStep, Crop, Delete, Replace, Swap
+from kdscale.config.text import decode_text
 from kdscale.errors import KdscaleError
 from kdscale.store import open_store
 
@@ -129,7 +130,8 @@ def load_table(path: str) -> Synonyms:
             "Give a text file: a word, a tab, its synonyms with commas between, in each line.",
         )
     table: dict[str, list[str]] = {}
-    for number, line in enumerate(store.get(name).decode().splitlines(), start=1):
+    text = decode_text(store.get(name), f"The table of synonyms {path!r}")
+    for number, line in enumerate(text.splitlines(), start=1):
         word, tab, others = line.partition("\t")
         synonyms = [other.strip() for other in others.split(",") if other.strip()]
         if line.strip() and not (tab and word.strip() and synonyms):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from kdscale.config.chat import ChatConfig
+from kdscale.config.text import decode_text
 from kdscale.data.messages import Message
 from kdscale.errors import KdscaleError
 from kdscale.store import open_store
@@ -69,7 +70,7 @@ def read_template(config: ChatConfig) -> str | None:
             f"The chat template {path!r} is not there.",
             "Give data.chat.template the path or URL of a file, or the Jinja text itself.",
         )
-    return store.get(name).decode()
+    return decode_text(store.get(name), f"The chat template {path!r}")
 
 
 def template_to_train(config: ChatConfig) -> ChatTemplate:

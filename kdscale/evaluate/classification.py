@@ -1,4 +1,4 @@
-"""What a classifier scores: scikit-learn's figures, with intervals of the bootstrap over rows."""
+"""What a classifier scores: scikit-learn's figures, with intervals over rows."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn import metrics
 
-from kdscale.evaluate.intervals import interval
+from kdscale.evaluate.intervals import share_interval, wilson_interval
 from kdscale.evaluate.metrics import BINS
 from kdscale.evaluate.results import Interval
 
@@ -69,7 +69,9 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
 def classification_intervals(
     counts: np.ndarray, logits: np.ndarray, labels: np.ndarray
 ) -> dict[str, Interval]:
-    """Of accuracy and of macro precision, recall and f1, over the draws of `counts` [DRAWS, R]."""
+    """Wilson's of accuracy; of macro precision, recall and f1 over the draws of `counts`
+    [DRAWS, R]."""
+    rows, accuracy = len(labels), float((logits.argmax(axis=1) == labels).mean())
     classes = logits.shape[1]
     at = labels * classes + logits.argmax(axis=1)
     member = np.zeros((len(labels), classes * classes))
@@ -80,10 +82,10 @@ def classification_intervals(
     recall = _share(right, confusion.sum(axis=2))
     f1 = _share(2 * right, confusion.sum(axis=1) + confusion.sum(axis=2))
     return {
-        "accuracy": interval(right.sum(axis=1) / len(labels)),
-        "precision_macro": interval(precision.mean(axis=1)),
-        "recall_macro": interval(recall.mean(axis=1)),
-        "f1_macro": interval(f1.mean(axis=1)),
+        "accuracy": wilson_interval(accuracy, rows),
+        "precision_macro": share_interval(precision.mean(axis=1), rows),
+        "recall_macro": share_interval(recall.mean(axis=1), rows),
+        "f1_macro": share_interval(f1.mean(axis=1), rows),
     }
 
 

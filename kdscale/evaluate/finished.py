@@ -4,6 +4,7 @@ be elsewhere."""
 import json
 
 from kdscale.config import RunConfig, parse_config
+from kdscale.config.text import decode_text
 from kdscale.data.prepared import Prepared, open_prepared
 from kdscale.errors import KdscaleError
 from kdscale.models.folder import local_folder, read_marker
@@ -22,7 +23,7 @@ class FinishedRun:
                 f"{output} is not the output of a run: it has no {_CONFIG_KEY}.",
                 "Give the `output` of a config that `kdscale run` has completed.",
             )
-        text = output.get(_CONFIG_KEY).decode()
+        text = decode_text(output.get(_CONFIG_KEY), f"{output}/{_CONFIG_KEY}")
         self.config: RunConfig = parse_config(text, origin=f"{output}/{_CONFIG_KEY}")
         self.output = output
         # Where rows and teacher are.

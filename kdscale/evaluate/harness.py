@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from kdscale.config.text import read_text
 from kdscale.data.pretrained import load_tokenizer, vocabulary_size
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.heldout import task_names
@@ -63,6 +64,7 @@ def run_tasks(folders: Mapping[str, str], options: HarnessOptions) -> dict[str, 
     cannot be had, or a model is no causal language model.
     """
     check_installed()
+    _check_files(options)
     with _quiet():
         manager = _manager(options)
         _check_tasks(manager, options.tasks)
@@ -105,6 +107,14 @@ def _manager(options: HarnessOptions) -> Any:
 
 def _is_known(manager: Any, task: str) -> bool:
     return task in manager.all_tasks or Path(task).is_file()
+
+
+def _check_files(options: HarnessOptions) -> None:
+    """KdscaleError for a task's file that is no text: lm-eval leaves out those in folders."""
+    given = [Path(task) for task in options.tasks if Path(task).is_file()]
+    found = [file for folder in options.folders for file in sorted(folder.rglob("*.yaml"))]
+    for file in (*given, *found):
+        read_text(file, "task file", "Make it readable.")
 
 
 def _check_tasks(manager: Any, tasks: Sequence[str]) -> None:

@@ -4,11 +4,16 @@ Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13. Ever
 rows as there are, with replacement, and the same ones for all models, so that what models differ by
 is not blurred by what rows differ by. All figures are functions of sums over rows, so that a draw
 is a product with the number of times that each row was drawn.
+
+The bootstrap knows only what happened: of a share without an error every draw is the same. Shares
+of rows have Wilson's interval (JASA 22, 1927) instead, or where the draws are all the same. The
+median of repeated measurements has that of its order statistics.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
+from scipy.stats import binom, norm
 
 from kdscale.evaluate.metrics import AGREED, BYTES, KL, KL_BACK, LOSS, OVERLAP, TOKENS
 from kdscale.evaluate.results import Interval
@@ -31,6 +36,36 @@ def interval(values: np.ndarray) -> Interval:
     return [low, high]
 
 
+def wilson_interval(share: float, rows: int) -> Interval:
+    """Of the chance behind a `share` of `rows` independent rows."""
+    if rows == 0 or not np.isfinite(share):
+        return None
+    z2 = float(norm.ppf((1 + LEVEL) / 2)) ** 2
+    centre = (share + z2 / (2 * rows)) / (1 + z2 / rows)
+    half = (z2 * (share * (1 - share) + z2 / (4 * rows)) / rows) ** 0.5 / (1 + z2 / rows)
+    # The share itself is within, where rounding would leave 0 or 1 out.
+    return [min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))]
+
+
+def share_interval(values: np.ndarray, rows: int) -> Interval:
+    """Of a figure between 0 and 1: `interval`, and Wilson's over as many rows where all [DRAWS]
+    values are the same, as without any error."""
+    found = interval(values)
+    if found is not None and np.ptp(values) < 1e-12:
+        return wilson_interval(float(values[0]), rows)
+    return found
+
+
+def median_interval(values: np.ndarray) -> Interval:
+    """Of the median that [N] independent measurements have, whatever their distribution: two of
+    them, with a chance of LEVEL or more. None of fewer than 6."""
+    # The bound's place from either end: fewer values than that are beyond the median with a chance
+    # below (1 - LEVEL) / 2, as each is above it or below it like the toss of a coin.
+    place = int(binom.ppf((1 - LEVEL) / 2, len(values), 0.5))
+    ordered = np.sort(values)
+    return [float(ordered[place - 1]), float(ordered[-place])] if place > 0 else None
+
+
 def language_model_intervals(counts: np.ndarray, by_row: np.ndarray) -> dict[str, Interval]:
     """Of the figures that have the same names in DomainMetrics. `by_row` is [rows, 8], see
     `LanguageModelSums.by_row`."""
@@ -39,8 +74,9 @@ def language_model_intervals(counts: np.ndarray, by_row: np.ndarray) -> dict[str
     if by_row[:, BYTES].any():
         found["bits_per_byte"] = interval(_quotient(sums, LOSS, BYTES) / np.log(2))
     if by_row[:, AGREED].any() or by_row[:, KL].any():
-        found["agreement_top1"] = interval(_quotient(sums, AGREED, TOKENS))
-        found["overlap_top10"] = interval(_quotient(sums, OVERLAP, TOKENS))
+        rows = len(by_row)
+        found["agreement_top1"] = share_interval(_quotient(sums, AGREED, TOKENS), rows)
+        found["overlap_top10"] = share_interval(_quotient(sums, OVERLAP, TOKENS), rows)
         found["kl_teacher_student"] = interval(_quotient(sums, KL, TOKENS))
         found["kl_student_teacher"] = interval(_quotient(sums, KL_BACK, TOKENS))
     return found

@@ -137,6 +137,8 @@ class ModelSpeed(TypedDict):
     row_seconds_p90: float
     text_seconds: NotRequired[float]  # of `new_tokens` written after a short prompt, with KV cache
     text_seconds_p90: NotRequired[float]
+    times_teacher: NotRequired[float]  # as many tokens a second as the teacher: median over turns
+    times_teacher_interval: NotRequired[Interval]  # 95 %; None of too few turns
 
 
 class Speed(TypedDict):
@@ -148,7 +150,8 @@ class Speed(TypedDict):
     rows: int  # of a batched forward
     row_length: int
     new_tokens: int
-    turns: int
+    turns: int  # of batched forwards
+    latency_turns: NotRequired[int]  # of single rows and texts
     models: dict[str, ModelSpeed]
 
 

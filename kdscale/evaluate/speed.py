@@ -1,12 +1,13 @@
 """How fast models are beside each other: a batch, a single row, a generated text.
 
 All models are measured in turns in one process on one device, so that what slows the machine down
-meanwhile slows all of them; figures are medians over the turns, after a warm-up.
+meanwhile slows all of them; figures are medians over the turns, after a warm-up. How many times as
+fast as the teacher a model is has an interval over the turns, each of which compares the two.
 """
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 from kdscale.config.evaluate import SpeedConfig
 from kdscale.data.prepared import Prepared
 from kdscale.evaluate.alone import write_text
+from kdscale.evaluate.intervals import median_interval
 from kdscale.evaluate.results import ModelSpeed, Speed
 from kdscale.models.folder import ModelReference
 from kdscale.models.forward import model_inputs, row_tensors
@@ -24,6 +26,7 @@ from kdscale.workers import Worker
 
 # Forwards of a single row in a turn: enough of them for a 90th percentile.
 _SINGLES = 5
+_LATENCY_TURNS = 5
 _PROMPT_TOKENS = 16
 
 Action = Callable[[], object]
@@ -43,19 +46,11 @@ def measure_speed(
         name: _actions(model, batch.ids, batch.segments, prepared, config.new_tokens)
         for name, model in models.items()
     }
-    times, turns = _take_turns(actions, config, worker)
-    found: dict[str, ModelSpeed] = {}
-    for name, measured in times.items():
-        row, text = measured["row"], measured.get("text")
-        found[name] = {
-            "bytes": _bytes(references[name]),
-            "tokens_per_second": batch.ids.numel() / float(np.median(measured["batch"])),
-            "row_seconds": float(np.median(row)),
-            "row_seconds_p90": float(np.quantile(row, 0.9)),
-        }
-        if text is not None:
-            found[name]["text_seconds"] = float(np.median(text))
-            found[name]["text_seconds_p90"] = float(np.quantile(text, 0.9))
+    batches = _take_turns(_only(actions, "batch"), config.turns, config.seconds / 2, worker)
+    others = _take_turns(
+        _only(actions, "row", "text"), min(config.turns, _LATENCY_TURNS), config.seconds / 2, worker
+    )
+    teacher = batches["teacher"]["batch"] if "teacher" in batches else None
     is_gpu = worker.device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(worker.device) if is_gpu else "CPU",
@@ -64,8 +59,51 @@ def measure_speed(
         "rows": len(batch.ids),
         "row_length": batch.ids.shape[1],
         "new_tokens": config.new_tokens,
-        "turns": turns,
-        "models": found,
+        "turns": max((len(timed["batch"]) for timed in batches.values()), default=0),
+        "latency_turns": max((len(timed["row"]) for timed in others.values()), default=0)
+        // _SINGLES,
+        "models": {
+            name: _figures(
+                {**batches[name], **others[name]},
+                batch.ids.numel(),
+                _bytes(references[name]),
+                None if name == "teacher" else teacher,
+            )
+            for name in models
+        },
+    }
+
+
+def _figures(
+    times: Mapping[str, Sequence[float]],
+    tokens: int,
+    size: int | None,
+    teacher: Sequence[float] | None,
+) -> ModelSpeed:
+    """Of a model that took `times`, for batches of so many tokens; `teacher` are the teacher's
+    seconds for the same batches."""
+    seconds = np.array(times["batch"])
+    found: ModelSpeed = {
+        "bytes": size,
+        "tokens_per_second": tokens / float(np.median(seconds)),
+        "row_seconds": float(np.median(times["row"])),
+        "row_seconds_p90": float(np.quantile(times["row"], 0.9)),
+    }
+    if "text" in times:
+        found["text_seconds"] = float(np.median(times["text"]))
+        found["text_seconds_p90"] = float(np.quantile(times["text"], 0.9))
+    if teacher is not None:
+        ratios = np.array(teacher) / seconds
+        found["times_teacher"] = float(np.median(ratios))
+        found["times_teacher_interval"] = median_interval(ratios)
+    return found
+
+
+def _only(actions: Mapping[str, Mapping[str, Action]], *names: str) -> dict[str, dict[str, Action]]:
+    """Of each model's actions those of these names."""
+    return {
+        model: {name: act for name, act in acts.items() if name in names}
+        for model, acts in actions.items()
     }
 
 
@@ -91,22 +129,24 @@ def _actions(
 
 @torch.no_grad()
 def _take_turns(
-    actions: Mapping[str, Mapping[str, Action]], config: SpeedConfig, worker: Worker
-) -> tuple[dict[str, dict[str, list[float]]], int]:
-    """Seconds by model and action, and the turns that were taken."""
+    actions: Mapping[str, Mapping[str, Action]], most: int, seconds: float, worker: Worker
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds by model and action. Every second turn goes through the models backwards, so that
+    none is always the one after another. No turn but the first begins after so many `seconds`."""
     times: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in actions}
     for timed in actions.values():
         for act in timed.values():
             act()
-    start, turns = time.perf_counter(), 0
-    while turns < config.turns and (turns == 0 or time.perf_counter() - start < config.seconds):
-        for name, timed in actions.items():
-            for what, act in timed.items():
+    start = time.perf_counter()
+    for turn in range(most):
+        if turn > 0 and time.perf_counter() - start >= seconds:
+            break
+        for name in list(actions)[:: 1 if turn % 2 == 0 else -1]:
+            for what, act in actions[name].items():
                 for _ in range(_SINGLES if what == "row" else 1):
                     times[name][what].append(_seconds(act, worker.device))
                 worker.beat(f"the speed of the {name}")
-        turns += 1
-    return times, turns
+    return times
 
 
 def _seconds(act: Action, device: torch.device) -> float:

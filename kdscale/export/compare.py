@@ -27,14 +27,25 @@ class Comparison:
     kl: float  # KL(own || exported), nats a label
     labels: int
 
-    def check(self, tolerance: float, what: str) -> None:
-        """Refuse a difference above `tolerance`, NaN too."""
+    def check_difference(self, tolerance: float, what: str) -> None:
+        """Refuse a difference of logits above `tolerance`, NaN too."""
         if not self.difference <= tolerance:
             raise KdscaleError(
                 f"The logits of {what} differ from the run's own by {self.difference:.3g}; "
                 f"{tolerance:.3g} are allowed.",
                 "Nothing was written. Leave this format out, and report it with the versions of "
                 "torch, transformers and onnxruntime.",
+            )
+
+    def check_kl(self, tolerance: float, what: str) -> None:
+        """Refuse distributions further off than `tolerance` nats a label, NaN too."""
+        if not self.kl <= tolerance:
+            raise KdscaleError(
+                f"The distributions of {what} are {self.kl:.3g} nats a label (KL) from the run's "
+                f"own, and {self.agreement:.1%} of its top-1 choices are the same; "
+                f"{tolerance:.3g} nats are allowed.",
+                "Nothing was written. This model does not bear 8 bits: leave this format out, and "
+                "take --format onnx (float32).",
             )
 
     def as_dict(self) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from kdscale.export import Format
+from kdscale.export.to_onnx import WEIGHT_LIMIT
 from kdscale.report import units
 from kdscale.report.facts import Table
 from kdscale.report.markdown import table
@@ -25,7 +27,17 @@ def render(facts: Mapping[str, Any]) -> str:
     ]
     opsets = {entry["opset"] for entry in formats.values() if "opset" in entry}
     lines += [f"ONNX opset {opset}; batch and sequence of any size." for opset in opsets]
+    if Format.INT8 in formats:
+        lines.append(_int8_text(facts["checked_on"]))
     return "\n\n".join(lines)
+
+
+def _int8_text(processor: Mapping[str, str]) -> str:
+    return (
+        f"Checked on {processor['architecture']} with {processor['instructions']}. Int8 weights "
+        f"are within {WEIGHT_LIMIT}, so that no instructions that sum their products in 16 bits "
+        "cut a sum off: other processors compute the same."
+    )
 
 
 def render_files(files: Mapping[str, int]) -> str:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.export import Dim
 from transformers import PreTrainedModel
@@ -26,6 +27,10 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "logits"
 _ONE_FILE = 1 << 31  # bytes that a message of protobuf may have
+WEIGHT_LIMIT = 64
+"""Of int8 weights, absolute. AVX2 adds two products of an unsigned and a signed byte in 16 bits
+and cuts off what is too large: 2 * 255 * 64 is not."""
+_INTEGER_PRODUCTS = ("MatMulInteger", "ConvInteger")
 
 
 def check_packages() -> None:
@@ -77,7 +82,9 @@ def write_onnx(model: PreTrainedModel, path: Path) -> int:
 def quantise(source: Path, target: Path) -> None:
     """Write the ONNX file `source` to `target` with int8 weights, a scale for each output channel.
 
-    Activations are quantised as they come (dynamically), those of each product by itself.
+    Weights lie within WEIGHT_LIMIT (7 bits), so that sums of products are the same on every
+    processor. Activations are quantised as they come (dynamically), those of each product by
+    itself. KdscaleError where a product would have other weights.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -88,7 +95,43 @@ def quantise(source: Path, target: Path) -> None:
             target,
             per_channel=True,
             weight_type=QuantType.QInt8,
+            reduce_range=True,
             use_external_data_format=size >= _ONE_FILE,
+        )
+    check_weights(target)
+
+
+def integer_weights(path: Path) -> dict[str, np.ndarray | None]:
+    """Weights of the integer products of the ONNX file at `path`, by the product's output; None
+    where they are no constant of the file."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    constants = {each.name: each for each in graph.initializer}
+    found: dict[str, np.ndarray | None] = {}
+    for node in graph.node:
+        if node.op_type in _INTEGER_PRODUCTS:
+            weights = constants.get(node.input[1])
+            found[node.output[0]] = None if weights is None else onnx.numpy_helper.to_array(weights)
+    return found
+
+
+def check_weights(path: Path) -> None:
+    """Refuse an int8 file whose products saturate on some processors."""
+    for product, weights in integer_weights(path).items():
+        if weights is None:
+            held = "are computed as it runs"
+        elif weights.dtype != np.int8:
+            held = f"are {weights.dtype}"
+        elif (largest := int(np.abs(weights.astype(np.int16)).max(initial=0))) > WEIGHT_LIMIT:
+            held = f"reach {largest}"
+        else:
+            continue
+        raise KdscaleError(
+            f"The weights of {product} in {path.name} {held}; int8 within {WEIGHT_LIMIT} is what "
+            "every processor multiplies alike.",
+            "Leave this format out (--format onnx holds float32), and report it with the versions "
+            "of onnx and onnxruntime.",
         )
 
 

@@ -1,6 +1,6 @@
 """Tables of what is measured beside the scores: speed, lm-eval, samples of text; and of all."""
 
-from kdscale.evaluate.results import HarnessScore, Results
+from kdscale.evaluate.results import HarnessScore, ModelSpeed, Results, Speed
 from kdscale.report import facts, scores, units
 from kdscale.report.facts import Table
 
@@ -29,7 +29,8 @@ def harness_table(results: Results) -> Table:
             arrow = {True: " ↑", False: " ↓", None: ""}[better]
             cells = [_scored(entry["scores"].get(name, {}).get(figure)) for name in names]
             rows.append([task, figure + arrow, f"{entry['documents']:,}", *cells])
-    return Table(_harness_note(results), ["Task", "Figure", "Documents", *names], rows)
+    header = ["Task", "Figure", "Documents", *names]
+    return Table(_harness_note(results), header, rows, name="lm-eval")
 
 
 def _scored(score: HarnessScore | None) -> str:
@@ -57,7 +58,8 @@ def model_speed_table(results: Results) -> Table | None:
         return None
     speed = results["speed"]
     writes = any("text_seconds" in found for found in speed["models"].values())
-    header = ["Model", "Parameters", "Weights", "Tokens a second", "One row", "p90"]
+    header = ["Model", "Parameters", "Weights", "Tokens a second", "Times teacher"]
+    header += ["One row", "p90"]
     header += [f"{speed['new_tokens']} new tokens", "p90"] if writes else []
     rows = []
     for name in facts.in_order(speed["models"]):
@@ -70,6 +72,7 @@ def model_speed_table(results: Results) -> Table | None:
                 units.count(results["models"][name]["parameters"]),
                 units.NONE if size is None else units.size(size),
                 units.count(found["tokens_per_second"]),
+                _times_teacher(found),
                 *map(units.latency, [*seconds, *texts]),
             ]
         )
@@ -78,10 +81,21 @@ def model_speed_table(results: Results) -> Table | None:
         where += f", {speed['threads']} thread{'s' * (speed['threads'] > 1)}"
     caption = (
         f"Speed on {where}, {speed['dtype']}: forwards of {speed['rows']} rows and of one, each of "
-        f"{speed['row_length']} tokens; medians of {speed['turns']} turns, models in "
-        "turn in one process"
+        f"{speed['row_length']} tokens; medians of {_turns(speed)}, models in turn in one process; "
+        "in brackets the 95 % interval over the turns"
     )
-    return Table(caption, header, rows)
+    return Table(caption, header, rows, name="speed")
+
+
+def _turns(speed: Speed) -> str:
+    batches, others = speed["turns"], speed.get("latency_turns", speed["turns"])
+    return f"{batches} turns" + (f" ({others} of single rows)" if others != batches else "")
+
+
+def _times_teacher(found: ModelSpeed) -> str:
+    """How many times as fast a model is; without an interval it is not said."""
+    times, interval = found.get("times_teacher"), found.get("times_teacher_interval")
+    return units.NONE if times is None or interval is None else units.times(times, *interval)
 
 
 def sample_tables(results: Results) -> list[Table]:

@@ -3,6 +3,8 @@
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain, count
 
 from kdscale.evaluate.results import CalibrationBin, Results
 from kdscale.panels import Cell, Panel
@@ -13,7 +15,7 @@ from kdscale.report.load import Run
 
 
 def panels(run: Run) -> list[Panel]:
-    """In the page's order; what has nothing to show is left out."""
+    """In the page's order, each under a key of its own; what has nothing to show is left out."""
     results = run.results
     domains = facts.domains(results)
     gaps: list[list[Cell]] = [
@@ -38,7 +40,7 @@ def panels(run: Run) -> list[Panel]:
         _table("time", facts.speed_table(run)),
         _table("provenance", facts.provenance_table(results)),
     ]
-    return [panel for panel in found if panel.rows]
+    return _distinct([panel for panel in found if panel.rows])
 
 
 def summary(run: Run) -> dict[str, float | int | str]:
@@ -53,9 +55,20 @@ def summary(run: Run) -> dict[str, float | int | str]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+def _distinct(found: Sequence[Panel]) -> list[Panel]:
+    """With a number behind names that come again: of domains that differ in a space, say."""
+    panels: dict[str, Panel] = {}
+    for panel in found:
+        names = chain([panel.name], (f"{panel.name}-{again}" for again in count(2)))
+        new = next(p for p in (replace(panel, name=n) for n in names) if p.key not in panels)
+        panels[new.key] = new
+    return list(panels.values())
+
+
 def _table(section: str, table: Table) -> Panel:
     rows: list[list[Cell]] = [list(row) for row in table.rows]
-    return Panel(section, _slug(table.caption), "table", tuple(table.header), rows)
+    name = table.name or _slug(table.caption)
+    return Panel(section, name, "table", tuple(table.header), rows)
 
 
 def _lines(section: str, name: str, series: Sequence[Series], unit: str) -> Panel:
@@ -83,9 +96,9 @@ def _calibration(results: Results, domain: str) -> Panel:
 def _confusion(table: Table) -> Panel:
     names = table.header[1:]
     rows: list[list[Cell]] = [
-        [row[0], predicted, int(count)]
+        [row[0], predicted, int(times)]
         for row in table.rows
-        for predicted, count in zip(names, row[1:], strict=True)
+        for predicted, times in zip(names, row[1:], strict=True)
     ]
     columns = ("label", "prediction", "documents")
     return Panel("quality", _slug(table.caption), "confusion", columns, rows)

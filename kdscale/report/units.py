@@ -41,6 +41,11 @@ def between(share: float | None, interval: Sequence[float] | None) -> str:
     return f"{percent(share)} ({low}–{high})"
 
 
+def times(factor: float, low: float, high: float) -> str:
+    """A factor with its interval: `5.9 (5.2 to 6.4)`."""
+    return f"{number(factor, 1)} ({number(low, 1)} to {number(high, 1)})"
+
+
 def whole_percent(share: float) -> str:
     """A share of 1 in whole percents, for axes."""
     return percent(share, 0)

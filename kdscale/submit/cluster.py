@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdscale.config.text import read_text
 from kdscale.errors import KdscaleError
 from kdscale.submit.verdict import UnreachableError
 
@@ -77,10 +78,9 @@ def find_token() -> str | None:
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    try:
-        return path.read_text(encoding="utf-8").strip() or None
-    except FileNotFoundError:
+    if not path.exists():
         return None
+    return read_text(path, "token file", "Make it readable, or set RAY_AUTH_TOKEN.").strip() or None
 
 
 def check_versions(client: "JobSubmissionClient") -> None:

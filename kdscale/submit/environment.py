@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from kdscale.config.text import read_text
 from kdscale.errors import KdscaleError
 from kdscale.store.redact import redact
 
@@ -74,13 +75,7 @@ def looks_secret(name: str, value: str) -> bool:
 
 
 def _lines(file: Path) -> list[str]:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise KdscaleError(
-            f"The file of variables {str(file)!r} cannot be read: {error.strerror}.",
-            "Check the path that --env-file gives.",
-        ) from error
+    text = read_text(file, "file of variables", "Check the path that --env-file gives.")
     lines = (line.strip() for line in text.splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 

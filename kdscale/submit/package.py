@@ -11,6 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import kdscale
+from kdscale.config.text import read_text
 from kdscale.errors import KdscaleError
 
 # Names left out wherever they stand. `cache` and `data` must not be among them: they are rooms.
@@ -55,7 +56,8 @@ def stage(root: Path, config_text: str, folder: Path, excludes: Sequence[str] = 
 def ignored(root: Path) -> list[str]:
     """The patterns of the checkout's `.rayignore`, which Ray obeys besides."""
     file = root / ".rayignore"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    text = read_text(file, "list of patterns", "Make it readable.") if file.is_file() else ""
+    lines = text.splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 
 

@@ -3,10 +3,11 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +16,16 @@ import pytest
 
 from kdscale import tracking, workspace
 from kdscale.config.run import RunConfig, TrackingConfig
-from kdscale.panels import Panel
+from kdscale.evaluate.results import Results
+from kdscale.panels import Panel, fit
+from kdscale.report.load import load_run
+from kdscale.report.panels import panels
 from kdscale.store import Store, open_store
 from kdscale.tracking import Tracker, WandbRun, open_gallery, open_tracker
 from kdscale.workspace import build_view
 from tests.runs import tiny_config
 from tests.s3 import S3Server, free_ports
+from tests.unit.report.sample import class_results, sample_results, sample_run
 
 OFF = TrackingConfig(wandb="disabled")
 OFFLINE = TrackingConfig(wandb="offline", project="tests")
@@ -205,13 +210,7 @@ def test_charts_and_tables_are_the_runs_own(tmp_path: Path) -> None:
         if key.startswith(prefix)
     }
     assert list(drawn) == ["quality/gap", "quality/errors", "training/loss"]
-    (history,) = [row["item"] for row in records_of(log, "history")]
-    for panel in PANELS:
-        key = panel.key if panel.kind == "table" else f"{panel.key}_table"
-        file = log.parent / "files" / history[f"{key}.path"]
-        saved = json.loads(file.read_text())
-        assert saved["columns"] == list(panel.columns)
-        assert saved["data"] == [redacted(row) for row in panel.rows]
+    assert_all_there(log, PANELS)
 
     # A view of the project draws them from the same tables in the same way.
     view = build_view("team", "tests", "night", run["run_id"], PANELS)._to_model()
@@ -231,8 +230,138 @@ def test_charts_and_tables_are_the_runs_own(tmp_path: Path) -> None:
         assert f'"{key}_table"' in chart.user_query.model_dump_json()
 
 
+def assert_all_there(log: Path, shown: list[Panel]) -> None:
+    """Every panel is in the offline run of that log, with all of its cells."""
+    history = [row["item"] for row in records_of(log, "history")]
+    assert len(history) == len(shown)
+    for item, panel in zip(history, shown, strict=True):
+        key = panel.key if panel.kind == "table" else f"{panel.key}_table"
+        saved = json.loads((log.parent / "files" / item[f"{key}.path"]).read_text())
+        assert saved["columns"] == list(panel.columns)
+        assert saved["data"] == [redacted(row) for row in panel.rows]
+    artifacts = [each["name"] for each in records_of(log, "artifact")]
+    assert len(set(artifacts)) == len(artifacts) == len(shown)
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]{1,127}", name) for name in artifacts)
+
+
 def redacted(row: list[Any]) -> list[Any]:
     return ["ftp://***@host/x" if "@" in str(cell) else cell for cell in row]
+
+
+def with_harness() -> Results:
+    """Causal results with lm-eval's figures beside the speed table."""
+    figure = {"value": 0.25, "stderr": 0.01}
+    results = sample_results()
+    results["lm_eval"] = {
+        "arc_easy": {
+            "documents": 2376,
+            "limit": 100,
+            "lm_eval": "0.4.9",
+            "task_version": "1.0",
+            "task_hash": "0",
+            "few_shot": 0,
+            "higher_is_better": {"acc": True},
+            "scores": {name: {"acc (none)": figure} for name in ("teacher", "student")},
+        }
+    }
+    return results
+
+
+def with_any_names() -> Results:
+    """Classifiers on domains whose names are long, alike, and written otherwise."""
+    results = class_results()
+    names = ["news " + 40 * "and more news ", "a b", "a-b", "A/b", "Ω" * 60, "新聞" * 40, "..", "?"]
+    for found in results["models"].values():
+        some = found["domains"]["validation"]
+        found["domains"] = {"validation": some, **dict.fromkeys(names, some)}
+    results["gap_recovered"] = dict.fromkeys(["validation", *names], 0.5)
+    return results
+
+
+def masked_results() -> Results:
+    results = sample_results()
+    results["task"] = "masked-lm"
+    return results
+
+
+@pytest.mark.parametrize(
+    "make",
+    [sample_results, masked_results, class_results, with_harness, with_any_names],
+    ids=["causal", "masked", "classification", "lm-eval", "any names"],
+)
+def test_every_panel_of_a_report_is_in_its_run(
+    make: Callable[[], Results], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "output"
+    shown = panels(load_run(sample_run(output, make())))
+    tables = {panel.key for panel in shown if panel.kind == "table"}
+    assert "quality/speed" in tables
+    assert ("quality/lm-eval" in tables) == (make is with_harness)
+    tree = tiny_config(tmp_path / "corpus", str(output), name=64 * "n")
+    gallery = open_gallery(
+        RunConfig.model_validate({**tree, "tracking": OFFLINE}), "report", open_store(str(output))
+    )
+    gallery.show(shown)
+    gallery.finish()
+    (log,) = offline_runs(output)
+    assert_all_there(log, shown)
+    assert not [line for line in said(caplog) if "failed" in line]
+
+
+def test_a_panel_that_fails_costs_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torn = Panel("quality", "torn", "bars", ("domain", "share"), [["validation"]])
+    mixed = Panel("quality", "m" * 500, "table", ("a",), [["text"], [1.0]])
+    tree = tiny_config(tmp_path / "corpus", str(tmp_path), name="night")
+    config = RunConfig.model_validate({**tree, "tracking": OFFLINE})
+    gallery = open_gallery(config, "report", open_store(str(tmp_path)))
+    gallery.show([PANELS[0], torn, mixed, *PANELS[1:]])
+    gallery.finish()
+    (log,) = offline_runs(tmp_path)
+    assert_all_there(log, PANELS)
+    failures = [line for line in said(caplog) if "failed" in line]
+    assert [line.partition(" failed")[0] for line in failures] == [
+        "W&B: show quality/torn",
+        f"W&B: show {mixed.key}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("validation-2.1_x", "validation-2.1_x"),
+        ("Speed on CPU, 1 thread: (x)", "Speed-on-CPU-1-thread-x"),
+        ("Prüfung", "Prüfung"),
+        ("/ ?", "unnamed"),
+        ("", "unnamed"),
+    ],
+)
+def test_names_that_fit(name: str, expected: str) -> None:
+    assert fit(name, 30) == expected
+
+
+def test_long_names_are_cut_and_stay_distinct() -> None:
+    for letter in ("a", "ü", "新", "😀x"):
+        names = {fit(letter * count, 80) for count in range(200, 230)}
+        assert len(names) == 30
+        assert all(60 < len(name.encode()) <= 80 for name in names) or letter == "😀x"
+    assert len(Panel("s" * 300, "n" * 300, "table", (), []).key) <= 80
+
+
+def test_artifacts_have_names_that_wandb_allows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store(str(tmp_path / "out"))
+    tracker = start(store, OFFLINE)
+    for name in ("ü/x:y", "n" * 300):
+        tracker.log_reference(name, "cache", "s3://bucket/manifest.json", {})
+    tracker.finish()
+    (log,) = offline_runs(tmp_path / "out")
+    names = [each["name"] for each in records_of(log, "artifact")]
+    assert names[0] == "x-y"
+    assert len(names[1]) == 128
+    assert not [line for line in said(caplog) if "failed" in line]
 
 
 def test_a_view_is_saved_where_the_run_is_online(
@@ -392,6 +521,14 @@ def test_where_wandb_goes(
     (tmp_path / "netrc").write_text(netrc)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     assert tracking._mode(wanted) == mode
+
+
+def test_a_netrc_that_is_no_text_names_nobody(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "netrc").write_bytes("# Prüfung\nmachine api.wandb.ai".encode("latin-1"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert tracking._mode("auto") == "offline"
 
 
 def test_wandb_is_not_imported_where_it_is_off(tmp_path: Path) -> None:

@@ -49,6 +49,47 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert f" {command} " in text
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["cache", "--help"], ["run", "absent.yaml"]])
+def test_the_package_runs_as_the_program_does(arguments: list[str]) -> None:
+    script = [str(Path(sys.executable).with_name("kdscale"))]
+    module = [sys.executable, "-m", "kdscale"]
+    wide = {**os.environ, "COLUMNS": "100"}
+    ran, expected = (
+        subprocess.run(
+            [*program, *arguments], capture_output=True, text=True, env=wide, check=False
+        )
+        for program in (module, script)
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (
+        expected.returncode,
+        expected.stdout,
+        expected.stderr,
+    )
+    if "--help" in arguments:
+        assert "Usage: kdscale " in ran.stdout
+        assert "__main__" not in ran.stdout
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("plan", "run.yaml", "--tokens"),
+        ("status", "run", "--every"),
+        ("run", "run.yaml", "--wait-for-lease"),
+        ("cache", "audit", "cache", "--budget"),
+        ("cache", "verify", "cache", "--sample"),
+    ],
+)
+def test_options_take_finite_numbers_alone(
+    command: tuple[str, ...], bad: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*command, bad) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    # NaN and what lies below a bound may be refused by that.
+    assert "is no finite number" in told or (bad != "inf" and "Invalid value for" in told)
+
+
 def test_error_is_two_lines_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("run", "absent.yaml") == 2
     out, err = capsys.readouterr()

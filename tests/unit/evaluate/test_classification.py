@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binom, binomtest
 
 from kdscale.evaluate.classification import (
     calibration_error,
@@ -9,7 +10,14 @@ from kdscale.evaluate.classification import (
     classification_metrics,
     fit_temperature,
 )
-from kdscale.evaluate.intervals import draw_counts, gap_interval, interval, language_model_intervals
+from kdscale.evaluate.intervals import (
+    draw_counts,
+    gap_interval,
+    interval,
+    language_model_intervals,
+    median_interval,
+    wilson_interval,
+)
 from kdscale.evaluate.metrics import LOSS, TOKENS
 
 C = 4
@@ -83,15 +91,70 @@ def test_intervals_are_those_of_single_draws() -> None:
     logits, labels = scores(120)
     counts = draw_counts(len(labels), seed=3)
     assert (counts.sum(axis=1) == len(labels)).all()
-    f1, accuracy = [], []
+    f1 = []
     for draw in counts.astype(int):
         rows = np.repeat(np.arange(len(labels)), draw)
         predicted = logits[rows].argmax(axis=1)
         f1.append(np.mean(naive(predicted, labels[rows])["f1"]))
-        accuracy.append((predicted == labels[rows]).mean())
     got = classification_intervals(counts, logits, labels)
     assert got["f1_macro"] == pytest.approx(interval(np.array(f1)))
-    assert got["accuracy"] == pytest.approx(interval(np.array(accuracy)))
+    right = int((logits.argmax(axis=1) == labels).sum())
+    assert got["accuracy"] == pytest.approx(textbook(right, len(labels)))
+
+
+def textbook(right: int, rows: int) -> list[float]:
+    return list(binomtest(right, rows).proportion_ci(method="wilson"))
+
+
+def test_the_interval_of_a_share_is_wilson_s() -> None:
+    for right, rows in [(0, 1), (1, 1), (60, 60), (59, 60), (0, 60), (7, 13), (999, 1000)]:
+        expected = textbook(right, rows)
+        assert wilson_interval(right / rows, rows) == pytest.approx(expected, abs=1e-12)
+    assert (wilson_interval(1.0, 60) or [])[1] == 1
+    assert (wilson_interval(0.0, 60) or [])[0] == 0
+    # n / (n + z^2) of a perfect score.
+    assert wilson_interval(1.0, 60) == pytest.approx([60 / (60 + 1.959963984540054**2), 1.0])
+
+
+@pytest.mark.parametrize(("chance", "rows"), [(0.994, 60), (0.97, 60), (0.9, 100), (0.5, 30)])
+def test_the_interval_of_an_accuracy_covers_it(chance: float, rows: int) -> None:
+    weights = binom.pmf(np.arange(rows + 1), rows, chance)
+    covered = [
+        low <= chance <= high
+        for low, high in (wilson_interval(k / rows, rows) or (1, 0) for k in range(rows + 1))
+    ]
+    assert weights @ covered > 0.93
+
+
+def test_scores_without_an_error_have_no_point_for_an_interval() -> None:
+    labels = np.repeat([0, 1, 2], 20)
+    counts = draw_counts(60)
+    perfect = classification_intervals(counts, np.eye(3)[labels], labels)
+    wrong = classification_intervals(counts, np.eye(3)[(labels + 1) % 3], labels)
+    assert set(perfect) == {"accuracy", "precision_macro", "recall_macro", "f1_macro"}
+    for figure, found in perfect.items():
+        assert found == pytest.approx(textbook(60, 60)), figure
+        assert wrong[figure] == pytest.approx(textbook(0, 60)), figure
+    alike = np.ones((60, 8))
+    found = language_model_intervals(counts, alike)
+    assert found["agreement_top1"] == found["overlap_top10"] == pytest.approx(textbook(60, 60))
+    assert found["loss"] == [1, 1]  # without a bound, so that nothing is known beyond the rows
+
+
+@pytest.mark.parametrize(
+    ("count", "place"), [(1, None), (5, None), (6, 1), (8, 1), (9, 2), (12, 3), (15, 4), (40, 14)]
+)
+def test_the_interval_of_a_median_is_that_of_its_order_statistics(
+    count: int, place: int | None
+) -> None:
+    # The tables of the sign test (Dixon and Mood, 1946), 5 % two-sided.
+    values = np.random.default_rng(0).permutation(np.arange(count, dtype=float))
+    found = median_interval(values)
+    if place is None:
+        assert found is None
+    else:
+        assert found == [place - 1, count - place]
+        assert 2 * binom.cdf(place - 1, count, 0.5) <= 0.05 < 2 * binom.cdf(place, count, 0.5)
 
 
 def test_the_interval_of_a_mean_is_that_of_the_textbook() -> None:

@@ -1,13 +1,14 @@
 """Speed and samples of whole models beside each other."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from kdscale.config.evaluate import SamplesConfig, SpeedConfig
-from kdscale.evaluate import alone
+from kdscale.evaluate import alone, speed
 from kdscale.evaluate.alone import load_alone, write_text
 from kdscale.evaluate.finished import FinishedRun
 from kdscale.evaluate.samples import choose_prompts, write_samples
@@ -40,11 +41,39 @@ def test_every_turn_measures_every_model(
     assert (found["device"], found["dtype"]) == ("CPU", "float32")
     assert (found["rows"], found["row_length"], found["turns"]) == (3, T, 2)
     for name in ("teacher", "student"):
-        speed = found["models"][name]
-        assert speed["bytes"] == (Path(run.model_folder(name)) / "model.safetensors").stat().st_size
-        assert speed["tokens_per_second"] > 0
-        assert 0 < speed["row_seconds"] <= speed["row_seconds_p90"]
-        assert 0 < speed["text_seconds"] <= speed["text_seconds_p90"]
+        own = found["models"][name]
+        assert own["bytes"] == (Path(run.model_folder(name)) / "model.safetensors").stat().st_size
+        assert own["tokens_per_second"] > 0
+        assert 0 < own["row_seconds"] <= own["row_seconds_p90"]
+        assert 0 < own["text_seconds"] <= own["text_seconds_p90"]
+    assert found["models"]["student"]["times_teacher"] > 0
+    assert found["models"]["student"]["times_teacher_interval"] is None  # of two turns
+    assert "times_teacher" not in found["models"]["teacher"]
+
+
+def test_a_speed_has_an_interval_over_turns_that_compare(
+    run: FinishedRun, references: dict[str, ModelReference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = load_alone(references, current_worker())
+    config = SpeedConfig(turns=9, rows=2, new_tokens=1, seconds=600)
+    # A machine that gets slower from turn to turn, on which the student takes a third as long.
+    order: list[str] = []
+
+    def seconds(act: Any, device: torch.device) -> float:
+        held = [cell.cell_contents for cell in act.__closure__]
+        (name,) = [name for name, model in models.items() if any(model is each for each in held)]
+        order.append(name)
+        turn = len(order) // 2
+        return (3.0 if name == "teacher" else 1.0) * (1 + turn) * (1 + 0.01 * (turn % 3))
+
+    monkeypatch.setattr(speed, "_seconds", seconds)
+    found = measure_speed(models, references, run.prepared(), config, current_worker())
+    assert (found["turns"], found["latency_turns"]) == (9, 5)
+    student = found["models"]["student"]
+    low, high = student["times_teacher_interval"] or (0, 0)
+    assert low <= student["times_teacher"] <= high
+    assert student["times_teacher"] == pytest.approx(3, rel=0.5)
+    assert order[:8] == ["teacher", "student", "student", "teacher"] * 2
 
 
 def test_turns_end_with_their_time(run: FinishedRun, references: dict[str, ModelReference]) -> None:
@@ -52,6 +81,11 @@ def test_turns_end_with_their_time(run: FinishedRun, references: dict[str, Model
     config = SpeedConfig(turns=50, rows=1, new_tokens=1, seconds=1e-9)
     found = measure_speed(models, references, run.prepared(), config, current_worker())
     assert found["turns"] == 1
+
+
+def test_nothing_is_measured_where_no_model_has_room(run: FinishedRun) -> None:
+    found = measure_speed({}, {}, run.prepared(), SpeedConfig(), current_worker())
+    assert (found["turns"], found["latency_turns"], found["models"]) == (0, 0, {})
 
 
 def test_the_largest_is_left_out_where_memory_is_short(

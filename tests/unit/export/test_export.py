@@ -227,10 +227,12 @@ def test_another_models_logits_are_refused_and_nothing_is_left(
         next(other.parameters()).mul_(1.1)
     found = compare(own, forward_of(other), batches, source.prepared.outputs)
     with pytest.raises(KdscaleError, match=r"differ from the run's own by [\d.]+; 1e-05 are"):
-        found.check(1e-5, "it")
+        found.check_difference(1e-5, "it")
     broken = compare(own, lambda i, m: own(i).logits * torch.nan, batches, source.prepared.outputs)
     with pytest.raises(KdscaleError, match="by nan"):
-        broken.check(np.inf, "it")
+        broken.check_difference(np.inf, "it")
+    with pytest.raises(KdscaleError, match="are nan nats"):
+        broken.check_kl(np.inf, "it")
 
     def save_other(model: Any, folder: Path, auto_class: str) -> None:
         other.save_pretrained(folder)

@@ -30,7 +30,7 @@ def test_the_page_says_what_the_results_say(tmp_path: Path) -> None:
     assert page.all("html")[0].attributes["lang"] == "en"
     assert [h.text for h in page.all("h1")] == ["quickstart"]
     lead = page.all("p")[1].text
-    size = "8.9 times smaller and 4.5 times faster"
+    size = "8.9 times smaller and 4.5 (4.3 to 4.7) times faster"
     for words in ("419 k parameters", size, "29.9% of the loss gap", "15.2 bytes"):
         assert words in lead
     assert [li.all("strong")[0].text for li in page.all("li")[:2]] == ["8.9×", "4.5×"]
@@ -187,7 +187,7 @@ def test_names_cannot_become_markup(tmp_path: Path, evil: str) -> None:
     assert "<" not in summary
     tables = [line for line in summary.splitlines() if line.startswith("|")]
     widths = {line.replace("\\|", "").count("|") for line in tables}
-    assert widths <= {3, 5, 6, 8, 9}
+    assert widths <= {3, 5, 6, 8, 10}
 
 
 def test_numbers_that_are_not_finite_are_shown(tmp_path: Path) -> None:
@@ -300,10 +300,44 @@ def test_credentials_stay_out_of_what_is_passed_on(tmp_path: Path) -> None:
 
 def test_speed_and_size_stand_side_by_side(tmp_path: Path) -> None:
     summary, page = _report(tmp_path)
-    row = "| student | 419 k | 1.60 MiB | 41.0 k | 3.10 ms | 4.20 ms | 52.4 ms | 61.1 ms |"
-    assert row in summary.splitlines()
+    row = "| student | 419 k | 1.60 MiB | 41.0 k | 4.5 (4.3 to 4.7) | 3.10 ms | 4.20 ms | 52.4 ms |"
+    assert [line for line in summary.splitlines() if line.startswith(row)]
     assert "CPU, 1 thread, float32" in page.text
+    assert "medians of 15 turns (5 of single rows)" in page.text
+    assert "8.9 times smaller and 4.5 (4.3 to 4.7) times faster than its teacher" in page.text
+    assert "as many tokens a second (4.3 to 4.7), CPU" in page.text
     assert row in write_model_card(sample_run(tmp_path / "card"))
+
+
+@pytest.mark.parametrize(
+    ("times", "interval", "said"),
+    [
+        (5.9, [5.24, 6.36], " and 5.9 (5.2 to 6.4) times faster"),
+        (1.2, [0.98, 1.4], ""),
+        (16.0, None, ""),
+        (None, None, ""),
+        (0.5, [0.4, 0.8], " and 2.0 (1.2 to 2.5) times slower"),
+    ],
+)
+def test_the_headline_tells_a_speed_with_its_interval_or_none(
+    times: float | None, interval: list[float] | None, said: str, tmp_path: Path
+) -> None:
+    results = sample_results()
+    speed = results["speed"]["models"]["student"]
+    if times is None:  # as results without intervals were written
+        del speed["times_teacher"], speed["times_teacher_interval"]
+        del results["speed"]["latency_turns"]
+    else:
+        speed["times_teacher"], speed["times_teacher_interval"] = times, interval
+    store = sample_run(tmp_path, results)
+    summary = write_report(store)
+    page = store.get("report/index.html").decode()
+    expected = f"8.9 times smaller{said} than its teacher, recovers"
+    assert expected in summary
+    assert expected in page
+    assert expected in write_model_card(store)
+    assert ("as many tokens a second (" in page) == (interval is not None)
+    assert "41.0 k" in summary
 
 
 def test_samples_are_shown_as_they_are(tmp_path: Path) -> None:
