@@ -109,9 +109,8 @@ class WandbRun:
     def show(self, panels: Sequence[Panel]) -> None:
         """Charts and tables of the run's own, in sections by what precedes the slash of their key.
 
-        A chart is saved in the run with its drawing: W&B shows it without any layout. Each goes by
-        itself, so that one that fails costs no other. Online, a view of the project with exactly
-        the panels that went, in their order, is saved beside.
+        A chart is saved with its drawing: W&B shows it without any layout. Each goes by itself, so
+        that one that fails costs no other. Online, a view of those that went is saved beside.
         """
 
         def send(run: Any, panel: Panel) -> None:
