@@ -1,11 +1,12 @@
 """A model from our config, or from a Hugging Face folder."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -99,12 +100,14 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         raise _cannot_load(str(folder), error) from error
+    except (SafetensorError, RuntimeError, LookupError):
+        # Damaged files, or weights of another shape; what is neither keeps its own words.
+        from kdscale.models.fit import check_weights  # it builds models
+
+        check_weights(str(folder), revision, shape, trained_further=config is not None)
+        raise
     if config is None and found["missing_keys"]:
-        names, what = ", ".join(sorted(found["missing_keys"])[:3]), describe_task(task_of(shape))
-        raise KdscaleError(
-            f"{str(folder)!r} is no {what}: it has no weights for {names}.",
-            "Give a model of this task, or train it further with teacher.training.",
-        )
+        raise lacks_weights(str(folder), shape, found["missing_keys"])
     loaded: PreTrainedModel = model
     return loaded
 
@@ -128,6 +131,15 @@ def check_vocabulary(config: Any, vocab_size: int, what: str) -> None:
             f"The {what} has {have} embeddings, but its tokenizer has {vocab_size} ids.",
             "Use the tokenizer that the model was trained with.",
         )
+
+
+def lacks_weights(source: str, config: Any, names: Iterable[str]) -> KdscaleError:
+    """The error for a model at `source` whose files lack the tensors `names` of its class."""
+    what = describe_task(task_of(config))
+    return KdscaleError(
+        f"{source!r} is no {what}: it has no weights for {', '.join(sorted(names)[:3])}.",
+        "Give a model of this task, or train it further with teacher.training.",
+    )
 
 
 def count_parameters(model: torch.nn.Module) -> int:
