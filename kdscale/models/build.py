@@ -12,8 +12,18 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from kdscale.config.teacher import ModelConfig
 from kdscale.errors import KdscaleError
-from kdscale.models.tasks import PLAIN, Purpose, describe_task, model_class, set_purpose, task_of
+from kdscale.models.positions import POSITION_FIELDS, lost_positions
+from kdscale.models.tasks import (
+    PLAIN,
+    Purpose,
+    describe_task,
+    model_class,
+    name_class,
+    set_purpose,
+    task_of,
+)
 
+_LEAST_POSITIONS = 512
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -38,11 +48,14 @@ def make_config(
     padded = -(-vocab_size // multiple) * multiple
     options: dict[str, Any] = {
         "vocab_size": padded,
-        "max_position_embeddings": max(row_length, 512),
         **{name: special_ids.get(name) for name in _SPECIAL_IDS},
     }
     config_class = CONFIG_MAPPING[model.architecture]
     known = set(vars(config_class())) | set(config_class.attribute_map)
+    positions = next((name for name in POSITION_FIELDS if name in known), "")
+    chooses = {positions, config_class.attribute_map.get(positions)} & set(model.options)
+    if positions and not chooses:
+        options[positions] = max(row_length, _LEAST_POSITIONS)
     unknown = sorted(set(model.options) - known)
     if unknown:
         names = ", ".join(map(repr, unknown))
@@ -57,6 +70,9 @@ def make_config(
             f"transformers refuses the options of {model.architecture!r}: {error}",
             "Correct `options` of the model.",
         ) from error
+    if positions and not chooses:
+        name_class(config, purpose.task)
+        setattr(config, positions, options[positions] + lost_positions(config))
     set_purpose(config, purpose, row_length)
     return config
 

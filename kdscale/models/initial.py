@@ -17,11 +17,12 @@ from kdscale.config.student import StudentConfig
 from kdscale.errors import KdscaleError
 from kdscale.models.build import build_model, check_vocabulary, make_config
 from kdscale.models.families import family_of
-from kdscale.models.layers import choose_layers, keep_layers
+from kdscale.models.layers import check_cut, choose_layers, keep_layers
+from kdscale.models.positions import check_positions
 from kdscale.models.provenance import Provenance, trace
 from kdscale.models.skeleton import Skeleton
 from kdscale.models.sources import Source, all_sources, embedding_sources, with_axes
-from kdscale.models.tasks import PLAIN, Purpose
+from kdscale.models.tasks import PLAIN, Purpose, longest_input
 from kdscale.models.tensors import TensorFiles
 from kdscale.models.width import (
     Kept,
@@ -76,6 +77,8 @@ def plan_student(
         text = config.get_text_config()
         layers = choose_layers(student.teacher_layers, text.num_hidden_layers)
         keep_layers(text, layers)
+        check_cut(text, layers)
+        check_positions(config, longest_input(purpose, row_length), "student")
     if student.tie_embeddings is not None:
         config.tie_word_embeddings = student.tie_embeddings
     check_vocabulary(config, vocab_size, "student")

@@ -49,10 +49,7 @@ def _ends(count: int, have: int) -> list[int]:
 
 def keep_layers(config: Any, layers: list[int]) -> None:
     """Cut a transformers config to `layers`, in place: their number, and what has an entry a layer.
-
-    Raises KdscaleError where it does not take them. Kinds of layers that follow from a layer's
-    number are not seen here: see `check_kinds`.
-    """
+    Kinds of layers that follow from a layer's number are not seen here: see `check_kinds`."""
     have = config.num_hidden_layers
     for name, entries in list(vars(config).items()):
         is_list = isinstance(entries, list | tuple) and not _OF_THE_MODEL.search(name)
@@ -62,6 +59,10 @@ def keep_layers(config: Any, layers: list[int]) -> None:
         # GPT-Neo says the same as in `attention_layers` once more, as [kinds, how many times].
         config.attention_types = [[list(config.attention_layers), 1]]
     config.num_hidden_layers = len(layers)
+
+
+def check_cut(config: Any, layers: list[int]) -> None:
+    """Refuse a transformers config that was cut to `layers` and that transformers does not take."""
     try:
         config.validate()
     except (StrictDataclassError, ValueError) as error:
