@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from kdscale.config.base import Config
+from kdscale.config.base import Config, Place
 
 
 class ChatConfig(Config):
@@ -24,7 +24,7 @@ class ChatConfig(Config):
     """Other names of roles, and the role that each of them means. Known are system, developer,
     user, assistant, tool, and ShareGPT's human and gpt."""
 
-    template: str | None = Field(default=None, min_length=1)
+    template: Place | None = Field(default=None, min_length=1)
     """Jinja text of a chat template, or the path or URL of a file with one. Without it: the
     teacher's own, and ChatML for a tokenizer that is trained."""
 

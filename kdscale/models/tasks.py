@@ -76,8 +76,8 @@ def set_purpose(config: Any, purpose: Purpose, row_length: int) -> None:
 
 
 def name_class(config: Any, task: Task) -> None:
-    """Put into a transformers `config`, in place, which class it stands for. Raises KdscaleError for
-    an architecture that has none for `task`."""
+    """Put into a transformers `config`, in place, the class for `task`. Raises KdscaleError for an
+    architecture that has none."""
     try:
         found = _AUTO[task]._model_mapping[type(config)]
     except KeyError as error:

@@ -19,23 +19,12 @@ import torch.distributed as dist
 from kdscale import metrics
 from kdscale.config.training import WorkersConfig
 from kdscale.desk import Turn
-from kdscale.errors import KdscaleError
 from kdscale.liveness import Heart, Sign
 from kdscale.progress import Reporter
+from kdscale.workers.final import is_mendable, word_error
 from kdscale.workers.worker import LeavingError, Line, connect, current_worker
 
 _POLL_SECONDS = 0.2
-
-# Errors of ours or of the input: not of a machine, a network or a lost peer.
-FINAL = (
-    KdscaleError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    TypeError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True)
@@ -93,10 +82,12 @@ class Start:
             task.loop(task.job)
         except LeavingError:
             leaves = True
-        except FINAL as error:
-            if not isinstance(error, KdscaleError):
-                task.reporter.say(f"rank {rank}: {traceback.format_exc()}")
-            ray.get(self._desk.give_up.remote(error))
+        except Exception as error:
+            if not is_mendable(error):
+                final, says_all = word_error(error, task.names[1])
+                if not says_all:
+                    task.reporter.say(f"rank {rank}: {traceback.format_exc()}")
+                ray.get(self._desk.give_up.remote(final))
             raise
         finally:
             heart.stop()
