@@ -96,8 +96,13 @@ def longest_input(purpose: Purpose, row_length: int) -> int:
 
 def model_class(config: Any) -> Any:
     """What builds the model of `config` (`from_config`) and loads it (`from_pretrained`)."""
-    found = _AUTO[task_of(config)]
-    return chunked_class(found._model_mapping[type(config)]) if is_chunked(config) else found
+    return concrete_class(config) if is_chunked(config) else _AUTO[task_of(config)]
+
+
+def concrete_class(config: Any) -> Any:
+    """The class of the model of `config`. Called, it makes one that ZeRO-3 does not partition."""
+    found = _AUTO[task_of(config)]._model_mapping[type(config)]
+    return chunked_class(found) if is_chunked(config) else found
 
 
 def describe_task(task: Task) -> str:
