@@ -25,6 +25,8 @@ _LOST_TEXT = re.compile(
     r"|device.*(lost|unavailable|busy)|driver",
     re.IGNORECASE,
 )
+# What Ray says where a worker lacks a package, or has another version of it.
+_CODE_TEXT = re.compile(r"No module named|cannot import name|pickl")
 _NOT_LOST_TEXT = re.compile(r"out of memory|device-side assert", re.IGNORECASE)
 
 _AGAIN = "Then run the same command again: finished work is kept."
@@ -56,14 +58,14 @@ def is_mendable(error: BaseException) -> bool:
     return any(_is_lost(link) for link in _links(error))
 
 
-def word_error(error: BaseException, stage: str) -> tuple[KdscaleError, bool]:
-    """What the user reads of an error that no restart can mend; and whether that says it all, so
-    that nobody needs its traceback."""
+def word_error(error: BaseException, what: str) -> tuple[KdscaleError, bool]:
+    """What the user reads of an error that no restart can mend, in `what` failed; and whether that
+    says it all, so that nobody needs its traceback."""
     if isinstance(error, KdscaleError):
         return error, True
     first = next(iter(str(error).strip().splitlines()), "")
     kind = type(error).__name__
-    problem = f"The stage {stage!r} failed on its workers: {kind}{': ' if first else ''}{first}"
+    problem = f"{what}: {kind}{': ' if first else ''}{first}"
     if _is_out_of_memory(error):
         return KdscaleError(problem, _LESS_MEMORY), True
     fix = _FIXES.get(error.errno or 0) if isinstance(error, OSError) else None
@@ -78,7 +80,7 @@ def _is_lost(error: BaseException) -> bool:
     if isinstance(passes := getattr(error, "passes", None), bool):
         return passes  # a store's own error knows
     if is_transient(error) or _names(error) & _LOST:
-        return True
+        return not _CODE_TEXT.search(str(error))
     if isinstance(error, OSError):
         return error.errno in _LOST_ERRNO
     text = str(error)

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from ray.exceptions import ActorDiedError, ObjectLostError, OutOfMemoryError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RaySystemError,
+    RayTaskError,
+)
 from safetensors import SafetensorError, safe_open
 
 from kdscale.errors import KdscaleError
@@ -73,6 +79,7 @@ def test_what_would_come_again_is_final(tmp_path: Path) -> None:
         UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
         KeyError("mask"),
         wrapped(ValueError("bad row")),
+        RaySystemError("System error: No module named 'flash_attn'"),
         KdscaleError("The cache is damaged.", "Repair it."),
     ):
         assert not is_mendable(error), repr(error)
@@ -153,10 +160,10 @@ def test_gloos_own_words_for_a_lost_peer_are_known(tmp_path: Path) -> None:
 def test_a_final_error_is_one_sentence_and_a_fix(
     error: Exception, problem: str, fix: str, says_all: bool
 ) -> None:
-    found, all_said = word_error(error, "cache")
+    found, all_said = word_error(error, "The stage 'cache' failed on its workers")
     assert problem in found.problem
     assert "\n" not in found.problem
     assert fix in found.fix
     assert all_said == says_all
     ours = KdscaleError("a", "b")
-    assert word_error(ours, "cache") == (ours, True)
+    assert word_error(ours, "A worker could not start") == (ours, True)
