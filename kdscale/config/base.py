@@ -2,14 +2,18 @@
 field."""
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.01, 100.0
 Temperature = Annotated[float, Field(ge=LEAST_TEMPERATURE, le=MOST_TEMPERATURE)]
 """What logits are divided by: beyond these a softmax is one-hot, or uniform."""
+
+Place = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path, a URL or a name on a hub; ~ is the home folder of who reads the config."""
 
 
 class Config(BaseModel):

@@ -15,6 +15,7 @@ from kdscale.models.calibrate import calibrate
 from kdscale.models.folder import ModelReference
 from kdscale.models.initial import build_student, plan_student
 from kdscale.models.tasks import Purpose
+from kdscale.models.tensors import TensorFiles
 from kdscale.workers import Worker
 
 
@@ -36,9 +37,10 @@ def plan_start(
     """
     student = config.distill.student
     folder = _weights_folder(teacher) if student.takes_from_teacher else None
+    shape = load_config_of(folder) if folder else None
     plan = plan_student(
         student,
-        load_config_of(folder) if folder else None,
+        shape,
         vocab_size=prepared.vocab_size,
         special_ids=prepared.special_ids,
         row_length=config.data.row_length,
@@ -52,7 +54,8 @@ def plan_start(
         kept = plan.keep(calibrate(student.width, folder, None, rows, worker))
     if worker.rank == 0:
         worker.say(f"student: {plan.provenance}")
-    return Start(plan.config, lambda: build_student(plan, folder, kept, config.seed))
+    files = TensorFiles(folder, shape) if folder else None
+    return Start(plan.config, lambda: build_student(plan, files, kept, config.seed))
 
 
 def _weights_folder(teacher: ModelReference) -> Path:

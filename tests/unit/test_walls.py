@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "tracking": {"config", "metrics", "panels", "store", "workspace"},
     "workspace": {"panels"},
     "workers": {
-        *("config", "desk", "errors", "liveness", "metrics", "progress", "ray_session"),
+        *("config", "desk", "errors", "liveness", "metrics", "progress", "ray_session", "store"),
     },
     "stop": {"errors", "store"},
     "lease": {"errors", "store"},
