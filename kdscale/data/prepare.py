@@ -285,13 +285,22 @@ def _teachers_tokenizer(
 ) -> tuple[str, TokenizerInfo]:
     """The same of the teacher's tokenizer."""
     with TemporaryDirectory(prefix="kdscale-tokenizer-") as name:
-        info = adopt_tokenizer(teacher_tokenizer, Path(name), chat=config.chat)
-        if task == "masked-lm" and info.mask_id is None:
-            raise KdscaleError(
-                "The teacher's tokenizer has no mask token, which the task masked-lm needs.",
-                "Use a masked language model such as BERT as the teacher.",
-            )
+        info = adopt_for_task(config, task, teacher_tokenizer, Path(name))
         return _stored(Path(name), store), info
+
+
+def adopt_for_task(
+    config: DataConfig, task: Task, teacher_tokenizer: Path, folder: Path
+) -> TokenizerInfo:
+    """Write what the run takes of the teacher's tokenizer to `folder`. KdscaleError where it does
+    not serve."""
+    info = adopt_tokenizer(teacher_tokenizer, folder, chat=config.chat)
+    if task == "masked-lm" and info.mask_id is None:
+        raise KdscaleError(
+            "The teacher's tokenizer has no mask token, which the task masked-lm needs.",
+            "Use a masked language model such as BERT as the teacher.",
+        )
+    return info
 
 
 def _stored(folder: Path, store: Store) -> str:

@@ -37,7 +37,7 @@ class ModelReference:
     @property
     def is_hub_name(self) -> bool:
         """Whether transformers is to fetch it from a hub."""
-        return not _is_folder(self.source)
+        return not is_folder(self.source)
 
     def local(self) -> str:
         """What `from_pretrained` takes on this machine: a folder (fetched if need be) or a name."""
@@ -97,7 +97,7 @@ def refer(store: Store, source: str, revision: str | None, fingerprint: str) -> 
 
 def reference_to(source: str, revision: str | None, fingerprint: str) -> ModelReference:
     """The existing model at `source`: a folder, a store's URL or a hub name."""
-    if _is_folder(source):
+    if is_folder(source):
         source = open_store(source).url
         where = str(local_folder(source))
         digest = weights_digest(Path(where))
@@ -111,7 +111,7 @@ def source_identity(source: str, revision: str | None) -> dict[str, Any]:
 
     Raises KdscaleError where `source` looks like a path and is no folder.
     """
-    if not _is_folder(source):
+    if not is_folder(source):
         if source.startswith((".", "/", "~")):
             raise KdscaleError(
                 f"The model's folder {source!r} does not exist.",
@@ -153,5 +153,6 @@ def _count(source: str, revision: str | None) -> int:
         return count_parameters(build_model(shape, seed=0))
 
 
-def _is_folder(source: str) -> bool:
+def is_folder(source: str) -> bool:
+    """Whether a model is in a folder or a store, and not on a hub."""
     return "://" in source or Path(source).expanduser().is_dir()

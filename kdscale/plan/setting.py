@@ -8,13 +8,14 @@ from kdscale.config import RunConfig
 from kdscale.config.hardware import Hardware
 from kdscale.config.training import WorkersConfig
 from kdscale.errors import KdscaleError
-from kdscale.models.build import load_config_of, make_config
+from kdscale.models.build import load_config_of
 from kdscale.models.folder import local_folder
-from kdscale.models.initial import plan_student
-from kdscale.models.tasks import Purpose, set_purpose
 from kdscale.plan.calibration import Calibration
 from kdscale.plan.shape import Shape, shape_of
-from kdscale.plan.tokens import Tokens, count_tokens
+from kdscale.preflight.tokens import Tokens, count_tokens
+from kdscale.preflight.view import KnownData
+from kdscale.student.start import plan_of
+from kdscale.teacher.existing import teacher_config
 
 
 @dataclass(frozen=True)
@@ -72,21 +73,9 @@ def make_setting(
     if teacher is not None:
         vocab_size = teacher.get_text_config().vocab_size
     found = count_tokens(config, vocab_size, tokens)
-    purpose = Purpose(config.task, _classes(config, found), config.data.chunks)
-    if teacher is None:
-        assert config.teacher.model is not None
-        length = config.data.row_length
-        teacher = make_config(config.teacher.model, found.vocab_size, {}, length, purpose)
-    elif config.teacher.training is not None:
-        set_purpose(teacher, purpose, config.data.row_length)
-    student = plan_student(
-        config.distill.student,
-        teacher,
-        vocab_size=found.vocab_size,
-        special_ids={},
-        row_length=config.data.row_length,
-        purpose=purpose,
-    ).config
+    data = KnownData(found.vocab_size, _classes(config, found))
+    teacher = teacher_config(config, data, teacher)
+    student = plan_of(config, data, teacher).config
     return Setting(
         config=config,
         tokens=found,

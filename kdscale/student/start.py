@@ -13,8 +13,9 @@ from kdscale.data.prepared import Prepared
 from kdscale.models.build import load_config_of
 from kdscale.models.calibrate import calibrate
 from kdscale.models.folder import ModelReference
-from kdscale.models.initial import build_student, plan_student
+from kdscale.models.initial import Plan, build_student, plan_student
 from kdscale.models.tasks import Purpose
+from kdscale.types import DataFacts
 from kdscale.workers import Worker
 
 
@@ -36,14 +37,7 @@ def plan_start(
     """
     student = config.distill.student
     folder = _weights_folder(teacher) if student.takes_from_teacher else None
-    plan = plan_student(
-        student,
-        load_config_of(folder) if folder else None,
-        vocab_size=prepared.vocab_size,
-        special_ids=prepared.special_ids,
-        row_length=config.data.row_length,
-        purpose=Purpose(config.task, prepared.classes, config.data.chunks),
-    )
+    plan = plan_of(config, prepared, load_config_of(folder) if folder else None)
     kept = None
     if student.width is not None:
         assert folder is not None
@@ -53,6 +47,19 @@ def plan_start(
     if worker.rank == 0:
         worker.say(f"student: {plan.provenance}")
     return Start(plan.config, lambda: build_student(plan, folder, kept, config.seed))
+
+
+def plan_of(config: RunConfig, data: DataFacts, teacher: Any | None) -> Plan:
+    """How the student of `config` starts, over `data`, from `teacher`, a transformers config; see
+    plan_student."""
+    return plan_student(
+        config.distill.student,
+        teacher,
+        vocab_size=data.vocab_size,
+        special_ids=data.special_ids,
+        row_length=config.data.row_length,
+        purpose=Purpose(config.task, data.classes, config.data.chunks),
+    )
 
 
 def _weights_folder(teacher: ModelReference) -> Path:

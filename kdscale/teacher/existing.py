@@ -1,4 +1,7 @@
-"""A teacher that exists already: whether it fits the run, and what it is for."""
+"""What the teacher of a run is, as a transformers config: made, trained further, or as it exists.
+
+None of it needs weights or rows, so it can be known, and refused, before anything starts.
+"""
 
 import tempfile
 from collections.abc import Iterator
@@ -7,17 +10,31 @@ from pathlib import Path
 from typing import Any
 
 from kdscale.config import RunConfig
-from kdscale.data.prepared import Prepared
 from kdscale.errors import KdscaleError
-from kdscale.models.build import check_vocabulary, load_config_of
+from kdscale.models.build import check_vocabulary, load_config_of, make_config
 from kdscale.models.chunked import CHUNKS
 from kdscale.models.folder import local_folder
 from kdscale.models.tasks import Purpose, describe_task, set_purpose, task_of
+from kdscale.types import DataFacts
 
 
-def purpose_of(config: RunConfig, prepared: Prepared) -> Purpose:
+def purpose_of(config: RunConfig, data: DataFacts) -> Purpose:
     """What the models of a run are for."""
-    return Purpose(config.task, prepared.classes, config.data.chunks)
+    return Purpose(config.task, data.classes, config.data.chunks)
+
+
+def teacher_config(config: RunConfig, data: DataFacts, shape: Any | None = None) -> Any:
+    """The transformers config of the run's teacher. `shape` stands in for the one in teacher.load.
+
+    Raises KdscaleError where it cannot be had, or does not fit the run.
+    """
+    teacher = config.teacher
+    if teacher.model is not None:
+        length, ids = config.data.row_length, data.special_ids
+        return make_config(teacher.model, data.vocab_size, ids, length, purpose_of(config, data))
+    if teacher.training is not None:
+        return config_to_train(config, data, shape)
+    return check_teacher(config, data, shape)
 
 
 def teacher_source(config: RunConfig) -> str:
@@ -33,15 +50,17 @@ def own_tokenizer(config: RunConfig) -> Iterator[Path | None]:
     the run trains one. KdscaleError where the teacher has none that transformers can load."""
     with tempfile.TemporaryDirectory(prefix="kdscale-tokenizer-") as scratch:
         is_own = config.data.tokenizer.kind == "teacher"
-        yield _save_tokenizer(config, Path(scratch)) if is_own else None
+        yield save_tokenizer(config, teacher_source(config), Path(scratch)) if is_own else None
 
 
-def _save_tokenizer(config: RunConfig, folder: Path) -> Path:
+def save_tokenizer(config: RunConfig, source: str, folder: Path) -> Path:
+    """Write the tokenizer that transformers makes of the teacher's, at `source` on this machine, to
+    `folder`; returns it. KdscaleError where there is none."""
     from transformers import AutoTokenizer
 
     try:
         AutoTokenizer.from_pretrained(
-            teacher_source(config), revision=config.teacher.revision, trust_remote_code=False
+            source, revision=config.teacher.revision, trust_remote_code=False
         ).save_pretrained(folder)
     except (OSError, ValueError) as error:
         raise KdscaleError(
@@ -51,22 +70,22 @@ def _save_tokenizer(config: RunConfig, folder: Path) -> Path:
     return folder
 
 
-def config_to_train(config: RunConfig, prepared: Prepared) -> Any:
+def config_to_train(config: RunConfig, prepared: DataFacts, shape: Any | None = None) -> Any:
     """The transformers config of the teacher that is loaded and trained further. KdscaleError where
     its tokenizer, architecture or length does not fit."""
-    shape = load_config_of(teacher_source(config), config.teacher.revision)
+    shape = shape or load_config_of(teacher_source(config), config.teacher.revision)
     check_vocabulary(shape, prepared.vocab_size, "teacher")
     set_purpose(shape, purpose_of(config, prepared), config.data.row_length)
     if shape.pad_token_id is None:
         # Classifiers over decoders find a row's end by it.
-        shape.pad_token_id = prepared.special_ids["pad_token_id"]
+        shape.pad_token_id = prepared.special_ids.get("pad_token_id")
     return shape
 
 
-def check_teacher(config: RunConfig, prepared: Prepared) -> None:
-    """KdscaleError where the teacher that is loaded, and not trained further, has another task,
-    other classes or a smaller vocabulary than the run."""
-    shape = load_config_of(teacher_source(config), config.teacher.revision)
+def check_teacher(config: RunConfig, prepared: DataFacts, shape: Any | None = None) -> Any:
+    """The transformers config of the teacher that is loaded, and not trained further. KdscaleError
+    where it has another task, other classes or a smaller vocabulary than the run."""
+    shape = shape or load_config_of(teacher_source(config), config.teacher.revision)
     check_vocabulary(shape, prepared.vocab_size, "teacher")
     if task_of(shape) != config.task:
         raise KdscaleError(
@@ -84,6 +103,7 @@ def check_teacher(config: RunConfig, prepared: Prepared) -> None:
             "Train it further with `teacher.training`, or use the data.chunks that it was made "
             "for.",
         )
+    return shape
 
 
 def _check_classes(shape: Any, classes: tuple[str, ...]) -> None:

@@ -55,9 +55,14 @@ ALLOWED: dict[str, set[str]] = {
     },
     "report": {"config", "errors", "evaluate", "panels", "store"},
     "export": {"data", "errors", "evaluate", "models", "record", "report", "store"},
+    "preflight": {
+        *("cache", "config", "curriculum", "data", "errors", "evaluate", "models", "run"),
+        *("stages", "store", "student", "teacher", "train"),
+    },
     "plan": {
         *("audit", "cache", "config", "data", "errors", "evaluate", "losses", "models"),
-        *("progress", "ray_session", "report", "run", "store", "student", "train", "workers"),
+        *("preflight", "progress", "ray_session", "report", "run", "store", "student", "teacher"),
+        *("train", "workers"),
     },
     "record": {"evaluate", "stop", "store"},
     "heartbeat": {"config", "errors", "lease", "progress", "store"},
@@ -68,7 +73,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 # The rooms of the cache, each of which stands on those before it.
-CACHE = ("identity", "rows", "codecs", "format", "commit", "read", "maintain")
+CACHE = ("identity", "origin", "rows", "codecs", "format", "commit", "read", "maintain")
 
 # A library, and the only rooms or modules that may import it.
 WALLS = {

@@ -1,0 +1,75 @@
+"""Where the models that a config names can be looked at from here, without their weights."""
+
+import socket
+from pathlib import Path
+from urllib.parse import urlparse
+
+from huggingface_hub import constants, try_to_load_from_cache
+
+from kdscale.errors import KdscaleError
+from kdscale.models.folder import source_identity
+from kdscale.preflight.view import View
+from kdscale.store import open_store
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".ot")
+_HUB_SECONDS = 3.0
+
+
+def locate(view: View, field: str, source: str) -> str | None:
+    """What `from_pretrained` takes on this machine for config and tokenizer of the model `source`,
+    which the config names in `field`: a folder or a hub name.
+
+    None, and a note, where the run starts elsewhere and the model is not to be seen from here.
+    Raises KdscaleError where it is missing.
+    """
+    if "://" not in source and not Path(source).expanduser().is_dir():
+        if not source.startswith((".", "/", "~")):
+            return _hub_name(view, field, source)
+        if not view.sight.elsewhere:
+            source_identity(source, None)  # says what is wrong with the path
+        view.findings.unseen(field, source)
+        return None
+    if "://" not in source:
+        return str(Path(source).expanduser())
+    try:
+        return str(_described(source, view.scratch / field))
+    except (KdscaleError, OSError):
+        if not view.sight.elsewhere:
+            raise
+        view.findings.unseen(field, source)
+        return None
+
+
+def _hub_name(view: View, field: str, name: str) -> str | None:
+    """A name of the hub; elsewhere the hub may be within reach where it is not from here."""
+    if isinstance(cached := try_to_load_from_cache(name, "config.json"), str):
+        # Without this the hub's client asks for newer files, and tries again for half a minute.
+        return name if hub_answers() else str(Path(cached).parent)
+    if view.sight.elsewhere and not hub_answers():
+        view.findings.unseen(field, name)
+        return None
+    return name
+
+
+def hub_answers() -> bool:
+    """Whether the Hugging Face hub can be reached from here."""
+    address = urlparse(constants.ENDPOINT)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        with socket.create_connection((address.hostname or "", port), timeout=_HUB_SECONDS):
+            return True
+    except OSError:
+        return False
+
+
+def _described(url: str, folder: Path) -> Path:
+    """The files at `url` that are not weights, in `folder`."""
+    store = open_store(url)
+    here = store.local_path()
+    if here is not None:
+        return here
+    folder.mkdir(parents=True)
+    for key in store.list():
+        if "/" not in key and not key.endswith(_WEIGHTS):
+            store.get_file(key, folder / key)
+    return folder
