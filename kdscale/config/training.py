@@ -1,11 +1,13 @@
 """Config of what trains: workers, optimiser, learning rate, parallelism. Teacher and student share
 it."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from kdscale.config.base import Config
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class WorkersConfig(Config):
@@ -94,8 +96,8 @@ class OptimiserConfig(Config):
     decay_shape: Literal["linear", "1-sqrt"] = "1-sqrt"
     """How `wsd` falls."""
 
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's moment decays."""
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    """AdamW's moment decays, from 0 to below 1."""
 
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled weight decay, on matrices only."""

@@ -1,6 +1,7 @@
 """Teacher and student, built without memory for their weights: whether they can be made at all, and
 whether they are to be trained as the config says."""
 
+import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -172,4 +173,4 @@ def table_of_positions(config: Any) -> int | None:
 
 def _meta(config: Any) -> PreTrainedModel:
     with torch.device("meta"):
-        return build_model(type(config).from_dict(config.to_dict()), seed=0)
+        return build_model(copy.deepcopy(config), seed=0)

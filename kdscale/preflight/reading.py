@@ -20,9 +20,10 @@ def note_unread(view: View) -> None:
     about = "" if is_exact else "about "
     read = training.steps * training.batch_rows
     if rows > _MUCH * read and view.makes("cache"):
+        share = f"{read / rows:.0%}" if read >= rows / 100 else "less than 1%"
         view.findings.note(
             f"The student reads {read:,} rows ({training.steps:,} steps of {training.batch_rows:,}"
-            f"), {read / rows:.0%} of the {about}{rows:,} that the cache captures: set cache.rows "
+            f"), {share} of the {about}{rows:,} that the cache captures: set cache.rows "
             f"to {read}, or train it for longer."
         )
     if training.batch_rows > rows:

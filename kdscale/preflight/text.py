@@ -7,7 +7,7 @@ from typing import Any
 
 from kdscale.config.augment import AugmentConfig
 from kdscale.config.data import DataConfig, SourceConfig
-from kdscale.data.augment import Augmenter
+from kdscale.data.augment import Augmenter, table_paths
 from kdscale.data.classes import Classes
 from kdscale.data.cleaner import Cleaner
 from kdscale.data.corpus import find_corpus
@@ -42,9 +42,10 @@ def _check_augment(view: View, augment: AugmentConfig) -> None:
     try:
         Augmenter(augment)
     except KdscaleError:
-        if not view.sight.elsewhere:
+        absent = [path for path in table_paths(augment) if not _is_here(path)]
+        if not view.sight.elsewhere or not absent:
             raise
-        view.findings.unseen("data.augment", "with its table of synonyms")
+        view.findings.unseen("data.augment.steps", absent[0])
 
 
 def _sources(data: DataConfig) -> list[tuple[str, SourceConfig]]:

@@ -49,7 +49,9 @@ ALLOWED: dict[str, set[str]] = {
         *("cache", "config", "curriculum", "data", "errors", "losses", "models", "scratch"),
         *("store", "train", "types", "workers"),
     },
-    "evaluate": {"config", "data", "errors", "models", "store", "tracking", "train", "workers"},
+    "evaluate": {
+        *("config", "data", "errors", "models", "store", "tracking", "train", "types", "workers"),
+    },
     "audit": {
         *("cache", "config", "errors", "models", "report", "store", "types", "workers"),
     },

@@ -2,12 +2,23 @@
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from kdscale.cache.codecs import make_codec
+from kdscale.cache.commit.manifest import manifest_key
+from kdscale.cache.commit.plan import plan_key
+from kdscale.cache.format.records import ManifestRecord, PlanRecord, read_record, record_bytes
+from kdscale.cache.origin import write_origin
+from kdscale.config import RunConfig, fingerprint
 from kdscale.config.teacher import ModelConfig
-from kdscale.data.tokenizer import train_tokenizer
+from kdscale.data.tokenizer import TOKENIZER_FILE, adopt_tokenizer, train_tokenizer
 from kdscale.models.build import build_model, make_config
+from kdscale.models.folder import weights_digest
 from kdscale.models.tasks import PLAIN, Purpose
+from kdscale.store import open_store
+from kdscale.teacher.existing import save_tokenizer
+from tests.unit.cache.planted import make_planted
 
 LLAMA = {
     "hidden_size": 32,
@@ -23,7 +34,25 @@ BERT = {
     "num_attention_heads": 4,
 }
 SMALL = {**LLAMA, "hidden_size": 16, "num_hidden_layers": 2}
-WORDS = "the quick brown fox jumps over the lazy dog and then sleeps under a tree for days".split()
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "the",
+    "lazy",
+    "dog",
+    "and",
+    "then",
+    "sleeps",
+    "under",
+    "a",
+    "tree",
+    "for",
+    "days",
+]
 IDS = 300
 
 
@@ -84,3 +113,39 @@ def run_config(folder: Path, **changes: Any) -> dict[str, Any]:
         else:
             section[last] = value
     return found
+
+
+def write_cache(
+    folder: Path,
+    tree: dict[str, Any],
+    *,
+    origin: bool = True,
+    tokenizer_of: Path | None = None,
+    **identity: Any,
+) -> Path:
+    """A finished cache of eight rows whose identity is that of the run `tree` but for `identity`,
+    and for the tokenizer of the teacher in `tokenizer_of`."""
+    config = RunConfig.model_validate(tree)
+    source = Path(str(config.teacher.load))
+    with TemporaryDirectory() as scratch:
+        saved = save_tokenizer(config, str(tokenizer_of or source), Path(scratch) / "saved")
+        info = adopt_tokenizer(saved, Path(scratch) / "adopted")
+        encoded = (Path(scratch) / "adopted" / TOKENIZER_FILE).read_bytes()
+    store = open_store(str(folder))
+    planted = make_planted(store, rows=8).publish()
+    own = {
+        "tokenizer": info.sha256,
+        "vocab_size": info.vocab_size,
+        "row_length": config.data.row_length,
+        "teacher": weights_digest(source),
+        "codec": make_codec(config.cache.codec, info.vocab_size).describe(),
+    }
+    whole = {**planted.identity, **own, **identity}
+    plan = read_record(PlanRecord, store, plan_key(0))
+    store.put(plan_key(0), record_bytes(plan.model_copy(update={"identity": whole})))
+    record = read_record(ManifestRecord, store, manifest_key(1))
+    renamed = {"identity": whole, "fingerprint": fingerprint(whole)}
+    store.put(manifest_key(1), record_bytes(record.model_copy(update=renamed)))
+    if origin:
+        write_origin(store, {"teacher": {"source": str(source)}}, encoded)
+    return folder
