@@ -3,6 +3,7 @@
 import socket
 from pathlib import Path
 from urllib.parse import urlparse
+from urllib.request import getproxies
 
 from huggingface_hub import constants, try_to_load_from_cache
 
@@ -45,14 +46,22 @@ def _hub_name(view: View, field: str, name: str) -> str | None:
     if isinstance(cached := try_to_load_from_cache(name, "config.json"), str):
         # Without this the hub's client asks for newer files, and tries again for half a minute.
         return name if hub_answers() else str(Path(cached).parent)
-    if view.sight.elsewhere and not hub_answers():
+    if hub_answers():
+        return name
+    if view.sight.elsewhere:
         view.findings.unseen(field, name)
         return None
-    return name
+    raise KdscaleError(
+        f"{field} {name!r} is no folder here, it is not in the hub's cache on this machine, and "
+        f"{constants.ENDPOINT} does not answer.",
+        "Correct the path or the name, or check the network, HF_ENDPOINT and the proxy.",
+    )
 
 
 def hub_answers() -> bool:
-    """Whether the Hugging Face hub can be reached from here."""
+    """Whether the Hugging Face hub can be reached from here; behind a proxy it may be."""
+    if getproxies():
+        return True
     address = urlparse(constants.ENDPOINT)
     port = address.port or (80 if address.scheme == "http" else 443)
     try:
