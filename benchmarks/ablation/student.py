@@ -20,6 +20,7 @@ from kdscale.models.calibrate import calibrate
 from kdscale.models.forward import row_tensors
 from kdscale.models.head import TrainedModel
 from kdscale.models.initial import build_student, plan_student
+from kdscale.models.tensors import TensorFiles
 from kdscale.models.width import Kept as KeptDimensions
 from kdscale.student.objective import DistillationLoss, LabelsLoss
 from kdscale.student.steps import MicroBatch
@@ -43,15 +44,15 @@ class Students:
     """Starts students, each with the same weights for the same seed."""
 
     def __init__(self, config: RunConfig, teacher: Path, corpus: Corpus) -> None:
-        student = config.distill.student
+        student, shape = config.distill.student, load_config_of(teacher)
         self._plan = plan_student(
             student,
-            load_config_of(teacher),
+            shape,
             vocab_size=corpus.vocab_size,
             special_ids={},
             row_length=corpus.rows.input_ids.shape[1],
         )
-        self._teacher = teacher if student.takes_from_teacher else None
+        self._teacher = TensorFiles(teacher, shape) if student.takes_from_teacher else None
         self._kept: KeptDimensions | None = None
         if student.width is not None:
             sample = corpus.rows.take(np.arange(student.width.calibration_rows))

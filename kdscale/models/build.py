@@ -1,18 +1,29 @@
 """A model from our config, or from a Hugging Face folder."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from kdscale.config.teacher import ModelConfig
 from kdscale.errors import KdscaleError
-from kdscale.models.tasks import PLAIN, Purpose, describe_task, model_class, set_purpose, task_of
+from kdscale.models.positions import POSITION_FIELDS, lost_positions
+from kdscale.models.tasks import (
+    PLAIN,
+    Purpose,
+    describe_task,
+    model_class,
+    name_class,
+    set_purpose,
+    task_of,
+)
 
+_LEAST_POSITIONS = 512
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -37,11 +48,14 @@ def make_config(
     padded = -(-vocab_size // multiple) * multiple
     options: dict[str, Any] = {
         "vocab_size": padded,
-        "max_position_embeddings": max(row_length, 512),
         **{name: special_ids.get(name) for name in _SPECIAL_IDS},
     }
     config_class = CONFIG_MAPPING[model.architecture]
     known = set(vars(config_class())) | set(config_class.attribute_map)
+    positions = next((name for name in POSITION_FIELDS if name in known), "")
+    chooses = {positions, config_class.attribute_map.get(positions)} & set(model.options)
+    if positions and not chooses:
+        options[positions] = max(row_length, _LEAST_POSITIONS)
     unknown = sorted(set(model.options) - known)
     if unknown:
         names = ", ".join(map(repr, unknown))
@@ -56,6 +70,9 @@ def make_config(
             f"transformers refuses the options of {model.architecture!r}: {error}",
             "Correct `options` of the model.",
         ) from error
+    if positions and not chooses:
+        name_class(config, purpose.task)
+        setattr(config, positions, options[positions] + lost_positions(config))
     set_purpose(config, purpose, row_length)
     return config
 
@@ -99,12 +116,14 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         raise _cannot_load(str(folder), error) from error
+    except (SafetensorError, RuntimeError, LookupError):
+        # Damaged files, or weights of another shape; what is neither keeps its own words.
+        from kdscale.models.fit import check_weights  # it builds models
+
+        check_weights(str(folder), revision, shape, trained_further=config is not None)
+        raise
     if config is None and found["missing_keys"]:
-        names, what = ", ".join(sorted(found["missing_keys"])[:3]), describe_task(task_of(shape))
-        raise KdscaleError(
-            f"{str(folder)!r} is no {what}: it has no weights for {names}.",
-            "Give a model of this task, or train it further with teacher.training.",
-        )
+        raise lacks_weights(str(folder), shape, found["missing_keys"])
     loaded: PreTrainedModel = model
     return loaded
 
@@ -128,6 +147,15 @@ def check_vocabulary(config: Any, vocab_size: int, what: str) -> None:
             f"The {what} has {have} embeddings, but its tokenizer has {vocab_size} ids.",
             "Use the tokenizer that the model was trained with.",
         )
+
+
+def lacks_weights(source: str, config: Any, names: Iterable[str]) -> KdscaleError:
+    """The error for a model at `source` whose files lack the tensors `names` of its class."""
+    what = describe_task(task_of(config))
+    return KdscaleError(
+        f"{source!r} is no {what}: it has no weights for {', '.join(sorted(names)[:3])}.",
+        "Give a model of this task, or train it further with teacher.training.",
+    )
 
 
 def count_parameters(model: torch.nn.Module) -> int:

@@ -8,7 +8,6 @@ teacher's are written one by one.
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +17,12 @@ from kdscale.config.student import StudentConfig
 from kdscale.errors import KdscaleError
 from kdscale.models.build import build_model, check_vocabulary, make_config
 from kdscale.models.families import family_of
-from kdscale.models.layers import choose_layers, keep_layers
+from kdscale.models.layers import check_cut, choose_layers, keep_layers
+from kdscale.models.positions import check_positions
 from kdscale.models.provenance import Provenance, trace
 from kdscale.models.skeleton import Skeleton
 from kdscale.models.sources import Source, all_sources, embedding_sources, with_axes
-from kdscale.models.tasks import PLAIN, Purpose
+from kdscale.models.tasks import PLAIN, Purpose, longest_input
 from kdscale.models.tensors import TensorFiles
 from kdscale.models.width import (
     Kept,
@@ -65,6 +65,7 @@ def plan_student(
     Raises KdscaleError for layers or sizes that the teacher cannot give, for an embedding that does
     not fit, and for an architecture that cannot be tied, or untied, as asked.
     """
+    theirs = Skeleton(teacher) if student.takes_from_teacher else None
     layers: list[int] = []
     config: Any
     narrowing = None
@@ -76,41 +77,42 @@ def plan_student(
         text = config.get_text_config()
         layers = choose_layers(student.teacher_layers, text.num_hidden_layers)
         keep_layers(text, layers)
-        if student.width is not None:
-            narrowing = (narrow_sizes(text, student.width), Sizes.of(text))
-            narrow_config(text, narrowing[0])
+        check_cut(text, layers)
+        check_positions(config, longest_input(purpose, row_length), "student")
     if student.tie_embeddings is not None:
         config.tie_word_embeddings = student.tie_embeddings
     check_vocabulary(config, vocab_size, "student")
     mine = Skeleton(config)
     _check_tied(mine, student.tie_embeddings)
-    theirs = Skeleton(teacher) if student.takes_from_teacher else None
     sources: dict[str, Source] = {}
     if theirs is not None:
         sources = all_sources(mine, theirs, layers) if layers else embedding_sources(mine, theirs)
-        if narrowing is not None:
-            sources = with_axes(sources, theirs, narrowing[1], family_of(teacher))
+    if theirs is not None and student.width is not None:
+        text = config.get_text_config()
+        narrowing = (narrow_sizes(text, student.width), Sizes.of(text))
+        narrow_config(text, narrowing[0])
+        sources = with_axes(sources, theirs, narrowing[1], family_of(teacher))
+        mine = Skeleton(config)
     return Plan(config, sources, trace(mine, theirs, sources), layers, narrowing)
 
 
 def build_student(
-    plan: Plan, teacher: Path | None, kept: Kept | None, seed: int
+    plan: Plan, teacher: TensorFiles | None, kept: Kept | None, seed: int
 ) -> PreTrainedModel:
     """The student of `plan` in float32, the same for the same seed on every rank.
 
-    `teacher` is the folder of its weights, `kept` what a narrower student keeps; None where there
-    is no use for them. Works on whole models and, collectively, on ones that ZeRO-3 partitions as
-    they are built. Raises KdscaleError for files that lack tensors or hold quantised ones.
+    `teacher` has its weights, `kept` what a narrower student keeps; None where there is no use for
+    them. Works on whole models and, collectively, on ones that ZeRO-3 partitions as they are built.
+    Raises KdscaleError for files that lack tensors or hold quantised ones.
     """
     model = build_model(copy.deepcopy(plan.config), seed)
     if not plan.sources:
         return model
     assert teacher is not None
-    files = TensorFiles(teacher)
-    files.check([source.tensor for source in plan.sources.values()])
+    teacher.check([source.tensor for source in plan.sources.values()])
     targets = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, source in plan.sources.items():
-        tensor = files.read(source.tensor)
+        tensor = teacher.read(source.tensor)
         if source.axes:
             assert kept is not None
             tensor = kept.cut(tensor, source.axes, source.layer)

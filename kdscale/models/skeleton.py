@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from kdscale.models.build import build_model
-from kdscale.models.layers import layer_of, layer_prefix
+from kdscale.models.layers import layer_of, layer_prefix, module_settings
 
 
 class Skeleton:
@@ -36,11 +36,16 @@ class Skeleton:
         # Of the names of what is in a layer; None where the model has no list of layers.
         layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
         self.prefix = layer_prefix(model, layers)
+        self.settings = module_settings(model)
 
     @property
     def tied(self) -> bool:
         """Whether the head's weight is the embedding's."""
         return self.head.get("weight") in self.embedding.values()
+
+    def count_layers(self, prefix: str) -> int:
+        """How many layers have tensors under `prefix`."""
+        return len({layer_of(name, prefix) for name in self.shapes} - {None})
 
     def group_of(self, name: str) -> str:
         """What the tensor `name` is: "embedding", "layer 3", "norms", "head" or "other"."""

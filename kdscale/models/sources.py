@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from kdscale.errors import KdscaleError
 from kdscale.models.families import Family
-from kdscale.models.layers import in_layer, layer_of
+from kdscale.models.layers import check_kinds, in_layer, layer_of
 from kdscale.models.skeleton import Skeleton
 from kdscale.models.width import Sizes, axes_of
 
@@ -41,14 +41,14 @@ def all_sources(mine: Skeleton, theirs: Skeleton, layers: list[int]) -> dict[str
     """Every tensor of the student, from the teacher's `layers` and from what is no layer, by the
     student's names. Raises KdscaleError where layers of several kinds get mixed up, or where there
     is no list of layers to choose from."""
-    prefix = mine.prefix
-    if prefix is None:
+    prefix = theirs.prefix
+    if prefix is None or mine.count_layers(prefix) != len(layers):
         raise KdscaleError(
             f"No list of {len(layers)} layers was found in a {mine.kind}.",
             "Start this student from `model` instead of `teacher_layers`.",
         )
     sources, head = {}, _head(mine, theirs)
-    for name in mine.shapes:
+    for name, shape in mine.shapes.items():
         layer = layer_of(name, prefix)
         other = head.get(name) or name
         if layer is not None:
@@ -59,7 +59,14 @@ def all_sources(mine: Skeleton, theirs: Skeleton, layers: list[int]) -> dict[str
                 "not: its layers are of several kinds.",
                 "Choose teacher_layers whose kinds come in the teacher's order.",
             )
+        if shape != (have := theirs.shapes[other]):
+            raise KdscaleError(
+                f"The student's tensor {name!r} is {list(shape)}, and the teacher's {other!r} is "
+                f"{list(have)}: its size follows from the number of layers.",
+                "Start this student from `model` instead of `teacher_layers`.",
+            )
         sources[name] = Source(other, layer=layer)
+    check_kinds(mine.settings, theirs.settings, prefix, layers)
     return sources
 
 

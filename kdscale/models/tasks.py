@@ -17,6 +17,7 @@ from kdscale.config.data import ChunksConfig
 from kdscale.config.task import Task
 from kdscale.errors import KdscaleError
 from kdscale.models.chunked import chunked_class, is_chunked, set_chunks
+from kdscale.models.positions import check_positions
 
 _AUTO: dict[Task, Any] = {
     "causal-lm": AutoModelForCausalLM,
@@ -60,9 +61,23 @@ def set_purpose(config: Any, purpose: Purpose, row_length: int) -> None:
     """Make a transformers `config` that of a model for `purpose` and rows of `row_length` tokens,
     in place.
 
-    Raises KdscaleError for an architecture that has no such model, or that takes shorter rows.
+    Raises KdscaleError for an architecture that has no such model, or not the positions for them.
     """
-    task, classes, chunks = purpose.task, purpose.classes, purpose.chunks
+    classes, chunks = purpose.classes, purpose.chunks
+    name_class(config, purpose.task)
+    if classes:
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: number for number, name in enumerate(classes)}
+        # One label of several, also where there are two.
+        config.problem_type = "single_label_classification"
+    if chunks is not None:
+        set_chunks(config, chunks.length, chunks.pooling)
+    check_positions(config, longest_input(purpose, row_length), "model")
+
+
+def name_class(config: Any, task: Task) -> None:
+    """Put into a transformers `config`, in place, which class it stands for. Raises KdscaleError for
+    an architecture that has none for `task`."""
     try:
         found = _AUTO[task]._model_mapping[type(config)]
     except KeyError as error:
@@ -72,22 +87,11 @@ def set_purpose(config: Any, purpose: Purpose, row_length: int) -> None:
             "masked-lm and sequence-classification.",
         ) from error
     config.architectures = [found.__name__]
-    if classes:
-        config.id2label = dict(enumerate(classes))
-        config.label2id = {name: number for number, name in enumerate(classes)}
-        # One label of several, also where there are two.
-        config.problem_type = "single_label_classification"
-    if chunks is not None:
-        set_chunks(config, chunks.length, chunks.pooling)
-    length = row_length if chunks is None else chunks.length
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    # Encoders have a table of positions and fail beyond it.
-    if task != "causal-lm" and positions is not None and positions < length:
-        raise KdscaleError(
-            f"A {config.model_type!r} of {positions} positions cannot take {length} tokens.",
-            f"Set data.row_length to at most {positions}; for longer documents, "
-            "data.long_documents to `hierarchical`.",
-        )
+
+
+def longest_input(purpose: Purpose, row_length: int) -> int:
+    """Tokens of a model's longest text: a row, or a chunk of it."""
+    return row_length if purpose.chunks is None else purpose.chunks.length
 
 
 def model_class(config: Any) -> Any:

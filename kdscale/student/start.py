@@ -15,6 +15,7 @@ from kdscale.models.calibrate import calibrate
 from kdscale.models.folder import ModelReference
 from kdscale.models.initial import Plan, build_student, plan_student
 from kdscale.models.tasks import Purpose
+from kdscale.models.tensors import TensorFiles
 from kdscale.types import DataFacts
 from kdscale.workers import Worker
 
@@ -37,7 +38,8 @@ def plan_start(
     """
     student = config.distill.student
     folder = _weights_folder(teacher) if student.takes_from_teacher else None
-    plan = plan_of(config, prepared, load_config_of(folder) if folder else None)
+    shape = load_config_of(folder) if folder else None
+    plan = plan_of(config, prepared, shape)
     kept = None
     if student.width is not None:
         assert folder is not None
@@ -46,7 +48,8 @@ def plan_start(
         kept = plan.keep(calibrate(student.width, folder, None, rows, worker))
     if worker.rank == 0:
         worker.say(f"student: {plan.provenance}")
-    return Start(plan.config, lambda: build_student(plan, folder, kept, config.seed))
+    files = TensorFiles(folder, shape) if folder else None
+    return Start(plan.config, lambda: build_student(plan, files, kept, config.seed))
 
 
 def plan_of(config: RunConfig, data: DataFacts, teacher: Any | None) -> Plan:

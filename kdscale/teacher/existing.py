@@ -14,7 +14,8 @@ from kdscale.errors import KdscaleError
 from kdscale.models.build import check_vocabulary, load_config_of, make_config
 from kdscale.models.chunked import CHUNKS
 from kdscale.models.folder import local_folder
-from kdscale.models.tasks import Purpose, describe_task, set_purpose, task_of
+from kdscale.models.positions import check_positions
+from kdscale.models.tasks import Purpose, describe_task, longest_input, set_purpose, task_of
 from kdscale.types import DataFacts
 
 
@@ -95,6 +96,8 @@ def check_teacher(config: RunConfig, prepared: DataFacts, shape: Any | None = No
         )
     if prepared.classes:
         _check_classes(shape, prepared.classes)
+    length = longest_input(purpose_of(config, prepared), config.data.row_length)
+    check_positions(shape, length, "teacher")
     chunks = config.data.chunks
     if chunks is not None and getattr(shape, CHUNKS, None) != chunks.model_dump():
         raise KdscaleError(

@@ -13,6 +13,7 @@ from kdscale.config.teacher import ModelConfig
 from kdscale.models.build import build_model, load_config_of, make_config
 from kdscale.models.calibrate import measure
 from kdscale.models.initial import Plan, build_student, plan_student
+from kdscale.models.tensors import TensorFiles
 from kdscale.models.width import Kept
 from kdscale.types import Rows
 
@@ -78,7 +79,12 @@ def start(folder: Path, teacher: PreTrainedModel | None = None, **student: Any) 
     planned, kept = plan(folder, **student), None
     if teacher is not None:
         kept = keep(planned, teacher)
-    return build_student(planned, folder, kept, seed=9).eval()
+    return build_student(planned, files(folder), kept, seed=9).eval()
+
+
+def files(folder: Path) -> TensorFiles:
+    """The weights of the teacher in `folder`."""
+    return TensorFiles(folder, load_config_of(folder))
 
 
 def keep(planned: Plan, teacher: PreTrainedModel) -> Kept:

@@ -17,7 +17,7 @@ from kdscale.models.forward import compute_logits
 from kdscale.models.initial import Plan, build_student, plan_student
 from kdscale.models.tasks import Purpose
 from kdscale.models.width import Kept
-from tests.unit.models.teachers import LENGTH, TOKENIZER, VOCAB, make_rows
+from tests.unit.models.teachers import LENGTH, TOKENIZER, VOCAB, files, make_rows
 
 HIDDEN, NEURONS, HEADS, HEAD, LAYERS = 24, 20, 4, 6, 3
 CLASSIFIER = Purpose("sequence-classification", ("a", "b", "c"))
@@ -53,7 +53,7 @@ def start(
     student = StudentConfig.model_validate({"teacher_layers": layers, "width": width})
     planned = plan_student(student, load_config_of(folder), **TOKENIZER)
     kept = planned.keep(measure(teacher, make_rows(), torch.device("cpu")))
-    return build_student(planned, folder, kept, seed=9).eval(), planned, kept
+    return build_student(planned, files(folder), kept, seed=9).eval(), planned, kept
 
 
 def cut_by_hand(name: str, whole: np.ndarray, kept: Kept, layer: int) -> np.ndarray:

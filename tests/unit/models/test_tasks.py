@@ -122,7 +122,7 @@ def test_what_an_architecture_cannot_do_is_refused() -> None:
     with pytest.raises(KdscaleError, match="no masked language model of the architecture 'llama'"):
         shape_of("llama", Purpose("masked-lm"))
     small = ModelConfig(architecture="bert", options=SIZES | {"max_position_embeddings": 8})
-    with pytest.raises(KdscaleError, match="of 8 positions cannot take 12 tokens"):
+    with pytest.raises(KdscaleError, match="of 8 positions, cannot take 12 tokens"):
         make_config(small, V, SPECIAL, T, CLASSIFIER)
     chunked = Purpose("sequence-classification", CLASSES, ChunksConfig(length=8))
     assert make_config(small, V, SPECIAL, 64, chunked).kdscale_chunks["length"] == 8

@@ -1,0 +1,190 @@
+"""How many tokens a model takes.
+
+Some architectures look positions up in a table and fail beyond its end; of these, RoBERTa and its
+relatives keep the first positions for padding. Others, with rotary or relative positions, take any
+number, though what they know ends with the lengths that they were trained on. A config does not say
+which of them its architecture is. So a small copy of the model, one layer of few dimensions and a
+short table, is run on texts of growing length.
+"""
+
+import copy
+import inspect
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+
+from kdscale.errors import KdscaleError
+from kdscale.models.layers import keep_layers
+
+POSITION_FIELDS = ("max_position_embeddings", "max_seq_len")
+"""What transformers' configs call the number of positions."""
+
+# What the small copy has of each, where its config has such a field.
+_SMALL = {
+    **dict.fromkeys(("hidden_size", "embedding_size", "word_embed_proj_dim"), 256),
+    **dict.fromkeys(("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim"), 32),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), 4),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(("encoder_layers", "decoder_layers"), 1),
+    **dict.fromkeys(("vocab_size", "entity_vocab_size"), 16),
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id"), 2),
+    "head_dim": 64,
+}
+_TABLE = 24  # positions of the small copy
+_TOKEN = 9
+_MOST_PARAMETERS = 20_000_000
+
+
+class _Lost(NamedTuple):
+    """Positions of a table that are not for tokens: so many, and so many for each padding id below
+    the model's own."""
+
+    always: int
+    each: int
+
+
+def claimed_positions(config: Any) -> int | None:
+    """Positions that a transformers `config` gives its model; None where it gives no number."""
+    text = config.get_text_config()
+    found = (getattr(text, name, None) for name in POSITION_FIELDS)
+    return next((number for number in found if isinstance(number, int)), None)
+
+
+def lost_positions(config: Any) -> int:
+    """How many of the positions of the model of `config` are not for tokens."""
+    lost = _lost_by(config)
+    return 0 if lost is None else _count(lost, config)
+
+
+def usable_positions(config: Any) -> int | None:
+    """Tokens that the model of a transformers `config` takes; None where no table ends, or where
+    that cannot be found out. The class is the one that the config names."""
+    claimed, lost = claimed_positions(config), _lost_by(config)
+    return None if claimed is None or lost is None else claimed - _count(lost, config)
+
+
+def check_positions(config: Any, length: int, what: str) -> None:
+    """Refuse `length` tokens for a model that looks positions up in a shorter table; `what` it is
+    called in the message."""
+    usable = usable_positions(config)
+    if usable is None or length <= usable:
+        return
+    lost = lost_positions(config)
+    raise KdscaleError(
+        f"The {what}, a {config.model_type!r} of {claimed_positions(config)} positions, cannot take "
+        f"{length} tokens" + (f": it keeps {lost} positions for padding." if lost else "."),
+        f"Set data.row_length to at most {usable}, or choose a model with more positions. A "
+        "classifier takes longer documents in chunks: data.long_documents `hierarchical`.",
+    )
+
+
+def position_notes(config: Any, length: int, what: str) -> list[str]:
+    """A line to tell the user where the model takes `length` tokens and was made for fewer."""
+    claimed = claimed_positions(config)
+    if claimed is None or usable_positions(config) is not None:
+        return []
+    extent = max([claimed, *_scaled(config.get_text_config(), claimed)])
+    if length <= extent:
+        return []
+    return [
+        f"Rows of {length:,} tokens are longer than the {extent:,} positions that the {what} "
+        f"({config.model_type}) was made for: what it says beyond them may be worth little."
+    ]
+
+
+def _scaled(text: Any, claimed: int) -> Iterator[int]:
+    """How far the scaling of rotary positions reaches, where the config has one."""
+    parameters = getattr(text, "rope_parameters", None) or {}
+    kinds = [parameters, *(each for each in parameters.values() if isinstance(each, dict))]
+    for each in kinds:
+        if each.get("factor"):
+            start = each.get("original_max_position_embeddings") or claimed
+            yield int(start * each["factor"])
+
+
+def _count(lost: _Lost, config: Any) -> int:
+    padding = getattr(config.get_text_config(), "pad_token_id", None)
+    return lost.always + lost.each * (padding or 0)
+
+
+def _lost_by(config: Any) -> _Lost | None:
+    """None of a model that takes any number of tokens, or of which that is not known."""
+    name = next(iter(config.architectures or ()), "")
+    if claimed_positions(config) is None or not hasattr(transformers, name):
+        return None
+    return _tried(_ByJson(config))
+
+
+class _ByJson:
+    """A transformers config that is equal to others of the same content."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self._key = (type(config), config.to_json_string())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ByJson) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+@lru_cache(maxsize=256)
+def _tried(of: _ByJson) -> _Lost | None:
+    # Of a table that begins behind the padding id, the length tells by two of them.
+    one, three = _lost_with(of.config, 1), _lost_with(of.config, 3)
+    if one is None or three is None:
+        return None
+    each = (three - one) // 2
+    return _Lost(one - each, each)
+
+
+def _lost_with(config: Any, padding: int) -> int | None:
+    """Positions that are not for tokens in a small copy with this padding id."""
+    try:
+        model = _small_model(config, padding)
+    except Exception:  # sizes that this architecture does not take, whatever they lead to
+        return None
+    if model is None or not _takes(model, 1) or _takes(model, 4 * _TABLE):
+        return None
+    most = next((n for n in range(_TABLE, 0, -1) if _takes(model, n)), 0)
+    return _TABLE - most
+
+
+def _small_model(config: Any, padding: int) -> Any | None:
+    """The copy; None where even that is large. Made without transformers' loaders, which would
+    partition it where ZeRO-3 is on."""
+    small = copy.deepcopy(config)
+    text = small.get_text_config()
+    sizes = _SMALL | {"pad_token_id": padding} | dict.fromkeys(POSITION_FIELDS, _TABLE)
+    keep_layers(text, [0])
+    for name, size in sizes.items():
+        if getattr(text, name, None) is not None or name == "pad_token_id":
+            with suppress(AttributeError):  # a property
+                setattr(text, name, size)
+    small._attn_implementation = "eager"
+    build = getattr(transformers, config.architectures[0])
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in build(copy.deepcopy(small)).parameters())
+    if parameters > _MOST_PARAMETERS:
+        return None
+    # Whoever asks has its own use for the random numbers.
+    with torch.random.fork_rng(devices=[]):
+        return build(small).eval()
+
+
+@torch.no_grad()
+def _takes(model: Any, length: int) -> bool:
+    """Whether a forward of so many tokens goes through."""
+    ids = torch.full((1, length), _TOKEN)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    known = inspect.signature(model.forward).parameters
+    try:
+        model(**{name: value for name, value in inputs.items() if name in known})
+    except Exception:  # whatever the architecture's arithmetic meets
+        return False
+    return True
