@@ -11,7 +11,7 @@ from kdscale.data.prepared import Prepared
 from kdscale.errors import KdscaleError
 from kdscale.models.build import check_vocabulary, load_config_of
 from kdscale.models.chunked import CHUNKS
-from kdscale.models.folder import local_folder
+from kdscale.models.folder import loadable
 from kdscale.models.tasks import Purpose, describe_task, set_purpose, task_of
 
 
@@ -20,11 +20,12 @@ def purpose_of(config: RunConfig, prepared: Prepared) -> Purpose:
     return Purpose(config.task, prepared.classes, config.data.chunks)
 
 
-def teacher_source(config: RunConfig) -> str:
-    """What `from_pretrained` takes on this machine for the teacher that the config loads."""
+def teacher_source(config: RunConfig, *, weights: bool = True) -> str:
+    """What `from_pretrained` takes on this machine for the teacher that the config loads; without
+    `weights` for its config and tokenizer only."""
     source = config.teacher.load
     assert source is not None
-    return str(local_folder(source)) if "://" in source else source
+    return loadable(source, weights=weights)
 
 
 @contextmanager
@@ -39,9 +40,10 @@ def own_tokenizer(config: RunConfig) -> Iterator[Path | None]:
 def _save_tokenizer(config: RunConfig, folder: Path) -> Path:
     from transformers import AutoTokenizer
 
+    source = teacher_source(config, weights=False)
     try:
         AutoTokenizer.from_pretrained(
-            teacher_source(config), revision=config.teacher.revision, trust_remote_code=False
+            source, revision=config.teacher.revision, trust_remote_code=False
         ).save_pretrained(folder)
     except (OSError, ValueError) as error:
         raise KdscaleError(
@@ -54,7 +56,7 @@ def _save_tokenizer(config: RunConfig, folder: Path) -> Path:
 def config_to_train(config: RunConfig, prepared: Prepared) -> Any:
     """The transformers config of the teacher that is loaded and trained further. KdscaleError where
     its tokenizer, architecture or length does not fit."""
-    shape = load_config_of(teacher_source(config), config.teacher.revision)
+    shape = load_config_of(teacher_source(config, weights=False), config.teacher.revision)
     check_vocabulary(shape, prepared.vocab_size, "teacher")
     set_purpose(shape, purpose_of(config, prepared), config.data.row_length)
     if shape.pad_token_id is None:
@@ -66,7 +68,7 @@ def config_to_train(config: RunConfig, prepared: Prepared) -> Any:
 def check_teacher(config: RunConfig, prepared: Prepared) -> None:
     """KdscaleError where the teacher that is loaded, and not trained further, has another task,
     other classes or a smaller vocabulary than the run."""
-    shape = load_config_of(teacher_source(config), config.teacher.revision)
+    shape = load_config_of(teacher_source(config, weights=False), config.teacher.revision)
     check_vocabulary(shape, prepared.vocab_size, "teacher")
     if task_of(shape) != config.task:
         raise KdscaleError(
