@@ -26,13 +26,14 @@ from kdscale.record import RunRecord
 from kdscale.run import Run, resolve_paths
 from kdscale.stages import STAGES, chosen_stages
 from kdscale.stop import StopRequests
-from kdscale.store import HeldLease
+from kdscale.store import HeldLease, explained
 from kdscale.workers import LeavingError, WorkerGroups
 
 # What a run with a base takes from there.
 _FROM_BASE = ("prepare", "teacher", "cache")
 
 
+@explained()
 def run_pipeline(
     config: RunConfig,
     only: str | None = None,

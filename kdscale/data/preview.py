@@ -25,6 +25,7 @@ from kdscale.data.rows import RowCounts, concatenate
 from kdscale.data.splits import make_builder
 from kdscale.data.tokenizer import TOKENIZER_FILE, adopt_tokenizer, encode, train_tokenizer
 from kdscale.errors import KdscaleError
+from kdscale.store import explained
 from kdscale.types import Rows, labels_of
 
 
@@ -67,6 +68,7 @@ class Preview:
     """(source, what is known of it) of a mixture's sources."""
 
 
+@explained()
 def preview(
     config: DataConfig,
     task: Task,

@@ -9,11 +9,12 @@ from kdscale.config.hardware import Hardware
 from kdscale.config.training import WorkersConfig
 from kdscale.errors import KdscaleError
 from kdscale.models.build import load_config_of
-from kdscale.models.folder import local_folder
+from kdscale.models.folder import loadable
 from kdscale.plan.calibration import Calibration
 from kdscale.plan.shape import Shape, shape_of
 from kdscale.preflight.tokens import Tokens, count_tokens
 from kdscale.preflight.view import KnownData
+from kdscale.store import explained
 from kdscale.student.start import plan_of
 from kdscale.teacher.existing import teacher_config
 
@@ -56,6 +57,7 @@ class Setting:
         return replace(self, measured=measured)
 
 
+@explained()
 def make_setting(
     config: RunConfig,
     hardware: Hardware,
@@ -110,11 +112,10 @@ def _existing(config: RunConfig, instead: str | None) -> Any:
     """The transformers config of a teacher that exists."""
     where = instead or config.teacher.load
     assert where is not None
-    if "://" in where:
-        where = str(local_folder(where))
-    if Path(where).is_file():
+    if instead and "://" not in where and Path(where).is_file():
         where = str(Path(where).parent)
     try:
+        where = loadable(where, weights=False)
         return load_config_of(where, None if instead else config.teacher.revision)
     except KdscaleError as error:
         raise KdscaleError(

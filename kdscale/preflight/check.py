@@ -15,7 +15,7 @@ from kdscale.errors import KdscaleError
 from kdscale.preflight.caches import check_caches, other_caches
 from kdscale.preflight.evaluation import check_evaluation
 from kdscale.preflight.findings import Findings
-from kdscale.preflight.locate import locate
+from kdscale.preflight.locate import is_out_of_reach, locate
 from kdscale.preflight.models import check_models
 from kdscale.preflight.options import note_ignored
 from kdscale.preflight.reading import note_unread
@@ -79,13 +79,15 @@ def _check_caches(view: View) -> None:
     try:
         with view.findings.check("the caches of other runs"):
             check_caches(view.run, view.data)
-    except (KdscaleError, OSError):
-        if not view.sight.elsewhere or all(_is_there(store) for _, store, _ in caches):
+    except (KdscaleError, OSError) as error:
+        absent = [each for each in caches if not _is_there(each[1], error)]
+        if not view.sight.elsewhere or not absent:
             raise
-        for field, store, _ in caches:
+        for field, store, _ in absent:
             view.findings.unseen(field, str(store))
 
 
-def _is_there(store: Store) -> bool:
+def _is_there(store: Store, error: Exception) -> bool:
+    """Whether a cache can be seen; of a remote one the `error` says it."""
     folder = store.local_path()
-    return folder is not None and folder.exists()
+    return folder.exists() if folder is not None else not is_out_of_reach(error)

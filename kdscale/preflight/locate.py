@@ -8,11 +8,9 @@ from urllib.request import getproxies
 from huggingface_hub import constants, try_to_load_from_cache
 
 from kdscale.errors import KdscaleError
-from kdscale.models.folder import source_identity
+from kdscale.models.folder import loadable, source_identity
 from kdscale.preflight.view import View
-from kdscale.store import open_store
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".ot")
 _HUB_SECONDS = 3.0
 
 
@@ -33,9 +31,9 @@ def locate(view: View, field: str, source: str) -> str | None:
     if "://" not in source:
         return str(Path(source).expanduser())
     try:
-        return str(_described(source, view.scratch / field))
-    except (KdscaleError, OSError):
-        if not view.sight.elsewhere:
+        return loadable(source, weights=False)
+    except (KdscaleError, OSError) as error:
+        if not view.sight.elsewhere or not is_out_of_reach(error):
             raise
         view.findings.unseen(field, source)
         return None
@@ -71,14 +69,10 @@ def hub_answers() -> bool:
         return False
 
 
-def _described(url: str, folder: Path) -> Path:
-    """The files at `url` that are not weights, in `folder`."""
-    store = open_store(url)
-    here = store.local_path()
-    if here is not None:
-        return here
-    folder.mkdir(parents=True)
-    for key in store.list():
-        if "/" not in key and not key.endswith(_WEIGHTS):
-            store.get_file(key, folder / key)
-    return folder
+def is_out_of_reach(error: BaseException | None) -> bool:
+    """Whether `error` comes from a store or a hub that could not be read, whatever it became."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -13,7 +13,7 @@ from kdscale.data.cleaner import Cleaner
 from kdscale.data.corpus import find_corpus
 from kdscale.data.readers import Document, Fields, is_saved_dataset, load_hub_dataset, read_piece
 from kdscale.errors import KdscaleError
-from kdscale.preflight.locate import hub_answers
+from kdscale.preflight.locate import hub_answers, is_out_of_reach
 from kdscale.preflight.view import View
 
 _LOOKED_AT = 16  # documents of a source
@@ -42,7 +42,7 @@ def _check_augment(view: View, augment: AugmentConfig) -> None:
     try:
         Augmenter(augment)
     except KdscaleError:
-        absent = [path for path in table_paths(augment) if not _is_here(path)]
+        absent = [path for path in table_paths(augment) if "://" in path or not _is_here(path)]
         if not view.sight.elsewhere or not absent:
             raise
         view.findings.unseen("data.augment.steps", absent[0])
@@ -73,8 +73,9 @@ def _look(view: View, field: str, source: SourceConfig) -> list[Document]:
             return []
         pieces = find_corpus(source).pieces
         found = list(islice(read_piece(pieces[0], source, label, data.chat), _LOOKED_AT))
-    except (KdscaleError, OSError):
-        if not view.sight.elsewhere or _is_here(path):
+    except (KdscaleError, OSError) as error:
+        absent = is_out_of_reach(error) if "://" in path else not _is_here(path)
+        if not view.sight.elsewhere or not absent:
             raise
         view.findings.unseen(field, path)
         return []
@@ -103,4 +104,4 @@ def _is_here(path: str) -> bool:
     """Whether a local path, or the folder that a glob starts from, is there."""
     root = path.split("*")[0].split("?")[0]
     root = root if root == path else root.rpartition("/")[0] or "."
-    return "://" not in path and Path(root).expanduser().exists()
+    return Path(root).expanduser().exists()

@@ -13,7 +13,7 @@ from kdscale.config import RunConfig
 from kdscale.errors import KdscaleError
 from kdscale.models.build import check_vocabulary, load_config_of, make_config
 from kdscale.models.chunked import CHUNKS
-from kdscale.models.folder import local_folder
+from kdscale.models.folder import loadable
 from kdscale.models.positions import check_positions
 from kdscale.models.tasks import Purpose, describe_task, longest_input, set_purpose, task_of
 from kdscale.types import DataFacts
@@ -38,11 +38,12 @@ def teacher_config(config: RunConfig, data: DataFacts, shape: Any | None = None)
     return check_teacher(config, data, shape)
 
 
-def teacher_source(config: RunConfig) -> str:
-    """What `from_pretrained` takes on this machine for the teacher that the config loads."""
+def teacher_source(config: RunConfig, *, weights: bool = True) -> str:
+    """What `from_pretrained` takes on this machine for the teacher that the config loads; without
+    `weights` for its config and tokenizer only."""
     source = config.teacher.load
     assert source is not None
-    return str(local_folder(source)) if "://" in source else source
+    return loadable(source, weights=weights)
 
 
 @contextmanager
@@ -51,7 +52,8 @@ def own_tokenizer(config: RunConfig) -> Iterator[Path | None]:
     the run trains one. KdscaleError where the teacher has none that transformers can load."""
     with tempfile.TemporaryDirectory(prefix="kdscale-tokenizer-") as scratch:
         is_own = config.data.tokenizer.kind == "teacher"
-        yield save_tokenizer(config, teacher_source(config), Path(scratch)) if is_own else None
+        source = teacher_source(config, weights=False) if is_own else None
+        yield None if source is None else save_tokenizer(config, source, Path(scratch))
 
 
 def save_tokenizer(config: RunConfig, source: str, folder: Path) -> Path:
@@ -74,7 +76,7 @@ def save_tokenizer(config: RunConfig, source: str, folder: Path) -> Path:
 def config_to_train(config: RunConfig, prepared: DataFacts, shape: Any | None = None) -> Any:
     """The transformers config of the teacher that is loaded and trained further. KdscaleError where
     its tokenizer, architecture or length does not fit."""
-    shape = shape or load_config_of(teacher_source(config), config.teacher.revision)
+    shape = shape or _existing(config)
     check_vocabulary(shape, prepared.vocab_size, "teacher")
     set_purpose(shape, purpose_of(config, prepared), config.data.row_length)
     if shape.pad_token_id is None:
@@ -86,7 +88,7 @@ def config_to_train(config: RunConfig, prepared: DataFacts, shape: Any | None = 
 def check_teacher(config: RunConfig, prepared: DataFacts, shape: Any | None = None) -> Any:
     """The transformers config of the teacher that is loaded, and not trained further. KdscaleError
     where it has another task, other classes or a smaller vocabulary than the run."""
-    shape = shape or load_config_of(teacher_source(config), config.teacher.revision)
+    shape = shape or _existing(config)
     check_vocabulary(shape, prepared.vocab_size, "teacher")
     if task_of(shape) != config.task:
         raise KdscaleError(
@@ -107,6 +109,10 @@ def check_teacher(config: RunConfig, prepared: DataFacts, shape: Any | None = No
             "for.",
         )
     return shape
+
+
+def _existing(config: RunConfig) -> Any:
+    return load_config_of(teacher_source(config, weights=False), config.teacher.revision)
 
 
 def _check_classes(shape: Any, classes: tuple[str, ...]) -> None:

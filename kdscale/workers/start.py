@@ -19,7 +19,7 @@ import torch.distributed as dist
 from kdscale import metrics
 from kdscale.config.training import WorkersConfig
 from kdscale.desk import Turn
-from kdscale.errors import KdscaleError
+from kdscale.errors import KdscaleError, StoreError
 from kdscale.liveness import Heart, Sign
 from kdscale.progress import Reporter
 from kdscale.workers.worker import LeavingError, Line, connect, current_worker
@@ -93,6 +93,10 @@ class Start:
             task.loop(task.job)
         except LeavingError:
             leaves = True
+        except StoreError as error:
+            if not error.passes:
+                ray.get(self._desk.give_up.remote(error))
+            raise
         except FINAL as error:
             if not isinstance(error, KdscaleError):
                 task.reporter.say(f"rank {rank}: {traceback.format_exc()}")

@@ -29,11 +29,11 @@ ALLOWED: dict[str, set[str]] = {
     "tracking": {"config", "metrics", "panels", "store", "workspace"},
     "workspace": {"panels"},
     "workers": {
-        *("config", "desk", "errors", "liveness", "metrics", "progress", "ray_session"),
+        *("config", "desk", "errors", "liveness", "metrics", "progress", "ray_session", "store"),
     },
     "stop": {"errors", "store"},
     "lease": {"errors", "store"},
-    "ray_session": set(),
+    "ray_session": {"errors", "store"},
     "data": {"config", "errors", "scratch", "shuffle", "store", "types"},
     "cache": {"ahead", "compiled", "config", "errors", "shuffle", "store", "types"},
     "losses": {"config", "types"},
