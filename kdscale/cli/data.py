@@ -75,6 +75,8 @@ def _print(found: "Preview") -> None:
     console.print(table)
     for name, share in found.mixture:
         console.print(_plain(f"Source {name}: {share}."))
+    for place, files in found.unread:
+        console.print(_plain(f"Not read in {place}: {files}."))
     console.print(f"Tokenizer: {found.tokenizer}.")
     counts = found.counts
     console.print(

@@ -24,6 +24,10 @@ class ChatConfig(Config):
     """Other names of roles, and the role that each of them means. Known are system, developer,
     user, assistant, tool, and ShareGPT's human and gpt."""
 
+    ignore: tuple[str, ...] = ()
+    """Fields of messages beside role and content, and of records beside the messages, that are left
+    out. Any other that holds something is written by the template, or refused."""
+
     template: str | None = Field(default=None, min_length=1)
     """Jinja text of a chat template, or the path or URL of a file with one. Without it: the
     teacher's own, and ChatML for a tokenizer that is trained."""

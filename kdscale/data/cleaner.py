@@ -1,6 +1,5 @@
 """All that is done to a document's text: decoding, levelling, the configured steps, last checks."""
 
-from dataclasses import replace
 from typing import NamedTuple
 
 from kdscale.config.data import DataConfig
@@ -25,8 +24,8 @@ class Cleaned(NamedTuple):
 class Cleaner:
     """The cleaning of a config. KdscaleError where a step cannot be made.
 
-    Of a conversation, what changes text goes over the content of each message, and what decides
-    about a document looks at all of them together.
+    Of a conversation, what changes text goes over each text of each message, its content as its
+    reasoning, and what decides about a document looks at all of them together.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -41,7 +40,7 @@ class Cleaner:
         messages: list[Message] = []
         if self._are_conversations and isinstance(raw, str):
             messages = load(raw)
-            admitted = [admit(message.content, 0) for message in messages]
+            admitted = [admit(each, 0) for message in messages for each in message.strings]
             status = max((status for _, status in admitted), default=Status.SHORT)
             # Many templates take outer blanks away: they belong to nobody.
             parts = [text.strip() for text, _ in admitted]
@@ -53,7 +52,7 @@ class Cleaner:
         return self._cleaned(parts, messages)
 
     def _cleaned(self, parts: list[str], messages: list[Message]) -> Cleaned:
-        """Of the texts of a document: one, or one for each of the messages."""
+        """Of the texts of a document: one, or those of each of the messages."""
         changed = 0
         for number in range(len(self._steps)):
             found = self._step(number, parts)
@@ -68,8 +67,8 @@ class Cleaner:
             return Cleaned("", Status.SHORT, changed, None)
         bands = None if self._near is None else band_hashes(text, self._near).tobytes()
         if messages:
-            pairs = zip(messages, parts, strict=True)
-            text = dump([replace(message, content=part) for message, part in pairs])
+            texts = iter(parts)
+            text = dump([message.with_strings(texts) for message in messages])
         return Cleaned(text, Status.KEPT, changed, bands)
 
     def _step(self, number: int, parts: list[str]) -> list[str] | None:

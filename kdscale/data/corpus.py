@@ -13,21 +13,16 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from kdscale.config.data import SourceConfig
+from kdscale.data.folders import Unread, describe_unread, find_files, suffixes
 from kdscale.data.readers import Piece, is_saved_dataset, load_hub_dataset
 from kdscale.errors import KdscaleError
 from kdscale.store import file_at, open_store
 
 ROWS_PER_PIECE = 10_000
 _LOOKS_AT_ONCE = 16
-_SUFFIXES = {
-    "text": ("",),
-    "jsonl": (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz", ".json", ".json.gz"),
-    "csv": (".csv", ".tsv"),
-    "parquet": (".parquet",),
-}
 _PROSE = re.compile(r".*\.(md|rst)|readme(\.txt)?", re.IGNORECASE)
 
 
@@ -39,6 +34,8 @@ class Corpus:
     sources: tuple[SourceConfig, ...]
     pieces: list[Piece]
     local: bool
+    unread: tuple[Unread, ...] = ()
+    """What is beside the pieces in the places of the sources, where there is something."""
 
     @property
     def limit(self) -> int | None:
@@ -51,15 +48,24 @@ def find_corpus(*sources: SourceConfig) -> Corpus:
     found = [_find_pieces(source) for source in sources]
     pieces = [
         replace(piece, source=number) if number else piece
-        for number, (own, _) in enumerate(found)
-        for piece in own
+        for number, own in enumerate(found)
+        for piece in own.pieces
     ]
-    return Corpus(sources, pieces, any(local for _, local in found))
+    unread = [own.unread for own in found if own.unread is not None and own.unread.counts]
+    return Corpus(sources, pieces, any(own.local for own in found), tuple(unread))
 
 
-def _find_pieces(source: SourceConfig) -> tuple[list[Piece], bool]:
-    """The pieces of a source, and whether they are on this machine only."""
-    local = True
+class _Pieces(NamedTuple):
+    """Of one source."""
+
+    pieces: list[Piece]
+    local: bool = True
+    unread: Unread | None = None
+
+
+def _find_pieces(source: SourceConfig) -> _Pieces:
+    """The pieces of a source, and what it has besides."""
+    local, unread = True, None
     if source.kind == "python-stdlib":
         pieces = _stdlib_pieces()
     elif source.kind == "python-docs":
@@ -67,11 +73,11 @@ def _find_pieces(source: SourceConfig) -> tuple[list[Piece], bool]:
     elif source.kind == "huggingface":
         pieces = _hub_pieces(source)
     else:
-        pieces, local = _file_pieces(source)
+        pieces, local, unread = _file_pieces(source)
     # A kind with a document a piece needs no more pieces than the limit asks for.
     if source.limit is not None and source.kind in ("python-stdlib", "python-docs", "text"):
         pieces = pieces[: source.limit]
-    return pieces, local
+    return _Pieces(pieces, local, unread)
 
 
 def corpus_identity(source: SourceConfig) -> dict[str, Any]:
@@ -161,49 +167,23 @@ def _docs_pieces() -> list[Piece]:
     return [found[name] for name in sorted(found)]
 
 
-def _file_pieces(source: SourceConfig) -> tuple[list[Piece], bool]:
-    """A piece for each file of a folder, glob or file, and whether they are on this machine."""
+def _file_pieces(source: SourceConfig) -> _Pieces:
+    """A piece for each file of a folder, glob or file."""
     path = str(source.path).rstrip("/")
-    root, keys = _list_files(path)
-    kept = [key for key in keys if _is_wanted(key, _SUFFIXES[source.kind])]
-    if not kept:
+    folder = find_files(path, source.kind)
+    if not folder.keys:
+        unread = folder.unread
+        has = describe_unread(unread.counts, unread.examples) or "no files at all"
+        named = "" if source.kind == "text" else f"; names end in {suffixes(source.kind)}"
         raise KdscaleError(
-            f"{open_store(path)} holds no {source.kind} files ({len(keys)} files of all kinds).",
+            f"{open_store(path)} holds no {source.kind} files: {has}.",
             "Check the path: a folder, a glob such as 'folder/**/*.txt', a file, or a URL of these"
-            + (f"; names end in {', '.join(_SUFFIXES[source.kind])}." if kept != keys else "."),
+            f"{named}.",
         )
     reader: Any = "file" if source.kind == "text" else source.kind
-    store = open_store(root)
-    pieces = [Piece(reader, key, store.url, key) for key in sorted(kept)]
-    return pieces, store.local_path() is not None
-
-
-def _list_files(path: str) -> tuple[str, list[str]]:
-    """The folder that keys are relative to, and the keys: of a glob, a file or a whole folder."""
-    magic = re.search(r"[*?]", path)
-    if magic:
-        root, slash, _ = path[: magic.start()].rpartition("/")
-        pattern = glob_pattern(path[len(root) + len(slash) :])
-        root = root or slash or "."
-        return root, [key for key in open_store(root).list() if pattern.fullmatch(key)]
-    parent, slash, name = path.rpartition("/")
-    parent = parent or slash or "."
-    if name not in ("", ".", "..") and open_store(parent).exists(name):
-        return parent, [name]
-    return path, open_store(path).list()
-
-
-def _is_wanted(key: str, suffixes: tuple[str, ...]) -> bool:
-    """Whether a listed file belongs to the corpus: not hidden, and of a suffix of its kind."""
-    hidden = any(part.startswith(".") for part in key.split("/"))
-    return not hidden and key.lower().endswith(suffixes)
-
-
-def glob_pattern(glob: str) -> re.Pattern[str]:
-    """A glob over keys: `*` and `?` stay inside a folder, `**/` is any number of folders."""
-    rules = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    parts = re.split(r"(\*\*/|\*\*|\*|\?)", glob)
-    return re.compile("".join(rules.get(part, re.escape(part)) for part in parts), re.DOTALL)
+    store = open_store(folder.root)
+    pieces = [Piece(reader, key, store.url, key) for key in folder.keys]
+    return _Pieces(pieces, store.local_path() is not None, folder.unread)
 
 
 def _hub_pieces(source: SourceConfig) -> list[Piece]:

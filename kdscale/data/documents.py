@@ -6,6 +6,7 @@ object store nor any process holds a corpus, and what a killed prepare has made 
 This module loads no torch: its functions run in Ray's workers.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +22,8 @@ from kdscale.data.classes import Classes
 from kdscale.data.cleaner import Cleaner
 from kdscale.data.cleaning import Status, name_hash, text_digest
 from kdscale.data.corpus import Corpus
-from kdscale.data.readers import Document, Piece, read_piece
+from kdscale.data.fields import Document, readable
+from kdscale.data.readers import Piece, read_piece
 from kdscale.data.selection import Facts, no_facts
 from kdscale.data.stream import stream
 from kdscale.data.tokenizer import TokenizerInfo, encode
@@ -53,6 +55,10 @@ _COLUMNS: dict[str, pa.DataType] = {
     "label": pa.string(),
 }
 _FACTS = pa.schema(_COLUMNS)
+_UNDECODABLE = b"undecodable"
+"""In the metadata of a part's facts: JSON of the names of the first documents that are so."""
+
+NAMED_DOCUMENTS = 3
 _TEXTS = pa.schema({"text": pa.large_string()})
 _TOKENS = pa.schema(
     {
@@ -145,6 +151,15 @@ class Documents:
                 facts.bands[here] = bands
         return facts
 
+    def undecodable(self) -> list[str]:
+        """The names of the first documents that cannot be decoded."""
+        names: list[str] = []
+        for _, batch in self._facts():
+            names += json.loads((batch.schema.metadata or {}).get(_UNDECODABLE, "[]"))
+            if len(names) >= NAMED_DOCUMENTS:
+                break
+        return names[:NAMED_DOCUMENTS]
+
     def texts(self, covered: np.ndarray) -> Iterator[str]:
         """The texts where `covered` ([N] bool), in order."""
         for part in self._parts:
@@ -226,7 +241,7 @@ def clean_batch(
         for facts, texts in _clean(rest, config):
             name = part_name(number, len(made))
             write_batches(work, f"{name}.texts", _TEXTS, [texts])
-            write_batches(work, f"{name}.facts", _FACTS, [facts])
+            write_batches(work, f"{name}.facts", facts.schema, [facts])
             made.append(len(texts))
         write_end(work, number, made)
         yield pa.table({"documents": pa.array([made], pa.list_(pa.int64()))})
@@ -252,25 +267,31 @@ def _clean(
     clean_text = Cleaner(config)
     rows: list[tuple[Any, ...]] = []
     texts: list[str] = []
+    undecodable: list[str] = []
     characters = 0
     for found in documents:
         text, status, changed, bands = clean_text(found.content)
+        if status == Status.UNDECODABLE and len(undecodable) < NAMED_DOCUMENTS:
+            undecodable.append(readable(found.name))
         label = None if config.labels is None else found.label
         place, size = name_hash(found.name), len(text.encode("utf-8"))
         rows.append((place, text_digest(text), size, status, changed, bands, label))
         texts.append(text)
         characters += len(text)
         if characters >= CLEAN_CHARACTERS:
-            yield _part(rows, texts)
-            rows, texts, characters = [], [], 0
+            yield _part(rows, texts, undecodable)
+            rows, texts, undecodable, characters = [], [], [], 0
     if rows:
-        yield _part(rows, texts)
+        yield _part(rows, texts, undecodable)
 
 
-def _part(rows: list[tuple[Any, ...]], texts: list[str]) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+def _part(
+    rows: list[tuple[Any, ...]], texts: list[str], undecodable: list[str]
+) -> tuple[pa.RecordBatch, pa.RecordBatch]:
     columns = zip(*rows, strict=True)
     arrays = [pa.array(c, field.type) for c, field in zip(columns, _FACTS, strict=True)]
-    facts = pa.record_batch(arrays, schema=_FACTS)
+    named = {_UNDECODABLE: json.dumps(undecodable)} if undecodable else {}
+    facts = pa.record_batch(arrays, schema=_FACTS.with_metadata(named))
     return facts, pa.record_batch([pa.array(texts, pa.large_string())], schema=_TEXTS)
 
 

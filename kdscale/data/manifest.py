@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from kdscale.data.folders import describe_unread
 from kdscale.errors import KdscaleError
 from kdscale.store import Store
 
@@ -48,7 +49,16 @@ def read_manifest(store: Store) -> tuple[dict[str, Any], bytes]:
 
 def summarise(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     """(what, how many) lines for the terminal: one a source, one a split, one for the tokenizer."""
-    lines = [(name, _source_line(counts)) for name, counts in manifest["sources"].items()]
+    undecodable = manifest.get("undecodable", {})
+    lines = [
+        (name, _source_line(counts, undecodable.get(name, [])))
+        for name, counts in manifest["sources"].items()
+    ]
+    lines += [
+        (f"not read in {each['place']}", describe_unread(each["counts"], each["examples"]))
+        for places in manifest.get("unread", {}).values()
+        for each in places
+    ]
     mixture = manifest["sources"]["train"].get("mixture", ())
     lines += [(f"source {share['name']}", _share_line(share)) for share in mixture]
     tokenizer = manifest["tokenizer"]
@@ -73,7 +83,7 @@ def _share_line(share: dict[str, Any]) -> str:
     )
 
 
-def _source_line(counts: dict[str, Any]) -> str:
+def _source_line(counts: dict[str, Any], undecodable: list[str]) -> str:
     steps = counts.get("steps", [])
     dropped = {f"by {step['kind']}": step["dropped"] for step in steps}
     changed = {f"by {step['kind']}": step["changed"] for step in steps}
@@ -84,6 +94,10 @@ def _source_line(counts: dict[str, Any]) -> str:
         "nearly duplicate": counts.get("dropped_near_duplicate", 0),
         "also in train": counts["leaked"],
     }
+    if undecodable:
+        more = ", ..." if counts["undecodable"] > len(undecodable) else ""
+        named = f"undecodable ({', '.join(undecodable)}{more})"
+        dropped = {named if what == "undecodable" else what: n for what, n in dropped.items()}
     parts = [f"read {counts['read']:,} documents, kept {counts['kept']:,}"]
     for did, numbers in (("dropped", dropped), ("changed", changed)):
         listed = ", ".join(f"{number:,} {what}" for what, number in numbers.items() if number)

@@ -5,8 +5,8 @@ duplicates and Ray's blocks need to know nothing of conversations but how to get
 """
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kdscale.config.chat import ChatConfig
@@ -19,6 +19,11 @@ _ROLES = {
 }
 
 
+# `weight` is OpenAI's way to say that an answer is not to be learned, `train` Axolotl's.
+_FLAGS = ("weight", "train")
+_TEXT_PARTS = ("text", "input_text", "output_text", None)
+
+
 @dataclass(frozen=True)
 class Message:
     """One turn. `is_target`: an answer that is to be learned."""
@@ -26,13 +31,25 @@ class Message:
     role: str
     content: str
     is_target: bool
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """Other fields that hold something, such as a reasoning trace, for the template to write."""
+
+    @property
+    def strings(self) -> list[str]:
+        """The content, and all texts in the other fields."""
+        return [self.content, *_strings(self.more)]
+
+    def with_strings(self, strings: Iterable[str]) -> "Message":
+        """The same message with other texts, in the order of `strings`."""
+        texts = iter(strings)
+        return replace(self, content=next(texts), more=_replaced(self.more, texts))
 
 
 def read_conversation(record: Mapping[str, Any], config: ChatConfig, name: str) -> str | None:
     """The text of a document from the config's columns of a record; None where a column that should
     hold JSON holds something else.
 
-    KdscaleError for what is no conversation, for an unknown role, and for calls of tools.
+    KdscaleError for what is no conversation, for an unknown role, and for content that is no text.
     """
     if config.prompt is None or config.completion is None:
         found = _messages(record[config.field], config, name, "user")
@@ -42,12 +59,13 @@ def read_conversation(record: Mapping[str, Any], config: ChatConfig, name: str) 
     assert asked is not None
     assert answer is not None
     # What the prompt brings of answers was given by someone else.
-    return dump([Message(each.role, each.content, False) for each in asked] + answer)
+    return dump([replace(each, is_target=False) for each in asked] + answer)
 
 
 def dump(messages: Iterable[Message]) -> str:
     """The text of a document; equal for equal conversations."""
-    return json.dumps([[m.role, m.content, m.is_target] for m in messages], ensure_ascii=False)
+    fields = [[m.role, m.content, m.is_target, *([m.more] if m.more else [])] for m in messages]
+    return json.dumps(fields, ensure_ascii=False)
 
 
 def load(text: str) -> list[Message]:
@@ -56,8 +74,36 @@ def load(text: str) -> list[Message]:
 
 
 def plain_text(text: str) -> str:
-    """What a reader sees of a conversation: the messages' contents, an empty line between two."""
-    return "\n\n".join(message.content for message in load(text))
+    """What a reader sees of a conversation: the messages' texts, an empty line between two."""
+    return "\n\n".join(each for message in load(text) for each in message.strings)
+
+
+def is_nothing(value: Any) -> bool:
+    """Whether a field says nothing: null, empty, or a table's columns of nulls."""
+    if isinstance(value, Mapping):
+        return all(map(is_nothing, value.values()))
+    return value is None or (isinstance(value, str | list | tuple) and not value)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """The texts in a JSON value, in its order."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _strings(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _strings(each)
+
+
+def _replaced(value: Any, strings: Iterator[str]) -> Any:
+    """The same value with the next of `strings` in the place of each of its texts."""
+    if isinstance(value, str):
+        return next(strings)
+    if isinstance(value, Mapping):
+        return {key: _replaced(each, strings) for key, each in value.items()}
+    return [_replaced(each, strings) for each in value] if isinstance(value, list) else value
 
 
 def _messages(
@@ -69,27 +115,67 @@ def _messages(
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     if value is None:
         return []
     if not isinstance(value, list):
         raise _not_a_conversation(name, f"a {type(value).__name__} and no list of messages")
-    return [_message(each, config, name) for each in value]
+    return [_message(each, config, name, number) for number, each in enumerate(value)]
 
 
-def _message(value: Any, config: ChatConfig, name: str) -> Message:
+def _message(value: Any, config: ChatConfig, name: str, number: int) -> Message:
+    where = f"messages[{number}] of {name}"
     if not isinstance(value, Mapping):
         raise _not_a_conversation(name, f"a {type(value).__name__} for a message")
     said, content = ("from", "value") if "from" in value else ("role", "content")
     if said not in value or content not in value:
-        raise _not_a_conversation(name, f"a message with the fields {sorted(value)}")
-    if value.get("tool_calls"):
-        raise _not_a_conversation(name, "calls of tools, which are not supported")
+        raise _not_a_conversation(name, f"a message with the fields {sorted(map(str, value))}")
     role = _role(value[said], config, name)
-    # `weight` is OpenAI's way to say that an answer is not to be learned, `train` Axolotl's.
-    is_wanted = value.get("weight") != 0 and value.get("train") is not False
-    return Message(role, _content(value[content], name), role == "assistant" and is_wanted)
+    is_wanted = _is_wanted(value, config, role, where)
+    known = {said, content, *_FLAGS, *config.ignore}
+    more = {
+        str(key): _plain(each, f"{where}: {key!r}")
+        for key, each in value.items()
+        if key not in known and not is_nothing(each)
+    }
+    text = _content(value[content], config, where)
+    return Message(role, text, role == "assistant" and is_wanted, more)
+
+
+def _is_wanted(value: Mapping[str, Any], config: ChatConfig, role: str, where: str) -> bool:
+    """Whether the message is not taken out of what is learned. KdscaleError for other weights than
+    0 and 1, and for a message that is to be learned and is no answer."""
+    is_wanted = True
+    for flag in _FLAGS:
+        given = value.get(flag)
+        if flag in config.ignore or given is None:
+            continue
+        if given not in (0, 1) or isinstance(given, str):
+            raise KdscaleError(
+                f"{where} has {flag}: {given!r}; an answer is learned or not, by 1 or 0, true or "
+                "false.",
+                "Write one of these, or name the field in data.chat.ignore.",
+            )
+        if given and role != "assistant":
+            raise KdscaleError(
+                f"{where} is by {role!r} and has {flag}: {given!r}, and only an assistant's "
+                "answers are learned.",
+                "Take the field out of it, or name it in data.chat.ignore.",
+            )
+        is_wanted = is_wanted and bool(given)
+    return is_wanted
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A field's value as JSON has it. KdscaleError for what JSON cannot hold, such as an image."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise KdscaleError(
+            f"{where} holds what cannot be rendered: {error}",
+            "Take it out of the data, or name it in data.chat.ignore.",
+        ) from error
 
 
 def _role(value: Any, config: ChatConfig, name: str) -> str:
@@ -102,15 +188,23 @@ def _role(value: Any, config: ChatConfig, name: str) -> str:
     return role
 
 
-def _content(value: Any, name: str) -> str:
+def _content(value: Any, config: ChatConfig, where: str) -> str:
     """The text of a message, which may come in parts of type `text`."""
     if value is None:
         return ""
     if isinstance(value, str):
         return value
     parts = value if isinstance(value, list) else [value]
-    if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
-        raise _not_a_conversation(name, "a message that is no text")
+    for part in parts:
+        if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise _not_a_conversation(where, f"a message that is no text: a part is {kind!r}")
+        known = {"text", "type", *config.ignore}
+        others = [key for key, each in part.items() if key not in known and not is_nothing(each)]
+        if part.get("type") not in _TEXT_PARTS or others:
+            fields = f" with {', '.join(others)}" if others else ""
+            what = f"a message that is no text alone: a part is {part.get('type')!r}{fields}"
+            raise _not_a_conversation(where, what)
     return "".join(part["text"] for part in parts)
 
 

@@ -62,8 +62,11 @@ def data_identity(config: DataConfig, task: Task = "causal-lm") -> dict[str, Any
     if config.chat is None:
         # Data that are no conversations are called what they were before there was `chat`.
         del fields["chat"]
-    elif config.chat.template_file is not None:
-        files["chat_template"] = file_digest(config.chat.template_file)
+    else:
+        if not config.chat.ignore:
+            del fields["chat"]["ignore"]  # For the same reason.
+        if config.chat.template_file is not None:
+            files["chat_template"] = file_digest(config.chat.template_file)
     return files | {
         "format": [FORMAT, VERSION],
         "task": task,
@@ -115,6 +118,7 @@ def prepare(
         tokenizer_json, info = _teachers_tokenizer(config, task, teacher_tokenizer, store)
     writer = SplitWriter(task, config, store, tokenizer_json, info, progress)
     counts = {"train": train.counts(config)}
+    undecodable = {"train": train.undecodable()}
     labelled = train.with_label_share(training, config.labels)
     splits = {"train": writer.write("train", train.documents, labelled)}
     if augmenter is not None:
@@ -124,6 +128,7 @@ def prepare(
     for name in config.evaluate:
         source = reader.read(name, corpora[name], train.classes, train.known(training))
         counts[name] = source.counts(config)
+        undecodable[name] = source.undecodable()
         everything = source.choose(known=bool(train.names))
         number = int(everything.covered.sum())
         _require_documents(name, source.selection.counts | {"chosen": number})
@@ -132,6 +137,12 @@ def prepare(
         "classes": list(train.names),
         "sources": counts,
         "splits": splits,
+        "undecodable": {name: names for name, names in undecodable.items() if names},
+        "unread": {
+            name: [each.as_dict() for each in corpus.unread]
+            for name, corpus in corpora.items()
+            if corpus.unread
+        },
     }
     write_manifest(store, manifest)
     clear_work(store)
@@ -205,6 +216,10 @@ class _Source:
         """What other documents are compared with, of those."""
         covered, bands = chosen.covered, self.facts.bands
         return Known(self.facts.digests[covered], None if bands is None else bands[covered])
+
+    def undecodable(self) -> list[str]:
+        """The names of the first documents that cannot be decoded."""
+        return self.documents.undecodable() if self.selection.counts["undecodable"] else []
 
     def counts(self, config: DataConfig) -> dict[str, Any]:
         """What became of the source's documents, for the manifest."""

@@ -15,12 +15,14 @@ from kdscale.config.task import Task
 from kdscale.data.classes import UNKNOWN_LABEL, Classes, find_classes
 from kdscale.data.cleaner import Cleaner
 from kdscale.data.cleaning import FIRST_STEP, Status
-from kdscale.data.corpus import find_corpus
+from kdscale.data.corpus import Corpus, find_corpus
 from kdscale.data.documents import TokenDocument
+from kdscale.data.fields import Document
+from kdscale.data.folders import describe_unread
 from kdscale.data.messages import plain_text
 from kdscale.data.mixture import source_name
 from kdscale.data.near import first_of_alike
-from kdscale.data.readers import Document, read_piece
+from kdscale.data.readers import read_piece
 from kdscale.data.rows import RowCounts, concatenate
 from kdscale.data.splits import make_builder
 from kdscale.data.tokenizer import TOKENIZER_FILE, adopt_tokenizer, encode, train_tokenizer
@@ -67,6 +69,9 @@ class Preview:
     mixture: list[tuple[str, str]]
     """(source, what is known of it) of a mixture's sources."""
 
+    unread: list[tuple[str, str]]
+    """(place, which files) of what the sources' folders hold besides."""
+
 
 @explained()
 def preview(
@@ -90,7 +95,8 @@ def preview(
         )
     # Of a mixture the first of each of its sources.
     each_has = -(-documents // len(sources))
-    parts = [list(islice(_documents(each, config), each_has)) for each in sources]
+    corpora = [find_corpus(each) for each in sources]
+    parts = [list(islice(_documents(each, config), each_has)) for each in corpora]
     seen = _cleaned(config, [document for part in parts for document in part])
     kept = [each for each in seen if each.fate == "kept"]
     if not kept:
@@ -125,13 +131,25 @@ def preview(
     whole = concatenate(made, config.row_length)
     shown = whole.take(np.arange(min(rows, len(whole))))
     mixture = _mixture(config.train, parts, seen) if source == "train" else []
-    return Preview(seen, list(_shown(shown, encoded, classes)), builder.counts, what, mixture)
+    return Preview(
+        documents=seen,
+        rows=list(_shown(shown, encoded, classes)),
+        counts=builder.counts,
+        tokenizer=what,
+        mixture=mixture,
+        unread=[
+            (each.place, describe_unread(each.counts, each.examples))
+            for corpus in corpora
+            for each in corpus.unread
+        ],
+    )
 
 
-def _documents(source: SourceConfig, config: DataConfig) -> Iterator[Document]:
+def _documents(corpus: Corpus, config: DataConfig) -> Iterator[Document]:
+    """Of one source."""
     field = None if config.labels is None else config.labels.field
-    for piece in find_corpus(source).pieces:
-        yield from read_piece(piece, source, field, config.chat)
+    for piece in corpus.pieces:
+        yield from read_piece(piece, corpus.sources[0], field, config.chat)
 
 
 def _mixture(

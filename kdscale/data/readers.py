@@ -7,34 +7,37 @@ name is its file and its number in it: it stays the same when records are append
 """
 
 import csv
-import gzip
 import hashlib
-import io
-import json
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, Literal, NamedTuple, cast
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from kdscale.config.chat import ChatConfig
 from kdscale.config.data import SourceConfig
-from kdscale.data.messages import read_conversation
+from kdscale.data.csv_records import NotCsvError, Table
+from kdscale.data.fields import Document, Fields, readable
+from kdscale.data.json_records import NotJsonError, json_records
+from kdscale.data.opening import (
+    DAMAGES,
+    PARQUET,
+    open_raw,
+    open_unpacked,
+    read_head,
+    read_whole,
+    refuse_others,
+)
 from kdscale.errors import KdscaleError
 from kdscale.scratch import machine_folder
-from kdscale.store import Store, download_folder, open_store
+from kdscale.store import download_folder, open_store
 
-RANGE_BYTES = 8 * 2**20
 BATCH_RECORDS = 256
-_DAMAGED = (
-    *(EOFError, gzip.BadGzipFile, zlib.error),
-    *(pa.ArrowInvalid, csv.Error, json.JSONDecodeError),
-)
-# Python's own limit is shorter than many a document.
-_CSV_FIELD_BYTES = 2**30
+_HOPELESS_RECORDS = 10_000
+_WRAPPER = "; an object that wraps records needs one list of them, and to be alone in its file"
+_DAMAGED = (*DAMAGES, csv.Error, NotCsvError, NotJsonError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,44 @@ class Piece:
     source: int = 0
 
 
-class Document(NamedTuple):
-    """A document as its container has it; the content of a conversation as `messages` writes it."""
+class _Tally:
+    """How many records of a piece cannot be decoded, and what is wrong with the first."""
 
-    name: str
-    content: bytes | str | None  # None where the container is damaged there
-    label: str | None = None  # None where it has none
+    def __init__(self) -> None:
+        self.records = self.broken = 0
+        self.first = ""
+        self._problem = ""
+
+    def broke(self, name: str, problem: str) -> Document:
+        """The document that stands for a record that cannot be decoded."""
+        self._problem = problem
+        return Document(name, None)
+
+    def count(self, document: Document) -> None:
+        """A document on its way out."""
+        self.records += 1
+        problem = self._problem or _problem_of(document)
+        self._problem = ""
+        if problem:
+            self.broken += 1
+            self.first = self.first or problem
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether nothing so far could be decoded, of enough."""
+        return self.broken == self.records == _HOPELESS_RECORDS
+
+
+def _problem_of(document: Document) -> str:
+    """Why the content of a document is no text; empty where it is."""
+    content, number = document.content, document.name.rpartition("#")[2]
+    if content is None:
+        return f"record {number} is not JSON"
+    try:
+        _ = content.decode("utf-8") if isinstance(content, bytes) else content.encode("utf-8")
+    except UnicodeError as error:
+        return f"record {number}: {error}"
+    return ""
 
 
 def read_piece(
@@ -72,81 +107,56 @@ def read_piece(
     config says so.
 
     Raises KdscaleError where a record has no `text_field` that holds text, no such conversation or
-    no such label, or a container cannot be read to its end.
+    no such label, a container cannot be read to its end, or most of its records cannot be decoded.
     """
+    tally, fields = _Tally(), Fields(source.text_field, label_field, chat)
+    shown = readable(piece.name)
     try:
-        yield from _documents(piece, Fields(source.text_field, label_field, chat), source)
+        for document in _documents(piece, fields, source, tally):
+            tally.count(document)
+            if tally.is_hopeless:
+                break
+            yield document
     except _DAMAGED as error:
         raise KdscaleError(
-            f"{piece.name} is damaged or not a {piece.reader} file: {error}",
+            f"{shown} is damaged or not a {piece.reader} file: {readable(str(error))}",
             "Write the file again, or take it out of the source.",
         ) from error
+    except OSError as error:
+        raise KdscaleError(
+            f"{shown} is damaged or cannot be read: {readable(str(error))}",
+            "Check that it is there and may be read; write it again, or take it out of the source.",
+        ) from error
+    if tally.broken * 2 > tally.records and piece.reader in _READERS:
+        raise KdscaleError(
+            f"{tally.broken:,} of the {tally.records:,} records of {shown} cannot be decoded; the "
+            f"first: {readable(tally.first)}",
+            f"Look whether it is a {piece.reader} file in UTF-8, write it again, or take it out of "
+            "the source.",
+        )
 
 
-class Fields(NamedTuple):
-    """What is taken of a record."""
-
-    text: str
-    label: str | None
-    chat: ChatConfig | None = None
-
-    @property
-    def names(self) -> list[str]:
-        """The columns to read."""
-        return [name for name, _ in self._options]
-
-    @property
-    def _options(self) -> list[tuple[str, str]]:
-        """The columns, each with where the config names it."""
-        found = [(self.text, "`text_field` of the source")]
-        if self.chat is not None:
-            found = [(name, "data.chat") for name in self.chat.columns]
-        return found if self.label is None else [*found, (self.label, _LABEL)]
-
-    def require(self, have: Iterable[str], where: str) -> None:
-        """KdscaleError where a record or a table has not got them."""
-        known = list(have)
-        for name, option in self._options:
-            if name not in known:
-                raise KdscaleError(
-                    f"{where} has no field {name!r}, only {', '.join(sorted(known)) or 'none'}.",
-                    f"Set {option} to the field that holds it.",
-                )
-
-    def document(self, record: Mapping[str, Any], name: str) -> Document:
-        """What a record says; null is an empty document, or no label."""
-        label = None if self.label is None else record[self.label]
-        if label is not None and not isinstance(label, str | int):
-            raise KdscaleError(
-                f"The field {self.label!r} of {name} holds {type(label).__name__}, not a class.",
-                f"Set {_LABEL} to the field that holds a class's name or number.",
-            )
-        return Document(name, self._content(record, name), None if label is None else str(label))
-
-    def _content(self, record: Mapping[str, Any], name: str) -> str | bytes | None:
-        if self.chat is not None:
-            return read_conversation(record, self.chat, name)
-        text = record[self.text]
-        if text is not None and not isinstance(text, str | bytes):
-            raise KdscaleError(
-                f"The field {self.text!r} of {name} holds {type(text).__name__}, not text.",
-                "Set `text_field` of the source to the field that holds the text.",
-            )
-        return "" if text is None else text
-
-
-_LABEL = "data.labels.field"
-
-
-def _documents(piece: Piece, fields: Fields, source: SourceConfig) -> Iterator[Document]:
+def _documents(
+    piece: Piece, fields: Fields, source: SourceConfig, tally: _Tally
+) -> Iterator[Document]:
     if piece.reader == "huggingface":
         yield from _read_hub_rows(piece, fields, source)
     elif piece.reader in _READERS:
-        yield from _READERS[piece.reader](piece, fields)
+        head = read_head(piece.root, piece.key)
+        is_parquet = head.startswith(PARQUET)
+        if piece.reader == "parquet" and not is_parquet:
+            refuse_others(head, readable(piece.name), "Parquet")
+        if head:
+            yield from _READERS["parquet" if is_parquet else piece.reader](piece, fields, tally)
+    elif piece.reader == "metadata":
+        content = long_description(open_store(piece.root).get(piece.key))
+        yield Document(piece.name, content, _folder_of(piece))
     else:
-        raw = open_store(piece.root).get(piece.key)
-        content = raw if piece.reader == "file" else long_description(raw)
-        yield Document(piece.name, content, PurePosixPath(piece.key).parent.name or None)
+        yield Document(piece.name, read_whole(piece.root, piece.key), _folder_of(piece))
+
+
+def _folder_of(piece: Piece) -> str | None:
+    return PurePosixPath(piece.key).parent.name or None
 
 
 def long_description(metadata: bytes) -> bytes:
@@ -198,98 +208,96 @@ def _saved_folder(name: str) -> str:
 def _read_hub_rows(piece: Piece, fields: Fields, source: SourceConfig) -> Iterator[Document]:
     data = load_hub_dataset(piece.root, source.subset, source.split)
     fields.require(data.column_names, piece.name)
+    # Others, such as images, are not decoded then. It may have been saved with a format.
+    data = data.with_format(None).select_columns(fields.columns(data.column_names))
+    for name, feature in data.features.items():
+        if hasattr(feature, "decode_example") and type(feature).__name__ != "Json":
+            raise KdscaleError(
+                f"The field {name!r} of {piece.name} holds {type(feature).__name__}, not text.",
+                "Set `text_field` of the source (or data.chat) to a field that holds text.",
+            )
     # Classes that a data set numbers have their names in its features.
     names = getattr(data.features[fields.label], "names", None) if fields.label else None
     for row in range(piece.start, piece.stop):
-        found = fields.document(data[row], f"{piece.name}#{row}")
+        found = fields.document(_row(data, row, piece), f"{piece.name}#{row}")
         if names and found.label is not None and found.label.isdecimal():
             found = found._replace(label=names[int(found.label)])
         yield found
 
 
-def _read_json_lines(piece: Piece, fields: Fields) -> Iterator[Document]:
-    with _open_file(piece) as file:
-        lines = gzip.GzipFile(fileobj=file) if piece.key.lower().endswith(".gz") else file
-        for number, line in enumerate(_json_records(lines)):
-            if not line.strip():
-                continue
+def _row(data: Any, row: int, piece: Piece) -> Any:
+    try:
+        return data[row]
+    except ImportError as error:
+        # What is inside of messages, and only another library can decode.
+        raise KdscaleError(
+            f"Row {row} of {piece.name} holds more than text: {error}",
+            "Take the field out of the data set (datasets' `map` or `cast`), or another field.",
+        ) from error
+
+
+def _read_json(piece: Piece, fields: Fields, tally: _Tally) -> Iterator[Document]:
+    with open_raw(piece.root, piece.key) as file:
+        opened = open_unpacked(file)
+        refuse_others(opened.head, readable(piece.name), "JSON")
+        for number, record, problem in json_records(opened, fields.unwrap):
             name = f"{piece.name}#{number}"
-            try:
-                record = json.loads(line)
-            except ValueError:
-                yield Document(name, None)
+            if problem:
+                yield tally.broke(name, problem)
                 continue
-            fields.require(record if isinstance(record, dict) else [], name)
+            record = record if isinstance(record, dict) else {}
+            wraps = any(isinstance(each, list) for each in record.values())
+            fields.require(record, readable(name), _WRAPPER if wraps else "")
             yield fields.document(record, name)
 
 
-def _json_records(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines, or the elements of a single array, which is parsed as a whole."""
-    lines = iter(lines)
-    first = next(lines, b"")
-    if not first.lstrip().startswith(b"["):
-        yield first
-        yield from lines
-        return
-    for record in json.loads(first + b"".join(lines)):
-        yield json.dumps(record).encode()
+def _read_csv(piece: Piece, fields: Fields, tally: _Tally) -> Iterator[Document]:
+    with open_raw(piece.root, piece.key) as file:
+        opened = open_unpacked(file)
+        refuse_others(opened.head, readable(piece.name), "CSV")
+        is_tabbed = ".tsv" in PurePosixPath(piece.key.lower()).suffixes
+        table = Table(opened.file, opened.head, fields.needed, "\t" if is_tabbed else ",")
+        if not table.columns:
+            return  # It is empty.
+        is_json = opened.head.lstrip()[:1] in (b"{", b"[")
+        but = ", or `kind: jsonl` for a file of JSON" if is_json else ""
+        fields.require(table.columns, readable(piece.name), but)
+        for column in fields.needed:
+            if table.columns.count(column) > 1:
+                raise KdscaleError(
+                    f"{readable(piece.name)} has several columns {column!r}.", "Rename the others."
+                )
+        for number, row in enumerate(table):
+            name = f"{piece.name}#{number}"
+            if row.is_long or any(each not in row.values for each in fields.contents):
+                yield tally.broke(name, row.problem)
+            else:
+                yield fields.document(dict.fromkeys(table.columns) | row.values, name)
 
 
-def _read_csv(piece: Piece, fields: Fields) -> Iterator[Document]:
-    with _open_file(piece) as file:
-        csv.field_size_limit(_CSV_FIELD_BYTES)
-        lines = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        table = csv.DictReader(lines, delimiter="\t" if piece.key.endswith(".tsv") else ",")
-        fields.require(table.fieldnames or [], piece.name)
-        for number, record in enumerate(table):
-            yield fields.document(record, f"{piece.name}#{number}")
-
-
-def _read_parquet(piece: Piece, fields: Fields) -> Iterator[Document]:
+def _read_parquet(piece: Piece, fields: Fields, tally: _Tally) -> Iterator[Document]:
     import pyarrow.parquet as pq
 
-    with _open_file(piece) as file:
-        table = pq.ParquetFile(file)
+    with open_raw(piece.root, piece.key) as file:
+        table = pq.ParquetFile(file, page_checksum_verification=True)
         fields.require(table.schema_arrow.names, piece.name)
         number = 0
-        for batch in table.iter_batches(BATCH_RECORDS, columns=fields.names):
-            for record in batch.to_pylist():
+        columns = fields.columns(table.schema_arrow.names)
+        for batch in table.iter_batches(BATCH_RECORDS, columns=columns):
+            for record in _rows(batch, fields.text):
                 yield fields.document(record, f"{piece.name}#{number}")
                 number += 1
 
 
-_READERS = {"jsonl": _read_json_lines, "csv": _read_csv, "parquet": _read_parquet}
+def _rows(batch: Any, text: str) -> list[dict[str, Any]]:
+    """The rows of a batch; texts as bytes where one of them is not UTF-8."""
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except UnicodeDecodeError:
+        at = batch.schema.get_field_index(text)
+        texts = batch.column(at).cast(pa.large_binary())
+        rows = batch.set_column(at, text, texts).to_pylist()
+    return rows
 
 
-def _open_file(piece: Piece) -> BinaryIO:
-    store = open_store(piece.root)
-    path = store.local_path(piece.key)
-    if path is not None:
-        return path.open("rb")
-    return cast(BinaryIO, io.BufferedReader(_RangeFile(store, piece.key), RANGE_BYTES))
-
-
-class _RangeFile(io.RawIOBase):
-    """An object of a store as a file that reads ranges."""
-
-    def __init__(self, store: Store, key: str) -> None:
-        self._store, self._key = store, key
-        self._size, self._position = store.size(key), 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = start + offset
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        count = max(0, min(len(buffer), self._size - self._position))
-        if count:
-            buffer[:count] = self._store.get_range(self._key, self._position, count)
-            self._position += count
-        return count
+_READERS = {"jsonl": _read_json, "csv": _read_csv, "parquet": _read_parquet}

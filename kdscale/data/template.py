@@ -9,7 +9,7 @@ it is. Templates that take earlier thoughts out, or change an answer, are refuse
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from kdscale.config.chat import ChatConfig
@@ -35,6 +35,8 @@ _MARKS_ANSWERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _DATE = "26 Jul 2024"
 # In the place of an answer, to see what stands around it.
 _MARKER = "\ue000"
+_CHANGES_EARLIER = "changes earlier turns of a conversation with later ones"
+_CHANGES_TEXT = "changes the text of an answer"
 _OWN_TEMPLATE = "Give a template in data.chat.template that "
 
 
@@ -93,21 +95,59 @@ def check_template(template: ChatTemplate) -> None:
 
 def is_forged(template: ChatTemplate, messages: Sequence[Message]) -> bool:
     """Whether a message's text spells a special token: rendered, it would end a turn."""
-    return any(token in message.content for message in messages for token in template.specials)
+    texts = [text for message in messages for text in message.strings]
+    return any(token in text for text in texts for token in template.specials)
 
 
 def render_answers(template: ChatTemplate, messages: Sequence[Message]) -> tuple[str, list[Span]]:
     """The conversation as the model sees it, and the answers in it that are to be learned: what an
     assistant has to say after the prompt for its turn, up to the token that ends it.
 
-    KdscaleError for templates that the module's docstring names, CannotRenderError for a
-    conversation that the template refuses.
+    KdscaleError for templates that the module's docstring names and for a field of a message that
+    the template does not write, CannotRenderError for a conversation that the template refuses.
     """
-    wanted = [at for at, message in enumerate(messages) if message.is_target and message.content]
+    _require_written(template, messages)
+    wanted = [
+        at
+        for at, message in enumerate(messages)
+        if message.is_target and (message.content or message.more)
+    ]
     if _MARKS_ANSWERS.search(template.text):
         return _marked_answers(template, messages, wanted)
     text = _render(template, messages)
     return text, [_find_answer(template, messages, at, text) for at in wanted]
+
+
+def _require_written(template: ChatTemplate, messages: Sequence[Message]) -> None:
+    """KdscaleError for a field beside role and content that leaves no trace in the conversation, or
+    whose text is not in it."""
+    if not any(message.more for message in messages):
+        return
+    text = _render(template, messages)
+    for at, message in enumerate(messages):
+        for name, value in message.more.items():
+            less = replace(message, more={k: v for k, v in message.more.items() if k != name})
+            is_there = not isinstance(value, str) or value.strip() in text
+            if not is_there or text == _render_or_none(template, _with(messages, at, less)):
+                raise KdscaleError(
+                    f"The field {name!r} of messages[{at}] ({message.role}: "
+                    f"{message.content[:60]!r}) of a conversation is not written by the chat "
+                    "template: it would be lost.",
+                    "Take the field out of the data, name it in data.chat.ignore where it may be "
+                    f"left out, or give a template in data.chat.template that writes {name!r}.",
+                )
+
+
+def _with(messages: Sequence[Message], at: int, message: Message) -> list[Message]:
+    """The messages with another one at number `at`."""
+    return [*messages[:at], message, *messages[at + 1 :]]
+
+
+def _render_or_none(template: ChatTemplate, messages: Sequence[Message]) -> str | None:
+    try:
+        return _render(template, messages)
+    except CannotRenderError:
+        return None  # It cannot do without.
 
 
 def _marked_answers(
@@ -129,20 +169,41 @@ def _marked_answers(
 
 def _find_answer(template: ChatTemplate, messages: Sequence[Message], at: int, text: str) -> Span:
     """The answer at number `at`, in the whole conversation's `text`."""
+    message = messages[at]
     before = _render(template, messages[:at], prompts=True)
     after = _render(template, messages[: at + 1])
-    marked = _render(template, [*messages[:at], Message("assistant", _MARKER, True)])
-    if not (text.startswith(after) and after.startswith(before) and marked.startswith(before)):
-        _refuse_changes(messages, at, "changes earlier turns of a conversation with later ones")
-    lead, found, tail = marked[len(before) :].partition(_MARKER)
-    content = messages[at].content
-    if not found or _MARKER in tail or after != before + lead + content + tail:
-        _refuse_changes(messages, at, "changes the text of an answer")
+    if not (text.startswith(after) and after.startswith(before)):
+        _refuse_changes(messages, at, _CHANGES_EARLIER)
     asks = before != _render(template, messages[:at])
+    marked, tail = _tail(template, messages, at, replace(message, content=_MARKER))
+    end = tail
+    if message.more:
+        # What other fields have behind the content, such as calls of tools, is said before the end.
+        end = _tail(template, messages, at, Message("assistant", _MARKER, True))[1]
+    if message.content:
+        if not marked.startswith(before):
+            _refuse_changes(messages, at, _CHANGES_EARLIER)
+        lead = marked[len(before) :]
+        if after != before + lead + message.content + tail or not tail.endswith(end):
+            _refuse_changes(messages, at, _CHANGES_TEXT)
+    else:
+        lead = ""
+        if not (asks and after.endswith(end)):
+            _refuse_changes(messages, at, _CHANGES_TEXT)
     # Without a prompt for the answer, the turn's heading is in `lead`, and nobody generates that.
     start = len(before) if asks or not lead.strip() else len(before) + len(lead)
-    content_end = len(before) + len(lead) + len(content)
-    return start, content_end + _turn_end(template, tail)
+    return start, len(after) - len(end) + _turn_end(template, end)
+
+
+def _tail(
+    template: ChatTemplate, messages: Sequence[Message], at: int, marked: Message
+) -> tuple[str, str]:
+    """What stands before and behind the marker that is the content of the `marked` message."""
+    rendered = _render(template, [*messages[:at], marked])
+    before, found, tail = rendered.partition(_MARKER)
+    if not found or _MARKER in tail:
+        _refuse_changes(messages, at, _CHANGES_TEXT)
+    return before, tail
 
 
 def _turn_end(template: ChatTemplate, tail: str) -> int:
@@ -181,7 +242,9 @@ def _rendered(
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    plain: list[Any] = [{"role": each.role, "content": each.content} for each in messages]
+    plain: list[Any] = [
+        {**each.more, "role": each.role, "content": each.content} for each in messages
+    ]
     try:
         texts, spans = render_jinja_template(
             [plain],

@@ -18,6 +18,7 @@ import numpy as np
 from kdscale.config.chat import ChatConfig
 from kdscale.data.answers import answer_tokens
 from kdscale.data.messages import load
+from kdscale.data.pretrained import load_tokenizer, vocabulary_size
 from kdscale.data.template import (
     CHATML,
     CHATML_TOKENS,
@@ -113,7 +114,7 @@ def train_tokenizer(
     template = None if chat is None else _set_template(whole, chat, CHATML)
     whole.save_pretrained(folder)
     ids: dict[str, int] = tokenizer.get_vocab()
-    info = _info(folder, len(ids), ids[start], ids[end], ids[END_OF_TEXT])
+    info = _info(folder, vocabulary_size(ids), ids[start], ids[end], ids[END_OF_TEXT])
     return replace(info, mask_id=tokenizer.token_to_id(MASK) if masks else None, chat=template)
 
 
@@ -124,15 +125,7 @@ def adopt_tokenizer(source: Path, folder: Path, *, chat: ChatConfig | None = Non
     Raises KdscaleError where it cannot be loaded, has no end-of-text token, or no template that
     answers can be told in.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        raise KdscaleError(
-            f"The teacher's tokenizer in {str(source)!r} cannot be loaded: {error}",
-            "Give teacher.load a Hugging Face folder that holds the tokenizer's files too.",
-        ) from error
+    tokenizer = load_tokenizer(str(source))
     if not tokenizer.is_fast:
         raise KdscaleError(
             f"The teacher's tokenizer in {str(source)!r} has no `tokenizer.json` form.",
@@ -151,7 +144,7 @@ def adopt_tokenizer(source: Path, folder: Path, *, chat: ChatConfig | None = Non
     pad_id = _first(tokenizer.pad_token_id, end_id)
     assert start_id is not None
     assert pad_id is not None
-    info = _info(folder, len(tokenizer), start_id, end_id, pad_id)
+    info = _info(folder, vocabulary_size(tokenizer.get_vocab()), start_id, end_id, pad_id)
     return replace(info, mask_id=tokenizer.mask_token_id, chat=template)
 
 
@@ -200,8 +193,8 @@ def _encode_conversations(
         rendered, spans = found or ("", [])
         encoding = tokenizer.encode(rendered, add_special_tokens=False)
         targets = answer_tokens(rendered, np.array(encoding.offsets).reshape(-1, 2), spans)
-        learned = [message.content for message in load(text) if message.is_target]
-        byte_count = sum(len(content.encode("utf-8")) for content in learned)
+        learned = [each for message in load(text) if message.is_target for each in message.strings]
+        byte_count = sum(len(each.encode("utf-8")) for each in learned)
         yield Encoded(np.array(encoding.ids, np.int32), byte_count, targets)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from kdscale.data.pretrained import load_tokenizer, vocabulary_size
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.heldout import task_names
 from kdscale.evaluate.results import HarnessScore, HarnessTask
@@ -147,7 +148,6 @@ def _evaluate(folder: str, manager: Any, options: HarnessOptions) -> dict[str, A
 def _language_model(folder: str, batch_size: int) -> Any:
     """lm-eval's view of the causal language model in `folder`."""
     from lm_eval.models.huggingface import HFLM
-    from transformers import AutoTokenizer
 
     worker = lone_worker()
     model = load_model(folder, worker.dtype).to(worker.device).eval()
@@ -157,14 +157,15 @@ def _language_model(folder: str, batch_size: int) -> Any:
             "causal language models.",
             "Other models are measured by `kdscale evaluate`.",
         )
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = load_tokenizer(folder)
+    vocab_size = vocabulary_size(tokenizer.get_vocab())
 
     class Model(HFLM):
         """Without the ids that pad the embedding: no training has ever told them anything."""
 
         def _model_call(self, *inputs: Any, **more: Any) -> torch.Tensor:
             logits: torch.Tensor = super()._model_call(*inputs, **more)
-            return logits[..., : len(tokenizer)]
+            return logits[..., :vocab_size]
 
     return Model(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
 

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from kdscale.config import RunConfig
 from kdscale.data.prepared import Prepared
+from kdscale.data.pretrained import load_tokenizer
 from kdscale.errors import KdscaleError
 from kdscale.models.build import check_vocabulary, load_config_of
 from kdscale.models.folder import ModelReference, reference_to
@@ -54,12 +53,5 @@ def check_other(
 
 
 def _vocabulary(folder: str | Path) -> dict[str, int]:
-    try:
-        found = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise KdscaleError(
-            f"transformers can load no tokenizer from {str(folder)!r}: {error}",
-            "Save the model's tokenizer beside its weights.",
-        ) from error
-    vocabulary: dict[str, int] = found.get_vocab()
+    vocabulary: dict[str, int] = load_tokenizer(str(folder)).get_vocab()
     return vocabulary

@@ -6,8 +6,10 @@ from typing import Any
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.others import check_other
 from kdscale.evaluate.speed import PROMPT_TOKENS
+from kdscale.models.build import load_config_of
+from kdscale.models.fit import check_weights
+from kdscale.models.positions import usable_positions
 from kdscale.preflight.locate import locate
-from kdscale.preflight.models import table_of_positions
 from kdscale.preflight.view import View
 
 
@@ -28,6 +30,8 @@ def check_evaluation(view: View) -> None:
             if folder is not None:
                 tokenizer = view.data.tokenizer if view.data is not None else None
                 check_other(name, folder, config, view.data, tokenizer)
+                weights = source if "://" in source else folder
+                check_weights(weights, None, load_config_of(folder))
 
 
 def _check_writing(view: View, what: str, shape: Any) -> None:
@@ -41,7 +45,7 @@ def _check_writing(view: View, what: str, shape: Any) -> None:
     if config.samples is not None:
         prompt = min(config.samples.prompt_tokens, length // 2)
         wanted.append((prompt, config.samples.new_tokens, "evaluate.samples"))
-    positions = table_of_positions(shape)
+    positions = usable_positions(shape)
     for prompt, new, field in wanted:
         if positions is not None and prompt + new > positions:
             raise KdscaleError(

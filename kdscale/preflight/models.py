@@ -2,7 +2,6 @@
 whether they are to be trained as the config says."""
 
 import copy
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +12,10 @@ from transformers import PreTrainedModel
 from kdscale.config.training import TrainingConfig
 from kdscale.errors import KdscaleError
 from kdscale.models.build import build_model, count_parameters, load_config_of
+from kdscale.models.fit import check_sources, check_weights
 from kdscale.models.overrides import checkpoint_activations, set_dropout
+from kdscale.models.positions import position_notes
+from kdscale.models.tasks import Purpose, longest_input
 from kdscale.preflight.probe import Probe
 from kdscale.preflight.view import KnownData, View
 from kdscale.student.layers import choose_pairs
@@ -21,7 +23,6 @@ from kdscale.student.start import plan_of
 from kdscale.teacher.existing import teacher_config
 from kdscale.train.optimiser import parameter_groups
 
-_POSITIONS = re.compile(r"position_embed|embed_position|\bwpe\b|pos_emb")
 # Of a tokenizer that is out of sight.
 _SOME_IDS = 32_000
 
@@ -38,6 +39,11 @@ def check_models(view: View) -> None:
             _check_vocabulary_option(view, data, "teacher")
             view.teacher = teacher_config(config, data, shape)
             _check_teacher(view)
+        if view.teacher_weights is not None:
+            with view.findings.check("the teacher's files, by their headers"):
+                further = config.teacher.training is not None
+                revision = config.teacher.revision
+                check_weights(view.teacher_weights, revision, view.teacher, trained_further=further)
     if not view.makes("distill"):
         return
     if config.distill.student.takes_from_teacher and view.teacher is None:
@@ -46,6 +52,10 @@ def check_models(view: View) -> None:
         _check_vocabulary_option(view, data, "student")
         view.student = plan_of(config, data, view.teacher)
         _check_student(view)
+        # The files of one that is trained here are written by then.
+        if view.teacher_weights is not None and config.teacher.training is None:
+            revision = config.teacher.revision
+            check_sources(view.student, view.teacher_weights, revision, view.teacher)
 
 
 def _existing(view: View) -> Any | None:
@@ -98,7 +108,7 @@ def _check_vocabulary_option(view: View, data: KnownData, what: str) -> None:
 def _check_teacher(view: View) -> None:
     config = view.config
     model = _meta(view.teacher)
-    _note_positions(view, "teacher", view.teacher)
+    _note_positions(view, view.teacher, "teacher")
     training = config.teacher.training
     if training is not None and view.makes("teacher"):
         _check_trainable(model, training, "teacher.training")
@@ -124,7 +134,7 @@ def _check_student(view: View) -> None:
         loss = getattr(live, name)
         if loss is not None:
             choose_pairs(loss.layers, depths, f"distill.live.{name}.layers")
-    _note_positions(view, "student", plan.config)
+    _note_positions(view, plan.config, "student")
     own, theirs = count_parameters(model), count_parameters(_meta(view.teacher))
     if own > theirs:
         view.findings.note(
@@ -132,17 +142,11 @@ def _check_student(view: View) -> None:
         )
 
 
-def _note_positions(view: View, what: str, shape: Any) -> None:
-    """Rotary positions have no end, but a model knows only those that it was trained on."""
-    length = (
-        view.config.data.chunks.length if view.config.data.chunks else view.config.data.row_length
-    )
-    positions = getattr(shape.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and positions < length:
-        view.findings.note(
-            f"data.row_length is {length:,}, and the {what} ({shape.model_type}) is made for "
-            f"{positions:,} positions: what it says beyond them may be worth little."
-        )
+def _note_positions(view: View, shape: Any, what: str) -> None:
+    config = view.config
+    purpose = Purpose(config.task, (), config.data.chunks)
+    for note in position_notes(shape, longest_input(purpose, config.data.row_length), what):
+        view.findings.note(note)
 
 
 def _check_trainable(model: PreTrainedModel, training: TrainingConfig, field: str) -> None:
@@ -162,13 +166,6 @@ def _check_trainable(model: PreTrainedModel, training: TrainingConfig, field: st
         raise KdscaleError(
             f"{field}.optimiser cannot be made: {error}.", "Correct the value named."
         ) from error
-
-
-def table_of_positions(config: Any) -> int | None:
-    """Positions of a model that looks them up in a table and fails beyond it; None of others."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    names = [name for name, _ in _meta(config).named_parameters() if _POSITIONS.search(name)]
-    return positions if names else None
 
 
 def _meta(config: Any) -> PreTrainedModel:

@@ -1,6 +1,7 @@
 """The corpora and what is done to them: files that open, fields that are there, steps that can be
 made."""
 
+import json
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from kdscale.data.augment import Augmenter, table_paths
 from kdscale.data.classes import Classes
 from kdscale.data.cleaner import Cleaner
 from kdscale.data.corpus import find_corpus
-from kdscale.data.readers import Document, Fields, is_saved_dataset, load_hub_dataset, read_piece
+from kdscale.data.fields import Document, Fields
+from kdscale.data.readers import is_saved_dataset, load_hub_dataset, read_piece
 from kdscale.errors import KdscaleError
 from kdscale.preflight.locate import hub_answers, is_out_of_reach
 from kdscale.preflight.view import View
+from kdscale.store import Store, open_store
 
 _LOOKED_AT = 16  # documents of a source
 _ONE_EACH = ("text", "python-stdlib", "python-docs")  # a piece is a document
@@ -65,11 +68,8 @@ def _look(view: View, field: str, source: SourceConfig) -> list[Document]:
     label = None if data.labels is None else data.labels.field
     path = str(source.path)
     try:
-        if source.kind == "huggingface" and not is_saved_dataset(path):
-            if view.sight.elsewhere and not hub_answers():
-                raise OSError("the hub does not answer")
-            fields = Fields(source.text_field, label, data.chat)
-            _check_columns(fields, source)
+        if source.kind == "huggingface":
+            _check_columns(view, Fields(source.text_field, label, data.chat), source)
             return []
         pieces = find_corpus(source).pieces
         found = list(islice(read_piece(pieces[0], source, label, data.chat), _LOOKED_AT))
@@ -87,17 +87,41 @@ def _look(view: View, field: str, source: SourceConfig) -> list[Document]:
     return found
 
 
-def _check_columns(fields: Fields, source: SourceConfig) -> None:
-    """Of a data set of the hub, which is not downloaded for this, as far as it says what it has."""
-    info: Any = load_hub_dataset(str(source.path), source.subset, None).info
+def _check_columns(view: View, fields: Fields, source: SourceConfig) -> None:
+    """Of a data set of Hugging Face, as far as it says what it has: it is not fetched for this."""
+    path = str(source.path)
+    if is_saved_dataset(path):
+        have = _saved_columns(open_store(path), source.split)
+        if have is not None:
+            fields.require(have, path)
+        return
+    if view.sight.elsewhere and not hub_answers():
+        raise OSError("the hub does not answer")
+    info: Any = load_hub_dataset(path, source.subset, None).info
     if info.features:
-        fields.require(info.features, str(source.path))
+        fields.require(info.features, path)
     if info.splits and source.split not in info.splits:
         raise KdscaleError(
-            f"The data set {source.path!r} has no split {source.split!r}, only "
-            f"{', '.join(info.splits)}.",
+            f"The data set {path!r} has no split {source.split!r}, only {', '.join(info.splits)}.",
             "Set `split` of the source to one of these.",
         )
+
+
+def _saved_columns(store: Store, split: str) -> list[str] | None:
+    """The columns of a data set that `save_to_disk` wrote, by its own description."""
+    folder = ""
+    if store.exists("dataset_dict.json"):
+        splits = json.loads(store.get("dataset_dict.json"))["splits"]
+        if split not in splits:
+            raise KdscaleError(
+                f"The data set {store} has no split {split!r}, only {', '.join(splits)}.",
+                "Set `split` of the source to one of these.",
+            )
+        folder = f"{split}/"
+    if not store.exists(f"{folder}dataset_info.json"):
+        return None
+    features = json.loads(store.get(f"{folder}dataset_info.json")).get("features")
+    return None if features is None else list(features)
 
 
 def _is_here(path: str) -> bool:

@@ -70,6 +70,15 @@ class View:
         """Of the run."""
         return self.run.config
 
+    @property
+    def teacher_weights(self) -> str | None:
+        """Where the files of a teacher that exists can be looked at, if they can."""
+        if self.teacher_source is None or self.sight.teacher_shape is not None:
+            return None
+        load = self.config.teacher.load
+        # The config and tokenizer of a remote one have been fetched; its weights have not.
+        return load if load is not None and "://" in load else self.teacher_source
+
     def makes(self, *stages: str) -> bool:
         """Whether one of `stages` is to be made."""
         return not self.stages.isdisjoint(stages)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdscale.config import RunConfig
+from kdscale.data.pretrained import load_tokenizer, require_embeddings
 from kdscale.errors import KdscaleError
 from kdscale.models.build import check_vocabulary, load_config_of, make_config
 from kdscale.models.chunked import CHUNKS
@@ -58,18 +59,12 @@ def own_tokenizer(config: RunConfig) -> Iterator[Path | None]:
 
 def save_tokenizer(config: RunConfig, source: str, folder: Path) -> Path:
     """Write the tokenizer that transformers makes of the teacher's, at `source` on this machine, to
-    `folder`; returns it. KdscaleError where there is none."""
-    from transformers import AutoTokenizer
-
-    try:
-        AutoTokenizer.from_pretrained(
-            source, revision=config.teacher.revision, trust_remote_code=False
-        ).save_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise KdscaleError(
-            f"transformers can load no tokenizer of {config.teacher.load!r}: {error}",
-            "Give a folder with tokenizer files, or a hub name that this machine can reach.",
-        ) from error
+    `folder`; returns it. KdscaleError where there is none, or the teacher lacks embeddings."""
+    revision = config.teacher.revision
+    tokenizer = load_tokenizer(source, revision)
+    shape = load_config_of(source, revision)
+    require_embeddings(tokenizer, shape.get_text_config().vocab_size, source, revision)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

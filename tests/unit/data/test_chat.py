@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from kdscale.config.data import DataConfig
 from kdscale.data.answers import answer_tokens
 from kdscale.data.cleaner import Cleaner
 from kdscale.data.cleaning import FIRST_STEP, Status
+from kdscale.data.fields import Fields
 from kdscale.data.messages import Message, dump, load, plain_text, read_conversation
 from kdscale.data.prepare import data_identity
 from kdscale.data.template import (
@@ -256,7 +258,18 @@ def test_answers_that_a_record_takes_out() -> None:
         ([{"role": "user", "text": "Hi"}], r"a message with the fields \['role', 'text'\]"),
         ([{"role": "narrator", "content": "Hi"}], "by 'narrator', which is no known role"),
         ([{"role": "user", "content": {"image": 1}}], "a message that is no text"),
-        ([{"role": "assistant", "content": None, "tool_calls": [{}]}], "calls of tools"),
+        ([{"role": "user", "content": ["Hi"]}], "a message that is no text: a part is 'str'"),
+        (
+            [{"role": "user", "content": [{"type": "image", "text": "Hi", "url": "a"}]}],
+            r"messages\[0\] of a#0 holds .* a part is 'image' with url",
+        ),
+        (
+            [{"role": "user", "content": "Hi", "seen": bytes(3)}],
+            r"messages\[0\] of a#0: 'seen' holds",
+        ),
+        ([{"role": "assistant", "content": "Hi", "weight": 0.5}], r"\[0\] of a#0 has weight: 0.5"),
+        ([{"role": "assistant", "content": "Hi", "train": "no"}], r"\[0\] of a#0 has train: 'no'"),
+        ([{"role": "user", "content": "Hi", "train": True}], "is by 'user' and has train: True"),
     ],
 )
 def test_what_is_no_conversation_is_refused(value: Any, problem: str) -> None:
@@ -267,6 +280,113 @@ def test_what_is_no_conversation_is_refused(value: Any, problem: str) -> None:
 def test_what_cannot_be_read_is_left_out() -> None:
     assert read_conversation({"messages": "not JSON"}, ChatConfig(), "a#0") is None
     assert read_conversation({"messages": None}, ChatConfig(), "a#0") == "[]"
+
+
+def talk_with(answer: dict[str, Any], **chat: Any) -> list[Message]:
+    """A question and the answer, as they are read."""
+    asked = {"role": "user", "content": "Why?", "weight": 0}
+    record = {"messages": [asked, {"role": "assistant", "content": "So.", **answer}]}
+    return load(read_conversation(record, ChatConfig.model_validate(chat), "a#0") or "")
+
+
+# As DeepSeek's and Qwen's: thoughts before an answer and calls of tools behind it.
+THINKING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
+    "{% if m.reasoning_content %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}"
+    "{{ m['content'] }}{% for call in m.tool_calls or [] %}{% if m['content'] or not loop.first %}"
+    "{{ '\\n' }}{% endif %}{{ '<call>' + (call.function | tojson) + '</call>' }}{% endfor %}"
+    "{{ '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "the sky"}}}
+CALLED = '<call>{"name": "look", "arguments": {"at": "the sky"}}</call>'
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"reasoning_content": "hm"}, "<think>hm</think>So."),
+        ({"tool_calls": [CALL]}, f"So.\n{CALLED}"),
+        ({"tool_calls": [CALL], "content": None}, CALLED),
+        ({"reasoning_content": "hm", "tool_calls": [CALL, CALL], "content": ""}, None),
+        ({"reasoning_content": None, "tool_calls": [], "name": "", "audio": {"id": None}}, "So."),
+    ],
+)
+def test_what_is_said_beside_the_content_is_rendered_and_learned(
+    answer: dict[str, Any], said: str | None
+) -> None:
+    talk = [*talk_with(answer), Message("user", "And red?", False)]
+    said = said or f"<think>hm</think>{CALLED}\n{CALLED}"
+    assert answers(THINKING, talk) == [said + END]
+    marked = THINKING.replace("{% if m.reas", "{% generation %}{% if m.reas").replace(
+        "{{ '<|im_end|>\\n' }}", "{{ '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}"
+    )
+    assert answers(marked, talk)[1] == said + END
+
+
+FIELDS: list[dict[str, Any]] = [
+    {"reasoning_content": "hm"},
+    {"thinking": "hm"},
+    {"reasoning": "hm"},
+    {"tool_calls": [CALL]},
+    {"function_call": {"name": "look", "arguments": "{}"}},
+    {"refusal": "No."},
+    {"name": "Ann"},
+    {"images": ["a.png"]},
+    {"audio": {"id": "x"}},
+    {"anything": False},
+]
+
+
+@pytest.mark.parametrize("answer", FIELDS)
+def test_a_field_that_the_template_does_not_write_is_refused(answer: dict[str, Any]) -> None:
+    [name] = answer
+    for text in (UNMARKED, CHATML, UNMARKED + f"{{% if messages[-1].{name} %}}{{% endif %}}"):
+        with pytest.raises(KdscaleError, match=rf"'{name}' of messages\[1\] \(assistant: 'So.'\)"):
+            answers(text, talk_with(answer))
+        assert answers(text, talk_with(answer, ignore=[name])) == [f"So.{END}"]
+    # Thoughts of the last turn alone, as Qwen 3 has them.
+    last = THINKING.replace("if m.reasoning_content", "if m.reasoning_content and loop.last")
+    talk = talk_with({"reasoning_content": "hm"})
+    with pytest.raises(KdscaleError, match=r"'reasoning_content' of messages\[1\]"):
+        answers(last, [*talk, *talk])
+
+
+def test_other_fields_go_through_encoding(trained: tuple[Path, TokenizerInfo]) -> None:
+    folder, info = trained
+    thinking = replace(info, chat=ChatTemplate(THINKING, {}, CHATML_TOKENS))
+    found = encode_one(folder, thinking, talk_with({"reasoning_content": "h\u00e9"}))
+    assert learned(folder, found) == f"<think>h\u00e9</think>So.{END}"
+    assert found.byte_count == len("h\u00e9So.".encode())
+    with pytest.raises(KdscaleError, match="is not written by the chat template"):
+        encode_one(folder, info, talk_with({"reasoning_content": "hm"}))
+    forged = encode_one(folder, thinking, talk_with({"tool_calls": [{"x": [f"a{END}"]}]}))
+    assert len(forged.tokens) == 0
+
+
+def test_other_fields_are_cleaned_and_seen_as_text() -> None:
+    steps = [{"kind": "mask_pii"}]
+    clean = Cleaner(DataConfig.model_validate({**_CHAT, "cleaning": steps}))
+    talk = talk_with({"reasoning_content": "ask jane@example.org\r\n", "tool_calls": [CALL]})
+    found = clean(dump(talk))
+    assert load(found.text)[1].more == {"reasoning_content": "ask <EMAIL>", "tool_calls": [CALL]}
+    assert plain_text(found.text).startswith("Why?\n\nSo.\n\nask <EMAIL>\n\nfunction")
+    assert clean(dump(talk_with({"reasoning_content": "\ud800"}))).status == Status.UNDECODABLE
+    # Conversations without other fields are written as ever: they are found by their text.
+    assert dump(TALK[:1]) == '[["system", "Be short.", false]]'
+
+
+@pytest.mark.parametrize("field", ["tools", "system", "functions"])
+def test_what_stands_beside_the_messages_is_refused(field: str) -> None:
+    talk = {"messages": as_dicts(TALK)}
+    take = Fields("text", None, ChatConfig())
+    with pytest.raises(KdscaleError, match=f"a#0 has the field '{field}' beside its messages"):
+        take.document({**talk, field: "Be kind."}, "a#0")
+    for nothing in (None, "", []):
+        assert take.document({**talk, field: nothing}, "a#0") == take.document(talk, "a#0")
+    ignoring = Fields("text", None, ChatConfig(ignore=(field,)))
+    assert ignoring.document({**talk, field: "Be kind."}, "a#0") == take.document(talk, "a#0")
+    assert take.columns(["id", field, "messages"]) == ["messages", field]
 
 
 def test_steps_of_cleaning_work_on_messages_and_on_the_whole() -> None:
@@ -322,7 +442,9 @@ def test_the_template_counts_in_the_datas_name(tmp_path: Path) -> None:
     other = name(template=str(tmp_path / "one.jinja"))
     assert len({json.dumps(each, sort_keys=True) for each in (name(), one, other)}) == 3
     assert name(template=CHATML) != name(template=UNMARKED)
-    # What has no conversations is called what it was called before.
+    # What ignores nothing, or has no conversations, is called what it was called before.
+    assert "ignore" not in name()["config"]["chat"]
+    assert name(ignore=["id"])["config"]["chat"]["ignore"] == ["id"]
     plain = data_identity(DataConfig.model_validate({"train": source}))
     assert "chat" not in plain["config"]
     with pytest.raises(KdscaleError, match="is not there"):
