@@ -152,7 +152,7 @@ NOTES: dict[str, tuple[dict[str, Any], str]] = {
                 "options": {**SMALL, "max_position_embeddings": 600},
             },
         },
-        "data.row_length is 600, and the teacher (llama) is made for 512 positions",
+        "Rows of 600 tokens are longer than the 512 positions that the teacher (llama)",
     ),
     "large batch": (
         {"cache__rows": None, "distill__training": {"steps": 1, "batch_rows": 900}},
