@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kdscale.config.base import Config
+from kdscale.config.base import Config, Place
 
 
 class Delete(Config):
@@ -33,7 +33,7 @@ class Replace(Config):
     share: float = Field(default=0.1, gt=0, lt=1)
     """Chance of each word; of one that the table knows, if there is one."""
 
-    table: str | None = None
+    table: Place | None = None
     """Path or URL of a text file with a word, a tab, and its synonyms with commas between, in each
     line. Without it another word of the document takes a word's place."""
 

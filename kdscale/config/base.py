@@ -1,7 +1,13 @@
 """What every config model shares: frozen, unknown keys refused, documented once, under the
 field."""
 
-from pydantic import BaseModel, ConfigDict
+import os
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+Place = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path, a URL or a name on a hub; ~ is the home folder of who reads the config."""
 
 
 class Config(BaseModel):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kdscale.config.base import Config
+from kdscale.config.base import Config, Place
 from kdscale.config.teacher import CaptureConfig
 
 
@@ -68,7 +68,7 @@ CodecConfig = Annotated[
 class ReusedCache(Config):
     """A finished cache to distil from."""
 
-    url: str
+    url: Place
     """Folder or URL of the cache (`<output>/cache/<fingerprint>`)."""
 
     weight: float = Field(default=1.0, gt=0)
@@ -84,13 +84,13 @@ class CacheConfig(Config):
     temperature: float = Field(default=1.0, gt=0)
     """Teacher logits are divided by this before the softmax. A cache is made at one temperature."""
 
-    reuse: str | tuple[ReusedCache, ...] | None = None
+    reuse: Place | tuple[ReusedCache, ...] | None = None
     """Folder or URL of a finished cache (`<output>/cache/<fingerprint>`) to distil from, or several
     of them with weights, read as one; nothing is captured then. One is refused where its tokenizer,
     vocabulary, row length or temperature is not this run's, and a single one also where its teacher
     is not."""
 
-    append_to: str | None = None
+    append_to: Place | None = None
     """Folder or URL of a finished cache of the same teacher, tokenizer, codec and seed: those of
     this run's rows that it lacks are captured into it, as its next version, and the student learns
     from all of them."""

@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from kdscale.config.base import Config
+from kdscale.config.base import Config, Place
 
 
 class ChatConfig(Config):
@@ -28,7 +28,7 @@ class ChatConfig(Config):
     """Fields of messages beside role and content, and of records beside the messages, that are left
     out. Any other that holds something is written by the template, or refused."""
 
-    template: str | None = Field(default=None, min_length=1)
+    template: Place | None = Field(default=None, min_length=1)
     """Jinja text of a chat template, or the path or URL of a file with one. Without it: the
     teacher's own, and ChatML for a tokenizer that is trained."""
 

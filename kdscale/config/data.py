@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from kdscale.config.augment import AugmentConfig
-from kdscale.config.base import Config
+from kdscale.config.base import Config, Place
 from kdscale.config.chat import ChatConfig
 from kdscale.config.cleaning import MOST_STEPS, CleaningStep, NearDuplicates
 
@@ -23,7 +23,7 @@ class SourceConfig(Config):
     """`python-stdlib`: the interpreter's own library, a module a document; `python-docs`: Markdown,
     reStructuredText and long descriptions of the installed packages; `text`: a file a document."""
 
-    path: str | None = None
+    path: Place | None = None
     """Folder, glob or fsspec URL for `text`, `jsonl`, `csv` and `parquet`; for `huggingface` the
     name of a data set, or a folder that `save_to_disk` wrote."""
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from kdscale.config.base import Config
+from kdscale.config.base import Config, Place
 from kdscale.config.training import WorkersConfig
 
 
@@ -59,7 +59,7 @@ class EvaluateConfig(Config):
     """Text that causal language models write; null leaves it out, and with it the held-out text
     that samples put into results and report."""
 
-    models: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,31}$")], str] = {}
+    models: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,31}$")], Place] = {}
     """Other models to evaluate beside teacher, student and control: a Hugging Face folder (local
     path or fsspec URL) or hub name by the name of its row. They need the run's tokenizer."""
 

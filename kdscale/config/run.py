@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from kdscale.config.base import Config
+from kdscale.config.base import Config, Place
 from kdscale.config.cache import CacheConfig
 from kdscale.config.data import DataConfig
 from kdscale.config.evaluate import EvaluateConfig
@@ -44,10 +44,10 @@ class RunConfig(Config):
     """What the models predict: the next token, masked tokens (masked-lm), or a document's class
     (sequence-classification)."""
 
-    output: str
+    output: Place
     """Local path or fsspec URL (s3://bucket/prefix, gs://, ...) that everything is written to."""
 
-    base: str | None = None
+    base: Place | None = None
     """Output of another run that has the rows, the teacher and the cache of this config: they are
     used from there, so that several students share one capture. None: they are made here."""
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from kdscale.config.base import Config
+from kdscale.config.base import Config, Place
 from kdscale.config.curriculum import CurriculumConfig
 from kdscale.config.initial import TeacherLayers, WidthConfig
 from kdscale.config.live import LiveConfig
@@ -83,7 +83,7 @@ class DistillConfig(Config):
     """Disk for decoded cache blocks on each machine, shared by its workers and kept for the next
     run; the least recently used go first. 0 reads every block from the store."""
 
-    cache_folder: str | None = None
+    cache_folder: Place | None = None
     """Where they are kept: best a local NVMe disk. By default in the folder for temporary files."""
 
     prefetch_batches: int = Field(default=4, ge=1)

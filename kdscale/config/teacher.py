@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from kdscale.config.base import Config
+from kdscale.config.base import Config, Place
 from kdscale.config.training import TrainingConfig, WorkersConfig, ZeroConfig
 
 
@@ -25,7 +25,7 @@ class ModelConfig(Config):
 class TeacherConfig(Config):
     """Either `load`, which `training` may train further, or `model` with `training`."""
 
-    load: str | None = None
+    load: Place | None = None
     """Hugging Face folder (local path or fsspec URL) or hub name of an existing teacher."""
 
     revision: str | None = None

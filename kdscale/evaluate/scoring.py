@@ -1,5 +1,6 @@
 """lm-eval on a finished run: which models, on which tasks, and where the scores go."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def named_folders(run: FinishedRun, models: Sequence[str], more: Sequence[str]) 
                 f"{text!r} names no other model.",
                 "Write --model NAME=FOLDER, with a name other than teacher, student and control.",
             )
-        found[name] = folder
+        found[name] = os.path.expanduser(folder)
     return found
 
 

@@ -114,13 +114,13 @@ def load_model(
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        raise _cannot_load(str(folder), error) from error
-    except (SafetensorError, RuntimeError, LookupError):
-        # Damaged files, or weights of another shape; what is neither keeps its own words.
-        from kdscale.models.fit import check_weights  # it builds models
+    except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
+        # Files that are damaged, or of another model, have better words than theirs.
+        from kdscale.models.fit import check_weights  # it stands on this module
 
         check_weights(str(folder), revision, shape, trained_further=config is not None)
+        if isinstance(error, OSError | ValueError):
+            raise _cannot_load(str(folder), error) from error
         raise
     if config is None and found["missing_keys"]:
         raise lacks_weights(str(folder), shape, found["missing_keys"])

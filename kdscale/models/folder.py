@@ -131,13 +131,16 @@ def refer(store: Store, source: str, revision: str | None, fingerprint: str) -> 
 
 
 def reference_to(source: str, revision: str | None, fingerprint: str) -> ModelReference:
-    """The existing model at `source`: a folder, a store's URL or a hub name."""
-    if is_folder(source):
+    """The existing model at `source`: a folder, a store's URL or a hub name. Raises KdscaleError
+    where its weights are damaged, or not those of its config."""
+    from kdscale.models.fit import check_weights  # which stands on this module
+
+    stored, where = is_folder(source), source
+    if stored:
         source = open_store(source).url
         where = str(local_folder(source))
-        digest = weights_digest(Path(where))
-    else:
-        where, digest = source, f"{source}@{revision or 'main'}"
+    check_weights(where, revision, load_config_of(where, revision))
+    digest = weights_digest(Path(where)) if stored else f"{source}@{revision or 'main'}"
     return ModelReference(fingerprint, source, revision, digest, _count(where, revision))
 
 

@@ -74,9 +74,10 @@ def check_positions(config: Any, length: int, what: str) -> None:
     if usable is None or length <= usable:
         return
     lost = lost_positions(config)
+    kept = f": it keeps {lost} of them for padding." if lost else "."
     raise KdscaleError(
-        f"The {what}, a {config.model_type!r} of {claimed_positions(config)} positions, cannot take "
-        f"{length} tokens" + (f": it keeps {lost} positions for padding." if lost else "."),
+        f"The {what}, a {config.model_type!r} of {usable + lost} positions, cannot take {length} "
+        f"tokens{kept}",
         f"Set data.row_length to at most {usable}, or choose a model with more positions. A "
         "classifier takes longer documents in chunks: data.long_documents `hierarchical`.",
     )

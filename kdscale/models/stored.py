@@ -21,7 +21,7 @@ from transformers.core_model_loading import (
 )
 
 from kdscale.errors import KdscaleError
-from kdscale.models.build import build_model
+from kdscale.models.tasks import concrete_class
 from kdscale.models.weights import TensorHeader
 
 _FLOATS = ("F16", "BF16", "F32", "F64")
@@ -30,14 +30,11 @@ Read = Callable[[str], torch.Tensor]
 
 
 class StoredTensors:
-    """What files with `headers` hold of the model of a transformers `config`.
-
-    Not to be made while ZeRO-3 partitions what is built.
-    """
+    """What files with `headers` hold of the model of a transformers `config`."""
 
     def __init__(self, config: Any, headers: Mapping[str, TensorHeader]) -> None:
         with torch.device("meta"):
-            self._model: Any = build_model(copy.deepcopy(config), seed=0)
+            self._model: Any = concrete_class(config)(copy.deepcopy(config))
         self._headers = headers
         self.wanted = {name: tuple(t.shape) for name, t in self._model.state_dict().items()}
         """Shapes of the model's tensors by name, shared ones under each of their names."""

@@ -76,8 +76,8 @@ def set_purpose(config: Any, purpose: Purpose, row_length: int) -> None:
 
 
 def name_class(config: Any, task: Task) -> None:
-    """Put into a transformers `config`, in place, which class it stands for. Raises KdscaleError for
-    an architecture that has none for `task`."""
+    """Put into a transformers `config`, in place, the class for `task`. Raises KdscaleError for an
+    architecture that has none."""
     try:
         found = _AUTO[task]._model_mapping[type(config)]
     except KeyError as error:
@@ -96,8 +96,13 @@ def longest_input(purpose: Purpose, row_length: int) -> int:
 
 def model_class(config: Any) -> Any:
     """What builds the model of `config` (`from_config`) and loads it (`from_pretrained`)."""
-    found = _AUTO[task_of(config)]
-    return chunked_class(found._model_mapping[type(config)]) if is_chunked(config) else found
+    return concrete_class(config) if is_chunked(config) else _AUTO[task_of(config)]
+
+
+def concrete_class(config: Any) -> Any:
+    """The class of the model of `config`. Called, it makes one that ZeRO-3 does not partition."""
+    found = _AUTO[task_of(config)]._model_mapping[type(config)]
+    return chunked_class(found) if is_chunked(config) else found
 
 
 def describe_task(task: Task) -> str:

@@ -17,10 +17,7 @@ from kdscale.models.weights import weight_headers
 
 class TensorFiles:
     """The *.safetensors of a folder, by the names that the model of its transformers `config` has
-    for them. Raises KdscaleError where they are damaged or missing.
-
-    Not to be made while ZeRO-3 partitions what is built.
-    """
+    for them. Raises KdscaleError where they are damaged or missing."""
 
     def __init__(self, folder: Path, config: Any) -> None:
         self._folder = folder

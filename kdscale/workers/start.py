@@ -19,23 +19,12 @@ import torch.distributed as dist
 from kdscale import metrics
 from kdscale.config.training import WorkersConfig
 from kdscale.desk import Turn
-from kdscale.errors import KdscaleError, StoreError
 from kdscale.liveness import Heart, Sign
 from kdscale.progress import Reporter
+from kdscale.workers.final import is_mendable, word_error
 from kdscale.workers.worker import LeavingError, Line, connect, current_worker
 
 _POLL_SECONDS = 0.2
-
-# Errors of ours or of the input: not of a machine, a network or a lost peer.
-FINAL = (
-    KdscaleError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    TypeError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True)
@@ -57,6 +46,14 @@ class Start:
         self._desk = desk
 
     def __call__(self) -> None:
+        try:
+            self._work()
+        except Exception as error:
+            # Told before, if it was of a task.
+            self._give_up(error, "A worker could not start")
+            raise
+
+    def _work(self) -> None:
         import ray
 
         self._prepare()
@@ -93,20 +90,27 @@ class Start:
             task.loop(task.job)
         except LeavingError:
             leaves = True
-        except StoreError as error:
-            if not error.passes:
-                ray.get(self._desk.give_up.remote(error))
-            raise
-        except FINAL as error:
-            if not isinstance(error, KdscaleError):
-                task.reporter.say(f"rank {rank}: {traceback.format_exc()}")
-            ray.get(self._desk.give_up.remote(error))
+        except Exception as error:
+            what = f"The stage {task.names[1]!r} failed on its workers"
+            self._give_up(error, what, lambda text: task.reporter.say(f"rank {rank}: {text}"))
             raise
         finally:
             heart.stop()
             metrics.release()
         task.reporter.leave(rank, leaves)
         return not leaves
+
+    def _give_up(self, error: Exception, what: str, say: Callable[[str], None] = print) -> None:
+        """Tell the desk of an `error`, in `what` failed, that no restart can mend, once `say` has
+        got the traceback that somebody may need. The first that the desk is told counts."""
+        import ray
+
+        if is_mendable(error):
+            return
+        final, says_all = word_error(error, what)
+        if not says_all:
+            say(traceback.format_exc())
+        ray.get(self._desk.give_up.remote(final))
 
     def _prepare(self) -> None:
         """Make this process a worker."""

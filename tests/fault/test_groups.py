@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from ray.cluster_utils import Cluster
 
 from kdscale.config.training import WorkersConfig
@@ -22,7 +23,7 @@ from kdscale.progress import StageProgress
 from kdscale.store import Store
 from kdscale.teacher.train import train_teacher
 from kdscale.train.session import Session
-from kdscale.workers import LeavingError, run_workers
+from kdscale.workers import LeavingError, current_worker, run_workers
 from tests.fault.paced import PATIENCE_SECONDS, Pace, train_paced
 from tests.ranks import run_ranks
 from tests.unit.train.overfitting import lines, make_prepared, session
@@ -238,6 +239,22 @@ def test_a_group_leaves_a_node_that_will_be_taken_away(
 
 def mistaken(job: dict[str, Any]) -> None:
     raise TypeError("no such argument")
+
+
+def damaged(job: dict[str, Any]) -> None:
+    """Rank 1 has work that fails, while rank 0 waits for it."""
+    worker = current_worker()
+    if worker.rank == 1:
+        torch.ones(2, 3) @ torch.ones(2, 3)
+    worker.barrier()
+
+
+def test_an_error_of_one_rank_that_would_come_again_ends_the_stage_at_once() -> None:
+    progress = StageProgress("teacher")
+    with pytest.raises(KdscaleError, match="RuntimeError: mat1 and mat2 shapes cannot be") as found:
+        run_workers(damaged, {}, WorkersConfig(count=2), progress)
+    assert "\n" not in found.value.problem
+    assert len(progress.take()[0].failures) <= 1
 
 
 def test_a_mistake_in_the_code_ends_its_stage_at_once_and_is_shown() -> None:

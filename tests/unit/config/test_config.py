@@ -164,3 +164,43 @@ def test_a_url_with_a_secret_is_refused_without_showing_it(field: str, override:
 def test_a_url_with_a_user_or_a_port_is_no_secret() -> None:
     for url in ("abfs://container@account.dfs.core.windows.net/run", "hdfs://host:8020/run"):
         assert load_config(QUICKSTART, [f"output={url}"]).output == url
+
+
+def test_the_home_folder_is_meant_alike_in_every_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/she")
+    places = {
+        "output": "~/run",
+        "base": "~/base",
+        "teacher.load": "~/model",
+        "data.tokenizer.kind": "teacher",
+        "data.train": "[{kind: text, path: ~/a/*.txt}, {kind: huggingface, path: ~/set}]",
+        "data.evaluate": "{law: {kind: jsonl, path: ~/law}}",
+        "data.augment": "{steps: [{kind: replace, table: ~/words.tsv}]}",
+        "cache.reuse": "~/cache",
+        "distill.cache_folder": "~/blocks",
+        "evaluate.models.other": "~/other",
+    }
+    text = dump_config(load_config(QUICKSTART))
+    tree = yaml.safe_load(text)
+    tree["teacher"] = {}
+    config = parse_config(yaml.safe_dump(tree), [f"{name}={v}" for name, v in places.items()])
+    dumped = dump_config(config)
+    assert "~" not in dumped
+    wanted = [path for v in places.values() for path in re.findall(r"~/([^,}\]]+)", v)]
+    assert len(wanted) == 10
+    for path in wanted:
+        assert f"/home/she/{path}" in dumped, path
+    more = [
+        "teacher.load=a/b",
+        "data.tokenizer.kind=teacher",
+        "cache.reuse=[{url: ~/one}, {url: 's3://two/~/x'}]",
+        "data.train={kind: jsonl, path: a}",
+        "data.evaluate={}",
+        "data.chat={template: ~/chat.jinja}",
+    ]
+    config = parse_config(yaml.safe_dump(tree), more)
+    assert isinstance(config.cache.reuse, tuple)
+    assert [each.url for each in config.cache.reuse] == ["/home/she/one", "s3://two/~/x"]
+    assert config.teacher.load == "a/b"
+    assert config.data.chat is not None
+    assert config.data.chat.template_file == "/home/she/chat.jinja"
