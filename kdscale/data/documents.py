@@ -26,6 +26,7 @@ from kdscale.data.fields import Document, readable
 from kdscale.data.readers import Piece, read_piece
 from kdscale.data.selection import Facts, no_facts
 from kdscale.data.stream import stream
+from kdscale.data.template import ChatTemplate
 from kdscale.data.tokenizer import TokenizerInfo, encode
 from kdscale.data.work import (
     Part,
@@ -196,9 +197,10 @@ def read_corpus(
     work: Store,
     name: str,
     progress: Callable[[int, int], None],
+    template: ChatTemplate | None = None,
 ) -> Documents:
     """Clean the documents of a corpus, but for those that an earlier start has cleaned under this
-    `name` in `work`. `progress` counts batches.
+    `name` in `work`. `progress` counts batches; `template` is that of conversations.
 
     Raises KdscaleError where a piece cannot be read.
     """
@@ -210,7 +212,12 @@ def read_corpus(
         for number, pieces in enumerate(batches)
         if number not in ends
     ]
-    options = {"work": store, "sources": corpus.sources, "config": config}
+    options = {
+        "work": store,
+        "sources": corpus.sources,
+        "config": config,
+        "template": template,
+    }
     read, found = 0, dict[int, list[int]]()
     with closing(stream(clean_batch, missing, here, options)) as made:
         for number in range(len(batches)):
@@ -223,7 +230,12 @@ def read_corpus(
 
 
 def clean_batch(
-    batch: pa.Table, *, work: Store, sources: Sequence[SourceConfig], config: DataConfig
+    batch: pa.Table,
+    *,
+    work: Store,
+    sources: Sequence[SourceConfig],
+    config: DataConfig,
+    template: ChatTemplate | None = None,
 ) -> Iterator[pa.Table]:
     """A Ray Data task: the documents of some pieces, those left out with an empty text."""
     for item in batch.to_pylist():
@@ -235,7 +247,7 @@ def clean_batch(
         documents = (
             document
             for piece in pieces
-            for document in read_piece(piece, source, label_field, config.chat)
+            for document in read_piece(piece, source, label_field, config.chat, template)
         )
         rest = islice(documents, sum(made), source.limit)
         for facts, texts in _clean(rest, config):

@@ -1,10 +1,12 @@
 """What is taken of a record: its text or conversation, and its label."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from kdscale.config.chat import ChatConfig
-from kdscale.data.messages import is_nothing, read_conversation
+from kdscale.data.messages import dump, is_nothing, read_conversation
+from kdscale.data.template import CannotRenderError, ChatTemplate, require_written
 from kdscale.errors import KdscaleError
 
 _LABEL = "data.labels.field"
@@ -26,6 +28,8 @@ class Fields(NamedTuple):
     text: str
     label: str | None
     chat: ChatConfig | None = None
+    template: ChatTemplate | None = None
+    """Of conversations, where it is known already: a field that it does not write is refused."""
 
     @property
     def needed(self) -> list[str]:
@@ -101,7 +105,12 @@ class Fields(NamedTuple):
                         "Write it into the messages, or name it in data.chat.ignore where it may "
                         "be left out.",
                     )
-            return read_conversation(record, self.chat, name)
+            messages = read_conversation(record, self.chat, name)
+            if messages is not None and self.template is not None:
+                # Templates refuse conversations, which are counted when they are rendered.
+                with suppress(CannotRenderError):
+                    require_written(self.template, messages, name)
+            return None if messages is None else dump(messages)
         text = record[self.text]
         if text is not None and not isinstance(text, str | bytes):
             raise KdscaleError(

@@ -45,21 +45,22 @@ class Message:
         return replace(self, content=next(texts), more=_replaced(self.more, texts))
 
 
-def read_conversation(record: Mapping[str, Any], config: ChatConfig, name: str) -> str | None:
-    """The text of a document from the config's columns of a record; None where a column that should
-    hold JSON holds something else.
+def read_conversation(
+    record: Mapping[str, Any], config: ChatConfig, name: str
+) -> list[Message] | None:
+    """The messages in the config's columns of a record; None where a column that should hold JSON
+    holds something else.
 
     KdscaleError for what is no conversation, for an unknown role, and for content that is no text.
     """
     if config.prompt is None or config.completion is None:
-        found = _messages(record[config.field], config, name, "user")
-        return None if found is None else dump(found)
+        return _messages(record[config.field], config, name, "user")
     asked = _messages(record[config.prompt], config, name, "user", plain=True)
     answer = _messages(record[config.completion], config, name, "assistant", plain=True)
     assert asked is not None
     assert answer is not None
     # What the prompt brings of answers was given by someone else.
-    return dump([replace(each, is_target=False) for each in asked] + answer)
+    return [replace(each, is_target=False) for each in asked] + answer
 
 
 def dump(messages: Iterable[Message]) -> str:

@@ -38,6 +38,7 @@ from kdscale.data.selection import (
 )
 from kdscale.data.splits import SplitWriter
 from kdscale.data.strata import first_training_places, label_bounds, used_labels
+from kdscale.data.template import ChatTemplate, template_to_train
 from kdscale.data.tokenizer import TOKENIZER_FILE, TokenizerInfo, adopt_tokenizer, train_tokenizer
 from kdscale.data.work import WORK, clear_work
 from kdscale.errors import KdscaleError
@@ -106,16 +107,17 @@ def prepare(
     identity = identity or fingerprint(data_identity(config, task))
     clear_work(store, keep=identity)
     work = store.child(f"{WORK}/{identity}")
-    reader = _Reader(config, work, progress)
+    adopted = None
+    if config.tokenizer.kind == "teacher":
+        assert teacher_tokenizer is not None, "the caller has the teacher at hand"
+        adopted = _teachers_tokenizer(config, task, teacher_tokenizer, store)
+    template = _chat_template(config, None if adopted is None else adopted[1])
+    reader = _Reader(config, work, progress, template)
     train = reader.read_training(corpora["train"])
     first = train.first_training_places(config.validation_share)
     training = train.choose(first=first)
     progress(0, 1, f"{config.tokenizer.kind} tokenizer")
-    if config.tokenizer.kind == "train":
-        tokenizer_json, info = _trained_tokenizer(config, task, train, training, store, work)
-    else:
-        assert teacher_tokenizer is not None, "the caller has the teacher at hand"
-        tokenizer_json, info = _teachers_tokenizer(config, task, teacher_tokenizer, store)
+    tokenizer_json, info = adopted or _trained_tokenizer(config, task, train, training, store, work)
     writer = SplitWriter(task, config, store, tokenizer_json, info, progress)
     counts = {"train": train.counts(config)}
     undecodable = {"train": train.undecodable()}
@@ -244,9 +246,14 @@ class _Reader:
     """Reads the sources of a config."""
 
     def __init__(
-        self, config: DataConfig, work: Store, progress: Callable[[int, int, str], None]
+        self,
+        config: DataConfig,
+        work: Store,
+        progress: Callable[[int, int, str], None],
+        template: ChatTemplate | None,
     ) -> None:
         self._config = config
+        self._template = template
         self._work = work
         self._progress = progress
 
@@ -272,7 +279,14 @@ class _Reader:
         def progress(done: int, total: int) -> None:
             self._progress(done, total, f"reading {name}")
 
-        return read_corpus(corpus, self._config, self._work, name, progress)
+        return read_corpus(corpus, self._config, self._work, name, progress, self._template)
+
+
+def _chat_template(config: DataConfig, adopted: TokenizerInfo | None) -> ChatTemplate | None:
+    """The template of conversations, before the tokenizer that is trained."""
+    if config.chat is None or adopted is not None:
+        return None if adopted is None else adopted.chat
+    return template_to_train(config.chat)
 
 
 def _trained_tokenizer(

@@ -17,7 +17,7 @@ from kdscale.data.cleaner import Cleaner
 from kdscale.data.cleaning import FIRST_STEP, Status
 from kdscale.data.corpus import Corpus, find_corpus
 from kdscale.data.documents import TokenDocument
-from kdscale.data.fields import Document
+from kdscale.data.fields import Document, readable
 from kdscale.data.folders import describe_unread
 from kdscale.data.messages import plain_text
 from kdscale.data.mixture import source_name
@@ -102,7 +102,8 @@ def preview(
     if not kept:
         fates = Counter(each.fate for each in seen)
         raise KdscaleError(
-            f"None of the first {len(seen)} documents of {source!r} is kept: {dict(fates)}.",
+            f"None of the first {len(seen)} documents of {source!r} is kept: {dict(fates)}"
+            + (f", from {readable(seen[0].name)} on." if seen else "."),
             "Look at data.cleaning and data.min_characters, or ask for more documents.",
         )
     classes = None

@@ -30,6 +30,7 @@ from kdscale.data.opening import (
     read_whole,
     refuse_others,
 )
+from kdscale.data.template import ChatTemplate
 from kdscale.errors import KdscaleError
 from kdscale.scratch import machine_folder
 from kdscale.store import download_folder, open_store
@@ -102,14 +103,15 @@ def read_piece(
     source: SourceConfig,
     label_field: str | None = None,
     chat: ChatConfig | None = None,
+    template: ChatTemplate | None = None,
 ) -> Iterator[Document]:
     """The documents, with their labels where these are in a `label_field`; conversations where the
-    config says so.
+    config says so, whose fields the `template`, where it is known, has to write.
 
     Raises KdscaleError where a record has no `text_field` that holds text, no such conversation or
     no such label, a container cannot be read to its end, or most of its records cannot be decoded.
     """
-    tally, fields = _Tally(), Fields(source.text_field, label_field, chat)
+    tally, fields = _Tally(), Fields(source.text_field, label_field, chat, template)
     shown = readable(piece.name)
     try:
         for document in _documents(piece, fields, source, tally):
@@ -240,15 +242,22 @@ def _read_json(piece: Piece, fields: Fields, tally: _Tally) -> Iterator[Document
     with open_raw(piece.root, piece.key) as file:
         opened = open_unpacked(file)
         refuse_others(opened.head, readable(piece.name), "JSON")
+        needed = set(fields.needed)
         for number, record, problem in json_records(opened, fields.unwrap):
             name = f"{piece.name}#{number}"
             if problem:
                 yield tally.broke(name, problem)
                 continue
-            record = record if isinstance(record, dict) else {}
-            wraps = any(isinstance(each, list) for each in record.values())
-            fields.require(record, readable(name), _WRAPPER if wraps else "")
+            if not isinstance(record, dict) or not needed <= record.keys():
+                _refuse_record(record, fields, name)
             yield fields.document(record, name)
+
+
+def _refuse_record(record: Any, fields: Fields, name: str) -> None:
+    """KdscaleError for what is no record, or has not got the fields."""
+    have = record if isinstance(record, dict) else {}
+    wraps = any(isinstance(each, list) for each in have.values())
+    fields.require(have, readable(name), _WRAPPER if wraps else "")
 
 
 def _read_csv(piece: Piece, fields: Fields, tally: _Tally) -> Iterator[Document]:

@@ -10,8 +10,13 @@ import pyarrow as pa
 
 from kdscale.store import explain
 
-# A line for each execution, and a warning that progress bars are off, tell the user nothing.
+# A line for each execution, and a warning that progress bars are off, tell the user nothing; an
+# error of a task is raised, and its traceback with it where it is not for the user to mend. Pieces
+# with names that are not UTF-8 are pickled, which is as good.
 _RAY_LOGGERS = {
+    "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,
+    "ray.data.exceptions": logging.CRITICAL,
+    "ray.data._internal.tensor_extensions.arrow": logging.ERROR,
     "ray.data._internal.execution.streaming_executor": logging.WARNING,
     "ray.data._internal.progress": logging.ERROR,
 }

@@ -71,6 +71,14 @@ def read_template(config: ChatConfig) -> str | None:
     return store.get(name).decode()
 
 
+def template_to_train(config: ChatConfig) -> ChatTemplate:
+    """The template of a tokenizer that is trained, as far as it is known before."""
+    start, end = CHATML_TOKENS
+    return ChatTemplate(
+        read_template(config) or CHATML, {"bos_token": start, "eos_token": end}, CHATML_TOKENS
+    )
+
+
 def check_template(template: ChatTemplate) -> None:
     """KdscaleError where no conversation can be rendered, or tomorrow's rows would be others."""
     if "strftime_now" in template.text and "date_string" not in template.text:
@@ -106,7 +114,7 @@ def render_answers(template: ChatTemplate, messages: Sequence[Message]) -> tuple
     KdscaleError for templates that the module's docstring names and for a field of a message that
     the template does not write, CannotRenderError for a conversation that the template refuses.
     """
-    _require_written(template, messages)
+    require_written(template, messages)
     wanted = [
         at
         for at, message in enumerate(messages)
@@ -118,23 +126,25 @@ def render_answers(template: ChatTemplate, messages: Sequence[Message]) -> tuple
     return text, [_find_answer(template, messages, at, text) for at in wanted]
 
 
-def _require_written(template: ChatTemplate, messages: Sequence[Message]) -> None:
+def require_written(
+    template: ChatTemplate, messages: Sequence[Message], name: str = "a conversation"
+) -> None:
     """KdscaleError for a field beside role and content that leaves no trace in the conversation, or
-    whose text is not in it."""
+    whose text is not in it. `name`: of the conversation. CannotRenderError as `render_answers`."""
     if not any(message.more for message in messages):
         return
     text = _render(template, messages)
     for at, message in enumerate(messages):
-        for name, value in message.more.items():
-            less = replace(message, more={k: v for k, v in message.more.items() if k != name})
+        for field, value in message.more.items():
+            less = replace(message, more={k: v for k, v in message.more.items() if k != field})
             is_there = not isinstance(value, str) or value.strip() in text
             if not is_there or text == _render_or_none(template, _with(messages, at, less)):
                 raise KdscaleError(
-                    f"The field {name!r} of messages[{at}] ({message.role}: "
-                    f"{message.content[:60]!r}) of a conversation is not written by the chat "
-                    "template: it would be lost.",
+                    f"The field {field!r} of messages[{at}] ({message.role}: "
+                    f"{message.content[:60]!r}) of {name} is not written by the chat template: it "
+                    "would be lost.",
                     "Take the field out of the data, name it in data.chat.ignore where it may be "
-                    f"left out, or give a template in data.chat.template that writes {name!r}.",
+                    f"left out, or give a template in data.chat.template that writes {field!r}.",
                 )
 
 

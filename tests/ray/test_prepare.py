@@ -1,5 +1,6 @@
 """The prepare stage on a real Ray: everything from sources to rows and back to text."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -204,6 +205,7 @@ def test_a_corpus_becomes_rows_and_rows_the_corpus(cluster: None, tmp_path: Path
             "steps": [],
         },
     }
+    assert "1 undecodable (latin.txt)" in dict(summarise(manifest))["train"]
     for name, texts in (("train", training), ("validation", held_out), ("other", expected)):
         counts, rows = manifest["splits"][name]["counts"], rows_of(prepared, name)
         assert counts["documents"] == len(texts)
@@ -358,9 +360,16 @@ def test_the_built_in_sources_and_the_teachers_tokenizer(cluster: None, tmp_path
         row_length=64,
     )
     teacher = train_tokenizer(["the teacher knows other words"] * 3, 300, tmp_path / "teacher")
+    # Some ids are nobody's.
+    path = tmp_path / "teacher" / "tokenizer.json"
+    found = json.loads(path.read_text())
+    vocabulary = found["model"]["vocab"]
+    found["model"]["vocab"] = {t: n if n <= 270 else n + 40 for t, n in vocabulary.items()}
+    Tokenizer.from_str(json.dumps(found)).save(str(path))
     store = open_store(str(tmp_path / "prepared"))
     manifest = run(chosen, store, tmp_path / "teacher")
-    assert manifest["tokenizer"]["sha256"] == teacher.sha256
+    assert manifest["tokenizer"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert manifest["tokenizer"]["vocab_size"] == teacher.vocab_size + 40 > 315
     assert "requested_vocab_size" not in manifest["tokenizer"]
     assert (manifest["sources"]["train"]["read"], manifest["sources"]["docs"]["read"]) == (40, 10)
     counts = manifest["splits"]["train"]["counts"]
@@ -380,9 +389,11 @@ def test_a_limit_takes_the_first_records_of_all_files(cluster: None, tmp_path: P
     for file in range(6):
         lines = [json.dumps({"text": f"file {file} record {at} and so on"}) for at in range(5)]
         (folder / f"{file}.jsonl").write_text("\n".join(lines))
+    (folder / "README.md").write_text("Nobody reads me.")
     source = SourceConfig(kind="jsonl", path=str(folder), limit=12)
     store = open_store(str(tmp_path / "prepared"))
-    run(config(folder, train=source), store)
+    lines = summarise(run(config(folder, train=source), store))
+    assert (f"not read in {folder}", "1 of other kinds (README.md)") in lines
     prepared = open_prepared(store)
     found = texts_of(prepared, "train") + texts_of(prepared, "validation")
     expected = [f"file {n // 5} record {n % 5} and so on" for n in range(12)]

@@ -27,6 +27,7 @@ from kdscale.data.template import (
     ChatTemplate,
     check_template,
     render_answers,
+    template_to_train,
 )
 from kdscale.data.tokenizer import Encoded, TokenizerInfo, adopt_tokenizer, encode, train_tokenizer
 from kdscale.errors import KdscaleError
@@ -227,26 +228,23 @@ def test_tokens_at_the_edges_of_an_answer() -> None:
     ],
 )
 def test_the_forms_of_a_conversation(record: dict[str, Any], fields: dict[str, Any]) -> None:
-    text = read_conversation(record, ChatConfig.model_validate(fields), "a#0")
-    assert text is not None
-    assert load(text) == TALK
+    assert read_conversation(record, ChatConfig.model_validate(fields), "a#0") == TALK
 
 
 def test_prompts_with_completions() -> None:
     config = ChatConfig(prompt="asked", completion="said")
     plain = read_conversation({"asked": "Why?", "said": "So."}, config, "a#0")
-    assert plain is not None
-    assert load(plain) == [Message("user", "Why?", False), Message("assistant", "So.", True)]
-    assert plain_text(plain) == "Why?\n\nSo."
+    assert plain == [Message("user", "Why?", False), Message("assistant", "So.", True)]
+    assert plain_text(dump(plain)) == "Why?\n\nSo."
     record = {"asked": as_dicts(TALK[:4]), "said": as_dicts(TALK[4:])}
-    talk = load(read_conversation(record, config, "a#0") or "")
+    talk = read_conversation(record, config, "a#0") or []
     assert [message.is_target for message in talk] == [False, False, False, False, True]
 
 
 def test_answers_that_a_record_takes_out() -> None:
     said = {"role": "assistant", "content": "So."}
     record = {"messages": [said | {"weight": 0}, said | {"train": False}, said | {"weight": 1}]}
-    talk = load(read_conversation(record, ChatConfig(), "a#0") or "")
+    talk = read_conversation(record, ChatConfig(), "a#0") or []
     assert [message.is_target for message in talk] == [False, False, True]
 
 
@@ -279,14 +277,14 @@ def test_what_is_no_conversation_is_refused(value: Any, problem: str) -> None:
 
 def test_what_cannot_be_read_is_left_out() -> None:
     assert read_conversation({"messages": "not JSON"}, ChatConfig(), "a#0") is None
-    assert read_conversation({"messages": None}, ChatConfig(), "a#0") == "[]"
+    assert read_conversation({"messages": None}, ChatConfig(), "a#0") == []
 
 
 def talk_with(answer: dict[str, Any], **chat: Any) -> list[Message]:
     """A question and the answer, as they are read."""
     asked = {"role": "user", "content": "Why?", "weight": 0}
     record = {"messages": [asked, {"role": "assistant", "content": "So.", **answer}]}
-    return load(read_conversation(record, ChatConfig.model_validate(chat), "a#0") or "")
+    return read_conversation(record, ChatConfig.model_validate(chat), "a#0") or []
 
 
 # As DeepSeek's and Qwen's: thoughts before an answer and calls of tools behind it.
@@ -350,6 +348,19 @@ def test_a_field_that_the_template_does_not_write_is_refused(answer: dict[str, A
     talk = talk_with({"reasoning_content": "hm"})
     with pytest.raises(KdscaleError, match=r"'reasoning_content' of messages\[1\]"):
         answers(last, [*talk, *talk])
+
+
+def test_a_field_is_refused_by_the_records_name_where_the_template_is_known() -> None:
+    record = {"messages": as_dicts(TALK[1:3])}
+    record["messages"][1]["reasoning_content"] = "hm"
+    for text in (CHATML, UNMARKED):
+        with pytest.raises(KdscaleError, match=r"of messages\[1\] \(.*\) of a.jsonl#7 is not writ"):
+            Fields("text", None, ChatConfig(), template(text)).document(record, "a.jsonl#7")
+    # What the template refuses is counted later.
+    for text in (THINKING, BLANKS.replace("== 'assistant'", "== 'gpt'")):
+        found = Fields("text", None, ChatConfig(), template(text)).document(record, "a.jsonl#7")
+        assert load(str(found.content))[1].more == {"reasoning_content": "hm"}
+    assert template_to_train(ChatConfig()).text == CHATML
 
 
 def test_other_fields_go_through_encoding(trained: tuple[Path, TokenizerInfo]) -> None:

@@ -201,7 +201,7 @@ def test_other_columns_than_the_text_are_not_decoded(tmp_path: Path, feature: An
         assert [text for _, text in documents(each)] == ["one", "two"]
         with pytest.raises(KdscaleError, match="no field 'body', only media, text"):
             documents(each.model_copy(update={"text_field": "body"}))
-        with pytest.raises(KdscaleError, match="'media' of .* holds (Image|Audio|dict), not text"):
+        with pytest.raises(KdscaleError, match=r"'media' of .* holds (Image|Audio|dict), not text"):
             documents(each.model_copy(update={"text_field": "media"}))
 
 

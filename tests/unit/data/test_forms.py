@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kdscale.config.data import SourceConfig
-from kdscale.data import json_records
+from kdscale.data import json_records, readers
 from kdscale.data.cleaning import Status, admit
 from kdscale.data.corpus import find_corpus
 from kdscale.data.readers import read_piece
@@ -215,6 +215,15 @@ def test_files_that_are_one_document(tmp_path: Path, data: bytes, content: Any) 
     [piece] = find_corpus(source).pieces
     [found] = read_piece(piece, source)
     assert found.content == content
+
+
+def test_a_file_in_which_nothing_can_be_decoded_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "_HOPELESS_RECORDS", 20)
+    with pytest.raises(KdscaleError, match=r"20 of the 20 records of a\.json cannot be decoded"):
+        read(tmp_path, "jsonl", "no\n" * 90)
+    assert len(read(tmp_path, "jsonl", "no\n" * 19 + LINES * 9)) == 19 + 81
 
 
 def test_an_array_larger_than_memory_is_read_by_and_by(

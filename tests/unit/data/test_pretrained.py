@@ -71,7 +71,9 @@ def test_special_tokens_that_only_a_class_names_are_kept(tmp_path: Path) -> None
 def test_ids_beyond_the_embedding_are_named(tmp_path: Path) -> None:
     source = str(teacher(tmp_path, "llama", None, pad_token="<pad>"))
     tokenizer = load_tokenizer(source)
-    with pytest.raises(KdscaleError, match="300 embeddings, .* beyond them: 300 '<pad>'") as caught:
+    with pytest.raises(
+        KdscaleError, match=r"300 embeddings, .* beyond them: 300 '<pad>'"
+    ) as caught:
         require_embeddings(tokenizer, 300, source)
     assert "tokenizer.json has none of these" in caught.value.fix
     with pytest.raises(KdscaleError, match=r"beyond them: 294 '.*', 295 .* and 2 more") as caught:

@@ -6,12 +6,14 @@ from typing import Any, cast
 
 import pytest
 import torch
-from transformers import AutoModel
+from tokenizers import Tokenizer
+from transformers import AutoModel, Qwen2Config
 
 from kdscale.config.data import ChunksConfig
 from kdscale.config.run import RunConfig
 from kdscale.config.teacher import ModelConfig
 from kdscale.data.prepared import Prepared
+from kdscale.data.tokenizer import adopt_tokenizer, train_tokenizer
 from kdscale.errors import KdscaleError
 from kdscale.models.build import build_model, load_config_of, make_config
 from kdscale.models.tasks import Purpose, task_of
@@ -128,3 +130,23 @@ def test_a_run_that_trains_its_tokenizer_needs_none(tmp_path: Path) -> None:
     )
     with own_tokenizer(own) as folder:
         assert folder is None
+
+
+def test_a_teachers_own_tokenizer_has_no_ids_beyond_its_embedding(tmp_path: Path) -> None:
+    # transformers' class for the architecture would add <|endoftext|> as the id 300.
+    train_tokenizer(["the river runs past the old mill " * 9] * 9, 300, tmp_path)
+    rows = len(Tokenizer.from_file(str(tmp_path / "tokenizer.json")).get_vocab())
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (tmp_path / name).read_text(encoding="utf-8").replace("<|endoftext|>", "<|over|>")
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    config = run_config(tmp_path, trains=True)
+    Qwen2Config(vocab_size=rows).save_pretrained(tmp_path)
+    with own_tokenizer(config) as folder:
+        assert folder is not None
+        assert adopt_tokenizer(folder, tmp_path / "copy").vocab_size == rows
+    Qwen2Config(vocab_size=rows - 1).save_pretrained(tmp_path)
+    with (
+        pytest.raises(KdscaleError, match=rf"has ids beyond them: {rows - 1} '"),
+        own_tokenizer(config),
+    ):
+        pass
