@@ -18,7 +18,7 @@ from kdscale.making import STAGE_OF, Stage
 from kdscale.models.folder import read_marker
 from kdscale.preflight import Findings, preflight
 from kdscale.preflight.base import differing_fields
-from kdscale.preflight.caches import check_caches
+from kdscale.preflight.caches import check_caches, other_caches
 from kdscale.preflight.tokenizer import of_prepared
 from kdscale.progress import stage_progress
 from kdscale.ray_session import ray_session
@@ -75,7 +75,7 @@ def run_pipeline(
                 print(f"{stage.name}: complete, skipped", flush=True)
                 continue
             _refuse_incomplete_base(run, stage)
-            if stage.name in ("teacher", "cache", "distill"):
+            if stage.name in ("teacher", "cache", "distill") and other_caches(run):
                 # What a trained tokenizer, or teacher, has become is known only now.
                 check_caches(run, of_prepared(run.prepared))
             if stage.needs_ray and not ray_started:

@@ -11,6 +11,7 @@ import yaml
 from kdscale.cli import main
 from kdscale.config import RunConfig, dump_config
 from kdscale.errors import KdscaleError
+from kdscale.models.tasks import Purpose
 from kdscale.pipeline import check_run
 from kdscale.preflight import Sight, preflight
 from kdscale.preflight.caches import check_caches
@@ -19,6 +20,7 @@ from kdscale.preflight.vocabularies import describe_difference
 from kdscale.run import Run
 from kdscale.store import open_store
 from tests.unit.preflight.runs import (
+    BERT,
     LLAMA,
     SMALL,
     run_config,
@@ -43,6 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("preflight")
     write_documents(folder / "text")
     write_teacher(folder / "teacher")
+    write_teacher(folder / "bert", "bert", BERT, Purpose("masked-lm"))
     return folder
 
 
@@ -68,16 +71,44 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return int(caught.value.code or 0), *capsys.readouterr()
 
 
-@pytest.mark.parametrize("changes", [{}, TRAINED, {"distill__targets": "live"}])
+ON_LAYERS = {"hidden": {"layers": [[1, 3]]}, "attention": {}}
+MASKED: dict[str, Any] = {
+    "task": "masked-lm",
+    "teacher__load": "{}/bert",
+    "distill__student": {"teacher_layers": [0, 3], "width": {"intermediate_size": 24}},
+}
+CLASSIFIED: dict[str, Any] = {
+    "task": "sequence-classification",
+    "teacher": {"load": "{}/bert", "training": {"steps": 1, "batch_rows": 2}},
+    "data__labels": {},
+    "cache": {"codec": {"kind": "full"}},
+    "distill__student": {"teacher_layers": {"kind": "even", "count": 2}},
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        TRAINED,
+        {"distill__targets": "live", "distill__live": ON_LAYERS},
+        {"distill__student": {"teacher_layers": [0, 3], "width": {"hidden_size": 16}}},
+        {"teacher__training": {"steps": 1, "batch_rows": 2, "zero": {"stage": 3}}},
+        MASKED,
+        CLASSIFIED,
+    ],
+)
 def test_a_good_run_goes_through_and_leaves_nothing_behind(
     changes: dict[str, Any],
     config: Callable[..., RunConfig],
+    place: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was started"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    found = check_run(config(**changes))
+    filled = json.loads(json.dumps(changes).replace("{}/", f"{place}/"))
+    found = check_run(config(**filled))
     assert found.notes == []
     assert "the student, built without weights" in found.checked
     assert "the first documents of each source" in found.checked
@@ -118,6 +149,21 @@ def test_only_what_the_chosen_stages_need_is_looked_at(config: Callable[..., Run
     preflight(mute, ["distill", "evaluate", "report"])
     with pytest.raises(KdscaleError, match="no field 'body'"):
         preflight(mute, ["prepare"])
+
+
+def test_a_saved_data_set_tells_its_columns(
+    config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": ["x", "y"]})
+    datasets.DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "saved"))
+    source = {"kind": "huggingface", "path": str(tmp_path / "saved")}
+    preflight(config(data__train=source), ["prepare"])
+    with pytest.raises(KdscaleError, match="no field 'body', only label, text"):
+        preflight(config(data__train={**source, "text_field": "body"}), ["prepare"])
+    with pytest.raises(KdscaleError, match="no split 'test', only train"):
+        preflight(config(data__train={**source, "split": "test"}), ["prepare"])
 
 
 # What is said of a run, by what is changed in a good one.
