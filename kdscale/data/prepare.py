@@ -72,7 +72,7 @@ def data_identity(config: DataConfig, task: Task = "causal-lm") -> dict[str, Any
         "format": [FORMAT, VERSION],
         "task": task,
         "config": fields,
-        "sources": {name: _identity(config, name) for name in _sources(config)},
+        "sources": {name: _identity(config, name) for name in named_sources(config)},
     }
 
 
@@ -100,7 +100,7 @@ def prepare(
     long as config and sources are the same: as long as the `identity` is, by default the
     fingerprint of `data_identity`. Raises KdscaleError for what the user can mend.
     """
-    corpora = {name: find_corpus(*sources) for name, sources in _sources(config).items()}
+    corpora = {name: find_corpus(*sources) for name, sources in named_sources(config).items()}
     augmenter = None if config.augment is None else Augmenter(config.augment)
     # A manifest of an earlier run must not stand over a mixture of its files and ours.
     store.delete(MANIFEST)
@@ -231,8 +231,8 @@ class _Source:
         return self.selection.counts | {"steps": steps} | more
 
 
-def _sources(config: DataConfig) -> dict[str, tuple[SourceConfig, ...]]:
-    """All sources by the name of what is made of them."""
+def named_sources(config: DataConfig) -> dict[str, tuple[SourceConfig, ...]]:
+    """All sources by the name of what is made of them. KdscaleError for an unusable name."""
     for name in config.evaluate:
         if name == "train" or not _SPLIT_NAME.fullmatch(name):
             raise KdscaleError(

@@ -7,9 +7,18 @@ from kdscale.config.cache import CacheConfig
 from kdscale.config.curriculum import CurriculumConfig
 from kdscale.config.data import DataConfig, TokenizerConfig
 from kdscale.config.evaluate import EvaluateConfig
+from kdscale.config.teacher import ModelConfig
 from kdscale.config.training import OptimiserConfig, WorkersConfig
 from kdscale.models.folder import is_folder
 from kdscale.preflight.findings import Findings
+
+# Options of every architecture that the run decides.
+_DECIDED = {
+    **dict.fromkeys(("dtype", "torch_dtype"), "workers.gpus decides it: bfloat16 on GPUs"),
+    **dict.fromkeys(("architectures", "model_type"), "task and architecture decide it"),
+    **dict.fromkeys(("num_labels", "id2label", "label2id"), "the classes of the data decide it"),
+    "use_cache": "it is off in training, and on where text is written",
+}
 
 
 def note_ignored(config: RunConfig, findings: Findings) -> None:
@@ -38,8 +47,9 @@ def _ignored(config: RunConfig) -> Iterator[tuple[str, str]]:
         (teacher.model, "teacher.model"),
         (distill.student.model, "distill.student.model"),
     ):
-        if model and model.pad_vocab_to_multiple_of != 1 and "vocab_size" in model.options:
-            yield f"{name}.pad_vocab_to_multiple_of", f"{name}.options.vocab_size is given"
+        if model is not None:
+            for field, why in _of_model(model):
+                yield f"{name}.{field}", why
     for training, name in (
         (teacher.training, "teacher.training"),
         (distill.training, "distill.training"),
@@ -48,6 +58,14 @@ def _ignored(config: RunConfig) -> Iterator[tuple[str, str]]:
             for field, why in _of_optimiser(training.optimiser):
                 yield f"{name}.optimiser.{field}", why
     yield from _of_curriculum(distill.curriculum)
+
+
+def _of_model(model: ModelConfig) -> Iterator[tuple[str, str]]:
+    if model.pad_vocab_to_multiple_of != 1 and "vocab_size" in model.options:
+        yield "pad_vocab_to_multiple_of", "options.vocab_size is given"
+    for name in model.options:
+        if name in _DECIDED:
+            yield f"options.{name}", _DECIDED[name]
 
 
 def _of_optimiser(optimiser: OptimiserConfig) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ from kdscale.data.classes import Classes
 from kdscale.data.cleaner import Cleaner
 from kdscale.data.corpus import find_corpus
 from kdscale.data.fields import Document, Fields
+from kdscale.data.prepare import named_sources
 from kdscale.data.readers import is_saved_dataset, load_hub_dataset, read_piece
 from kdscale.errors import KdscaleError
 from kdscale.preflight.locate import hub_answers, is_out_of_reach
@@ -54,7 +55,7 @@ def _check_augment(view: View, augment: AugmentConfig) -> None:
 def _sources(data: DataConfig) -> list[tuple[str, SourceConfig]]:
     """Each source with the field that its path stands in."""
     found = []
-    for name, sources in data.sources.items():
+    for name, sources in named_sources(data).items():
         field = "data.train" if name == "train" else f"data.evaluate.{name}"
         for number, source in enumerate(sources):
             is_mixture = name == "train" and isinstance(data.train, tuple)

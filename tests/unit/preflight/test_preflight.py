@@ -216,6 +216,15 @@ NOTES: dict[str, tuple[dict[str, Any], str]] = {
         {"distill__training__optimiser": {"decay_share": 0.5}},
         "distill.training.optimiser.decay_share is ignored: the schedule is cosine",
     ),
+    "dtype": (
+        {
+            "distill__student__model": {
+                "architecture": "llama",
+                "options": {**SMALL, "dtype": "bfloat16"},
+            }
+        },
+        "distill.student.model.options.dtype is ignored: workers.gpus decides it",
+    ),
     "curriculum": (
         {"distill__curriculum": {"pacing": "linear", "warmup_share": 0}},
         "distill.curriculum.pacing is ignored: warmup_share 0 turns the curriculum off",

@@ -178,6 +178,10 @@ CASES: dict[str, tuple[Changes, str]] = {
     # Rows and tokenizer
     "no-corpus": ({"data__train__path": "{}/teacher/*.txt"}, "holds no jsonl files"),
     "field": ({"data__train__text_field": "body"}, "has no field 'body', only label, text"),
+    "evaluation-name": (
+        {"data__evaluate": {"b c": {"kind": "jsonl", "path": "{}/text"}}},
+        "An evaluation set cannot be called 'b c'",
+    ),
     "evaluation-field": (
         {"data__evaluate": {"b": {"kind": "jsonl", "path": "{}/text", "text_field": "body"}}},
         "has no field 'body'",
@@ -309,7 +313,7 @@ THROUGH_ALL = {
     *("many-ids", "loss", "hidden-layers", "attention-dropout", "field", "not-parquet"),
     *("one-document", "class", "no-mask", "teacher-task", "teacher-options", "pointer", "unfit"),
     *("positions", "cache-length", "cache-tokenizer", "cache-loss", "generated-positions"),
-    *("model-tokenizer",),
+    *("model-tokenizer", "evaluation-name"),
 }
 
 
