@@ -16,10 +16,11 @@ from kdscale.cache.commit.plan import agree_plan, find_segment, load_plans, requ
 from kdscale.cache.commit.writer import committed_units
 from kdscale.cache.format.packing import packable
 from kdscale.cache.format.prior import Prior, count_prior, counted_rows
-from kdscale.cache.identity import check_identity
+from kdscale.cache.origin import write_origin
 from kdscale.cache.read.reader import CacheReader, CacheSource
 from kdscale.data.order import EvenRows
-from kdscale.run import NEEDED_OF_ROWS, Run
+from kdscale.data.tokenizer import TOKENIZER_FILE
+from kdscale.run import Run
 from kdscale.store import PutIfAbsent, Store
 from kdscale.teacher.capture import CaptureJob
 
@@ -62,6 +63,7 @@ def plan_capture(run: Run, put_if_absent: PutIfAbsent) -> CaptureJob:
         count_prior=partial(_count_prior, run, rows) if packed else None,
         put_if_absent=put_if_absent,
     )
+    _write_origin(run, store)
     return CaptureJob(
         config=run.config,
         output=run.output,
@@ -75,14 +77,17 @@ def plan_capture(run: Run, put_if_absent: PutIfAbsent) -> CaptureJob:
     )
 
 
-def check_reused(run: Run) -> None:
-    """KdscaleError where a cache that is reused was made of other tokens or rows. Its teacher is
-    compared by who reads it: it may not be there yet."""
-    if run.config.cache.reuse is None:
-        return
-    needed = {name: run.target_identity[name] for name in NEEDED_OF_ROWS}
-    for store, _ in run.cache_stores:
-        check_identity(load_manifest(store).identity, needed)
+def _write_origin(run: Run, store: Store) -> None:
+    """What a later run is told where the cache does not fit it."""
+    config, teacher = run.config, run.teacher()
+    facts = {
+        "task": config.task,
+        "teacher": {"source": teacher.source, "revision": teacher.revision},
+        "tokenizer": run.prepared.manifest["tokenizer"],
+        "data": config.data.model_dump(mode="json"),
+    }
+    folder = run.prepared.tokenizer_folder()
+    write_origin(store, facts, (folder / TOKENIZER_FILE).read_bytes())
 
 
 def readable_caches(run: Run) -> list[CacheSource]:

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The exceptions that a user is meant to read."""
 
 
 class KdscaleError(Exception):
@@ -16,3 +16,19 @@ class KdscaleError(Exception):
 
     def __str__(self) -> str:
         return f"{self.problem}\nFix: {self.fix}"
+
+
+class StoreError(OSError):
+    """A place for data that could not be used: `what` is wrong with it, `fix` as of a KdscaleError.
+
+    An OSError and no KdscaleError: what can wait for the place, or do without it, tells it from
+    data that is wrong. `store.errors.explain` makes a KdscaleError of it where a person reads it.
+    passes: whether the same call may succeed later.
+    """
+
+    def __init__(
+        self, text: str, problem: str = "", what: str = "", fix: str = "", passes: bool = False
+    ) -> None:
+        super().__init__(text)
+        # Not in args: OSError takes two or more for an errno and its text. A pickle has them.
+        self.problem, self.what, self.fix, self.passes = problem, what, fix, passes

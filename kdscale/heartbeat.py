@@ -21,7 +21,7 @@ from kdscale.config.base import Config
 from kdscale.errors import KdscaleError
 from kdscale.lease import ray_job
 from kdscale.progress import StageProgress
-from kdscale.store import Store
+from kdscale.store import Store, explain
 from kdscale.store.redact import redact
 
 log = logging.getLogger(__name__)
@@ -259,7 +259,7 @@ def _cause(error: BaseException | None) -> str:
     """A line on what ended the driver, fit for everyone to read."""
     if error is None:
         return ""
-    text = error.problem if isinstance(error, KdscaleError) else str(error)
+    known = explain(error)
+    text = str(error) if known is None else known.problem
     first = next(iter(text.strip().splitlines()), "")
-    name = type(error).__name__
-    return redact(first if isinstance(error, KdscaleError) else f"{name}: {first}".rstrip(": "))
+    return redact(first if known else f"{type(error).__name__}: {first}".rstrip(": "))

@@ -10,26 +10,30 @@ not; a finished model made from another config is never overwritten unasked.
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from kdscale.cache_stage import check_reused
 from kdscale.config import RunConfig, dump_config
 from kdscale.errors import KdscaleError
 from kdscale.heartbeat import Heartbeat
 from kdscale.lease import run_lease
 from kdscale.making import STAGE_OF, Stage
 from kdscale.models.folder import read_marker
+from kdscale.preflight import Findings, preflight
+from kdscale.preflight.base import differing_fields
+from kdscale.preflight.caches import check_caches, other_caches
+from kdscale.preflight.tokenizer import of_prepared
 from kdscale.progress import stage_progress
 from kdscale.ray_session import ray_session
 from kdscale.record import RunRecord
 from kdscale.run import Run, resolve_paths
-from kdscale.stages import STAGES
+from kdscale.stages import STAGES, chosen_stages
 from kdscale.stop import StopRequests
-from kdscale.store import HeldLease
+from kdscale.store import HeldLease, explained
 from kdscale.workers import LeavingError, WorkerGroups
 
 # What a run with a base takes from there.
 _FROM_BASE = ("prepare", "teacher", "cache")
 
 
+@explained()
 def run_pipeline(
     config: RunConfig,
     only: str | None = None,
@@ -49,10 +53,9 @@ def run_pipeline(
     run = Run(resolve_paths(config))
     run.output.check()
     chosen = _choose(only, start, until)
-    # Look at the corpus and at other models, so that a missing one ends the run here.
+    for note in check_run(config, only, start, overwrite, until).notes:
+        print(f"note: {note}", flush=True)
     prepared, others = run.prepare_fingerprint, run.compared
-    if not overwrite:
-        _refuse_foreign_models(run, {stage.name for stage in chosen})
     with ExitStack() as stack:
         lease = stack.enter_context(run_lease(run.output, wait=wait_for_lease))
         requests = stack.enter_context(StopRequests(run.output))
@@ -71,15 +74,10 @@ def run_pipeline(
             if not again and stage.is_complete(run, record):
                 print(f"{stage.name}: complete, skipped", flush=True)
                 continue
-            if run.config.base is not None and stage.name in _FROM_BASE:
-                raise KdscaleError(
-                    f"The run {run.source}, this one's base, has not completed its stage "
-                    f"{stage.name!r} for this config.",
-                    f"Run that one first, with --until {_FROM_BASE[-1]}; data, teacher and cache "
-                    "of the two configs have to be the same.",
-                )
-            if stage.name != STAGES[0]:
-                check_reused(run)
+            _refuse_incomplete_base(run, stage)
+            if stage.name in ("teacher", "cache", "distill") and other_caches(run):
+                # What a trained tokenizer, or teacher, has become is known only now.
+                check_caches(run, of_prepared(run.prepared))
             if stage.needs_ray and not ray_started:
                 stack.enter_context(ray_session())
                 stack.enter_context(groups)
@@ -87,6 +85,54 @@ def run_pipeline(
             _run_stage(stage, run, record, supervision, groups)
     report = run.output.child("report")
     return report.get("summary.md").decode() if report.exists("summary.md") else ""
+
+
+def check_run(
+    config: RunConfig,
+    only: str | None = None,
+    start: str | None = None,
+    overwrite: bool = False,
+    until: str | None = None,
+) -> Findings:
+    """Look at all that the stages of `run_pipeline` will need, and start none of them. Raises
+    KdscaleError for what one of them would refuse."""
+    run = Run(resolve_paths(config))
+    chosen = _choose(only, start, until)
+    # Look at the corpus and at other models, so that a missing one ends the run here.
+    _ = run.prepare_fingerprint, run.compared
+    if not overwrite:
+        _refuse_foreign_models(run, {stage.name for stage in chosen})
+    pending = chosen if only in ("evaluate", "report") else _pending(run, chosen)
+    if pending:
+        _refuse_incomplete_base(run, pending[0])
+    return preflight(config, [stage.name for stage in pending])
+
+
+def _pending(run: Run, chosen: list[Stage]) -> list[Stage]:
+    """The stages from the first on that is not complete."""
+    record = RunRecord(run.output, run.config.name, run.fingerprint)
+    for number, stage in enumerate(chosen):
+        try:
+            complete = stage.is_complete(run, record)
+        except KdscaleError:
+            complete = False  # it needs one that is not complete
+        if not complete:
+            return chosen[number:]
+    return []
+
+
+def _refuse_incomplete_base(run: Run, stage: Stage) -> None:
+    """A stage that is not complete, of which the base has the output."""
+    if run.config.base is None or stage.name not in _FROM_BASE:
+        return
+    differing = differing_fields(run)
+    lines = "".join(f"\n  {line}" for line in differing)
+    raise KdscaleError(
+        f"The run {run.source}, this one's base, has not completed its stage {stage.name!r} for "
+        f"this config.{lines}",
+        f"Run that one first, with --until {_FROM_BASE[-1]}; data, teacher and cache of the two "
+        "configs have to be the same.",
+    )
 
 
 @dataclass(frozen=True)
@@ -130,11 +176,7 @@ def _choose(only: str | None, start: str | None, until: str | None) -> list[Stag
             raise KdscaleError(
                 f"There is no stage {name!r}.", f"Choose one of {', '.join(STAGES)}."
             )
-    if only is not None:
-        return [STAGE_OF[only]]
-    first = 0 if start is None else STAGES.index(start)
-    last = len(STAGES) if until is None else STAGES.index(until) + 1
-    return [STAGE_OF[name] for name in STAGES[first:last]]
+    return [STAGE_OF[name] for name in chosen_stages(only, start, until)]
 
 
 def _refuse_foreign_models(run: Run, stages: set[str]) -> None:

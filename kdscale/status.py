@@ -16,7 +16,7 @@ from kdscale.errors import KdscaleError
 from kdscale.heartbeat import LOST_SECONDS, Attempt, Driver, ProgressRecord, read_progress
 from kdscale.record import RUN_KEY
 from kdscale.stages import STAGES
-from kdscale.store import Store, open_store
+from kdscale.store import Store, explained, open_store
 
 CONFIG_KEY = "config.resolved.yaml"
 
@@ -95,6 +95,7 @@ class RunStatus:
         }
 
 
+@explained()
 def run_status(output: Store, now: float | None = None) -> RunStatus:
     """The status of the run in `output` at `now` (Unix seconds; the present by default).
 

@@ -12,6 +12,7 @@ classified has one label, at position 0.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -77,3 +78,19 @@ class DenseTargets:
 
 
 Targets = SparseTargets | DenseTargets
+
+
+class DataFacts(Protocol):
+    """What models are built over: prepared data, or what is known of them before they are made."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids of the tokenizer."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What rows are told apart into, by number; none for language models."""
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """bos, eos and pad ids, as transformers' configs call them."""

@@ -1,15 +1,16 @@
 """The `kdscale` program. Only typer and the standard library are imported before a command runs.
 
 A KdscaleError becomes two lines on stderr, its problem and its fix, and exit code 2 (or the code
-that its class names). KDSCALE_DEBUG=1 shows the traceback as well. Any other exception is our own
-bug and keeps its traceback.
+that its class names). KDSCALE_DEBUG=1 shows the traceback as well. So does what a store, a disk or
+a hub says, in the words of `store.errors`. Any other exception is our own bug and keeps its
+traceback.
 """
 
 import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import typer
 
@@ -65,15 +66,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @contextmanager
 def reported_errors() -> Iterator[None]:
-    """A KdscaleError in the block is printed, without secrets, and ends the program."""
+    """A KdscaleError in the block, and what means one, is printed, without secrets, and ends the
+    program."""
     try:
         yield
-    except KdscaleError as error:
+    except Exception as error:
+        from kdscale.store.errors import explain
         from kdscale.store.redact import redact
 
+        told = error if isinstance(error, KdscaleError) else explain(error)
+        if told is None:
+            raise
         if os.environ.get("KDSCALE_DEBUG") == "1":
             traceback.print_exc()
-        sys.stdout.flush()
-        text = redact(f"error: {error.problem}\nfix: {error.fix}")
+        text = redact(f"error: {told.problem}\nfix: {told.fix}")
+        with suppress(OSError):  # What is left in it may be what did not fit the disk.
+            sys.stdout.flush()
         print(text, file=sys.stderr, flush=True)
-        sys.exit(getattr(error, "exit_code", 2))
+        sys.exit(getattr(told, "exit_code", 2))

@@ -20,12 +20,12 @@ def run_job(stage: str | None = None, command: str = "run") -> None:
 
     stamp_output()
     only = [] if stage is None else ["--only", stage]
-    try:
-        with reported_errors():
+    with reported_errors():
+        try:
             open_secrets()
-        main([command, *only, *sys.argv[1:]])
-    finally:
-        discard_secrets()
+            main([command, *only, *sys.argv[1:]])
+        finally:
+            discard_secrets()
 
 
 def _obey_interrupts(command: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from kdscale.cli import options
+from kdscale.errors import KdscaleError
 
 if TYPE_CHECKING:
     from kdscale.submit import Backend, Job
@@ -65,6 +66,7 @@ def logs(
 ) -> None:
     """Print a job's log so far, or with -f until it ends, and then exit with its verdict."""
     options.check_timeout(timeout, follow)
+    _check_id(job)
     from kdscale.submit import offset_since, open_backend
     from kdscale.submit.duration import seconds
 
@@ -87,6 +89,7 @@ def wait(
     as_json: options.AsJson = False,
 ) -> None:
     """Wait until a job has ended, without its log, and exit with its verdict."""
+    _check_id(job)
     from kdscale.submit import open_backend
 
     at = open_backend(backend, address, kube, say=say)
@@ -109,6 +112,7 @@ def stop(
     ] = None,
 ) -> None:
     """Stop a job and wait until it has ended: it writes a checkpoint, then leaves."""
+    _check_id(job)
     from kdscale.submit import describe, follow, open_backend
     from kdscale.submit.duration import seconds
     from kdscale.submit.verdict import WaitTimeoutError
@@ -183,6 +187,16 @@ def say(text: str) -> None:
 def print_json(content: dict[str, Any]) -> None:
     """The one object that a script asked for."""
     typer.echo(json.dumps(content))
+
+
+def _check_id(job: str) -> None:
+    """KdscaleError for what is a run's output or config rather than a job's id."""
+    if "/" in job or job.endswith((".yaml", ".yml")):
+        raise KdscaleError(
+            f"{job!r} is no job's id, but a path or a URL.",
+            "Give the id that `kdscale submit` printed (`kdscale list` shows those there are). "
+            "`kdscale status` takes a run's output too, and says which job drives it.",
+        )
 
 
 def _detach(backend: "Backend", job: str) -> None:

@@ -49,12 +49,16 @@ def plan(
     from kdscale.plan.plan import make_plan
     from kdscale.plan.setting import make_setting
     from kdscale.plan.text import render
+    from kdscale.preflight import Sight, preflight
     from kdscale.run import resolve_paths
     from kdscale.store import open_store
 
     resolved = resolve_paths(resolved)
     name = hardware or ("H100" if resolved.cache.capture.workers.gpus else "cpu")
     chosen = find_hardware(name)
+    elsewhere = tokens is not None or teacher is not None
+    for note in preflight(resolved, sight=Sight(elsewhere, tokens, teacher)).notes:
+        typer.echo(f"note: {note}", err=True)
     setting = make_setting(resolved, chosen, tokens=tokens, teacher_shape=teacher)
     measured = None
     if calibrate:

@@ -1,5 +1,9 @@
 """`kdscale run`: the stages of a config, here or on the cluster that Ray connects to."""
 
+from typing import Annotated
+
+import typer
+
 from kdscale.cli import options
 from kdscale.cli.show import show
 
@@ -12,16 +16,29 @@ def run(
     until: options.Until = None,
     overwrite: options.Overwrite = False,
     wait_for_lease: options.WaitForLease = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check all that the stages will need, and start none."),
+    ] = False,
 ) -> None:
     """Run a config's stages: prepare, teacher, cache, distill, evaluate, report.
 
-    What is complete is skipped, what is not is continued.
+    What is complete is skipped, what is not is continued. What a stage would refuse is refused
+    before the first one starts.
     """
     options.check_stages(only, start, until)
     from kdscale.config import load_config
 
     # Before the pipeline, whose imports take seconds: a mistake in the config is told at once.
     resolved = load_config(config, overrides or ())
-    from kdscale.pipeline import run_pipeline
+    from kdscale.pipeline import check_run, run_pipeline
 
+    if dry_run:
+        found = check_run(resolved, only, start, overwrite, until)
+        for note in found.notes:
+            typer.echo(f"note: {note}")
+        for what in found.checked:
+            typer.echo(f"checked: {what}")
+        typer.echo("Nothing was started.")
+        return
     show(run_pipeline(resolved, only, start, overwrite, wait_for_lease, until))

@@ -3,12 +3,15 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdscale.cli import jobs, options
+from kdscale.errors import KdscaleError
 
 if TYPE_CHECKING:
     from kdscale.heartbeat import Driver
@@ -51,7 +54,7 @@ def status(
     if not _is_run(thing):
         if watch:
             raise typer.BadParameter(f"{thing!r} is no run, and --watch is for runs.")
-        jobs.status(thing, address, backend, kube, as_json)
+        _job_status(thing, address, backend, kube, as_json)
         return
     from kdscale.status import run_status
 
@@ -62,18 +65,52 @@ def status(
 
 
 def _is_run(thing: str) -> bool:
-    """Whether it names a run rather than a job: an id holds neither a scheme nor a folder."""
-    return "://" in thing or thing.endswith((".yaml", ".yml")) or Path(thing).is_dir()
+    """Whether it names a run rather than a job: an id holds neither a slash nor a folder."""
+    return "/" in thing or thing.endswith((".yaml", ".yml")) or Path(thing).is_dir()
+
+
+def _job_status(
+    thing: str, address: str | None, backend: str, kube: str | None, as_json: bool
+) -> None:
+    """A job's status. Where nobody knows the job, what is said covers a mistyped folder too."""
+    from kdscale.submit.verdict import UnknownJobError, UnreachableError
+
+    try:
+        jobs.status(thing, address, backend, kube, as_json)
+    except (UnknownJobError, UnreachableError) as error:
+        raise type(error)(
+            f"There is no run in a folder {thing!r} here{_near(thing)}. As a job's id: "
+            f"{error.problem}",
+            f"Give a run's output or config, or else a job's id. {error.fix}",
+        ) from error
 
 
 def _output(thing: str) -> "Store":
-    """The store of the run that `thing` names."""
+    """The store of the run that `thing` names. KdscaleError for a folder that is not there."""
     from kdscale.config import load_config
     from kdscale.store import open_store
 
-    if "://" in thing or Path(thing).is_dir():
-        return open_store(thing)
-    return open_store(load_config(thing, ()).output)
+    if thing.endswith((".yaml", ".yml")) and "://" not in thing and not Path(thing).is_dir():
+        return open_store(load_config(thing, ()).output)
+    store = open_store(thing)
+    folder = store.local_path()
+    if folder is not None and not folder.is_dir():
+        what = "it is a file" if folder.is_file() else "there is no such folder"
+        raise KdscaleError(
+            f"There is no run in {thing!r}: {what}{_near(thing)}.",
+            "Give the `output` of a run's config, the config itself, or a job's id.",
+        )
+    return store
+
+
+def _near(thing: str) -> str:
+    """A folder beside it with nearly its name, in brackets."""
+    path = Path(thing).expanduser()
+    with suppress(OSError):
+        beside = [each.name for each in path.parent.iterdir() if each.is_dir()]
+        if found := get_close_matches(path.name, beside, 1):
+            return f" (there is {str(path.with_name(found[0]))!r})"
+    return ""
 
 
 def _looks(output: "Store", every: float) -> Iterator["RunStatus"]:

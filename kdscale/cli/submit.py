@@ -5,6 +5,7 @@ stdout carries the job's id alone, or one JSON object; everything else goes to s
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ import typer
 from kdscale.cli import options
 from kdscale.cli.graph import send_graph
 from kdscale.cli.jobs import conclude, next_commands, print_json, say, watch
+from kdscale.stages import STAGES, chosen_stages
 
 if TYPE_CHECKING:
     from kdscale.submit import Backend, JobPlan
@@ -33,7 +35,10 @@ Follow = Annotated[
     typer.Option("--follow/--detach", help="Follow the log to the job's end; its verdict is ours."),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print what would be submitted; contact nothing.")
+    bool,
+    typer.Option(
+        "--dry-run", help="Check the run and print what would be submitted; start nothing."
+    ),
 ]
 Environment = Annotated[
     list[str] | None,
@@ -141,6 +146,7 @@ def submit(
         graph = room.plan_graph(
             config, overrides or (), student, graph_id=submission_id, upload_to=upload_to, **shared
         )
+        _preflight({node.config_text for node in graph.nodes}, backend)
         render, send = graph.summary, partial(send_graph, at, backend, graph)
     else:
         plan = room.plan_job(
@@ -155,11 +161,25 @@ def submit(
         render, send = partial(at.render, plan), partial(_send, at, plan)
         for note in plan.notes:
             say(f"note: {note}")
+        _preflight({plan.config_text}, backend, chosen_stages(only, start, until))
     if dry_run:
         _print_plan(render(), as_json)
         return
     submitted, created = send()
     _conclude(at, submitted, created, as_json, follow, timeout)
+
+
+def _preflight(configs: set[str], backend: str, stages: Sequence[str] = STAGES) -> None:
+    """Look at all that `stages` of the configs will need, as far as it is to be seen from here."""
+    from kdscale.config import parse_config
+    from kdscale.preflight import Sight, preflight
+
+    notes: dict[str, None] = {}
+    for text in sorted(configs):
+        sight = Sight(elsewhere=backend != "local")
+        notes |= dict.fromkeys(preflight(parse_config(text), stages, sight).notes)
+    for note in notes:
+        say(f"note: {note}")
 
 
 def _conclude(

@@ -14,7 +14,7 @@ import xxhash
 from kdscale.config.augment import AugmentConfig, AugmentStep, Crop, Delete, Replace, Swap
 from kdscale.config.text import decode_text
 from kdscale.errors import KdscaleError
-from kdscale.store import open_store
+from kdscale.store import file_at
 
 # Words, and what stands between them, by turns.
 _WORDS = re.compile(r"(\s+)")
@@ -122,8 +122,7 @@ def _other(word: str, words: Words, table: Synonyms | None, random: np.random.Ge
 
 def load_table(path: str) -> Synonyms:
     """The synonyms in a file. KdscaleError where it is missing or a line is not one of them."""
-    folder, _, name = path.rpartition("/")
-    store = open_store(folder or ".")
+    store, name = file_at(path)
     if not store.exists(name):
         raise KdscaleError(
             f"The table of synonyms {path!r} is not there.",

@@ -19,7 +19,7 @@ from kdscale.config.data import SourceConfig
 from kdscale.data.folders import Unread, describe_unread, find_files, suffixes
 from kdscale.data.readers import Piece, is_saved_dataset, load_hub_dataset
 from kdscale.errors import KdscaleError
-from kdscale.store import open_store
+from kdscale.store import file_at, open_store
 
 ROWS_PER_PIECE = 10_000
 _LOOKS_AT_ONCE = 16
@@ -108,8 +108,7 @@ def corpus_identity(source: SourceConfig) -> dict[str, Any]:
 
 def file_digest(path: str) -> str:
     """sha256 of a file's content, at a path or URL. KdscaleError where it is not there."""
-    folder, _, name = path.rpartition("/")
-    store = open_store(folder or ".")
+    store, name = file_at(path)
     if not store.exists(name):
         raise KdscaleError(f"The file {path!r} is not there.", "Correct its path in the config.")
     return hashlib.sha256(store.get(name)).hexdigest()

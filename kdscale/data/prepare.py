@@ -72,7 +72,7 @@ def data_identity(config: DataConfig, task: Task = "causal-lm") -> dict[str, Any
         "format": [FORMAT, VERSION],
         "task": task,
         "config": fields,
-        "sources": {name: _identity(config, name) for name in _sources(config)},
+        "sources": {name: _identity(config, name) for name in named_sources(config)},
     }
 
 
@@ -100,7 +100,7 @@ def prepare(
     long as config and sources are the same: as long as the `identity` is, by default the
     fingerprint of `data_identity`. Raises KdscaleError for what the user can mend.
     """
-    corpora = {name: find_corpus(*sources) for name, sources in _sources(config).items()}
+    corpora = {name: find_corpus(*sources) for name, sources in named_sources(config).items()}
     augmenter = None if config.augment is None else Augmenter(config.augment)
     # A manifest of an earlier run must not stand over a mixture of its files and ours.
     store.delete(MANIFEST)
@@ -227,8 +227,8 @@ class _Source:
         return self.selection.counts | {"steps": steps} | more
 
 
-def _sources(config: DataConfig) -> dict[str, tuple[SourceConfig, ...]]:
-    """All sources by the name of what is made of them."""
+def named_sources(config: DataConfig) -> dict[str, tuple[SourceConfig, ...]]:
+    """All sources by the name of what is made of them. KdscaleError for an unusable name."""
     for name in config.evaluate:
         if name == "train" or not _SPLIT_NAME.fullmatch(name):
             raise KdscaleError(
@@ -310,13 +310,22 @@ def _teachers_tokenizer(
 ) -> tuple[str, TokenizerInfo]:
     """The same of the teacher's tokenizer."""
     with TemporaryDirectory(prefix="kdscale-tokenizer-") as name:
-        info = adopt_tokenizer(teacher_tokenizer, Path(name), chat=config.chat)
-        if task == "masked-lm" and info.mask_id is None:
-            raise KdscaleError(
-                "The teacher's tokenizer has no mask token, which the task masked-lm needs.",
-                "Use a masked language model such as BERT as the teacher.",
-            )
+        info = adopt_for_task(config, task, teacher_tokenizer, Path(name))
         return _stored(Path(name), store), info
+
+
+def adopt_for_task(
+    config: DataConfig, task: Task, teacher_tokenizer: Path, folder: Path
+) -> TokenizerInfo:
+    """Write what the run takes of the teacher's tokenizer to `folder`. KdscaleError where it does
+    not serve."""
+    info = adopt_tokenizer(teacher_tokenizer, folder, chat=config.chat)
+    if task == "masked-lm" and info.mask_id is None:
+        raise KdscaleError(
+            "The teacher's tokenizer has no mask token, which the task masked-lm needs.",
+            "Use a masked language model such as BERT as the teacher.",
+        )
+    return info
 
 
 def _stored(folder: Path, store: Store) -> str:

@@ -27,6 +27,7 @@ from kdscale.data.rows import RowCounts, concatenate
 from kdscale.data.splits import make_builder
 from kdscale.data.tokenizer import TOKENIZER_FILE, adopt_tokenizer, encode, train_tokenizer
 from kdscale.errors import KdscaleError
+from kdscale.store import explained
 from kdscale.types import Rows, labels_of
 
 
@@ -72,6 +73,7 @@ class Preview:
     """(place, which files) of what the sources' folders hold besides."""
 
 
+@explained()
 def preview(
     config: DataConfig,
     task: Task,

@@ -7,6 +7,7 @@ name is its file and its number in it: it stays the same when records are append
 """
 
 import csv
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,7 +32,8 @@ from kdscale.data.opening import (
 )
 from kdscale.data.template import ChatTemplate
 from kdscale.errors import KdscaleError
-from kdscale.store import open_store
+from kdscale.scratch import machine_folder
+from kdscale.store import download_folder, open_store
 
 BATCH_RECORDS = 256
 _HOPELESS_RECORDS = 10_000
@@ -178,9 +180,10 @@ def load_hub_dataset(name: str, subset: str | None, split: str | None) -> Any:
     """
     import datasets
 
+    saved = _saved_folder(name) if is_saved_dataset(name) else None
     try:
-        if is_saved_dataset(name):
-            found = datasets.load_from_disk(name)
+        if saved is not None:
+            found = datasets.load_from_disk(saved)
             return found[split] if isinstance(found, datasets.DatasetDict) else found
         if split is None:
             return datasets.load_dataset_builder(name, subset)
@@ -190,6 +193,18 @@ def load_hub_dataset(name: str, subset: str | None, split: str | None) -> Any:
             f"The data set {name!r} (subset {subset!r}, split {split!r}) cannot be loaded: {error}",
             "Check its name, subset and split, the network, and HF_TOKEN if it is gated.",
         ) from error
+
+
+def _saved_folder(name: str) -> str:
+    """The folder of a saved data set on this machine, fetched if it is remote."""
+    store = open_store(name)
+    here = store.local_path()
+    if here is not None:
+        return str(here)
+    listed = repr([(entry.key, entry.size, entry.modified) for entry in store.entries()])
+    copy = hashlib.sha256(f"{store.url}\0{listed}".encode()).hexdigest()[:16]
+    parent, _, last = store.url.rpartition("/")
+    return str(download_folder(open_store(parent), last, machine_folder("datasets") / copy))
 
 
 def _read_hub_rows(piece: Piece, fields: Fields, source: SourceConfig) -> Iterator[Document]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from kdscale.errors import KdscaleError
+from kdscale.store import explain
 
 # A line for each execution, and a warning that progress bars are off, tell the user nothing; an
 # error of a task is raised, and its traceback with it where it is not for the user to mend. Pieces
@@ -76,13 +76,10 @@ def _placement(here: bool, tasks: int) -> dict[str, Any]:
 
 @contextmanager
 def _readable_errors() -> Iterator[None]:
-    """Raise the KdscaleError that a task raised, without Ray's wrapping."""
+    """Raise what a task met as the KdscaleError that it is or means, without Ray's wrapping."""
     try:
         yield
     except Exception as error:  # Ray's own types differ from release to release
-        link: BaseException | None = error
-        while link is not None:
-            if type(link) is KdscaleError:
-                raise link from None
-            link = getattr(link, "cause", None) or link.__cause__
+        if (found := explain(error)) is not None:
+            raise found from None
         raise

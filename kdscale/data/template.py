@@ -16,7 +16,7 @@ from kdscale.config.chat import ChatConfig
 from kdscale.config.text import decode_text
 from kdscale.data.messages import Message
 from kdscale.errors import KdscaleError
-from kdscale.store import open_store
+from kdscale.store import file_at
 
 CHATML = """\
 {% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}\
@@ -63,8 +63,7 @@ def read_template(config: ChatConfig) -> str | None:
     path = config.template_file
     if path is None:
         return config.template
-    folder, _, name = path.rpartition("/")
-    store = open_store(folder or ".")
+    store, name = file_at(path)
     if not store.exists(name):
         raise KdscaleError(
             f"The chat template {path!r} is not there.",

@@ -4,9 +4,10 @@ import statistics
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from kdscale.doctor.check import Check
-from kdscale.errors import KdscaleError
+from kdscale.errors import KdscaleError, StoreError
 from kdscale.store import Store, open_store, probe
 
 _SMALL = 1024
@@ -26,14 +27,17 @@ def checks(url: str) -> Iterator[Check]:
         yield Check("failed", "store", error.problem, error.fix)
         return
     yield Check("ok", "store", f"{store}: write, read and delete")
-    yield conditional_put(store)
     scratch = store.child(f"kdscale-doctor-{uuid.uuid4().hex}")
     try:
+        yield conditional_put(store)
         yield speed(scratch)
         yield clock(scratch)
+    except StoreError as error:
+        yield Check("failed", "store", error.problem, error.fix)
     finally:
-        for key in scratch.list():
-            scratch.delete(key)
+        with suppress(StoreError):
+            for key in scratch.list():
+                scratch.delete(key)
 
 
 def conditional_put(store: Store) -> Check:

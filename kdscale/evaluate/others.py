@@ -10,6 +10,7 @@ from kdscale.models.build import check_vocabulary, load_config_of
 from kdscale.models.folder import ModelReference, reference_to
 from kdscale.models.positions import check_positions
 from kdscale.models.tasks import Purpose, describe_task, longest_input, task_of
+from kdscale.types import DataFacts
 
 
 def refer_to_others(config: RunConfig, prepared: Prepared) -> dict[str, ModelReference]:
@@ -18,13 +19,15 @@ def refer_to_others(config: RunConfig, prepared: Prepared) -> dict[str, ModelRef
     found = {}
     for name, source in config.evaluate.models.items():
         found[name] = reference_to(source, None, name)
-        _check(name, found[name].local(), config, prepared)
+        check_other(name, found[name].local(), config, prepared, prepared.tokenizer_folder())
     return found
 
 
-def _check(name: str, folder: str, config: RunConfig, prepared: Prepared) -> None:
+def check_other(
+    name: str, folder: str, config: RunConfig, data: DataFacts | None, tokenizer: Path | None
+) -> None:
     """KdscaleError where the model in `folder` has another task, other classes or another tokenizer
-    than the run."""
+    than the run, as far as its `data` and the folder of its `tokenizer` are known."""
     shape, what = load_config_of(folder), f"model {name!r} of evaluate.models"
     if task_of(shape) != config.task:
         raise KdscaleError(
@@ -35,13 +38,15 @@ def _check(name: str, folder: str, config: RunConfig, prepared: Prepared) -> Non
     purpose = Purpose(config.task, chunks=config.data.chunks)
     check_positions(shape, longest_input(purpose, config.data.row_length), what)
     classes = tuple(shape.id2label[number] for number in sorted(shape.id2label))
-    if prepared.classes and classes != prepared.classes:
+    if data is not None and data.classes and classes != data.classes:
         raise KdscaleError(
-            f"The {what} tells {list(classes)} apart, the data {list(prepared.classes)}.",
+            f"The {what} tells {list(classes)} apart, the data {list(data.classes)}.",
             "Give a model with the run's classes, in their order.",
         )
-    check_vocabulary(shape, prepared.vocab_size, what)
-    if _vocabulary(folder) != _vocabulary(prepared.tokenizer_folder()):
+    if data is None or tokenizer is None:
+        return
+    check_vocabulary(shape, data.vocab_size, what)
+    if _vocabulary(folder) != _vocabulary(tokenizer):
         raise KdscaleError(
             f"The {what} has another tokenizer than the run: its losses are of other tokens, and "
             "it cannot be compared with the teacher token by token.",

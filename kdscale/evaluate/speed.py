@@ -27,7 +27,7 @@ from kdscale.workers import Worker
 # Forwards of a single row in a turn: enough of them for a 90th percentile.
 _SINGLES = 5
 _LATENCY_TURNS = 5
-_PROMPT_TOKENS = 16
+PROMPT_TOKENS = 16
 
 Action = Callable[[], object]
 
@@ -117,7 +117,7 @@ def _actions(
     """What is timed of a model, by name. `ids` and `segments` are [B, T]."""
     batch = model_inputs(model, ids, segments)
     row = model_inputs(model, ids[:1], segments[:1])
-    prompt = ids[:1, : min(_PROMPT_TOKENS, ids.shape[1])]
+    prompt = ids[:1, : min(PROMPT_TOKENS, ids.shape[1])]
     found: dict[str, Action] = {"batch": lambda: model(**batch), "row": lambda: model(**row)}
     if task_of(model.config) == "causal-lm":
         special, vocabulary = prepared.special_ids, prepared.vocab_size

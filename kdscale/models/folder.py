@@ -19,6 +19,10 @@ from kdscale.store import Store, download_folder, open_store, upload_folder
 
 MARKER = "kdscale.json"
 
+# Files of config and tokenizer end so; an index of weights does too, and is small.
+_SMALL = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".vocab", ".merges")
+_TEMPLATES = "additional_chat_templates"
+
 
 @dataclass(frozen=True)
 class ModelReference:
@@ -37,26 +41,57 @@ class ModelReference:
     @property
     def is_hub_name(self) -> bool:
         """Whether transformers is to fetch it from a hub."""
-        return not _is_folder(self.source)
+        return not is_folder(self.source)
 
-    def local(self) -> str:
-        """What `from_pretrained` takes on this machine: a folder (fetched if need be) or a name."""
-        if self.is_hub_name:
-            return self.source
-        return str(local_folder(self.source))
+    def local(self, *, weights: bool = True) -> str:
+        """What `from_pretrained` takes on this machine: a folder (fetched if need be) or a name.
+        Without `weights` what it loads config and tokenizer from."""
+        return loadable(self.source, weights=weights)
 
 
-def local_folder(url: str) -> Path:
-    """A local folder with the files at `url`; remote ones are fetched once a machine."""
+def loadable(source: str, *, weights: bool = True) -> str:
+    """What `from_pretrained` takes on this machine for the model at `source`: a folder, a store's
+    URL or a hub name. See `local_folder`. KdscaleError where it looks like a path and is no folder.
+    """
+    if is_folder(source):
+        return str(local_folder(source, weights=weights))
+    check_is_name(source)
+    return source
+
+
+def local_folder(url: str, *, weights: bool = True) -> Path:
+    """A local folder with the files at `url`; remote ones are fetched once a machine. Without
+    `weights` only config and tokenizer are: kilobytes of a model that may fill a disk.
+
+    KdscaleError where a remote place holds no files.
+    """
     store = open_store(url)
     here = store.local_path()
     if here is not None:
         return here
     # The marker's bytes: another model at the same place gets another folder.
     marker = store.get(MARKER) if store.exists(MARKER) else b""
-    name = hashlib.sha256(url.encode() + marker).hexdigest()[:16]
+    state, names = marker, None
+    if not weights:
+        entries = [entry for entry in store.entries() if _is_small(entry.key)]
+        names = [entry.key for entry in entries]
+        # Of a model without a marker, which may be replaced: what is listed, not its bytes.
+        state += repr([(e.key, e.size, e.modified) for e in entries]).encode()
+    name = hashlib.sha256(url.encode() + state).hexdigest()[:16]
     parent, _, last = url.rstrip("/").rpartition("/")
-    return download_folder(open_store(parent), last, machine_folder("models") / name)
+    try:
+        return download_folder(open_store(parent), last, machine_folder("models") / name, names)
+    except FileNotFoundError as error:
+        raise KdscaleError(
+            f"There is no model at {store}: {error}.",
+            "Give a folder with config.json and *.safetensors, or a hub name.",
+        ) from error
+
+
+def _is_small(key: str) -> bool:
+    """Whether a file of a model is of its config or tokenizer, by its name."""
+    folder, _, name = key.rpartition("/")
+    return folder in ("", _TEMPLATES) and name.endswith(_SMALL)
 
 
 def read_marker(store: Store) -> ModelReference | None:
@@ -100,12 +135,12 @@ def reference_to(source: str, revision: str | None, fingerprint: str) -> ModelRe
     where its weights are damaged, or not those of its config."""
     from kdscale.models.fit import check_weights  # which stands on this module
 
-    is_folder, where = _is_folder(source), source
-    if is_folder:
+    stored, where = is_folder(source), source
+    if stored:
         source = open_store(source).url
         where = str(local_folder(source))
     check_weights(where, revision, load_config_of(where, revision))
-    digest = weights_digest(Path(where)) if is_folder else f"{source}@{revision or 'main'}"
+    digest = weights_digest(Path(where)) if stored else f"{source}@{revision or 'main'}"
     return ModelReference(fingerprint, source, revision, digest, _count(where, revision))
 
 
@@ -114,12 +149,8 @@ def source_identity(source: str, revision: str | None) -> dict[str, Any]:
 
     Raises KdscaleError where `source` looks like a path and is no folder.
     """
-    if not _is_folder(source):
-        if source.startswith((".", "/", "~")):
-            raise KdscaleError(
-                f"The model's folder {source!r} does not exist.",
-                "Give a folder with config.json and *.safetensors, or a hub name.",
-            )
+    if not is_folder(source):
+        check_is_name(source)
         return {"name": source, "revision": revision}
     store = open_store(source)
     files = {key: store.size(key) for key in store.list() if "/" not in key}
@@ -156,5 +187,22 @@ def _count(source: str, revision: str | None) -> int:
         return count_parameters(build_model(shape, seed=0))
 
 
-def _is_folder(source: str) -> bool:
+def check_is_name(source: str) -> None:
+    """KdscaleError where what is no folder cannot be a hub name either."""
+    if Path(source).expanduser().is_file():
+        raise KdscaleError(
+            f"The model {source!r} is a file, where a folder is needed.",
+            "Give the folder that holds it, with config.json and *.safetensors, or a hub name.",
+        )
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith("/"):
+        raise KdscaleError(
+            f"The model's folder {source!r} does not exist.",
+            "Give a folder with config.json and *.safetensors, or a hub name.",
+        )
+    # What is nearly a URL is no name.
+    open_store(source)
+
+
+def is_folder(source: str) -> bool:
+    """Whether a model is in a folder or a store, and not a hub's."""
     return "://" in source or Path(source).expanduser().is_dir()

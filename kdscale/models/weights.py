@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 )
 
 from kdscale.errors import KdscaleError
+from kdscale.models.folder import check_is_name, is_folder
 from kdscale.store import Store, open_store
 
 SINGLE = "model.safetensors"
@@ -59,8 +60,9 @@ def weight_headers(source: str, revision: str | None = None) -> dict[str, Tensor
     Reads only headers, whatever is asked. KdscaleError names the file that is missing, empty, cut
     off, a git-lfs pointer or no safetensors file at all.
     """
-    if "://" in source or Path(source).expanduser().exists():
+    if is_folder(source):
         return _stored_headers(open_store(source))
+    check_is_name(source)
     return _hub_headers(source, revision)
 
 

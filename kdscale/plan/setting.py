@@ -8,13 +8,15 @@ from kdscale.config import RunConfig
 from kdscale.config.hardware import Hardware
 from kdscale.config.training import WorkersConfig
 from kdscale.errors import KdscaleError
-from kdscale.models.build import load_config_of, make_config
-from kdscale.models.folder import local_folder
-from kdscale.models.initial import plan_student
-from kdscale.models.tasks import Purpose, set_purpose
+from kdscale.models.build import load_config_of
+from kdscale.models.folder import loadable
 from kdscale.plan.calibration import Calibration
 from kdscale.plan.shape import Shape, shape_of
-from kdscale.plan.tokens import Tokens, count_tokens
+from kdscale.preflight.tokens import Tokens, count_tokens
+from kdscale.preflight.view import KnownData
+from kdscale.store import explained
+from kdscale.student.start import plan_of
+from kdscale.teacher.existing import teacher_config
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Setting:
         return replace(self, measured=measured)
 
 
+@explained()
 def make_setting(
     config: RunConfig,
     hardware: Hardware,
@@ -72,21 +75,9 @@ def make_setting(
     if teacher is not None:
         vocab_size = teacher.get_text_config().vocab_size
     found = count_tokens(config, vocab_size, tokens)
-    purpose = Purpose(config.task, _classes(config, found), config.data.chunks)
-    if teacher is None:
-        assert config.teacher.model is not None
-        length = config.data.row_length
-        teacher = make_config(config.teacher.model, found.vocab_size, {}, length, purpose)
-    elif config.teacher.training is not None:
-        set_purpose(teacher, purpose, config.data.row_length)
-    student = plan_student(
-        config.distill.student,
-        teacher,
-        vocab_size=found.vocab_size,
-        special_ids={},
-        row_length=config.data.row_length,
-        purpose=purpose,
-    ).config
+    data = KnownData(found.vocab_size, _classes(config, found))
+    teacher = teacher_config(config, data, teacher)
+    student = plan_of(config, data, teacher).config
     return Setting(
         config=config,
         tokens=found,
@@ -121,11 +112,10 @@ def _existing(config: RunConfig, instead: str | None) -> Any:
     """The transformers config of a teacher that exists."""
     where = instead or config.teacher.load
     assert where is not None
-    if "://" in where:
-        where = str(local_folder(where))
-    if Path(where).is_file():
+    if instead and "://" not in where and Path(where).is_file():
         where = str(Path(where).parent)
     try:
+        where = loadable(where, weights=False)
         return load_config_of(where, None if instead else config.teacher.revision)
     except KdscaleError as error:
         raise KdscaleError(

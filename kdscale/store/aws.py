@@ -7,6 +7,10 @@ import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
+
+from kdscale.errors import KdscaleError
+from kdscale.store.redact import redact
 
 CONNECT_TIMEOUT = 5.0  # seconds
 # botocore renews what expires well before it does, so it is asked again this often.
@@ -15,9 +19,32 @@ _CREDENTIALS_LIVE = timedelta(minutes=5)
 _ONLY_BOTOCORE = {"s3", "services", "endpoint_url"}
 
 
+_ENDPOINT_NAMES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+
+
 def endpoint() -> str | None:
     """The S3 endpoint that the environment names; None for Amazon's own."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return next(filter(None, map(os.environ.get, _ENDPOINT_NAMES)), None)
+
+
+def check_endpoint() -> None:
+    """KdscaleError where the endpoint is no URL: obstore crashes on it, in a page of Rust."""
+    value = endpoint()
+    if value is None:
+        return
+    name = next(filter(os.environ.get, _ENDPOINT_NAMES))
+    bare = value.strip()
+    try:
+        parts = urlsplit(bare)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_url = False
+    if not is_url or bare != value or not bare.isascii():
+        example = f"http://{bare.rpartition('/')[2]}" if "://" not in bare else "http://HOST:PORT"
+        raise KdscaleError(
+            f"{name} is {redact(value)!r}, which is no URL of a server.",
+            f"Write it with its protocol, host and port, such as {example}.",
+        )
 
 
 def s3fs_options(read_timeout: float) -> dict[str, Any]:

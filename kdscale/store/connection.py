@@ -12,7 +12,9 @@ import importlib.util
 import logging
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
+from kdscale.store.aws import check_endpoint, endpoint
 from kdscale.store.backend import Backend
 from kdscale.store.fsspec_backend import FsspecBackend
 from kdscale.store.redact import redact
@@ -23,13 +25,17 @@ log = logging.getLogger(__name__)
 # threads do not come along in a fork: a child that called it would wait for ever.
 _native_process: int | None = None
 
+# Buckets that have answered this process, or the one that handed it the connection; each with the
+# endpoint.
+_answered: set[tuple[str, str | None]] = set()
+
 
 @dataclass(frozen=True, repr=False)
 class Connection:
     """What it takes to open the client of `url`; `read_timeout` is in seconds of silence."""
 
     url: str
-    read_timeout: float = 60.0
+    read_timeout: float = 30.0
     # By process id. A forked child leaves its parent's entry alone: closing it there would cut the
     # connections that both share.
     _opened: dict[int, Backend] = field(default_factory=dict, compare=False)
@@ -37,8 +43,17 @@ class Connection:
     def __repr__(self) -> str:
         return f"Connection({redact(self.url)!r}, {self.read_timeout})"
 
-    def __reduce__(self) -> tuple[type["Connection"], tuple[str, float]]:
-        return Connection, (self.url, self.read_timeout)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _connect, (self.url, self.read_timeout, self.has_answered)
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether the bucket has ever answered, be it with a refusal of what was asked."""
+        return self._bucket in _answered
+
+    def heard(self) -> None:
+        """Note that the bucket has answered."""
+        _answered.add(self._bucket)
 
     def backend(self) -> Backend:
         """The client of this process. KdscaleError where the package it needs is missing."""
@@ -46,8 +61,15 @@ class Connection:
         # Threads that meet here first may each open one; the first stored stays.
         return found or self._opened.setdefault(os.getpid(), self._open())
 
+    @property
+    def _bucket(self) -> tuple[str, str | None]:
+        protocol, _, rest = self.url.partition("://")
+        return f"{protocol}://{rest.partition('/')[0]}", endpoint()
+
     def _open(self) -> Backend:
         global _native_process
+        if self.url.startswith(("s3://", "s3a://")):
+            check_endpoint()
         if os.environ.get("KDSCALE_STORE") != "fsspec" and importlib.util.find_spec("obstore"):
             from kdscale.store.native import open_native
 
@@ -59,3 +81,11 @@ class Connection:
             else:
                 log.info("%s: through fsspec, because obstore does not survive a fork", self)
         return FsspecBackend(self.url, self.read_timeout)
+
+
+def _connect(url: str, read_timeout: float, has_answered: bool) -> Connection:
+    """A connection that another process has handed over."""
+    connection = Connection(url, read_timeout)
+    if has_answered:
+        connection.heard()
+    return connection

@@ -28,15 +28,17 @@ def upload_folder(folder: Path, store: Store, prefix: str, last: str | None = No
         target.put_file(last, folder / last)
 
 
-def download_folder(store: Store, prefix: str, folder: Path) -> Path:
-    """Fetch into `folder` what stands under `prefix`, and return `folder`.
+def download_folder(
+    store: Store, prefix: str, folder: Path, names: list[str] | None = None
+) -> Path:
+    """Fetch into `folder` what stands under `prefix`, or only `names` of it, and return `folder`.
 
     A file that is there with the right size is kept as it is, so a folder belongs to one version of
     one prefix. FileNotFoundError where nothing stands under `prefix`. A local store needs no
     download: `store.local_path(prefix)` is the folder.
     """
     source = store.child(prefix)
-    names = source.list()
+    names = source.list() if names is None else names
     if not names:
         raise FileNotFoundError(f"{source} holds no files")
 

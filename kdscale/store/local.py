@@ -15,7 +15,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdscale.errors import StoreError
 from kdscale.store.check import check
+from kdscale.store.errors import worded
 from kdscale.store.store import Entry, Store
 
 _TEMPORARY = (".kdscale-", ".tmp")
@@ -30,7 +32,8 @@ class LocalStore(Store):
         return self._path(key) if key else Path(self.url)
 
     def get(self, key: str) -> bytes:
-        return self._file(key).read_bytes()
+        with self._worded("get", key):
+            return self._file(key).read_bytes()
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         return self.get_ranges(key, [(start, length)])[0]
@@ -38,33 +41,35 @@ class LocalStore(Store):
     def get_ranges(self, key: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
         for start, length in spans:
             assert min(start, length) >= 0, (start, length)
-        with self._file(key).open("rb", buffering=0) as file:
+        with self._worded("get_ranges", key), self._file(key).open("rb", buffering=0) as file:
             _read_ahead(file.fileno(), spans)
             return [self._read(file.fileno(), key, *span) for span in spans]
 
     def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
-        with _written(path, data) as temporary:
+        with self._worded("put", key), _written(path, data) as temporary:
             os.replace(temporary, path)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         path = self._path(key)
-        try:
-            with _written(path, data) as temporary:
+        with self._worded("put_if_absent", key), _written(path, data) as temporary:
+            try:
                 os.link(temporary, path)
-        except FileExistsError:
-            return self.get(key) == data
+            except FileExistsError:
+                return self.get(key) == data
         return True
 
     def exists(self, key: str) -> bool:
-        return self._path(key).is_file()
+        with self._worded("get", key):
+            return self._path(key).is_file()
 
     def size(self, key: str) -> int:
-        return self._file(key).stat().st_size
+        with self._worded("size", key):
+            return self._file(key).stat().st_size
 
     def delete(self, key: str) -> None:
         path = self._path(key)
-        with suppress(FileNotFoundError, NotADirectoryError):
+        with self._worded("delete", key), suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
         for folder in path.parents:
             if folder == self.local_path():
@@ -83,15 +88,16 @@ class LocalStore(Store):
         return list(filter(None, map(self._entry, filter(_is_temporary, self._keys()))))
 
     def list(self, prefix: str = "") -> list[str]:
-        return sorted(key for key in self._keys(prefix) if not _is_temporary(key))
+        with self._worded("list"):
+            return sorted(key for key in self._keys(prefix) if not _is_temporary(key))
 
     def put_file(self, key: str, path: Path) -> None:
         target = self._path(key)
-        with _copied(path, target) as temporary:
+        with self._worded("put_file", key), _copied(path, target) as temporary:
             os.replace(temporary, target)
 
     def get_file(self, key: str, path: Path) -> None:
-        with _copied(self._file(key), path) as temporary:
+        with self._worded("get_file", key), _copied(self._file(key), path) as temporary:
             os.replace(temporary, path)
 
     def check(self) -> None:
@@ -99,7 +105,9 @@ class LocalStore(Store):
 
     def _keys(self, prefix: str = "") -> Iterator[str]:
         """Keys of all files, temporary ones too."""
-        for parent, _, names in os.walk(self.local_path(prefix.rpartition("/")[0])):
+        for parent, _, names in os.walk(
+            self.local_path(prefix.rpartition("/")[0]), onerror=_unless_missing
+        ):
             inside = Path(parent).relative_to(self.url)
             for name in names:
                 key = (inside / name).as_posix()
@@ -125,6 +133,18 @@ class LocalStore(Store):
             found = position - start
             raise OSError(f"{self}/{key} has {found} bytes from byte {start}, not {length}")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    @contextmanager
+    def _worded(self, verb: str, key: str = "") -> Iterator[None]:
+        """What the file system says as StoreError, but for a key that holds nothing."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if isinstance(error, StoreError):
+                raise
+            raise worded(error, verb, f"{self.url}/{key}".rstrip("/")) from error
 
     def _path(self, key: str) -> Path:
         return Path(self._join(key))
@@ -152,11 +172,17 @@ def temporary_beside(path: Path) -> Iterator[Path]:
 def _make(path: Path) -> None:
     """An empty file and its folders, however often another process removes them as empty."""
     for _ in range(_TRIES):
-        with suppress(FileNotFoundError, FileExistsError):
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(exist_ok=False)
+        except FileNotFoundError:
+            continue
+        except FileExistsError:
+            if path.parent.is_file():
+                raise
+        else:
             return
-    raise NotADirectoryError(f"{path.parent} cannot be made, or is removed again and again")
+    raise OSError(f"{path.parent} is removed again and again")
 
 
 @contextmanager
@@ -177,6 +203,13 @@ def _copied(source: Path, target: Path) -> Iterator[Path]:
         _flush(temporary)
         yield temporary
         _flush_folder(target)
+
+
+def _unless_missing(error: OSError) -> None:
+    """A folder that has gone since it was listed, or a file, holds no keys; one that may not be
+    read is no empty one."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _flush_folder(path: Path) -> None:

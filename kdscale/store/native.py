@@ -140,9 +140,16 @@ def _plain_errors() -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
+        if "NoSuchBucket" in str(error):
+            raise _translated(str(error)) from None
         raise FileNotFoundError(_explain(str(error))) from None
     except BaseError as error:
         raise _translated(str(error)) from None
+    except BaseException as error:
+        # Rust's own failure, which derives from no Exception: of a URL that it cannot parse.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise OSError(_explain(str(error))) from None
 
 
 def _translated(text: str) -> OSError:

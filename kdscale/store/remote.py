@@ -11,19 +11,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from kdscale.errors import KdscaleError
+from kdscale.errors import KdscaleError, StoreError
 from kdscale.store.backend import Backend
 from kdscale.store.check import check
 from kdscale.store.connection import Connection
+from kdscale.store.errors import is_bucket_missing, worded
 from kdscale.store.fsspec_backend import claims_conditional_put
 from kdscale.store.local import temporary_beside
 from kdscale.store.redact import redact
-from kdscale.store.retry import Retry
+from kdscale.store.retry import Retry, chain, http_status
 from kdscale.store.store import Entry, Store
 
 T = TypeVar("T")
 
 _RANGES_AT_ONCE = 16
+# Seconds until the bucket has answered: one that never has is more likely misnamed than down. With
+# a connection's time for a silent server it is less than the minute that a person waits.
+_FIRST_DEADLINE = 25.0
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,7 +93,16 @@ class RemoteStore(Store):
         return True
 
     def size(self, key: str) -> int:
-        return self._call("size", self._join(key), lambda backend, url: backend.size(url))
+        def find(backend: Backend, url: str) -> int:
+            try:
+                return backend.size(url)
+            except FileNotFoundError:
+                # The answer to a HEAD does not say whether it is the bucket that is missing.
+                if not self.connection.has_answered:
+                    backend.read_range(url, 0, 1)
+                raise
+
+        return self._call("size", self._join(key), find)
 
     def delete(self, key: str) -> None:
         self._call("delete", self._join(key), lambda backend, url: backend.remove(url))
@@ -109,12 +122,17 @@ class RemoteStore(Store):
         return [entry.key for entry in self.entries(prefix)]
 
     def put_file(self, key: str, path: Path) -> None:
-        self._call("put_file", self._join(key), lambda backend, url: backend.send_file(url, path))
+        self._call(
+            "put_file", self._join(key), lambda backend, url: backend.send_file(url, path), path
+        )
 
     def get_file(self, key: str, path: Path) -> None:
         with temporary_beside(path) as temporary:
             self._call(
-                "get_file", self._join(key), lambda backend, url: backend.fetch_file(url, temporary)
+                "get_file",
+                self._join(key),
+                lambda backend, url: backend.fetch_file(url, temporary),
+                path,
             )
             os.replace(temporary, path)
 
@@ -123,14 +141,30 @@ class RemoteStore(Store):
         quick = Connection(self.url, read_timeout=8)
         check(replace(self, connection=quick, retry=Retry(deadline=8)))
 
-    def _call(self, verb: str, url: str, operation: Callable[[Backend, str], T]) -> T:
-        """`operation(client, url)` under the retry policy, all its failures as OSError."""
+    def _call(
+        self,
+        verb: str,
+        url: str,
+        operation: Callable[[Backend, str], T],
+        path: Path | None = None,
+    ) -> T:
+        """`operation(client, url)` under the retry policy. FileNotFoundError for what is not there,
+        StoreError for all other failures. path: the file of this machine that it is about too."""
+        known = self.connection.has_answered
+        deadline = self.retry.deadline if known else min(self.retry.deadline, _FIRST_DEADLINE)
+        retry = replace(self.retry, deadline=deadline, knows_host=known)
         try:
-            return self.retry(lambda: operation(self.connection.backend(), url), f"{verb} {url}")
-        except KdscaleError:
+            found = retry(lambda: operation(self.connection.backend(), url), f"{verb} {url}")
+        except (KdscaleError, StoreError):
             raise
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{verb} {redact(url)}: {redact(str(error))}") from error
         except Exception as error:
-            cause = f"{type(error).__name__}: {redact(str(error))}"
-            raise OSError(f"{verb} {redact(url)}: {cause}") from error
+            if is_bucket_missing(error):
+                raise worded(error, verb, url, path) from error
+            if isinstance(error, FileNotFoundError):
+                self.connection.heard()
+                raise FileNotFoundError(f"{verb} {redact(url)}: {redact(str(error))}") from error
+            if any(map(http_status, chain(error))):
+                self.connection.heard()
+            raise worded(error, verb, url, path) from error
+        self.connection.heard()
+        return found

@@ -9,6 +9,7 @@ The clients' own retries are turned off, so that attempts do not multiply.
 import errno
 import logging
 import random
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -41,6 +42,15 @@ _TRANSIENT_NAMES = {
 }
 _TRANSIENT_ERRNO = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN}
 
+_UNKNOWN_HOST_ERRNO = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
+_UNKNOWN_HOST = (
+    "Name or service not known",
+    "nodename nor servname provided",
+    "No address associated with hostname",
+    "Domain name not found",
+    "no record found",
+)
+
 _OUTAGE = 10.0  # seconds
 
 
@@ -51,7 +61,11 @@ def full_jitter(ceiling: float) -> float:
 
 @dataclass(frozen=True)
 class Retry:
-    """Calls an operation until it succeeds, fails for good, or `deadline` seconds would be over."""
+    """Calls an operation until it succeeds, fails for good, or `deadline` seconds would be over.
+
+    knows_host: whether the host has ever answered. Of one that has not, a name that no name server
+    knows is a mistake and no outage.
+    """
 
     deadline: float = 120.0
     first_pause: float = 0.2
@@ -59,6 +73,7 @@ class Retry:
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
     jitter: Callable[[float], float] = full_jitter
+    knows_host: bool = True
 
     def __call__(self, operation: Callable[[], T], name: str = "") -> T:
         """The operation's result; `name` is for the log. Raises the last error, unchanged."""
@@ -69,7 +84,7 @@ class Retry:
                 return operation()
             except Exception as error:
                 elapsed, pause = self.clock() - start, self.jitter(ceiling)
-                if not is_transient(error) or elapsed + pause > self.deadline:
+                if not self._may_pass(error) or elapsed + pause > self.deadline:
                     raise
                 # Blips are everyday; an outage is why nothing moves, and people should be told.
                 level = logging.WARNING if elapsed > _OUTAGE else logging.INFO
@@ -77,6 +92,10 @@ class Retry:
                 log.log(level, redact(text))
             self.sleep(pause)
             ceiling = min(2 * ceiling, self.longest_pause)
+
+    def _may_pass(self, error: BaseException) -> bool:
+        is_mistake = not self.knows_host and any(map(is_unknown_host, chain(error)))
+        return is_transient(error) and not is_mistake
 
 
 def is_transient(error: BaseException) -> bool:
@@ -90,7 +109,7 @@ def is_transient(error: BaseException) -> bool:
             return True
         status = http_status(link)
         if status is not None:
-            return status in _TRANSIENT_STATUS or _error_code(link) in _TRANSIENT_CODES
+            return status in _TRANSIENT_STATUS or error_code(link) in _TRANSIENT_CODES
     return False
 
 
@@ -106,12 +125,24 @@ def http_status(error: BaseException) -> int | None:
     return None
 
 
+def is_unknown_host(error: BaseException) -> bool:
+    """Whether no name server knows the host; not that none could be asked."""
+    if isinstance(error, socket.gaierror):
+        return error.errno in _UNKNOWN_HOST_ERRNO
+    return any(sign in str(error) for sign in _UNKNOWN_HOST)
+
+
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it was raised from, and so on."""
+    """The error, what it was raised from, and so on; Ray and botocore keep that in places of their
+    own."""
     link: BaseException | None = error
-    while link is not None:
+    seen: set[int] = set()
+    while isinstance(link, BaseException) and id(link) not in seen:
         yield link
-        link = link.__cause__
+        seen.add(id(link))
+        below = getattr(link, "kwargs", None)
+        below = below.get("error") if isinstance(below, dict) else None
+        link = getattr(link, "cause", None) or link.__cause__ or below
 
 
 def class_names(error: BaseException) -> set[str]:
@@ -119,7 +150,8 @@ def class_names(error: BaseException) -> set[str]:
     return {base.__name__ for base in type(error).__mro__}
 
 
-def _error_code(error: BaseException) -> str | None:
+def error_code(error: BaseException) -> str | None:
+    """The code that S3 gave, such as "NoSuchKey", if any."""
     response = getattr(error, "response", None)
     return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
 

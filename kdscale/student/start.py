@@ -13,9 +13,10 @@ from kdscale.data.prepared import Prepared
 from kdscale.models.build import load_config_of
 from kdscale.models.calibrate import calibrate
 from kdscale.models.folder import ModelReference
-from kdscale.models.initial import build_student, plan_student
+from kdscale.models.initial import Plan, build_student, plan_student
 from kdscale.models.tasks import Purpose
 from kdscale.models.tensors import TensorFiles
+from kdscale.types import DataFacts
 from kdscale.workers import Worker
 
 
@@ -38,14 +39,7 @@ def plan_start(
     student = config.distill.student
     folder = _weights_folder(teacher) if student.takes_from_teacher else None
     shape = load_config_of(folder) if folder else None
-    plan = plan_student(
-        student,
-        shape,
-        vocab_size=prepared.vocab_size,
-        special_ids=prepared.special_ids,
-        row_length=config.data.row_length,
-        purpose=Purpose(config.task, prepared.classes, config.data.chunks),
-    )
+    plan = plan_of(config, prepared, shape)
     kept = None
     if student.width is not None:
         assert folder is not None
@@ -56,6 +50,19 @@ def plan_start(
         worker.say(f"student: {plan.provenance}")
     files = TensorFiles(folder, shape) if folder else None
     return Start(plan.config, lambda: build_student(plan, files, kept, config.seed))
+
+
+def plan_of(config: RunConfig, data: DataFacts, teacher: Any | None) -> Plan:
+    """How the student of `config` starts, over `data`, from `teacher`, a transformers config; see
+    plan_student."""
+    return plan_student(
+        config.distill.student,
+        teacher,
+        vocab_size=data.vocab_size,
+        special_ids=data.special_ids,
+        row_length=config.data.row_length,
+        purpose=Purpose(config.task, data.classes, config.data.chunks),
+    )
 
 
 def _weights_folder(teacher: ModelReference) -> Path:

@@ -104,7 +104,7 @@ def layer_losses(
     live = config.distill.live
     if not live.layer_outputs:
         return None, None
-    shapes = (start.config, load_config_of(teacher.local(), teacher.revision))
+    shapes = (start.config, load_config_of(teacher.local(weights=False), teacher.revision))
     own, theirs = (shape.get_text_config() for shape in shapes)
     depths = own.num_hidden_layers, theirs.num_hidden_layers
     widths = own.hidden_size, theirs.hidden_size

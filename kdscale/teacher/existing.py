@@ -1,4 +1,7 @@
-"""A teacher that exists already: whether it fits the run, and what it is for."""
+"""What the teacher of a run is, as a transformers config: made, trained further, or as it exists.
+
+None of it needs weights or rows, so it can be known, and refused, before anything starts.
+"""
 
 import tempfile
 from collections.abc import Iterator
@@ -7,26 +10,41 @@ from pathlib import Path
 from typing import Any
 
 from kdscale.config import RunConfig
-from kdscale.data.prepared import Prepared
 from kdscale.data.pretrained import load_tokenizer, require_embeddings
 from kdscale.errors import KdscaleError
-from kdscale.models.build import check_vocabulary, load_config_of
+from kdscale.models.build import check_vocabulary, load_config_of, make_config
 from kdscale.models.chunked import CHUNKS
-from kdscale.models.folder import local_folder
+from kdscale.models.folder import loadable
 from kdscale.models.positions import check_positions
 from kdscale.models.tasks import Purpose, describe_task, longest_input, set_purpose, task_of
+from kdscale.types import DataFacts
 
 
-def purpose_of(config: RunConfig, prepared: Prepared) -> Purpose:
+def purpose_of(config: RunConfig, data: DataFacts) -> Purpose:
     """What the models of a run are for."""
-    return Purpose(config.task, prepared.classes, config.data.chunks)
+    return Purpose(config.task, data.classes, config.data.chunks)
 
 
-def teacher_source(config: RunConfig) -> str:
-    """What `from_pretrained` takes on this machine for the teacher that the config loads."""
+def teacher_config(config: RunConfig, data: DataFacts, shape: Any | None = None) -> Any:
+    """The transformers config of the run's teacher. `shape` stands in for the one in teacher.load.
+
+    Raises KdscaleError where it cannot be had, or does not fit the run.
+    """
+    teacher = config.teacher
+    if teacher.model is not None:
+        length, ids = config.data.row_length, data.special_ids
+        return make_config(teacher.model, data.vocab_size, ids, length, purpose_of(config, data))
+    if teacher.training is not None:
+        return config_to_train(config, data, shape)
+    return check_teacher(config, data, shape)
+
+
+def teacher_source(config: RunConfig, *, weights: bool = True) -> str:
+    """What `from_pretrained` takes on this machine for the teacher that the config loads; without
+    `weights` for its config and tokenizer only."""
     source = config.teacher.load
     assert source is not None
-    return str(local_folder(source)) if "://" in source else source
+    return loadable(source, weights=weights)
 
 
 @contextmanager
@@ -35,11 +53,14 @@ def own_tokenizer(config: RunConfig) -> Iterator[Path | None]:
     the run trains one. KdscaleError where the teacher has none that transformers can load."""
     with tempfile.TemporaryDirectory(prefix="kdscale-tokenizer-") as scratch:
         is_own = config.data.tokenizer.kind == "teacher"
-        yield _save_tokenizer(config, Path(scratch)) if is_own else None
+        source = teacher_source(config, weights=False) if is_own else None
+        yield None if source is None else save_tokenizer(config, source, Path(scratch))
 
 
-def _save_tokenizer(config: RunConfig, folder: Path) -> Path:
-    source, revision = teacher_source(config), config.teacher.revision
+def save_tokenizer(config: RunConfig, source: str, folder: Path) -> Path:
+    """Write the tokenizer that transformers makes of the teacher's, at `source` on this machine, to
+    `folder`; returns it. KdscaleError where there is none, or the teacher lacks embeddings."""
+    revision = config.teacher.revision
     tokenizer = load_tokenizer(source, revision)
     shape = load_config_of(source, revision)
     require_embeddings(tokenizer, shape.get_text_config().vocab_size, source, revision)
@@ -47,22 +68,22 @@ def _save_tokenizer(config: RunConfig, folder: Path) -> Path:
     return folder
 
 
-def config_to_train(config: RunConfig, prepared: Prepared) -> Any:
+def config_to_train(config: RunConfig, prepared: DataFacts, shape: Any | None = None) -> Any:
     """The transformers config of the teacher that is loaded and trained further. KdscaleError where
     its tokenizer, architecture or length does not fit."""
-    shape = load_config_of(teacher_source(config), config.teacher.revision)
+    shape = shape or _existing(config)
     check_vocabulary(shape, prepared.vocab_size, "teacher")
     set_purpose(shape, purpose_of(config, prepared), config.data.row_length)
     if shape.pad_token_id is None:
         # Classifiers over decoders find a row's end by it.
-        shape.pad_token_id = prepared.special_ids["pad_token_id"]
+        shape.pad_token_id = prepared.special_ids.get("pad_token_id")
     return shape
 
 
-def check_teacher(config: RunConfig, prepared: Prepared) -> None:
-    """KdscaleError where the teacher that is loaded, and not trained further, has another task,
-    other classes or a smaller vocabulary than the run."""
-    shape = load_config_of(teacher_source(config), config.teacher.revision)
+def check_teacher(config: RunConfig, prepared: DataFacts, shape: Any | None = None) -> Any:
+    """The transformers config of the teacher that is loaded, and not trained further. KdscaleError
+    where it has another task, other classes or a smaller vocabulary than the run."""
+    shape = shape or _existing(config)
     check_vocabulary(shape, prepared.vocab_size, "teacher")
     if task_of(shape) != config.task:
         raise KdscaleError(
@@ -82,6 +103,11 @@ def check_teacher(config: RunConfig, prepared: Prepared) -> None:
             "Train it further with `teacher.training`, or use the data.chunks that it was made "
             "for.",
         )
+    return shape
+
+
+def _existing(config: RunConfig) -> Any:
+    return load_config_of(teacher_source(config, weights=False), config.teacher.revision)
 
 
 def _check_classes(shape: Any, classes: tuple[str, ...]) -> None:

@@ -16,10 +16,10 @@ from kdscale.config import RunConfig
 from kdscale.data.order import uniform_batch
 from kdscale.data.prepared import Prepared, open_prepared
 from kdscale.losses.fused import head_and_loss
-from kdscale.models.build import build_model, load_model, make_config
+from kdscale.models.build import build_model, load_model
 from kdscale.models.forward import RowTensors, row_tensors
 from kdscale.models.head import TrainedModel
-from kdscale.teacher.existing import config_to_train, purpose_of, teacher_source
+from kdscale.teacher.existing import teacher_config, teacher_source
 from kdscale.train.balance import LabelWeights, class_weights
 from kdscale.train.batches import batch_digest, rank_rows, split_micro_batches
 from kdscale.train.loop import LossSums, Step
@@ -77,11 +77,8 @@ def train_teacher(job: dict[str, Any]) -> None:
 
 def _build(config: RunConfig, prepared: Prepared) -> PreTrainedModel:
     """The teacher before its first step, the same on every rank."""
-    teacher, purpose = config.teacher, purpose_of(config, prepared)
-    if teacher.model is not None:
-        length, ids = config.data.row_length, prepared.special_ids
-        shape = make_config(teacher.model, prepared.vocab_size, ids, length, purpose)
+    shape = teacher_config(config, prepared)
+    if config.teacher.load is None:
         return build_model(shape, config.seed)
     torch.manual_seed(config.seed)
-    shape = config_to_train(config, prepared)
-    return load_model(teacher_source(config), revision=teacher.revision, config=shape)
+    return load_model(teacher_source(config), revision=config.teacher.revision, config=shape)

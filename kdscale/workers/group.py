@@ -25,6 +25,7 @@ from kdscale.desk import Desk
 from kdscale.errors import KdscaleError
 from kdscale.progress import Reporter, StageProgress
 from kdscale.ray_session import beside_driver
+from kdscale.store import explain
 from kdscale.workers.events import callbacks
 from kdscale.workers.start import Start, Task
 from kdscale.workers.worker import LeavingError
@@ -246,6 +247,13 @@ def _failed(error: Exception, stage: str, when: str = "") -> KdscaleError:
     """What the user reads of an error of the workers."""
     if isinstance(error, KdscaleError):
         return error
+    ranks = getattr(error, "worker_failures", None) or {}
+    for each in (error, *ranks.values()):
+        if (known := explain(each)) is not None:
+            return KdscaleError(
+                f"The stage {stage!r} failed on its workers{when}: {known.problem}",
+                f"{known.fix} Then run the same command again: finished work is kept.",
+            )
     return KdscaleError(
         f"The stage {stage!r} failed on its workers{when}: {type(error).__name__}: {error}",
         "The traceback above names the cause. Once it is mended, run the same command again: "

@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "stop": {"errors", "store"},
     "lease": {"errors", "store"},
-    "ray_session": set(),
+    "ray_session": {"errors", "store"},
     "data": {"config", "errors", "scratch", "shuffle", "store", "types"},
     "cache": {"ahead", "compiled", "config", "errors", "shuffle", "store", "types"},
     "losses": {"config", "types"},
@@ -52,15 +52,22 @@ ALLOWED: dict[str, set[str]] = {
         *("cache", "config", "curriculum", "data", "errors", "losses", "models", "scratch"),
         *("store", "train", "types", "workers"),
     },
-    "evaluate": {"config", "data", "errors", "models", "store", "tracking", "train", "workers"},
+    "evaluate": {
+        *("config", "data", "errors", "models", "store", "tracking", "train", "types", "workers"),
+    },
     "audit": {
         *("cache", "config", "errors", "models", "report", "store", "types", "workers"),
     },
     "report": {"config", "errors", "evaluate", "panels", "store"},
     "export": {"data", "errors", "evaluate", "models", "record", "report", "store"},
+    "preflight": {
+        *("cache", "config", "curriculum", "data", "errors", "evaluate", "models", "run"),
+        *("stages", "store", "student", "teacher", "train"),
+    },
     "plan": {
         *("audit", "cache", "config", "data", "errors", "evaluate", "losses", "models"),
-        *("progress", "ray_session", "report", "run", "store", "student", "train", "workers"),
+        *("preflight", "progress", "ray_session", "report", "run", "store", "student", "teacher"),
+        *("train", "workers"),
     },
     "record": {"evaluate", "stop", "store"},
     "heartbeat": {"config", "errors", "lease", "progress", "store"},
@@ -71,7 +78,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 # The rooms of the cache, each of which stands on those before it.
-CACHE = ("identity", "rows", "codecs", "format", "commit", "read", "maintain")
+CACHE = ("identity", "origin", "rows", "codecs", "format", "commit", "read", "maintain")
 
 # A library, and the only rooms or modules that may import it.
 WALLS = {

@@ -123,11 +123,14 @@ def test_jobs_of_this_machine_through_the_same_commands(
     monkeypatch.setenv("PYTHONPATH", str(CONFIG.parents[2]))
     here = ("--backend", "local")
     arguments = ["submit", str(CONFIG), *here, "--name", "mine", "--only", "prepare", "--follow"]
-    arguments += ["--set", "data.train={kind: text, path: absent}"]
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("too short to be kept")
+    # What only reading everything shows fails in the job.
+    arguments += ["--set", f"data.train={{kind: text, path: {tmp_path}/*.txt}}"]
     assert run(*arguments) == 2
     out, err = capsys.readouterr()
     assert out == "mine\n"
-    assert "absent" in err
+    assert "0 documents are left" in err
     assert "mine: FAILED after" in err
     assert run("status", "mine", *here, "--json") == 2
     assert json.loads(capsys.readouterr().out)["status"] == "FAILED"

@@ -18,7 +18,7 @@ from kdscale.plan.hardware import TABLE, find_hardware
 from kdscale.plan.plan import make_plan
 from kdscale.plan.setting import make_setting
 from kdscale.plan.text import render
-from kdscale.plan.tokens import corpus_bytes, count_tokens
+from kdscale.preflight.tokens import corpus_bytes, count_tokens
 from kdscale.store import open_store
 from tests.unit.plan.settings import setting, tree
 from tests.unit.plan.test_seconds import MEASURED
@@ -238,9 +238,9 @@ def test_the_command_refuses_what_cannot_fit(
 ) -> None:
     path = write(tmp_path, cache__capture={"micro_batch_rows": 8192, "queue_batches": 4096})
     assert command(path, "--hardware", "L4", "--tokens", "1e9") == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("error: The stage 'cache' does not fit on L4: a rank needs")
-    assert lines[1].startswith("fix: --set cache.capture.queue_batches=")
+    *_, problem, fix = capsys.readouterr().err.splitlines()
+    assert problem.startswith("error: The stage 'cache' does not fit on L4: a rank needs")
+    assert fix.startswith("fix: --set cache.capture.queue_batches=")
 
 
 def test_other_hardware_than_the_workers_run_on_is_not_calibrated(

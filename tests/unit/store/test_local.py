@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kdscale.errors import StoreError
 from kdscale.store import open_store
 from kdscale.store.local import LocalStore
 
@@ -92,7 +93,7 @@ def test_a_writer_whose_new_folder_is_removed_makes_it_again(
     store.put("other/folder/b", b"2")
     assert removals == []
     assert store.list() == ["folder/a", "other/folder/b"]
-    with pytest.raises(NotADirectoryError, match="cannot be made"):
+    with pytest.raises(StoreError, match="File exists"):
         store.put("folder/a/below", b"3")
 
 

@@ -1,0 +1,146 @@
+"""A cache that the run reuses or appends to: whether it is one of this run's, field by field."""
+
+import json
+from typing import Any
+
+from kdscale.cache.codecs import make_codec
+from kdscale.cache.commit.manifest import load_manifest
+from kdscale.cache.identity import FORMAT, Identity
+from kdscale.cache.origin import read_facts, read_tokenizer
+from kdscale.cache.read.mixing import check_alike, drawn_rows
+from kdscale.config.loss import check_defined
+from kdscale.errors import KdscaleError
+from kdscale.models.folder import is_folder, read_marker, weights_digest
+from kdscale.preflight.view import KnownData
+from kdscale.preflight.vocabularies import describe_difference
+from kdscale.run import NEEDED_OF_CACHE, NEEDED_OF_CACHES, Run
+from kdscale.store import Store, open_store
+
+# Bytes of weights whose digest takes no more than a second or two.
+_READ_AT_ONCE = 2 << 30
+_MADE_BEFORE = "the cache was made by an older version, which kept no more than a digest"
+
+
+def other_caches(run: Run) -> list[tuple[str, Store, float]]:
+    """(field of the config, store, weight) of each cache that another run made."""
+    cache = run.config.cache
+    if isinstance(cache.reuse, tuple):
+        return [
+            (f"cache.reuse.{number}.url", open_store(each.url), each.weight)
+            for number, each in enumerate(cache.reuse)
+        ]
+    field = "cache.reuse" if cache.reuse is not None else "cache.append_to"
+    url = cache.reuse or cache.append_to
+    return [] if url is None else [(field, open_store(url), 1.0)]
+
+
+def check_caches(run: Run, data: KnownData | None) -> None:
+    """KdscaleError where a cache that is reused, or appended to, is of something else than the run,
+    as far as this is known; each field that differs is named with both values."""
+    caches = other_caches(run)
+    if not caches:
+        return
+    known = _known(run, data)
+    manifests = [load_manifest(store) for _, store, _ in caches]
+    for (field, store, weight), manifest in zip(caches, manifests, strict=True):
+        found = manifest.identity
+        lines = [
+            _line(run, store, found, name, known[name], data)
+            for name in _needed(run)
+            if name in known and _plain(found.get(name)) != _plain(known[name])
+        ]
+        if lines:
+            raise KdscaleError(
+                f"The cache {store} ({field}) was made for something else:\n"
+                + "\n".join(f"  {line}" for line in lines),
+                "Make the config agree with the cache, or let this run capture one of its own.",
+            )
+        drawn_rows(manifest.rows, weight)
+    check_alike([manifest.identity for manifest in manifests])
+    if run.config.cache.reuse is not None and run.config.distill.targets == "cache":
+        kind = manifests[0].identity["codec"]["kind"]
+        check_defined(run.config.distill.loss.divergence.kind, kind)
+
+
+def _needed(run: Run) -> tuple[str, ...]:
+    reuse = run.config.cache.reuse
+    if isinstance(reuse, tuple):
+        return NEEDED_OF_CACHES
+    return (
+        NEEDED_OF_CACHE
+        if reuse is not None
+        else (*NEEDED_OF_CACHE, "codec", "dtype", "seed", "classes")
+    )
+
+
+def _known(run: Run, data: KnownData | None) -> Identity:
+    """The fields of the identity that the run's cache would have, as far as they are known."""
+    config = run.config
+    found: Identity = {
+        "format": FORMAT,
+        "task": config.task,
+        "row_length": config.data.row_length,
+        "temperature": config.cache.temperature,
+        "dtype": "bfloat16" if config.cache.capture.workers.gpus else "float32",
+        "seed": config.seed,
+    }
+    if data is not None and data.digest is not None:
+        found["tokenizer"] = data.digest
+    classifies = config.task == "sequence-classification"
+    if data is not None and data.is_exact and (data.classes or not classifies):
+        found["vocab_size"] = data.outputs
+        found["codec"] = make_codec(config.cache.codec, data.outputs).describe()
+        if data.classes:
+            found["classes"] = list(data.classes)
+    teacher = _teacher_digest(run)
+    return found if teacher is None else found | {"teacher": teacher}
+
+
+def _teacher_digest(run: Run) -> str | None:
+    """Of the complete teacher, or of one that its name says; None where the weights would have to
+    be read for it."""
+    marker = read_marker(run.model_store("teacher"))
+    if marker is not None and marker.fingerprint == run.teacher_fingerprint:
+        return marker.digest
+    teacher = run.config.teacher
+    if teacher.load is None or teacher.training is not None:
+        return None
+    if not is_folder(teacher.load):
+        return f"{teacher.load}@{teacher.revision or 'main'}"
+    folder = open_store(teacher.load).local_path()
+    files = [] if folder is None else list(folder.glob("*.safetensors"))
+    if folder is None or not files or sum(f.stat().st_size for f in files) > _READ_AT_ONCE:
+        return None
+    return weights_digest(folder)
+
+
+def _line(
+    run: Run, store: Store, found: Identity, name: str, expected: Any, data: KnownData | None
+) -> str:
+    """What differs in the field `name`."""
+    have = found.get(name)
+    if name == "tokenizer":
+        theirs = read_tokenizer(store, found)
+        if theirs is None or data is None or data.tokenizer is None:
+            return f"tokenizer: another one; {_MADE_BEFORE}"
+        return f"tokenizer: {describe_difference(theirs, data.tokenizer)}"
+    if name == "teacher":
+        source = read_facts(store).get("teacher", {}).get("source")
+        theirs_is = (
+            f"{source} (weights {have})" if source else f"weights {have}, and {_MADE_BEFORE}"
+        )
+        mine = run.config.teacher.load or "the one that is trained here"
+        return f"teacher: the cache has that of {theirs_is}; this run {mine} (weights {expected})"
+    if isinstance(have, dict) and isinstance(expected, dict):
+        keys = [key for key in {**have, **expected} if have.get(key) != expected.get(key)]
+        return "; ".join(_both(f"{name}.{key}", have.get(key), expected.get(key)) for key in keys)
+    return _both(name, have, expected)
+
+
+def _both(name: str, have: Any, expected: Any) -> str:
+    return f"{name}: the cache has {json.dumps(have)}, this run {json.dumps(expected)}"
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(value))

@@ -1,0 +1,173 @@
+"""Teacher and student, built without memory for their weights: whether they can be made at all, and
+whether they are to be trained as the config says."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from kdscale.config.training import TrainingConfig
+from kdscale.errors import KdscaleError
+from kdscale.models.build import build_model, count_parameters, load_config_of
+from kdscale.models.fit import check_sources, check_weights
+from kdscale.models.overrides import checkpoint_activations, set_dropout
+from kdscale.models.positions import position_notes
+from kdscale.models.tasks import Purpose, longest_input
+from kdscale.preflight.probe import Probe
+from kdscale.preflight.view import KnownData, View
+from kdscale.student.layers import choose_pairs
+from kdscale.student.start import plan_of
+from kdscale.teacher.existing import teacher_config
+from kdscale.train.optimiser import parameter_groups
+
+# Of a tokenizer that is out of sight.
+_SOME_IDS = 32_000
+
+
+def check_models(view: View) -> None:
+    """KdscaleError where the teacher or the student cannot be made, does not fit the run, or cannot
+    be trained as the config says."""
+    config, data = view.config, view.data or KnownData(_SOME_IDS)
+    shape = _existing(view)
+    if config.teacher.load is None or shape is not None:
+        if view.data is None and shape is not None:
+            data = KnownData(shape.get_text_config().vocab_size, data.classes)
+        with view.findings.check("the teacher, built without weights"), _building("teacher"):
+            _check_vocabulary_option(view, data, "teacher")
+            view.teacher = teacher_config(config, data, shape)
+            _check_teacher(view)
+        if view.teacher_weights is not None:
+            with view.findings.check("the teacher's files, by their headers"):
+                further = config.teacher.training is not None
+                revision = config.teacher.revision
+                check_weights(view.teacher_weights, revision, view.teacher, trained_further=further)
+    if not view.makes("distill"):
+        return
+    if config.distill.student.takes_from_teacher and view.teacher is None:
+        return
+    with view.findings.check("the student, built without weights"), _building("student"):
+        _check_vocabulary_option(view, data, "student")
+        view.student = plan_of(config, data, view.teacher)
+        _check_student(view)
+        # The files of one that is trained here are written by then.
+        if view.teacher_weights is not None and config.teacher.training is None:
+            revision = config.teacher.revision
+            check_sources(view.student, view.teacher_weights, revision, view.teacher)
+
+
+def _existing(view: View) -> Any | None:
+    """The transformers config of a teacher that exists, if it is to be seen."""
+    instead = view.sight.teacher_shape is not None
+    if view.teacher_source is None:
+        return None
+    return load_config_of(view.teacher_source, None if instead else view.config.teacher.revision)
+
+
+@contextmanager
+def _building(what: str) -> Iterator[None]:
+    """What transformers raises of a model's options names none of them: it is a division by zero,
+    or a shape that does not fit another."""
+    try:
+        yield
+    except KdscaleError:
+        raise
+    except Exception as error:
+        raise KdscaleError(
+            f"transformers cannot build the {what}: {type(error).__name__}: {error}",
+            f"Correct the `options` of the {what}'s model, which contradict each other or are out "
+            "of range.",
+        ) from error
+
+
+def _check_vocabulary_option(view: View, data: KnownData, what: str) -> None:
+    """The tokenizer decides how many ids there are, whatever the options say."""
+    teacher, student = view.config.teacher.model, view.config.distill.student.model
+    model, field = (
+        (teacher, "teacher.model") if what == "teacher" else (student, "distill.student.model")
+    )
+    given = model.options.get("vocab_size") if model is not None else None
+    if given is None:
+        return
+    if isinstance(given, int) and given < data.vocab_size and view.data is not None:
+        at_most = "" if data.is_exact else "up to "
+        raise KdscaleError(
+            f"{field}.options.vocab_size is {given:,}, and the tokenizer has {at_most}"
+            f"{data.vocab_size:,} ids.",
+            "Leave it out: the vocabulary comes from the tokenizer.",
+        )
+    view.findings.note(
+        f"{field}.options.vocab_size {given} is no choice of the model: the vocabulary is the "
+        f"tokenizer's, of which further ids are padding. Leave it out, or set "
+        f"{field}.pad_vocab_to_multiple_of."
+    )
+
+
+def _check_teacher(view: View) -> None:
+    config = view.config
+    model = _meta(view.teacher)
+    _note_positions(view, view.teacher, "teacher")
+    training = config.teacher.training
+    if training is not None and view.makes("teacher"):
+        _check_trainable(model, training, "teacher.training")
+    if view.makes("cache", "teacher"):
+        Probe(view.teacher, "teacher").check(packs=config.packs)
+
+
+def _check_student(view: View) -> None:
+    config, plan = view.config, view.student
+    assert plan is not None
+    model = _meta(plan.config)
+    _check_trainable(model, config.distill.training, "distill.training")
+    probe = Probe(model.config, "student")
+    live = config.distill.live
+    probe.check(packs=config.packs, attention=live.attention is not None)
+    if view.teacher is None:
+        return
+    if live.attention is not None:
+        Probe(view.teacher, "teacher").check(packs=False, attention=True)
+    shapes = (plan.config.get_text_config(), view.teacher.get_text_config())
+    depths = shapes[0].num_hidden_layers, shapes[1].num_hidden_layers
+    for name in ("hidden", "attention"):
+        loss = getattr(live, name)
+        if loss is not None:
+            choose_pairs(loss.layers, depths, f"distill.live.{name}.layers")
+    _note_positions(view, plan.config, "student")
+    own, theirs = count_parameters(model), count_parameters(_meta(view.teacher))
+    if own > theirs:
+        view.findings.note(
+            f"The student has {own:,} parameters, more than its teacher's {theirs:,}."
+        )
+
+
+def _note_positions(view: View, shape: Any, what: str) -> None:
+    config = view.config
+    purpose = Purpose(config.task, (), config.data.chunks)
+    for note in position_notes(shape, longest_input(purpose, config.data.row_length), what):
+        view.findings.note(note)
+
+
+def _check_trainable(model: PreTrainedModel, training: TrainingConfig, field: str) -> None:
+    """KdscaleError for a dropout, a recomputation or an optimiser that cannot be set."""
+    if training.dropout is not None:
+        set_dropout(model, training.dropout)
+    if training.activation_checkpointing:
+        checkpoint_activations(model)
+    optimiser = training.optimiser
+    try:
+        torch.optim.AdamW(
+            parameter_groups(model, optimiser.weight_decay),
+            lr=optimiser.learning_rate,
+            betas=optimiser.betas,
+        )
+    except (TypeError, ValueError) as error:
+        raise KdscaleError(
+            f"{field}.optimiser cannot be made: {error}.", "Correct the value named."
+        ) from error
+
+
+def _meta(config: Any) -> PreTrainedModel:
+    with torch.device("meta"):
+        return build_model(copy.deepcopy(config), seed=0)

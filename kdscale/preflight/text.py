@@ -1,0 +1,132 @@
+"""The corpora and what is done to them: files that open, fields that are there, steps that can be
+made."""
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from kdscale.config.augment import AugmentConfig
+from kdscale.config.data import DataConfig, SourceConfig
+from kdscale.data.augment import Augmenter, table_paths
+from kdscale.data.classes import Classes
+from kdscale.data.cleaner import Cleaner
+from kdscale.data.corpus import find_corpus
+from kdscale.data.fields import Document, Fields
+from kdscale.data.prepare import named_sources
+from kdscale.data.readers import is_saved_dataset, load_hub_dataset, read_piece
+from kdscale.errors import KdscaleError
+from kdscale.preflight.locate import hub_answers, is_out_of_reach
+from kdscale.preflight.view import View
+from kdscale.store import Store, open_store
+
+_LOOKED_AT = 16  # documents of a source
+_ONE_EACH = ("text", "python-stdlib", "python-docs")  # a piece is a document
+
+
+def check_text(view: View) -> None:
+    """KdscaleError where a source cannot be read, or a step of cleaning cannot be made."""
+    data = view.config.data
+    classes = None
+    with view.findings.check("cleaning, augmentation and classes"):
+        Cleaner(data)
+        if data.augment is not None:
+            _check_augment(view, data.augment)
+        if data.labels is not None and data.labels.classes is not None:
+            classes = Classes(data.labels.classes, data.labels.aliases)
+    with view.findings.check("the first documents of each source"):
+        for field, source in _sources(data):
+            found = _look(view, field, source)
+            if classes is not None:
+                for document in found:
+                    classes.number(document.label)
+
+
+def _check_augment(view: View, augment: AugmentConfig) -> None:
+    try:
+        Augmenter(augment)
+    except KdscaleError:
+        absent = [path for path in table_paths(augment) if "://" in path or not _is_here(path)]
+        if not view.sight.elsewhere or not absent:
+            raise
+        view.findings.unseen("data.augment.steps", absent[0])
+
+
+def _sources(data: DataConfig) -> list[tuple[str, SourceConfig]]:
+    """Each source with the field that its path stands in."""
+    found = []
+    for name, sources in named_sources(data).items():
+        field = "data.train" if name == "train" else f"data.evaluate.{name}"
+        for number, source in enumerate(sources):
+            is_mixture = name == "train" and isinstance(data.train, tuple)
+            found.append((f"{field}.{number}.path" if is_mixture else f"{field}.path", source))
+    return found
+
+
+def _look(view: View, field: str, source: SourceConfig) -> list[Document]:
+    """The first documents of a source; none of one that is out of sight."""
+    data = view.config.data
+    label = None if data.labels is None else data.labels.field
+    path = str(source.path)
+    try:
+        if source.kind == "huggingface":
+            _check_columns(view, Fields(source.text_field, label, data.chat), source)
+            return []
+        pieces = find_corpus(source).pieces
+        found = list(islice(read_piece(pieces[0], source, label, data.chat), _LOOKED_AT))
+    except (KdscaleError, OSError) as error:
+        absent = is_out_of_reach(error) if "://" in path else not _is_here(path)
+        if not view.sight.elsewhere or not absent:
+            raise
+        view.findings.unseen(field, path)
+        return []
+    if field == "data.train.path" and source.kind in _ONE_EACH and len(pieces) < 2:
+        raise KdscaleError(
+            f"{len(pieces)} document is all that data.train has: training and validation need one.",
+            "Give more documents.",
+        )
+    return found
+
+
+def _check_columns(view: View, fields: Fields, source: SourceConfig) -> None:
+    """Of a data set of Hugging Face, as far as it says what it has: it is not fetched for this."""
+    path = str(source.path)
+    if is_saved_dataset(path):
+        have = _saved_columns(open_store(path), source.split)
+        if have is not None:
+            fields.require(have, path)
+        return
+    if view.sight.elsewhere and not hub_answers():
+        raise OSError("the hub does not answer")
+    info: Any = load_hub_dataset(path, source.subset, None).info
+    if info.features:
+        fields.require(info.features, path)
+    if info.splits and source.split not in info.splits:
+        raise KdscaleError(
+            f"The data set {path!r} has no split {source.split!r}, only {', '.join(info.splits)}.",
+            "Set `split` of the source to one of these.",
+        )
+
+
+def _saved_columns(store: Store, split: str) -> list[str] | None:
+    """The columns of a data set that `save_to_disk` wrote, by its own description."""
+    folder = ""
+    if store.exists("dataset_dict.json"):
+        splits = json.loads(store.get("dataset_dict.json"))["splits"]
+        if split not in splits:
+            raise KdscaleError(
+                f"The data set {store} has no split {split!r}, only {', '.join(splits)}.",
+                "Set `split` of the source to one of these.",
+            )
+        folder = f"{split}/"
+    if not store.exists(f"{folder}dataset_info.json"):
+        return None
+    features = json.loads(store.get(f"{folder}dataset_info.json")).get("features")
+    return None if features is None else list(features)
+
+
+def _is_here(path: str) -> bool:
+    """Whether a local path, or the folder that a glob starts from, is there."""
+    root = path.split("*")[0].split("?")[0]
+    root = root if root == path else root.rpartition("/")[0] or "."
+    return Path(root).expanduser().exists()

@@ -1,0 +1,84 @@
+"""A run as it is looked at before it starts: what is to be made, from where it is seen, what is
+known of it by then."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdscale.config import RunConfig
+from kdscale.data.prepared import Prepared
+from kdscale.models.initial import Plan
+from kdscale.preflight.findings import Findings
+from kdscale.run import Run
+
+
+@dataclass(frozen=True)
+class Sight:
+    """From where a run is looked at."""
+
+    elsewhere: bool = False
+    """It will run on other machines: what is not to be seen from here is noted, not refused."""
+
+    tokens: float | None = None
+    """Tokens of training text, in place of a corpus that is not at hand."""
+
+    teacher_shape: str | None = None
+    """Folder with a config.json, in place of a teacher that is not at hand."""
+
+
+HERE = Sight()
+
+
+@dataclass(frozen=True)
+class KnownData:
+    """What prepared data say of themselves, or are expected to say."""
+
+    vocab_size: int
+    classes: tuple[str, ...] = ()  # none also where they are not known yet
+    special_ids: dict[str, int] = field(default_factory=dict)
+    is_exact: bool = False
+    """Whether `vocab_size` is the tokenizer's; else it has at most so many ids."""
+
+    tokenizer: Path | None = None  # folder, where it is at hand
+    digest: str | None = None  # of its tokenizer.json, sha256
+
+    @property
+    def outputs(self) -> int:
+        """What a distribution is over; two classes where they are not known yet."""
+        return len(self.classes) or self.vocab_size
+
+
+@dataclass
+class View:
+    """One look at a run."""
+
+    run: Run
+    stages: frozenset[str]  # that are to be made
+    sight: Sight
+    findings: Findings
+    scratch: Path
+    prepared: Prepared | None = None
+    data: KnownData | None = None  # None where nothing is known of the tokenizer
+    teacher_source: str | None = None
+    """What `from_pretrained` takes here for the config and tokenizer of a teacher that exists."""
+
+    teacher: Any | None = None  # of transformers; None where it is out of sight
+    student: Plan | None = None
+
+    @property
+    def config(self) -> RunConfig:
+        """Of the run."""
+        return self.run.config
+
+    @property
+    def teacher_weights(self) -> str | None:
+        """Where the files of a teacher that exists can be looked at, if they can."""
+        if self.teacher_source is None or self.sight.teacher_shape is not None:
+            return None
+        load = self.config.teacher.load
+        # The config and tokenizer of a remote one have been fetched; its weights have not.
+        return load if load is not None and "://" in load else self.teacher_source
+
+    def makes(self, *stages: str) -> bool:
+        """Whether one of `stages` is to be made."""
+        return not self.stages.isdisjoint(stages)
