@@ -186,6 +186,7 @@ def _count(source: str, revision: str | None) -> int:
 
 def check_is_name(source: str) -> None:
     """KdscaleError where what is no folder cannot be a hub name either."""
+    open_store(source)  # refuses what is nearly a URL
     if Path(source).expanduser().is_file():
         raise KdscaleError(
             f"The model {source!r} is a file, where a folder is needed.",
@@ -196,8 +197,6 @@ def check_is_name(source: str) -> None:
             f"The model's folder {source!r} does not exist.",
             "Give a folder with config.json and *.safetensors, or a hub name.",
         )
-    # What is nearly a URL is no name.
-    open_store(source)
 
 
 def is_folder(source: str) -> bool:

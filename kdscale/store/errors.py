@@ -212,7 +212,7 @@ def _errno(error: BaseException) -> int:
 def _cause(error: BaseException) -> str:
     """What was said first."""
     root = list(chain(error))[-1]
-    return redact(str(root)).strip().rstrip(".") or type(root).__name__
+    return redact(str(root)).strip().rstrip(".:") or type(root).__name__
 
 
 def _full_disks() -> str:
