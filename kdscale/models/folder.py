@@ -144,13 +144,18 @@ def reference_to(source: str, revision: str | None, fingerprint: str) -> ModelRe
 def source_identity(source: str, revision: str | None) -> dict[str, Any]:
     """What tells one state of an existing model from another, without reading its weights.
 
-    Raises KdscaleError where `source` looks like a path and is no folder.
+    Raises KdscaleError where `source` looks like a path and is no folder, or is one of no model.
     """
     if not is_folder(source):
         check_is_name(source)
         return {"name": source, "revision": revision}
     store = open_store(source)
     files = {key: store.size(key) for key in store.list() if "/" not in key}
+    if "config.json" not in files:
+        raise KdscaleError(
+            f"There is no model at {store}: it has no config.json among its {len(files)} files.",
+            "Give a folder with config.json and *.safetensors, or a hub name.",
+        )
     here = store.local_path()
     times = {} if here is None else {key: (here / key).stat().st_mtime_ns for key in files}
     return {"url": store.url, "files": files, "modified": times}

@@ -348,3 +348,5 @@ def test_a_saved_data_set_in_a_store_is_read_through_it(
     source = SourceConfig(kind="huggingface", path="memory://datasets/saved", split="train")
     (piece,) = find_corpus(source).pieces
     assert [document.content for document in read_piece(piece, source)] == ["one", "two"]
+    with pytest.raises(KdscaleError, match="There is no data set at memory://datasets/none"):
+        find_corpus(source.model_copy(update={"path": "memory://datasets/none"}))

@@ -109,6 +109,9 @@ def test_what_is_neither_a_folder_nor_a_name(
                 use(source)
     with pytest.raises(KdscaleError, match="There is no model at memory://none"):
         local_folder("memory://none/teacher")
+    for empty in ("memory://none/teacher", str(tmp_path / "model")):
+        with pytest.raises(KdscaleError, match=r"it has no config\.json among its 0 files"):
+            source_identity(empty, None)
     assert loadable("someone/model") == "someone/model"
     monkeypatch.setenv("HOME", str(tmp_path))
     assert loadable("~/model") == str(tmp_path / "model")
