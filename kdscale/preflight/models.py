@@ -113,7 +113,8 @@ def _check_teacher(view: View) -> None:
     if training is not None and view.makes("teacher"):
         _check_trainable(model, training, "teacher.training")
     if view.makes("cache", "teacher"):
-        Probe(view.teacher, "teacher").check(packs=config.packs)
+        length = config.data.row_length
+        Probe(view.teacher, "teacher").check(packs=config.packs, row_length=length)
 
 
 def _check_student(view: View) -> None:
@@ -123,11 +124,12 @@ def _check_student(view: View) -> None:
     _check_trainable(model, config.distill.training, "distill.training")
     probe = Probe(model.config, "student")
     live = config.distill.live
-    probe.check(packs=config.packs, attention=live.attention is not None)
+    length = config.data.row_length
+    probe.check(packs=config.packs, row_length=length, attention=live.attention is not None)
     if view.teacher is None:
         return
     if live.attention is not None:
-        Probe(view.teacher, "teacher").check(packs=False, attention=True)
+        Probe(view.teacher, "teacher").check(packs=False, row_length=length, attention=True)
     shapes = (plan.config.get_text_config(), view.teacher.get_text_config())
     depths = shapes[0].num_hidden_layers, shapes[1].num_hidden_layers
     for name in ("hidden", "attention"):

@@ -1,11 +1,13 @@
 """A small copy of a model, built for real: whether its forward goes through.
 
 Options that fit each other on paper may fail in the first forward, and whether an architecture
-keeps packed documents apart, or gives attention weights, shows in its numbers alone. Neither
-depends on the size of the vocabulary, and hardly on the number of layers, so both are cut.
+gives a document in a row the logits that it gives alone, or gives attention weights, shows in its
+numbers alone. Neither depends on the size of the vocabulary, and hardly on the number of layers or
+the length of a window, so all are cut.
 """
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,13 +17,17 @@ from kdscale.errors import KdscaleError
 from kdscale.models.attention import check_attention
 from kdscale.models.build import build_model, count_parameters
 from kdscale.models.chunked import CHUNKS
-from kdscale.models.forward import check_isolation, compute_logits
+from kdscale.models.forward import compute_logits, model_task, target_logits
 from kdscale.models.head import TrainedModel
 from kdscale.models.layers import keep_layers
+from kdscale.models.row_check import RowKind, check_rows
 
 _MOST_PARAMETERS = 60_000_000
 _IDS = 256
 _POSITIONS = 8
+_ROW_LENGTH = 96
+_WINDOW = 16  # shorter than a document of such a row
+_WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention", "window_size")
 _CPU = torch.device("cpu")
 
 
@@ -34,9 +40,10 @@ class Probe:
         self._what = what
         self._config: Any = _small(config)
 
-    def check(self, *, packs: bool, attention: bool = False) -> None:
-        """KdscaleError where the forward fails, where packed documents see each other and the run
-        `packs`, or where a loss on `attention` gets no weights of it."""
+    def check(self, *, packs: bool, row_length: int, attention: bool = False) -> None:
+        """KdscaleError where the forward fails, where rows of at most `row_length` tokens, of
+        several documents where the run `packs`, give other logits than documents alone, or where a
+        loss on `attention` gets no weights of it."""
         if self._config is None:
             return
         model = build_model(copy.deepcopy(self._config), seed=0)
@@ -52,8 +59,11 @@ class Probe:
                 f"{type(error).__name__}: {error}",
                 "Correct the `options` of the model, which contradict each other.",
             ) from error
-        if packs:
-            check_isolation(model, self._vocabulary, _CPU)
+        length = min(row_length, _ROW_LENGTH) if chunks is None else 2 * positions
+        classes = getattr(self._config, "num_labels", 0)
+        outputs = classes if model_task(model) == "sequence-classification" else self._vocabulary
+        kind = RowKind(self._vocabulary, outputs, length, packs, micro_batch_rows=3)
+        check_rows(model, partial(target_logits, model, vocab_size=outputs), kind)
         if attention:
             self._check_attention(model)
 
@@ -68,7 +78,7 @@ class Probe:
 
 
 def _small(config: Any) -> Any | None:
-    """The config with few ids and as many of its first layers as fit, at least one."""
+    """The config with few ids, short windows and as many first layers as fit, at least one."""
     small = copy.deepcopy(config)
     text = small.get_text_config()
     text.vocab_size = min(text.vocab_size, _IDS)
@@ -76,6 +86,10 @@ def _small(config: Any) -> Any | None:
         number = getattr(text, name, None)
         if isinstance(number, int) and number >= text.vocab_size:
             setattr(text, name, 0)
+    for name in _WINDOWS:
+        length = getattr(text, name, None)
+        if isinstance(length, int) and length > _WINDOW:
+            setattr(text, name, _WINDOW)
     if _parameters(small) <= _MOST_PARAMETERS:
         return small
     layers = getattr(text, "num_hidden_layers", 0)
