@@ -10,9 +10,12 @@ import pyarrow as pa
 
 from kdscale.store import explain
 
-# A line for each execution, and a warning that progress bars are off, tell the user nothing.
+# A line for each execution, and a warning that progress bars are off, tell the user nothing; nor do
+# the pages of a task's error, which is raised here as well.
 _RAY_LOGGERS = {
     "ray.data._internal.execution.streaming_executor": logging.WARNING,
+    "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,
+    "ray.data.exceptions": logging.CRITICAL,
     "ray.data._internal.progress": logging.ERROR,
 }
 
