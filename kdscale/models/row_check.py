@@ -17,6 +17,7 @@ from kdscale.models.chunked import row_multiple
 from kdscale.models.forward import RowTensors, model_task, unwrapped
 from kdscale.models.projection import projecting
 from kdscale.models.tasks import describe_task
+from kdscale.workers.final import is_mendable
 
 LogitsAt = Callable[[RowTensors], torch.Tensor]
 """The logits [P, V] that a run computes at the P positions of rows that count, row after row."""
@@ -87,9 +88,9 @@ def _check_packed(
     alone = [*map(trial.alone, trial.packed), *alone]
     try:
         found = trial.in_rows(rows)
-    except torch.OutOfMemoryError:
-        raise
     except _REFUSALS as error:
+        if isinstance(error, torch.OutOfMemoryError) or is_mendable(error):
+            raise  # of the machine, not of the architecture
         raise KdscaleError(
             f"{trial.name} cannot keep packed documents apart: {error}", "Set data.pack to false."
         ) from error
