@@ -51,10 +51,11 @@ class Topk(ChunkedCodec):
         ids = bits.unpack(packed, self.k, bits.width_for(self.vocab_size))
         probs = self._probs(values)
         mass = probs.sum(-1, keepdim=True)
-        # Rounding can lift the mass above 1, which no target may exceed.
-        probs = probs / mass.clamp(min=1)
-        ghost = (1 - mass.squeeze(-1)).clamp(min=0)
-        return SparseTargets(ids, probs.float(), ghost.float())
+        # Rounding can lift the mass above 1, which no target may exceed. Where all ids are listed,
+        # what it takes away belongs to no other id.
+        whole = mass if self.k == self.vocab_size else mass.clamp(min=1)
+        ghost = 1 - (mass / whole).squeeze(-1)
+        return SparseTargets(ids, (probs / whole).float(), ghost.float())
 
     def describe(self) -> dict[str, Any]:
         return {

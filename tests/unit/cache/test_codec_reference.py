@@ -72,11 +72,14 @@ def check_topk(targets: SparseTargets, logits: torch.Tensor, bits: int) -> None:
     low, high = ((log_p + sign * error).exp() for sign in (-1, 1))
     if bits == 8:
         low = low.masked_fill(log_p < -254 / 16, 0.0)
-    # Where rounding lifts the sum above 1, all are divided by it.
+    # Where rounding lifts the sum above 1, or all ids are listed, they are divided by it.
     mass = high.sum(-1, keepdim=True).clamp_min(1)
+    least = low.sum(-1, keepdim=True) if k == vocab else torch.ones_like(mass)
     assert (targets.probs >= low / mass - 1e-30).all()
-    assert (targets.probs <= high + 1e-30).all()
+    assert (targets.probs <= high / least + 1e-30).all()
     assert targets.ghost is not None
+    if k == vocab:
+        assert targets.ghost.max() < 1e-6
     total = targets.probs.double().sum(-1) + targets.ghost.double()
     torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-6)
 
