@@ -72,12 +72,15 @@ def _is_run(thing: str) -> bool:
 def _job_status(
     thing: str, address: str | None, backend: str, kube: str | None, as_json: bool
 ) -> None:
-    """A job's status. Where nobody knows the job, what is said covers a mistyped folder too."""
+    """A job's status. Where no cluster is named and nobody knows the job, what is said covers a
+    mistyped folder too."""
     from kdscale.submit.verdict import UnknownJobError, UnreachableError
 
     try:
         jobs.status(thing, address, backend, kube, as_json)
     except (UnknownJobError, UnreachableError) as error:
+        if address is not None or backend != "ray":
+            raise
         raise type(error)(
             f"There is no run in a folder {thing!r} here{_near(thing)}. As a job's id: "
             f"{error.problem}",
