@@ -8,7 +8,8 @@ from kdscale.data.pretrained import load_tokenizer
 from kdscale.errors import KdscaleError
 from kdscale.models.build import check_vocabulary, load_config_of
 from kdscale.models.folder import ModelReference, reference_to
-from kdscale.models.tasks import describe_task, task_of
+from kdscale.models.positions import check_positions
+from kdscale.models.tasks import Purpose, describe_task, longest_input, task_of
 from kdscale.types import DataFacts
 
 
@@ -34,6 +35,8 @@ def check_other(
             f"{config.task!r}.",
             "Leave it out, or give a model of the run's task.",
         )
+    purpose = Purpose(config.task, chunks=config.data.chunks)
+    check_positions(shape, longest_input(purpose, config.data.row_length), what)
     classes = tuple(shape.id2label[number] for number in sorted(shape.id2label))
     if data is not None and data.classes and classes != data.classes:
         raise KdscaleError(

@@ -86,6 +86,20 @@ def test_a_classifier_of_the_same_classes_is_taken(tmp_path: Path) -> None:
         check_teacher(run_config(tmp_path), prepared(vocab_size=90))
 
 
+def test_rows_longer_than_a_loaded_teachers_positions_are_refused(tmp_path: Path) -> None:
+    config = shape(Purpose("sequence-classification", ("a", "b")))
+    for positions in (LENGTH, LENGTH - 1):
+        config.max_position_embeddings = positions
+        config.save_pretrained(tmp_path)
+        if positions == LENGTH:
+            check_teacher(run_config(tmp_path), prepared())
+    with pytest.raises(KdscaleError, match="teacher, a 'bert' of 31 positions, cannot take 32"):
+        check_teacher(run_config(tmp_path), prepared())
+    chunked = {"long_documents": "hierarchical", "chunks": CHUNKS}
+    with pytest.raises(KdscaleError, match="not trained on documents in chunks"):
+        check_teacher(run_config(tmp_path, **chunked), prepared())
+
+
 def test_a_model_of_another_task_is_refused(tmp_path: Path) -> None:
     save(tmp_path, Purpose("masked-lm"))
     with pytest.raises(KdscaleError, match="is a masked language model, and the run's task is"):
