@@ -38,10 +38,8 @@ clean:
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-# The pip that Python brings may be old, and take minutes to find a boto3 that goes with s3fs.
 .venv/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 

@@ -16,7 +16,7 @@ from kdscale.errors import KdscaleError
 
 # Together less than a minute: Ray itself would try for ten.
 _CONNECT_SECONDS = 5.0
-_RETRY_SECONDS = 10.0
+_RETRY_SECONDS = 5.0
 _ANSWER_SECONDS = 40.0
 _FIX = (
     "Start the cluster, correct RAY_ADDRESS (HEAD:6379 of a cluster that runs), or `unset "

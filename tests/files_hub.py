@@ -58,8 +58,9 @@ def files_hub(name: str, folder: Path) -> Iterator[FilesHub]:
             self.send_header("ETag", f'"{asked.stat().st_mtime_ns:x}"')
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(data[start:end])
+                # Before it is sent: who has it may look at once.
                 hub.sent[asked.name] = hub.sent.get(asked.name, 0) + end - start
+                self.wfile.write(data[start:end])
 
         do_GET = do_HEAD = _answer  # noqa: N815
 

@@ -181,6 +181,12 @@ def load_hub_dataset(name: str, subset: str | None, split: str | None) -> Any:
     import datasets
 
     saved = _saved_folder(name) if is_saved_dataset(name) else None
+    if saved is None and "://" in name:
+        raise KdscaleError(
+            f"There is no data set at {open_store(name)}: it has neither state.json nor "
+            "dataset_dict.json.",
+            "Give the URL of a folder that save_to_disk wrote, or a hub's name.",
+        )
     try:
         if saved is not None:
             found = datasets.load_from_disk(saved)

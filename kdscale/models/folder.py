@@ -147,13 +147,18 @@ def reference_to(source: str, revision: str | None, fingerprint: str) -> ModelRe
 def source_identity(source: str, revision: str | None) -> dict[str, Any]:
     """What tells one state of an existing model from another, without reading its weights.
 
-    Raises KdscaleError where `source` looks like a path and is no folder.
+    Raises KdscaleError where `source` looks like a path and is no folder, or is one of no model.
     """
     if not is_folder(source):
         check_is_name(source)
         return {"name": source, "revision": revision}
     store = open_store(source)
     files = {key: store.size(key) for key in store.list() if "/" not in key}
+    if "config.json" not in files:
+        raise KdscaleError(
+            f"There is no model at {store}: it has no config.json among its {len(files)} files.",
+            "Give a folder with config.json and *.safetensors, or a hub name.",
+        )
     here = store.local_path()
     times = {} if here is None else {key: (here / key).stat().st_mtime_ns for key in files}
     return {"url": store.url, "files": files, "modified": times}
@@ -189,6 +194,7 @@ def _count(source: str, revision: str | None) -> int:
 
 def check_is_name(source: str) -> None:
     """KdscaleError where what is no folder cannot be a hub name either."""
+    open_store(source)  # refuses what is nearly a URL
     if Path(source).expanduser().is_file():
         raise KdscaleError(
             f"The model {source!r} is a file, where a folder is needed.",
@@ -199,8 +205,6 @@ def check_is_name(source: str) -> None:
             f"The model's folder {source!r} does not exist.",
             "Give a folder with config.json and *.safetensors, or a hub name.",
         )
-    # What is nearly a URL is no name.
-    open_store(source)
 
 
 def is_folder(source: str) -> bool:

@@ -119,5 +119,5 @@ def _existing(config: RunConfig, instead: str | None) -> Any:
         return load_config_of(where, None if instead else config.teacher.revision)
     except KdscaleError as error:
         raise KdscaleError(
-            error.problem, "Give a folder with the teacher's config.json: --teacher FOLDER."
+            error.problem, f"{error.fix} Or plan with a config.json of its shape: --teacher FOLDER."
         ) from error

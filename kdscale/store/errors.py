@@ -82,6 +82,7 @@ _FILE_SYSTEM = {
 _OF_THIS_MACHINE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE),
 }
+_IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST}
 _SCARCE = 64 * 2**20  # bytes
 
 
@@ -95,7 +96,9 @@ def worded(error: BaseException, verb: str, url: str, path: Path | None = None) 
     is_remote = "://" in url
     if number in _FILE_SYSTEM and (not is_remote or number in _OF_THIS_MACHINE):
         where = (str(path) if path else "A disk of this machine") if is_remote else shown
-        what, fix = _of_file_system(number, where)
+        # What stands in the way is not what was asked for.
+        named = getattr(error, "filename", None) if number in _IN_THE_WAY else None
+        what, fix = _of_file_system(number, redact(str(named)) if named else where)
         what = f"{what} ({_cause(error)})"
         return StoreError(text, f"{where} cannot be used: {what}.", what, fix)
     what, fix = _of_remote(error) if is_remote else (_cause(error), "Look at the file system.")
@@ -212,7 +215,7 @@ def _errno(error: BaseException) -> int:
 def _cause(error: BaseException) -> str:
     """What was said first."""
     root = list(chain(error))[-1]
-    return redact(str(root)).strip().rstrip(".") or type(root).__name__
+    return redact(str(root)).strip().rstrip(".:") or type(root).__name__
 
 
 def _full_disks() -> str:

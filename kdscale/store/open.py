@@ -64,14 +64,16 @@ def _refuse_slip(path: str) -> None:
     """KdscaleError for what was meant as a URL: it would be a folder here, full of surprises."""
     found = _SLIP.fullmatch(path)
     if found is not None and found[1].lower() in _REMOTE:
+        url = redact(f"{found[1].lower()}://{found[2]}")
+        rest = url.partition("://")[2]
+        shown = path.removesuffix(found[2]) + rest
         raise KdscaleError(
-            f"{redact(path)!r} is no URL, and as a path it would be a folder of this machine.",
-            f"Write {found[1].lower()}://{redact(found[2])}, or for such a folder "
-            f"./{redact(path)}.",
+            f"{shown!r} is no URL, and as a path it would be a folder of this machine.",
+            f"Write {url}, or for such a folder ./{shown}.",
         )
 
 
 def _meant(protocol: str) -> str | None:
     """The protocol that was meant, if it is to be guessed."""
-    near = difflib.get_close_matches(protocol.strip().lower(), sorted(_REMOTE), 1, 0.6)
+    near = difflib.get_close_matches(protocol.strip().lower(), sorted(_REMOTE), 1, 0.5)
     return near[0] if near else None

@@ -19,7 +19,7 @@ from kdscale.store.errors import is_bucket_missing, worded
 from kdscale.store.fsspec_backend import claims_conditional_put
 from kdscale.store.local import temporary_beside
 from kdscale.store.redact import redact
-from kdscale.store.retry import Retry, chain, http_status
+from kdscale.store.retry import Retry, chain, http_status, is_transient
 from kdscale.store.store import Entry, Store
 
 T = TypeVar("T")
@@ -96,9 +96,10 @@ class RemoteStore(Store):
         def find(backend: Backend, url: str) -> int:
             try:
                 return backend.size(url)
-            except FileNotFoundError:
-                # The answer to a HEAD does not say whether it is the bucket that is missing.
-                if not self.connection.has_answered:
+            except OSError as error:
+                # The answer to a HEAD does not say which: no object or no bucket, no key or a wrong
+                # one. That to a GET does.
+                if not self.connection.has_answered and not is_transient(error):
                     backend.read_range(url, 0, 1)
                 raise
 

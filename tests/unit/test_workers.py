@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from kdscale.desk import Desk, Turn
-from kdscale.errors import KdscaleError
+from kdscale.errors import KdscaleError, StoreError
 from kdscale.progress import Reporter
 from kdscale.workers import current_worker, events, group
 
@@ -19,6 +20,16 @@ def test_other_failures_name_the_stage_and_say_how_to_go_on() -> None:
     other = group._failed(TypeError("no such argument"), "cache")
     assert "'cache' failed on its workers: TypeError: no such argument" in other.problem
     assert "finished work is kept" in other.fix
+
+
+def test_a_rank_without_its_store_is_told_as_any_command_without_it() -> None:
+    gone = StoreError("get s3://b/k: 403", "s3://b/k cannot be read: denied.", "denied", "Log in.")
+    for error in (gone, WorkerGroupError("Traceback", {1: gone})):
+        told = group._failed(error, "cache")
+        assert told.problem.endswith("failed on its workers: s3://b/k cannot be read: denied.")
+        assert told.fix == "Log in. Then run the same command again: finished work is kept."
+    full = group._failed(OSError(28, "No space left on device", "/tmp/x"), "cache")
+    assert "/tmp/x cannot be used: the disk is full" in full.problem
 
 
 def test_the_last_line_of_a_traceback_is_shown() -> None:

@@ -1,5 +1,6 @@
 """The program as a user meets it: what it imports, how it fails, what its stages are called."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -8,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from kdscale.cli import main
+from kdscale.cli import main, reported_errors
+from kdscale.store import connection
+from tests.runs import tiny_config, write_config, write_corpus
+from tests.s3 import S3Server
 
 HEAVY = ("torch", "ray", "wandb", "deepspeed", "transformers", "pydantic", "rich", "yaml", "numpy")
 
@@ -159,3 +163,71 @@ def test_a_starting_job_obeys_interrupts(ignored: bool, command: str) -> None:
     else:
         # The first one is swallowed, as it would be anywhere: a graph is asked again.
         assert done.stdout == "heard\n", done
+
+
+def test_a_full_disk_is_told_wherever_it_is_met(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "[Errno 28] No space left on device"
+    with pytest.raises(SystemExit) as ended, reported_errors():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/file")
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: /data/file cannot be used: the disk is full ({said}")
+    # Where no file is named, as of a write: in a worker, and with what it was raised from.
+    with pytest.raises(SystemExit), reported_errors():
+        raise RuntimeError("a task failed") from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: A file cannot be used: the disk is full ({said})")
+    assert "fix: Free space" in err
+
+
+def test_our_own_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ValueError, match="ours"), reported_errors():
+        raise ValueError("ours")
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("place", ["no-such-bucket", "kdscale"])
+def test_every_command_tells_of_a_bucket_that_cannot_be_used(
+    place: str,
+    s3_env: S3Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    what = "the bucket does not exist"
+    if place == "kdscale":
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2-and-more")
+        what = "access was denied"
+    url = f"s3://{place}/runs/1"
+    monkeypatch.setattr(connection, "_answered", set())
+    corpus = write_corpus(tmp_path / "corpus")
+    config = str(write_config(tmp_path / "run.yaml", tiny_config(corpus, str(tmp_path / "out"))))
+    train = f"data.train={{kind: text, path: {url}}}"
+    teacher = ("--set", f"teacher={{load: {url}}}", "--set", "data.tokenizer={kind: teacher}")
+    saved = f"data.train={{kind: huggingface, path: {url}}}"
+    for arguments in (
+        ["status", url],
+        ["report", url],
+        ["report", url, url],
+        ["export", url, "--to", str(tmp_path / "exported")],
+        ["cache", "inspect", url],
+        ["cache", "verify", url],
+        ["cache", "stats", url],
+        ["data", "preview", config, "--set", train],
+        ["data", "preview", config, "--set", saved],
+        ["data", "preview", config, *teacher],
+        ["plan", config, *teacher],
+        ["plan", config, "--set", f"output={url}"],
+        ["run", config, "--set", f"output={url}"],
+        ["run", config, "--set", train],
+        ["run", config, *teacher],
+    ):
+        assert run(*arguments) == 2, arguments
+        err = capsys.readouterr().err
+        assert err.startswith("error: "), arguments
+        assert what in err, arguments
+        assert url in err, arguments
+        assert "\nfix: " in err, arguments
+        assert "hunter2" not in err

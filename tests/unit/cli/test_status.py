@@ -99,3 +99,33 @@ def test_what_is_no_run_is_a_job(
     assert asked == [("quickstart-1", "http://h:8265", "ray", None, False)]
     assert run("status", "quickstart-1", "--watch") == 2
     assert "is no run" in capsys.readouterr().err
+
+
+def test_a_mistyped_folder_is_told(
+    output: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail = Path(output.url)
+    fail.mkdir()
+    mistyped = str(fail.with_name("outptu"))
+    assert run("status", mistyped) == 2
+    text = capsys.readouterr().err
+    assert f"There is no run in {mistyped!r}: there is no such folder" in text
+    assert f"(there is {output.url!r})" in text
+    (fail / "file").write_text("x")
+    assert run("status", f"{output.url}/file") == 2
+    assert "it is a file" in capsys.readouterr().err
+    assert run("status", "s3:/bucket/run") == 2
+    assert "Write s3://bucket/run" in capsys.readouterr().err
+    # Without a slash it may be a job's id as well.
+    monkeypatch.chdir(fail.parent)
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
+    assert run("status", "outptu") == 3
+    text = capsys.readouterr().err
+    assert "There is no run in a folder 'outptu' here (there is 'output')" in text
+    assert "No Ray job server answers at http://127.0.0.1:1" in text
+
+
+@pytest.mark.parametrize("command", ["logs", "wait", "stop"])
+def test_a_path_is_no_jobs_id(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command, "runs/quickstart") == 2
+    assert "'runs/quickstart' is no job's id" in capsys.readouterr().err

@@ -25,7 +25,7 @@ from kdscale.data.messages import Message, dump
 from kdscale.data.opening import RANGE_BYTES
 from kdscale.data.readers import long_description, read_piece
 from kdscale.errors import KdscaleError
-from kdscale.store import open_store
+from kdscale.store import open_store, upload_folder
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:
@@ -372,3 +372,16 @@ def test_classes_that_a_data_set_numbers_have_their_names(tmp_path: Path) -> Non
     rows.to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
     source = SourceConfig(kind="huggingface", path=str(tmp_path))
     assert labels(source, "label") == ["pos", "neg"]
+
+
+def test_a_saved_data_set_in_a_store_is_read_through_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    datasets.Dataset.from_dict({"text": ["one", "two"]}).save_to_disk(str(tmp_path / "saved"))
+    upload_folder(tmp_path / "saved", open_store("memory://datasets"), "saved")
+    source = SourceConfig(kind="huggingface", path="memory://datasets/saved", split="train")
+    (piece,) = find_corpus(source).pieces
+    assert [document.content for document in read_piece(piece, source)] == ["one", "two"]
+    with pytest.raises(KdscaleError, match="There is no data set at memory://datasets/none"):
+        find_corpus(source.model_copy(update={"path": "memory://datasets/none"}))

@@ -189,7 +189,7 @@ def test_credentials_are_shown_nowhere(
     assert "hunter" not in "\n".join(shown)
     other = open_store("ftp://user:hunter2@host/folder")
     assert isinstance(other, RemoteStore)
-    assert repr(other.connection) == "Connection('ftp://***@host/folder', 60.0)"
+    assert repr(other.connection) == "Connection('ftp://***@host/folder', 30.0)"
 
 
 @pytest.mark.parametrize(
