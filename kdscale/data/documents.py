@@ -142,6 +142,9 @@ class Documents:
             facts.digests[here] = np.frombuffer(digests, "<u8").reshape(-1, 2)
             facts.status[here] = batch["status"].to_numpy()
             facts.changed[here] = batch["changed"].to_numpy()
+            if len(facts.undecodable) < NAMED_DOCUMENTS:
+                named = json.loads((batch.schema.metadata or {}).get(_UNDECODABLE, "[]"))
+                facts.undecodable.extend(named[: NAMED_DOCUMENTS - len(facts.undecodable)])
             if classes is not None:
                 facts.labels[here] = [classes.number(label) for label in batch["label"].to_pylist()]
             bands = _bands(batch["bands"].to_pylist())
@@ -151,15 +154,6 @@ class Documents:
                 assert facts.bands is not None
                 facts.bands[here] = bands
         return facts
-
-    def undecodable(self) -> list[str]:
-        """The names of the first documents that cannot be decoded."""
-        names: list[str] = []
-        for _, batch in self._facts():
-            names += json.loads((batch.schema.metadata or {}).get(_UNDECODABLE, "[]"))
-            if len(names) >= NAMED_DOCUMENTS:
-                break
-        return names[:NAMED_DOCUMENTS]
 
     def texts(self, covered: np.ndarray) -> Iterator[str]:
         """The texts where `covered` ([N] bool), in order."""

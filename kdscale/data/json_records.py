@@ -18,8 +18,8 @@ MOST_CHARACTERS = 2**30
 
 _READ_BYTES = 2**20
 _BLANKS = re.compile(r"[ \t\r\n]*")
-# Objects one after the other may have commas between them.
-_BETWEEN_VALUES = re.compile(r"[ \t\r\n,]*")
+# Objects one after the other may have commas between them, files that were joined their marks.
+_BETWEEN_VALUES = re.compile(r"[ \t\r\n,\ufeff]*")
 # So near to the end of what was read, a number or a word may have been cut.
 _CUT = 16
 _DECODER = json.JSONDecoder()

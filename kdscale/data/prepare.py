@@ -120,7 +120,7 @@ def prepare(
     tokenizer_json, info = adopted or _trained_tokenizer(config, task, train, training, store, work)
     writer = SplitWriter(task, config, store, tokenizer_json, info, progress)
     counts = {"train": train.counts(config)}
-    undecodable = {"train": train.undecodable()}
+    undecodable = {"train": train.facts.undecodable}
     labelled = train.with_label_share(training, config.labels)
     splits = {"train": writer.write("train", train.documents, labelled)}
     if augmenter is not None:
@@ -130,7 +130,7 @@ def prepare(
     for name in config.evaluate:
         source = reader.read(name, corpora[name], train.classes, train.known(training))
         counts[name] = source.counts(config)
-        undecodable[name] = source.undecodable()
+        undecodable[name] = source.facts.undecodable
         everything = source.choose(known=bool(train.names))
         number = int(everything.covered.sum())
         _require_documents(name, source.selection.counts | {"chosen": number})
@@ -218,10 +218,6 @@ class _Source:
         """What other documents are compared with, of those."""
         covered, bands = chosen.covered, self.facts.bands
         return Known(self.facts.digests[covered], None if bands is None else bands[covered])
-
-    def undecodable(self) -> list[str]:
-        """The names of the first documents that cannot be decoded."""
-        return self.documents.undecodable() if self.selection.counts["undecodable"] else []
 
     def counts(self, config: DataConfig) -> dict[str, Any]:
         """What became of the source's documents, for the manifest."""

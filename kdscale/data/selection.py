@@ -5,7 +5,7 @@ corpus of a hundred million documents fits in its memory.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ class Facts:
     labels: np.ndarray  # [N] int32: the number of the class, -1 where none is known
     changed: np.ndarray  # [N] uint32: a bit for each step of cleaning that changed the document
     bands: np.ndarray | None = None  # [N, bands] uint64, where near duplicates are looked for
+    undecodable: list[str] = field(default_factory=list)  # names of the first that are so
     # For mixtures:
     sizes: np.ndarray | None = None  # [N] int64: UTF-8 bytes
     sources: np.ndarray | None = None  # [N] uint32: the number of the source in its mixture

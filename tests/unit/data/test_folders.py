@@ -140,12 +140,12 @@ def test_the_first_documents_that_cannot_be_decoded_are_named(tmp_path: Path) ->
     )
     found = clean(folder, tmp_path / "work", kind="jsonl")
     assert (len(found), found.facts().status.sum()) == (15, 5)
-    assert found.undecodable() == ["a.jsonl#3", "c.jsonl#1", "c.jsonl#3"]
+    assert found.facts().undecodable == ["a.jsonl#3", "c.jsonl#1", "c.jsonl#3"]
     texts = write(
         tmp_path / "texts", {"a.txt": b"text " * 9, "b.bin": b"\xff\x00", "c.md": b"\xe9"}
     )
     found = clean(texts, tmp_path / "other", kind="text")
-    assert found.undecodable() == ["b.bin", "c.md"]
+    assert found.facts().undecodable == ["b.bin", "c.md"]
 
 
 def test_records_are_named_by_json_that_any_manifest_takes(tmp_path: Path) -> None:

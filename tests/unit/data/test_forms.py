@@ -51,6 +51,7 @@ def read(folder: Path, kind: Any, data: bytes | str, name: str = "a.json") -> li
         "\ufeff" + LINES,
         "\ufeff" + ARRAY,
         "\n \r\n" + ARRAY,
+        "\ufeff" + json.dumps(RECORDS[:3]) + "\n\ufeff" + json.dumps(RECORDS[3:]),
         ARRAY.replace("\n", "\r\n"),
         LINES.replace("\n", "\r\n"),
         LINES.replace("\n", "\r"),
