@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 
 from kdscale.errors import KdscaleError
+from kdscale.store import explain
 from kdscale.store.retry import is_transient
 
 # Bases of torch.distributed's errors, of Ray's for what is gone, and of pools whose process died:
@@ -35,16 +36,6 @@ _LESS_MEMORY = (
     "Lower the stage's micro_batch_rows, shard the model over more workers (zero.stage 3), or take "
     f"larger ones. {_AGAIN}"
 )
-_RIGHTS = f"Give the workers' user the right to it, or another place. {_AGAIN}"
-_FIXES = {
-    errno.ENOSPC: f"Free space there, or set TMPDIR to a larger disk. {_AGAIN}",
-    errno.EDQUOT: f"Free space there, or raise the quota. {_AGAIN}",
-    errno.EROFS: f"Give a place that can be written to. {_AGAIN}",
-    errno.EACCES: _RIGHTS,
-    errno.EPERM: _RIGHTS,
-    errno.ENOENT: f"Put it where every node sees it under this path. {_AGAIN}",
-    errno.EMFILE: f"Raise the limit of open files (ulimit -n) on the nodes. {_AGAIN}",
-}
 
 
 def is_mendable(error: BaseException) -> bool:
@@ -68,8 +59,9 @@ def word_error(error: BaseException, what: str) -> tuple[KdscaleError, bool]:
     problem = f"{what}: {kind}{': ' if first else ''}{first}"
     if _is_out_of_memory(error):
         return KdscaleError(problem, _LESS_MEMORY), True
-    fix = _FIXES.get(error.errno or 0) if isinstance(error, OSError) else None
-    return KdscaleError(problem, fix or _GENERIC), fix is not None
+    if (place := explain(error)) is not None:
+        return KdscaleError(f"{what}: {place.problem}", f"{place.fix} {_AGAIN}"), True
+    return KdscaleError(problem, _GENERIC), False
 
 
 def _is_lost(error: BaseException) -> bool:

@@ -144,8 +144,8 @@ def test_gloos_own_words_for_a_lost_peer_are_known(tmp_path: Path) -> None:
         ),
         (
             OSError(errno.ENOSPC, "No space left on device", "/tmp/x"),
-            "OSError: [Errno 28] No space left on device: '/tmp/x'",
-            "Free space there",
+            "/tmp/x cannot be used: the disk is full",
+            "Free space on that disk",
             True,
         ),
         (MemoryError(), "'cache' failed on its workers: MemoryError", "micro_batch_rows", True),
