@@ -27,9 +27,8 @@ def load_tokenizer(source: str, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     own = _own_vocabulary(source, revision)
-    options = {"revision": revision, "trust_remote_code": False}
     try:
-        found = AutoTokenizer.from_pretrained(source, **options)
+        found = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except Exception as error:  # classes raise all sorts of it for files of another class
         if own is None:
             raise _cannot_load(source, error) from error
@@ -37,7 +36,9 @@ def load_tokenizer(source: str, revision: str | None = None) -> Any:
     if own is None or (found is not None and _is_own(found.get_vocab(), own)):
         return found
     try:
-        plain = PreTrainedTokenizerFast.from_pretrained(source, **options)
+        plain = PreTrainedTokenizerFast.from_pretrained(
+            source, revision=revision, trust_remote_code=False
+        )
     except Exception as error:
         raise _cannot_load(source, error) from error
     if found is None:

@@ -3,6 +3,7 @@
 import json
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,25 +39,28 @@ def teacher(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> St
 
 
 @pytest.fixture
-def touched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """URLs that were read, in whole or in part."""
-    urls: list[str] = []
+def touched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """URLs that were read and the bytes that were given; of a whole file into a file -1."""
+    found: list[tuple[str, int]] = []
     for name in ("read", "read_range", "fetch_file"):
         real = getattr(FsspecBackend, name)
 
-        def read(self: FsspecBackend, url: str, *rest: object, real: object = real) -> object:
-            urls.append(url)
-            return real(self, url, *rest)  # type: ignore[operator]
+        def read(self: FsspecBackend, url: str, *rest: Any, real: Any = real) -> Any:
+            given = real(self, url, *rest)
+            found.append((url, -1 if given is None else len(given)))
+            return given
 
         monkeypatch.setattr(FsspecBackend, name, read)
-    return urls
+    return found
 
 
-def test_config_and_tokenizer_come_without_weights(teacher: Store, touched: list[str]) -> None:
+def test_config_and_tokenizer_come_without_weights(
+    teacher: Store, touched: list[tuple[str, int]]
+) -> None:
     small = Path(loadable(teacher.url, weights=False))
     assert {"config.json", "tokenizer.json"} <= {file.name for file in small.iterdir()}
     assert not list(small.rglob("*.safetensors"))
-    assert not any(url.endswith(".safetensors") for url in touched)
+    assert not any(url.endswith(".safetensors") for url, _ in touched)
     reference = ModelReference("", teacher.url, None, "", 0)
     assert reference.local(weights=False) == str(small)
     whole = Path(reference.local())
@@ -76,7 +80,10 @@ def test_another_config_at_the_same_place_is_fetched(teacher: Store) -> None:
 
 
 def test_plan_and_preview_read_no_weights(
-    teacher: Store, touched: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    teacher: Store,
+    touched: list[tuple[str, int]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "text").mkdir()
     for number, text in enumerate(TEXTS):
@@ -89,8 +96,13 @@ def test_plan_and_preview_read_no_weights(
         with pytest.raises(SystemExit) as ended:
             main(command)
         assert ended.value.code in (0, None), capsys.readouterr().err
-    assert any(url.endswith("/config.json") for url in touched)
-    assert not any(url.endswith(".safetensors") for url in touched)
+    assert any(url.endswith("/config.json") for url, _ in touched)
+    weights = teacher.get("model.safetensors")
+    header = 8 + int.from_bytes(weights[:8], "little")
+    read = [count for url, count in touched if url.endswith(".safetensors")]
+    # A plan looks at the names and shapes of tensors, which stand in front.
+    assert read
+    assert all(0 <= count <= header < len(weights) for count in read)
 
 
 def test_what_is_neither_a_folder_nor_a_name(

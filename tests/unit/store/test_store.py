@@ -230,7 +230,7 @@ def test_relative_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.Mo
     [
         ("", "names no place"),
         ("file://", "names no place"),
-        ("s3://", "names no place"),
+        ("s3://", "names no bucket"),
         ("warp://bucket", "unknown protocol 'warp'"),
         ("warp://user:hunter2@bucket", "warp://***@bucket"),
     ],
