@@ -97,9 +97,9 @@ def test_plan_and_preview_read_no_weights(
             main(command)
         assert ended.value.code in (0, None), capsys.readouterr().err
     assert any(url.endswith("/config.json") for url, _ in touched)
+    read = [count for url, count in touched if url.endswith(".safetensors")]
     weights = teacher.get("model.safetensors")
     header = 8 + int.from_bytes(weights[:8], "little")
-    read = [count for url, count in touched if url.endswith(".safetensors")]
     # A plan looks at the names and shapes of tensors, which stand in front.
     assert read
     assert all(0 <= count <= header < len(weights) for count in read)
