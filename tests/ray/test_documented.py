@@ -50,6 +50,7 @@ HERE = {
     "kdscale plan run.yaml --hardware H100": "H100",
     "kdscale plan run.yaml --hardware A100-40": "A100",
     f"kdscale plan {LLAMA} --hardware H100 --tokens 100e9 --teacher {SHAPE}": "H100",
+    "kdscale run run.yaml --dry-run": "Nothing was started.",
     "kdscale submit run.yaml --dry-run": "jobs/run.py",
     "kdscale submit CONFIG --backend kuberay --kube cluster/kuberay.yaml --dry-run": "RayJob",
 }
