@@ -25,7 +25,8 @@ LogitsAt = Callable[[RowTensors], torch.Tensor]
 _SHORT = 8  # tokens of the last packed document
 _FIRST, _LAST = 16, 48  # positions of a document that are compared
 _TOLERANCE = 3e-4
-_HALF_TOLERANCE = 5e-2  # of bfloat16 and float16
+# Of bfloat16 and float16: SmolLM2-135M has 0.03 from rounding alone, and deeper models have more.
+_HALF_TOLERANCE = 0.15
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id", "sep_token_id")
 # What transformers raises for inputs that an architecture does not take.
 _REFUSALS = (

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import wandb
 
 from kdscale import tracking, workspace
 from kdscale.config.run import RunConfig, TrackingConfig
@@ -487,6 +488,15 @@ def test_training_outlives_a_killed_wandb(tmp_path: Path) -> None:
     assert len(steps_of(open_store(str(tmp_path)))) == 29
 
 
+@pytest.fixture
+def no_settings() -> Iterator[None]:
+    """None of W&B's: a process keeps the settings, and the key, that it found first."""
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.mark.usefixtures("no_settings")
 @pytest.mark.parametrize(
     ("wanted", "environment", "netrc", "mode"),
     [
@@ -523,6 +533,7 @@ def test_where_wandb_goes(
     assert tracking._mode(wanted) == mode
 
 
+@pytest.mark.usefixtures("no_settings")
 def test_a_netrc_that_is_no_text_names_nobody(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
