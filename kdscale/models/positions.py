@@ -68,8 +68,16 @@ def usable_positions(config: Any) -> int | None:
 
 
 def check_positions(config: Any, length: int, what: str) -> None:
-    """Refuse `length` tokens for a model that looks positions up in a shorter table; `what` it is
-    called in the message."""
+    """Refuse `length` tokens for a model that looks positions up in a shorter table, or scales all
+    positions of a row that is longer than a limit; `what` it is called in the message."""
+    for kind, limit in _row_limits(config):
+        if length > limit:
+            raise KdscaleError(
+                f"The {what}, a {config.model_type!r}, scales the positions of rows of more than "
+                f"{limit} tokens ({kind}), those of short documents in them too: in rows of "
+                f"{length} tokens a document would get other logits than alone.",
+                f"Set data.row_length to at most {limit}.",
+            )
     usable = usable_positions(config)
     if usable is None or length <= usable:
         return
@@ -97,11 +105,28 @@ def position_notes(config: Any, length: int, what: str) -> list[str]:
     ]
 
 
+def _row_limits(config: Any) -> Iterator[tuple[str, int]]:
+    """Each kind of scaling that goes by the longest row of a batch, and the length from which it
+    does."""
+    text = config.get_text_config()
+    for each in _rope_parameters(text):
+        kind = each.get("rope_type")
+        limit = claimed_positions(config)
+        if kind == "longrope":
+            limit = each.get("original_max_position_embeddings") or limit
+        if kind in ("longrope", "dynamic") and limit is not None:
+            yield kind, limit
+
+
+def _rope_parameters(text: Any) -> list[dict[str, Any]]:
+    """Those of the config, and of each kind of its layers."""
+    parameters = getattr(text, "rope_parameters", None) or {}
+    return [parameters, *(each for each in parameters.values() if isinstance(each, dict))]
+
+
 def _scaled(text: Any, claimed: int) -> Iterator[int]:
     """How far the scaling of rotary positions reaches, where the config has one."""
-    parameters = getattr(text, "rope_parameters", None) or {}
-    kinds = [parameters, *(each for each in parameters.values() if isinstance(each, dict))]
-    for each in kinds:
+    for each in _rope_parameters(text):
         if each.get("factor"):
             start = each.get("original_max_position_embeddings") or claimed
             yield int(start * each["factor"])

@@ -17,6 +17,7 @@ from kdscale.models.positions import (
     usable_positions,
 )
 from kdscale.models.tasks import Purpose, name_class
+from tests.architectures import tiny_config
 
 IDS = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
 SIZES = {
@@ -137,3 +138,19 @@ def test_scaled_rotary_positions_reach_as_far_as_the_scaling_says(original: int 
     config = shape_of("llama", max_position_embeddings=512, rope_parameters=scaling)
     assert position_notes(config, 2048, "student") == []
     assert "the 2,048 positions" in position_notes(config, 2049, "student")[0]
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_rows_whose_length_scales_all_their_positions_are_refused(kind: str) -> None:
+    """As the row check would do at the start of a capture: see test_row_check.py."""
+    scaling: dict[str, Any] = {"rope_type": kind, "rope_theta": 1e4, "factor": 8.0}
+    if kind == "longrope":
+        factors = {"short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
+        scaling |= {**factors, "original_max_position_embeddings": 64}
+        config = tiny_config("phi3", rope_parameters=scaling, original_max_position_embeddings=64)
+    else:
+        config = tiny_config("llama", rope_parameters=scaling, max_position_embeddings=64)
+    check_positions(config, 64, "teacher")
+    with pytest.raises(KdscaleError, match=rf"rows of more than 64 tokens \({kind}\)") as refused:
+        check_positions(config, 65, "teacher")
+    assert refused.value.fix == "Set data.row_length to at most 64."
