@@ -94,14 +94,14 @@ def kl(model: Any, folder: Path, checkout: Path) -> float:
         "output": str(output),
         "data": {
             "train": {"kind": "jsonl", "path": str(folder / "corpus")},
-            "row_length": 64,
+            "seq_len": 64,
             "tokenizer": {"kind": "teacher"},
         },
         "teacher": {"load": str(folder / "teacher")},
         "cache": {"codec": {"kind": "full"}, "rows": 16},
         "distill": {
             "student": {"teacher_layers": [0]},
-            "training": {"steps": 1, "batch_rows": 4},
+            "training": {"steps": 1, "global_batch_size": 4},
         },
         "tracking": {"wandb": "disabled"},
     }

@@ -34,18 +34,19 @@ ROOT = Path(__file__).parents[1]
 # Of a script only its own folder is on the path.
 sys.path.insert(0, str(ROOT))
 
-from kdscale.cache_stage import own_store, plan_capture  # noqa: E402  after the path is set
 from kdscale.config import RunConfig  # noqa: E402
 from kdscale.config.training import WorkersConfig  # noqa: E402
-from kdscale.data.prepared import Prepared, open_prepared  # noqa: E402
+from kdscale.data.rows.prepared import Prepared, open_prepared  # noqa: E402
+from kdscale.distributed.rank import Rank, current_rank  # noqa: E402
 from kdscale.models.forward import compute_logits, row_tensors  # noqa: E402
 from kdscale.models.sharded import load_teacher  # noqa: E402
-from kdscale.pipeline import run_pipeline  # noqa: E402
-from kdscale.progress import stage_progress  # noqa: E402
-from kdscale.ray_session import ray_session  # noqa: E402
-from kdscale.run import Run  # noqa: E402
+from kdscale.run.artifacts import RunArtifacts  # noqa: E402
+from kdscale.run.cache_stage import own_store, plan_capture  # noqa: E402  after the path is set
+from kdscale.run.pipeline import run_pipeline  # noqa: E402
 from kdscale.teacher.capture import CaptureJob, fill_cache  # noqa: E402
-from kdscale.workers import Worker, current_worker, run_workers  # noqa: E402
+from kdscale.workers.group import run_workers  # noqa: E402
+from kdscale.workers.progress import stage_progress  # noqa: E402
+from kdscale.workers.ray_session import ray_session  # noqa: E402
 from tests.s3 import S3Server  # noqa: E402
 
 KEPT = ROOT / "benchmarks" / "results" / "capture_overhead.json"
@@ -67,7 +68,7 @@ def main(
             config = make_config(assets, f"{server.url}/overhead", rows)
             for stage in ("prepare", "teacher"):
                 run_pipeline(config, only=stage)
-            run = Run(config)
+            run = RunArtifacts(config)
             job = plan_capture(run, own_store(run).put_if_absent)
             measured = [measure(job, layout, turns) for layout in LAYOUTS]
     found = {
@@ -98,20 +99,20 @@ def make_config(assets: Path, output: str, rows: int) -> RunConfig:
             "data": {
                 "train": {"kind": "jsonl", "path": str(assets / "bbc" / "train.jsonl")},
                 "tokenizer": {"kind": "teacher"},
-                "row_length": 512,
-                "evaluation_rows": 4,
+                "seq_len": 512,
+                "evaluation_sequences": 4,
             },
             "teacher": {"load": str(assets / "smollm2-135m-instruct")},
             "cache": {
                 "rows": rows,
-                "rows_per_unit": rows // 4,
-                "rows_per_block": max(1, rows // 8),
-                "capture": {"zero": {"stage": 0}, "micro_batch_rows": min(4, rows // 4)},
+                "sequences_per_shard": rows // 4,
+                "sequences_per_chunk": max(1, rows // 8),
+                "capture": {"zero": {"stage": 0}, "micro_batch_size": min(4, rows // 4)},
             },
             # Not run: a run's config has to name a student.
             "distill": {
                 "student": {"teacher_layers": [0]},
-                "training": {"steps": 1, "batch_rows": 1},
+                "training": {"steps": 1, "global_batch_size": 1},
             },
             "tracking": {"wandb": "disabled"},
         }
@@ -125,7 +126,7 @@ def measure(job: CaptureJob, layout: WorkersConfig, turns: int) -> dict[str, Any
         run_workers(take_turns, {"capture": job, "turns": turns}, layout, progress)
     found = json.loads(job.output.get(RESULT))
     metrics = json.loads(job.output.get("metrics/cache.jsonl").splitlines()[-1])
-    tokens = job.plan.rows * job.config.data.row_length
+    tokens = job.plan.rows * job.config.data.seq_len
     seconds = {arm: statistics.median(turn[arm] for turn in found) for arm in found[0]}
     ratios = [turn["forward"] / turn["capture"] for turn in found]
     return {
@@ -144,7 +145,7 @@ def measure(job: CaptureJob, layout: WorkersConfig, turns: int) -> dict[str, Any
 def take_turns(job: dict[str, Any]) -> None:
     """A worker's loop: writes the seconds of each arm, turn by turn, the warm-up left out."""
     spec: CaptureJob = job["capture"]
-    worker = current_worker()
+    worker = current_rank()
     prepared = open_prepared(spec.prepared)
     model = load_teacher(spec.teacher.local(), worker, spec.config.cache.capture.zero)
     turns = []
@@ -166,7 +167,7 @@ def take_turns(job: dict[str, Any]) -> None:
         spec.output.put(RESULT, json.dumps(turns[1:] or turns).encode())
 
 
-def seconds_of(arm: Callable[[], None], worker: Worker) -> float:
+def seconds_of(arm: Callable[[], None], worker: Rank) -> float:
     """From when all ranks are ready until all are through."""
     worker.barrier()
     started = time.perf_counter()
@@ -177,10 +178,10 @@ def seconds_of(arm: Callable[[], None], worker: Worker) -> float:
 
 @torch.no_grad()
 def only_forward(
-    spec: CaptureJob, worker: Worker, model: torch.nn.Module, prepared: Prepared
+    spec: CaptureJob, worker: Rank, model: torch.nn.Module, prepared: Prepared
 ) -> None:
     """The teacher over this rank's share of the units, in the batches of a capture."""
-    table, size = prepared.split("train"), spec.config.cache.capture.micro_batch_rows
+    table, size = prepared.split("train"), spec.config.cache.capture.micro_batch_size
     for unit in spec.plan.units[worker.rank :: worker.world_size]:
         for start in range(unit.start, unit.stop, size):
             rows = table.take(spec.selected[start : min(start + size, unit.stop)])

@@ -1,11 +1,11 @@
-"""A classifier distilled on BBC news: teacher, student and control, over three seeds.
+"""A classifier distilled on BBC news: teacher, student and baseline, over three seeds.
 
     python benchmarks/assets.py
     python benchmarks/classification.py [--quick] [--seeds 3] [--keep runs/classification]
 
 jobs/configs/bbc-classify.yaml: all-MiniLM-L6-v2 (22.7 M parameters) is fine-tuned to tell five
 kinds of news, and a student of two of its layers at half the width is distilled from its cache.
-The control is the same student trained on the labels alone.
+The baseline is the same student trained on the labels alone.
 
     all             every training article has its label
     tenth           a tenth of them have; the cache covers the others too
@@ -42,8 +42,8 @@ LONG_SHARE = 0.25
 # An epoch, in more and smaller steps than where articles are many.
 FEW_ARTICLES = {
     "teacher.training.steps": 160,
-    "teacher.training.batch_rows": 8,
-    "teacher.training.micro_batch_rows": 4,
+    "teacher.training.global_batch_size": 8,
+    "teacher.training.micro_batch_size": 4,
     "distill.training.steps": 150,
 }
 EXPERIMENTS: dict[str, dict[str, Any]] = {
@@ -59,7 +59,7 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
     "hierarchical": {
         **FEW_ARTICLES,
         "data.long_documents": "hierarchical",
-        "data.row_length": 512,
+        "data.seq_len": 512,
         "data.chunks": {"length": 128, "pooling": "attention"},
     },
 }
@@ -106,7 +106,7 @@ def main(
 def measure(
     name: str, assets: Path, folder: Path, seeds: range, quick: bool
 ) -> list[dict[str, Any]]:
-    """A row for each model of one experiment, and one for what the student has over its control."""
+    """A row for each model of one experiment, and one for the student's lead over its baseline."""
     corpus = longest(assets / "bbc", folder / "longest") if name in LONG else assets / "bbc"
     settings = {
         "data.train.path": str(corpus / "train.jsonl"),
@@ -132,13 +132,13 @@ def measure(
                 [each[model]["domains"]["validation"]["loss"] for each in models]
             ),
         }
-        for model in ("teacher", "student", "control")
+        for model in ("teacher", "student", "baseline")
     ]
     differences = {
-        score: spread([_difference(each, "student", "control", score) for each in models])
+        score: spread([_difference(each, "student", "baseline", score) for each in models])
         for score in SCORES
     }
-    return [*rows, {"experiment": name, "model": "student - control", **differences}]
+    return [*rows, {"experiment": name, "model": "student - baseline", **differences}]
 
 
 def longest(corpus: Path, folder: Path) -> Path:
@@ -157,15 +157,15 @@ def longest(corpus: Path, folder: Path) -> Path:
 
 
 def goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the student: above its control, and at most 1.5 points of F1 below its teacher."""
+    """Of the student: above its baseline, and at most 1.5 points of F1 below its teacher."""
     f1 = {(row["experiment"], row["model"]): row["f1_macro"]["mean"] for row in rows}
     found = []
     for name in dict.fromkeys(row["experiment"] for row in rows):
         if name not in LONG:
-            above = f1[name, "student - control"]
+            above = f1[name, "student - baseline"]
             behind = f1[name, "teacher"] - f1[name, "student"]
             found += [
-                {"name": f"f1_over_control_{name}", "value": above, "goal": ">0"},
+                {"name": f"f1_over_baseline_{name}", "value": above, "goal": ">0"},
                 {"name": f"f1_behind_teacher_{name}", "value": behind, "goal": "<=0.015"},
             ]
     return found

@@ -4,9 +4,9 @@
 
 Real logits of SmolLM2-135M-Instruct over BBC articles (codec_logits.py), 16,384 positions, and four
 draws of every target that is drawn. Bias, variance and the error of mean gradients are those of
-kdscale.audit, at its stand-in for a student. Rivals are measured by their documented formats
-(codec_peers.py); Random-Sampling KD takes 24 bits an id, as published. Bytes at rest are of the
-payload, packed as one block, with a share of the prior.
+kdscale.cache.fidelity, at its stand-in for a student. Rivals are measured by their documented
+formats (codec_peers.py); Random-Sampling KD takes 24 bits an id, as published. Bytes at rest are of
+the payload, packed as one block, with a share of the prior.
 
 The last line is one JSON object, also kept in results/codec_fidelity.json. --quick takes 1,024
 positions and two draws, and keeps nothing.
@@ -28,11 +28,11 @@ import torch
 import typer
 from torch import Tensor
 
-from kdscale.audit.families import label
-from kdscale.audit.gradient import Truth, make_truth
-from kdscale.audit.measure import CHUNK, Fidelity, Measure
-from kdscale.audit.rest import AtRest
 from kdscale.cache.codecs import make_codec, uniforms
+from kdscale.cache.fidelity.codec_families import label
+from kdscale.cache.fidelity.gradient import Truth, make_truth
+from kdscale.cache.fidelity.measure import CHUNK, Fidelity, Measure
+from kdscale.cache.fidelity.stored_size import AtRest
 from kdscale.cache.format.packing import packable
 from kdscale.config.cache import CodecConfig, SampleCodec, TopkCodec, VaroptCodec
 from kdscale.types import SparseTargets

@@ -16,7 +16,7 @@ import torch
 from numpy.lib.format import open_memmap
 
 from kdscale.cache.format.prior import Prior, count_prior, encode_prior
-from kdscale.models.build import load_model
+from kdscale.models.load import load_model
 
 ROW_LENGTH = 512
 

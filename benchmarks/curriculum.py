@@ -6,7 +6,7 @@
 The teacher, the corpus and the students are those of quality.py, the targets `varopt` with 12 ids;
 the learning rate is the one that trains fastest. `easy`, `hard` and `random` share a pacing: the
 pool grows from a quarter of the rows to all of them over the first quarter of the steps. `random`
-is the control of Wu et al.
+is the baseline of Wu et al.
 (ICLR 2021): the pacing without the difficulty, which is the teacher's mean entropy. `uniform` has
 no curriculum. Each starts once from three of the teacher's layers and once at random.
 

@@ -137,18 +137,21 @@ def train_teacher(corpora: dict[str, Path], folder: Path, steps: int) -> Path:
         "data": {
             "train": _jsonl(corpora["teacher"]),
             "tokenizer": {"kind": "train", "vocab_size": 4096},
-            "row_length": 128,
+            "seq_len": 128,
         },
         "teacher": {
             "model": {"architecture": "gpt2", "options": _gpt2(layers=4, width=256)},
             "training": {
                 "steps": steps,
-                "batch_rows": 16,
-                "micro_batch_rows": 8,
+                "global_batch_size": 16,
+                "micro_batch_size": 8,
                 "optimiser": {"learning_rate": 1e-3},
             },
         },
-        "distill": {"student": {"teacher_layers": [0]}, "training": {"steps": 1, "batch_rows": 1}},
+        "distill": {
+            "student": {"teacher_layers": [0]},
+            "training": {"steps": 1, "global_batch_size": 1},
+        },
     }
     output = folder / "teacher"
     if not (output / "teacher" / "kdscale.json").exists():
@@ -166,22 +169,22 @@ def student_config(corpora: dict[str, Path], teacher: Path) -> dict[str, Any]:
             "train": _jsonl(corpora["train"]),
             "evaluate": {**sets, "docs": {"kind": "python-docs", "limit": 100}},
             "tokenizer": {"kind": "teacher"},
-            "row_length": 128,
-            "evaluation_rows": 160,
+            "seq_len": 128,
+            "evaluation_sequences": 160,
         },
         "teacher": {"load": str(teacher)},
         "distill": {
             "student": {"model": {"architecture": "gpt2", "options": _gpt2(layers=2, width=128)}},
             "training": {
                 "steps": 600,
-                "batch_rows": 16,
-                "micro_batch_rows": 8,
+                "global_batch_size": 16,
+                "micro_batch_size": 8,
                 "dropout": 0.0,
                 "optimiser": {"learning_rate": 2e-3},
                 "validate_every": 100,
                 "checkpoint_every": 300,
             },
-            "control": False,
+            "baseline": False,
         },
     }
 

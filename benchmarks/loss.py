@@ -38,11 +38,11 @@ KEPT = ROOT / "benchmarks" / "results" / "loss.json"
 POSITIONS, VOCABULARIES = 2048, (49_152, 151_936)
 QUICK_POSITIONS, QUICK_VOCABULARIES = 256, (8192,)
 
-KDSCALE, PLAIN, DENSE = "kdscale", "kdscale, cross-entropy", "dense PyTorch"
+KDSCALE, CAUSAL_LM, DENSE = "kdscale", "kdscale, cross-entropy", "dense PyTorch"
 OURS = {
     KDSCALE: "kdscale_fused",
     "kdscale, targets alone": "kdscale_fused",
-    PLAIN: "kdscale_fused",
+    CAUSAL_LM: "kdscale_fused",
     DENSE: "dense",
     "DeepSpeed": "deepspeed_opsd",
     "DistillKit, zero": "distillkit",
@@ -157,7 +157,7 @@ def goals(rows: Sequence[Row]) -> list[dict[str, Any]]:
     sizes = sorted({row.vocab_size for row in rows})
     of = {(row.name, row.vocab_size): row for row in rows if row.process.failure is None}
     memory = of[KDSCALE, sizes[-1]].peak_mib / of[DENSE, sizes[-1]].peak_mib
-    plain = {size: _ratio(of[KDSCALE, size], of[PLAIN, size]) for size in sizes}
+    plain = {size: _ratio(of[KDSCALE, size], of[CAUSAL_LM, size]) for size in sizes}
     best = {
         size: min(
             (row for (name, v), row in of.items() if v == size and not name.startswith(KDSCALE)),

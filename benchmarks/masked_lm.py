@@ -1,11 +1,11 @@
-"""DistilBERT's recipe on a small encoder: is the student better than its control?
+"""DistilBERT's recipe on a small encoder: is the student better than its baseline?
 
     python benchmarks/assets.py
     python benchmarks/masked_lm.py [--quick]
 
 jobs/configs/minilm-mlm.yaml: all-MiniLM-L6-v2 learns to guess masked words of BBC news, and a
 student of three of its six layers learns from it by masked-LM loss, KL of the logits and cosine of
-the hidden states (Sanh et al., arXiv:1910.01108). The control has the labels alone. The last line
+the hidden states (Sanh et al., arXiv:1910.01108). The baseline has the labels alone. The last line
 is one JSON object, also kept in results/masked_lm.json; --quick takes a few steps, keeping nothing.
 """
 
@@ -30,7 +30,7 @@ QUICK = {
     "teacher.training.steps": 2,
     "cache.rows": 64,
     "distill.training.steps": 2,
-    "data.evaluation_rows": 16,
+    "data.evaluation_sequences": 16,
 }
 
 
@@ -51,7 +51,7 @@ def main(
 
 
 def figures(results: dict[str, Any]) -> dict[str, Any]:
-    """A row for each model and set; the goals compare the student with its control."""
+    """A row for each model and set; the goals compare the student with its baseline."""
     models = results["models"]
     rows = [
         {
@@ -63,7 +63,7 @@ def figures(results: dict[str, Any]) -> dict[str, Any]:
         for name, model in models.items()
         for domain, scores in model["domains"].items()
     ]
-    student, control = (models[name]["domains"] for name in ("student", "control"))
+    student, baseline = (models[name]["domains"] for name in ("student", "baseline"))
     return {
         "benchmark": "masked_lm",
         "machine": results["hardware"],
@@ -71,8 +71,8 @@ def figures(results: dict[str, Any]) -> dict[str, Any]:
         "rows": rows,
         "goals": [
             {
-                "name": f"loss_over_control_{domain}",
-                "value": student[domain]["loss"] / control[domain]["loss"],
+                "name": f"loss_over_baseline_{domain}",
+                "value": student[domain]["loss"] / baseline[domain]["loss"],
                 "goal": "<1",
             }
             for domain in student

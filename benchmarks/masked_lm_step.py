@@ -34,10 +34,10 @@ sys.path.insert(0, str(ROOT))
 
 from kdscale.config.teacher import ModelConfig  # noqa: E402  after the path is set
 from kdscale.losses.fused import head_and_loss  # noqa: E402
-from kdscale.models.build import build_model, make_config  # noqa: E402
 from kdscale.models.forward import RowTensors, target_logits  # noqa: E402
-from kdscale.models.head import HeadInput, TrainedModel  # noqa: E402
-from kdscale.models.tasks import Purpose  # noqa: E402
+from kdscale.models.head import HeadInput, ModelWithHead  # noqa: E402
+from kdscale.models.load import build_model, make_config  # noqa: E402
+from kdscale.models.tasks import TaskSpec  # noqa: E402
 
 KEPT = ROOT / "benchmarks" / "results" / "masked_lm_step.json"
 VOCABULARY, ROWS, LENGTH, MASKED = 30_522, 8, 128, 0.15
@@ -70,8 +70,8 @@ def main(
 
 def measure(name: str, layers: int, width: int, heads: int, repeats: int) -> list[dict[str, Any]]:
     """Both comparisons at one shape."""
-    model = TrainedModel(_bert(layers, width, heads), VOCABULARY)
-    model(TrainedModel.check_head, torch.device("cpu"))
+    model = ModelWithHead(_bert(layers, width, heads), VOCABULARY)
+    model(ModelWithHead.detect_head, torch.device("cpu"))
     rows = _rows()
     step = {
         "kdscale": lambda: ours(model, rows, "projection"),
@@ -105,7 +105,7 @@ def compare(arms: dict[str, Callable[[], torch.Tensor]], repeats: int) -> dict[s
     }
 
 
-def ours(model: TrainedModel, rows: RowTensors, head_input: HeadInput) -> torch.Tensor:
+def ours(model: ModelWithHead, rows: RowTensors, head_input: HeadInput) -> torch.Tensor:
     """A step of kdscale; the mean loss."""
     model.zero_grad()
     model._head_input = head_input
@@ -116,7 +116,7 @@ def ours(model: TrainedModel, rows: RowTensors, head_input: HeadInput) -> torch.
     return loss.detach()
 
 
-def theirs(model: TrainedModel, rows: RowTensors) -> torch.Tensor:
+def theirs(model: ModelWithHead, rows: RowTensors) -> torch.Tensor:
     """A step of transformers; the mean loss."""
     model.zero_grad()
     labels = rows.labels.masked_fill(~rows.mask, _IGNORED)
@@ -137,7 +137,7 @@ def _bert(layers: int, width: int, heads: int) -> Any:
     }
     described = ModelConfig(architecture="bert", options=options)
     return build_model(
-        make_config(described, VOCABULARY, TOKENS, LENGTH, Purpose("masked-lm")), seed=0
+        make_config(described, VOCABULARY, TOKENS, LENGTH, TaskSpec("masked-lm")), seed=0
     )
 
 

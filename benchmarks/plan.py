@@ -30,17 +30,17 @@ from benchmarks.plan_configs import CONFIGURATIONS, write_corpus
 from kdscale.cache.maintain.inspect import inspect
 from kdscale.config import RunConfig
 from kdscale.evaluate.results import environment
-from kdscale.pipeline import run_pipeline
 from kdscale.plan.calibrate import calibrate
 from kdscale.plan.calibration import KEY, find
 from kdscale.plan.hardware import this_machine
+from kdscale.plan.inputs import make_setting
 from kdscale.plan.plan import make_plan
-from kdscale.plan.seconds import group_start, start_up
-from kdscale.plan.setting import make_setting
-from kdscale.ray_session import ray_session
-from kdscale.record import RUN_KEY
-from kdscale.run import Run, resolve_paths
+from kdscale.plan.timing import group_start, start_up
+from kdscale.run.artifacts import RunArtifacts, resolve_paths
+from kdscale.run.pipeline import run_pipeline
+from kdscale.run.record import RUN_KEY
 from kdscale.store import Store, open_store
+from kdscale.workers.ray_session import ray_session
 
 KEPT = Path(__file__).parent / "results" / "plan.json"
 STAGES = ("teacher", "cache", "distill")
@@ -75,7 +75,7 @@ def is_finished(config: RunConfig) -> bool:
 
 def peak_memory(output: Store, stage: str) -> float | None:
     """Bytes of the worker that logged most, from the stage's metrics."""
-    names = {"distill": ("distill", "control")}.get(stage, (stage,))
+    names = {"distill": ("distill", "baseline")}.get(stage, (stage,))
     peaks = []
     for name in names:
         key = f"metrics/{name}.jsonl"
@@ -109,7 +109,7 @@ def compared(name: str, config: RunConfig, stages: Sequence[str]) -> list[Result
             seconds = stage.seconds.total + more
             add(stage.name, "seconds", seconds, record[stage.name]["seconds"])
             add(stage.name, "memory", stage.memory.total, peak_memory(output, stage.name))
-    facts = inspect(Run(config).cache_stores[0][0])
+    facts = inspect(RunArtifacts(config).cache_stores[0][0])
     add("cache", "bytes", plan.caches[0].at_rest, facts["bytes"])
     decoded = facts["payload_bytes_per_position"]
     add("cache", "bytes decoded", plan.caches[0].decoded_position, decoded)

@@ -40,26 +40,26 @@ def _tree(corpus: Path, output: Path, codec: Tree, workers: int) -> Tree:
         "data": {
             "train": {"kind": "text", "path": str(corpus)},
             "tokenizer": {"kind": "train", "vocab_size": 2048},
-            "row_length": 128,
-            "evaluation_rows": 32,
+            "seq_len": 128,
+            "evaluation_sequences": 32,
         },
         "teacher": {
             "model": {"architecture": "llama", "options": _MEDIUM | _HEADS},
             "training": {
                 "steps": 60,
-                "batch_rows": 8,
-                "micro_batch_rows": 4,
+                "global_batch_size": 8,
+                "micro_batch_size": 4,
                 "optimiser": {"learning_rate": 1e-3},
                 "zero": {"stage": 2},
-                "validation_rows": 16,
+                "validation_sequences": 16,
             },
         },
         "cache": {
             "codec": codec,
             "rows": 1024,
-            "rows_per_unit": 128,
-            "rows_per_block": 32,
-            "capture": {"micro_batch_rows": 16, "workers": group},
+            "sequences_per_shard": 128,
+            "sequences_per_chunk": 32,
+            "capture": {"micro_batch_size": 16, "workers": group},
         },
         "distill": {
             "cache_folder": str(output.parent / "blocks"),
@@ -72,10 +72,10 @@ def _tree(corpus: Path, output: Path, codec: Tree, workers: int) -> Tree:
             },
             "training": {
                 "steps": 60,
-                "batch_rows": 8,
-                "micro_batch_rows": 4,
+                "global_batch_size": 8,
+                "micro_batch_size": 4,
                 "optimiser": {"learning_rate": 3e-3},
-                "validation_rows": 16,
+                "validation_sequences": 16,
             },
             "workers": group,
         },
@@ -99,14 +99,14 @@ def _sample_single(corpus: Path, output: Path) -> tuple[Tree, str | None]:
     """Random-Sampling KD, one worker, longer steps."""
     tree = _tree(corpus, output, {"kind": "sample", "draws": 50}, 1)
     tree["cache"]["capture"]["zero"] = {"stage": 0}
-    tree["distill"]["training"] |= {"batch_rows": 16, "micro_batch_rows": 16, "steps": 40}
+    tree["distill"]["training"] |= {"global_batch_size": 16, "micro_batch_size": 16, "steps": 40}
     return tree, "varopt"
 
 
 def _full_two(corpus: Path, output: Path) -> tuple[Tree, str | None]:
     """The whole distribution, two workers."""
     tree = _tree(corpus, output, {"kind": "full"}, 2)
-    tree["cache"] |= {"rows": 256, "rows_per_unit": 32, "rows_per_block": 8}
+    tree["cache"] |= {"rows": 256, "sequences_per_shard": 32, "sequences_per_chunk": 8}
     return tree, "varopt"
 
 
@@ -124,7 +124,7 @@ def _large(corpus: Path, output: Path) -> tuple[Tree, str | None]:
     tree["teacher"]["model"]["options"] = _LARGE | _HEADS
     tree["teacher"]["training"] |= {"steps": 16, "zero": {"stage": 0}}
     tree["teacher"]["workers"] = {"count": 1}
-    tree["cache"] |= {"rows": 256, "rows_per_unit": 64}
+    tree["cache"] |= {"rows": 256, "sequences_per_shard": 64}
     tree["cache"]["capture"]["zero"] = {"stage": 0}
     tree["distill"]["student"]["model"]["options"] = _MEDIUM | _HEADS
     return tree, None

@@ -165,10 +165,13 @@ class Prepare:
                 "train": {"kind": "jsonl", "path": str(folder / "corpus")},
                 "validation_share": 0.01,
                 "tokenizer": {"kind": "train", "vocab_size": 8192, "sample_documents": 20_000},
-                "row_length": 512,
+                "seq_len": 512,
             },
-            "teacher": {"model": MODEL, "training": {"steps": 1, "batch_rows": 2}},
-            "distill": {"student": {"model": MODEL}, "training": {"steps": 1, "batch_rows": 2}},
+            "teacher": {"model": MODEL, "training": {"steps": 1, "global_batch_size": 2}},
+            "distill": {
+                "student": {"model": MODEL},
+                "training": {"steps": 1, "global_batch_size": 2},
+            },
         }
         path = folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(config))

@@ -9,7 +9,7 @@ weights and meet the same rows in the same order, once:
 
     labels          cross-entropy alone: where the way begins
     full            the teacher's whole distribution: where it ends. Its last hidden states are
-                    multiplied by its head again: the live teacher, without the wait
+                    multiplied by its head again: the online teacher, without the wait
     topk-K          K ids and a ghost bucket for the rest; `renormalised` scales them up to 1, as
                     rivals do (in this benchmark only)
     sample-N        Random-Sampling KD, N draws (arXiv 2503.16870); published at 3 bytes an id
@@ -81,17 +81,17 @@ def main(
     keep_in: Path = typer.Option(ROOT / "runs" / "quality", "--keep", help="What is finished."),
     seeds: int = typer.Option(3, min=1, help="Students of each arm."),
     rows: int = typer.Option(ROWS, min=1, help="Rows of the one pass."),
-    batch_rows: int = typer.Option(BATCH_ROWS, min=1, help="Rows of a step."),
+    global_batch_size: int = typer.Option(BATCH_ROWS, min=1, help="Rows of a step."),
 ) -> None:
     """Measure all arms, print and keep."""
     torch.set_num_threads(os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if quick else keep_in
-        rows, seeds = (4 * batch_rows, 1) if quick else (rows, seeds)
+        rows, seeds = (4 * global_batch_size, 1) if quick else (rows, seeds)
         counts = {"train": rows, "heldout": 2 if quick else HELD_OUT_ROWS}
         corpora = load_corpora(assets, folder, ROW_LENGTH, counts)
         train, held_out = corpora["train"], corpora["heldout"]
-        found = measure(train, held_out, assets, folder, range(seeds), batch_rows)
+        found = measure(train, held_out, assets, folder, range(seeds), global_batch_size)
     if not quick:
         KEPT.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
@@ -103,7 +103,7 @@ def measure(
     assets: Path,
     folder: Path,
     seeds: range,
-    batch_rows: int,
+    global_batch_size: int,
 ) -> dict[str, Any]:
     """All arms at all seeds, the noise of their gradients, and the goals."""
     teacher = assets / "smollm2-135m-instruct"
@@ -111,7 +111,7 @@ def measure(
     arms = {"labels": Arm(), **targets_of(train, kept)}
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
     for seed in seeds:
-        config = make_config(len(train), seed, batch_rows=batch_rows)
+        config = make_config(len(train), seed, global_batch_size=global_batch_size)
         students = Students(config, teacher, train)
         for name, arm in arms.items():
             codec = CODECS.get(name)
@@ -119,7 +119,7 @@ def measure(
             run = partial(run_arm, config, students, train, held_out, arm, np.zeros(len(train)))
             scores[name].append(once(folder / "arms", f"{name}-{seed}", settings, run))
     rows = [{**size_of(name, kept.get(name)), **summary(name, scores)} for name in arms]
-    config = make_config(len(train), 0, batch_rows=batch_rows)
+    config = make_config(len(train), 0, global_batch_size=global_batch_size)
     students = Students(config, teacher, train)
     trained = train_student(config, students, train, arms["full"], np.zeros(len(train)))
     return {
@@ -128,7 +128,7 @@ def measure(
         "versions": {name: version(name) for name in ("kdscale", "torch", "transformers")},
         "tokens": train.targets,
         "held_out_tokens": held_out.targets,
-        "positions_a_step": batch_rows * ROW_LENGTH,
+        "positions_a_step": global_batch_size * ROW_LENGTH,
         "seeds": len(seeds),
         "rows": rows,
         "noise": gradient_noise(trained, config, train, arms),

@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.peers.contract import BATCH_ROWS, PAYLOAD_BYTES  # noqa: E402  after the path is set
 from benchmarks.peers.figures import Measured, goals, lines  # noqa: E402
-from benchmarks.peers.session import OURS, PEERS, PLAIN, ArmFailedError, Session  # noqa: E402
+from benchmarks.peers.session import CAUSAL_LM, OURS, PEERS, ArmFailedError, Session  # noqa: E402
 from benchmarks.peers.storage import Storage, serve  # noqa: E402
 from benchmarks.peers.synthetic import make_records  # noqa: E402
 
@@ -65,7 +65,7 @@ def main(
             folder, peers_python.absolute(), QUICK_SECONDS if quick else EPOCH_SECONDS
         )
         make_records(rows, ROW_LENGTH).save(session.records)
-        about = session.write((OURS, PLAIN, *PEERS))
+        about = session.write((OURS, CAUSAL_LM, *PEERS))
         with serve(folder, session.formats) as storages:
             measured = measure(session, storages, repeats, quick=quick)
             decode = session.special(OURS, storages[0])
@@ -103,7 +103,7 @@ def measure(
     """
     arms = [
         (Measured(arm, storage.name, workers), storage)
-        for storage, workers, arm in product(storages, WORKERS, (OURS, PLAIN, *PEERS))
+        for storage, workers, arm in product(storages, WORKERS, (OURS, CAUSAL_LM, *PEERS))
         if (workers or not (quick or storage.is_far)) and not (quick and storage.is_far)
     ]
     for repeat, (measured, storage) in product(range(repeats), arms):
@@ -126,7 +126,7 @@ def _counted(measured: Measured) -> Iterator[None]:
     try:
         yield
     except ArmFailedError as error:
-        if measured.arm in (OURS, PLAIN):
+        if measured.arm in (OURS, CAUSAL_LM):
             raise
         measured.failures.append(error.args[0])
         _tell(f"{measured.arm} failed")

@@ -127,7 +127,7 @@ def loss_table() -> str:
 
 
 def classification_table() -> str:
-    """Experiments and models, with what the student has over its control."""
+    """Experiments and models, with what the student has over its baseline."""
     scores = ("accuracy", "precision_macro", "recall_macro", "f1_macro")
     return _table(
         "experiment | model | parameters | accuracy | precision | recall | F1",
@@ -255,7 +255,7 @@ def plot(found: dict[str, Any]) -> str:
         [
             series("varopt, at rest", "student", "bytes_at_rest", "varopt"),
             series("Random-Sampling KD, as published", "second", "bytes_published", "sample"),
-            series("top-k and a ghost bucket, at rest", "control", "bytes_at_rest", "topk"),
+            series("top-k and a ghost bucket, at rest", "baseline", "bytes_at_rest", "topk"),
         ],
         "way in KL to the teacher, %",
         x_label="bytes a token",

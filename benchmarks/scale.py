@@ -23,14 +23,14 @@ import numpy as np
 import typer
 
 from kdscale.cache.commit.manifest import Manifest
-from kdscale.cache.commit.plan import agree_plan, request_digest
-from kdscale.cache.commit.units import UnitTable, decode_table, encode_table, make_table
+from kdscale.cache.commit.plan import create_or_load_plan, selection_hash
+from kdscale.cache.commit.shards import UnitTable, decode_table, encode_table, make_table
 from kdscale.cache.format.records import Commit, ManifestRecord, Segment, record_bytes
-from kdscale.cache.identity import FORMAT
+from kdscale.cache.read.chunk_store import BlockMap
 from kdscale.cache.read.order import EpochOrder
-from kdscale.cache.read.stored import BlockMap
+from kdscale.cache.spec import FORMAT
 from kdscale.config import fingerprint
-from kdscale.data.order import EvenRows
+from kdscale.data.rows.order import EvenRows
 from kdscale.evaluate.results import environment
 from kdscale.store import open_store
 
@@ -44,7 +44,7 @@ BLOCK_BYTES = 2 << 20
 BATCH_ROWS = 4096
 TOKENS_PER_SECOND_OF_A_RANK = 20_000
 CAPTURE_TOKENS_PER_SECOND_OF_A_RANK = 5_000
-IDENTITY = {"format": FORMAT, "teacher": "simulated", "row_length": ROW_LENGTH}
+IDENTITY = {"format": FORMAT, "teacher": "simulated", "seq_len": ROW_LENGTH}
 
 Result = dict[str, Any]
 
@@ -54,14 +54,14 @@ def segment_of(tokens: int) -> Segment:
     rows = tokens // ROW_LENGTH
     row_bytes = ROW_LENGTH * BYTES_PER_TOKEN
     with tempfile.TemporaryDirectory() as folder:
-        return agree_plan(
+        return create_or_load_plan(
             open_store(folder),
             IDENTITY,
             data="simulated",
-            request=request_digest(rows, rows),
+            request=selection_hash(rows, rows),
             rows=rows,
-            rows_per_unit=int(OBJECT_BYTES / row_bytes),
-            rows_per_block=int(BLOCK_BYTES / row_bytes),
+            sequences_per_shard=int(OBJECT_BYTES / row_bytes),
+            sequences_per_chunk=int(BLOCK_BYTES / row_bytes),
         )
 
 
@@ -122,7 +122,7 @@ def open_manifest(tokens: int, table: bytes) -> Result:
 def order(tokens: int) -> Result:
     """1,000 global batches of an epoch, from its middle, and where their rows lie."""
     segment = segment_of(tokens)
-    epoch = EpochOrder(segment.rows, 0, segment.rows_per_block, 4096)
+    epoch = EpochOrder(segment.rows, 0, segment.sequences_per_chunk, 4096)
     blocks = BlockMap((segment,))
     first = segment.rows // 2
     opened: set[int] = set()
@@ -170,9 +170,9 @@ def counts(tokens: int) -> Result:
     """Objects in the store, and requests a second that it sees."""
     segment = segment_of(tokens)
     units = len(segment.units)
-    blocks = units * -(-segment.rows_per_unit // segment.rows_per_block)
-    block_tokens = segment.rows_per_block * ROW_LENGTH
-    unit_tokens = segment.rows_per_unit * ROW_LENGTH
+    blocks = units * -(-segment.sequences_per_shard // segment.sequences_per_chunk)
+    block_tokens = segment.sequences_per_chunk * ROW_LENGTH
+    unit_tokens = segment.sequences_per_shard * ROW_LENGTH
     capture = RANKS * CAPTURE_TOKENS_PER_SECOND_OF_A_RANK / unit_tokens
     reading = RANKS * TOKENS_PER_SECOND_OF_A_RANK
     return {

@@ -46,25 +46,26 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from kdscale.cache.read.reader import CacheReader  # noqa: E402  after the path is set
-from kdscale.cache_stage import own_store, plan_capture  # noqa: E402
 from kdscale.config import RunConfig, load_config  # noqa: E402
 from kdscale.config.training import WorkersConfig, ZeroConfig  # noqa: E402
 from kdscale.curriculum.sampler import CurriculumSampler  # noqa: E402
-from kdscale.data.prepared import open_prepared  # noqa: E402
-from kdscale.models.build import build_model, make_config  # noqa: E402
+from kdscale.data.rows.prepared import open_prepared  # noqa: E402
+from kdscale.distill.batches import MicroBatch, read_steps  # noqa: E402
+from kdscale.distill.objective import DistillationLoss  # noqa: E402
+from kdscale.distributed.rank import Rank, current_rank  # noqa: E402
 from kdscale.models.forward import compute_logits, row_tensors  # noqa: E402
-from kdscale.models.head import TrainedModel  # noqa: E402
+from kdscale.models.head import ModelWithHead  # noqa: E402
+from kdscale.models.load import build_model, make_config  # noqa: E402
 from kdscale.models.sharded import load_teacher  # noqa: E402
-from kdscale.pipeline import run_pipeline  # noqa: E402
-from kdscale.progress import stage_progress  # noqa: E402
-from kdscale.ray_session import ray_session  # noqa: E402
-from kdscale.run import Run  # noqa: E402
-from kdscale.student.objective import DistillationLoss  # noqa: E402
-from kdscale.student.steps import MicroBatch, read_steps  # noqa: E402
+from kdscale.run.artifacts import RunArtifacts  # noqa: E402
+from kdscale.run.cache_stage import own_store, plan_capture  # noqa: E402
+from kdscale.run.pipeline import run_pipeline  # noqa: E402
 from kdscale.teacher.capture import CaptureJob, fill_cache  # noqa: E402
-from kdscale.train.backend import Backend, make_backend  # noqa: E402
+from kdscale.train.backends.base import Backend, make_backend  # noqa: E402
 from kdscale.train.loop import Step  # noqa: E402
-from kdscale.workers import Worker, WorkerGroups, current_worker, run_workers  # noqa: E402
+from kdscale.workers.group import WorkerGroups, run_workers  # noqa: E402
+from kdscale.workers.progress import stage_progress  # noqa: E402
+from kdscale.workers.ray_session import ray_session  # noqa: E402
 
 KEPT = ROOT / "benchmarks" / "results" / "scaling.json"
 QUICKSTART = ROOT / "jobs" / "configs" / "quickstart.yaml"
@@ -90,7 +91,7 @@ def main(
         config = make_run(str(Path(scratch) / "run"), turns)
         for stage in ("prepare", "teacher"):
             run_pipeline(config, only=stage)
-        run = Run(config)
+        run = RunArtifacts(config)
         job = plan_capture(run, own_store(run).put_if_absent)
         with stage_progress("scaling") as progress:
             run_workers(take_turns, {"capture": job, "turns": turns}, LAYOUT, progress)
@@ -133,15 +134,15 @@ def make_run(output: str, turns: int) -> RunConfig:
         "output": output,
         "data.train.limit": 60,
         "data.evaluate.python-docs.limit": 10,
-        "data.evaluation_rows": 16,
+        "data.evaluation_sequences": 16,
         "teacher.training.steps": 1,
         "cache.rows": ROWS,
-        "cache.rows_per_unit": ROWS // 8,
-        "cache.rows_per_block": ROWS // 8,
-        "cache.capture.micro_batch_rows": ROWS // 8,
+        "cache.sequences_per_shard": ROWS // 8,
+        "cache.sequences_per_chunk": ROWS // 8,
+        "cache.capture.micro_batch_size": ROWS // 8,
         "distill.training.steps": STEPS * (turns + 1),
-        "distill.training.batch_rows": BATCH_ROWS,
-        "distill.training.micro_batch_rows": BATCH_ROWS // 4,
+        "distill.training.global_batch_size": BATCH_ROWS,
+        "distill.training.micro_batch_size": BATCH_ROWS // 4,
         "tracking.wandb": "disabled",
     }
     for who, sizes in (("teacher.model", TEACHER), ("distill.student.model", STUDENT)):
@@ -166,7 +167,7 @@ def summary(work: str, turns: list[dict[str, float]]) -> dict[str, Any]:
 
 def take_turns(job: dict[str, Any]) -> None:
     """A worker's loop: writes the seconds of each arm, turn by turn, the warm-up left out."""
-    worker = current_worker()
+    worker = current_rank()
     arms = Arms(job["capture"], worker)
     found = []
     for turn in range(job["turns"] + 1):
@@ -189,7 +190,7 @@ class Arms:
     """What a rank has at hand for its arms: a whole teacher, a cache, and a student for each number
     of workers."""
 
-    def __init__(self, spec: CaptureJob, worker: Worker) -> None:
+    def __init__(self, spec: CaptureJob, worker: Rank) -> None:
         self.spec = spec
         self._ranks = {2: worker}
         if worker.rank == 0:
@@ -237,23 +238,23 @@ class Arms:
                     backend.backward(objective / float(targets))
             backend.step(RATE)
 
-    def _student(self, rank: Worker) -> tuple[Backend, Iterator[Step[MicroBatch]]]:
+    def _student(self, rank: Rank) -> tuple[Backend, Iterator[Step[MicroBatch]]]:
         config, vocab_size = self.spec.config, self._prepared.vocab_size
         distill = config.distill
         assert distill.student.model is not None
         shape = make_config(
-            distill.student.model, vocab_size, self._prepared.special_ids, config.data.row_length
+            distill.student.model, vocab_size, self._prepared.special_ids, config.data.seq_len
         )
-        wrap = partial(TrainedModel, vocab_size=vocab_size)
+        wrap = partial(ModelWithHead, vocab_size=vocab_size)
         build = partial(build_model, shape, config.seed)
         backend = make_backend(build, wrap, distill.training, BATCH_ROWS, rank)
         sampler = CurriculumSampler(
             distill.curriculum,
             self._reader.statistics.entropy,
-            batch_rows=BATCH_ROWS,
+            global_batch_size=BATCH_ROWS,
             steps=distill.training.steps,
             seed=config.seed,
-            rows_per_block=self._reader.rows_per_block,
+            sequences_per_chunk=self._reader.sequences_per_chunk,
         )
         steps = range(distill.training.steps)
         return backend, read_steps(distill, rank, self._reader, sampler, steps)
@@ -307,7 +308,7 @@ def mark(job: dict[str, Any]) -> None:
 
     note("DeepSpeed")
     spec: CaptureJob = job["capture"]
-    worker, prepared = current_worker(), open_prepared(spec.prepared)
+    worker, prepared = current_rank(), open_prepared(spec.prepared)
     teacher = load_teacher(spec.teacher.local(), worker, ZeroConfig(stage=3))
     note("sharded teacher")
     rows = prepared.split("train").take(spec.selected[:8])

@@ -1,4 +1,4 @@
-"""Distil SmolLM2-135M-Instruct on BBC news: is the student better than its control?
+"""Distil SmolLM2-135M-Instruct on BBC news: is the student better than its baseline?
 
 python benchmarks/smollm2_bbc.py [--quick]
 
@@ -21,11 +21,11 @@ CONFIG = ROOT / "jobs" / "configs" / "smollm2-bbc.yaml"
 KEPT = ROOT / "benchmarks" / "results" / "smollm2-bbc.json"
 QUICK = (
     "output=runs/smollm2-bbc-quick",
-    "data.evaluation_rows=4",
+    "data.evaluation_sequences=4",
     "cache.rows=16",
-    "cache.rows_per_unit=8",
+    "cache.sequences_per_shard=8",
     "distill.training.steps=4",
-    "distill.training.batch_rows=4",
+    "distill.training.global_batch_size=4",
 )
 
 
@@ -49,17 +49,17 @@ def main(quick: bool = typer.Option(False, help="A few steps, to see that it wor
 
 
 def figures(results: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """A row for each model and domain; the goals compare the student with its control."""
+    """A row for each model and domain; the goals compare the student with its baseline."""
     rows = [
         {"model": name, "domain": domain, **{k: v for k, v in scores.items() if k != "calibration"}}
         for name, model in results["models"].items()
         for domain, scores in model["domains"].items()
     ]
-    student, control = (results["models"][name]["domains"] for name in ("student", "control"))
+    student, baseline = (results["models"][name]["domains"] for name in ("student", "baseline"))
     goals = [
         {
-            "name": f"{metric}_student_over_control_{domain}",
-            "value": student[domain][metric] / control[domain][metric],
+            "name": f"{metric}_student_over_baseline_{domain}",
+            "value": student[domain][metric] / baseline[domain][metric],
             "goal": ">1" if metric == "agreement_top1" else "<1",
         }
         for domain in student

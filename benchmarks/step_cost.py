@@ -1,4 +1,4 @@
-"""What a step of distilling costs, over a step of plain training, and what a live teacher costs.
+"""What a step of distilling costs, over a step of plain training, and what an online teacher costs.
 
     make bench-setup
     python benchmarks/step_cost.py [--quick] [--assets FOLDER] [--turns 5]
@@ -9,7 +9,7 @@ few steps each, on the same rows, with two threads, AdamW and the same batch:
     cache   kdscale from a cache on the local disk: reading, verifying, decoding, loss, backward,
             optimiser, all as the distill stage does it
     labels  cross-entropy through the same fused head, from rows that lie in memory
-    trl     TRL's generalised JSD with a live teacher, SmolLM2-135M itself, in a process of the
+    trl     TRL's generalised JSD with an online teacher, SmolLM2-135M itself, in a process of the
             peers' environment: both forwards, the loss, backward, AdamW
 
 Records are made up (benchmarks/peers/synthetic.py), as their content does not matter to the time.
@@ -44,14 +44,14 @@ from kdscale.cache.read.reader import CacheReader  # noqa: E402
 from kdscale.config import RunConfig  # noqa: E402
 from kdscale.config.student import DistillConfig  # noqa: E402
 from kdscale.curriculum.sampler import CurriculumSampler  # noqa: E402
-from kdscale.models.build import build_model, load_config_of  # noqa: E402
-from kdscale.models.head import TrainedModel  # noqa: E402
+from kdscale.distill.batches import MicroBatch, read_steps  # noqa: E402
+from kdscale.distill.objective import DistillationLoss, LabelsLoss  # noqa: E402
+from kdscale.distributed.rank import Rank  # noqa: E402
+from kdscale.models.head import ModelWithHead  # noqa: E402
+from kdscale.models.load import build_model, load_config_of  # noqa: E402
 from kdscale.store import open_store  # noqa: E402
-from kdscale.student.objective import DistillationLoss, LabelsLoss  # noqa: E402
-from kdscale.student.steps import MicroBatch, read_steps  # noqa: E402
-from kdscale.train.backend import Backend, make_backend  # noqa: E402
+from kdscale.train.backends.base import Backend, make_backend  # noqa: E402
 from kdscale.train.loop import Step  # noqa: E402
-from kdscale.workers import Worker  # noqa: E402
 
 KEPT = ROOT / "benchmarks" / "results" / "step_cost.json"
 PEERS_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
@@ -97,7 +97,7 @@ def main(
             }
             for name, some in seconds.items()
         ],
-        "spread": {"step_over_cross_entropy": over_labels, "live_teacher_over_step": over_cache},
+        "spread": {"step_over_cross_entropy": over_labels, "online_teacher_over_step": over_cache},
         "goals": [
             {
                 "name": "step_over_cross_entropy",
@@ -105,7 +105,7 @@ def main(
                 "goal": "<=1.03",
             },
             {
-                "name": "live_teacher_over_step",
+                "name": "online_teacher_over_step",
                 "value": statistics.median(over_cache),
                 "goal": ">1",
             },
@@ -121,13 +121,13 @@ class Ours:
 
     def __init__(self, cache: Path, teacher: Path, steps: int) -> None:
         config = make_config(str(cache), steps)
-        self._worker = Worker(0, 1, torch.device("cpu"))
+        self._worker = Rank(0, 1, torch.device("cpu"))
         shape = load_config_of(teacher)
         shape.num_hidden_layers = LAYERS
         self._backends = {
             name: make_backend(
                 lambda: build_model(shape, 0),
-                partial(TrainedModel, vocab_size=synthetic.VOCAB),
+                partial(ModelWithHead, vocab_size=synthetic.VOCAB),
                 config.distill.training,
                 1,
                 self._worker,
@@ -143,10 +143,10 @@ class Ours:
         sampler = CurriculumSampler(
             distill.curriculum,
             reader.statistics.entropy,
-            batch_rows=BATCH_ROWS,
+            global_batch_size=BATCH_ROWS,
             steps=distill.training.steps,
             seed=0,
-            rows_per_block=reader.rows_per_block,
+            sequences_per_chunk=reader.sequences_per_chunk,
         )
         return read_steps(distill, self._worker, reader, sampler, range(distill.training.steps))
 
@@ -180,7 +180,7 @@ def make_config(cache: str, steps: int) -> RunConfig:
             "data": {
                 "train": {"kind": "text", "path": "unused"},
                 "tokenizer": {"kind": "teacher"},
-                "row_length": ROW_LENGTH,
+                "seq_len": ROW_LENGTH,
             },
             "teacher": {"load": "unused"},
             "cache": {"reuse": cache},
@@ -190,8 +190,8 @@ def make_config(cache: str, steps: int) -> RunConfig:
                 "curriculum": {"warmup_share": 0},
                 "training": {
                     "steps": steps,
-                    "batch_rows": BATCH_ROWS,
-                    "micro_batch_rows": BATCH_ROWS,
+                    "global_batch_size": BATCH_ROWS,
+                    "micro_batch_size": BATCH_ROWS,
                 },
             },
         }
@@ -206,7 +206,7 @@ class Live:
             raise SystemExit(f"{python} does not exist: run `make bench-setup`.")
         arguments = [str(teacher), *map(str, (LAYERS, BATCH_ROWS, ROW_LENGTH, steps, THREADS))]
         self._process = subprocess.Popen(
-            [str(python.absolute()), "-m", "benchmarks.live_trl", *arguments],
+            [str(python.absolute()), "-m", "benchmarks.online_trl", *arguments],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"},
             stdin=subprocess.PIPE,

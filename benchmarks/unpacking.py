@@ -37,7 +37,7 @@ from benchmarks.peers import kdscale_cache, synthetic  # noqa: E402  after the p
 from benchmarks.peers.contract import Records  # noqa: E402
 from kdscale.cache.commit.manifest import load_manifest  # noqa: E402
 from kdscale.cache.format.packing import Packing, packable  # noqa: E402
-from kdscale.cache.read.stored import StoredBlocks  # noqa: E402
+from kdscale.cache.read.chunk_store import StoredBlocks  # noqa: E402
 from kdscale.store import open_store  # noqa: E402
 
 KEPT = ROOT / "benchmarks" / "results" / "unpacking.json"

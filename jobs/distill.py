@@ -1,4 +1,4 @@
-"""Train the student from the cache, and its control from the labels.
+"""Train the student from the cache, and its baseline from the labels.
 
 python jobs/distill.py CONFIG [--set a.b=c ...] [--overwrite]
 """

@@ -1,4 +1,4 @@
-"""Measure teacher, student and control on the evaluation sets.
+"""Measure teacher, student and baseline on the evaluation sets.
 
 python jobs/evaluate.py CONFIG [--set a.b=c ...] [--overwrite]
 """

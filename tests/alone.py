@@ -13,8 +13,8 @@ from tests.architectures import VOCAB, tiny_model
 LENGTH = 100
 LENGTHS = (37, 50, 9)
 NO_CACHE = {"use_cache": False}
-PACKED = RowKind(VOCAB, VOCAB, LENGTH, packs=True, micro_batch_rows=3)
-SINGLE = RowKind(VOCAB, VOCAB, LENGTH, packs=False, micro_batch_rows=2)
+PACKED = RowKind(VOCAB, VOCAB, LENGTH, packs=True, micro_batch_size=3)
+SINGLE = RowKind(VOCAB, VOCAB, LENGTH, packs=False, micro_batch_size=2)
 
 
 def logits_at(model: torch.nn.Module) -> Any:

@@ -10,6 +10,6 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
     [
         *("tests.fault.captures", "pandas", "pyarrow.compute", "kdscale.store.native", "s3fs"),
-        *("torch.distributed", "deepspeed", "transformers.models.llama", "kdscale.train.session"),
+        *("torch.distributed", "deepspeed", "transformers.models.llama", "kdscale.train.job"),
     ]
 )

@@ -163,7 +163,7 @@ class Stages:
             return _unequal("unit", _digests(ended.store), _digests(self._base))
         return [
             text
-            for name in ("distill", "control")
+            for name in ("distill", "baseline")
             for text in _unequal(
                 f"{name} step", _losses(ended.store, name), _losses(self._base, name)
             )

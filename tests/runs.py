@@ -155,8 +155,8 @@ def tiny_config(corpus: Path, output: str, **changes: Any) -> dict[str, Any]:
             "validation_share": 0.1,
             "evaluate": {"docs": {"kind": "python-docs", "limit": 20}},
             "tokenizer": {"kind": "train", "vocab_size": 512},
-            "row_length": 64,
-            "evaluation_rows": 32,
+            "seq_len": 64,
+            "evaluation_sequences": 32,
         },
         "teacher": {
             "model": {
@@ -170,20 +170,20 @@ def tiny_config(corpus: Path, output: str, **changes: Any) -> dict[str, Any]:
             },
             "training": {
                 "steps": 300,
-                "batch_rows": 8,
-                "micro_batch_rows": 4,
+                "global_batch_size": 8,
+                "micro_batch_size": 4,
                 "optimiser": {"learning_rate": 4e-3},
                 "zero": {"stage": 2},
-                "validation_rows": 16,
+                "validation_sequences": 16,
                 "checkpoint_every": 100,
             },
         },
         "cache": {
             "codec": {"kind": "varopt", "k": 12, "head": 4},
             "rows": 640,
-            "rows_per_unit": 16,
-            "rows_per_block": 8,
-            "capture": {"micro_batch_rows": 8},
+            "sequences_per_shard": 16,
+            "sequences_per_chunk": 8,
+            "capture": {"micro_batch_size": 8},
         },
         "distill": {
             # Not the folder of all runs on this machine: a test must not find another's blocks.
@@ -202,10 +202,10 @@ def tiny_config(corpus: Path, output: str, **changes: Any) -> dict[str, Any]:
             "curriculum": {"warmup_share": 0.25},
             "training": {
                 "steps": 120,
-                "batch_rows": 8,
-                "micro_batch_rows": 2,
+                "global_batch_size": 8,
+                "micro_batch_size": 2,
                 "optimiser": {"learning_rate": 4e-3},
-                "validation_rows": 16,
+                "validation_sequences": 16,
                 "log_every": 1,
                 "checkpoint_every": 10,
             },

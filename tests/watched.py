@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from kdscale.stop import request_stop
+from kdscale.run.stop import request_stop
 from kdscale.store import Store
 from tests.runs import kdscale
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
-from kdscale.models.build import load_model
 from kdscale.models.forward import model_inputs, row_tensors
+from kdscale.models.load import load_model
 from kdscale.types import Rows
 
 _ROWS_AT_ONCE = 8
@@ -70,7 +70,7 @@ class Corpus:
 
 
 def load_corpora(
-    assets: Path, folder: Path, row_length: int, counts: dict[str, int]
+    assets: Path, folder: Path, seq_len: int, counts: dict[str, int]
 ) -> dict[str, Corpus]:
     """The first `counts` rows of `train` and `heldout`; what is missing is made in `folder`."""
     from transformers import AutoTokenizer
@@ -79,15 +79,15 @@ def load_corpora(
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     found = {}
     for name, count in counts.items():
-        rows = read_rows(tokenizer, assets / "bbc" / f"{name}.jsonl", row_length, count)
-        path = folder / f"hidden-{name}-{count}x{row_length}.npy"
+        rows = read_rows(tokenizer, assets / "bbc" / f"{name}.jsonl", seq_len, count)
+        path = folder / f"hidden-{name}-{count}x{seq_len}.npy"
         if not path.exists():
             _write_hidden(teacher, rows, path)
         found[name] = Corpus(rows, np.load(path, mmap_mode="r"), _head(teacher, len(tokenizer)))
     return found
 
 
-def read_rows(tokenizer: Any, path: Path, row_length: int, count: int) -> Rows:
+def read_rows(tokenizer: Any, path: Path, seq_len: int, count: int) -> Rows:
     """The articles of a file one after the other, each closed by the token that ends a document,
     cut into `count` rows."""
     stream: list[int] = []
@@ -96,13 +96,13 @@ def read_rows(tokenizer: Any, path: Path, row_length: int, count: int) -> Rows:
         ids = [*tokenizer(json.loads(line)["text"]).input_ids, tokenizer.eos_token_id]
         stream += ids
         documents += [number] * len(ids)
-        if len(stream) >= count * row_length:
+        if len(stream) >= count * seq_len:
             break
     else:
         raise ValueError(f"{path.name} has {len(stream):,} tokens, too few for {count} rows")
-    shape = (count, row_length)
-    input_ids = np.array(stream[: count * row_length], np.int32).reshape(shape)
-    document = np.array(documents[: count * row_length], np.int32).reshape(shape)
+    shape = (count, seq_len)
+    input_ids = np.array(stream[: count * seq_len], np.int32).reshape(shape)
+    document = np.array(documents[: count * seq_len], np.int32).reshape(shape)
     same = np.zeros(shape, np.bool_)
     same[:, :-1] = document[:, 1:] == document[:, :-1]
     numbers = np.arange(count, dtype=np.uint64)

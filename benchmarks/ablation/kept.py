@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from benchmarks.ablation.corpus import Corpus
-from kdscale.audit.families import label
-from kdscale.audit.rest import AtRest
 from kdscale.cache.codecs import Codec, make_codec, uniforms
+from kdscale.cache.fidelity.codec_families import label
+from kdscale.cache.fidelity.stored_size import AtRest
 from kdscale.cache.format.packing import packable
 from kdscale.cache.format.prior import Prior, count_prior, encode_prior
 from kdscale.config.cache import CodecConfig

@@ -14,8 +14,8 @@ import torch
 from benchmarks.ablation.corpus import Corpus
 from benchmarks.ablation.student import Arm, micro_batch
 from kdscale.config import RunConfig
-from kdscale.student.objective import DistillationLoss, LabelsLoss
-from kdscale.train.backend import Backend
+from kdscale.distill.objective import DistillationLoss, LabelsLoss
+from kdscale.train.backends.base import Backend
 
 _ROWS = (2, 8, 32, 128)  # a step, each a divisor of the next
 

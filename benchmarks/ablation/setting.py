@@ -24,7 +24,7 @@ NARROW = {
 
 FROM_TEACHER = {
     "teacher_layers": [0, 15, 29],
-    "width": {**NARROW, "calibration_rows": 16, "teacher_zero": 0},
+    "width": {**NARROW, "calibration_sequences": 16, "teacher_zero": 0},
 }
 """A student of three of the teacher's layers."""
 
@@ -35,7 +35,7 @@ def make_config(
     student: dict[str, Any] | None = None,
     curriculum: dict[str, Any] | None = None,
     optimiser: dict[str, Any] | None = None,
-    batch_rows: int = BATCH_ROWS,
+    global_batch_size: int = BATCH_ROWS,
 ) -> RunConfig:
     """One pass over as many rows as `rows`; by default in a uniform order."""
     return RunConfig.model_validate(
@@ -46,16 +46,16 @@ def make_config(
             "data": {
                 "train": {"kind": "text", "path": "unused"},
                 "tokenizer": {"kind": "teacher"},
-                "row_length": ROW_LENGTH,
+                "seq_len": ROW_LENGTH,
             },
             "teacher": {"load": "unused"},
             "distill": {
                 "student": student or FROM_TEACHER,
                 "curriculum": curriculum or {"warmup_share": 0},
                 "training": {
-                    "steps": rows // batch_rows,
-                    "batch_rows": batch_rows,
-                    "micro_batch_rows": batch_rows,
+                    "steps": rows // global_batch_size,
+                    "global_batch_size": global_batch_size,
+                    "micro_batch_size": global_batch_size,
                     "optimiser": optimiser or CALM,
                 },
             },

@@ -13,22 +13,22 @@ import torch
 from benchmarks.ablation.corpus import Corpus
 from kdscale.config import RunConfig
 from kdscale.curriculum.sampler import CurriculumSampler
+from kdscale.distill.batches import MicroBatch
+from kdscale.distill.objective import DistillationLoss, LabelsLoss
+from kdscale.distributed.rank import Rank
 from kdscale.evaluate.metrics import LanguageModelSums
 from kdscale.evaluate.results import DomainMetrics
-from kdscale.models.build import load_config_of
-from kdscale.models.calibrate import calibrate
 from kdscale.models.forward import row_tensors
-from kdscale.models.head import TrainedModel
-from kdscale.models.initial import build_student, plan_student
-from kdscale.models.tensors import TensorFiles
-from kdscale.models.width import Kept as KeptDimensions
-from kdscale.student.objective import DistillationLoss, LabelsLoss
-from kdscale.student.steps import MicroBatch
-from kdscale.train.backend import Backend, make_backend
-from kdscale.train.loop import Hooks, Progress, Step, train
-from kdscale.workers import Worker
+from kdscale.models.head import ModelWithHead
+from kdscale.models.init.calibrate import calibrate
+from kdscale.models.init.student_init import build_student, plan_student
+from kdscale.models.init.tensors import TensorFiles
+from kdscale.models.init.width import Kept as KeptDimensions
+from kdscale.models.load import load_config_of
+from kdscale.train.backends.base import Backend, make_backend
+from kdscale.train.loop import Callbacks, Progress, Step, train
 
-WORKER = Worker(0, 1, torch.device("cpu"))
+WORKER = Rank(0, 1, torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,19 @@ class Students:
             shape,
             vocab_size=corpus.vocab_size,
             special_ids={},
-            row_length=corpus.rows.input_ids.shape[1],
+            seq_len=corpus.rows.input_ids.shape[1],
         )
         self._teacher = TensorFiles(teacher, shape) if student.takes_from_teacher else None
         self._kept: KeptDimensions | None = None
         if student.width is not None:
-            sample = corpus.rows.take(np.arange(student.width.calibration_rows))
+            sample = corpus.rows.take(np.arange(student.width.calibration_sequences))
             self._kept = self._plan.keep(calibrate(student.width, teacher, None, sample, WORKER))
 
     def start(self, config: RunConfig, vocab_size: int) -> Backend:
         """A student before its first step."""
         return make_backend(
             lambda: build_student(self._plan, self._teacher, self._kept, config.seed),
-            partial(TrainedModel, vocab_size=vocab_size),
+            partial(ModelWithHead, vocab_size=vocab_size),
             config.distill.training,
             _micro_batches(config),
             WORKER,
@@ -107,7 +107,7 @@ def train_student(
         start=Progress(),
         steps=read_steps(config, corpus, arm, difficulty),
         compute_loss=loss,
-        hooks=Hooks(
+        hooks=Callbacks(
             log=lambda step, tokens, metrics: None,
             validate=lambda: {"loss": 0.0},  # no decision hangs on it here
             save=lambda progress: None,
@@ -126,7 +126,7 @@ def read_steps(
     sampler = CurriculumSampler(
         config.distill.curriculum,
         difficulty,
-        batch_rows=training.batch_rows,
+        global_batch_size=training.global_batch_size,
         steps=training.steps,
         seed=config.seed,
     )
@@ -158,11 +158,11 @@ def evaluate(backend: Backend, corpus: Corpus) -> DomainMetrics:
 
 
 def _logits(
-    model: TrainedModel, ids: torch.Tensor, segments: torch.Tensor, mask: torch.Tensor
+    model: ModelWithHead, ids: torch.Tensor, segments: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
     return model.head.logits(model.hidden(ids, segments)[mask])
 
 
 def _micro_batches(config: RunConfig) -> int:
     training = config.distill.training
-    return -(-training.batch_rows // training.micro_batch_rows)
+    return -(-training.global_batch_size // training.micro_batch_size)

@@ -9,7 +9,7 @@ from benchmarks.losses.problem import Problem
 
 
 class DenseTeacher:
-    """Given: the teacher's logits [P, V], which a live teacher would have left there."""
+    """Given: the teacher's logits [P, V], which an online teacher would have left there."""
 
     def prepare(self, problem: Problem) -> Tensor:
         """[P, V] float32."""

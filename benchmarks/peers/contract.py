@@ -39,7 +39,7 @@ class Records:
         return len(self.sample_ids)
 
     @property
-    def row_length(self) -> int:
+    def seq_len(self) -> int:
         """T."""
         return int(self.input_ids.shape[1])
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from benchmarks.peers.session import OURS, PLAIN
+from benchmarks.peers.session import CAUSAL_LM, OURS
 
 GOAL = 3.0
 
@@ -60,7 +60,7 @@ def goals(measured: Iterable[Measured], decode: dict[str, list[float]]) -> list[
     arms = list(measured)
     found = [
         _against_best(arms, f"{storage}_{phase}_vs_best_peer{suffix}", ours, storage, phase)
-        for suffix, ours in (("", OURS), ("_unpacked", PLAIN))
+        for suffix, ours in (("", OURS), ("_unpacked", CAUSAL_LM))
         for storage, phase in (("local", "cold"), ("local", "warm"), ("s3", "cold"))
     ]
     pairs = zip(decode["decode_seconds"], decode["copy_seconds"], strict=True)
@@ -97,7 +97,7 @@ def _against_best(
     for arm in arms:
         if arm.storage == storage:
             best[arm.arm] = max(best.get(arm.arm, 0.0), median(arm.rates(phase)))
-    peer = max(best.keys() - {OURS, PLAIN}, key=best.__getitem__)
+    peer = max(best.keys() - {OURS, CAUSAL_LM}, key=best.__getitem__)
     return {
         "name": name,
         "value": best[ours] / best[peer],

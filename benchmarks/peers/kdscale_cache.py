@@ -14,14 +14,14 @@ import numpy as np
 from benchmarks.peers.contract import BATCH_ROWS, SEED, Batch, Place, Records
 from benchmarks.peers.synthetic import VOCAB, codec, prior
 from kdscale.cache.commit.manifest import publish
-from kdscale.cache.commit.plan import agree_plan, request_digest
+from kdscale.cache.commit.plan import create_or_load_plan, selection_hash
 from kdscale.cache.commit.writer import UnitWriter
-from kdscale.cache.identity import FORMAT
-from kdscale.cache.read.disk import DiskCache
+from kdscale.cache.read.disk_cache import DiskCache
 from kdscale.cache.read.loader import CacheLoader
 from kdscale.cache.read.order import EpochOrder
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows, RowStats
+from kdscale.cache.spec import FORMAT
 from kdscale.config.cache import CacheConfig
 from kdscale.store import open_store
 from kdscale.types import Rows
@@ -44,21 +44,21 @@ def write(records: Records, folder: Path, *, packed: bool = True) -> None:
         "tokenizer": "synthetic",
         "vocab_size": VOCAB,
         "data": _DATA,
-        "row_length": records.row_length,
+        "seq_len": records.seq_len,
         "codec": codec().describe(),
         "temperature": 1.0,
         "dtype": "float32",
         "rows": len(records),
         "seed": 0,
     }
-    segment = agree_plan(
+    segment = create_or_load_plan(
         store,
         identity,
         data=_DATA,
-        request=request_digest(len(records)),
+        request=selection_hash(len(records)),
         rows=len(records),
-        rows_per_unit=sizes["rows_per_unit"].default,
-        rows_per_block=sizes["rows_per_block"].default,
+        sequences_per_shard=sizes["sequences_per_shard"].default,
+        sequences_per_chunk=sizes["sequences_per_chunk"].default,
         count_prior=(lambda: prior(records)) if packed else None,
     )
     writer = UnitWriter(store, identity, segment)
@@ -90,9 +90,9 @@ def open_loader(place: Place) -> "KdscaleLoader":
     """A loader over the cache where it lies."""
     reader = _reader(place)
     order = EpochOrder(
-        len(reader), seed=SEED, chunk_rows=reader.rows_per_block, window_chunks=_WINDOW_BLOCKS
+        len(reader), seed=SEED, chunk_rows=reader.sequences_per_chunk, window_chunks=_WINDOW_BLOCKS
     )
-    loader = CacheLoader(reader, order, batch_rows=BATCH_ROWS, workers=place.workers)
+    loader = CacheLoader(reader, order, global_batch_size=BATCH_ROWS, workers=place.workers)
     assert len(reader) % BATCH_ROWS == 0
     return KdscaleLoader(loader, len(reader) // BATCH_ROWS)
 
@@ -143,7 +143,7 @@ def measure(place: Place) -> dict[str, Any]:
     One thread, a new reader each time, so that every block is verified and mapped again.
     """
     filled = _reader(place)
-    rows, size = len(filled), filled.rows_per_block
+    rows, size = len(filled), filled.sequences_per_chunk
     numbers = [np.arange(first, min(first + size, rows)) for first in range(0, rows, size)]
     for some in numbers:
         filled.read(some)

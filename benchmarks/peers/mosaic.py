@@ -28,7 +28,7 @@ _HASH = "xxh3_64"
 
 def write(records: Records, folder: Path) -> None:
     """MDS shards and their index."""
-    length = records.row_length
+    length = records.seq_len
     columns = {
         "sample_ids": "ndarray:uint8:16",
         "input_ids": f"ndarray:int32:{length}",

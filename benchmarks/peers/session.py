@@ -16,7 +16,7 @@ from benchmarks.peers.storage import ROOT, Storage, drop_page_cache, files_in
 
 OURS = "kdscale_cache"
 # The same without packing ids at rest: larger files, nothing to unpack.
-PLAIN = "kdscale_plain"
+CAUSAL_LM = "kdscale_plain"
 PEERS = (
     "mosaic",
     "litdata_chunks",
@@ -57,7 +57,7 @@ class Session:
         its bytes on disk."""
         found: dict[str, dict[str, Any]] = {}
         for ours in (True, False):
-            some = [arm for arm in arms if (arm in (OURS, PLAIN)) == ours]
+            some = [arm for arm in arms if (arm in (OURS, CAUSAL_LM)) == ours]
             found |= self._run(some[0], "write", {}, arms=some, formats=str(self.formats))
         for arm, about in found.items():
             folder = self.formats / arm
@@ -121,7 +121,7 @@ class Session:
                 }
             )
         )
-        python = sys.executable if arm in (OURS, PLAIN) else str(self.peers_python)
+        python = sys.executable if arm in (OURS, CAUSAL_LM) else str(self.peers_python)
         try:
             ended = subprocess.run(
                 [python, "-m", "benchmarks.peers.measure", str(job)],

@@ -40,14 +40,14 @@ def prior(records: Records) -> Prior:
     return count_prior([(records.input_ids, records.loss_mask.astype(bool))], VOCAB)
 
 
-def make_records(rows: int, row_length: int) -> Records:
-    """`rows` rows of `row_length` tokens; equal arguments give equal records."""
+def make_records(rows: int, seq_len: int) -> Records:
+    """`rows` rows of `seq_len` tokens; equal arguments give equal records."""
     generator = np.random.default_rng(0)
-    input_ids = _tokens(generator, rows, row_length)
+    input_ids = _tokens(generator, rows, seq_len)
     mask = generator.random(input_ids.shape) < 0.95
     mask[:, -1] = False
     digests = [xxhash.xxh3_128_digest(row.tobytes()) for row in input_ids]
-    payload = np.zeros((rows, row_length, PAYLOAD_BYTES), np.uint8)
+    payload = np.zeros((rows, seq_len, PAYLOAD_BYTES), np.uint8)
     payload[mask] = _payload(generator, input_ids[mask])
     records = Records(
         sample_ids=np.frombuffer(b"".join(digests), np.uint8).reshape(rows, 16),

@@ -9,7 +9,7 @@ import hashlib
 import json
 from typing import Any
 
-from kdscale.cache.identity import Identity
+from kdscale.cache.spec import Identity
 from kdscale.store import Store
 
 _FACTS = "origin/facts.json"

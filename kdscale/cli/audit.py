@@ -40,9 +40,9 @@ def audit(
     """
     from transformers.utils.logging import disable_progress_bar
 
-    from kdscale.audit.audit import audit as audit_cache
-    from kdscale.audit.page import render_page
-    from kdscale.audit.tables import advice, audit_table, proof_sentence
+    from kdscale.cache.fidelity.audit import audit as audit_cache
+    from kdscale.cache.fidelity.page import render_page
+    from kdscale.cache.fidelity.tables import advice, audit_table, proof_sentence
     from kdscale.cli.find import find_cache
 
     disable_progress_bar()

@@ -83,7 +83,7 @@ def verify(
 ) -> None:
     """Read a cache, compare all checksums, decode all blocks. Exit code 1 if something is bad."""
     from kdscale.cache.maintain.verify import verify as verify_cache
-    from kdscale.progress import stage_progress
+    from kdscale.workers.progress import stage_progress
 
     store = find_cache(uri)
     with stage_progress("verify") as shown:
@@ -114,7 +114,7 @@ def repair(
     Exit code 1 if something cannot be mended.
     """
     from kdscale.cache.maintain.repair import repair as repair_cache
-    from kdscale.progress import stage_progress
+    from kdscale.workers.progress import stage_progress
 
     store = find_cache(uri)
     with stage_progress("repair") as shown, _commits(store) as put_if_absent:
@@ -145,7 +145,7 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
 ) -> None:
     """Delete objects that nothing names, and what killed writers left."""
-    from kdscale.cache.maintain.collect import gc as collect
+    from kdscale.cache.maintain.gc import gc as collect
 
     store = find_cache(uri, published=False)
     report = collect(store, grace, dry_run, keep=keep)
@@ -167,8 +167,8 @@ def export(
     """Write a cache's rows, decoded, for programs that know nothing of kdscale."""
     from kdscale.cache.maintain.export import export as export_rows
     from kdscale.cache.read.reader import CacheReader
-    from kdscale.progress import stage_progress
     from kdscale.store import open_store
+    from kdscale.workers.progress import stage_progress
 
     store, target = find_cache(uri), open_store(out)
     with stage_progress("export") as shown:
@@ -205,7 +205,7 @@ def _sample(store: "Store", digest: str, count: int) -> list[dict[str, Any]]:
 
 
 def _tokenizer_folder(output: "Store", digest: str) -> Path:
-    from kdscale.data.prepared import open_prepared
+    from kdscale.data.rows.prepared import open_prepared
 
     for key in output.list("prepared/"):
         if key.endswith("/manifest.json"):
@@ -224,7 +224,7 @@ def _capture_again(uri: str, store: "Store", units: list[int], withdraw_only: bo
 
     config = None if withdraw_only else find_maker(uri, store)
     if config is not None:
-        from kdscale.pipeline import run_pipeline
+        from kdscale.run.pipeline import run_pipeline
 
         run_pipeline(config, only="cache")
     missing = [unit for unit in units if not store.exists(commit_key(unit))]

@@ -42,7 +42,7 @@ def preview(
 
     resolved = load_config(config, overrides or ())
     from kdscale.data.preview import preview as look
-    from kdscale.teacher.existing import own_tokenizer
+    from kdscale.teacher.pretrained import own_tokenizer
 
     with own_tokenizer(resolved) as tokenizer:
         found = look(
@@ -62,7 +62,7 @@ def _print(found: "Preview") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from kdscale.data.manifest import left_out
+    from kdscale.data.rows.manifest import left_out
 
     console = Console(highlight=False)
     table = Table("Document", "Characters", "Became", "Changed by", "Text", title="Documents")

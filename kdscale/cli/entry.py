@@ -34,7 +34,7 @@ def _obey_interrupts(command: str) -> None:
     A cluster that a script has started in its background ignores it, and hands that down to every
     job. Python's own handler raises KeyboardInterrupt, which is lost where it meets a callback, and
     imports are full of them. So until a run has something to save, and takes the signal for itself
-    (`kdscale.stop`), it ends the process; a graph of jobs has them to stop.
+    (`kdscale.run.stop`), it ends the process; a graph of jobs has them to stop.
     """
     own = signal.SIG_DFL if command == "run" else signal.default_int_handler
     signal.signal(signal.SIGINT, own)

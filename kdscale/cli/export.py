@@ -28,7 +28,7 @@ def export(
         ),
     ] = [Format.HF],  # noqa: B006
     model: Annotated[
-        Literal["student", "control", "teacher"], typer.Option(help="Which of the run's models.")
+        Literal["student", "baseline", "teacher"], typer.Option(help="Which of the run's models.")
     ] = "student",
     rows: Annotated[
         int, typer.Option(min=1, help="Rows of the validation set to compare logits on.")

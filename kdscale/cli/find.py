@@ -32,7 +32,7 @@ def find_cache(uri: str, *, published: bool = True) -> "Store":
 def find_maker(uri: str, store: "Store") -> "RunConfig | None":
     """The config of a run that captures into `store`: that at `uri`, or that of the folder the
     cache is in."""
-    from kdscale.run import Run, resolve_paths
+    from kdscale.run.artifacts import RunArtifacts, resolve_paths
     from kdscale.store import open_store
 
     around = store.url.rpartition("/cache/")[0]
@@ -40,7 +40,7 @@ def find_maker(uri: str, store: "Store") -> "RunConfig | None":
         config = _config_of(open_store(output))
         if config is not None and config.cache.reuse is None:
             config = resolve_paths(config)
-            if store in [place for place, _ in Run(config).cache_stores]:
+            if store in [place for place, _ in RunArtifacts(config).cache_stores]:
                 return config
     return None
 

@@ -12,7 +12,7 @@ from kdscale.cli.jobs import say
 if TYPE_CHECKING:
     from kdscale.submit import Backend
     from kdscale.submit.graph import Graph
-    from kdscale.submit.plan import JobPlan
+    from kdscale.submit.job_plan import JobPlan
 
 
 def run_graph(
@@ -21,9 +21,9 @@ def run_graph(
 ) -> None:
     """Run the jobs of a graph: what a submitted graph starts, on the cluster."""
     from kdscale.submit import open_backend
+    from kdscale.submit.exit_codes import STOPPED
     from kdscale.submit.graph import load_graph
     from kdscale.submit.graph_run import GraphRun
-    from kdscale.submit.verdict import STOPPED
 
     planned = load_graph(graph.read_text(encoding="utf-8"))
     at = open_backend(backend, upload_to=planned.upload_to, say=print)

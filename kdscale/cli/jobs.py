@@ -115,7 +115,7 @@ def stop(
     _check_id(job)
     from kdscale.submit import describe, follow, open_backend
     from kdscale.submit.duration import seconds
-    from kdscale.submit.verdict import WaitTimeoutError
+    from kdscale.submit.exit_codes import WaitTimeoutError
 
     at = open_backend(backend, address, kube, say=say)
     allowed = None if grace is None else seconds(grace)
@@ -143,7 +143,7 @@ def watch(
     """
     from kdscale.submit import follow
     from kdscale.submit.duration import seconds
-    from kdscale.submit.verdict import DETACHED
+    from kdscale.submit.exit_codes import DETACHED
 
     def write(text: str) -> None:
         assert out is not None

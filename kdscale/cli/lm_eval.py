@@ -43,19 +43,19 @@ def lm_eval(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of one forward.")] = 8,
 ) -> None:
-    """Run lm-eval's tasks on a run's teacher, student and control, here and without a cluster.
+    """Run lm-eval's tasks on a run's teacher, student and baseline, here and without a cluster.
 
     Scores go to results.json, the report, the model cards and W&B. The tasks heldout_* are made of
     the run's own held-out rows and need no network.
     """
     from transformers.utils.logging import disable_progress_bar
 
-    from kdscale.evaluate.finished import FinishedRun
     from kdscale.evaluate.harness import HarnessOptions, check_installed
     from kdscale.evaluate.heldout import task_names
     from kdscale.evaluate.scoring import named_folders, score_run
     from kdscale.report import write_model_card, write_report
     from kdscale.report.measured import harness_table
+    from kdscale.run.finished_run import FinishedRun
     from kdscale.store import open_store
 
     check_installed()
@@ -72,7 +72,7 @@ def lm_eval(
         )
         results = score_run(run, folders, options, on, Path(scratch))
     write_report(run.output)
-    for name in ("student", "control"):
+    for name in ("student", "baseline"):
         if name in results["models"]:
             write_model_card(run.output, name)
     typer.echo(aligned(harness_table(results)))

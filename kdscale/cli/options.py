@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kdscale.stages import STAGES
+from kdscale.run.stage_names import STAGES
 
 
 def _stage(name: str | None) -> str | None:

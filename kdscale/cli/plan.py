@@ -46,11 +46,11 @@ def plan(
     resolved = load_config(config, overrides or ())
     from kdscale.plan.calibration import find
     from kdscale.plan.hardware import find_hardware
+    from kdscale.plan.inputs import make_setting
     from kdscale.plan.plan import make_plan
-    from kdscale.plan.setting import make_setting
-    from kdscale.plan.text import render
+    from kdscale.plan.render import render
     from kdscale.preflight import Sight, preflight
-    from kdscale.run import resolve_paths
+    from kdscale.run.artifacts import resolve_paths
     from kdscale.store import open_store
 
     resolved = resolve_paths(resolved)

@@ -14,7 +14,7 @@ def evaluate(
     overrides: options.Overrides = None,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Evaluate teacher, student and control of a run whose models are complete."""
+    """Evaluate teacher, student and baseline of a run whose models are complete."""
     run.run(config, overrides, only="evaluate", overwrite=overwrite)
 
 

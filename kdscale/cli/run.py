@@ -31,7 +31,7 @@ def run(
 
     # Before the pipeline, whose imports take seconds: a mistake in the config is told at once.
     resolved = load_config(config, overrides or ())
-    from kdscale.pipeline import check_run, run_pipeline
+    from kdscale.run.pipeline import check_run, run_pipeline
 
     if dry_run:
         found = check_run(resolved, only, start, overwrite, until)

@@ -14,8 +14,8 @@ from kdscale.cli import jobs, options
 from kdscale.errors import KdscaleError
 
 if TYPE_CHECKING:
-    from kdscale.heartbeat import Driver
-    from kdscale.status import RunStatus, StageStatus
+    from kdscale.run.progress_file import Driver
+    from kdscale.run.status import RunStatus, StageStatus
     from kdscale.store import Store
 
 _EXIT_CODES = {"failed": 1, "lost": 1, "stopped": 5}
@@ -56,7 +56,7 @@ def status(
             raise typer.BadParameter(f"{thing!r} is no run, and --watch is for runs.")
         _job_status(thing, address, backend, kube, as_json)
         return
-    from kdscale.status import run_status
+    from kdscale.run.status import run_status
 
     output = _output(thing)
     looks = _looks(output, every) if watch else iter([run_status(output)])
@@ -74,7 +74,7 @@ def _job_status(
 ) -> None:
     """A job's status. Where no cluster is named and nobody knows the job, what is said covers a
     mistyped folder too."""
-    from kdscale.submit.verdict import UnknownJobError, UnreachableError
+    from kdscale.submit.exit_codes import UnknownJobError, UnreachableError
 
     try:
         jobs.status(thing, address, backend, kube, as_json)
@@ -118,7 +118,7 @@ def _near(thing: str) -> str:
 
 def _looks(output: "Store", every: float) -> Iterator["RunStatus"]:
     """The status, every few seconds, until the run no longer runs."""
-    from kdscale.status import run_status
+    from kdscale.run.status import run_status
 
     while True:
         found = run_status(output)
@@ -154,7 +154,7 @@ def _show(looks: Iterator["RunStatus"]) -> str:
 
 def _lines(run: "RunStatus") -> Iterator[str]:
     """What a person reads."""
-    from kdscale.report.units import duration
+    from kdscale.report.formatting import duration
 
     heard = run.heard_seconds_ago
     when = "" if heard is None else f", last heard of {duration(heard)} ago"
@@ -179,7 +179,7 @@ def _driver(driver: "Driver") -> str:
 
 
 def _stage_lines(stage: "StageStatus") -> Iterator[str]:
-    from kdscale.report.units import duration
+    from kdscale.report.formatting import duration
 
     line = f"  {stage.name:<9} {stage.state:<9}"
     if stage.state != "waiting":
@@ -197,7 +197,7 @@ def _stage_lines(stage: "StageStatus") -> Iterator[str]:
 
 def _details(stage: "StageStatus") -> Iterator[str]:
     """Only what there is to say."""
-    from kdscale.report.units import duration
+    from kdscale.report.formatting import duration
 
     # What a stage said last before its end is no news once it is complete.
     if stage.total and stage.state != "complete":

@@ -15,7 +15,7 @@ import typer
 from kdscale.cli import options
 from kdscale.cli.graph import send_graph
 from kdscale.cli.jobs import conclude, next_commands, print_json, say, watch
-from kdscale.stages import STAGES, chosen_stages
+from kdscale.run.stage_names import STAGES, chosen_stages
 
 if TYPE_CHECKING:
     from kdscale.submit import Backend, JobPlan

@@ -98,10 +98,10 @@ class CacheConfig(Config):
     rows: int | None = Field(default=None, gt=0)
     """Capture so many training rows, evenly spread over the corpus; all of them when not given."""
 
-    rows_per_unit: int = Field(default=512, gt=0)
+    sequences_per_shard: int = Field(default=512, gt=0)
     """Rows of a work unit: what one worker captures and commits at a time. Aim at 64 MiB."""
 
-    rows_per_block: int = Field(default=64, gt=0)
+    sequences_per_chunk: int = Field(default=64, gt=0)
     """Rows of a block: what a reader fetches and verifies at a time. Aim at 1 to 4 MiB."""
 
     pack: bool = True

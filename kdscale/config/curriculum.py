@@ -123,8 +123,8 @@ class CurriculumConfig(Config):
     every stage of the warm-up. Several as one: {kind: fusion, of: [nll, rarity]}."""
 
     order: Literal["easy", "hard", "random"] = "easy"
-    """Which rows come first. `random` keeps the pacing and ignores the difficulty: the control that
-    Wu et al. (ICLR 2021) ask for."""
+    """Which rows come first. `random` keeps the pacing and ignores the difficulty: the
+    baseline that Wu et al. (ICLR 2021) ask for."""
 
     pacing: Literal["linear", "root", "geometric", "step", "baby_step"] = "root"
     """How the share of rows in the pool grows from `start_share` to 1. `step` and `baby_step` run

@@ -104,7 +104,7 @@ class LabelsConfig(Config):
 
     share: float = Field(default=1.0, gt=0, le=1)
     """Share of the training documents whose label is used, chosen by a hash of the document's name.
-    The teacher and the control learn from these; the cache covers all."""
+    The teacher and the baseline learn from these; the cache covers all."""
 
     balance: Literal["none", "weights"] = "none"
     """`weights`: a document's cross-entropy counts in inverse proportion to the frequency of its
@@ -128,7 +128,7 @@ class ChunksConfig(Config):
     """How a long document is classified: chunk by chunk."""
 
     length: int = Field(ge=8)
-    """Tokens of a chunk; `data.row_length` is a multiple of it."""
+    """Tokens of a chunk; `data.seq_len` is a multiple of it."""
 
     pooling: ChunkPooling = "mean"
     """How the scores of a document's chunks become one: their `mean`, their `max`, or `attention`:
@@ -161,7 +161,7 @@ class DataConfig(Config):
 
     tokenizer: TokenizerConfig = TokenizerConfig()
 
-    row_length: int = Field(default=128, ge=8)
+    seq_len: int = Field(default=128, ge=8)
     """Tokens in a row (T)."""
 
     long_documents: Literal["split", "truncate", "drop", "hierarchical"] = "split"
@@ -202,7 +202,7 @@ class DataConfig(Config):
     min_characters: int = Field(default=32, ge=1)
     """Documents with fewer characters after cleaning are dropped (and counted)."""
 
-    evaluation_rows: int = Field(default=256, gt=0)
+    evaluation_sequences: int = Field(default=256, gt=0)
     """Rows kept of each evaluation set, chosen evenly over it."""
 
     evaluation_context: int | None = Field(default=None, ge=1)
@@ -211,12 +211,11 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> "DataConfig":
-        if self.overlap >= self.row_length:
-            raise ValueError(f"overlap {self.overlap} must be below row_length {self.row_length}")
-        if self.evaluation_overlap >= self.row_length:
+        if self.overlap >= self.seq_len:
+            raise ValueError(f"overlap {self.overlap} must be below seq_len {self.seq_len}")
+        if self.evaluation_overlap >= self.seq_len:
             raise ValueError(
-                f"evaluation_context {self.evaluation_context} must be below row_length "
-                f"{self.row_length}"
+                f"evaluation_context {self.evaluation_context} must be below seq_len {self.seq_len}"
             )
         if self.evaluation_context is not None and self.long_documents != "split":
             raise ValueError(
@@ -258,9 +257,9 @@ class DataConfig(Config):
     def _chunks_fit(self) -> "DataConfig":
         if (self.chunks is None) == (self.long_documents == "hierarchical"):
             raise ValueError("`chunks` and `long_documents: hierarchical` belong together")
-        if self.chunks is not None and self.row_length % self.chunks.length:
+        if self.chunks is not None and self.seq_len % self.chunks.length:
             raise ValueError(
-                f"row_length {self.row_length} is no multiple of chunks.length {self.chunks.length}"
+                f"seq_len {self.seq_len} is no multiple of chunks.length {self.chunks.length}"
             )
         return self
 

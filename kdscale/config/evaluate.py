@@ -48,7 +48,7 @@ class EvaluateConfig(Config):
 
     workers: WorkersConfig = WorkersConfig()
 
-    micro_batch_rows: int = Field(default=8, gt=0)
+    micro_batch_size: int = Field(default=8, gt=0)
     """Rows of one forward on one rank."""
 
     teacher_zero: Literal[0, 3] = 3
@@ -62,12 +62,12 @@ class EvaluateConfig(Config):
     that samples put into results and report."""
 
     models: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,31}$")], Place] = {}
-    """Other models to evaluate beside teacher, student and control: a Hugging Face folder (local
+    """Other models to evaluate beside teacher, student and baseline: a Hugging Face folder (local
     path or fsspec URL) or hub name by the name of its row. They need the run's tokenizer."""
 
     @field_validator("models")
     @classmethod
     def _names_are_free(cls, value: dict[str, str]) -> dict[str, str]:
-        if taken := sorted({"teacher", "student", "control"} & set(value)):
+        if taken := sorted({"teacher", "student", "baseline"} & set(value)):
             raise ValueError(f"{', '.join(taken)}: the run itself has a model of this name")
         return value

@@ -46,7 +46,7 @@ class WidthConfig(Config):
     num_key_value_heads: int | None = Field(default=None, gt=0)
     """Key and value heads of each layer. Given alone, each keeps all its query heads."""
 
-    calibration_rows: int = Field(default=64, gt=0)
+    calibration_sequences: int = Field(default=64, gt=0)
     """Training rows that the teacher reads to find out which dimensions are active."""
 
     teacher_zero: Literal[0, 3] = 3

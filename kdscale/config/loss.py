@@ -3,7 +3,7 @@
 Only the forward KL is linear in the target: with E[t] = p its gradient q - t is unbiased on samples
 (`sample`, `varopt`). Every other loss would be biased there by the samples' own noise, so it is
 refused. On `topk` a loss is exact over the K listed ids and the ghost bucket, which is a biased
-view of the vocabulary; on `full` and with the live teacher it is exact.
+view of the vocabulary; on `full` and with the online teacher it is exact.
 """
 
 from typing import Annotated, Literal
@@ -15,11 +15,11 @@ from kdscale.config.curriculum import Schedule
 from kdscale.errors import KdscaleError
 
 Status = Literal["exact", "unbiased", "biased", "undefined"]
-SOURCES = ("live", "full", "topk", "sample", "varopt")
-"""The live teacher, and the kinds of codec."""
+SOURCES = ("online", "full", "topk", "sample", "varopt")
+"""The online teacher, and the kinds of codec."""
 
 _SAMPLED = ("sample", "varopt")
-_WHOLE = ("live", "full")
+_WHOLE = ("online", "full")
 
 
 class ForwardKl(Config):

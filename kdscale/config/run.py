@@ -82,7 +82,7 @@ class RunConfig(Config):
             return self
         if self.data.chat is not None or self.data.long_documents == "drop":
             raise ValueError("data.chat and data.long_documents 'drop' are for the task causal-lm")
-        length, live = self.distill.curriculum.length, self.distill.live
+        length, online = self.distill.curriculum.length, self.distill.online
         if self.cache.codec.kind != "full" and self.task == "sequence-classification":
             raise ValueError(
                 f"a classifier's targets are few numbers: cache.codec {self.cache.codec.kind!r} "
@@ -92,7 +92,7 @@ class RunConfig(Config):
             raise ValueError(
                 f"distill.curriculum.length cuts rows, which are whole texts for {self.task}"
             )
-        if self.data.chunks is not None and live.layer_outputs:
+        if self.data.chunks is not None and online.layer_outputs:
             raise ValueError("losses on layers compare rows, and data.chunks takes them apart")
         return self
 
@@ -137,9 +137,11 @@ class RunConfig(Config):
                 "distill.curriculum.length cuts rows to their first positions, and with data.chat "
                 "there may be no answer in these"
             )
-        batch, rows = self.distill.training.batch_rows, self.cache.rows
+        batch, rows = self.distill.training.global_batch_size, self.cache.rows
         if rows is not None and batch > rows:
-            raise ValueError(f"distill.training.batch_rows {batch} is more than cache.rows {rows}")
+            raise ValueError(
+                f"distill.training.global_batch_size {batch} is more than cache.rows {rows}"
+            )
         return self
 
 

@@ -36,17 +36,17 @@ _QUICKSTART: dict[str, Any] = {
         },
         "training": {
             "steps": 640,
-            "batch_rows": 8,
-            "micro_batch_rows": 4,
+            "global_batch_size": 8,
+            "micro_batch_size": 4,
             "zero": {"stage": 2},
             "checkpoint_every": 200,
         },
     },
     "cache": {
         "rows": 1600,
-        "rows_per_unit": 200,
-        "rows_per_block": 50,
-        "capture": {"micro_batch_rows": 25},
+        "sequences_per_shard": 200,
+        "sequences_per_chunk": 50,
+        "capture": {"micro_batch_size": 25},
     },
     "distill": {
         "student": {
@@ -64,8 +64,8 @@ _QUICKSTART: dict[str, Any] = {
         },
         "training": {
             "steps": 200,
-            "batch_rows": 8,
-            "micro_batch_rows": 4,
+            "global_batch_size": 8,
+            "micro_batch_size": 4,
             "optimiser": {"learning_rate": 3.0e-3},
         },
         "curriculum": {"warmup_share": 0.25},

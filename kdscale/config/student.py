@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 from kdscale.config.base import Config, Place
 from kdscale.config.curriculum import CurriculumConfig
 from kdscale.config.initial import TeacherLayers, WidthConfig
-from kdscale.config.live import LiveConfig
 from kdscale.config.loss import LossConfig
+from kdscale.config.online import OnlineConfig
 from kdscale.config.teacher import ModelConfig
 from kdscale.config.training import TrainingConfig, WorkersConfig
 
@@ -26,8 +26,8 @@ class StudentConfig(Config):
 
     width: WidthConfig | None = None
     """Sizes smaller than the teacher's for a start from `teacher_layers`: hidden_size,
-    intermediate_size, num_attention_heads, num_key_value_heads; and calibration_rows, the rows on
-    which the teacher's most active dimensions are found."""
+    intermediate_size, num_attention_heads, num_key_value_heads; and calibration_sequences, the rows
+    on which the teacher's most active dimensions are found."""
 
     copy_embeddings: bool = False
     """Let a student of `model` start with the teacher's embeddings and head; both need the same
@@ -59,22 +59,22 @@ class StudentConfig(Config):
 
 
 class DistillConfig(Config):
-    """The distill stage: the student from its teacher, then the control from the labels alone."""
+    """The distill stage: the student from its teacher, then the baseline from the labels alone."""
 
     student: StudentConfig
 
-    targets: Literal["cache", "live"] = "cache"
+    targets: Literal["cache", "online"] = "cache"
     """Where the teacher's distributions come from. The rows, their order and their statistics are
     the cache's either way, so that both train on the same batches."""
 
-    live: LiveConfig = LiveConfig()
+    online: OnlineConfig = OnlineConfig()
     loss: LossConfig = LossConfig()
     training: TrainingConfig
     curriculum: CurriculumConfig = CurriculumConfig()
     workers: WorkersConfig = WorkersConfig()
 
-    control: bool = True
-    """Train the control too: the same student, seed, order and steps on the labels alone."""
+    baseline: bool = True
+    """Train the baseline too: the same student, seed, order and steps on the labels alone."""
 
     cache_memory_mib: int = Field(default=512, gt=0)
     """Memory for decoded cache blocks on a worker."""
@@ -90,16 +90,16 @@ class DistillConfig(Config):
     """Batches read ahead of the training step."""
 
     @model_validator(mode="after")
-    def _live_where_live(self) -> "DistillConfig":
-        if self.targets == "cache" and self.live != LiveConfig():
-            raise ValueError("`live` says how a live teacher runs: set targets to `live`")
+    def _online_where_online(self) -> "DistillConfig":
+        if self.targets == "cache" and self.online != OnlineConfig():
+            raise ValueError("`online` says how an online teacher runs: set targets to `online`")
         return self
 
     @model_validator(mode="after")
     def _taid_with_forward_kl(self) -> "DistillConfig":
         kind = self.loss.divergence.kind
-        if self.live.taid is not None and kind != "forward_kl":
+        if self.online.taid is not None and kind != "forward_kl":
             raise ValueError(
-                f"`live.taid` is a target of the forward KL: drop it, or the divergence {kind!r}"
+                f"`online.taid` is a target of the forward KL: drop it, or the divergence {kind!r}"
             )
         return self

@@ -66,7 +66,7 @@ class CaptureConfig(Config):
     """3 shards the teacher, so that no rank ever holds all of it; 0 gives each worker a whole
     copy."""
 
-    micro_batch_rows: int = Field(default=8, gt=0)
+    micro_batch_size: int = Field(default=8, gt=0)
     """Rows of one forward on one rank."""
 
     queue_batches: int = Field(default=4, ge=1)

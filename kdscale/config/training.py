@@ -140,10 +140,10 @@ class TrainingConfig(Config):
     steps: int = Field(gt=0)
     """Optimiser steps."""
 
-    batch_rows: int = Field(gt=0)
+    global_batch_size: int = Field(gt=0)
     """Rows in a global batch, over all ranks and micro-batches."""
 
-    micro_batch_rows: int = Field(default=8, gt=0)
+    micro_batch_size: int = Field(default=8, gt=0)
     """Rows of one forward and backward on one rank; gradients accumulate over them."""
 
     optimiser: OptimiserConfig = OptimiserConfig()
@@ -171,7 +171,7 @@ class TrainingConfig(Config):
     validate_every: int = Field(default=100, gt=0)
     """Steps between two passes over the validation rows; the last step always has one."""
 
-    validation_rows: int = Field(default=64, gt=0)
+    validation_sequences: int = Field(default=64, gt=0)
     """Rows of such a pass."""
 
     checkpoint_every: int = Field(default=100, gt=0)

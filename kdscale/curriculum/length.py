@@ -17,13 +17,13 @@ from kdscale.curriculum.schedule import value_at
 ArrayT = TypeVar("ArrayT", np.ndarray, torch.Tensor)
 
 
-def length_at(config: LengthConfig | None, step: int, steps: int, row_length: int) -> int:
+def length_at(config: LengthConfig | None, step: int, steps: int, seq_len: int) -> int:
     """Positions to train on at `step` of `steps`: the schedule's value rounded down to a multiple,
-    and at most `row_length`, which need not be one. The config keeps it from less than one."""
+    and at most `seq_len`, which need not be one. The config keeps it from less than one."""
     if config is None:
-        return row_length
+        return seq_len
     multiples = int(value_at(config.positions, step, steps) // config.multiple)
-    return min(row_length, multiples * config.multiple)
+    return min(seq_len, multiples * config.multiple)
 
 
 def shorten(length: int, loss_mask: ArrayT, *others: ArrayT) -> list[ArrayT]:

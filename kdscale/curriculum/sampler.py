@@ -17,7 +17,7 @@ import numpy as np
 from kdscale.cache.read.order import EpochOrder
 from kdscale.config.curriculum import CurriculumConfig
 from kdscale.curriculum.pacing import competence, pool_since, table_steps, uniform_from
-from kdscale.shuffle import hash_key, permute
+from kdscale.utils.permutation import hash_key, permute
 
 _POOL, _EPOCHS, _RANDOM_ORDER = 1, 2, 3
 
@@ -36,20 +36,20 @@ class CurriculumSampler:
         config: CurriculumConfig,
         difficulty: np.ndarray,
         *,
-        batch_rows: int,
+        global_batch_size: int,
         steps: int,
         seed: int,
-        rows_per_block: int = 1,
+        sequences_per_chunk: int = 1,
     ) -> None:
         """`difficulty` is [R], larger is harder; rows of equal difficulty come in a random order,
-        so that the order of the corpus decides nothing. `rows_per_block` is the cache's."""
+        so that the order of the corpus decides nothing. `sequences_per_chunk` is the cache's."""
         self._rows = len(difficulty)
         self._config = config
-        self._batch_rows = batch_rows
+        self._batch_rows = global_batch_size
         self._steps = steps
         self._seed = seed
         self._uniform = uniform_from(config, steps)
-        self._epochs = _epochs(config, self._rows, rows_per_block, hash_key(seed, _EPOCHS))
+        self._epochs = _epochs(config, self._rows, sequences_per_chunk, hash_key(seed, _EPOCHS))
         self._due = table_steps(config, steps)
         self._tables: dict[int, _Table] = {}
         self.refresh(0, difficulty)
@@ -70,7 +70,7 @@ class CurriculumSampler:
         return min(self._rows, max(self._batch_rows, round(share * self._rows)))
 
     def batch(self, step: int) -> np.ndarray:
-        """Row numbers [batch_rows] int64 of the global batch of `step`."""
+        """Row numbers [global_batch_size] int64 of the global batch of `step`."""
         if step >= self._uniform:
             return self._epochs.rows_at(self._positions(step - self._uniform))
         since = pool_since(self._config, step, self._steps)
@@ -106,12 +106,12 @@ def _rank(difficulty: np.ndarray, order: str, seed: int) -> np.ndarray:
     return mixed[np.argsort(keys, kind="stable")]
 
 
-def _epochs(config: CurriculumConfig, rows: int, rows_per_block: int, seed: int) -> EpochOrder:
+def _epochs(config: CurriculumConfig, rows: int, sequences_per_chunk: int, seed: int) -> EpochOrder:
     """Few rows are shuffled as a whole, whatever their blocks; many within windows of blocks."""
     if rows <= config.shuffle_rows:
         return EpochOrder(rows, seed, chunk_rows=rows, window_chunks=None)
-    blocks = max(1, config.shuffle_rows // rows_per_block)
-    return EpochOrder(rows, seed, chunk_rows=rows_per_block, window_chunks=blocks)
+    blocks = max(1, config.shuffle_rows // sequences_per_chunk)
+    return EpochOrder(rows, seed, chunk_rows=sequences_per_chunk, window_chunks=blocks)
 
 
 class SeenRows:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kdscale.config.live import TaidConfig
+from kdscale.config.online import TaidConfig
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,11 @@ import numpy as np
 import pyarrow as pa
 
 from kdscale.config.data import DataConfig, SourceConfig
-from kdscale.data.augment import Augmenter
-from kdscale.data.classes import Classes
-from kdscale.data.cleaner import Cleaner
-from kdscale.data.cleaning import Status, name_hash, text_digest
-from kdscale.data.corpus import Corpus
-from kdscale.data.fields import Document, readable
-from kdscale.data.readers import Piece, read_piece
-from kdscale.data.selection import Facts, no_facts
-from kdscale.data.stream import stream
-from kdscale.data.template import ChatTemplate
-from kdscale.data.tokenizer import TokenizerInfo, encode
-from kdscale.data.work import (
+from kdscale.data.chat.template import ChatTemplate
+from kdscale.data.cleaning.augment import Augmenter
+from kdscale.data.cleaning.cleaner import Cleaner
+from kdscale.data.cleaning.normalise import Status, name_hash, text_digest
+from kdscale.data.prepare_checkpoint import (
     Part,
     all_parts,
     batch_of,
@@ -40,6 +33,13 @@ from kdscale.data.work import (
     write_batches,
     write_end,
 )
+from kdscale.data.ray_map import stream
+from kdscale.data.rows.classes import Classes
+from kdscale.data.rows.selection import Facts, no_facts
+from kdscale.data.sources.corpus import Corpus
+from kdscale.data.sources.fields import Document, readable
+from kdscale.data.sources.readers import Piece, read_piece
+from kdscale.data.tokenizer import TokenizerInfo, encode
 from kdscale.store import Store
 
 # Characters of a part, and those that are encoded at a time: an encoding takes about a hundred

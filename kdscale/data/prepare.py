@@ -19,14 +19,14 @@ import numpy as np
 from kdscale.config import fingerprint
 from kdscale.config.data import DataConfig, LabelsConfig, SourceConfig
 from kdscale.config.task import Task
-from kdscale.data.augment import Augmenter, table_paths
-from kdscale.data.classes import Classes, find_classes
-from kdscale.data.corpus import Corpus, corpus_identity, file_digest, find_corpus
+from kdscale.data.chat.messages import plain_text
+from kdscale.data.chat.template import ChatTemplate, template_to_train
+from kdscale.data.cleaning.augment import Augmenter, table_paths
 from kdscale.data.documents import Chosen, Documents, read_corpus
-from kdscale.data.manifest import AUGMENTED, FORMAT, MANIFEST, VERSION, write_manifest
-from kdscale.data.messages import plain_text
-from kdscale.data.mixture import mix
-from kdscale.data.selection import (
+from kdscale.data.prepare_checkpoint import WORK, clear_work
+from kdscale.data.rows.classes import Classes, find_classes
+from kdscale.data.rows.manifest import AUGMENTED, FORMAT, MANIFEST, VERSION, write_manifest
+from kdscale.data.rows.selection import (
     LAST_PLACE,
     Choice,
     Facts,
@@ -36,11 +36,11 @@ from kdscale.data.selection import (
     select,
     step_counts,
 )
-from kdscale.data.splits import SplitWriter
-from kdscale.data.strata import first_training_places, label_bounds, used_labels
-from kdscale.data.template import ChatTemplate, template_to_train
+from kdscale.data.rows.splits import SplitWriter
+from kdscale.data.rows.stratify import first_training_places, label_bounds, used_labels
+from kdscale.data.sources.corpus import Corpus, corpus_identity, file_digest, find_corpus
+from kdscale.data.sources.mixture import mix
 from kdscale.data.tokenizer import TOKENIZER_FILE, TokenizerInfo, adopt_tokenizer, train_tokenizer
-from kdscale.data.work import WORK, clear_work
 from kdscale.errors import KdscaleError
 from kdscale.store import Store, upload_folder
 
@@ -161,7 +161,7 @@ def _manifest(config: DataConfig, task: Task, info: TokenizerInfo) -> dict[str, 
         "version": VERSION,
         "task": task,
         "augmented_for": [] if config.augment is None else list(config.augment.of),
-        "row_length": config.row_length,
+        "seq_len": config.seq_len,
         "tokenizer": tokenizer,
     }
 

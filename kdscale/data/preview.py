@@ -12,19 +12,19 @@ import numpy as np
 
 from kdscale.config.data import DataConfig, SourceConfig, WeightedSource
 from kdscale.config.task import Task
-from kdscale.data.classes import UNKNOWN_LABEL, Classes, find_classes
-from kdscale.data.cleaner import Cleaner
-from kdscale.data.cleaning import FIRST_STEP, Status
-from kdscale.data.corpus import Corpus, find_corpus
+from kdscale.data.chat.messages import plain_text
+from kdscale.data.cleaning.cleaner import Cleaner
+from kdscale.data.cleaning.minhash import first_of_alike
+from kdscale.data.cleaning.normalise import FIRST_STEP, Status
 from kdscale.data.documents import TokenDocument
-from kdscale.data.fields import Document, readable
-from kdscale.data.folders import describe_unread
-from kdscale.data.messages import plain_text
-from kdscale.data.mixture import source_name
-from kdscale.data.near import first_of_alike
-from kdscale.data.readers import read_piece
-from kdscale.data.rows import RowCounts, concatenate
-from kdscale.data.splits import make_builder
+from kdscale.data.rows.classes import UNKNOWN_LABEL, Classes, find_classes
+from kdscale.data.rows.pack import RowCounts, concatenate
+from kdscale.data.rows.splits import make_builder
+from kdscale.data.sources.corpus import Corpus, find_corpus
+from kdscale.data.sources.fields import Document, readable
+from kdscale.data.sources.folders import describe_unread
+from kdscale.data.sources.mixture import source_name
+from kdscale.data.sources.readers import read_piece
 from kdscale.data.tokenizer import TOKENIZER_FILE, adopt_tokenizer, encode, train_tokenizer
 from kdscale.errors import KdscaleError
 from kdscale.store import explained
@@ -129,7 +129,7 @@ def preview(
     made = list(
         builder.build(TokenDocument(*found[:2], label, found.targets) for found, label in pairs)
     )
-    whole = concatenate(made, config.row_length)
+    whole = concatenate(made, config.seq_len)
     shown = whole.take(np.arange(min(rows, len(whole))))
     mixture = _mixture(config.train, parts, seen) if source == "train" else []
     return Preview(

@@ -16,20 +16,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdscale.config.chat import ChatConfig
-from kdscale.data.answers import answer_tokens
-from kdscale.data.messages import load
-from kdscale.data.pretrained import load_tokenizer, vocabulary_size
-from kdscale.data.template import (
+from kdscale.data.chat.assistant_mask import answer_tokens
+from kdscale.data.chat.messages import load
+from kdscale.data.chat.template import (
     CHATML,
     CHATML_TOKENS,
     CannotRenderError,
     ChatTemplate,
     Span,
     check_template,
-    is_forged,
+    contains_special_token,
     read_template,
     render_answers,
 )
+from kdscale.data.pretrained_tokenizer import load_tokenizer, vocabulary_size
 from kdscale.errors import KdscaleError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -200,7 +200,7 @@ def _encode_conversations(
 
 def _rendered(template: ChatTemplate, text: str) -> tuple[str, list[Span]] | None:
     messages = load(text)
-    if is_forged(template, messages):
+    if contains_special_token(template, messages):
         return None
     try:
         return render_answers(template, messages)

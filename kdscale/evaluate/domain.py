@@ -10,7 +10,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from kdscale.data.prepared import Prepared, RowTable
+from kdscale.data.rows.prepared import Prepared, RowTable
+from kdscale.distributed.rank import Rank
 from kdscale.evaluate.classification import (
     classification_intervals,
     classification_metrics,
@@ -20,10 +21,9 @@ from kdscale.evaluate.intervals import draw_counts, gap_interval, language_model
 from kdscale.evaluate.metrics import LanguageModelSums
 from kdscale.evaluate.results import DomainMetrics, Interval, ModelResults
 from kdscale.evaluate.temperature import FITTED_ON
-from kdscale.models.folder import ModelReference
 from kdscale.models.forward import row_tensors, target_logits
+from kdscale.models.hf_folder import ModelReference
 from kdscale.train.batches import rank_rows, split_micro_batches
-from kdscale.workers import Worker
 
 
 class DomainScores:
@@ -35,7 +35,7 @@ class DomainScores:
         temperatures: Mapping[str, float | None],
         table: RowTable,
         prepared: Prepared,
-        worker: Worker,
+        worker: Rank,
     ) -> None:
         self._table = table
         self._outputs = prepared.outputs
@@ -49,12 +49,12 @@ class DomainScores:
 
     @torch.no_grad()
     def measure(
-        self, models: dict[str, torch.nn.Module], worker: Worker, micro_batch_rows: int
+        self, models: dict[str, torch.nn.Module], worker: Rank, micro_batch_size: int
     ) -> None:
         """Run all models over all rows, and add up over ranks. Collective."""
         places = np.arange(len(self.order))
         mine = rank_rows(places, worker.rank, worker.world_size)
-        for part, valid in split_micro_batches(mine, places, micro_batch_rows, worker.world_size):
+        for part, valid in split_micro_batches(mine, places, micro_batch_size, worker.world_size):
             self._add(models, part, valid, worker)
             worker.beat("a batch of evaluation")
         for total in self.sums.values():
@@ -69,7 +69,7 @@ class DomainScores:
         models: dict[str, torch.nn.Module],
         part: np.ndarray,
         valid: np.ndarray,
-        worker: Worker,
+        worker: Rank,
     ) -> None:
         """The rows at `part` [B] of the order, of which the `valid` [B] count."""
         rows = self._table.take(self.order[part])

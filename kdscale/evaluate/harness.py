@@ -19,13 +19,13 @@ from typing import Any
 import torch
 
 from kdscale.config.text import read_text
-from kdscale.data.pretrained import load_tokenizer, vocabulary_size
+from kdscale.data.pretrained_tokenizer import load_tokenizer, vocabulary_size
+from kdscale.distributed.rank import single_process_rank
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.heldout import task_names
 from kdscale.evaluate.results import HarnessScore, HarnessTask
-from kdscale.models.build import load_model
+from kdscale.models.load import load_model
 from kdscale.models.tasks import describe_task, task_of
-from kdscale.workers import lone_worker
 
 _BOOTSTRAP_DRAWS = 1000
 
@@ -159,7 +159,7 @@ def _language_model(folder: str, batch_size: int) -> Any:
     """lm-eval's view of the causal language model in `folder`."""
     from lm_eval.models.huggingface import HFLM
 
-    worker = lone_worker()
+    worker = single_process_rank()
     model = load_model(folder, worker.dtype).to(worker.device).eval()
     if task_of(model.config) != "causal-lm":
         raise KdscaleError(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kdscale.data.prepared import Prepared
+from kdscale.data.rows.prepared import Prepared
 from kdscale.errors import KdscaleError
 
 CHOICES = 4
@@ -52,7 +52,7 @@ def write_tasks(prepared: Prepared, evaluation_set: str, tokenizer: Any, folder:
             raise KdscaleError(
                 f"The evaluation set {evaluation_set!r} has too few or too short passages for "
                 f"{task}: {len(texts)} of {_LEAST_WORDS} words or more.",
-                "Choose another one with --on, or raise data.evaluation_rows or data.row_length.",
+                "Choose another one with --on, or raise data.evaluation_sequences or data.seq_len.",
             )
         data = folder / f"{task}.jsonl"
         data.write_text("".join(json.dumps(item) + "\n" for item in items[task]), encoding="utf-8")

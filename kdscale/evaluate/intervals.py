@@ -83,14 +83,15 @@ def language_model_intervals(counts: np.ndarray, by_row: np.ndarray) -> dict[str
 
 
 def gap_interval(counts: np.ndarray, by_row: Mapping[str, np.ndarray]) -> Interval:
-    """Of the gap recovered in loss. `by_row` is [rows, 8] for teacher, student and control."""
-    if "control" not in by_row or "student" not in by_row:
+    """Of the gap recovered in loss. `by_row` is [rows, 8] for teacher, student and baseline."""
+    if "baseline" not in by_row or "student" not in by_row:
         return None
-    teacher, student, control = (
-        _quotient(counts @ by_row[name], LOSS, TOKENS) for name in ("teacher", "student", "control")
+    teacher, student, baseline = (
+        _quotient(counts @ by_row[name], LOSS, TOKENS)
+        for name in ("teacher", "student", "baseline")
     )
-    gap = control - teacher
-    return interval((control - student) / gap) if (gap > 0).all() else None
+    gap = baseline - teacher
+    return interval((baseline - student) / gap) if (gap > 0).all() else None
 
 
 def _quotient(sums: np.ndarray, over: int, under: int) -> np.ndarray:

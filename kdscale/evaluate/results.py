@@ -148,7 +148,7 @@ class Speed(TypedDict):
     dtype: str
     threads: int
     rows: int  # of a batched forward
-    row_length: int
+    seq_len: int
     new_tokens: int
     turns: int  # of batched forwards
     latency_turns: NotRequired[int]  # of single rows and texts
@@ -174,7 +174,7 @@ class Samples(TypedDict):
 
 
 class Results(TypedDict):
-    """The whole file. `models` holds teacher, student and control, as far as they exist, and
+    """The whole file. `models` holds teacher, student and baseline, as far as they exist, and
     the other models of the config."""
 
     schema_version: Literal[1]
@@ -201,16 +201,16 @@ class Results(TypedDict):
 _ADAPTER: TypeAdapter[Results] = TypeAdapter(Results)
 
 
-def gap_recovered(teacher: float, student: float, control: float | None) -> float | None:
-    """(control - student) / (control - teacher), in loss: 1 is the teacher, 0 the control.
+def gap_recovered(teacher: float, student: float, baseline: float | None) -> float | None:
+    """(baseline - student) / (baseline - teacher), in loss: 1 is the teacher, 0 the baseline.
 
-    None without a control, or where the control is not worse than the teacher: then there is no
+    None without a baseline, or where the baseline is not worse than the teacher: then there is no
     gap, and the quotient would mean nothing. Non-finite losses have no gap either.
     """
-    if control is None or not all(map(math.isfinite, (teacher, student, control))):
+    if baseline is None or not all(map(math.isfinite, (teacher, student, baseline))):
         return None
-    gap = control - teacher
-    return (control - student) / gap if gap > 0 else None
+    gap = baseline - teacher
+    return (baseline - student) / gap if gap > 0 else None
 
 
 def build_results(
@@ -264,12 +264,12 @@ def _gaps(models: Mapping[str, ModelResults]) -> dict[str, float | None]:
     if "teacher" not in models or "student" not in models:
         return {}
     teacher, student = models["teacher"]["domains"], models["student"]["domains"]
-    control = models["control"]["domains"] if "control" in models else {}
+    baseline = models["baseline"]["domains"] if "baseline" in models else {}
     return {
         domain: gap_recovered(
             teacher[domain]["loss"],
             student[domain]["loss"],
-            control[domain]["loss"] if domain in control else None,
+            baseline[domain]["loss"] if domain in baseline else None,
         )
         for domain in student
         if domain in teacher

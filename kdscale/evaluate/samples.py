@@ -9,10 +9,10 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from kdscale.config.evaluate import SamplesConfig
-from kdscale.data.prepared import Prepared, RowTable
-from kdscale.evaluate.alone import write_text
+from kdscale.data.rows.prepared import Prepared, RowTable
+from kdscale.distributed.rank import Rank
 from kdscale.evaluate.results import Samples
-from kdscale.workers import Worker
+from kdscale.evaluate.single_device import write_text
 
 _ROWS_LOOKED_AT = 512
 
@@ -21,7 +21,7 @@ def write_samples(
     models: Mapping[str, PreTrainedModel],
     prepared: Prepared,
     config: SamplesConfig,
-    worker: Worker,
+    worker: Rank,
     seed: int,
 ) -> Samples:
     """Of causal language models, on the first evaluation set. The same rows, models and seed give

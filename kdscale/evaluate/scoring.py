@@ -7,13 +7,13 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from kdscale.errors import KdscaleError
-from kdscale.evaluate.finished import FinishedRun
 from kdscale.evaluate.harness import HarnessOptions, merge, run_tasks
 from kdscale.evaluate.heldout import task_names, write_tasks
 from kdscale.evaluate.results import HarnessTask, Results, read_results, write_results
-from kdscale.tracking import open_gallery
+from kdscale.run.finished_run import FinishedRun
+from kdscale.tracking.trackers import open_gallery
 
-_RUNS_OWN = ("teacher", "student", "control")
+_RUNS_OWN = ("teacher", "student", "baseline")
 
 
 def named_folders(run: FinishedRun, models: Sequence[str], more: Sequence[str]) -> dict[str, str]:
@@ -26,7 +26,7 @@ def named_folders(run: FinishedRun, models: Sequence[str], more: Sequence[str]) 
         if not equals or not name or not folder or name in _RUNS_OWN:
             raise KdscaleError(
                 f"{text!r} names no other model.",
-                "Write --model NAME=FOLDER, with a name other than teacher, student and control.",
+                "Write --model NAME=FOLDER, with a name other than teacher, student and baseline.",
             )
         found[name] = os.path.expanduser(folder)
     return found

@@ -15,14 +15,14 @@ import torch
 from transformers import PreTrainedModel
 
 from kdscale.config.evaluate import SpeedConfig
-from kdscale.data.prepared import Prepared
-from kdscale.evaluate.alone import write_text
+from kdscale.data.rows.prepared import Prepared
+from kdscale.distributed.rank import Rank
 from kdscale.evaluate.intervals import median_interval
 from kdscale.evaluate.results import ModelSpeed, Speed
-from kdscale.models.folder import ModelReference
+from kdscale.evaluate.single_device import write_text
 from kdscale.models.forward import model_inputs, row_tensors
+from kdscale.models.hf_folder import ModelReference
 from kdscale.models.tasks import task_of
-from kdscale.workers import Worker
 
 # Forwards of a single row in a turn: enough of them for a 90th percentile.
 _SINGLES = 5
@@ -37,7 +37,7 @@ def measure_speed(
     references: Mapping[str, ModelReference],
     prepared: Prepared,
     config: SpeedConfig,
-    worker: Worker,
+    worker: Rank,
 ) -> Speed:
     """Of `models`, on rows of the first evaluation set."""
     table = prepared.split(prepared.evaluation_sets[0])
@@ -57,7 +57,7 @@ def measure_speed(
         "dtype": str(worker.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "rows": len(batch.ids),
-        "row_length": batch.ids.shape[1],
+        "seq_len": batch.ids.shape[1],
         "new_tokens": config.new_tokens,
         "turns": max((len(timed["batch"]) for timed in batches.values()), default=0),
         "latency_turns": max((len(timed["row"]) for timed in others.values()), default=0)
@@ -129,7 +129,7 @@ def _actions(
 
 @torch.no_grad()
 def _take_turns(
-    actions: Mapping[str, Mapping[str, Action]], most: int, seconds: float, worker: Worker
+    actions: Mapping[str, Mapping[str, Action]], most: int, seconds: float, worker: Rank
 ) -> dict[str, dict[str, list[float]]]:
     """Seconds by model and action. Every second turn goes through the models backwards, so that
     none is always the one after another. No turn but the first begins after so many `seconds`."""

@@ -14,11 +14,11 @@ import torch
 from scipy.interpolate import CubicHermiteSpline
 from scipy.optimize import brentq
 
-from kdscale.data.prepared import Prepared
+from kdscale.data.rows.prepared import Prepared
+from kdscale.distributed.rank import Rank
 from kdscale.evaluate.metrics import CHUNK_ELEMENTS
 from kdscale.models.forward import row_tensors, target_logits
 from kdscale.train.batches import rank_rows, split_micro_batches
-from kdscale.workers import Worker
 
 # Whose labels it is fitted on: the models were not trained on them.
 FITTED_ON = "validation"
@@ -76,8 +76,8 @@ class TemperatureSums:
 def fit_temperatures(
     models: Mapping[str, torch.nn.Module],
     prepared: Prepared,
-    worker: Worker,
-    micro_batch_rows: int,
+    worker: Rank,
+    micro_batch_size: int,
 ) -> dict[str, float]:
     """The temperature of each model, the same on all ranks. Collective."""
     table = prepared.split(FITTED_ON)
@@ -86,7 +86,7 @@ def fit_temperatures(
     chosen = np.unique(np.linspace(0, len(table) - 1, min(rows, len(table))).astype(np.int64))
     sums = {name: TemperatureSums(worker.device) for name in models}
     mine = rank_rows(chosen, worker.rank, worker.world_size)
-    for part, valid in split_micro_batches(mine, chosen, micro_batch_rows, worker.world_size):
+    for part, valid in split_micro_batches(mine, chosen, micro_batch_size, worker.world_size):
         batch = row_tensors(table.take(part), worker.device, valid)
         for name, model in models.items():
             logits = target_logits(model, batch, prepared.outputs).float()

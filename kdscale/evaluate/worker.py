@@ -12,21 +12,21 @@ from typing import Any
 
 from kdscale.config import RunConfig
 from kdscale.config.training import ZeroConfig
-from kdscale.data.prepared import Prepared, open_prepared
-from kdscale.evaluate.alone import load_alone
+from kdscale.data.rows.prepared import Prepared, open_prepared
+from kdscale.distributed.rank import Rank, current_rank
 from kdscale.evaluate.domain import DomainScores, summarise
 from kdscale.evaluate.results import environment
 from kdscale.evaluate.samples import write_samples
+from kdscale.evaluate.single_device import load_alone
 from kdscale.evaluate.speed import measure_speed
 from kdscale.evaluate.temperature import fit_temperatures
-from kdscale.models.folder import ModelReference
 from kdscale.models.forward import target_logits
+from kdscale.models.hf_folder import ModelReference
 from kdscale.models.row_check import check_rows
 from kdscale.models.sharded import load_teacher
 from kdscale.store import Store
-from kdscale.tracking import open_gallery
+from kdscale.tracking.trackers import open_gallery
 from kdscale.train.batches import row_kind
-from kdscale.workers import Worker, current_worker
 
 MEASURED_KEY = "evaluation.json"
 
@@ -34,7 +34,7 @@ MEASURED_KEY = "evaluation.json"
 @dataclass(frozen=True)
 class EvaluateJob:
     """What an evaluation worker needs. `models` are those besides the teacher by name: student,
-    control, and the config's own."""
+    baseline, and the config's own."""
 
     config: RunConfig
     output: Store
@@ -48,7 +48,7 @@ def evaluate(job: dict[str, Any]) -> None:
     {"models": {name: ModelResults}, "gap_intervals", "task", "classes", "versions", "hardware"},
     "context" of causal language models, and "speed" and "samples" where the config wants them."""
     spec: EvaluateJob = job["evaluate"]
-    worker = current_worker()
+    worker = current_rank()
     config = spec.config.evaluate
     prepared = open_prepared(spec.prepared)
     zero = ZeroConfig(stage=config.teacher_zero)
@@ -56,20 +56,20 @@ def evaluate(job: dict[str, Any]) -> None:
     for name, reference in spec.models.items():
         whole = ZeroConfig(stage=0)
         models[name] = load_teacher(reference.local(), worker, whole, reference.revision)
-    kind = row_kind(spec.config, prepared, config.micro_batch_rows)
+    kind = row_kind(spec.config, prepared, config.micro_batch_size)
     for model in models.values():
         check_rows(model, partial(target_logits, model, vocab_size=kind.outputs), kind)
     temperatures: dict[str, float | None] = dict.fromkeys(models)
     if not prepared.classes:
         # A classifier's logits are kept, and its temperature is fitted afterwards.
-        fitted = fit_temperatures(models, prepared, worker, config.micro_batch_rows)
+        fitted = fit_temperatures(models, prepared, worker, config.micro_batch_size)
         temperatures.update(fitted)
     domains = prepared.evaluation_sets
     found: dict[str, DomainScores] = {}
     for index, domain in enumerate(domains):
-        worker.leave_if_asked()
+        worker.raise_if_stopping()
         scores = DomainScores(temperatures, prepared.split(domain), prepared, worker)
-        scores.measure(models, worker, config.micro_batch_rows)
+        scores.measure(models, worker, config.micro_batch_size)
         found[domain] = scores
         if worker.rank == 0:
             worker.report(index + 1, len(domains), note=domain)
@@ -88,7 +88,7 @@ def evaluate(job: dict[str, Any]) -> None:
     worker.barrier()
 
 
-def _side_by_side(spec: EvaluateJob, prepared: Prepared, worker: Worker) -> dict[str, Any]:
+def _side_by_side(spec: EvaluateJob, prepared: Prepared, worker: Rank) -> dict[str, Any]:
     """Speed and samples, as far as they are wanted."""
     config = spec.config.evaluate
     writes = config.samples if spec.config.task == "causal-lm" else None
@@ -98,8 +98,8 @@ def _side_by_side(spec: EvaluateJob, prepared: Prepared, worker: Worker) -> dict
     models = load_alone(references, worker)
     found: dict[str, Any] = {}
     if config.speed is not None:
-        # The control has the student's architecture.
-        timed = {name: model for name, model in models.items() if name != "control"}
+        # The baseline has the student's architecture.
+        timed = {name: model for name, model in models.items() if name != "baseline"}
         found["speed"] = measure_speed(timed, references, prepared, config.speed, worker)
     if writes is not None:
         found["samples"] = write_samples(models, prepared, writes, worker, spec.config.seed)

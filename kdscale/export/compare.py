@@ -8,7 +8,7 @@ import torch
 
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.metrics import LanguageModelSums
-from kdscale.models.forward import RowTensors, at_rows, model_inputs
+from kdscale.models.forward import RowTensors, broadcast_logits, model_inputs
 
 Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From input_ids and attention_mask, [B, L] int64, to logits [B, L, V]; of a classifier [B, V],
@@ -86,7 +86,7 @@ def compare(
         length = batch.ids.shape[1]
         shapes[len(batch.ids), length] = None
         expected, found = (
-            at_rows(own, forward(batch.ids, batch.segments)[..., :outputs], length).float()
+            broadcast_logits(own, forward(batch.ids, batch.segments)[..., :outputs], length).float()
             for forward in (reference, exported)
         )
         here = batch.segments.bool()

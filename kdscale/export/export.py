@@ -38,9 +38,9 @@ from kdscale.export.to_onnx import (
     quantise,
     write_onnx,
 )
-from kdscale.models.build import count_parameters, load_config_of, load_model
-from kdscale.models.chunked import row_multiple
+from kdscale.models.chunked_classifier import row_multiple
 from kdscale.models.forward import RowTensors
+from kdscale.models.load import count_parameters, load_config_of, load_model
 
 INDEX = "export.json"
 HF_TOLERANCE = 1e-5

@@ -15,8 +15,8 @@ import transformers
 from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from kdscale.models import chunked
-from kdscale.models.chunked import is_chunked
+from kdscale.models import chunked_classifier as chunked
+from kdscale.models.chunked_classifier import is_chunked
 
 CODE = "modeling_kdscale"
 _CLASS = "ChunkedClassifier"

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
-from kdscale.data.order import spread
-from kdscale.data.prepared import Prepared
+from kdscale.data.rows.order import spread
+from kdscale.data.rows.prepared import Prepared
 from kdscale.models.forward import RowTensors, row_tensors
 
 _SEQUENCES = 8

@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from kdscale.data.prepared import Prepared, open_prepared
+from kdscale.data.rows.prepared import Prepared, open_prepared
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.results import RESULTS_KEY
-from kdscale.models.folder import ModelReference, read_marker
-from kdscale.record import RUN_KEY
+from kdscale.models.hf_folder import ModelReference, read_marker
 from kdscale.report.card import model_card
+from kdscale.report.labels import Words, words_of
 from kdscale.report.load import Run, load_run
-from kdscale.report.words import Words, words_of
+from kdscale.run.record import RUN_KEY
 from kdscale.store import Store, open_store
 
-ModelName = Literal["student", "control", "teacher"]
+ModelName = Literal["student", "baseline", "teacher"]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from kdscale.errors import KdscaleError
 from kdscale.export.compare import Forward
-from kdscale.models.chunked import row_multiple
+from kdscale.models.chunked_classifier import row_multiple
 from kdscale.models.tasks import task_of
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")

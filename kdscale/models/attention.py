@@ -7,15 +7,15 @@ their layers, without saying which. It is better to find out on a few tokens tha
 import torch
 
 from kdscale.errors import KdscaleError
+from kdscale.models.eval_mode import evaluation_mode
 from kdscale.models.forward import model_inputs
-from kdscale.models.head import TrainedModel
-from kdscale.models.mode import evaluation_mode
+from kdscale.models.head import ModelWithHead
 
 _POSITIONS = 8
 
 
 @torch.no_grad()
-def check_attention(model: TrainedModel, device: torch.device) -> None:
+def check_attention(model: ModelWithHead, device: torch.device) -> None:
     """Refuse a model without attention weights in every layer, and one in training mode whose
     dropout changes them. A use of `model`, which does nothing to one that gives no attention.
 
@@ -28,14 +28,14 @@ def check_attention(model: TrainedModel, device: torch.device) -> None:
     # A query that sees itself alone: dropout leaves either nothing of its weight or more than all.
     if not torch.allclose(_first_weights(model, device), undropped):
         raise KdscaleError(
-            "distill.live.attention compares attention weights, and dropout changes those of the "
+            "distill.online.attention compares attention weights, and dropout changes those of the "
             f"student ({model.model.config.model_type!r}).",
             "Set its attention dropout to 0: training.dropout for all dropouts, or the "
             "architecture's own option (attention_dropout, attn_pdrop).",
         )
 
 
-def _first_weights(model: TrainedModel, device: torch.device) -> torch.Tensor:
+def _first_weights(model: ModelWithHead, device: torch.device) -> torch.Tensor:
     """[layers, heads]: how much the first position of a row looks at itself."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.vocab_size, (1, _POSITIONS), generator=generator).to(device)
@@ -51,10 +51,10 @@ def _first_weights(model: TrainedModel, device: torch.device) -> torch.Tensor:
     return torch.stack([each[0, :, 0, 0] for each in weights])
 
 
-def _without_weights(model: TrainedModel, reason: str) -> KdscaleError:
+def _without_weights(model: ModelWithHead, reason: str) -> KdscaleError:
     return KdscaleError(
         f"The architecture {model.model.config.model_type!r} does not give the attention weights "
         f"of all of its layers: {reason}.",
-        "Leave out distill.live.attention; distill.live.hidden compares hidden states, which every "
-        "architecture has.",
+        "Leave out distill.online.attention; distill.online.hidden compares hidden states, "
+        "which every architecture has.",
     )

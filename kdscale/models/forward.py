@@ -13,7 +13,7 @@ import torch
 from transformers.masking_utils import create_masks_for_generate
 
 from kdscale.config.task import Task
-from kdscale.models.projection import projecting
+from kdscale.models.lm_head_hook import intercept_lm_head
 from kdscale.models.tasks import task_of
 from kdscale.types import Rows, labels_of
 
@@ -88,7 +88,7 @@ def model_inputs(
     return {"input_ids": input_ids, "use_cache": False, **attention_inputs(model, segments)}
 
 
-def at_rows(model: torch.nn.Module, logits: torch.Tensor, length: int) -> torch.Tensor:
+def broadcast_logits(model: torch.nn.Module, logits: torch.Tensor, length: int) -> torch.Tensor:
     """The logits of `model` as [B, T, classes], where T is `length`: a classifier gives [B,
     classes], which then stand at every position, without a copy."""
     if model_task(model) != "sequence-classification":
@@ -102,14 +102,16 @@ def compute_logits(
     """Logits [B, T, vocab_size] of `input_ids` [B, T], padding ids of the embedding cut off;
     `vocab_size` is the number of classes where rows are classified."""
     logits = model(**model_inputs(model, input_ids, segments)).logits[..., :vocab_size]
-    return at_rows(model, logits, input_ids.shape[1])
+    return broadcast_logits(model, logits, input_ids.shape[1])
 
 
 def target_logits(model: torch.nn.Module, rows: RowTensors, vocab_size: int) -> torch.Tensor:
     """Logits [P, vocab_size] at the P positions of `rows` that count, row after row; see
     compute_logits. Of a language model no others are made."""
     mask = rows.mask
-    with projecting(unwrapped(model), mask.shape, lambda hidden: hidden[mask][None]) as given:
+    with intercept_lm_head(
+        unwrapped(model), mask.shape, lambda hidden: hidden[mask][None]
+    ) as given:
         logits = compute_logits(model, rows.ids, rows.segments, vocab_size)
     return logits[0] if given else logits[mask]
 

@@ -13,9 +13,9 @@ import torch
 from transformers import PreTrainedModel
 
 from kdscale.losses.fused import Head
-from kdscale.models.forward import RowTensors, at_rows, compute_logits, model_inputs
-from kdscale.models.mode import evaluation_mode
-from kdscale.models.projection import projecting
+from kdscale.models.eval_mode import evaluation_mode
+from kdscale.models.forward import RowTensors, broadcast_logits, compute_logits, model_inputs
+from kdscale.models.lm_head_hook import intercept_lm_head
 from kdscale.models.row_check import RowKind, check_rows
 
 _POSITIONS = 8
@@ -32,7 +32,7 @@ mean over heads, [B, T, T]: a row for each query."""
 _FLAGS = {"hidden": "output_hidden_states", "attention": "output_attentions"}
 
 
-class TrainedModel(torch.nn.Module):
+class ModelWithHead(torch.nn.Module):
     """A model in the form that a back end wraps: every use of it is one call of this module.
 
     Data parallelism and ZeRO act around the calls of the module they wrap; a loss that took the
@@ -82,7 +82,7 @@ class TrainedModel(torch.nn.Module):
             hidden, found = self._before_projection(inputs)
         else:
             found = self.model(**inputs)
-            hidden = at_rows(self.model, found.logits, input_ids.shape[1])
+            hidden = broadcast_logits(self.model, found.logits, input_ids.shape[1])
         layers = {}
         if "hidden" in outputs:
             layers["hidden"] = list(found.hidden_states[1:])
@@ -102,7 +102,7 @@ class TrainedModel(torch.nn.Module):
         of no position: those are for the loss to make, where it counts. LookupError where the map
         was not given that."""
         rows = inputs["input_ids"].shape
-        with projecting(self.model, rows, lambda hidden: hidden[:, :0]) as given:
+        with intercept_lm_head(self.model, rows, lambda hidden: hidden[:, :0]) as given:
             found = self.model(**inputs)
         if len(given) != 1:
             raise LookupError(f"the last linear map was called {len(given)} times")
@@ -131,7 +131,7 @@ class TrainedModel(torch.nn.Module):
         return Head(output.weight, output.bias, self.vocab_size, scale, softcap)
 
     @torch.no_grad()
-    def check_head(self, device: torch.device) -> None:
+    def detect_head(self, device: torch.device) -> None:
         """Find out what the head takes. Call it as a use of this module."""
         self._head_input = "logits"
         if getattr(self.model.get_output_embeddings(), "weight", None) is None:

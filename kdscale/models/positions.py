@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from kdscale.errors import KdscaleError
-from kdscale.models.layers import keep_layers
+from kdscale.models.init.layers import keep_layers
 
 POSITION_FIELDS = ("max_position_embeddings", "max_seq_len")
 """What transformers' configs call the number of positions."""
@@ -76,7 +76,7 @@ def check_positions(config: Any, length: int, what: str) -> None:
                 f"The {what}, a {config.model_type!r}, scales the positions of rows of more than "
                 f"{limit} tokens ({kind}), those of short documents in them too: in rows of "
                 f"{length} tokens a document would get other logits than alone.",
-                f"Set data.row_length to at most {limit}.",
+                f"Set data.seq_len to at most {limit}.",
             )
     usable = usable_positions(config)
     if usable is None or length <= usable:
@@ -86,7 +86,7 @@ def check_positions(config: Any, length: int, what: str) -> None:
     raise KdscaleError(
         f"The {what}, a {config.model_type!r} of {usable + lost} positions, cannot take {length} "
         f"tokens{kept}",
-        f"Set data.row_length to at most {usable}, or choose a model with more positions. A "
+        f"Set data.seq_len to at most {usable}, or choose a model with more positions. A "
         "classifier takes longer documents in chunks: data.long_documents `hierarchical`.",
     )
 

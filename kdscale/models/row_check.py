@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from kdscale.errors import KdscaleError
-from kdscale.models.chunked import row_multiple
+from kdscale.models.chunked_classifier import row_multiple
 from kdscale.models.forward import RowTensors, model_task, unwrapped
-from kdscale.models.projection import projecting
+from kdscale.models.lm_head_hook import intercept_lm_head
 from kdscale.models.tasks import describe_task
-from kdscale.workers.final import is_mendable
+from kdscale.workers.failures import is_mendable
 
 LogitsAt = Callable[[RowTensors], torch.Tensor]
 """The logits [P, V] that a run computes at the P positions of rows that count, row after row."""
@@ -41,9 +41,9 @@ class RowKind:
 
     vocab_size: int  # ids of the tokenizer
     outputs: int  # logits of a position: the ids, or the classes
-    row_length: int
+    seq_len: int
     packs: bool  # whether a row may hold several documents
-    micro_batch_rows: int = 1
+    micro_batch_size: int = 1
 
 
 @torch.no_grad()
@@ -74,8 +74,8 @@ def check_rows(model: torch.nn.Module, logits_at: LogitsAt, kind: RowKind) -> No
         )
     trial.refuse(
         trial.error(found, alone),
-        f"gives a document other logits in a row of {kind.row_length} tokens than alone",
-        "Set data.row_length to what the model was trained with, or choose another architecture.",
+        f"gives a document other logits in a row of {kind.seq_len} tokens than alone",
+        "Set data.seq_len to what the model was trained with, or choose another architecture.",
     )
     if kind.packs and trial.packed:
         _check_packed(trial, rows, alone)
@@ -127,7 +127,7 @@ class _Trial:
         self.is_causal = task == "causal-lm"
         self._classifies = task == "sequence-classification"
         self.name = f"This {describe_task(task)} ({self._bare.config.model_type})"
-        length, multiple = kind.row_length, row_multiple(self._bare.config)
+        length, multiple = kind.seq_len, row_multiple(self._bare.config)
         ids = self._random_ids(2 * length).to(parameter.device)
         half = max(multiple, length // 2 // multiple * multiple)
         self.single = [_Document(ids[:length]), _Document(ids[:half])]
@@ -148,14 +148,14 @@ class _Trial:
         if self._classifies:
             logits: torch.Tensor = self._model(**inputs).logits
             return logits[:, :outputs]
-        with projecting(self._bare, ids.shape, lambda hidden: hidden[:, where]) as given:
+        with intercept_lm_head(self._bare, ids.shape, lambda hidden: hidden[:, where]) as given:
             logits = self._model(**inputs).logits[0, :, :outputs]
         return logits if given else logits[where]
 
     def in_rows(self, rows: Sequence[Sequence[_Document]]) -> list[torch.Tensor]:
         """Compute the logits [P, outputs] of each document of `rows` as the run does."""
         found: list[torch.Tensor] = []
-        size = self._kind.micro_batch_rows
+        size = self._kind.micro_batch_size
         for first in range(0, len(rows), size):
             part = rows[first : first + size]
             documents = [document for row in part for document in row]
@@ -185,7 +185,7 @@ class _Trial:
             raise KdscaleError(f"{self.name} {problem}: they differ by {error:.1%}.", fix)
 
     def _tensors(self, rows: Sequence[Sequence[_Document]]) -> RowTensors:
-        shape = (len(rows), self._kind.row_length)
+        shape = (len(rows), self._kind.seq_len)
         ids = self.single[0].ids.new_zeros(shape)
         segments, counted = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
         for number, row in enumerate(rows):

@@ -16,11 +16,11 @@ import torch
 from transformers import PreTrainedModel
 
 from kdscale.config.training import ZeroConfig
-from kdscale.models.build import load_model
-from kdscale.workers import Worker
+from kdscale.distributed.rank import Rank
+from kdscale.models.load import load_model
 
 
-def zero3_config(worker: Worker, offload: str) -> dict[str, Any]:
+def zero3_config(worker: Rank, offload: str) -> dict[str, Any]:
     """DeepSpeed config of a model without optimiser, sharded over all ranks."""
     zero: dict[str, Any] = {"stage": 3}
     if offload == "cpu":
@@ -55,7 +55,7 @@ def partitioned_construction(config: dict[str, Any]) -> Iterator[None]:
 
 def load_teacher(
     folder: str | Path,
-    worker: Worker,
+    worker: Rank,
     zero: ZeroConfig,
     revision: str | None = None,
     *,
@@ -69,7 +69,7 @@ def load_teacher(
 
 def place_teacher(
     load: Callable[[], PreTrainedModel],
-    worker: Worker,
+    worker: Rank,
     zero: ZeroConfig,
     *,
     wrap: Callable[[PreTrainedModel], torch.nn.Module] = lambda model: model,

@@ -16,7 +16,7 @@ from transformers import (
 from kdscale.config.data import ChunksConfig
 from kdscale.config.task import Task
 from kdscale.errors import KdscaleError
-from kdscale.models.chunked import chunked_class, is_chunked, set_chunks
+from kdscale.models.chunked_classifier import chunked_class, is_chunked, set_chunks
 from kdscale.models.positions import check_positions
 
 _AUTO: dict[Task, Any] = {
@@ -45,7 +45,7 @@ def task_of(config: Any) -> Task:
 
 
 @dataclass(frozen=True)
-class Purpose:
+class TaskSpec:
     """What a model is for: its task, the classes that it tells apart, and the chunks that it takes
     long documents in."""
 
@@ -54,11 +54,11 @@ class Purpose:
     chunks: ChunksConfig | None = None
 
 
-PLAIN = Purpose()
+CAUSAL_LM = TaskSpec()
 
 
-def set_purpose(config: Any, purpose: Purpose, row_length: int) -> None:
-    """Make a transformers `config` that of a model for `purpose` and rows of `row_length` tokens,
+def set_purpose(config: Any, purpose: TaskSpec, seq_len: int) -> None:
+    """Make a transformers `config` that of a model for `purpose` and rows of `seq_len` tokens,
     in place.
 
     Raises KdscaleError for an architecture that has no such model, or not the positions for them.
@@ -72,7 +72,7 @@ def set_purpose(config: Any, purpose: Purpose, row_length: int) -> None:
         config.problem_type = "single_label_classification"
     if chunks is not None:
         set_chunks(config, chunks.length, chunks.pooling)
-    check_positions(config, longest_input(purpose, row_length), "model")
+    check_positions(config, longest_input(purpose, seq_len), "model")
 
 
 def name_class(config: Any, task: Task) -> None:
@@ -89,9 +89,9 @@ def name_class(config: Any, task: Task) -> None:
     config.architectures = [found.__name__]
 
 
-def longest_input(purpose: Purpose, row_length: int) -> int:
+def longest_input(purpose: TaskSpec, seq_len: int) -> int:
     """Tokens of a model's longest text: a row, or a chunk of it."""
-    return row_length if purpose.chunks is None else purpose.chunks.length
+    return seq_len if purpose.chunks is None else purpose.chunks.length
 
 
 def model_class(config: Any) -> Any:

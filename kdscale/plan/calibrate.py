@@ -11,18 +11,18 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kdscale.errors import KdscaleError
-from kdscale.models.folder import read_marker
-from kdscale.models.layers import keep_layers
+from kdscale.models.hf_folder import read_marker
+from kdscale.models.init.layers import keep_layers
 from kdscale.plan.calibration import Calibration, keep
+from kdscale.plan.inputs import Setting
 from kdscale.plan.measure import RESULT, AtHand, MeasureJob, measure
-from kdscale.plan.seconds import rate
-from kdscale.plan.setting import Setting
 from kdscale.plan.shape import shape_of
-from kdscale.progress import stage_progress
-from kdscale.ray_session import ray_session
-from kdscale.run import Run
+from kdscale.plan.timing import rate
+from kdscale.run.artifacts import RunArtifacts
 from kdscale.store import open_store
-from kdscale.workers import run_workers
+from kdscale.workers.group import run_workers
+from kdscale.workers.progress import stage_progress
+from kdscale.workers.ray_session import ray_session
 
 _BUDGET_SECONDS = 5.0
 # Forwards measured at the least, each of which is not to take longer than the budget.
@@ -78,9 +78,9 @@ def _affordable(setting: Setting) -> Any:
     hardware's assumed speed; all of them where that is enough."""
     plain = setting.with_measured(None)
     capture = setting.config.cache.capture
-    positions = capture.micro_batch_rows * setting.tokens.row_length
+    positions = capture.micro_batch_size * setting.tokens.seq_len
     speed = rate(plain, capture.workers, training=False)
-    seconds = positions * setting.teacher.forward_flops(setting.tokens.row_length) / speed
+    seconds = positions * setting.teacher.forward_flops(setting.tokens.seq_len) / speed
     layers = setting.teacher.layers
     kept = max(_FEWEST_LAYERS, min(layers, int(layers * _BUDGET_SECONDS / seconds)))
     if kept >= layers:
@@ -94,7 +94,7 @@ def _at_hand(setting: Setting) -> AtHand | None:
     """The run's own teacher and rows, where both stages are complete."""
     if not setting.tokens.prepared:
         return None
-    run = Run(setting.config)
+    run = RunArtifacts(setting.config)
     teacher = read_marker(run.output.child("teacher"))
     if teacher is None or teacher.fingerprint != run.teacher_fingerprint:
         return None
@@ -103,13 +103,13 @@ def _at_hand(setting: Setting) -> AtHand | None:
 
 def _rates(found: dict[str, Any], whole: float, teacher: Any, setting: Setting) -> Calibration:
     """From seconds of the work that was measured to rates of a rank."""
-    config, length = setting.config, setting.tokens.row_length
+    config, length = setting.config, setting.tokens.seq_len
     capture, training = config.cache.capture, config.distill.training
     measured = shape_of(teacher)
-    positions = capture.micro_batch_rows * length
+    positions = capture.micro_batch_size * length
 
     def step_flops(shape: Any, training: Any) -> float:
-        rows = -(-training.batch_rows // capture.workers.count)
+        rows = -(-training.global_batch_size // capture.workers.count)
         return float(
             rows * length * shape.training_flops(length, training.activation_checkpointing)
         )

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from kdscale.config import RunConfig, dump_config, parse_config
 from kdscale.errors import KdscaleError
+from kdscale.plan.inputs import Setting
 from kdscale.plan.memory import Memory, capacity, memory_of
-from kdscale.plan.setting import Setting
 
 _GIB = 2**30
 STAGES = ("teacher", "cache", "distill", "evaluate")
@@ -100,24 +100,24 @@ def _changes(stage: str, config: RunConfig) -> Iterator[str]:
         capture = config.cache.capture
         for waiting in _halved(capture.queue_batches):
             yield f"cache.capture.queue_batches={waiting}"
-        for rows in _halved(capture.micro_batch_rows):
-            yield f"cache.capture.micro_batch_rows={rows}"
+        for rows in _halved(capture.micro_batch_size):
+            yield f"cache.capture.micro_batch_size={rows}"
         yield from ("cache.capture.zero.stage=3", "cache.capture.zero.offload=cpu")
-        for rows in _halved(config.cache.rows_per_unit):
-            yield f"cache.rows_per_unit={rows}"
+        for rows in _halved(config.cache.sequences_per_shard):
+            yield f"cache.sequences_per_shard={rows}"
         return
     if stage == "evaluate":
         yield "evaluate.teacher_zero=3"
-        for rows in _halved(config.evaluate.micro_batch_rows):
-            yield f"evaluate.micro_batch_rows={rows}"
+        for rows in _halved(config.evaluate.micro_batch_size):
+            yield f"evaluate.micro_batch_size={rows}"
         return
     training = config.distill.training if stage == "distill" else config.teacher.training
     assert training is not None
     yield f"{stage}.training.activation_checkpointing=true"
-    for rows in _halved(training.micro_batch_rows):
-        yield f"{stage}.training.micro_batch_rows={rows}"
-    if stage == "distill" and config.distill.targets == "live":
-        yield "distill.live.zero=3"
+    for rows in _halved(training.micro_batch_size):
+        yield f"{stage}.training.micro_batch_size={rows}"
+    if stage == "distill" and config.distill.targets == "online":
+        yield "distill.online.zero=3"
     for zero in (1, 2, 3):
         if zero > training.zero.stage:
             yield f"{stage}.training.zero.stage={zero}"

@@ -1,6 +1,7 @@
 """The table of hardware that plans know, and this machine.
 
-FLOPs are the data sheets' (`kdscale.train.meter`), memory, bandwidth and links NVIDIA's and AWS's.
+FLOPs are the data sheets' (`kdscale.train.throughput`), memory, bandwidth and links NVIDIA's and
+AWS's.
 Prices are AWS's list prices in us-east-1, Linux, since the cut of June 2025, for each GPU; spot
 prices move by the hour and are put at 40 % of those. `--hardware FILE` replaces a row.
 """
@@ -10,7 +11,7 @@ from pathlib import Path
 from kdscale.config.hardware import Hardware, load_hardware
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.results import environment
-from kdscale.train.meter import peak_flops
+from kdscale.train.throughput import peak_flops
 
 _SPOT_SHARE = 0.40
 # Float32 operations a second of a core with AVX2, two units of 8 multiply-adds at 3 GHz, and the

@@ -18,16 +18,17 @@ from typing import Any
 
 import torch
 
-from kdscale.audit.rest import AtRest
 from kdscale.cache.codecs import make_codec, uniforms
+from kdscale.cache.fidelity.stored_size import AtRest
 from kdscale.cache.format.prior import count_prior
 from kdscale.config import RunConfig
 from kdscale.config.training import TrainingConfig
-from kdscale.data.order import spread
-from kdscale.data.prepared import open_prepared
+from kdscale.data.rows.order import spread
+from kdscale.data.rows.prepared import open_prepared
+from kdscale.distill.batches import MicroBatch
+from kdscale.distill.objective import DistillationLoss, LabelsLoss
+from kdscale.distributed.rank import Rank, current_rank
 from kdscale.losses.fused import head_and_loss
-from kdscale.models.build import build_model
-from kdscale.models.folder import ModelReference
 from kdscale.models.forward import (
     RowTensors,
     compute_logits,
@@ -35,16 +36,15 @@ from kdscale.models.forward import (
     row_tensors,
     target_logits,
 )
-from kdscale.models.head import TrainedModel
+from kdscale.models.head import ModelWithHead
+from kdscale.models.hf_folder import ModelReference
+from kdscale.models.load import build_model
 from kdscale.models.sharded import load_teacher, place_teacher
 from kdscale.store import Store
-from kdscale.student.objective import DistillationLoss, LabelsLoss
-from kdscale.student.steps import MicroBatch
-from kdscale.train.backend import make_backend
+from kdscale.train.backends.base import make_backend
 from kdscale.train.batches import micro_batches_per_rank
-from kdscale.train.loop import Hooks, LossSums, Progress, Step, train
-from kdscale.train.meter import peak_memory
-from kdscale.workers import Worker, current_worker
+from kdscale.train.loop import Callbacks, LossSums, Progress, Step, train
+from kdscale.train.throughput import peak_memory
 
 RESULT = "calibration-measured.json"
 _PROBE = "calibration-probe"
@@ -79,7 +79,7 @@ def measure(job: dict[str, Any]) -> None:
     a forward, of an encoded forward, of a step of the student (and of a teacher that is trained
     here), of the store, and of all."""
     spec: MeasureJob = job["measure"]
-    worker = current_worker()
+    worker = current_rank()
     started = time.perf_counter()
     found: dict[str, Any] = {"base_bytes": peak_memory(torch.device("cpu"))}
     worker.say(f"a process takes {found['base_bytes'] / 2**30:.2f} GiB before it has a model")
@@ -101,7 +101,7 @@ def measure(job: dict[str, Any]) -> None:
     worker.barrier()
 
 
-def _teacher(spec: MeasureJob, worker: Worker) -> torch.nn.Module:
+def _teacher(spec: MeasureJob, worker: Rank) -> torch.nn.Module:
     """The run's own teacher if it is there, else one like it."""
     zero = spec.config.cache.capture.zero
     if spec.at_hand is not None:
@@ -110,13 +110,11 @@ def _teacher(spec: MeasureJob, worker: Worker) -> torch.nn.Module:
     return place_teacher(lambda: build_model(spec.teacher, seed=0).to(worker.dtype), worker, zero)
 
 
-def _forward_seconds(
-    spec: MeasureJob, worker: Worker, model: torch.nn.Module
-) -> tuple[float, float]:
+def _forward_seconds(spec: MeasureJob, worker: Rank, model: torch.nn.Module) -> tuple[float, float]:
     """Median seconds of a micro-batch's forward of the teacher, and of encoding its logits."""
     capture = spec.config.cache.capture
     codec = make_codec(spec.config.cache.codec, spec.vocab_size)
-    ids, segments = _rows(spec, capture.micro_batch_rows, worker.device)
+    ids, segments = _rows(spec, capture.micro_batch_size, worker.device)
     samples = torch.randint(256, (len(ids), 16), dtype=torch.uint8, device=worker.device)
     encodes: list[float] = []
 
@@ -138,17 +136,17 @@ def _forward_seconds(
 
 @torch.no_grad()
 def _payload_at_rest(
-    spec: MeasureJob, at_hand: AtHand, worker: Worker, model: torch.nn.Module
+    spec: MeasureJob, at_hand: AtHand, worker: Rank, model: torch.nn.Module
 ) -> float:
     """Bytes that a position's payload takes in the store, from rows spread over the text. All ranks
     run the same rows, as a sharded teacher needs them to."""
-    cache, size = spec.config.cache, spec.config.cache.capture.micro_batch_rows
+    cache, size = spec.config.cache, spec.config.cache.capture.micro_batch_size
     table = open_prepared(at_hand.prepared).split("train")
     texts = table.take(spread(min(_PRIOR_ROWS, len(table)), len(table)))
     codec = make_codec(cache.codec, spec.vocab_size)
     prior = count_prior([(texts.input_ids, texts.loss_mask)], spec.vocab_size)
-    rest = AtRest(codec, prior, block=cache.rows_per_block * spec.config.data.row_length)
-    wanted = max(size, _REST_POSITIONS // spec.config.data.row_length)
+    rest = AtRest(codec, prior, block=cache.sequences_per_chunk * spec.config.data.seq_len)
+    wanted = max(size, _REST_POSITIONS // spec.config.data.seq_len)
     chosen = spread(min(wanted, len(table)), len(table))
     for first in range(0, len(chosen), size):
         rows = table.take(chosen[first : first + size])
@@ -160,9 +158,9 @@ def _payload_at_rest(
     return rest.bytes_per_position()
 
 
-def _student_seconds(spec: MeasureJob, worker: Worker) -> float:
+def _student_seconds(spec: MeasureJob, worker: Rank) -> float:
     """Median seconds of the student's step on targets of the run's codec, as they are decoded."""
-    training, length = spec.config.distill.training, spec.config.data.row_length
+    training, length = spec.config.distill.training, spec.config.data.seq_len
     codec = make_codec(spec.config.cache.codec, spec.vocab_size)
     cached = spec.config.distill.targets == "cache"
     loss = DistillationLoss(spec.config, codec, None) if cached else LabelsLoss()
@@ -179,13 +177,13 @@ def _student_seconds(spec: MeasureJob, worker: Worker) -> float:
     return _step_seconds(spec, spec.student, training, batch, loss, int(mask.sum()), worker)
 
 
-def _teacher_seconds(spec: MeasureJob, training: TrainingConfig, worker: Worker) -> float:
+def _teacher_seconds(spec: MeasureJob, training: TrainingConfig, worker: Rank) -> float:
     """The same of the teacher's training, on labels."""
     ids, segments = _rows(spec, _rows_of(training, worker), worker.device)
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[:, -1] = False
 
-    def loss(model: TrainedModel, batch: Any, step: int) -> LossSums:
+    def loss(model: ModelWithHead, batch: Any, step: int) -> LossSums:
         labels = next_token_labels(ids)[mask]
         found = head_and_loss(model.hidden(ids, segments)[mask], model.head, labels).objective
         return found, {"loss": found.detach()}
@@ -200,17 +198,17 @@ def _step_seconds(
     batch: Any,
     loss: Any,
     targets: int,
-    worker: Worker,
+    worker: Rank,
 ) -> float:
     """Median seconds of a step of the real loop: forward, backward, reduction, update."""
     count = micro_batches_per_rank(
-        training.batch_rows, training.micro_batch_rows, worker.world_size
+        training.global_batch_size, training.micro_batch_size, worker.world_size
     )
-    wrap = partial(TrainedModel, vocab_size=spec.vocab_size)
+    wrap = partial(ModelWithHead, vocab_size=spec.vocab_size)
     build = partial(build_model, shape, 0)
     backend = make_backend(build, wrap, training, count, worker)
     every = training.model_copy(update={"steps": 1000, "log_every": 1000, "validate_every": 1000})
-    hooks = Hooks(
+    hooks = Callbacks(
         log=lambda step, tokens, metrics: None,
         validate=lambda: {"loss": 0.0},
         save=lambda progress: None,
@@ -244,15 +242,15 @@ def _step_seconds(
     return median(run(_repeats(first, spec.budget, worker)))
 
 
-def _rows_of(training: TrainingConfig, worker: Worker) -> int:
+def _rows_of(training: TrainingConfig, worker: Rank) -> int:
     """Rows of a rank's micro-batch."""
-    return min(training.micro_batch_rows, -(-training.batch_rows // worker.world_size))
+    return min(training.micro_batch_size, -(-training.global_batch_size // worker.world_size))
 
 
 def _rows(spec: MeasureJob, count: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Random ids and segments [count, T]; two documents a row where rows are packed, as attention
     then takes its mask."""
-    length = spec.config.data.row_length
+    length = spec.config.data.seq_len
     ids = torch.randint(spec.vocab_size, (count, length), device=device)
     segments = torch.ones_like(ids)
     if spec.config.data.pack:
@@ -260,7 +258,7 @@ def _rows(spec: MeasureJob, count: int, device: torch.device) -> tuple[torch.Ten
     return ids, segments
 
 
-def _repeated(work: Callable[[], None], budget: float, worker: Worker) -> float:
+def _repeated(work: Callable[[], None], budget: float, worker: Rank) -> float:
     """Median seconds of `work`, which is collective, within the budget."""
     begun = time.perf_counter()
     work()
@@ -273,13 +271,13 @@ def _repeated(work: Callable[[], None], budget: float, worker: Worker) -> float:
     return median(times)
 
 
-def _repeats(seconds: float, budget: float, worker: Worker) -> int:
+def _repeats(seconds: float, budget: float, worker: Rank) -> int:
     """How often what takes `seconds` fits the budget; the same on every rank."""
     found: int = worker.broadcast(min(200, max(3, int(budget / max(seconds, 1e-6)))))
     return found
 
 
-def _finish(worker: Worker) -> None:
+def _finish(worker: Rank) -> None:
     """A GPU works behind the caller's back."""
     if worker.device.type == "cuda":
         torch.cuda.synchronize(worker.device)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from kdscale.cache.codecs import make_codec
 from kdscale.config.training import TrainingConfig, ZeroConfig
-from kdscale.plan.setting import Setting, workers_of
+from kdscale.plan.inputs import Setting, workers_of
 from kdscale.plan.shape import Shape
 
 Parts = dict[str, int]
@@ -71,7 +71,7 @@ def activations(shape: Shape, rows: int, checkpointing: bool, setting: Setting) 
     """Bytes between forward and backward of `rows` rows: p B T (L a + 3 h + g), where a is
     `layer_elements` and g = 4 h + 2 I the gradients of the layer at work; with checkpointing
     p B T (L h + a + 3 h + g). Packed rows add a mask, (p + 1) B T^2."""
-    length = setting.tokens.row_length
+    length = setting.tokens.seq_len
     each = layer_elements(shape, setting)
     kept = shape.layers * shape.hidden + each if checkpointing else shape.layers * each
     at_work = 4 * shape.hidden + 2 * shape.neurons
@@ -82,7 +82,7 @@ def activations(shape: Shape, rows: int, checkpointing: bool, setting: Setting) 
 def forward_only(shape: Shape, rows: int, setting: Setting) -> int:
     """Bytes of a forward without gradients: a layer's largest arrays at once,
     p B T (4 h + 2 q + 2 k' + 3 I), and the mask."""
-    length = setting.tokens.row_length
+    length = setting.tokens.seq_len
     elements = 4 * shape.hidden + 4 * shape.queries + 3 * shape.neurons
     mask = (setting.width + 1) * rows * length**2 if setting.config.data.pack else 0
     return setting.width * rows * length * elements + mask
@@ -90,7 +90,7 @@ def forward_only(shape: Shape, rows: int, setting: Setting) -> int:
 
 def gathered(shape: Shape, setting: Setting) -> int:
     """Bytes that ZeRO-3 holds beyond a rank's shard while it computes: p max(min(N, 1e9), largest
-    tensor), DeepSpeed's `stage3_max_live_parameters`."""
+    tensor), DeepSpeed's `stage3_max_online_parameters`."""
     return setting.width * max(min(shape.parameters, _MOST_LIVE), shape.largest)
 
 
@@ -133,7 +133,7 @@ def model_states(
 def loss_buffers(shape: Shape, rows: int, setting: Setting) -> int:
     """Bytes of the fused head and loss: two chunks of min(256, B T) V in float32, the gradient of
     the head, V h, and of the hidden states, p B T h; on a GPU the head's copy in bfloat16."""
-    positions = rows * setting.tokens.row_length
+    positions = rows * setting.tokens.seq_len
     chunks = 8 * min(_LOSS_POSITIONS, positions) * setting.tokens.outputs
     weight = (4 + (2 if setting.is_gpu else 0)) * shape.head
     return chunks + weight + setting.width * positions * shape.hidden
@@ -141,7 +141,7 @@ def loss_buffers(shape: Shape, rows: int, setting: Setting) -> int:
 
 def training_memory(shape: Shape, training: TrainingConfig, ranks: int, setting: Setting) -> Memory:
     """A rank that trains: base, model states, activations, loss."""
-    rows = min(training.micro_batch_rows, -(-training.batch_rows // ranks))
+    rows = min(training.micro_batch_size, -(-training.global_batch_size // ranks))
     device, host = model_states(shape, training.zero, ranks, setting)
     device["activations"] = activations(shape, rows, training.activation_checkpointing, setting)
     device["loss"] = loss_buffers(shape, rows, setting)
@@ -164,20 +164,20 @@ def capture_memory(setting: Setting) -> Memory:
     the codec, and up to four units of decoded rows on the host."""
     capture, shape, tokens = setting.config.cache.capture, setting.teacher, setting.tokens
     codec = make_codec(setting.config.cache.codec, tokens.outputs)
-    positions = capture.micro_batch_rows * tokens.row_length
+    positions = capture.micro_batch_size * tokens.seq_len
     is_sharded = capture.zero.stage == 3
     weights = setting.width * shape.parameters // (capture.workers.count if is_sharded else 1)
-    logits = setting.width * _targets(capture.micro_batch_rows, setting) * shape.vocabulary
+    logits = setting.width * _targets(capture.micro_batch_size, setting) * shape.vocabulary
     threads = 1 if setting.is_gpu else max(1, int(capture.workers.cpus))
     encode = _ENCODE_ELEMENTS[setting.hardware.kind] * threads * _ENCODE_TENSORS * 4
     device = {
         "weights": weights,
         "gathered weights": gathered(shape, setting) if is_sharded else 0,
-        "forward": forward_only(shape, capture.micro_batch_rows, setting),
+        "forward": forward_only(shape, capture.micro_batch_size, setting),
         "logits": logits * (capture.queue_batches + 2 if setting.is_gpu else 1),
         "encoder": encode + 8 * positions * codec.streams,
     }
-    unit = setting.config.cache.rows_per_unit * tokens.row_length
+    unit = setting.config.cache.sequences_per_shard * tokens.seq_len
     host = {"units": _UNITS_HELD * unit * (codec.bytes_per_position + _ROW_BYTES_A_POSITION)}
     if capture.zero.offload == "cpu" and setting.is_gpu:
         host["weights"] = device.pop("weights")
@@ -186,39 +186,39 @@ def capture_memory(setting: Setting) -> Memory:
 
 def distill_memory(setting: Setting) -> Memory:
     """A rank that distils: a training of the student, on the host the cache's decoded blocks (the
-    budget, or the whole cache if that is less) and the batches read ahead; with a live teacher also
-    its weights, a forward, and dense targets of a chunk."""
+    budget, or the whole cache if that is less) and the batches read ahead; with an online teacher
+    also its weights, a forward, and dense targets of a chunk."""
     config, tokens = setting.config, setting.tokens
     distill, ranks = config.distill, config.distill.workers.count
     memory = training_memory(setting.student, distill.training, ranks, setting)
     codec = make_codec(config.cache.codec, tokens.outputs)
-    each = tokens.row_length * (codec.bytes_per_position + _ROW_BYTES_A_POSITION)
-    rows = -(-distill.training.batch_rows // ranks)
+    each = tokens.seq_len * (codec.bytes_per_position + _ROW_BYTES_A_POSITION)
+    rows = -(-distill.training.global_batch_size // ranks)
     more = {
         "cache reader": min(distill.cache_memory_mib << 20, tokens.captured_rows * each),
         "batches ahead": (distill.prefetch_batches + 1) * rows * each,
     }
     device = dict(memory.device)
-    if distill.targets == "live":
-        device |= _live_teacher(setting)
+    if distill.targets == "online":
+        device |= _online_teacher(setting)
     if not setting.is_gpu:
         return Memory(device | more, {})
     return Memory(device, memory.host | more)
 
 
-def _live_teacher(setting: Setting) -> Parts:
+def _online_teacher(setting: Setting) -> Parts:
     """A teacher beside its student, and its dense targets, three arrays of a chunk."""
     distill, shape = setting.config.distill, setting.teacher
     rows = min(
-        distill.training.micro_batch_rows,
-        -(-distill.training.batch_rows // distill.workers.count),
+        distill.training.micro_batch_size,
+        -(-distill.training.global_batch_size // distill.workers.count),
     )
-    is_sharded = distill.live.zero == 3
+    is_sharded = distill.online.zero == 3
     weights = setting.width * shape.parameters // (distill.workers.count if is_sharded else 1)
     held = gathered(shape, setting) if is_sharded else 0
     chunk = 4 * _LOSS_POSITIONS * setting.tokens.outputs
     forward = forward_only(shape, rows, setting)
-    return {"live teacher": weights + held + forward, "live targets": 3 * chunk}
+    return {"online teacher": weights + held + forward, "online targets": 3 * chunk}
 
 
 def evaluate_memory(setting: Setting) -> Memory:
@@ -227,14 +227,14 @@ def evaluate_memory(setting: Setting) -> Memory:
     computes with, 3 x 4 B T V."""
     config, shape = setting.config, setting.teacher
     evaluate, ranks = config.evaluate, config.evaluate.workers.count
-    arms = 2 if config.distill.control else 1
+    arms = 2 if config.distill.baseline else 1
     is_sharded = evaluate.teacher_zero == 3
-    logits = 4 * _targets(evaluate.micro_batch_rows, setting) * shape.vocabulary
+    logits = 4 * _targets(evaluate.micro_batch_size, setting) * shape.vocabulary
     device = {
         "weights": setting.width * shape.parameters // (ranks if is_sharded else 1),
         "gathered weights": gathered(shape, setting) if is_sharded else 0,
         "students": arms * setting.width * setting.student.parameters,
-        "forward": forward_only(shape, evaluate.micro_batch_rows, setting),
+        "forward": forward_only(shape, evaluate.micro_batch_size, setting),
         "logits": 3 * logits,
     }
     return _placed(device, {}, setting, evaluate.teacher_zero)
@@ -243,7 +243,7 @@ def evaluate_memory(setting: Setting) -> Memory:
 def _targets(rows: int, setting: Setting) -> int:
     """Positions that have a target, at most: of a masked language model few, of others any row may
     be all targets."""
-    positions = rows * setting.tokens.row_length
+    positions = rows * setting.tokens.seq_len
     if setting.config.task != "masked-lm":
         return positions
     return math.ceil(positions * setting.tokens.targets_share)

@@ -3,14 +3,14 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kdscale.plan.cachesize import CacheBytes, Requests, compared, requests
+from kdscale.plan.cache_size import CacheBytes, Requests, compared, requests
+from kdscale.plan.cost import BreakEven, Money, StoreMoney, break_even, device_money, request_money
 from kdscale.plan.fit import check_fits
+from kdscale.plan.inputs import Setting, workers_of
 from kdscale.plan.memory import Memory, capacity, memory_of
-from kdscale.plan.money import BreakEven, Money, StoreMoney, break_even, device_money, request_money
 from kdscale.plan.scaling import Scaled, scaling
-from kdscale.plan.seconds import Seconds, seconds_of
-from kdscale.plan.setting import Setting, workers_of
 from kdscale.plan.shape import Shape
+from kdscale.plan.timing import Seconds, seconds_of
 
 SCHEMA_VERSION = 1
 STAGES = ("prepare", "teacher", "cache", "distill", "evaluate")
@@ -95,24 +95,24 @@ def make_plan(setting: Setting) -> Plan:
 def work(stage: str, setting: Setting) -> tuple[int, float]:
     """(positions, FLOPs) of a stage's models over all ranks, validations left out."""
     config, tokens = setting.config, setting.tokens
-    length = tokens.row_length
-    arms = 2 if config.distill.control else 1
+    length = tokens.seq_len
+    arms = 2 if config.distill.baseline else 1
     forward = setting.teacher.forward_flops(length)
     if stage == "teacher" and config.teacher.training is not None:
         training = config.teacher.training
-        positions = training.steps * training.batch_rows * length
+        positions = training.steps * training.global_batch_size * length
         each = setting.teacher.training_flops(length, training.activation_checkpointing)
         return positions, positions * each
     if stage == "cache" and config.cache.reuse is None:
         return tokens.captured, tokens.captured * forward
     if stage == "distill":
         training = config.distill.training
-        positions = training.steps * training.batch_rows * length
+        positions = training.steps * training.global_batch_size * length
         each = setting.student.training_flops(length, training.activation_checkpointing)
-        live = positions * forward if config.distill.targets == "live" else 0
-        return arms * positions, arms * positions * each + live
+        online = positions * forward if config.distill.targets == "online" else 0
+        return arms * positions, arms * positions * each + online
     if stage == "evaluate":
-        positions = sum(tokens.evaluation_rows) * length
+        positions = sum(tokens.evaluation_sequences) * length
         students = arms * setting.student.forward_flops(length)
         return (1 + arms) * positions, positions * (forward + students)
     return 0, 0.0
@@ -169,7 +169,7 @@ def _stage(stage: StagePlan) -> dict[str, Any]:
 
 
 def _model(shape: Shape, setting: Setting) -> dict[str, Any]:
-    length = setting.tokens.row_length
+    length = setting.tokens.seq_len
     return {
         "architecture": shape.architecture,
         "parameters": shape.parameters,

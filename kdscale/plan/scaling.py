@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdscale.config import RunConfig
+from kdscale.plan.cost import Money, device_money
 from kdscale.plan.fit import shortage
-from kdscale.plan.money import Money, device_money
-from kdscale.plan.seconds import Seconds, capture_seconds, distill_seconds
-from kdscale.plan.setting import Setting
+from kdscale.plan.inputs import Setting
+from kdscale.plan.timing import Seconds, capture_seconds, distill_seconds
 
 DEVICES = (1, 8, 64, 256, 1024)
 

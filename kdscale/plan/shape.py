@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from kdscale.models.skeleton import Skeleton
+from kdscale.models.meta_model import Skeleton
 
 _GATED = re.compile(r"gate_proj|gate_up|\.w3\.")
 
@@ -33,25 +33,25 @@ class Shape:
         """V h: elements of the map from hidden states to logits."""
         return self.vocabulary * self.hidden
 
-    def attention_flops(self, row_length: int) -> float:
+    def attention_flops(self, seq_len: int) -> float:
         """Forward FLOPs a token of scores and of their product with the values:
         4 q sum over layers of min(T, window)."""
-        seen = sum(row_length if w is None else min(row_length, w) for w in self.windows)
+        seen = sum(seq_len if w is None else min(seq_len, w) for w in self.windows)
         return 4.0 * self.queries * seen
 
-    def forward_flops(self, row_length: int) -> float:
+    def forward_flops(self, seq_len: int) -> float:
         """FLOPs a token: 2 (M + V h) + 4 q sum min(T, window).
 
         Two for each matrix element (Kaplan et al. 2020, arXiv:2001.08361, table 1); attention over
         the whole row, not half of it, as in PaLM (arXiv:2204.02311, appendix B). The embedding only
         looks up, norms and activations do not count.
         """
-        return 2.0 * (self.matrices + self.head) + self.attention_flops(row_length)
+        return 2.0 * (self.matrices + self.head) + self.attention_flops(seq_len)
 
-    def training_flops(self, row_length: int, checkpointing: bool = False) -> float:
+    def training_flops(self, seq_len: int, checkpointing: bool = False) -> float:
         """FLOPs a token of forward and backward: 3 times the forward's, and with activation
         checkpointing once more that of the layers."""
-        forward = self.forward_flops(row_length)
+        forward = self.forward_flops(seq_len)
         again = forward - 2.0 * self.head if checkpointing else 0.0
         return 3.0 * forward + again
 

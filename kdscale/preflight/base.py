@@ -6,13 +6,13 @@ from typing import Any
 
 from kdscale.config import parse_config
 from kdscale.errors import KdscaleError
-from kdscale.run import OPERATIONAL, Run
+from kdscale.run.artifacts import OPERATIONAL, RunArtifacts
 
 _CONFIG_KEY = "config.resolved.yaml"
 _SHARED = ("task", "seed", "data", "teacher", "cache")
 
 
-def differing_fields(run: Run) -> list[str]:
+def differing_fields(run: RunArtifacts) -> list[str]:
     """A line for each field of data, teacher and cache in which the run differs from the config
     that its base was started with; none where that is not there."""
     try:

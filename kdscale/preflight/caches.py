@@ -5,15 +5,15 @@ from typing import Any
 
 from kdscale.cache.codecs import make_codec
 from kdscale.cache.commit.manifest import load_manifest
-from kdscale.cache.identity import FORMAT, Identity
 from kdscale.cache.origin import read_facts, read_tokenizer
-from kdscale.cache.read.mixing import check_alike, drawn_rows
+from kdscale.cache.read.concat import check_alike, drawn_rows
+from kdscale.cache.spec import FORMAT, Identity
 from kdscale.config.loss import check_defined
 from kdscale.errors import KdscaleError
-from kdscale.models.folder import is_folder, read_marker, weights_digest
+from kdscale.models.hf_folder import is_folder, read_marker, weights_digest
 from kdscale.preflight.view import KnownData
 from kdscale.preflight.vocabularies import describe_difference
-from kdscale.run import NEEDED_OF_CACHE, NEEDED_OF_CACHES, Run
+from kdscale.run.artifacts import NEEDED_OF_CACHE, NEEDED_OF_CACHES, RunArtifacts
 from kdscale.store import Store, open_store
 
 # Bytes of weights whose digest takes no more than a second or two.
@@ -21,7 +21,7 @@ _READ_AT_ONCE = 2 << 30
 _MADE_BEFORE = "the cache was made by an older version, which kept no more than a digest"
 
 
-def other_caches(run: Run) -> list[tuple[str, Store, float]]:
+def other_caches(run: RunArtifacts) -> list[tuple[str, Store, float]]:
     """(field of the config, store, weight) of each cache that another run made."""
     cache = run.config.cache
     if isinstance(cache.reuse, tuple):
@@ -34,7 +34,7 @@ def other_caches(run: Run) -> list[tuple[str, Store, float]]:
     return [] if url is None else [(field, open_store(url), 1.0)]
 
 
-def check_caches(run: Run, data: KnownData | None) -> None:
+def check_caches(run: RunArtifacts, data: KnownData | None) -> None:
     """KdscaleError where a cache that is reused, or appended to, is of something else than the run,
     as far as this is known; each field that differs is named with both values."""
     caches = other_caches(run)
@@ -62,7 +62,7 @@ def check_caches(run: Run, data: KnownData | None) -> None:
         check_defined(run.config.distill.loss.divergence.kind, kind)
 
 
-def _needed(run: Run) -> tuple[str, ...]:
+def _needed(run: RunArtifacts) -> tuple[str, ...]:
     reuse = run.config.cache.reuse
     if isinstance(reuse, tuple):
         return NEEDED_OF_CACHES
@@ -73,13 +73,13 @@ def _needed(run: Run) -> tuple[str, ...]:
     )
 
 
-def _known(run: Run, data: KnownData | None) -> Identity:
+def _known(run: RunArtifacts, data: KnownData | None) -> Identity:
     """The fields of the identity that the run's cache would have, as far as they are known."""
     config = run.config
     found: Identity = {
         "format": FORMAT,
         "task": config.task,
-        "row_length": config.data.row_length,
+        "seq_len": config.data.seq_len,
         "temperature": config.cache.temperature,
         "dtype": "bfloat16" if config.cache.capture.workers.gpus else "float32",
         "seed": config.seed,
@@ -96,7 +96,7 @@ def _known(run: Run, data: KnownData | None) -> Identity:
     return found if teacher is None else found | {"teacher": teacher}
 
 
-def _teacher_digest(run: Run) -> str | None:
+def _teacher_digest(run: RunArtifacts) -> str | None:
     """Of the complete teacher, or of one that its name says; None where the weights would have to
     be read for it."""
     marker = read_marker(run.model_store("teacher"))
@@ -115,7 +115,12 @@ def _teacher_digest(run: Run) -> str | None:
 
 
 def _line(
-    run: Run, store: Store, found: Identity, name: str, expected: Any, data: KnownData | None
+    run: RunArtifacts,
+    store: Store,
+    found: Identity,
+    name: str,
+    expected: Any,
+    data: KnownData | None,
 ) -> str:
     """What differs in the field `name`."""
     have = found.get(name)

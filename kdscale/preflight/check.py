@@ -23,8 +23,8 @@ from kdscale.preflight.targets import check_targets
 from kdscale.preflight.text import check_text
 from kdscale.preflight.tokenizer import look_at_tokenizer
 from kdscale.preflight.view import HERE, Sight, View
-from kdscale.run import Run, resolve_paths
-from kdscale.stages import STAGES
+from kdscale.run.artifacts import RunArtifacts, resolve_paths
+from kdscale.run.stage_names import STAGES
 from kdscale.store import Store
 
 _WITH_MODELS = ("teacher", "cache", "distill", "evaluate")
@@ -38,7 +38,7 @@ def preflight(config: RunConfig, stages: Collection[str] = STAGES, sight: Sight 
     if not wanted:
         return findings
     with tempfile.TemporaryDirectory(prefix="kdscale-preflight-") as scratch:
-        run = Run(resolve_paths(config))
+        run = RunArtifacts(resolve_paths(config))
         _look(View(run, wanted, sight, findings, Path(scratch)))
     return findings
 

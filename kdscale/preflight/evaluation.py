@@ -4,11 +4,11 @@ models of the config."""
 from typing import Any
 
 from kdscale.errors import KdscaleError
-from kdscale.evaluate.others import check_other
+from kdscale.evaluate.external_models import check_other
 from kdscale.evaluate.speed import PROMPT_TOKENS
-from kdscale.models.build import load_config_of
-from kdscale.models.fit import check_weights
+from kdscale.models.load import load_config_of
 from kdscale.models.positions import usable_positions
+from kdscale.models.weight_check import check_weights
 from kdscale.preflight.locate import locate
 from kdscale.preflight.view import View
 
@@ -37,7 +37,7 @@ def check_evaluation(view: View) -> None:
 def _check_writing(view: View, what: str, shape: Any) -> None:
     """KdscaleError where `shape`, a transformers config, has not the positions for the longest text
     that it is to write."""
-    config, length = view.config.evaluate, view.config.data.row_length
+    config, length = view.config.evaluate, view.config.data.seq_len
     wanted = []
     if config.speed is not None:
         prompt = min(PROMPT_TOKENS, length)

@@ -8,7 +8,7 @@ from urllib.request import getproxies
 from huggingface_hub import constants, try_to_load_from_cache
 
 from kdscale.errors import KdscaleError
-from kdscale.models.folder import loadable, source_identity
+from kdscale.models.hf_folder import loadable, source_identity
 from kdscale.preflight.view import View
 
 _HUB_SECONDS = 3.0

@@ -10,17 +10,17 @@ import torch
 from transformers import PreTrainedModel
 
 from kdscale.config.training import TrainingConfig
+from kdscale.distill.initial_student import plan_of
+from kdscale.distill.layer_pairs import choose_pairs
 from kdscale.errors import KdscaleError
-from kdscale.models.build import build_model, count_parameters, load_config_of
-from kdscale.models.fit import check_sources, check_weights
-from kdscale.models.overrides import checkpoint_activations, set_dropout
+from kdscale.models.load import build_model, count_parameters, load_config_of
 from kdscale.models.positions import position_notes
-from kdscale.models.tasks import Purpose, longest_input
+from kdscale.models.tasks import TaskSpec, longest_input
+from kdscale.models.train_overrides import checkpoint_activations, set_dropout
+from kdscale.models.weight_check import check_sources, check_weights
 from kdscale.preflight.probe import Probe
 from kdscale.preflight.view import KnownData, View
-from kdscale.student.layers import choose_pairs
-from kdscale.student.start import plan_of
-from kdscale.teacher.existing import teacher_config
+from kdscale.teacher.pretrained import teacher_config
 from kdscale.train.optimiser import parameter_groups
 
 # Of a tokenizer that is out of sight.
@@ -113,8 +113,8 @@ def _check_teacher(view: View) -> None:
     if training is not None and view.makes("teacher"):
         _check_trainable(model, training, "teacher.training")
     if view.makes("cache", "teacher"):
-        length = config.data.row_length
-        Probe(view.teacher, "teacher").check(packs=config.packs, row_length=length)
+        length = config.data.seq_len
+        Probe(view.teacher, "teacher").check(packs=config.packs, seq_len=length)
 
 
 def _check_student(view: View) -> None:
@@ -123,19 +123,19 @@ def _check_student(view: View) -> None:
     model = _meta(plan.config)
     _check_trainable(model, config.distill.training, "distill.training")
     probe = Probe(model.config, "student")
-    live = config.distill.live
-    length = config.data.row_length
-    probe.check(packs=config.packs, row_length=length, attention=live.attention is not None)
+    online = config.distill.online
+    length = config.data.seq_len
+    probe.check(packs=config.packs, seq_len=length, attention=online.attention is not None)
     if view.teacher is None:
         return
-    if live.attention is not None:
-        Probe(view.teacher, "teacher").check(packs=False, row_length=length, attention=True)
+    if online.attention is not None:
+        Probe(view.teacher, "teacher").check(packs=False, seq_len=length, attention=True)
     shapes = (plan.config.get_text_config(), view.teacher.get_text_config())
     depths = shapes[0].num_hidden_layers, shapes[1].num_hidden_layers
     for name in ("hidden", "attention"):
-        loss = getattr(live, name)
+        loss = getattr(online, name)
         if loss is not None:
-            choose_pairs(loss.layers, depths, f"distill.live.{name}.layers")
+            choose_pairs(loss.layers, depths, f"distill.online.{name}.layers")
     _note_positions(view, plan.config, "student")
     own, theirs = count_parameters(model), count_parameters(_meta(view.teacher))
     if own > theirs:
@@ -146,8 +146,8 @@ def _check_student(view: View) -> None:
 
 def _note_positions(view: View, shape: Any, what: str) -> None:
     config = view.config
-    purpose = Purpose(config.task, (), config.data.chunks)
-    for note in position_notes(shape, longest_input(purpose, config.data.row_length), what):
+    purpose = TaskSpec(config.task, (), config.data.chunks)
+    for note in position_notes(shape, longest_input(purpose, config.data.seq_len), what):
         view.findings.note(note)
 
 

@@ -9,7 +9,7 @@ from kdscale.config.data import DataConfig, TokenizerConfig
 from kdscale.config.evaluate import EvaluateConfig
 from kdscale.config.teacher import ModelConfig
 from kdscale.config.training import OptimiserConfig, WorkersConfig
-from kdscale.models.folder import is_folder
+from kdscale.models.hf_folder import is_folder
 from kdscale.preflight.findings import Findings
 
 # Options of every architecture that the run decides.

@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 
 from kdscale.errors import KdscaleError
 from kdscale.models.attention import check_attention
-from kdscale.models.build import build_model, count_parameters
-from kdscale.models.chunked import CHUNKS
+from kdscale.models.chunked_classifier import CHUNKS
 from kdscale.models.forward import compute_logits, model_task, target_logits
-from kdscale.models.head import TrainedModel
-from kdscale.models.layers import keep_layers
+from kdscale.models.head import ModelWithHead
+from kdscale.models.init.layers import keep_layers
+from kdscale.models.load import build_model, count_parameters
 from kdscale.models.row_check import RowKind, check_rows
 
 _MOST_PARAMETERS = 60_000_000
@@ -40,8 +40,8 @@ class Probe:
         self._what = what
         self._config: Any = _small(config)
 
-    def check(self, *, packs: bool, row_length: int, attention: bool = False) -> None:
-        """KdscaleError where the forward fails, where rows of at most `row_length` tokens, of
+    def check(self, *, packs: bool, seq_len: int, attention: bool = False) -> None:
+        """KdscaleError where the forward fails, where rows of at most `seq_len` tokens, of
         several documents where the run `packs`, give other logits than documents alone, or where a
         loss on `attention` gets no weights of it."""
         if self._config is None:
@@ -59,10 +59,10 @@ class Probe:
                 f"{type(error).__name__}: {error}",
                 "Correct the `options` of the model, which contradict each other.",
             ) from error
-        length = min(row_length, _ROW_LENGTH) if chunks is None else 2 * positions
+        length = min(seq_len, _ROW_LENGTH) if chunks is None else 2 * positions
         classes = getattr(self._config, "num_labels", 0)
         outputs = classes if model_task(model) == "sequence-classification" else self._vocabulary
-        kind = RowKind(self._vocabulary, outputs, length, packs, micro_batch_rows=3)
+        kind = RowKind(self._vocabulary, outputs, length, packs, micro_batch_size=3)
         check_rows(model, partial(target_logits, model, vocab_size=outputs), kind)
         if attention:
             self._check_attention(model)
@@ -73,7 +73,7 @@ class Probe:
 
     def _check_attention(self, model: PreTrainedModel) -> None:
         # The student's dropout counts in training, the teacher's does not.
-        wrapped = TrainedModel(model, self._vocabulary, gives_attention=True)
+        wrapped = ModelWithHead(model, self._vocabulary, gives_attention=True)
         check_attention(wrapped.train(self._what == "student"), _CPU)
 
 

@@ -18,18 +18,19 @@ def note_unread(view: View) -> None:
         return
     rows, is_exact = captured
     about = "" if is_exact else "about "
-    read = training.steps * training.batch_rows
+    read = training.steps * training.global_batch_size
     if rows > _MUCH * read and view.makes("cache"):
         share = f"{read / rows:.0%}" if read >= rows / 100 else "less than 1%"
         view.findings.note(
-            f"The student reads {read:,} rows ({training.steps:,} steps of {training.batch_rows:,}"
-            f"), {share} of the {about}{rows:,} that the cache captures: set cache.rows "
-            f"to {read}, or train it for longer."
+            f"The student reads {read:,} rows ({training.steps:,} steps of "
+            f"{training.global_batch_size:,}), {share} of the {about}{rows:,} that the cache "
+            f"captures: set cache.rows to {read}, or train it for longer."
         )
-    if training.batch_rows > rows:
+    if training.global_batch_size > rows:
         view.findings.note(
-            f"A batch has {training.batch_rows:,} rows (distill.training.batch_rows), and the "
-            f"cache {about}{rows:,}: it will have some of them more than once."
+            f"A batch has {training.global_batch_size:,} rows "
+            f"(distill.training.global_batch_size), and the cache {about}{rows:,}: "
+            "it will have some of them more than once."
         )
 
 

@@ -4,7 +4,7 @@ labels."""
 from kdscale.cache.codecs import make_codec
 from kdscale.config.loss import check_defined
 from kdscale.curriculum.difficulty import needs
-from kdscale.data.classes import UNKNOWN_LABEL
+from kdscale.data.rows.classes import UNKNOWN_LABEL
 from kdscale.errors import KdscaleError
 from kdscale.preflight.view import View
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from kdscale.config.augment import AugmentConfig
 from kdscale.config.data import DataConfig, SourceConfig
-from kdscale.data.augment import Augmenter, table_paths
-from kdscale.data.classes import Classes
-from kdscale.data.cleaner import Cleaner
-from kdscale.data.corpus import find_corpus
-from kdscale.data.fields import Document, Fields
+from kdscale.data.cleaning.augment import Augmenter, table_paths
+from kdscale.data.cleaning.cleaner import Cleaner
 from kdscale.data.prepare import named_sources
-from kdscale.data.readers import is_saved_dataset, load_hub_dataset, read_piece
+from kdscale.data.rows.classes import Classes
+from kdscale.data.sources.corpus import find_corpus
+from kdscale.data.sources.fields import Document, Fields
+from kdscale.data.sources.readers import is_saved_dataset, load_hub_dataset, read_piece
 from kdscale.errors import KdscaleError
 from kdscale.preflight.locate import hub_answers, is_out_of_reach
 from kdscale.preflight.view import View

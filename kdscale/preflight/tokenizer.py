@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from kdscale.config import RunConfig
-from kdscale.data.classes import Classes
 from kdscale.data.prepare import adopt_for_task
-from kdscale.data.prepared import Prepared
+from kdscale.data.rows.classes import Classes
+from kdscale.data.rows.prepared import Prepared
 from kdscale.data.tokenizer import TokenizerInfo, train_tokenizer
 from kdscale.preflight.view import KnownData, View
-from kdscale.teacher.existing import save_tokenizer
+from kdscale.teacher.pretrained import save_tokenizer
 
 _SMALLEST = 300  # ids: the bytes, the special tokens and a few more
 

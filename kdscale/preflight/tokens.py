@@ -6,11 +6,11 @@ from pathlib import Path
 
 from kdscale.config import RunConfig
 from kdscale.config.data import DataConfig, SourceConfig
-from kdscale.data.corpus import find_corpus
-from kdscale.data.mixture import mixture_bytes
-from kdscale.data.prepared import Prepared
+from kdscale.data.rows.prepared import Prepared
+from kdscale.data.sources.corpus import find_corpus
+from kdscale.data.sources.mixture import mixture_bytes
 from kdscale.errors import KdscaleError
-from kdscale.run import Run
+from kdscale.run.artifacts import RunArtifacts
 from kdscale.store import open_store
 
 # Bytes of text a token takes for each bit of log2(V), of byte-pair vocabularies on English and
@@ -31,11 +31,11 @@ class Tokens:
 
     rows: int  # of the training split
     captured_rows: int
-    row_length: int  # T
+    seq_len: int  # T
     targets_share: float  # of positions, those that are predicted
     vocab_size: int  # V of the tokenizer
     outputs: int  # what a distribution is over: V, or the classes
-    evaluation_rows: tuple[int, ...]  # of each evaluation set
+    evaluation_sequences: tuple[int, ...]  # of each evaluation set
     corpus_bytes: int | None  # of the training text as stored; None where nobody looked
     source: str
     prepared: bool = False  # whether the rows are there
@@ -43,7 +43,7 @@ class Tokens:
     @property
     def captured(self) -> int:
         """Positions that the teacher runs over."""
-        return self.captured_rows * self.row_length
+        return self.captured_rows * self.seq_len
 
 
 def count_tokens(config: RunConfig, vocab_size: int, given: float | None = None) -> Tokens:
@@ -53,7 +53,7 @@ def count_tokens(config: RunConfig, vocab_size: int, given: float | None = None)
     (1 - validation share) * bytes / (0.28 log2 V). Raises KdscaleError where the corpus is missing
     or does not say how large it is.
     """
-    evaluation = (config.data.evaluation_rows,) * (1 + len(config.data.evaluate))
+    evaluation = (config.data.evaluation_sequences,) * (1 + len(config.data.evaluate))
     share = 1 - config.data.validation_share
     size = None
     if given is not None:
@@ -65,15 +65,15 @@ def count_tokens(config: RunConfig, vocab_size: int, given: float | None = None)
         size = _training_bytes(config.data)
         tokens = share * size / (_BYTES_A_BIT * math.log2(vocab_size))
         source = f"estimated from {size:,} bytes of text"
-    rows = max(1, round(tokens / config.data.row_length))
+    rows = max(1, round(tokens / config.data.seq_len))
     return Tokens(
         rows=rows,
         captured_rows=min(config.cache.rows or rows, rows),
-        row_length=config.data.row_length,
+        seq_len=config.data.seq_len,
         targets_share=_targets_share(config),
         vocab_size=vocab_size,
         outputs=_outputs(config, vocab_size),
-        evaluation_rows=evaluation,
+        evaluation_sequences=evaluation,
         corpus_bytes=size,
         source=source,
     )
@@ -82,7 +82,7 @@ def count_tokens(config: RunConfig, vocab_size: int, given: float | None = None)
 def _targets_share(config: RunConfig) -> float:
     """Of positions, those that have a target."""
     if config.task == "sequence-classification":
-        return 1 / config.data.row_length
+        return 1 / config.data.seq_len
     if config.data.chat is not None:
         return _ANSWERS_SHARE
     return config.data.masking.share if config.task == "masked-lm" else _TARGETS_SHARE
@@ -96,7 +96,7 @@ def _outputs(config: RunConfig, vocab_size: int) -> int:
 def _prepared(config: RunConfig) -> Prepared | None:
     """The prepared data of `config`, if there are any."""
     try:
-        run = Run(config)
+        run = RunArtifacts(config)
         return run.prepared if run.prepared_store.exists("manifest.json") else None
     except KdscaleError as error:
         raise KdscaleError(error.problem, f"{error.fix} Or plan without it: --tokens N.") from error
@@ -106,16 +106,16 @@ def _of_prepared(config: RunConfig, prepared: Prepared) -> Tokens:
     splits = prepared.manifest["splits"]
     train, others = splits["train"]["counts"], prepared.evaluation_sets
     rows = len(prepared.training("cache"))
-    positions = rows * config.data.row_length
-    written = train["rows_written"] * config.data.row_length
+    positions = rows * config.data.seq_len
+    written = train["rows_written"] * config.data.seq_len
     return Tokens(
         rows=rows,
         captured_rows=min(config.cache.rows or rows, rows),
-        row_length=config.data.row_length,
+        seq_len=config.data.seq_len,
         targets_share=train["targets_written"] / max(1, written),
         vocab_size=prepared.vocab_size,
         outputs=prepared.outputs,
-        evaluation_rows=tuple(splits[name]["counts"]["rows_written"] for name in others),
+        evaluation_sequences=tuple(splits[name]["counts"]["rows_written"] for name in others),
         corpus_bytes=int(train["bytes_written"]),
         source=f"{positions:,} positions of the prepared data",
         prepared=True,

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from kdscale.config import RunConfig
-from kdscale.data.prepared import Prepared
-from kdscale.models.initial import Plan
+from kdscale.data.rows.prepared import Prepared
+from kdscale.models.init.student_init import Plan
 from kdscale.preflight.findings import Findings
-from kdscale.run import Run
+from kdscale.run.artifacts import RunArtifacts
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class KnownData:
 class View:
     """One look at a run."""
 
-    run: Run
+    run: RunArtifacts
     stages: frozenset[str]  # that are to be made
     sight: Sight
     findings: Findings

@@ -16,10 +16,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.results import Results
-from kdscale.report import facts, measured, scores, units
+from kdscale.report import facts, measured, scores
+from kdscale.report import formatting as units
+from kdscale.report.labels import classifies, words_of
 from kdscale.report.load import setting
 from kdscale.report.markdown import plain, table
-from kdscale.report.words import classifies, words_of
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 METRICS = {
@@ -69,7 +70,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 
 def model_card(
     results: Results,
-    which: Literal["student", "control", "teacher"] = "student",
+    which: Literal["student", "baseline", "teacher"] = "student",
     config: Mapping[str, Any] | None = None,
 ) -> str:
     """README.md of the model `which`; `config` is the resolved config as a tree, or None.
@@ -92,7 +93,7 @@ def model_card(
         legend=scores.legend(results),
         what=_what(results, which, config),
         training=_training(results, which, config),
-        figures="" if which == "control" else _key_figures(results),
+        figures="" if which == "baseline" else _key_figures(results),
         tables="\n\n".join(
             f"**{plain(content.caption)}**\n\n{table(content)}"
             for content in (*measured.result_tables(results), *_confusions(results, which))
@@ -108,7 +109,7 @@ def _data(results: Results, which: str, config: Mapping[str, Any]) -> ModelCardD
     sources = train if isinstance(train, list) else [train]
     datasets = [each["path"] for each in sources if each.get("kind") == "huggingface"] or None
     return ModelCardData(
-        base_model=teacher if which != "control" and _on_the_hub(teacher) else None,
+        base_model=teacher if which != "baseline" and _on_the_hub(teacher) else None,
         datasets=datasets,
         library_name="transformers",
         pipeline_tag=words_of(results).pipeline_tag,
@@ -145,10 +146,10 @@ def _eval_results(results: Results, which: str) -> list[EvalResult]:
 
 def _what(results: Results, which: str, config: Mapping[str, Any]) -> str:
     size = units.count(results["models"][which]["parameters"])
-    if which == "control":
+    if which == "baseline":
         return (
             f"A {words_of(results).model} of {size} parameters, trained on the labels alone as the "
-            "control of a distillation run: same architecture, steps, data order and seed as its "
+            "baseline of a distillation run: same architecture, steps, data order and seed as its "
             "student, no teacher."
         )
     teacher = setting(config, "teacher.load")
@@ -189,8 +190,8 @@ def _training(results: Results, which: str, config: Mapping[str, Any]) -> str:
         ]
     training = "teacher.training" if which == "teacher" else "distill.training"
     steps = setting(config, f"{training}.steps")
-    batch = setting(config, f"{training}.batch_rows")
-    length = setting(config, "data.row_length")
+    batch = setting(config, f"{training}.global_batch_size")
+    length = setting(config, "data.seq_len")
     if steps is not None:
         items.append(f"Steps: {steps:,}, each of {batch} rows of {length} tokens.")
     items.append(f"Seed: {results['seed']}.")

@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import Literal
 
 from kdscale.evaluate.results import CalibrationBin, DomainMetrics
-from kdscale.report import units
+from kdscale.report import formatting as units
 from kdscale.report.facts import Table
 from kdscale.report.load import Point
 from kdscale.report.markup import Markup, join, tag
@@ -45,7 +45,7 @@ class Series:
     `level`: the value of its one point, all across."""
 
     name: str
-    role: str  # CSS class: teacher, student, control, second or third
+    role: str  # CSS class: teacher, student, baseline, second or third
     points: Sequence[Point]
     kind: Literal["strong", "plain", "faint", "level"] = "strong"
     label: str = ""  # what stands at the line's end, where `name` says more than a reader needs
@@ -256,13 +256,13 @@ class Gap:
     domain: str
     teacher: float
     student: float
-    control: float
+    baseline: float
     recovered: float
     interval: tuple[float, float] | None = None  # 95 %, of `recovered`
 
 
 def gap_chart(identifier: str, gaps: Sequence[Gap]) -> Markup:
-    """Where the student stands on the way from the control (0 %) to the teacher (100 %)."""
+    """Where the student stands on the way from the baseline (0 %) to the teacher (100 %)."""
     if not gaps:
         return EMPTY
     reached = [share for g in gaps for share in (g.recovered, *(g.interval or ()))]
@@ -277,19 +277,19 @@ def gap_chart(identifier: str, gaps: Sequence[Gap]) -> Markup:
             line(x(0), y, x(1), y, "track"),
             line(x(0), y, x(gap.recovered), y, "filled"),
             whisker(gap.interval, x, y + 15, cap=4),  # below the marker, which would hide it
-            marker("control", x(0), y, 6),
+            marker("baseline", x(0), y, 6),
             marker("teacher", x(1), y, 7),
             marker("student", x(gap.recovered), y, 7),
-            text(x(low) - 14, y + 4, f"control {gap.control:.4f}", "tick end"),
+            text(x(low) - 14, y + 4, f"baseline {gap.baseline:.4f}", "tick end"),
             text(x(high) + 14, y + 4, f"teacher {gap.teacher:.4f}", "tick"),
             text(x(gap.recovered), y - 15, f"student {gap.student:.4f} · {share}", "strong middle"),
         ]
         sentences.append(
-            f"{gap.domain}: control {gap.control:.4f}, student {gap.student:.4f}, teacher "
+            f"{gap.domain}: baseline {gap.baseline:.4f}, student {gap.student:.4f}, teacher "
             f"{gap.teacher:.4f}: {units.between(gap.recovered, gap.interval)} of the gap recovered."
         )
     height = 78 * len(gaps)
-    title = "Loss of the student between control and teacher, nats a token"
+    title = "Loss of the student between baseline and teacher, nats a token"
     return drawing(identifier, title, " ".join(sentences), (720, height), *parts)
 
 

@@ -12,12 +12,13 @@ from statistics import mean, stdev
 from typing import Any
 
 from kdscale.errors import KdscaleError
-from kdscale.report import facts, units
-from kdscale.report.dots import Dots
+from kdscale.report import facts
+from kdscale.report import formatting as units
+from kdscale.report.dot_plot import Dots
 from kdscale.report.facts import Table
+from kdscale.report.labels import classifies, words_of
 from kdscale.report.load import Run
 from kdscale.report.markdown import plain, table
-from kdscale.report.words import classifies, words_of
 
 _ABSENT = object()  # where a run's config has no such setting
 _SEEDLESS = ("seed", "name", "output")

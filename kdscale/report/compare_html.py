@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from kdscale.report import units
+from kdscale.report import formatting as units
 from kdscale.report.charts import STEP, Series, data_table, line_chart
 from kdscale.report.compare import (
     check_comparable,
@@ -16,13 +16,13 @@ from kdscale.report.compare import (
     provenance_table,
     seed_rows,
 )
-from kdscale.report.dots import dot_chart
+from kdscale.report.dot_plot import dot_chart
+from kdscale.report.labels import words_of
 from kdscale.report.layout import contents, figure, figures_table, page, section, text_table
 from kdscale.report.load import Run
 from kdscale.report.markup import Markup, tag
-from kdscale.report.words import words_of
 
-ROLES = ("student", "control", "teacher", "second", "third")  # styles of lines, not models here
+ROLES = ("student", "baseline", "teacher", "second", "third")  # styles of lines, not models here
 
 
 def render_comparison(runs: Sequence[Run]) -> str:
@@ -32,7 +32,7 @@ def render_comparison(runs: Sequence[Run]) -> str:
     title = "Comparison of runs"
     note = (
         "An interval behind a mean is that of the mean over seeds, 95 %, by Student's t. The gap "
-        "recovered is the student's way from the control to the teacher, in loss."
+        "recovered is the student's way from the baseline to the teacher, in loss."
     )
     dots = [_dots(runs, domain, f"dots-{i}") for i, domain in enumerate(domains)]
     sizes = [_sizes(runs, domain, f"sizes-{i}") for i, domain in enumerate(domains)]

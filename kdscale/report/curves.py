@@ -6,9 +6,9 @@ from kdscale.report.load import Run
 
 
 def losses(run: Run) -> list[Series]:
-    """Student and control, training and validation, and the teacher as a level to aim at."""
+    """Student and baseline, training and validation, and the teacher as a level to aim at."""
     series = []
-    for stage, role in (("distill", "student"), ("control", "control")):
+    for stage, role in (("distill", "student"), ("baseline", "baseline")):
         # Where it is logged: the student's own `train/loss` mixes in the distillation loss.
         key = "train/ce_loss" if run.series(stage, "train/ce_loss") else "train/loss"
         series.append(Series(f"{role}, train", role, smooth(run.series(stage, key)), "faint"))

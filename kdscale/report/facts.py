@@ -1,7 +1,7 @@
 """What a report says, as plain text and tables; HTML, Markdown and model card say it the same way.
 
 Every sentence here is derived from the results, so that a number is rounded once and a missing
-control or cache is explained once.
+baseline or cache is explained once.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -10,11 +10,11 @@ from statistics import median
 from typing import Any
 
 from kdscale.evaluate.results import CacheFacts, DomainMetrics, Results
-from kdscale.report import units
+from kdscale.report import formatting as units
+from kdscale.report.labels import classifies, words_of
 from kdscale.report.load import Run
-from kdscale.report.words import classifies, words_of
 
-MODELS = ("teacher", "student", "control")
+MODELS = ("teacher", "student", "baseline")
 HOME = "validation"
 """The evaluation set that comes from the training corpus."""
 HARDWARE = {"cpu": "CPU", "cores": "Cores", "memory_bytes": "Memory", "gpus": "GPUs"}
@@ -184,11 +184,11 @@ def _classes_found(results: Results) -> str:
 
 def no_gap_reason(results: Results, domain: str) -> str:
     """Why there is no gap recovered on `domain`."""
-    if "control" not in results["models"]:
-        return "Without a control (distill.control) no gain over the labels can be claimed."
-    teacher, control = score(results, "teacher", domain), score(results, "control", domain)
-    if teacher and control and control["loss"] <= teacher["loss"]:
-        return "The control is not worse than the teacher, so there is no gap to recover."
+    if "baseline" not in results["models"]:
+        return "Without a baseline (distill.baseline) no gain over the labels can be claimed."
+    teacher, baseline = score(results, "teacher", domain), score(results, "baseline", domain)
+    if teacher and baseline and baseline["loss"] <= teacher["loss"]:
+        return "The baseline is not worse than the teacher, so there is no gap to recover."
     return "The losses do not give a gap to recover."
 
 

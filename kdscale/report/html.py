@@ -1,11 +1,12 @@
 """The page: one self-contained HTML file, headline first, configuration and provenance last.
 
-A section with nothing to show is left out; what is missing and matters (metrics, control) is said
+A section with nothing to show is left out; what is missing and matters (metrics, baseline) is said
 in words.
 """
 
 from kdscale.evaluate.results import Results
-from kdscale.report import curves, facts, measured, scores, units
+from kdscale.report import curves, facts, measured, scores
+from kdscale.report import formatting as units
 from kdscale.report.charts import (
     STEP,
     Gap,
@@ -15,6 +16,7 @@ from kdscale.report.charts import (
     line_chart,
     reliability_chart,
 )
+from kdscale.report.labels import words_of
 from kdscale.report.layout import (
     Section,
     contents,
@@ -31,7 +33,6 @@ from kdscale.report.layout import (
 )
 from kdscale.report.load import Run
 from kdscale.report.markup import Markup, tag
-from kdscale.report.words import words_of
 
 NARROW = 400  # width of a chart that shares its row
 DIFFICULTY = {
@@ -82,13 +83,13 @@ def _quality(results: Results) -> Section | None:
     )
     target = words_of(results).target
     caption = (
-        f"Nats a {target}, from the control (left) to the teacher (right): the filled part is what "
-        "distillation recovered, the bracket below the student its 95 % interval."
+        f"Nats a {target}, from the baseline (left) to the teacher (right): the filled part is "
+        "what distillation recovered, the bracket below the student its 95 % interval."
     )
     chart = gap_chart("gap", _gaps(results))
     return section(
         "Quality",
-        figure("Loss, from control to teacher", caption, chart),
+        figure("Loss, from baseline to teacher", caption, chart),
         *(tag("p", reason, class_="note") for reason in reasons),
         *map(figures_table, scores.score_tables(results)),
         tag("p", scores.legend(results), class_="note"),
@@ -102,10 +103,10 @@ def _gaps(results: Results) -> list[Gap]:
     for domain, recovered in results["gap_recovered"].items():
         scores = [facts.score(results, model, domain) for model in facts.MODELS]
         if recovered is not None and all(scores):
-            teacher, student, control = (s["loss"] for s in scores if s)
+            teacher, student, baseline = (s["loss"] for s in scores if s)
             bounds = intervals.get(domain)
             interval = (bounds[0], bounds[1]) if bounds else None
-            gaps.append(Gap(domain, teacher, student, control, recovered, interval))
+            gaps.append(Gap(domain, teacher, student, baseline, recovered, interval))
     return gaps
 
 
@@ -149,7 +150,7 @@ def _training(run: Run) -> Section | None:
         "than the evaluation; faint lines are the training batches, a moving mean. The vertical "
         "axes leave out the fall over the first fifth of the steps."
     )
-    title, of_kd, of_teacher = "Student and control", "KL to the teacher", "Teacher"
+    title, of_kd, of_teacher = "Student and baseline", "KL to the teacher", "Teacher"
     losses, kl, teacher = curves.losses(run), curves.divergence(run), curves.teacher_losses(run)
     return section(
         "Training",
@@ -157,7 +158,7 @@ def _training(run: Run) -> Section | None:
             title,
             caption,
             line_chart("loss", title, losses, unit, skip_share=late),
-            data_table("the losses of student and control", losses, STEP),
+            data_table("the losses of student and baseline", losses, STEP),
         ),
         pair(
             [

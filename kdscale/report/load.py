@@ -16,7 +16,7 @@ from kdscale.evaluate.results import Results, read_results
 from kdscale.store import Store
 from kdscale.store.redact import redact
 
-STAGES = ("teacher", "cache", "distill", "control")
+STAGES = ("teacher", "cache", "distill", "baseline")
 
 Point = tuple[float, float]
 Line = dict[str, Any]

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from html import escape
 
-from kdscale.report import facts, measured, units
+from kdscale.report import facts, measured
+from kdscale.report import formatting as units
 from kdscale.report.facts import Table
+from kdscale.report.labels import words_of
 from kdscale.report.load import Run
-from kdscale.report.words import words_of
 
 
 def render_markdown(run: Run) -> str:

@@ -1,7 +1,8 @@
 """Tables of what is measured beside the scores: speed, lm-eval, samples of text; and of all."""
 
 from kdscale.evaluate.results import HarnessScore, ModelSpeed, Results, Speed
-from kdscale.report import facts, scores, units
+from kdscale.report import facts, scores
+from kdscale.report import formatting as units
 from kdscale.report.facts import Table
 
 
@@ -81,7 +82,7 @@ def model_speed_table(results: Results) -> Table | None:
         where += f", {speed['threads']} thread{'s' * (speed['threads'] > 1)}"
     caption = (
         f"Speed on {where}, {speed['dtype']}: forwards of {speed['rows']} rows and of one, each of "
-        f"{speed['row_length']} tokens; medians of {_turns(speed)}, models in turn in one process; "
+        f"{speed['seq_len']} tokens; medians of {_turns(speed)}, models in turn in one process; "
         "in brackets the 95 % interval over the turns"
     )
     return Table(caption, header, rows, name="speed")

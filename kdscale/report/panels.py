@@ -7,11 +7,11 @@ from dataclasses import replace
 from itertools import chain, count
 
 from kdscale.evaluate.results import CalibrationBin, Results
-from kdscale.panels import Cell, Panel
 from kdscale.report import curves, facts, measured
 from kdscale.report.charts import STEP, Series, thin
 from kdscale.report.facts import Table
 from kdscale.report.load import Run
+from kdscale.tracking.panels import Cell, Panel
 
 
 def panels(run: Run) -> list[Panel]:
@@ -29,7 +29,7 @@ def panels(run: Run) -> list[Panel]:
         Panel("quality", "gap-recovered", "bars", ("domain", "% of the loss gap"), gaps),
         *(_table("quality", table) for table in measured.result_tables(results)),
         *(_confusion(table) for table in confusions if table is not None),
-        _lines("training", "student-and-control", curves.losses(run), "nats"),
+        _lines("training", "student-and-baseline", curves.losses(run), "nats"),
         _lines("training", "kl-to-the-teacher", curves.divergence(run), "nats"),
         _lines("training", "teacher", curves.teacher_losses(run), "nats"),
         *(_calibration(results, domain) for domain in domains),

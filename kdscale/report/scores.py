@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 from kdscale.evaluate.results import DomainMetrics, Results
-from kdscale.report import facts, units
+from kdscale.report import facts
+from kdscale.report import formatting as units
 from kdscale.report.facts import HOME, Table
-from kdscale.report.words import classifies, words_of
+from kdscale.report.labels import classifies, words_of
 
 
 def score_tables(results: Results) -> list[Table]:
@@ -170,6 +171,6 @@ def legend(results: Results) -> str:
         "equal-width bins; scaled: with logits divided by the temperature T that makes the "
         "validation labels likeliest. Agreement: share of targets where the model's top-1 choice "
         f"is the teacher's. {'' if classifies(results) else of_overlap}KL: from the teacher to the "
-        f"model, nats a {target}; back: from the model to the teacher. The control is the student "
+        f"model, nats a {target}; back: from the model to the teacher. The baseline is the student "
         "trained on the labels alone, with the same steps, order and seed."
     )

@@ -9,13 +9,13 @@ CSS = r"""
 :root {
   color-scheme: light dark;
   --page: #fbfbf9; --card: #ffffff; --ink: #1c2024; --soft: #5b636b; --rule: #dfe2e5;
-  --teacher: #009e73; --student: #0072b2; --control: #d55e00; --second: #cc79a7;
+  --teacher: #009e73; --student: #0072b2; --baseline: #d55e00; --second: #cc79a7;
   --third: #8c6d1f;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #14171a; --card: #1c2024; --ink: #e8eaed; --soft: #a3abb3; --rule: #363c42;
-    --teacher: #009e73; --student: #56b4e9; --control: #e69f00; --second: #cc79a7;
+    --teacher: #009e73; --student: #56b4e9; --baseline: #e69f00; --second: #cc79a7;
     --third: #f0e442;
   }
 }
@@ -81,7 +81,7 @@ table.facts td { overflow-wrap: anywhere; }
 /* After the slash: what is read out, nothing. */
 th.teacher::before { content: "\25b2\a0" / ""; color: var(--teacher); }
 th.student::before { content: "\25cf\a0" / ""; color: var(--student); }
-th.control::before { content: "\25a0\a0" / ""; color: var(--control); }
+th.baseline::before { content: "\25a0\a0" / ""; color: var(--baseline); }
 .texts th { width: 7rem; text-align: left; vertical-align: top; }
 .texts td {
   text-align: left; white-space: pre-wrap; overflow-wrap: anywhere;
@@ -116,7 +116,7 @@ svg .track { stroke: var(--rule); stroke-width: 6; stroke-linecap: round; }
 svg .filled { stroke: var(--student); stroke-width: 6; stroke-linecap: round; }
 .teacher { --tone: var(--teacher); --dash: 2 4; }
 .student { --tone: var(--student); --dash: none; }
-.control { --tone: var(--control); --dash: 7 4; }
+.baseline { --tone: var(--baseline); --dash: 7 4; }
 .second { --tone: var(--second); --dash: 9 3 2 3; }
 .third { --tone: var(--third); --dash: 1 5; }
 svg .series {
@@ -133,7 +133,7 @@ svg .mark { fill: var(--tone); stroke: var(--card); stroke-width: 1; }
 @media print {
   :root {
     --page: #fff; --card: #fff; --ink: #000; --soft: #444; --rule: #bbb;
-    --teacher: #009e73; --student: #0072b2; --control: #d55e00; --second: #cc79a7;
+    --teacher: #009e73; --student: #0072b2; --baseline: #d55e00; --second: #cc79a7;
     --third: #8c6d1f;
   }
   @page { margin: 16mm 14mm; }

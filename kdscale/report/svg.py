@@ -16,7 +16,7 @@ Format = Callable[[float], str]
 # Corners of the markers, in radii; a student's is a circle.
 CORNERS: dict[str, tuple[tuple[float, float], ...]] = {
     "teacher": ((0, -1.2), (1.1, 0.8), (-1.1, 0.8)),
-    "control": ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
+    "baseline": ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
     "second": ((0, -1.2), (1.2, 0), (0, 1.2), (-1.2, 0)),
 }
 CHARACTER = 6.7  # mean width of a character of the charts' 12-pixel font

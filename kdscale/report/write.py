@@ -37,7 +37,7 @@ def write_comparison(runs: Sequence[Store], to: Path) -> str:
     return summarise_comparison(found)
 
 
-def write_model_card(store: Store, which: Literal["student", "control"] = "student") -> str:
+def write_model_card(store: Store, which: Literal["student", "baseline"] = "student") -> str:
     """Write `<which>/README.md` of the run in `store` and return its text.
 
     Raises KdscaleError where the run has no results or no such model.

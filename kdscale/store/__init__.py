@@ -9,12 +9,12 @@ conditional put decides between writers, `committer` does without one, `lease` k
 out. `folders` moves whole folders, `redact` hides credentials.
 """
 
-from kdscale.store.committer import SingleCommitter
 from kdscale.store.errors import explain, explained
 from kdscale.store.folders import download_folder, upload_folder
 from kdscale.store.lease import Fence, HeldLease, Lease, PutIfAbsent, Terms, read_lease
 from kdscale.store.open import file_at, open_store
 from kdscale.store.probe import Verdict, conditional_put, probe
+from kdscale.store.single_committer import SingleCommitter
 from kdscale.store.store import Entry, Store
 
 __all__ = [

@@ -39,7 +39,7 @@ class NativeBackend:
         self._client = make(read_timeout)
         # obstore counts a body's way out as silence of the server, so large ones get the time that
         # they take at the slowest rate.
-        self._patient = make(read_timeout + _MULTIPART / _SLOWEST_UPLOAD)
+        self._slow_upload_client = make(read_timeout + _MULTIPART / _SLOWEST_UPLOAD)
 
     def read(self, url: str) -> bytes:
         return self._body(url)
@@ -103,7 +103,7 @@ class NativeBackend:
             )
 
     def _sender(self, size: int) -> Client:
-        return self._client if size <= _SMALL else self._patient
+        return self._client if size <= _SMALL else self._slow_upload_client
 
     def _is_object(self, url: str) -> bool:
         """False for the "folders" that some consoles make, empty objects whose key ends in a slash:
@@ -115,7 +115,7 @@ class NativeBackend:
         return True
 
 
-class AnswerError(OSError):
+class HTTPStatusError(OSError):
     """The server's refusal; `response` has botocore's layout, which `retry` reads."""
 
     def __init__(self, text: str, status: int, code: str) -> None:
@@ -156,7 +156,7 @@ def _translated(text: str) -> OSError:
     status = re.search(r"status code: (\d+)", text)
     if status:
         code = re.search(r"<Code>([^<]*)", text)
-        return AnswerError(_explain(text), int(status[1]), code[1] if code else "")
+        return HTTPStatusError(_explain(text), int(status[1]), code[1] if code else "")
     kind = re.search(r"HttpError \{\s*kind: (\w+)", text)
     if kind and kind[1] == "Timeout":
         return TimeoutError(_explain(text))

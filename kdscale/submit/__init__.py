@@ -13,14 +13,14 @@ verdict.py       from a final status to an exit code
 from kdscale.submit.backend import Backend, open_backend
 from kdscale.submit.cluster import connect
 from kdscale.submit.environment import read_environment
+from kdscale.submit.exit_codes import describe, exit_code
 from kdscale.submit.follow import follow
 from kdscale.submit.graph import plan_graph
+from kdscale.submit.idempotent import check_same, find_job, submit_once
 from kdscale.submit.job import Job
+from kdscale.submit.job_plan import GRACE_SECONDS, JobPlan, plan_job
 from kdscale.submit.log_times import offset_since
-from kdscale.submit.once import check_same, find_job, submit_once
 from kdscale.submit.package import EXCLUDES, checkout, stage
-from kdscale.submit.plan import GRACE_SECONDS, JobPlan, plan_job
-from kdscale.submit.verdict import describe, exit_code
 
 __all__ = [
     "EXCLUDES",

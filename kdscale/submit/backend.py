@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from kdscale.errors import KdscaleError
 from kdscale.submit.job import Job
-from kdscale.submit.plan import JobPlan
+from kdscale.submit.job_plan import JobPlan
 
 BackendName = Literal["ray", "local", "kuberay"]
 

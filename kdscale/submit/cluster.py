@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdscale.config.text import read_text
 from kdscale.errors import KdscaleError
-from kdscale.submit.verdict import UnreachableError
+from kdscale.submit.exit_codes import UnreachableError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

@@ -16,8 +16,8 @@ from typing import Any
 
 from kdscale.config import dump_config, fingerprint, load_config, load_overrides, parse_config
 from kdscale.errors import KdscaleError
+from kdscale.submit.job_plan import JobPlan, check_id, plan_job
 from kdscale.submit.package import CONFIG_PATH
-from kdscale.submit.plan import JobPlan, check_id, plan_job
 
 # Not the seed: teacher and cache depend on it.
 _OF_A_STUDENT = ("distill", "evaluate", "tracking")

@@ -13,8 +13,8 @@ from typing import Literal
 
 from kdscale.submit.backend import Backend
 from kdscale.submit.graph import Graph, Node, attempt_id
+from kdscale.submit.idempotent import submit_once
 from kdscale.submit.job import Job
-from kdscale.submit.once import submit_once
 from kdscale.submit.package import checkout, stage
 
 State = Literal["waiting", "going", "done", "failed", "blocked"]

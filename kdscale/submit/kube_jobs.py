@@ -10,9 +10,9 @@ from kdscale.config import load_kube_options, parse_config
 from kdscale.errors import KdscaleError
 from kdscale.submit import kubectl
 from kdscale.submit.job import Job, Status
+from kdscale.submit.job_plan import JobPlan
 from kdscale.submit.kuberay import rayjob_manifest
 from kdscale.submit.package import checkout
-from kdscale.submit.plan import JobPlan
 
 _POLL_SECONDS = 2.0
 

@@ -13,8 +13,8 @@ from datetime import datetime
 from typing import Any
 
 from kdscale.errors import KdscaleError
+from kdscale.submit.exit_codes import UnknownJobError, UnreachableError
 from kdscale.submit.kuberay import DIGEST, LABELS, object_name
-from kdscale.submit.verdict import UnknownJobError, UnreachableError
 
 _SELECTOR = ",".join(f"{name}={value}" for name, value in LABELS.items())
 LOGS = "/tmp/ray/session_latest/logs"

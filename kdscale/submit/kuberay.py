@@ -25,8 +25,8 @@ from kdscale.config import KubeOptions, RunConfig
 from kdscale.config.kube import GroupOptions, PlacementOptions, mebibytes
 from kdscale.config.training import WorkersConfig
 from kdscale.errors import KdscaleError
+from kdscale.submit.job_plan import JobPlan
 from kdscale.submit.package import CONFIG_PATH
-from kdscale.submit.plan import JobPlan
 
 API_VERSION = "ray.io/v1"
 LABELS = {"app.kubernetes.io/name": "kdscale", "app.kubernetes.io/managed-by": "kdscale"}

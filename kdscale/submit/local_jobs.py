@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from kdscale.submit.environment import read_secrets
+from kdscale.submit.exit_codes import STOPPED, DuplicateJobError, UnknownJobError
 from kdscale.submit.job import Job
+from kdscale.submit.job_plan import JobPlan, check_id
 from kdscale.submit.local_runner import LOCK, LOG, RESULT, STOP
-from kdscale.submit.plan import JobPlan, check_id
-from kdscale.submit.verdict import STOPPED, DuplicateJobError, UnknownJobError
 
 _JOB = "job.json"
 _POLL_SECONDS = 0.2

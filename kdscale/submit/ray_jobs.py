@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from kdscale.errors import KdscaleError
-from kdscale.stop import request_stop
+from kdscale.run.stop import request_stop
 from kdscale.store import open_store
 from kdscale.submit import sealed, upload
 from kdscale.submit.cluster import check_versions, connect
 from kdscale.submit.environment import read_secrets
-from kdscale.submit.job import Job, Status
-from kdscale.submit.plan import JobPlan
-from kdscale.submit.verdict import (
+from kdscale.submit.exit_codes import (
     STOPPED,
     DuplicateJobError,
     UnknownJobError,
     UnreachableError,
 )
+from kdscale.submit.job import Job, Status
+from kdscale.submit.job_plan import JobPlan
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient

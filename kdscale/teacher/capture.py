@@ -15,26 +15,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdscale import metrics
 from kdscale.cache.commit.manifest import manifest_key, publish
 from kdscale.cache.commit.writer import UnitWriter, committed_units
 from kdscale.cache.format.records import Segment
 from kdscale.config import RunConfig
-from kdscale.data.order import EvenRows
-from kdscale.data.prepared import Prepared, RowTable, open_prepared
-from kdscale.models.build import check_vocabulary
-from kdscale.models.folder import ModelReference
+from kdscale.data.rows.order import EvenRows
+from kdscale.data.rows.prepared import Prepared, RowTable, open_prepared
+from kdscale.distributed.rank import GracefulStopError, Rank, current_rank
 from kdscale.models.forward import row_tensors, target_logits
+from kdscale.models.hf_folder import ModelReference
+from kdscale.models.load import check_vocabulary
 from kdscale.models.row_check import check_rows
 from kdscale.models.sharded import load_teacher, parameters_held
 from kdscale.store import PutIfAbsent, Store
-from kdscale.teacher.clock import DeviceClock
+from kdscale.teacher.device_timer import DeviceClock
 from kdscale.teacher.encoder import Encoder, Forward
-from kdscale.tracking import Tracker, open_tracker
+from kdscale.tracking import prometheus as metrics
+from kdscale.tracking.trackers import Tracker, open_tracker
 from kdscale.train.batches import row_kind
-from kdscale.train.meter import peak_memory
+from kdscale.train.throughput import peak_memory
 from kdscale.types import Rows
-from kdscale.workers import LeavingError, Worker, current_worker
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class CaptureJob:
     identity: dict[str, Any]
     plan: Segment
     selected: np.ndarray | EvenRows  # training rows to capture, in the plan's order
-    put_if_absent: PutIfAbsent  # what decides between attempts, see kdscale.committing
+    put_if_absent: PutIfAbsent  # what decides between attempts, see kdscale.workers.commit_actor
 
 
 def capture(job: dict[str, Any]) -> None:
     """A worker's loop. `job["capture"]` is a CaptureJob."""
     spec: CaptureJob = job["capture"]
-    worker = current_worker()
+    worker = current_rank()
     prepared = open_prepared(spec.prepared)
     zero = spec.config.cache.capture.zero
     model = load_teacher(spec.teacher.local(), worker, zero, spec.teacher.revision)
@@ -63,15 +63,13 @@ def capture(job: dict[str, Any]) -> None:
     check_vocabulary(bare.config, prepared.vocab_size, "teacher")
     held, total = parameters_held(model)
     worker.say(f"teacher holds {held:,} of {total:,} parameters here")
-    size = spec.config.cache.capture.micro_batch_rows
+    size = spec.config.cache.capture.micro_batch_size
     kind = row_kind(spec.config, prepared, size)
     check_rows(model, partial(target_logits, model, vocab_size=prepared.outputs), kind)
     fill_cache(spec, worker, model, prepared)
 
 
-def fill_cache(
-    spec: CaptureJob, worker: Worker, model: torch.nn.Module, prepared: Prepared
-) -> None:
+def fill_cache(spec: CaptureJob, worker: Rank, model: torch.nn.Module, prepared: Prepared) -> None:
     """Capture what is missing with the loaded teacher, and publish. All ranks call it together."""
     # Rank 0 reads what is missing, so that all ranks share out the same list.
     missing = worker.broadcast(_missing_units(spec) if worker.rank == 0 else None)
@@ -92,7 +90,7 @@ def fill_cache(
         worker.say("left after the units in flight")
         if tracker is not None:
             tracker.finish()
-        raise LeavingError
+        raise GracefulStopError
     if tracker is not None:
         # The manifest comes last: it is what makes the cache exist.
         manifest = publish(spec.cache, spec.plan, spec.put_if_absent)
@@ -108,7 +106,7 @@ class _Runner:
     def __init__(
         self,
         spec: CaptureJob,
-        worker: Worker,
+        worker: Rank,
         model: torch.nn.Module,
         table: RowTable,
         vocab_size: int,
@@ -120,7 +118,7 @@ class _Runner:
         self._table = table
         self._vocab_size = vocab_size
         self._encoder = encoder
-        self._size = spec.config.cache.capture.micro_batch_rows
+        self._size = spec.config.cache.capture.micro_batch_size
         self._lockstep = spec.config.cache.capture.zero.stage == 3
         self._clock = DeviceClock(worker.device)
         self._rows_before = self._rows_done = 0  # in earlier attempts, in this one
@@ -152,7 +150,7 @@ class _Runner:
 
     def _asked_to_leave(self) -> bool:
         """Ranks in lockstep leave together; others each when it learns of it."""
-        asked = self._worker.asked_to_leave()
+        asked = self._worker.stop_requested()
         return self._worker.any_rank(asked) if self._lockstep else asked
 
     def _run_round(self, round_units: list[int]) -> None:
@@ -194,7 +192,7 @@ class _Runner:
             self._worker.report(
                 self._rows_before + rows,
                 self._spec.plan.rows,
-                tokens=rows * self._spec.config.data.row_length,
+                tokens=rows * self._spec.config.data.seq_len,
                 note="rows",
             )
 
@@ -204,7 +202,7 @@ class _Runner:
         `outside_forward_share` is what capture costs over bare forwards. Encoding on a GPU and
         uploads everywhere go on meanwhile: their shares are how busy they are, not what they cost.
         """
-        length = self._spec.config.data.row_length
+        length = self._spec.config.data.seq_len
         progress = self._encoder.progress
         tokens, committed = self._rows_done * length, progress.committed_rows * length
         shown = {

@@ -18,14 +18,14 @@ from types import TracebackType
 import numpy as np
 import torch
 
-from kdscale import metrics
 from kdscale.cache.codecs import Codec, make_codec
 from kdscale.cache.codecs.noise import uniforms
 from kdscale.cache.format.records import Commit
 from kdscale.cache.rows import RowStats
 from kdscale.config.cache import CacheConfig
-from kdscale.data.rows import concatenate
-from kdscale.teacher.pipe import Pipe
+from kdscale.data.rows.pack import concatenate
+from kdscale.teacher.worker_queue import Pipe
+from kdscale.tracking import prometheus as metrics
 from kdscale.types import Rows, labels_of
 
 # Units in commit. With one that waits and one that fills, no more than four are in memory.

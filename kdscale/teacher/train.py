@@ -13,26 +13,26 @@ import torch
 from transformers import PreTrainedModel
 
 from kdscale.config import RunConfig
-from kdscale.data.order import uniform_batch
-from kdscale.data.prepared import Prepared, open_prepared
+from kdscale.data.rows.order import uniform_batch
+from kdscale.data.rows.prepared import Prepared, open_prepared
+from kdscale.distributed.rank import current_rank
 from kdscale.losses.fused import head_and_loss
-from kdscale.models.build import build_model, load_model
 from kdscale.models.forward import RowTensors, row_tensors
-from kdscale.models.head import TrainedModel
-from kdscale.teacher.existing import teacher_config, teacher_source
-from kdscale.train.balance import LabelWeights, class_weights
+from kdscale.models.head import ModelWithHead
+from kdscale.models.load import build_model, load_model
+from kdscale.teacher.pretrained import teacher_config, teacher_source
 from kdscale.train.batches import batch_digest, rank_rows, split_micro_batches
+from kdscale.train.job import TrainingJob, run_session
+from kdscale.train.label_weights import LabelWeights, class_weights
 from kdscale.train.loop import LossSums, Step
-from kdscale.train.session import Session, run_session
-from kdscale.workers import current_worker
 
 
 def train_teacher(job: dict[str, Any]) -> None:
     """A worker's loop. `job` has `session` (Session) and `prepared` (Store)."""
-    session: Session = job["session"]
+    session: TrainingJob = job["session"]
     if session.is_complete():
         return
-    worker = current_worker()
+    worker = current_rank()
     prepared = open_prepared(job["prepared"])
     table = prepared.training("teacher")
     labelled = table.labelled()
@@ -43,20 +43,20 @@ def train_teacher(job: dict[str, Any]) -> None:
         return row_tensors(table.take(part), worker.device, valid)
 
     def batch_of(step: int) -> np.ndarray:
-        position = step * training.batch_rows
-        at = uniform_batch(position, training.batch_rows, len(labelled), config.seed)
+        position = step * training.global_batch_size
+        at = uniform_batch(position, training.global_batch_size, len(labelled), config.seed)
         return labelled[at]
 
     def steps(start: int, _: torch.nn.Module) -> Iterator[Step[RowTensors]]:
         for step in range(start, training.steps):
             batch = batch_of(step)
             mine = rank_rows(batch, worker.rank, worker.world_size)
-            size = training.micro_batch_rows
+            size = training.micro_batch_size
             parts = split_micro_batches(mine, batch, size, worker.world_size)
             micro_batches = [micro_batch(part, valid) for part, valid in parts]
             yield Step(micro_batches, sum(int(batch.mask.sum()) for batch in micro_batches))
 
-    def compute_loss(model: TrainedModel, batch: RowTensors, step: int) -> LossSums:
+    def compute_loss(model: ModelWithHead, batch: RowTensors, step: int) -> LossSums:
         labels = batch.labels[batch.mask]
         hidden = model.hidden(batch.ids, batch.segments)[batch.mask]
         found = head_and_loss(hidden, model.head, labels, label_weights=weights.at(labels))
@@ -68,7 +68,7 @@ def train_teacher(job: dict[str, Any]) -> None:
         worker,
         prepared,
         build=partial(_build, config, prepared),
-        wrap=partial(TrainedModel, vocab_size=prepared.outputs),
+        wrap=partial(ModelWithHead, vocab_size=prepared.outputs),
         steps=steps,
         compute_loss=compute_loss,
         extra=lambda step: {"train/batch_digest": batch_digest(batch_of(step))},

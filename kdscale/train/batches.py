@@ -10,14 +10,14 @@ import numpy as np
 import xxhash
 
 from kdscale.config import RunConfig
-from kdscale.data.prepared import Prepared
+from kdscale.data.rows.prepared import Prepared
 from kdscale.models.row_check import RowKind
 
 
-def micro_batches_per_rank(batch_rows: int, micro_batch_rows: int, world_size: int) -> int:
+def micro_batches_per_rank(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
     """Forwards that each rank runs for a global batch."""
-    rows_of_rank_0 = -(-batch_rows // world_size)
-    return -(-rows_of_rank_0 // micro_batch_rows)
+    rows_of_rank_0 = -(-global_batch_size // world_size)
+    return -(-rows_of_rank_0 // micro_batch_size)
 
 
 def batch_digest(batch: np.ndarray) -> float:
@@ -32,28 +32,28 @@ def rank_rows(batch: np.ndarray, rank: int, world_size: int) -> np.ndarray:
 
 
 def split_micro_batches(
-    mine: np.ndarray, batch: np.ndarray, micro_batch_rows: int, world_size: int
+    mine: np.ndarray, batch: np.ndarray, micro_batch_size: int, world_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(row numbers [m], valid [m] bool) of each micro-batch of a rank whose rows are `mine`.
 
-    All micro-batches of all ranks but the last of each rank have `micro_batch_rows` rows; invalid
+    All micro-batches of all ranks but the last of each rank have `micro_batch_size` rows; invalid
     rows must not count in the loss.
     """
-    count = micro_batches_per_rank(len(batch), micro_batch_rows, world_size)
+    count = micro_batches_per_rank(len(batch), micro_batch_size, world_size)
     per_rank = -(-len(batch) // world_size)
     padded = np.concatenate([mine, np.repeat(batch[:1], per_rank - len(mine))])
     valid = np.arange(per_rank) < len(mine)
     for index in range(count):
-        part = slice(index * micro_batch_rows, (index + 1) * micro_batch_rows)
+        part = slice(index * micro_batch_size, (index + 1) * micro_batch_size)
         yield padded[part], valid[part]
 
 
-def row_kind(config: RunConfig, prepared: Prepared, micro_batch_rows: int) -> RowKind:
+def row_kind(config: RunConfig, prepared: Prepared, micro_batch_size: int) -> RowKind:
     """Return what the rows of a run are, for the check of a model that is to take them."""
     return RowKind(
         vocab_size=prepared.vocab_size,
         outputs=prepared.outputs,
-        row_length=config.data.row_length,
+        seq_len=config.data.seq_len,
         packs=config.packs,
-        micro_batch_rows=micro_batch_rows,
+        micro_batch_size=micro_batch_size,
     )

@@ -16,20 +16,20 @@ from typing import Any
 import torch
 
 from kdscale.config.training import TrainingConfig
+from kdscale.distributed.rank import Rank
 from kdscale.errors import KdscaleError
-from kdscale.shuffle import VERSION as ORDER_VERSION
 from kdscale.store import Store, download_folder, upload_folder
-from kdscale.train.backend import Backend
+from kdscale.train.backends.base import Backend
+from kdscale.train.early_stopping import ValidationHistory
 from kdscale.train.loop import Progress
-from kdscale.train.stopping import Validated
-from kdscale.workers import Worker
+from kdscale.utils.permutation import VERSION as ORDER_VERSION
 
 _MARKER = "complete.json"
 KEPT = 2
 
 
 def save_checkpoint(
-    store: Store, progress: Progress, backend: Backend, worker: Worker, training: TrainingConfig
+    store: Store, progress: Progress, backend: Backend, worker: Rank, training: TrainingConfig
 ) -> None:
     """Write the state at `progress`; afterwards the newest two are kept, and the best one where it
     is to be published.
@@ -56,7 +56,7 @@ def save_checkpoint(
 def load_checkpoint(
     store: Store,
     backend: Backend,
-    worker: Worker,
+    worker: Rank,
     training: TrainingConfig,
     step: int | None = None,
 ) -> Progress:
@@ -83,7 +83,7 @@ def load_checkpoint(
             f"note: {name} was saved by a version of kdscale that orders rows differently: of the "
             "epoch at hand some rows come twice, and some not at all"
         )
-    return Progress(**{**marker, "validated": Validated(**marker["validated"])})
+    return Progress(**{**marker, "validated": ValidationHistory(**marker["validated"])})
 
 
 def delete_checkpoints(store: Store) -> None:
@@ -107,7 +107,7 @@ def _delete(store: Store, name: str) -> None:
         store.delete(key)
 
 
-def _random_state(worker: Worker) -> dict[str, torch.Tensor]:
+def _random_state(worker: Rank) -> dict[str, torch.Tensor]:
     state = {"cpu": torch.get_rng_state()}
     if worker.device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(worker.device)

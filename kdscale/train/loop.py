@@ -8,13 +8,13 @@ from typing import Generic, Protocol, TypeVar
 import torch
 
 from kdscale.config.training import TrainingConfig
-from kdscale.models.build import count_parameters
-from kdscale.models.head import TrainedModel
-from kdscale.train.backend import Backend
-from kdscale.train.meter import Meter
-from kdscale.train.schedule import learning_rate
-from kdscale.train.stopping import Validated
-from kdscale.workers import Worker
+from kdscale.distributed.rank import Rank
+from kdscale.models.head import ModelWithHead
+from kdscale.models.load import count_parameters
+from kdscale.train.backends.base import Backend
+from kdscale.train.early_stopping import ValidationHistory
+from kdscale.train.learning_rate import learning_rate
+from kdscale.train.throughput import Throughput
 
 BatchT = TypeVar("BatchT")
 
@@ -23,7 +23,7 @@ LossSums = tuple[torch.Tensor, dict[str, torch.Tensor]]
 """Sums over the target positions of one micro-batch: the objective, which is differentiated, and
 detached scalars to log, by name. A plain tuple, because ZeRO looks for tensors in it."""
 
-ComputeLoss = Callable[[TrainedModel, BatchT, int], LossSums]
+ComputeLoss = Callable[[ModelWithHead, BatchT, int], LossSums]
 """From the model, a micro-batch and the step to its sums; a use of the model."""
 
 
@@ -42,7 +42,7 @@ class Progress:
 
     step: int = 0
     tokens: int = 0
-    validated: Validated = field(default_factory=Validated)
+    validated: ValidationHistory = field(default_factory=ValidationHistory)
     adapted: dict[str, float] = field(default_factory=dict)
 
     def is_final(self, training: TrainingConfig) -> bool:
@@ -50,7 +50,7 @@ class Progress:
         return self.step >= training.steps or self.validated.ends(training.early_stopping)
 
 
-class Adaptive(Protocol):
+class StatefulLoss(Protocol):
     """What changes with the losses of the training itself, and so is no function of the step."""
 
     def restore(self, saved: Mapping[str, float]) -> None:
@@ -62,7 +62,7 @@ class Adaptive(Protocol):
 
 
 @dataclass
-class Hooks:
+class Callbacks:
     """What the loop calls outside of itself.
 
     `log(step, tokens, metrics)` on rank 0 only; `progress(done, tokens)`, `validate()`, which
@@ -76,19 +76,19 @@ class Hooks:
     save: Callable[[Progress], None]
     progress: Callable[[int, int], None]
     extra: Callable[[int], dict[str, float]]
-    adaptive: Adaptive | None = None
-    asked_to_leave: Callable[[], bool] = lambda: False
+    adaptive: StatefulLoss | None = None
+    stop_requested: Callable[[], bool] = lambda: False
 
 
 def train(
     *,
     backend: Backend,
     training: TrainingConfig,
-    worker: Worker,
+    worker: Rank,
     start: Progress,
     steps: Iterable[Step[BatchT]],
     compute_loss: ComputeLoss[BatchT],
-    hooks: Hooks,
+    hooks: Callbacks,
 ) -> Progress:
     """Train from `start` to `training.steps` optimiser steps, or to where early stopping or a
     request to leave ends it.
@@ -98,10 +98,10 @@ def train(
     happens here, once. Returns where the training stands at its end.
     """
     now, batches = start, iter(steps)
-    meter = Meter(worker, count_parameters(backend.model))
+    meter = Throughput(worker, count_parameters(backend.model))
     while not now.is_final(training):
         batch = meter.next_of(batches)
-        targets, leaves = _shared(batch.targets, hooks.asked_to_leave(), worker)
+        targets, leaves = _shared(batch.targets, hooks.stop_requested(), worker)
         rate = learning_rate(training.optimiser, now.step, training.steps)
         backend.model.train()
         sums = _accumulate(backend, batch, compute_loss, now.step, targets)
@@ -136,7 +136,7 @@ def train(
     return now
 
 
-def _shared(targets: int, leaves: bool, worker: Worker) -> tuple[float, bool]:
+def _shared(targets: int, leaves: bool, worker: Rank) -> tuple[float, bool]:
     """(targets of all ranks, whether any rank was asked to leave), in one collective."""
     mine = torch.tensor([float(targets), float(leaves)], device=worker.device)
     total, leaving = worker.all_reduce_sum(mine).tolist()
@@ -162,7 +162,7 @@ def _accumulate(
 
 
 def _mean_over_ranks(
-    sums: dict[str, torch.Tensor], worker: Worker, targets: float
+    sums: dict[str, torch.Tensor], worker: Rank, targets: float
 ) -> dict[str, float]:
     names = sorted(sums)
     stacked = torch.stack([sums[name].detach().float() for name in names])

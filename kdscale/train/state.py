@@ -15,8 +15,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from kdscale.distributed.rank import Rank
 from kdscale.train.optimiser import MOMENTS
-from kdscale.workers import Worker
 
 PARTS = ("value", *MOMENTS)
 _UPDATES = "updates"
@@ -27,7 +27,7 @@ Parts = dict[str, torch.Tensor]
 
 def write_state(
     folder: Path,
-    worker: Worker,
+    worker: Rank,
     parameters: Mapping[str, torch.nn.Parameter],
     get: Callable[[torch.nn.Parameter], Parts],
     updates: int,

@@ -1,11 +1,5 @@
-"""Groups of workers: the only room that knows ray.train.
+"""Worker groups under Ray Train: the only package that imports `ray.train`.
 
-`worker` is what a rank is and can do, `group` runs a loop on a group of them, `start` is what each
-process does before and after the loop, `events` what happens when Ray Train ends a group or wants
-another size.
+`group` runs a stage's job on a group of ranks, `worker_main` is what each process runs around it,
+`ray_callbacks` reacts when Ray Train ends or resizes a group.
 """
-
-from kdscale.workers.group import WorkerGroups, run_workers
-from kdscale.workers.worker import LeavingError, Worker, current_worker, lone_worker
-
-__all__ = ["LeavingError", "Worker", "WorkerGroups", "current_worker", "lone_worker", "run_workers"]

@@ -21,14 +21,14 @@ from itertools import count
 from typing import Any, Self
 
 from kdscale.config.training import WorkersConfig
-from kdscale.desk import Desk
+from kdscale.distributed.rank import GracefulStopError
 from kdscale.errors import KdscaleError
-from kdscale.progress import Reporter, StageProgress
-from kdscale.ray_session import beside_driver
 from kdscale.store import explain
-from kdscale.workers.events import callbacks
-from kdscale.workers.start import Start, Task
-from kdscale.workers.worker import LeavingError
+from kdscale.workers.progress import Reporter, StageProgress
+from kdscale.workers.ray_callbacks import callbacks
+from kdscale.workers.ray_session import beside_driver
+from kdscale.workers.task_queue import Desk
+from kdscale.workers.worker_main import Start, Task
 
 _POLL_SECONDS = 0.5
 _CLOSE_SECONDS = 60.0
@@ -68,7 +68,7 @@ class WorkerGroups:
         task = Task(loop, job, progress.reporter(), (progress.run, stage))
         for preemptions in count():
             if progress.asked_to_stop():
-                raise LeavingError
+                raise GracefulStopError
             if 0 <= workers.max_preemptions < preemptions:
                 raise KdscaleError(
                     f"The stage {stage!r} lost its nodes {preemptions} times to preemption.",

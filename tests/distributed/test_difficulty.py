@@ -11,25 +11,25 @@ import torch
 from kdscale.cache.read.reader import CacheReader
 from kdscale.config.curriculum import CurriculumConfig
 from kdscale.curriculum.difficulty import fuse_ranks
+from kdscale.distill.difficulty import difficulty, measure_gap
+from kdscale.distributed.rank import current_rank
 from kdscale.models.forward import compute_logits, next_token_labels, row_tensors
-from kdscale.models.head import TrainedModel
+from kdscale.models.head import ModelWithHead
 from kdscale.store import open_store
-from kdscale.student.difficulty import difficulty, measure_gap
-from kdscale.workers import current_worker
 from tests.ranks import run_ranks
 from tests.unit.cache.planted import VOCAB, make_planted
-from tests.unit.student.students import make_student
+from tests.unit.distill.students import make_student
 
 
 def measured(folder: str) -> dict[str, list[float]]:
     """Of every row: rarity, the student's gap, and both with the entropy as one."""
-    worker, reader = current_worker(), CacheReader(open_store(folder))
+    worker, reader = current_rank(), CacheReader(open_store(folder))
     student = make_student(3)
-    student(TrainedModel.check_head, worker.device)
+    student(ModelWithHead.detect_head, worker.device)
     student.train()
 
     def gap() -> np.ndarray:
-        return measure_gap(student, reader, worker, micro_batch_rows=4)
+        return measure_gap(student, reader, worker, micro_batch_size=4)
 
     def of(measure: Any) -> list[float]:
         config = CurriculumConfig.model_validate({"difficulty": measure, "warmup_share": 1})

@@ -7,7 +7,7 @@ import pytest
 
 from kdscale.store import Store
 from kdscale.teacher.train import train_teacher
-from kdscale.train.session import Session
+from kdscale.train.job import TrainingJob
 from tests.ranks import run_ranks
 from tests.unit.train.overfitting import (
     best_of,
@@ -31,7 +31,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def sessions(prepared: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Session]:
+def sessions(prepared: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[int, TrainingJob]:
     """Finished trainings by two ranks, by ZeRO stage."""
     folder = tmp_path_factory.mktemp("sessions")
     made = {s: session(folder / f"{s}", zero={"stage": s}) for s in (0, 1, 2, 3)}
@@ -43,7 +43,7 @@ def sessions(prepared: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[
 @pytest.mark.dist
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_two_ranks_end_at_the_same_step_as_one_and_publish_the_same_model(
-    sessions: dict[int, Session], prepared: Store, tmp_path: Path, stage: int
+    sessions: dict[int, TrainingJob], prepared: Store, tmp_path: Path, stage: int
 ) -> None:
     alone, together = session(tmp_path), sessions[stage]
     expected, found = run(alone, prepared), lines(together)
@@ -57,7 +57,7 @@ def test_two_ranks_end_at_the_same_step_as_one_and_publish_the_same_model(
 @pytest.mark.dist
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_every_stage_goes_back_to_its_best_step(
-    sessions: dict[int, Session], prepared: Store, stage: int
+    sessions: dict[int, TrainingJob], prepared: Store, stage: int
 ) -> None:
     """Its state is put into an optimiser and shards that have gone further."""
     found = lines(sessions[stage])

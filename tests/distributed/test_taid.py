@@ -16,19 +16,19 @@ from kdscale.config import RunConfig
 from kdscale.config.cache import FullCodec
 from kdscale.config.teacher import ModelConfig
 from kdscale.config.training import ZeroConfig
-from kdscale.data.prepared import open_prepared
-from kdscale.models.build import build_model, make_config
-from kdscale.models.folder import ModelReference
+from kdscale.data.rows.prepared import open_prepared
+from kdscale.distill.batches import MicroBatch
+from kdscale.distill.objective import DistillationLoss
+from kdscale.distill.targets import OnlineTeacher
+from kdscale.distributed.rank import current_rank
 from kdscale.models.forward import row_tensors
-from kdscale.models.head import TrainedModel
+from kdscale.models.head import ModelWithHead
+from kdscale.models.hf_folder import ModelReference
+from kdscale.models.load import build_model, make_config
 from kdscale.store import Store, open_store
-from kdscale.student.objective import DistillationLoss
-from kdscale.student.steps import MicroBatch
-from kdscale.student.targets import LiveTeacher
 from kdscale.train.batches import rank_rows, row_kind, split_micro_batches
+from kdscale.train.job import TrainingJob, run_session
 from kdscale.train.loop import Step
-from kdscale.train.session import Session, run_session
-from kdscale.workers import current_worker
 from tests.ranks import run_ranks
 from tests.unit.train.overfitting import LENGTH, ROWS, make_prepared
 
@@ -52,20 +52,20 @@ def shape(vocab_size: int) -> Any:
     return make_config(config, vocab_size, SPECIAL, LENGTH)
 
 
-def make_session(output: str, stage: int) -> Session:
+def make_session(output: str, stage: int) -> TrainingJob:
     raw = {
         "name": "test",
         "output": output,
-        "data": {"row_length": LENGTH, "pack": False, "tokenizer": {"kind": "teacher"}},
+        "data": {"seq_len": LENGTH, "pack": False, "tokenizer": {"kind": "teacher"}},
         "teacher": {"load": "unused"},
         "distill": {
-            "targets": "live",
-            "live": {"taid": {"start": START, "alpha": ALPHA, "beta": BETA}, "zero": stage},
+            "targets": "online",
+            "online": {"taid": {"start": START, "alpha": ALPHA, "beta": BETA}, "zero": stage},
             "student": {"model": {"architecture": "llama", "options": SHAPE}},
             "training": {
                 "steps": STEPS,
-                "batch_rows": 5,
-                "micro_batch_rows": 2,
+                "global_batch_size": 5,
+                "micro_batch_size": 2,
                 "optimiser": {"learning_rate": 1e-2},
                 "zero": {"stage": stage},
                 "log_every": 1,
@@ -75,7 +75,7 @@ def make_session(output: str, stage: int) -> Session:
         "tracking": {"wandb": "disabled"},
     }
     config = RunConfig.model_validate(raw)
-    return Session("student", "0" * 16, config, config.distill.training, open_store(output))
+    return TrainingJob("student", "0" * 16, config, config.distill.training, open_store(output))
 
 
 def distil(
@@ -83,13 +83,13 @@ def distil(
 ) -> dict[int, float]:
     """Train to the end, or to where `die_at` (a step, from 0) begins; t of the steps, on this
     rank."""
-    worker, opened = current_worker(), open_prepared(prepared)
+    worker, opened = current_rank(), open_prepared(prepared)
     session, table, seen = make_session(output, stage), opened.split("train"), {}
     teacher = ModelReference("0" * 16, folder, None, "0" * 16, 0)
     kind = row_kind(session.config, opened, 2)
-    live = LiveTeacher(teacher, worker, ZeroConfig(stage=stage), kind)
+    online = OnlineTeacher(teacher, worker, ZeroConfig(stage=stage), kind)
     codec = make_codec(FullCodec(), opened.vocab_size)
-    loss = DistillationLoss(session.config, codec, live)
+    loss = DistillationLoss(session.config, codec, online)
 
     def steps(start: int, _: torch.nn.Module) -> Iterator[Step[MicroBatch]]:
         for step in range(start, STEPS):
@@ -109,7 +109,7 @@ def distil(
             worker,
             opened,
             build=lambda: build_model(shape(opened.vocab_size), 1),
-            wrap=partial(TrainedModel, vocab_size=opened.vocab_size),
+            wrap=partial(ModelWithHead, vocab_size=opened.vocab_size),
             steps=steps,
             compute_loss=loss,
             extra=loss.metrics,

@@ -1,4 +1,4 @@
-"""The student's objective from a live teacher and from the cache, on one rank and on two."""
+"""The student's objective from an online teacher and from the cache, on one rank and on two."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,22 +12,22 @@ from safetensors import safe_open
 from kdscale.cache.codecs import make_codec
 from kdscale.config import RunConfig
 from kdscale.config.cache import CodecConfig, FullCodec, TopkCodec
-from kdscale.config.live import HiddenConfig
+from kdscale.config.online import HiddenConfig
 from kdscale.config.teacher import ModelConfig
 from kdscale.config.training import OptimiserConfig, TrainingConfig, ZeroConfig
+from kdscale.distill.attention import make_attention_loss
+from kdscale.distill.batches import MicroBatch
+from kdscale.distill.hidden import make_hidden_loss
+from kdscale.distill.objective import DistillationLoss, LabelsLoss
+from kdscale.distill.targets import OnlineTeacher
+from kdscale.distributed.rank import current_rank
 from kdscale.models.attention import check_attention
-from kdscale.models.build import build_model, load_model, make_config
-from kdscale.models.folder import ModelReference
 from kdscale.models.forward import RowTensors, compute_logits, model_inputs, next_token_labels
-from kdscale.models.head import TrainedModel
+from kdscale.models.head import ModelWithHead
+from kdscale.models.hf_folder import ModelReference
+from kdscale.models.load import build_model, load_model, make_config
 from kdscale.models.row_check import RowKind
-from kdscale.student.attention import make_attention_loss
-from kdscale.student.hidden import make_hidden_loss
-from kdscale.student.objective import DistillationLoss, LabelsLoss
-from kdscale.student.steps import MicroBatch
-from kdscale.student.targets import LiveTeacher
-from kdscale.train.backend import make_backend
-from kdscale.workers import current_worker
+from kdscale.train.backends.base import make_backend
 from tests.ranks import run_ranks
 from tests.runs import tiny_config
 
@@ -85,22 +85,22 @@ def values(found: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> dict[str, flo
     return {name: float(value) for name, value in found[1].items()}
 
 
-def live_loss(
+def online_loss(
     folder: str, stage: int, **distill: Any
-) -> tuple[DistillationLoss, Callable[[Any], TrainedModel]]:
-    """The loss with a live teacher, sharded or whole, and how its student is wrapped."""
-    run = config(targets="live", **distill)
-    live = run.distill.live
-    hidden = make_hidden_loss(live.hidden, (2, 2), (8, 16)) if live.hidden else None
-    attention = make_attention_loss(live.attention, (2, 2)) if live.attention else None
+) -> tuple[DistillationLoss, Callable[[Any], ModelWithHead]]:
+    """The loss with an online teacher, sharded or whole, and how its student is wrapped."""
+    run = config(targets="online", **distill)
+    online = run.distill.online
+    hidden = make_hidden_loss(online.hidden, (2, 2), (8, 16)) if online.hidden else None
+    attention = make_attention_loss(online.attention, (2, 2)) if online.attention else None
     zero = ZeroConfig(stage=stage)
-    kind = RowKind(VOCAB, VOCAB, LENGTH, packs=True, micro_batch_rows=2)
-    teacher = LiveTeacher(
-        reference(folder), current_worker(), zero, kind, run.distill.live.layer_outputs
+    kind = RowKind(VOCAB, VOCAB, LENGTH, packs=True, micro_batch_size=2)
+    teacher = OnlineTeacher(
+        reference(folder), current_rank(), zero, kind, run.distill.online.layer_outputs
     )
     loss = DistillationLoss(run, make_codec(FullCodec(), VOCAB), teacher, hidden, attention)
     wrap = partial(
-        TrainedModel,
+        ModelWithHead,
         vocab_size=VOCAB,
         projections=hidden.projections(seed=4) if hidden else (),
         gives_attention=attention is not None,
@@ -108,9 +108,9 @@ def live_loss(
     return loss, wrap
 
 
-def live_values(folder: str, stage: int, **distill: Any) -> dict[str, float]:
-    """What is logged with a live teacher, and the gradient's size."""
-    loss, wrap = live_loss(folder, stage, **distill)
+def online_values(folder: str, stage: int, **distill: Any) -> dict[str, float]:
+    """What is logged with an online teacher, and the gradient's size."""
+    loss, wrap = online_loss(folder, stage, **distill)
     student = wrap(model(1, 8))
     objective, parts = loss(student, batch(), 0)
     objective.backward()
@@ -140,39 +140,39 @@ def dense(folder: str, temperature: float) -> tuple[float, float]:
     return float((p * (p.log() - log_q)).sum() * temperature**2), float(cross_entropy)
 
 
-def test_a_live_teacher_gives_the_full_distribution(folder: str) -> None:
+def test_a_online_teacher_gives_the_full_distribution(folder: str) -> None:
     kl, cross_entropy = dense(folder, 1.0)
-    found = live_values(folder, 0, loss={"kd_weight": {"start": 0.25}})
+    found = online_values(folder, 0, loss={"kd_weight": {"start": 0.25}})
     assert found["kl"] == pytest.approx(kl, rel=1e-4)
     assert found["ce_loss"] == pytest.approx(cross_entropy, rel=1e-4)
-    warm = live_values(folder, 0, live={"temperature": {"start": 2.0}})
+    warm = online_values(folder, 0, online={"temperature": {"start": 2.0}})
     assert warm["kl"] == pytest.approx(dense(folder, 2.0)[0], rel=1e-4)
-    reverse = live_values(folder, 0, loss={"divergence": {"kind": "reverse_kl"}})
+    reverse = online_values(folder, 0, loss={"divergence": {"kind": "reverse_kl"}})
     assert "kl" not in reverse
     assert reverse["loss"] == pytest.approx(reverse["divergence"])
 
 
 @pytest.mark.parametrize("codec", [FullCodec(), TopkCodec(k=VOCAB)], ids=str)
-def test_the_cache_gives_what_the_live_teacher_gives(folder: str, codec: CodecConfig) -> None:
+def test_the_cache_gives_what_the_online_teacher_gives(folder: str, codec: CodecConfig) -> None:
     """Where the codec keeps the whole distribution."""
     rows = batch(codec, load_model(folder))
     loss = DistillationLoss(config(), make_codec(codec, VOCAB), None)
-    found = values(loss(TrainedModel(model(1, 8), VOCAB), rows, 0))
+    found = values(loss(ModelWithHead(model(1, 8), VOCAB), rows, 0))
     kl, cross_entropy = dense(folder, 1.0)
     assert found["kl"] == pytest.approx(kl, rel=0.005)
     assert found["ce_loss"] == pytest.approx(cross_entropy, rel=1e-4)
 
 
-def test_the_control_learns_from_labels_alone(folder: str) -> None:
-    found = values(LabelsLoss()(TrainedModel(model(1, 8), VOCAB), batch(), 0))
+def test_the_baseline_learns_from_labels_alone(folder: str) -> None:
+    found = values(LabelsLoss()(ModelWithHead(model(1, 8), VOCAB), batch(), 0))
     assert found["loss"] == found["ce_loss"] == pytest.approx(dense(folder, 1.0)[1], rel=1e-4)
 
 
-HIDDEN = {"live": {"hidden": {"kind": "mse", "weight": 0.5}}}
+HIDDEN = {"online": {"hidden": {"kind": "mse", "weight": 0.5}}}
 
 
 def test_hidden_states_are_compared_layer_by_layer(folder: str) -> None:
-    plain, found = live_values(folder, 0), live_values(folder, 0, **HIDDEN)
+    plain, found = online_values(folder, 0), online_values(folder, 0, **HIDDEN)
     assert found["loss"] == pytest.approx(plain["loss"] + 0.5 * found["hidden"], rel=1e-5)
     assert found["kl"] == pytest.approx(plain["kl"], rel=1e-5)
     rows, expected = batch().rows, 0.0
@@ -222,7 +222,10 @@ def test_attention_is_compared_layer_by_layer(
 ) -> None:
     """Of a student with half of its teacher's heads, in rows with a mask and two documents."""
     attention = {"kind": kind, "weight": 0.5, "layers": pairs}
-    plain, found = live_values(folder, 0), live_values(folder, 0, live={"attention": attention})
+    plain, found = (
+        online_values(folder, 0),
+        online_values(folder, 0, online={"attention": attention}),
+    )
     assert found["attention"] == pytest.approx(
         naive_attention(folder, kind, pairs or [(0, 0), (1, 1)]), rel=1e-4
     )
@@ -234,10 +237,10 @@ def test_attention_is_compared_layer_by_layer(
 def test_the_targets_of_taid_lie_between_student_and_teacher(
     folder: str, temperature: float
 ) -> None:
-    found = live_values(
+    found = online_values(
         folder,
         0,
-        live={"taid": {"start": 0.3}, "temperature": {"start": temperature}},
+        online={"taid": {"start": 0.3}, "temperature": {"start": temperature}},
         loss={"kd_weight": {"start": 0.75}},
     )
     rows, student = batch().rows, model(1, 8)
@@ -261,19 +264,19 @@ def test_the_targets_of_taid_lie_between_student_and_teacher(
     assert found["kl"] == pytest.approx(kl, rel=1e-4)
 
 
-ATTENTION = {"live": {"attention": {"weight": 0.5}}}
-TAID = {"live": {"taid": {}}}
+ATTENTION = {"online": {"attention": {"weight": 0.5}}}
+TAID = {"online": {"taid": {}}}
 LAYERS = {"hidden": {}, "attention": {"weight": 50}}
 STAGES = [0, 1, 3]
 
 
 def sharded(folder: str) -> list[dict[str, float]]:
-    return [live_values(folder, 3, **fields) for fields in ({}, HIDDEN, ATTENTION, TAID)]
+    return [online_values(folder, 3, **fields) for fields in ({}, HIDDEN, ATTENTION, TAID)]
 
 
 @pytest.mark.dist
-def test_a_sharded_live_teacher_is_the_whole_one(folder: str) -> None:
-    whole = [live_values(folder, 0, **fields) for fields in ({}, HIDDEN, ATTENTION, TAID)]
+def test_a_sharded_online_teacher_is_the_whole_one(folder: str) -> None:
+    whole = [online_values(folder, 0, **fields) for fields in ({}, HIDDEN, ATTENTION, TAID)]
     for found in run_ranks(sharded, 2, folder):
         for one, other in zip(found, whole, strict=True):
             assert one == pytest.approx(other, rel=1e-4)
@@ -281,8 +284,8 @@ def test_a_sharded_live_teacher_is_the_whole_one(folder: str) -> None:
 
 def uneven(folder: str) -> dict[str, float]:
     """Several chunks of targets on the first rank, none on the second."""
-    rank, rows = current_worker().rank, batch().rows
-    loss, wrap = live_loss(folder, 3, live=LAYERS)
+    rank, rows = current_rank().rank, batch().rows
+    loss, wrap = online_loss(folder, 3, online=LAYERS)
     mask = rows.mask if rank == 0 else torch.zeros_like(rows.mask)
     many = [x.repeat(40, 1) for x in (rows.ids, rows.segments, mask, rows.labels)]
     assert rank == 1 or int(many[2].sum()) > 3 * 256
@@ -292,7 +295,7 @@ def uneven(folder: str) -> dict[str, float]:
 
 @pytest.mark.dist
 def test_ranks_with_more_targets_than_others_do_not_wait_for_them(folder: str) -> None:
-    whole = live_values(folder, 0, live=LAYERS)
+    whole = online_values(folder, 0, online=LAYERS)
     many, none = run_ranks(uneven, 2, folder)
     assert many == pytest.approx({name: 40 * whole[name] for name in many}, rel=1e-4)
     assert none == dict.fromkeys(many, 0.0)
@@ -301,15 +304,15 @@ def test_ranks_with_more_targets_than_others_do_not_wait_for_them(folder: str) -
 def trained_on_layers(folder: str, stages: list[int]) -> dict[int, dict[str, Any]]:
     """Losses on layers in four steps for each ZeRO stage, of the student and of its teacher, on
     rows that the ranks share; and what the exported student's files hold."""
-    worker, found = current_worker(), {}
+    worker, found = current_rank(), {}
     for stage in stages:
         training = TrainingConfig(
             steps=4,
-            batch_rows=ROWS * worker.world_size,
+            global_batch_size=ROWS * worker.world_size,
             optimiser=OptimiserConfig(weight_decay=0.0),
             zero=ZeroConfig(stage=stage),
         )
-        loss, wrap = live_loss(folder, 3 if stage == 3 else 0, live=LAYERS)
+        loss, wrap = online_loss(folder, 3 if stage == 3 else 0, online=LAYERS)
         build = partial(load_model, f"{folder}/student")
         backend = make_backend(build, wrap, training, 1, worker)
         backend.model.train()

@@ -14,20 +14,20 @@ from transformers import PreTrainedModel
 
 from kdscale.config.teacher import ModelConfig
 from kdscale.config.training import OptimiserConfig, TrainingConfig, ZeroConfig
+from kdscale.distributed.rank import current_rank
 from kdscale.losses.fused import head_and_loss
-from kdscale.models.build import build_model, load_model, make_config
 from kdscale.models.forward import compute_logits, next_token_labels
-from kdscale.models.head import TrainedModel
+from kdscale.models.head import ModelWithHead
+from kdscale.models.load import build_model, load_model, make_config
 from kdscale.models.sharded import load_teacher, parameters_held
-from kdscale.models.tasks import PLAIN, Purpose
+from kdscale.models.tasks import CAUSAL_LM, TaskSpec
 from kdscale.store import open_store
-from kdscale.train import zero
-from kdscale.train.backend import make_backend
+from kdscale.train.backends import zero
+from kdscale.train.backends.base import make_backend
+from kdscale.train.backends.zero import _zero_config
 from kdscale.train.batches import micro_batches_per_rank, rank_rows, split_micro_batches
 from kdscale.train.checkpoint import load_checkpoint, save_checkpoint
-from kdscale.train.loop import Hooks, LossSums, Progress, Step, train
-from kdscale.train.zero import _zero_config
-from kdscale.workers import current_worker
+from kdscale.train.loop import Callbacks, LossSums, Progress, Step, train
 from tests.ranks import run_ranks
 
 VOCAB, LENGTH, ROWS, STEPS = 64, 12, 40, 6
@@ -62,8 +62,8 @@ def training(stage: int = 0, **fields: Any) -> TrainingConfig:
     return TrainingConfig(
         steps=STEPS,
         # 7 rows over 2 ranks in micro-batches of 2: uneven on purpose.
-        batch_rows=7,
-        micro_batch_rows=2,
+        global_batch_size=7,
+        micro_batch_size=2,
         optimiser=OptimiserConfig(learning_rate=1e-2, clip=0.5, warmup_share=0.0),
         zero=ZeroConfig(stage=stage),
         log_every=1,
@@ -81,7 +81,7 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-def make(model: ModelConfig = MODEL, purpose: Purpose = PLAIN) -> PreTrainedModel:
+def make(model: ModelConfig = MODEL, purpose: TaskSpec = CAUSAL_LM) -> PreTrainedModel:
     return build_model(make_config(model, VOCAB, SPECIAL, LENGTH, purpose), 0)
 
 
@@ -92,10 +92,12 @@ def run(
     until: int = STEPS,
 ) -> dict[str, Any]:
     """Train on this rank; the logged losses and the order of rows that this rank saw."""
-    worker = current_worker()
+    worker = current_rank()
     ids, mask = data()
-    count = micro_batches_per_rank(config.batch_rows, config.micro_batch_rows, worker.world_size)
-    backend = make_backend(build, partial(TrainedModel, vocab_size=VOCAB), config, count, worker)
+    count = micro_batches_per_rank(
+        config.global_batch_size, config.micro_batch_size, worker.world_size
+    )
+    backend = make_backend(build, partial(ModelWithHead, vocab_size=VOCAB), config, count, worker)
     torch.manual_seed(100 + worker.rank)
     store = open_store(folder) if folder else None
     start = Progress()
@@ -106,17 +108,20 @@ def run(
 
     def steps() -> Iterator[Step[tuple[torch.Tensor, torch.Tensor]]]:
         for step in range(start.step, config.steps):
-            batch = np.arange(step * config.batch_rows, (step + 1) * config.batch_rows) % ROWS
+            batch = (
+                np.arange(step * config.global_batch_size, (step + 1) * config.global_batch_size)
+                % ROWS
+            )
             mine = rank_rows(batch, worker.rank, worker.world_size)
             seen.extend(mine.tolist())
             parts = []
             for rows, valid in split_micro_batches(
-                mine, batch, config.micro_batch_rows, worker.world_size
+                mine, batch, config.micro_batch_size, worker.world_size
             ):
                 parts.append((ids[rows], mask[rows] & torch.from_numpy(valid)[:, None]))
             yield Step(parts, sum(int(m.sum()) for _, m in parts))
 
-    def compute_loss(model: TrainedModel, batch: Any, step: int) -> LossSums:
+    def compute_loss(model: ModelWithHead, batch: Any, step: int) -> LossSums:
         rows, targets = batch
         labels = next_token_labels(rows)[targets]
         hidden = model.hidden(rows, torch.ones_like(rows))[targets]
@@ -134,7 +139,7 @@ def run(
         start=start,
         steps=steps(),
         compute_loss=compute_loss,
-        hooks=Hooks(
+        hooks=Callbacks(
             log=lambda step, tokens, metrics: logged.update({step: {**metrics, "tokens": tokens}}),
             validate=lambda: {"loss": 0.0},
             save=save,
@@ -213,7 +218,7 @@ def resume(folder: str, ranks: str, saved: int, stage: int) -> dict[str, Any]:
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], Path]:
     folder = tmp_path_factory.mktemp("checkpoints")
     make().save_pretrained(folder / "model")
-    make(BERT, Purpose("masked-lm")).save_pretrained(folder / "masked")
+    make(BERT, TaskSpec("masked-lm")).save_pretrained(folder / "masked")
     run_ranks(save_alone, 1, str(folder))
     return run_ranks(all_stages, 2, str(folder)), folder
 
@@ -315,7 +320,7 @@ def test_a_sharded_head_with_a_transform_and_a_bias_gives_the_losses_of_a_whole_
 
 
 def shard(folder: str) -> tuple[int, int, list[float]]:
-    worker = current_worker()
+    worker = current_rank()
     model = load_teacher(folder, worker, ZeroConfig(stage=3))
     held, total = parameters_held(model)
     ids = torch.arange(10)[None]

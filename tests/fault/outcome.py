@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from kdscale.cache.maintain.collect import gc
+from kdscale.cache.maintain.gc import gc
 from kdscale.cache.maintain.verify import verify
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows
@@ -51,7 +51,7 @@ def decoded(store: Store) -> CachedRows:
 
 def committed_by(first: Planted, rest: CachedRows, units: int) -> CachedRows:
     """The decoded cache whose first `units` units are those of `first`."""
-    rows = min(units * first.rows_per_unit, ROWS)
+    rows = min(units * first.sequences_per_shard, ROWS)
     return replace(rest, payload=np.concatenate([first.payload[:rows], rest.payload[rows:]]))
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from kdscale.data.order import uniform_batch
+from kdscale.data.rows.order import uniform_batch
+from kdscale.distributed.rank import current_rank
 from kdscale.teacher import train as teacher_train
-from kdscale.workers import current_worker
 
 PATIENCE_SECONDS = 400
 
@@ -34,10 +34,10 @@ class Pace:
 def train_paced(job: dict[str, Any]) -> None:
     """`train_teacher` at the pace of `job["pace"]`; a rank that is asked to leave waits no more."""
     pace: Pace = job["pace"]
-    worker = current_worker()
+    worker = current_rank()
 
     def batch(position: int, rows: int, *rest: Any) -> np.ndarray:
-        while not pace.allows(position // rows) and not worker.asked_to_leave():
+        while not pace.allows(position // rows) and not worker.stop_requested():
             time.sleep(0.05)
         return uniform_batch(position, rows, *rest)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdscale.cache.read.disk import DiskCache
+from kdscale.cache.read.disk_cache import DiskCache
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows
 from kdscale.store import Store

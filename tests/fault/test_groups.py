@@ -18,12 +18,13 @@ import torch
 from ray.cluster_utils import Cluster
 
 from kdscale.config.training import WorkersConfig
+from kdscale.distributed.rank import GracefulStopError, current_rank
 from kdscale.errors import KdscaleError
-from kdscale.progress import StageProgress
 from kdscale.store import Store
 from kdscale.teacher.train import train_teacher
-from kdscale.train.session import Session
-from kdscale.workers import LeavingError, current_worker, run_workers
+from kdscale.train.job import TrainingJob
+from kdscale.workers.group import run_workers
+from kdscale.workers.progress import StageProgress
 from tests.fault.paced import PATIENCE_SECONDS, Pace, train_paced
 from tests.ranks import run_ranks
 from tests.unit.train.overfitting import lines, make_prepared, session
@@ -65,7 +66,7 @@ class Running:
     """A paced training on the cluster, run by a thread of the test."""
 
     def __init__(self, folder: Path, prepared: Store, workers: WorkersConfig) -> None:
-        self.session: Session = session(folder / "run", **TRAINING)
+        self.session: TrainingJob = session(folder / "run", **TRAINING)
         self.pace = Pace(folder / "pace")
         self.pace.allow(0)
         self.stop = threading.Event()
@@ -161,7 +162,7 @@ def test_a_run_that_is_asked_to_stop_saves_at_its_step_and_goes_on_from_there(
     # The ranks hear of it with their next sign of life, within five seconds.
     first.go_slowly(12)
     first.end()
-    assert isinstance(first.error, LeavingError), first.log()
+    assert isinstance(first.error, GracefulStopError), first.log()
     (left,) = re.findall(r"rank 0 .*: left at step (\d+)", first.log())
     assert 11 <= int(left) < STEPS
     assert first.session.checkpoints.exists(f"step-{int(left):08d}/complete.json")
@@ -243,7 +244,7 @@ def mistaken(job: dict[str, Any]) -> None:
 
 def damaged(job: dict[str, Any]) -> None:
     """Rank 1 has work that fails, while rank 0 waits for it."""
-    worker = current_worker()
+    worker = current_rank()
     if worker.rank == 1:
         torch.ones(2, 3) @ torch.ones(2, 3)
     worker.barrier()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdscale.cache.maintain.verify import verify
-from kdscale.status import run_status
+from kdscale.run.status import run_status
 from kdscale.store import Store, open_store
 from tests.runs import FinishedRun, read_metrics, run_kdscale, tiny_config, write_config
 from tests.s3 import S3Server
@@ -122,7 +122,7 @@ def test_cached_bytes_equal_those_of_the_undisturbed_run(
         assert mine["digest"] == theirs["digest"]
 
 
-@pytest.mark.parametrize("name", ["teacher", "distill", "control"])
+@pytest.mark.parametrize("name", ["teacher", "distill", "baseline"])
 def test_losses_equal_those_of_the_undisturbed_run(
     store: Store, finished_run: FinishedRun, name: str
 ) -> None:

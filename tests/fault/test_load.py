@@ -48,7 +48,7 @@ def test_fifty_readers_and_eight_writers_at_once_lose_and_repeat_nothing(
     s3_env: S3Server, start: Start
 ) -> None:
     stores = [open_store(f"{s3_env.url}/{uuid.uuid4().hex}") for _ in range(2)]
-    full, growing = (make_planted(s, rows=ROWS, rows_per_unit=ROWS_PER_UNIT) for s in stores)
+    full, growing = (make_planted(s, rows=ROWS, sequences_per_shard=ROWS_PER_UNIT) for s in stores)
     full.publish()
     expected = decoded(full.store)
     together = meeting(READERS + WRITERS)

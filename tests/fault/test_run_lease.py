@@ -5,7 +5,7 @@ import os
 import pytest
 
 from kdscale.errors import KdscaleError
-from kdscale.lease import HeldError, holder, run_lease
+from kdscale.run.lock import RunLockedError, holder, run_lease
 from kdscale.store import Store
 from tests.fault.conftest import Start
 from tests.fault.processes import Pipe
@@ -22,7 +22,7 @@ def drive(
     is told to, and say whether it may."""
     if elsewhere:
         # As on another machine, where nobody can tell whether this process lives.
-        from kdscale import lease
+        from kdscale.run import lock as lease
 
         lease._machine = lambda: f"machine of {os.getpid()}"  # type: ignore[assignment]
     try:
@@ -35,7 +35,7 @@ def drive(
                     store.put("written", owner.encode())
                 except KdscaleError as error:
                     pipe.say(error.problem)
-    except HeldError as error:
+    except RunLockedError as error:
         pipe.say(error.problem)
 
 

@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from kdscale.cache.read.reader import CacheReader
 from kdscale.config import load_config
 from kdscale.data.tokenizer import train_tokenizer
+from kdscale.distill.batches import to_device
+from kdscale.distill.objective import DistillationLoss
 from kdscale.losses.fused import Head
-from kdscale.models.head import TrainedModel
+from kdscale.models.head import ModelWithHead
 from kdscale.store import open_store
-from kdscale.student.objective import DistillationLoss
-from kdscale.student.steps import to_device
 from kdscale.types import SparseTargets
 from tests.runs import run_kdscale, tiny_config, write_config, write_corpus
 
@@ -110,11 +110,11 @@ def test_the_loss_is_zero_for_the_teacher_itself_and_large_for_a_shifted_one(
     reader = CacheReader(open_store(str(cache)))
     cached = reader.read(np.arange(len(reader) - 24, len(reader)))
     batch = to_device(
-        cached, slice(0, 24), np.ones(24, dtype=bool), reader.row_length, torch.device("cpu")
+        cached, slice(0, 24), np.ones(24, dtype=bool), reader.seq_len, torch.device("cpu")
     )
     loss = DistillationLoss(config, reader.codec, None)
     model = AutoModelForCausalLM.from_pretrained(planted_run / "teacher")
-    trained = TrainedModel(model, VOCAB)
+    trained = ModelWithHead(model, VOCAB)
     targets = int(batch.rows.mask.sum())
     assert loss(trained, batch, 0)[0].item() / targets < 0.05
 
@@ -131,7 +131,7 @@ def test_the_distillation_signal_changes_the_gradient(planted_run: Path) -> None
         reader.read(np.arange(4)),
         slice(0, 4),
         np.ones(4, bool),
-        reader.row_length,
+        reader.seq_len,
         torch.device("cpu"),
     )
     gradients = {}
@@ -149,7 +149,7 @@ def test_the_distillation_signal_changes_the_gradient(planted_run: Path) -> None
         )
         student = LlamaForCausalLM(shape)
         loss = DistillationLoss(config, reader.codec, None)
-        loss(TrainedModel(student, VOCAB), batch, 0)[0].backward()
+        loss(ModelWithHead(student, VOCAB), batch, 0)[0].backward()
         gradients[weight] = student.lm_head.weight.grad.clone()
     assert not torch.allclose(gradients[0.0], gradients[1.0], rtol=0.1)
     # The mix is linear in its weight.
@@ -162,10 +162,10 @@ def test_masked_and_padded_positions_have_no_gradient(planted_run: Path) -> None
     reader = CacheReader(open_store(str(cache)))
     config = load_config(planted_run / "planted.yaml")
     cached = reader.read(np.arange(len(reader) - 8, len(reader)))
-    batch = to_device(cached, slice(0, 8), np.ones(8, bool), reader.row_length, torch.device("cpu"))
+    batch = to_device(cached, slice(0, 8), np.ones(8, bool), reader.seq_len, torch.device("cpu"))
     loss = DistillationLoss(config, reader.codec, None)
 
-    class Constant(TrainedModel):
+    class Constant(ModelWithHead):
         """Logits of its own at every position."""
 
         def __init__(self) -> None:

@@ -13,9 +13,9 @@ import ray
 from kdscale.cache.commit.manifest import load_manifest
 from kdscale.cache.maintain.verify import verify
 from kdscale.cache.read.reader import CacheReader
-from kdscale.committing import committing
-from kdscale.ray_session import ray_session
 from kdscale.store import open_store
+from kdscale.workers.commit_actor import committing
+from kdscale.workers.ray_session import ray_session
 from tests.proxy import UnconditionalProxy
 from tests.runs import FinishedRun, read_metrics, run_kdscale, tiny_config, write_config
 from tests.s3 import S3Server
@@ -87,8 +87,13 @@ def test_student_of_two_caches_meets_rows_by_their_weights(
         finished_run.corpus,
         str(appended),
         cache__reuse=[{"url": str(first), "weight": 0.5}, {"url": str(second), "weight": 2}],
-        distill__training={"steps": 8, "batch_rows": 8, "micro_batch_rows": 4, "log_every": 1},
-        distill__control=False,
+        distill__training={
+            "steps": 8,
+            "global_batch_size": 8,
+            "micro_batch_size": 4,
+            "log_every": 1,
+        },
+        distill__baseline=False,
     )
     path = write_config(appended.parent / "mixed.yaml", config)
     code, log = run_kdscale("run", str(path), "--from", "cache", "--overwrite")

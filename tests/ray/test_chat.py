@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kdscale.cache.read.reader import CacheReader
-from kdscale.data.prepared import open_prepared
+from kdscale.data.rows.prepared import open_prepared
 from kdscale.evaluate.results import read_results
 from kdscale.store import open_store
 from tests.runs import run_kdscale, tiny_config, write_config
@@ -55,10 +55,10 @@ def chat_config(folder: Path) -> dict[str, Any]:
         "chat": {},
         "validation_share": 0.1,
         "tokenizer": {"kind": "train", "vocab_size": 400},
-        "row_length": 96,
+        "seq_len": 96,
         "long_documents": "drop",
         "min_characters": 4,
-        "evaluation_rows": 32,
+        "evaluation_sequences": 32,
     }
     config["teacher"]["training"]["steps"] = 200
     config["cache"]["rows"] = None

@@ -71,13 +71,13 @@ ELSEWHERE = {
         "ray/test_pipeline.py::test_another_config_does_not_replace_a_finished_student"
     ),
     "kdscale run run.yaml --set output=s3://bucket/run": (
-        "ray/test_quickstart.py::test_the_quickstart_beats_its_control_and_gives_the_same_on_s3"
+        "ray/test_quickstart.py::test_the_quickstart_beats_its_baseline_and_gives_the_same_on_s3"
     ),
     "kdscale run jobs/configs/bbc-classify.yaml": (
         "ray/test_tasks.py::test_classes_are_on_both_sides_in_the_same_shares"
     ),
     "kdscale run jobs/configs/bbc-classify.yaml --set data.labels.share=0.1": (
-        "ray/test_tasks.py::test_the_control_learns_from_labelled_rows_alone"
+        "ray/test_tasks.py::test_the_baseline_learns_from_labelled_rows_alone"
     ),
     "kdscale export runs/quickstart --to exported --format hf --format onnx-int8": (
         "ray/test_export.py::test_a_finished_runs_student_is_exported"
@@ -86,7 +86,7 @@ ELSEWHERE = {
         "unit/export/test_push.py::test_a_folder_goes_to_a_repository_that_is_made_for_it"
     ),
     "kdscale lm-eval runs/quickstart --tasks piqa,arc_easy --limit 200": (
-        "unit/evaluate/test_harness.py::test_teacher_student_and_control_are_scored_offline"
+        "unit/evaluate/test_harness.py::test_teacher_student_and_baseline_are_scored_offline"
     ),
     "kdscale lm-eval runs/quickstart --tasks mine --include-path my_tasks": (
         "unit/evaluate/test_harness.py::test_a_users_task_and_another_folder"

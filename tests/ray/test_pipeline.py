@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from kdscale.cache.maintain.verify import verify
 from kdscale.cache.read.reader import CacheReader
 from kdscale.config import parse_config
-from kdscale.status import run_status
+from kdscale.run.status import run_status
 from kdscale.store import open_store
 from tests.runs import FinishedRun, read_metrics, run_kdscale, tiny_config, write_config
 
@@ -28,29 +28,29 @@ def cache_folder(run: FinishedRun) -> Path:
     return folder
 
 
-def test_results_compare_teacher_student_and_control_on_every_domain(
+def test_results_compare_teacher_student_and_baseline_on_every_domain(
     finished_run: FinishedRun,
 ) -> None:
     results = json.loads((finished_run.output / "results.json").read_text())
     assert results["schema_version"] == 1
-    assert set(results["models"]) == {"teacher", "student", "control"}
+    assert set(results["models"]) == {"teacher", "student", "baseline"}
     for model in results["models"].values():
         assert set(model["domains"]) == {"validation", "docs"}
         for scores in model["domains"].values():
             assert scores["perplexity"] == pytest.approx(np.exp(scores["loss"]))
             assert 0 < scores["bits_per_byte"] < 8
             assert scores["tokens"] > 500
-    student, control, teacher = (
+    student, baseline, teacher = (
         results["models"][name]["domains"]["validation"]
-        for name in ("student", "control", "teacher")
+        for name in ("student", "baseline", "teacher")
     )
-    assert student["loss"] < control["loss"]
+    assert student["loss"] < baseline["loss"]
     for figure in ("kl_teacher_student", "kl_student_teacher"):
-        assert 0 < student[figure] < control[figure]
-    assert control["overlap_top10"] < student["overlap_top10"] < 1
+        assert 0 < student[figure] < baseline[figure]
+    assert baseline["overlap_top10"] < student["overlap_top10"] < 1
     # Tokens before each target: data.overlap, where data.evaluation_context says nothing.
     assert results["context"] == 1
-    gap = (control["loss"] - student["loss"]) / (control["loss"] - teacher["loss"])
+    gap = (baseline["loss"] - student["loss"]) / (baseline["loss"] - teacher["loss"])
     assert results["gap_recovered"]["validation"] == pytest.approx(gap)
     stages = {"prepare", "teacher", "cache", "distill", "evaluate"}
     assert stages <= set(results["seconds"])
@@ -74,7 +74,7 @@ def test_workers_go_on_with_the_next_stage(finished_run: FinishedRun) -> None:
 
 def test_models_are_hugging_face_folders_that_generate(finished_run: FinishedRun) -> None:
     sizes = {}
-    for name in ("teacher", "student", "control"):
+    for name in ("teacher", "student", "baseline"):
         folder = finished_run.output / name
         model = AutoModelForCausalLM.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -83,24 +83,24 @@ def test_models_are_hugging_face_folders_that_generate(finished_run: FinishedRun
         sizes[name] = sum(p.numel() for p in model.parameters())
         marker = json.loads((folder / "kdscale.json").read_text())
         assert marker["model"]["parameters"] == sizes[name]
-    assert sizes["student"] == sizes["control"] < sizes["teacher"]
+    assert sizes["student"] == sizes["baseline"] < sizes["teacher"]
     assert not (finished_run.output / "checkpoints").exists() or not list(
         (finished_run.output / "checkpoints").rglob("*.pt")
     )
 
 
-def test_student_and_control_start_equal_and_see_the_same_rows(finished_run: FinishedRun) -> None:
-    student, control = (
+def test_student_and_baseline_start_equal_and_see_the_same_rows(finished_run: FinishedRun) -> None:
+    student, baseline = (
         read_metrics((finished_run.output / f"metrics/{name}.jsonl").read_bytes())
-        for name in ("distill", "control")
+        for name in ("distill", "baseline")
     )
     assert [line["step"] for line in student] == list(range(1, 121))
-    for mine, theirs in zip(student, control, strict=True):
+    for mine, theirs in zip(student, baseline, strict=True):
         for key in ("tokens", "lr", "curriculum/mean_difficulty", "curriculum/pool_size"):
             assert mine[key] == theirs[key]
     # The first loss is measured before the first update: same weights, same rows.
-    assert student[0]["train/ce_loss"] == pytest.approx(control[0]["train/ce_loss"], rel=1e-6)
-    assert student[1]["train/ce_loss"] != control[1]["train/ce_loss"]
+    assert student[0]["train/ce_loss"] == pytest.approx(baseline[0]["train/ce_loss"], rel=1e-6)
+    assert student[1]["train/ce_loss"] != baseline[1]["train/ce_loss"]
     assert all("train/kl" in line for line in student)
     assert student[-1]["train/kl"] < student[0]["train/kl"]
 
@@ -161,7 +161,7 @@ def test_everything_a_run_promises_is_there(finished_run: FinishedRun) -> None:
     record = json.loads((output / "run.json").read_text())
     assert {s["state"] for s in record["stages"].values()} == {"complete"}
     assert "torch" in record["versions"]
-    for name in ("teacher", "cache", "distill", "control"):
+    for name in ("teacher", "cache", "distill", "baseline"):
         assert (output / f"metrics/{name}.jsonl").stat().st_size > 0
     report = (output / "report/index.html").read_text()
     assert "<svg" in report
@@ -170,7 +170,7 @@ def test_everything_a_run_promises_is_there(finished_run: FinishedRun) -> None:
     assert "gap" in (output / "report/summary.md").read_text().lower()
     assert "library_name: transformers" in (output / "student/README.md").read_text()
     runs = list((output / "wandb").glob("offline-run-*"))
-    assert len(runs) == 6  # teacher, cache, student, control, evaluate, report
+    assert len(runs) == 6  # teacher, cache, student, baseline, evaluate, report
     assert "wandb leet" in finished_run.log
     assert "wandb sync" in finished_run.log
 
@@ -192,7 +192,7 @@ def test_another_config_does_not_replace_a_finished_student(finished_run: Finish
     assert "--overwrite" in log
     # What only says how to compute is not another config.
     code, log = run_kdscale(
-        "run", str(finished_run.config), "--set", "distill.training.micro_batch_rows=4"
+        "run", str(finished_run.config), "--set", "distill.training.micro_batch_size=4"
     )
     assert code == 0, log
 

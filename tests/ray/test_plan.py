@@ -10,8 +10,8 @@ from kdscale.cache.maintain.inspect import inspect
 from kdscale.config import load_config
 from kdscale.plan.calibration import Calibration
 from kdscale.plan.hardware import find_hardware
+from kdscale.plan.inputs import make_setting
 from kdscale.plan.plan import make_plan
-from kdscale.plan.setting import make_setting
 from kdscale.store import open_store
 from tests.runs import FinishedRun, run_kdscale, tiny_config, write_config
 

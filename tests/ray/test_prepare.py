@@ -12,10 +12,10 @@ import ray
 from tokenizers import Tokenizer
 
 from kdscale.config.data import DataConfig, SourceConfig, TokenizerConfig
-from kdscale.data.cleaning import clean, name_hash
-from kdscale.data.manifest import summarise
+from kdscale.data.cleaning.normalise import clean, name_hash
 from kdscale.data.prepare import data_identity, prepare
-from kdscale.data.prepared import Prepared, open_prepared
+from kdscale.data.rows.manifest import summarise
+from kdscale.data.rows.prepared import Prepared, open_prepared
 from kdscale.data.tokenizer import train_tokenizer
 from kdscale.errors import KdscaleError
 from kdscale.store import Store, open_store, upload_folder
@@ -55,10 +55,10 @@ def config(folder: Path, **changes: Any) -> DataConfig:
         "train": SourceConfig(kind="text", path=str(folder)),
         "validation_share": 0.2,
         "tokenizer": TokenizerConfig(vocab_size=300),
-        "row_length": 32,
+        "seq_len": 32,
         "overlap": 5,
         "min_characters": 10,
-        "evaluation_rows": 1000,
+        "evaluation_sequences": 1000,
     }
     return DataConfig(**{**defaults, **changes})
 
@@ -137,7 +137,7 @@ def test_steps_clean_on_the_cluster_and_say_what_they_did(cluster: None, tmp_pat
             "evaluate": {"other": other},
             "cleaning": [{"kind": kind} for kind in kinds],
             "tokenizer": {"vocab_size": 300},
-            "row_length": 64,
+            "seq_len": 64,
             "pack": False,
         }
     )
@@ -213,7 +213,7 @@ def test_a_corpus_becomes_rows_and_rows_the_corpus(cluster: None, tmp_path: Path
         assert counts["targets_written"] == rows.loss_mask.sum()
         size = sum(len(clean(one).encode()) for one in texts)
         assert rows.byte_counts.sum() == pytest.approx(size)
-    assert manifest["row_length"] == 32
+    assert manifest["seq_len"] == 32
 
 
 def write_talks(path: Path, talks: list[list[str]]) -> None:
@@ -243,7 +243,7 @@ def test_a_mixture_of_conversations(cluster: None, tmp_path: Path) -> None:
             "chat": {"field": "conversations"},
             "validation_share": 0.1,
             "tokenizer": {"vocab_size": 300},
-            "row_length": 64,
+            "seq_len": 64,
             "min_characters": 1,
         }
     )
@@ -285,7 +285,7 @@ def test_varied_copies_are_for_the_stages_that_ask_for_them(cluster: None, tmp_p
             "labels": {},
             "augment": {"steps": [{"kind": "swap", "share": 0.3}], "copies": 2},
             "tokenizer": {"vocab_size": 300},
-            "row_length": 64,
+            "seq_len": 64,
             "long_documents": "truncate",
         }
     )
@@ -311,7 +311,7 @@ def test_varied_copies_are_for_the_stages_that_ask_for_them(cluster: None, tmp_p
 
 
 def test_the_same_input_gives_the_same_bytes(cluster: None, tmp_path: Path) -> None:
-    chosen = config(write_corpus(tmp_path / "corpus"), evaluation_rows=20)
+    chosen = config(write_corpus(tmp_path / "corpus"), evaluation_sequences=20)
     first, second = (open_store(str(tmp_path / name)) for name in ("first", "second"))
     run(chosen, first)
     ray.shutdown()
@@ -357,7 +357,7 @@ def test_the_built_in_sources_and_the_teachers_tokenizer(cluster: None, tmp_path
         evaluate={"docs": SourceConfig(kind="python-docs", limit=10)},
         tokenizer=TokenizerConfig(kind="teacher"),
         long_documents="truncate",
-        row_length=64,
+        seq_len=64,
     )
     teacher = train_tokenizer(["the teacher knows other words"] * 3, 300, tmp_path / "teacher")
     # Some ids are nobody's.

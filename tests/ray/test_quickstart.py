@@ -14,7 +14,7 @@ QUICKSTART = Path(__file__).parents[2] / "jobs" / "configs" / "quickstart.yaml"
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
-def test_the_quickstart_beats_its_control_and_gives_the_same_on_s3(
+def test_the_quickstart_beats_its_baseline_and_gives_the_same_on_s3(
     tmp_path: Path, s3_env: S3Server
 ) -> None:
     results = {}
@@ -26,11 +26,12 @@ def test_the_quickstart_beats_its_control_and_gives_the_same_on_s3(
         results[output] = json.loads(open_store(output).get("results.json"))
     local, remote = results.values()
     assert remote["models"] == local["models"]
-    student, control, teacher = (
-        local["models"][name]["domains"]["validation"] for name in ("student", "control", "teacher")
+    student, baseline, teacher = (
+        local["models"][name]["domains"]["validation"]
+        for name in ("student", "baseline", "teacher")
     )
-    assert teacher["loss"] < student["loss"] < control["loss"]
-    assert student["kl_teacher_student"] < control["kl_teacher_student"]
+    assert teacher["loss"] < student["loss"] < baseline["loss"]
+    assert student["kl_teacher_student"] < baseline["kl_teacher_student"]
     assert local["gap_recovered"]["validation"] > 0.2
     code, log = run_kdscale("run", str(QUICKSTART), "--set", f"output={output}", env=s3_env.env)
     assert code == 0

@@ -24,9 +24,9 @@ import requests
 import kdscale.submit as room
 from kdscale.cli import main
 from kdscale.store import open_store
-from kdscale.submit.plan import ENVIRONMENT, JobPlan
+from kdscale.submit.exit_codes import UnreachableError
+from kdscale.submit.job_plan import ENVIRONMENT, JobPlan
 from kdscale.submit.ray_jobs import RayJobs
-from kdscale.submit.verdict import UnreachableError
 from tests.proxy import CuttableProxy
 from tests.runs import tiny_config, write_config, write_corpus
 from tests.s3 import S3Server
@@ -49,7 +49,7 @@ from kdscale.config import load_config
 from kdscale.errors import KdscaleError
 from kdscale.store import open_store
 from kdscale.submit.sealed import discard_secrets, open_secrets
-from kdscale.tracking import open_tracker
+from kdscale.tracking.trackers import open_tracker
 
 def digest():
     return hashlib.sha256(os.environ["HF_TOKEN"].encode()).hexdigest()
@@ -317,7 +317,7 @@ def test_a_graph_and_its_repeated_submission(
     )
     with_real_package(root)
     shutil.copy(QUICKSTART.parents[1] / "graph.py", root / "jobs" / "graph.py")
-    (tmp_path / "small.yaml").write_text("distill: {control: false}\n")
+    (tmp_path / "small.yaml").write_text("distill: {baseline: false}\n")
     arguments = ["submit", str(QUICKSTART), "--student", "small.yaml", "--address", address]
     arguments += ["--set", f"output={tmp_path}/output", "--name", "graph-1", "--follow"]
     assert run(*arguments) == 1

@@ -12,7 +12,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.read.subset import known_labels
-from kdscale.data.prepared import open_prepared
+from kdscale.data.rows.prepared import open_prepared
 from kdscale.evaluate.results import Results, read_results
 from kdscale.store import open_store
 from tests.runs import run_kdscale, tiny_config, write_config, write_corpus
@@ -61,17 +61,25 @@ def classify_config(folder: Path) -> dict[str, Any]:
         "labels": {"field": "topic", "classes": list(CLASSES), "share": 0.5},
         "validation_share": 0.2,
         "tokenizer": {"kind": "train", "vocab_size": 400},
-        "row_length": 64,
+        "seq_len": 64,
         "long_documents": "hierarchical",
         "chunks": {"length": 16, "pooling": "attention"},
         "min_characters": 4,
     }
-    training = {"batch_rows": 16, "micro_batch_rows": 8, "optimiser": {"learning_rate": 2e-3}}
+    training = {
+        "global_batch_size": 16,
+        "micro_batch_size": 8,
+        "optimiser": {"learning_rate": 2e-3},
+    }
     config["teacher"] = {
         "model": {"architecture": "bert", "options": ENCODER},
         "training": {**training, "steps": 120, "checkpoint_every": 40},
     }
-    config["cache"] = {"codec": {"kind": "full"}, "rows_per_unit": 64, "rows_per_block": 16}
+    config["cache"] = {
+        "codec": {"kind": "full"},
+        "sequences_per_shard": 64,
+        "sequences_per_chunk": 16,
+    }
     config["distill"] |= {
         "student": {
             "teacher_layers": [1],
@@ -122,17 +130,17 @@ def test_the_cache_covers_rows_without_a_label_too(classified: tuple[Path, Resul
     assert ((rows.rows.labels[:, 0] >= 0) == known_labels(reader)).all()
 
 
-def test_the_control_learns_from_labelled_rows_alone(
+def test_the_baseline_learns_from_labelled_rows_alone(
     classified: tuple[Path, Results, str],
 ) -> None:
     pools = {}
-    for name in ("distill", "control"):
+    for name in ("distill", "baseline"):
         lines = (classified[0] / "metrics" / f"{name}.jsonl").read_text().splitlines()
         pools[name] = json.loads(lines[-1])["curriculum/pool_size"]
-    assert pools == {"distill": 192, "control": 96}
+    assert pools == {"distill": 192, "baseline": 96}
 
 
-def test_the_student_is_told_apart_from_its_control(classified: tuple[Path, Results, str]) -> None:
+def test_the_student_is_told_apart_from_its_baseline(classified: tuple[Path, Results, str]) -> None:
     output, results, log = classified
     assert results["task"] == "sequence-classification"
     assert results["classes"] == list(CLASSES)
@@ -155,8 +163,8 @@ def test_the_student_is_told_apart_from_its_control(classified: tuple[Path, Resu
 def test_the_published_student_gives_the_figures_of_the_report(
     classified: tuple[Path, Results, str],
 ) -> None:
-    from kdscale.models.build import load_model
     from kdscale.models.forward import compute_logits, row_tensors
+    from kdscale.models.load import load_model
 
     output, results, _ = classified
     prepared = prepared_of(output)
@@ -189,8 +197,8 @@ def test_a_masked_model_is_distilled_with_its_hidden_states(tmp_path: Path) -> N
     config["data"]["masking"] = {"copies": 2}
     config["teacher"]["model"] = {"architecture": "bert", "options": ENCODER}
     config["distill"] |= {
-        "targets": "live",
-        "live": {"hidden": {"kind": "cosine", "weight": 0.2}},
+        "targets": "online",
+        "online": {"hidden": {"kind": "cosine", "weight": 0.2}},
         "student": {"teacher_layers": [0]},
         "loss": {"kd_weight": {"kind": "constant", "start": 0.7}},
     }

@@ -14,7 +14,7 @@ import torch
 
 from kdscale.cache.format.records import Commit, ManifestRecord, Record, read_record
 from kdscale.errors import KdscaleError
-from kdscale.models.build import load_config_of, load_model
+from kdscale.models.load import load_config_of, load_model
 from kdscale.store import Store, download_folder, open_store
 from kdscale.store.local import LocalStore
 from kdscale.train.checkpoint import _restore_random_state
@@ -174,8 +174,8 @@ def test_manifests_name_nothing_outside(path: str, tmp_path: Path) -> None:
 
     store = open_store(str(tmp_path))
     prior = {"digest": "0" * 32, "length": 1}
-    segment = {"first_unit": 0, "first_row": 0, "rows": 1, "rows_per_unit": 1}
-    segment |= {"rows_per_block": 1, "data": "d", "request": "0" * 32, "prior": prior}
+    segment = {"first_unit": 0, "first_row": 0, "rows": 1, "sequences_per_shard": 1}
+    segment |= {"sequences_per_chunk": 1, "data": "d", "request": "0" * 32, "prior": prior}
     manifest: dict[str, Any] = {"format": 3, "version": 1, "identity": {}, "created": "now"}
     manifest |= {"fingerprint": fingerprint({}), "segments": [segment], "units": prior}
     assert read_record(ManifestRecord, store, write(store, manifest)).units_key.startswith(

@@ -172,10 +172,10 @@ def test_one_wall_an_outside_library(library: str) -> None:
     [
         ("kdscale.config", "torch ray deepspeed transformers wandb numpy pyarrow"),
         ("kdscale.submit", "torch deepspeed transformers wandb"),
-        ("kdscale.status", "torch ray deepspeed transformers wandb"),
+        ("kdscale.run.status", "torch ray deepspeed transformers wandb"),
         # Helpers of a run, each a process of its own.
-        ("kdscale.desk", "torch ray deepspeed transformers numpy pydantic"),
-        ("kdscale.progress", "torch ray deepspeed transformers numpy pydantic"),
+        ("kdscale.workers.task_queue", "torch ray deepspeed transformers numpy pydantic"),
+        ("kdscale.workers.progress", "torch ray deepspeed transformers numpy pydantic"),
         ("kdscale.report", "torch ray deepspeed transformers wandb"),
         ("kdscale.cli", "torch ray deepspeed transformers wandb pydantic numpy pyarrow yaml"),
     ],

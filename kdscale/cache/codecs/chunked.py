@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kdscale.cache.codecs.base import Encoded
-from kdscale.cache.codecs.blocks import BLOCK
 from kdscale.cache.codecs.distribution import Distribution, Scratch, distribution, valid
+from kdscale.cache.codecs.vocab_blocks import BLOCK
 from kdscale.errors import KdscaleError
 
 # Elements of one working tensor; there are about three. Those of a CPU's thread should stay in its

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdscale.cache.codecs.blocks import BLOCK, largest
+from kdscale.cache.codecs.vocab_blocks import BLOCK, largest
 
 # Takes no probability and, unlike -inf, leaves p * logit a number.
 _NOWHERE = torch.finfo(torch.float32).min

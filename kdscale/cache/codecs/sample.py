@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from kdscale.cache.codecs import bits
-from kdscale.cache.codecs.blocks import BLOCK, locate, running_sums
 from kdscale.cache.codecs.chunked import ChunkedCodec
 from kdscale.cache.codecs.distribution import Distribution
+from kdscale.cache.codecs.vocab_blocks import BLOCK, locate, running_sums
 from kdscale.types import SparseTargets
 
 _LARGEST_WEIGHT = torch.finfo(torch.float16).max

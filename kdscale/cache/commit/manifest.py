@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from kdscale.ahead import in_order
 from kdscale.cache.commit.plan import load_plans
-from kdscale.cache.commit.units import UnitTable, decode_table, encode_table, make_table
+from kdscale.cache.commit.shards import UnitTable, decode_table, encode_table, make_table
 from kdscale.cache.commit.writer import committed_units
-from kdscale.cache.format.container import object_digest
+from kdscale.cache.format.checked_read import read_object
 from kdscale.cache.format.records import (
     Commit,
     ManifestRecord,
@@ -25,8 +24,9 @@ from kdscale.cache.format.records import (
     read_record,
     record_bytes,
 )
-from kdscale.cache.format.verified import read_object
-from kdscale.cache.identity import FORMAT, Identity
+from kdscale.cache.format.shard_file import object_digest
+from kdscale.cache.prefetch import in_order
+from kdscale.cache.spec import FORMAT, Identity
 from kdscale.config import fingerprint
 from kdscale.errors import KdscaleError
 from kdscale.store import PutIfAbsent, Store

@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 
 from kdscale.cache.codecs import open_codec
-from kdscale.cache.format.container import Layout, object_digest
+from kdscale.cache.format.checked_read import read_object
 from kdscale.cache.format.packing import Packing, packable
 from kdscale.cache.format.prior import Prior, decode_prior, encode_prior
 from kdscale.cache.format.records import (
@@ -22,8 +22,8 @@ from kdscale.cache.format.records import (
     read_record,
     record_bytes,
 )
-from kdscale.cache.format.verified import read_object
-from kdscale.cache.identity import FORMAT, Identity, check_identity, has_labels
+from kdscale.cache.format.shard_file import Layout, object_digest
+from kdscale.cache.spec import FORMAT, Identity, check_cache_spec, has_labels
 from kdscale.errors import KdscaleError
 from kdscale.store import PutIfAbsent, Store
 
@@ -35,7 +35,7 @@ def plan_key(number: int) -> str:
     return f"{_FOLDER}{number:04d}.json"
 
 
-def request_digest(*numbers: int) -> str:
+def selection_hash(*numbers: int) -> str:
     """A name for wanted rows of some data, from the numbers that say which they are."""
     return xxhash.xxh3_128_hexdigest(np.array(numbers, "<i8").tobytes())
 
@@ -73,15 +73,15 @@ def find_segment(store: Store, data: str, request: str) -> tuple[int, Segment] |
     return None
 
 
-def agree_plan(
+def create_or_load_plan(
     store: Store,
     identity: Identity,
     *,
     data: str,
     request: str,
     rows: int,
-    rows_per_unit: int,
-    rows_per_block: int,
+    sequences_per_shard: int,
+    sequences_per_chunk: int,
     count_prior: Callable[[], Prior] | None = None,
     put_if_absent: PutIfAbsent | None = None,
 ) -> Segment:
@@ -96,22 +96,22 @@ def agree_plan(
     while True:
         plans = load_plans(store)
         for plan in plans:
-            check_identity(plan.identity, dict.fromkeys(plan.identity) | identity)
+            check_cache_spec(plan.identity, dict.fromkeys(plan.identity) | identity)
             if (plan.segment.data, plan.segment.request) == (data, request):
                 return plan.segment
-        if min(rows, rows_per_unit, rows_per_block) < 1:
+        if min(rows, sequences_per_shard, sequences_per_chunk) < 1:
             raise KdscaleError(
-                f"There is nothing to capture: {rows} rows in units of {rows_per_unit} and blocks "
-                f"of {rows_per_block}.",
-                "Give a corpus with more text, shorter rows (data.row_length), or a larger unit.",
+                f"There is nothing to capture: {rows} rows in units of {sequences_per_shard} and "
+                f"blocks of {sequences_per_chunk}.",
+                "Give a corpus with more text, shorter rows (data.seq_len), or a larger unit.",
             )
         before = [plan.segment for plan in plans]
         segment = Segment(
             first_unit=sum(len(earlier.units) for earlier in before),
             first_row=sum(earlier.rows for earlier in before),
             rows=rows,
-            rows_per_unit=rows_per_unit,
-            rows_per_block=rows_per_block,
+            sequences_per_shard=sequences_per_shard,
+            sequences_per_chunk=sequences_per_chunk,
             data=data,
             request=request,
             prior=_stored_prior(store, count_prior()) if count_prior else None,
@@ -135,7 +135,7 @@ def open_layout(store: Store, identity: Identity, segment: Segment) -> Layout:
         assert packable(codec)
         data = read_object(store, segment.prior_key, segment.prior.digest)
         packing = Packing(codec, decode_prior(data))
-    length = int(identity["row_length"])
+    length = int(identity["seq_len"])
     return Layout(length, codec.bytes_per_position, packing, has_labels(identity))
 
 

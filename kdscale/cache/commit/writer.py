@@ -12,10 +12,10 @@ import uuid
 import numpy as np
 
 from kdscale.cache.commit.plan import open_layout
-from kdscale.cache.format.container import encode_index, encode_unit, object_digest
 from kdscale.cache.format.records import Commit, Segment, commit_key, read_record, record_bytes
-from kdscale.cache.identity import Identity
+from kdscale.cache.format.shard_file import encode_index, encode_unit, object_digest
 from kdscale.cache.rows import RowStats
+from kdscale.cache.spec import Identity
 from kdscale.errors import KdscaleError
 from kdscale.store import PutIfAbsent, Store
 from kdscale.types import Rows
@@ -52,7 +52,12 @@ class UnitWriter:
         """
         started = time.monotonic()
         encoded = encode_unit(
-            rows, payload, stats, self._metadata, self._segment.rows_per_block, self._layout.packing
+            rows,
+            payload,
+            stats,
+            self._metadata,
+            self._segment.sequences_per_chunk,
+            self._layout.packing,
         )
         index = encode_index(stats, encoded.blocks)
         commit = Commit(
@@ -88,7 +93,7 @@ class UnitWriter:
         if size != len(data) and not self._store.exists(commit_key(commit.unit)):
             raise KdscaleError(
                 f"{self._store}/{key} holds {size} bytes after a write of {len(data)}.",
-                "Check the store's limits on the size of an object; lower cache.rows_per_unit.",
+                "Check the store's limits on object size; lower cache.sequences_per_shard.",
             )
 
     def _size(self, key: str) -> int:

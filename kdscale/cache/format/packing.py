@@ -23,9 +23,9 @@ import torch
 
 from kdscale.cache.codecs import Codec, bits
 from kdscale.cache.codecs.base import SampledIds
-from kdscale.cache.format import bitstream
+from kdscale.cache.format import varbits as bitstream
 from kdscale.cache.format.prior import Prior
-from kdscale.compiled import compiled
+from kdscale.cache.jit import compiled
 
 _ZSTD = pa.Codec("zstd", 3)
 

@@ -70,10 +70,10 @@ class Prior:
         return pairs[ascending], ranks[ascending].astype(np.int32)
 
 
-def counted_rows(rows: int, row_length: int) -> slice:
+def counted_rows(rows: int, seq_len: int) -> slice:
     """Those of `rows` captured rows that the prior is counted from: every one, or every n-th of
     very many."""
-    return slice(None, None, max(1, rows * row_length // _TOKENS))
+    return slice(None, None, max(1, rows * seq_len // _TOKENS))
 
 
 def count_prior(texts: Iterable[tuple[np.ndarray, np.ndarray]], vocab_size: int) -> Prior:

@@ -113,10 +113,10 @@ class Segment(Config):
 
     first_row: Count
     rows: Positive
-    rows_per_unit: Positive
+    sequences_per_shard: Positive
     """The last unit may be shorter; so may the last block of every unit."""
 
-    rows_per_block: Positive
+    sequences_per_chunk: Positive
     data: str
     """Fingerprint of the data that the rows are from."""
 
@@ -129,8 +129,8 @@ class Segment(Config):
     @cached_property
     def units(self) -> list[range]:
         """The rows of each unit, counted from the segment's first."""
-        starts = range(0, self.rows, self.rows_per_unit)
-        return [range(start, min(start + self.rows_per_unit, self.rows)) for start in starts]
+        starts = range(0, self.rows, self.sequences_per_shard)
+        return [range(start, min(start + self.sequences_per_shard, self.rows)) for start in starts]
 
     @property
     def prior_key(self) -> str | None:

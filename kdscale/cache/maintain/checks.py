@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from kdscale.cache.codecs import Codec
-from kdscale.cache.format.container import (
+from kdscale.cache.format.records import Unit
+from kdscale.cache.format.shard_file import (
     Layout,
     UnitIndex,
     block_digest,
@@ -19,7 +20,6 @@ from kdscale.cache.format.container import (
     decode_index,
     object_digest,
 )
-from kdscale.cache.format.records import Unit
 from kdscale.cache.rows import CachedRows, RowStats
 from kdscale.store import Store
 from kdscale.types import DenseTargets

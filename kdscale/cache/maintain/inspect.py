@@ -24,7 +24,7 @@ def inspect(store: Store, version: int | None = None) -> dict[str, Any]:
     target or not. KdscaleError where there is no such manifest.
     """
     manifest = load_manifest(store, version)
-    positions = manifest.rows * int(manifest.identity["row_length"])
+    positions = manifest.rows * int(manifest.identity["seq_len"])
     prior_bytes = sum(prior.length for prior in priors(manifest.segments).values())
     stored = manifest.units.nbytes + prior_bytes + manifest.record.units.length
     return {
@@ -70,7 +70,7 @@ def sample(
         targets = np.flatnonzero(cached.rows.loss_mask[0])
         if len(targets):
             at = int(targets[len(targets) // 2])
-            end = reader.row_length if classes else at + 1
+            end = reader.seq_len if classes else at + 1
             label = int(labels_of(cached.rows)[0, at])
             payload = torch.from_numpy(cached.payload[0, at])
             shown.append(
@@ -90,8 +90,8 @@ def sample(
 
 def _blocks(segment: Segment) -> int:
     """Blocks of all units. All units but the last are of one size."""
-    per_unit = -(-segment.rows_per_unit // segment.rows_per_block)
-    last = -(-len(segment.units[-1]) // segment.rows_per_block)
+    per_unit = -(-segment.sequences_per_shard // segment.sequences_per_chunk)
+    last = -(-len(segment.units[-1]) // segment.sequences_per_chunk)
     return per_unit * (len(segment.units) - 1) + last
 
 

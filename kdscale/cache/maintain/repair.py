@@ -15,7 +15,6 @@ from itertools import takewhile
 import numpy as np
 import pyarrow as pa
 
-from kdscale.ahead import in_order
 from kdscale.cache.commit.manifest import (
     Manifest,
     load_manifest,
@@ -25,8 +24,8 @@ from kdscale.cache.commit.manifest import (
 )
 from kdscale.cache.commit.plan import load_plans, plan_key
 from kdscale.cache.commit.writer import committed_units
+from kdscale.cache.format.checked_read import read_object
 from kdscale.cache.format.columns import from_lists
-from kdscale.cache.format.container import object_digest
 from kdscale.cache.format.prior import count_prior, counted_rows, encode_prior
 from kdscale.cache.format.records import (
     Commit,
@@ -37,9 +36,10 @@ from kdscale.cache.format.records import (
     read_record,
     record_bytes,
 )
-from kdscale.cache.format.verified import read_object
+from kdscale.cache.format.shard_file import object_digest
 from kdscale.cache.maintain.checks import Damage
 from kdscale.cache.maintain.verify import UnitChecker, verify
+from kdscale.cache.prefetch import in_order
 from kdscale.errors import KdscaleError
 from kdscale.store import PutIfAbsent, Store
 
@@ -69,9 +69,9 @@ def repair(
 ) -> RepairReport:
     """Verify the latest manifest, and mend or withdraw what is damaged.
 
-    put_if_absent: stands in for the store's own, see `kdscale.committing`. Safe to run again after
-    it was killed. KdscaleError where there is no cache, or where one without a readable manifest
-    lacks units.
+    put_if_absent: stands in for the store's own, see `kdscale.workers.commit_actor`. Safe to
+    run again after it was killed. KdscaleError where there is no cache, or where one without
+    a readable manifest lacks units.
     """
     bad = verify(store, workers=workers, progress=progress).bad
     mended: list[str] = []
@@ -196,7 +196,7 @@ def _mend_prior(store: Store, manifest: Manifest, segment: Segment) -> bool:
     assert segment.prior_key is not None
     numbers = range(segment.first_unit, segment.first_unit + len(segment.units))
     units = (manifest.units[number] for number in numbers)
-    every = counted_rows(segment.rows, int(manifest.identity["row_length"])).step
+    every = counted_rows(segment.rows, int(manifest.identity["seq_len"])).step
     counted = partial(_counted_tokens, store, segment, every)
     try:
         texts = in_order(counted, units, threads=_THREADS, ahead=_THREADS)

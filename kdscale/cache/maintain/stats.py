@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from kdscale.ahead import in_order
 from kdscale.cache.commit.manifest import Manifest, load_manifest, manifest_versions
+from kdscale.cache.format.checked_read import read_block, read_index
 from kdscale.cache.format.records import Unit
-from kdscale.cache.format.verified import read_block, read_index
-from kdscale.cache.maintain.collect import gc
+from kdscale.cache.maintain.gc import gc
 from kdscale.cache.maintain.inspect import inspect
+from kdscale.cache.prefetch import in_order
 from kdscale.cache.rows import RowStats
 from kdscale.store import Store
 

@@ -11,14 +11,14 @@ from functools import lru_cache
 
 import numpy as np
 
-from kdscale.ahead import in_order
 from kdscale.cache.codecs import open_codec
 from kdscale.cache.commit.manifest import Manifest, load_manifest, manifest_key, manifest_versions
 from kdscale.cache.commit.plan import open_layout, plan_key
-from kdscale.cache.format.container import Layout
 from kdscale.cache.format.records import Commit, PlanRecord, Unit, commit_key, read_record
+from kdscale.cache.format.shard_file import Layout
 from kdscale.cache.maintain.checks import Damage, Tally, check_unit, fetch
 from kdscale.cache.maintain.inspect import priors
+from kdscale.cache.prefetch import in_order
 from kdscale.errors import KdscaleError
 from kdscale.store import Store
 

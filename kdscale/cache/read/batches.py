@@ -13,7 +13,7 @@ from itertools import islice
 
 import numpy as np
 
-from kdscale.ahead import in_order
+from kdscale.cache.prefetch import in_order
 from kdscale.cache.rows import CachedRows
 from kdscale.types import Rows
 
@@ -65,7 +65,7 @@ def read_batches(
             results.close()
 
 
-class ReadsAhead(ABC):
+class PrefetchingReader(ABC):
     """What has rows to read, and gives batches of them ahead of time."""
 
     seconds_waited = 0.0

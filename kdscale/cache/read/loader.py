@@ -18,7 +18,7 @@ from kdscale.cache.read.batches import read_batches
 from kdscale.cache.read.order import EpochOrder
 from kdscale.cache.rows import CachedRows
 from kdscale.errors import KdscaleError
-from kdscale.shuffle import VERSION
+from kdscale.utils.permutation import VERSION
 
 # At most so many positions' rows are computed at once: a call costs the same for one as for many,
 # as long as they are of one window.
@@ -49,7 +49,7 @@ class RowReader(Protocol):
 
 
 class CacheLoader:
-    """This rank's rows of every global batch of `batch_rows`, step after step without an end.
+    """This rank's rows of every global batch of `global_batch_size`, step after step, endlessly.
 
     Rank r has every `world_size`-th row from the r-th on, as in training; where there are more
     ranks than rows, some get none. A batch may hold the end of an epoch and the start of the next.
@@ -63,7 +63,7 @@ class CacheLoader:
         reader: RowReader,
         order: EpochOrder,
         *,
-        batch_rows: int,
+        global_batch_size: int,
         rank: int = 0,
         world_size: int = 1,
         workers: int = 1,
@@ -71,13 +71,13 @@ class CacheLoader:
         start_step: int = 0,
     ) -> None:
         assert order.rows == len(reader), (order, len(reader))
-        assert batch_rows >= 1
+        assert global_batch_size >= 1
         assert 0 <= rank < world_size
         assert min(workers, ahead or 0, start_step) >= 0
         self._reader = reader
         self._order = order
-        self._batch_rows = batch_rows
-        self._mine = np.arange(rank, batch_rows, world_size)
+        self._batch_rows = global_batch_size
+        self._mine = np.arange(rank, global_batch_size, world_size)
         self._workers = workers
         batch_bytes = max(1, len(self._mine) * reader.row_bytes)
         self._ahead = max(1, _AHEAD_BYTES // batch_bytes) if ahead is None else ahead
@@ -107,7 +107,7 @@ class CacheLoader:
             "rows": order.rows,
             "chunk_rows": order.chunk_rows,
             "window_chunks": order.window_chunks or 0,
-            "batch_rows": self._batch_rows,
+            "global_batch_size": self._batch_rows,
             "step": self._step,
         }
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdscale.shuffle import hash_key, permute
+from kdscale.utils.permutation import hash_key, permute
 
 _SHORT_SLOT, _CHUNKS, _ROWS = 1, 2, 3
 

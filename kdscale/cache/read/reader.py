@@ -16,18 +16,18 @@ import numpy as np
 
 from kdscale.cache.codecs import Codec, open_codec
 from kdscale.cache.commit.manifest import Manifest, load_manifest
+from kdscale.cache.format.checked_read import read_index
 from kdscale.cache.format.records import Unit
-from kdscale.cache.format.rowform import FixedRows, row_type, view_rows
-from kdscale.cache.format.verified import read_index
-from kdscale.cache.identity import Identity, check_identity, has_labels
-from kdscale.cache.read.batches import MOST_BYTES, THREADS, ReadsAhead
-from kdscale.cache.read.blocks import BlockCache
-from kdscale.cache.read.disk import DiskCache
-from kdscale.cache.read.recycled import RecycledMemory
-from kdscale.cache.read.source import BlockSource
-from kdscale.cache.read.stored import BlockMap, StoredBlocks
+from kdscale.cache.format.row_records import FixedRows, row_type, view_rows
+from kdscale.cache.jit import compiled
+from kdscale.cache.read.batches import MOST_BYTES, THREADS, PrefetchingReader
+from kdscale.cache.read.buffer_pool import BufferPool
+from kdscale.cache.read.chunk_cache import BlockCache
+from kdscale.cache.read.chunk_loader import BlockSource
+from kdscale.cache.read.chunk_store import BlockMap, StoredBlocks
+from kdscale.cache.read.disk_cache import DiskCache
 from kdscale.cache.rows import RowStats
-from kdscale.compiled import compiled
+from kdscale.cache.spec import Identity, check_cache_spec, has_labels
 from kdscale.store import Store
 
 _INDEX_THREADS = 16
@@ -45,7 +45,7 @@ class CacheSource:
     weight: float = 1.0
 
 
-class CacheReader(ReadsAhead):
+class CacheReader(PrefetchingReader):
     """Rows 0 .. len - 1 of a published cache, in the order of its plans.
 
     expected: fields of the identity that the student depends on; KdscaleError where one differs.
@@ -64,7 +64,7 @@ class CacheReader(ReadsAhead):
         disk: DiskCache | None = None,
     ) -> None:
         manifest = load_manifest(store, version, segments)
-        check_identity(manifest.identity, expected or {})
+        check_cache_spec(manifest.identity, expected or {})
         self._open(store, manifest, memory_bytes, disk)
 
     def _open(
@@ -77,10 +77,10 @@ class CacheReader(ReadsAhead):
         self._memory_bytes = memory_bytes
         self._disk = disk
         self._row_type = row_type(
-            self.row_length, self.codec.bytes_per_position, has_labels(self.identity)
+            self.seq_len, self.codec.bytes_per_position, has_labels(self.identity)
         )
         self._map = BlockMap(manifest.segments)
-        self._memory = RecycledMemory(MOST_BYTES, _KEPT_BATCHES)
+        self._memory = BufferPool(MOST_BYTES, _KEPT_BATCHES)
         self._start_cache()
 
     def _start_cache(self) -> None:
@@ -118,14 +118,14 @@ class CacheReader(ReadsAhead):
         return self._row_type.itemsize
 
     @property
-    def row_length(self) -> int:
+    def seq_len(self) -> int:
         """Positions in a row."""
-        return int(self.identity["row_length"])
+        return int(self.identity["seq_len"])
 
     @property
-    def rows_per_block(self) -> int:
+    def sequences_per_chunk(self) -> int:
         """Rows that are fetched together, in the first segment."""
-        return self.manifest.segments[0].rows_per_block
+        return self.manifest.segments[0].sequences_per_chunk
 
     @cached_property
     def statistics(self) -> RowStats:

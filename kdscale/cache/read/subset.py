@@ -6,17 +6,17 @@ from functools import cached_property
 import numpy as np
 
 from kdscale.cache.codecs import Codec
-from kdscale.cache.identity import Identity
-from kdscale.cache.read.batches import ReadsAhead
-from kdscale.cache.read.mixing import MixedReader
+from kdscale.cache.read.batches import PrefetchingReader
+from kdscale.cache.read.concat import ConcatReader
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows, RowStats
+from kdscale.cache.spec import Identity
 
 
-class SubsetReader(ReadsAhead):
+class SubsetReader(PrefetchingReader):
     """Row i is row `chosen`[i] of `reader`, which keeps its blocks and its metrics."""
 
-    def __init__(self, reader: CacheReader | MixedReader, chosen: np.ndarray) -> None:
+    def __init__(self, reader: CacheReader | ConcatReader, chosen: np.ndarray) -> None:
         self._reader = reader
         self._chosen = chosen
 
@@ -39,14 +39,14 @@ class SubsetReader(ReadsAhead):
         return self._reader.row_bytes
 
     @property
-    def row_length(self) -> int:
+    def seq_len(self) -> int:
         """Positions in a row."""
-        return self._reader.row_length
+        return self._reader.seq_len
 
     @property
-    def rows_per_block(self) -> int:
+    def sequences_per_chunk(self) -> int:
         """Rows that are fetched together: fewer of them are asked for."""
-        return self._reader.rows_per_block
+        return self._reader.sequences_per_chunk
 
     @cached_property
     def statistics(self) -> RowStats:
@@ -64,6 +64,6 @@ class SubsetReader(ReadsAhead):
         return self._reader.read(self._chosen[indices])
 
 
-def known_labels(reader: CacheReader | MixedReader) -> np.ndarray:
+def known_labels(reader: CacheReader | ConcatReader) -> np.ndarray:
     """[R] bool: the rows whose labels are known, which are those that the teacher was scored on."""
     return ~np.isnan(reader.statistics.nll)

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import numpy as np
 
-from kdscale.cache.format.rowform import FixedRows, new_rows, row_type
+from kdscale.cache.format.row_records import FixedRows, new_rows, row_type
 from kdscale.cache.rows import CachedRows
 from kdscale.types import Rows
 

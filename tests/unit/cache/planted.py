@@ -11,14 +11,14 @@ import xxhash
 
 from kdscale.cache.codecs import Codec, make_codec, uniforms
 from kdscale.cache.commit.manifest import load_manifest, publish
-from kdscale.cache.commit.plan import agree_plan, request_digest
+from kdscale.cache.commit.plan import create_or_load_plan, selection_hash
 from kdscale.cache.commit.writer import UnitWriter
+from kdscale.cache.format.checked_read import read_index
 from kdscale.cache.format.packing import Packing, packable
 from kdscale.cache.format.prior import Prior, count_prior
 from kdscale.cache.format.records import Block, Segment
-from kdscale.cache.format.verified import read_index
-from kdscale.cache.identity import FORMAT
 from kdscale.cache.rows import RowStats
+from kdscale.cache.spec import FORMAT
 from kdscale.config.cache import CodecConfig, VaroptCodec
 from kdscale.store import Store
 from kdscale.types import Rows
@@ -38,7 +38,7 @@ class Planted:
     rows: Rows
     stats: RowStats
     payload: np.ndarray  # [R, T, bytes a position] uint8
-    rows_per_unit: int
+    sequences_per_shard: int
     packed: bool
 
     @cached_property
@@ -55,13 +55,13 @@ class Planted:
         """Fix the plan, or find it."""
         options: dict[str, Any] = {
             "data": DATA,
-            "request": request_digest(len(self.rows)),
+            "request": selection_hash(len(self.rows)),
             "rows": len(self.rows),
-            "rows_per_unit": self.rows_per_unit,
-            "rows_per_block": 3,
+            "sequences_per_shard": self.sequences_per_shard,
+            "sequences_per_chunk": 3,
             "count_prior": (lambda: planted_prior(self.rows)) if self.packed else None,
         }
-        return agree_plan(self.store, self.identity, **(options | changes))
+        return create_or_load_plan(self.store, self.identity, **(options | changes))
 
     def unit(self, unit: int) -> tuple[int, Rows, np.ndarray, RowStats]:
         """What `UnitWriter.commit` takes for a unit."""
@@ -134,7 +134,7 @@ def stored_payload(codec: Codec, rows: Rows, payload: np.ndarray) -> np.ndarray:
 def make_planted(
     store: Store,
     rows: int = 23,
-    rows_per_unit: int = 8,
+    sequences_per_shard: int = 8,
     config: CodecConfig | None = None,
     packed: bool = True,
     labelled: bool = False,
@@ -157,7 +157,7 @@ def make_planted(
         "teacher": "ab" * 8,
         "tokenizer": "cd" * 8,
         "vocab_size": VOCAB,
-        "row_length": ROW_LENGTH,
+        "seq_len": ROW_LENGTH,
         "codec": codec.describe(),
         "temperature": 1.0,
         "dtype": "float32",
@@ -167,7 +167,7 @@ def make_planted(
     payload = planted_payload(codec, content) * content.loss_mask[..., None]
     if packed:
         payload = stored_payload(codec, content, payload)
-    return Planted(store, codec, identity, content, stats, payload, rows_per_unit, packed)
+    return Planted(store, codec, identity, content, stats, payload, sequences_per_shard, packed)
 
 
 def changed(payload: np.ndarray, change: int = 1) -> np.ndarray:

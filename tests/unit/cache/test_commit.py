@@ -14,10 +14,10 @@ from kdscale.cache.commit.manifest import load_manifest, manifest_versions, publ
 from kdscale.cache.commit.plan import load_plans
 from kdscale.cache.commit.writer import UnitWriter, committed_units
 from kdscale.cache.format.records import Commit, Segment, read_record
-from kdscale.cache.identity import check_identity
 from kdscale.cache.maintain.repair import repair
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import RowStats
+from kdscale.cache.spec import check_cache_spec
 from kdscale.config import fingerprint
 from kdscale.errors import KdscaleError
 from kdscale.store.local import LocalStore
@@ -79,10 +79,15 @@ def test_plan_is_fixed_by_the_first_run_and_found_by_the_next(plant: Plant) -> N
     planted = plant()
     first = planted.agree()
     # Sizes and packing are no part of what is asked for: units of other runs go on as planned.
-    assert planted.agree(rows_per_unit=4, rows_per_block=1, count_prior=None) == first
+    assert planted.agree(sequences_per_shard=4, sequences_per_chunk=1, count_prior=None) == first
     (plan,) = load_plans(planted.store)
     assert (plan.segment, plan.identity) == (first, planted.identity)
-    assert (first.rows, first.rows_per_unit, first.first_row, first.first_unit) == (23, 8, 0, 0)
+    assert (first.rows, first.sequences_per_shard, first.first_row, first.first_unit) == (
+        23,
+        8,
+        0,
+        0,
+    )
 
 
 def test_simultaneous_planners_agree(plant: Plant) -> None:
@@ -118,13 +123,13 @@ def test_identity_field_that_only_one_side_has_differs(plant: Plant) -> None:
     with pytest.raises(KdscaleError, match='dtype: the cache has "float32", expected null'):
         replace(planted, identity=less).agree()
     with pytest.raises(KdscaleError, match='prefix: the cache has null, expected "x"'):
-        check_identity(planted.identity, {"prefix": "x"})
-    check_identity({"codec": {"k": [1, 2]}}, {"codec": {"k": (1, 2)}})
+        check_cache_spec(planted.identity, {"prefix": "x"})
+    check_cache_spec({"codec": {"k": [1, 2]}}, {"codec": {"k": (1, 2)}})
 
 
 def appended(planted: Planted, count: int = 10) -> Planted:
     """More rows of the same cache, planned, captured, and not yet published."""
-    more = make_planted(planted.store, rows=23 + count, rows_per_unit=4)
+    more = make_planted(planted.store, rows=23 + count, sequences_per_shard=4)
     at = np.arange(23, 23 + count)
     stats = RowStats(*(getattr(more.stats, f.name)[at] for f in fields(RowStats)))
     rows = more.rows.take(at)

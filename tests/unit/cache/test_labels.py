@@ -8,9 +8,9 @@ import pytest
 from kdscale.cache.maintain.export import decode_columns
 from kdscale.cache.maintain.inspect import sample
 from kdscale.cache.maintain.verify import verify
-from kdscale.cache.read.disk import DiskCache
+from kdscale.cache.read.concat import ConcatReader
+from kdscale.cache.read.disk_cache import DiskCache
 from kdscale.cache.read.loader import CacheLoader
-from kdscale.cache.read.mixing import MixedReader
 from kdscale.cache.read.order import EpochOrder
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.read.subset import SubsetReader, known_labels
@@ -50,7 +50,7 @@ def test_batches_read_together_keep_their_labels(tmp_path: Path) -> None:
 
 def test_a_mixture_keeps_labels_and_refuses_caches_without(tmp_path: Path) -> None:
     one, other = plant(tmp_path / "a"), plant(tmp_path / "b", rows=10)
-    mixed = MixedReader([CacheReader(one.store), CacheReader(other.store)], [1, 1])
+    mixed = ConcatReader([CacheReader(one.store), CacheReader(other.store)], [1, 1])
     found = mixed.read(np.array([22, 23]))
     assert one.rows.labels is not None
     assert other.rows.labels is not None
@@ -58,7 +58,7 @@ def test_a_mixture_keeps_labels_and_refuses_caches_without(tmp_path: Path) -> No
     assert np.array_equal(found.rows.labels, [one.rows.labels[22], other.rows.labels[0]])
     plain = plant(tmp_path / "c", labelled=False)
     with pytest.raises(KdscaleError, match=r"task: .masked-lm., .causal-lm."):
-        MixedReader([CacheReader(one.store), CacheReader(plain.store)], [1, 1])
+        ConcatReader([CacheReader(one.store), CacheReader(plain.store)], [1, 1])
 
 
 def test_a_subset_is_a_cache_of_its_own(tmp_path: Path) -> None:
@@ -69,11 +69,11 @@ def test_a_subset_is_a_cache_of_its_own(tmp_path: Path) -> None:
     assert len(subset) == 4
     assert_rows(subset.read(np.array([3, 0])), planted, np.array([21, 3]))
     assert np.array_equal(subset.statistics.nll, planted.stats.nll[chosen])
-    assert (subset.row_length, subset.codec, subset.row_bytes) == (
-        *(reader.row_length, reader.codec, reader.row_bytes),
+    assert (subset.seq_len, subset.codec, subset.row_bytes) == (
+        *(reader.seq_len, reader.codec, reader.row_bytes),
     )
     loader = CacheLoader(
-        subset, EpochOrder(4, seed=0, chunk_rows=3, window_chunks=None), batch_rows=4
+        subset, EpochOrder(4, seed=0, chunk_rows=3, window_chunks=None), global_batch_size=4
     )
     first = next(iter(loader))
     assert sorted(first.rows.input_ids[:, 0]) == sorted(planted.rows.input_ids[chosen, 0])

@@ -27,7 +27,9 @@ ORDER = EpochOrder(ROWS, seed=7, chunk_rows=3, window_chunks=2)
 
 
 def load(reader: CacheReader, **options: Any) -> CacheLoader:
-    return CacheLoader(reader, **{"order": ORDER, "batch_rows": BATCH, "workers": 1, **options})
+    return CacheLoader(
+        reader, **{"order": ORDER, "global_batch_size": BATCH, "workers": 1, **options}
+    )
 
 
 def sample_ids(batch: CachedRows) -> list[bytes]:
@@ -101,7 +103,7 @@ def test_the_state_counts_what_was_handed_out_and_not_what_was_read_ahead(plant:
         "rows": ROWS,
         "chunk_rows": 3,
         "window_chunks": 2,
-        "batch_rows": BATCH,
+        "global_batch_size": BATCH,
         "step": 0,
     }
     batches = iter(loader)
@@ -183,7 +185,7 @@ def test_a_second_loop_goes_on_where_the_first_stopped(plant: Plant) -> None:
         ({"seed": 8}, "seed: the state has 8, this loader 7"),
         ({"rows": 24}, "rows: the state has 24, this loader 23"),
         ({"version": 1}, "version: the state has 1, this loader 2"),
-        ({"batch_rows": 6}, "batch_rows: the state has 6, this loader 5"),
+        ({"global_batch_size": 6}, "global_batch_size: the state has 6, this loader 5"),
         ({"window_chunks": 0}, "window_chunks: the state has 0, this loader 2"),
         ({"chunk_rows": None}, "chunk_rows: the state has None, this loader 3"),
         ({"step": "4"}, "another order"),
@@ -203,7 +205,7 @@ def test_all_that_differs_is_listed(plant: Plant) -> None:
     loader = load(CacheReader(plant(rows=ROWS).publish().store))
     with pytest.raises(KdscaleError) as caught:
         loader.load_state_dict({"step": 1, "version": 2})
-    for name in ("seed", "rows", "chunk_rows", "window_chunks", "batch_rows"):
+    for name in ("seed", "rows", "chunk_rows", "window_chunks", "global_batch_size"):
         assert f"{name}: the state has None" in caught.value.problem
     assert "version:" not in caught.value.problem
 

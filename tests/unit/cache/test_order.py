@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kdscale import shuffle
 from kdscale.cache.read.order import EpochOrder
+from kdscale.utils import permutation as shuffle
 
 
 def epoch(order: EpochOrder, number: int = 0) -> np.ndarray:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdscale.cache.codecs import bits, make_codec, uniforms
-from kdscale.cache.format import bitstream
+from kdscale.cache.format import varbits as bitstream
 from kdscale.cache.format.packing import Packing, packable
 from kdscale.cache.format.prior import Prior, count_prior, decode_prior, encode_prior
 from kdscale.config.cache import CodecConfig, FullCodec, SampleCodec, TopkCodec, VaroptCodec

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from kdscale.cache.maintain.verify import verify
-from kdscale.cache.read.blocks import BlockCache
-from kdscale.cache.read.disk import DiskCache
+from kdscale.cache.read.chunk_cache import BlockCache
+from kdscale.cache.read.disk_cache import DiskCache
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows
 from kdscale.config.cache import CodecConfig, FullCodec, TopkCodec, VaroptCodec
@@ -175,7 +175,7 @@ def test_blocks_in_memory_are_not_fetched_again(plant: Plant) -> None:
 
 
 def test_memory_stays_within_its_bound(plant: Plant) -> None:
-    planted = plant(rows=60, rows_per_unit=30).publish()
+    planted = plant(rows=60, sequences_per_shard=30).publish()
     block_bytes = CacheReader(planted.store).read(np.arange(3)).nbytes
     reader = CacheReader(planted.store, memory_bytes=int(4.5 * block_bytes))
     for order in np.split(shuffled(60), 12):
@@ -259,7 +259,7 @@ def test_an_error_surfaces_at_its_batch(plant: Plant) -> None:
 
 
 def test_reader_is_safe_in_many_threads(plant: Plant) -> None:
-    planted = plant(rows=60, rows_per_unit=30).publish()
+    planted = plant(rows=60, sequences_per_shard=30).publish()
     reader = CacheReader(planted.store, memory_bytes=5000)
     wrong: list[np.ndarray] = []
 

@@ -14,7 +14,7 @@ from tests.unit.cache.test_commit import appended
 
 @pytest.mark.parametrize("config", [VaroptCodec(k=4, head=2), FullCodec()])
 def test_parts_add_up_to_all_bytes(plant: Plant, config: CodecConfig) -> None:
-    planted = plant(config=config, rows=60, rows_per_unit=20).publish()
+    planted = plant(config=config, rows=60, sequences_per_shard=20).publish()
     parts, facts = stats(planted.store)["bytes_per_position"], inspect(planted.store)
     whole = parts.pop("all")
     assert whole == facts["bytes_per_position"]
@@ -25,7 +25,7 @@ def test_parts_add_up_to_all_bytes(plant: Plant, config: CodecConfig) -> None:
 
 
 def test_the_payload_s_part_is_that_of_its_column(plant: Plant) -> None:
-    planted = plant(config=FullCodec(), rows=60, rows_per_unit=20).publish()
+    planted = plant(config=FullCodec(), rows=60, sequences_per_shard=20).publish()
     parts = stats(planted.store)["bytes_per_position"]
     # What zstd makes of the column alone, 300 bytes of an Arrow message beside it.
     sizes = []

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from kdscale.cache.commit.manifest import load_manifest, publish
-from kdscale.cache.format.container import block_digest, decode_index, encode_index, object_digest
 from kdscale.cache.format.records import Block, Commit, Unit, commit_key, read_record, record_bytes
+from kdscale.cache.format.shard_file import block_digest, decode_index, encode_index, object_digest
 from kdscale.cache.maintain.inspect import inspect
 from kdscale.cache.maintain.verify import verify
 from kdscale.cache.rows import RowStats
@@ -53,7 +53,7 @@ def test_every_damage_to_a_unit_is_named(plant: Plant) -> None:
 
 
 def test_a_sample_is_a_share_of_the_units_that_the_seed_chooses(plant: Plant) -> None:
-    planted = plant(rows=60, rows_per_unit=2).publish()
+    planted = plant(rows=60, sequences_per_shard=2).publish()
     for unit in load_manifest(planted.store).units:
         planted.store.delete(unit.object)
 
@@ -100,7 +100,9 @@ def drop_plan(planted: Planted) -> str:
 
 def change_plan(planted: Planted) -> str:
     key = "plans/0000.json"
-    changed = planted.store.get(key).replace(b'"rows_per_block": 3', b'"rows_per_block": 4')
+    changed = planted.store.get(key).replace(
+        b'"sequences_per_chunk": 3', b'"sequences_per_chunk": 4'
+    )
     planted.store.put(key, changed)
     return key
 

@@ -150,7 +150,7 @@ def test_job_files_fail_with_the_reason_last(name: str, tmp_path: Path) -> None:
 
 
 def test_there_is_a_job_file_for_every_stage() -> None:
-    from kdscale.stages import STAGES
+    from kdscale.run.stage_names import STAGES
 
     folder = Path(__file__).parents[3] / "jobs"
     assert {path.stem for path in folder.glob("*.py")} == {"run", "graph", *STAGES}

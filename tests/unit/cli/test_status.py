@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from kdscale.cli import jobs, main, status
-from kdscale.heartbeat import Heartbeat
-from kdscale.progress import StageProgress
-from kdscale.record import RunRecord
+from kdscale.run.progress_file import Heartbeat
+from kdscale.run.record import RunRecord
 from kdscale.store import Store, open_store
+from kdscale.workers.progress import StageProgress
 from tests.runs import tiny_config, write_config
 
 

@@ -15,7 +15,7 @@ from kdscale.config import parse_config
 from kdscale.config.base import Config
 from kdscale.config.cache import CacheConfig
 from kdscale.config.evaluate import SamplesConfig
-from kdscale.config.live import LiveConfig
+from kdscale.config.online import OnlineConfig
 from kdscale.config.teacher import ModelConfig
 from kdscale.config.training import OptimiserConfig, TrainingConfig
 from kdscale.errors import KdscaleError
@@ -102,7 +102,7 @@ def test_what_an_optimiser_takes_is_taken() -> None:
     for betas in [(0, 0), (0.9, 0.999), (0.9, 0.9999999)]:
         assert OptimiserConfig(betas=betas).betas == betas
     assert OptimiserConfig(clip=1e6, weight_decay=0, learning_rate=10).clip == 1e6
-    assert TrainingConfig(steps=1, batch_rows=1, dropout=0).dropout == 0
+    assert TrainingConfig(steps=1, global_batch_size=1, dropout=0).dropout == 0
 
 
 @pytest.mark.parametrize("temperature", [0, -1, 1e-30, 1e-3, 1e3, 1e39])
@@ -112,7 +112,7 @@ def test_temperatures_out_of_range(temperature: float) -> None:
     with pytest.raises(ValidationError, match="temperature"):
         SamplesConfig(temperature=temperature)
     with pytest.raises(ValidationError, match="temperature"):
-        LiveConfig.model_validate({"temperature": {"kind": "constant", "start": temperature}})
+        OnlineConfig.model_validate({"temperature": {"kind": "constant", "start": temperature}})
 
 
 def test_options_of_an_architecture_are_finite() -> None:

@@ -13,8 +13,8 @@ from kdscale.config.chat import ChatConfig
 from kdscale.config.hardware import load_hardware
 from kdscale.config.load import load_kube_options, load_overrides
 from kdscale.config.text import decode_text, read_text
-from kdscale.data.augment import load_table
-from kdscale.data.template import read_template
+from kdscale.data.chat.template import read_template
+from kdscale.data.cleaning.augment import load_table
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.harness import HarnessOptions, run_tasks
 from kdscale.submit.cluster import find_token

@@ -18,7 +18,7 @@ def sampler(
     table: np.ndarray = DIFFICULTY, *, seed: int = 7, steps: int = STEPS, **fields: object
 ) -> CurriculumSampler:
     config = CurriculumConfig(**{"warmup_share": 0.5, "start_share": 0.1, **fields})
-    return CurriculumSampler(config, table, batch_rows=BATCH, steps=steps, seed=seed)
+    return CurriculumSampler(config, table, global_batch_size=BATCH, steps=steps, seed=seed)
 
 
 def met(made: CurriculumSampler, steps: range) -> np.ndarray:
@@ -104,10 +104,10 @@ def test_many_rows_are_shuffled_within_windows_of_blocks() -> None:
     windowed = CurriculumSampler(
         CurriculumConfig(warmup_share=0.0, shuffle_rows=64),
         np.zeros(rows),
-        batch_rows=BATCH,
+        global_batch_size=BATCH,
         steps=STEPS,
         seed=7,
-        rows_per_block=8,
+        sequences_per_chunk=8,
     )
     for epoch in np.split(met(windowed, range(125)), 2):
         assert sorted(epoch) == list(range(rows))
@@ -150,7 +150,7 @@ def test_pools_grow_and_batches_come_from_them(
     hardness = np.random.default_rng(seed).permutation(rows)
 
     def make() -> CurriculumSampler:
-        return CurriculumSampler(config, hardness, batch_rows=batch, steps=steps, seed=seed)
+        return CurriculumSampler(config, hardness, global_batch_size=batch, steps=steps, seed=seed)
 
     made, twin, before = make(), make(), 0
     for step in range(steps):

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdscale.config.live import TaidConfig
+from kdscale.config.online import TaidConfig
 from kdscale.curriculum.taid import TaidState, taid_log_probs
 
 STEPS = 50

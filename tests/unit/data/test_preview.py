@@ -31,7 +31,7 @@ def look(folder: Path, task: Task = "causal-lm", **fields: Any) -> Preview:
     config = {
         "train": {"kind": "jsonl", "path": str(path)},
         "cleaning": STEPS,
-        "row_length": 64,
+        "seq_len": 64,
         "min_characters": 1,
         "tokenizer": {"vocab_size": 300},
         "pack": False,
@@ -63,7 +63,7 @@ def test_rows_of_an_evaluation_set_have_its_context(tmp_path: Path) -> None:
             "train": source,
             "evaluate": {"held": source},
             "tokenizer": {"vocab_size": 300},
-            "row_length": 64,
+            "seq_len": 64,
             "pack": False,
             "evaluation_context": 40,
         }

@@ -9,20 +9,20 @@ import yaml
 
 from kdscale.config.data import DataConfig
 from kdscale.config.teacher import ModelConfig
-from kdscale.data.manifest import FORMAT, VERSION, write_manifest
-from kdscale.data.rows import Layout, RowBuilder, concatenate
-from kdscale.data.splits import SplitWriter
+from kdscale.data.rows.manifest import FORMAT, VERSION, write_manifest
+from kdscale.data.rows.pack import Layout, RowBuilder, concatenate
+from kdscale.data.rows.splits import SplitWriter
 from kdscale.data.tokenizer import encode, train_tokenizer
 from kdscale.evaluate.results import write_results
-from kdscale.models.build import build_model, count_parameters, make_config
-from kdscale.models.folder import publish
+from kdscale.models.hf_folder import publish
+from kdscale.models.load import build_model, count_parameters, make_config
 from kdscale.store import Store, open_store, upload_folder
 from tests.runs import tiny_config, write_corpus
 from tests.unit.report.sample import sample_results
 
 T = 64
 _MODULES = ["argparse", "ast", "calendar", "dataclasses", "inspect", "tarfile"]
-_SIZES = {"teacher": 24, "student": 16, "control": 16}
+_SIZES = {"teacher": 24, "student": 16, "baseline": 16}
 
 
 def make_finished_run(folder: Path, **changes: Any) -> Store:
@@ -73,13 +73,13 @@ def _prepare(store: Store, texts: list[str], tokenizer: Path) -> dict[str, Any]:
     builder = RowBuilder(Layout(T, 1, False, True, info.pad_id))
     text = (tokenizer / "tokenizer.json").read_text()
     rows = concatenate(list(builder.build(encode(text, info, [t[:12000] for t in texts]))), T)
-    writer = SplitWriter("causal-lm", DataConfig(row_length=T), store, "", info, lambda *_: None)
+    writer = SplitWriter("causal-lm", DataConfig(seq_len=T), store, "", info, lambda *_: None)
     # The quickest way to an entry of the manifest: the writer's own last step.
     entry = writer._store_rows("validation", [rows], replace(builder.counts))
     manifest = {
         "format": FORMAT,
         "version": VERSION,
-        "row_length": T,
+        "seq_len": T,
         "tokenizer": info.as_dict(),
         "splits": {"train": entry, "validation": entry},
     }

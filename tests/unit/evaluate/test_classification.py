@@ -173,12 +173,12 @@ def test_the_gap_s_interval_draws_the_same_rows_for_all_models() -> None:
     random = np.random.default_rng(6)
     by_row = {}
     base = random.normal(100, 30, 200)
-    for name, loss in (("teacher", 0.0), ("student", 0.5), ("control", 1.0)):
+    for name, loss in (("teacher", 0.0), ("student", 0.5), ("baseline", 1.0)):
         by_row[name] = np.zeros((200, 8))
         by_row[name][:, TOKENS] = 1
         by_row[name][:, LOSS] = base + loss + random.normal(0, 0.01, 200)
     found = gap_interval(draw_counts(200), by_row)
     assert found == pytest.approx([0.5, 0.5], abs=0.01)
     assert gap_interval(draw_counts(200), {"teacher": by_row["teacher"]}) is None
-    swapped = {**by_row, "control": by_row["teacher"]}
+    swapped = {**by_row, "baseline": by_row["teacher"]}
     assert gap_interval(draw_counts(200), swapped) is None

@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 from kdscale.cli import app
 from kdscale.errors import KdscaleError
 from kdscale.evaluate import harness
-from kdscale.evaluate.finished import FinishedRun
 from kdscale.evaluate.harness import HarnessOptions, merge, run_tasks
 from kdscale.evaluate.heldout import last_word_items, passages, task_names
 from kdscale.evaluate.results import HarnessTask, read_results
 from kdscale.evaluate.scoring import named_folders
-from kdscale.models.build import load_model
+from kdscale.models.load import load_model
+from kdscale.run.finished_run import FinishedRun
 from kdscale.store import open_store
 from tests.unit.evaluate.finished import make_finished_run
 
@@ -45,12 +45,12 @@ def lm_eval(output: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def test_teacher_student_and_control_are_scored_offline(output: Path) -> None:
+def test_teacher_student_and_baseline_are_scored_offline(output: Path) -> None:
     printed = lm_eval(output)
     found = read_results(open_store(str(output)))["lm_eval"]
     assert sorted(found) == task_names()
     for task in found.values():
-        assert set(task["scores"]) == {"teacher", "student", "control"}
+        assert set(task["scores"]) == {"teacher", "student", "baseline"}
         assert task["documents"] >= 8
         assert task["limit"] is None
         assert len(task["task_hash"]) == 64

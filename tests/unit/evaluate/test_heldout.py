@@ -8,7 +8,6 @@ import pytest
 from transformers import AutoTokenizer
 
 from kdscale.errors import KdscaleError
-from kdscale.evaluate.finished import FinishedRun
 from kdscale.evaluate.heldout import (
     cloze_items,
     last_word_items,
@@ -16,6 +15,7 @@ from kdscale.evaluate.heldout import (
     task_names,
     write_tasks,
 )
+from kdscale.run.finished_run import FinishedRun
 from tests.unit.evaluate.finished import make_finished_run
 
 

@@ -23,7 +23,7 @@ from tests.unit.report.sample import sample_results
 
 
 @pytest.mark.parametrize(
-    ("teacher", "student", "control", "expected"),
+    ("teacher", "student", "baseline", "expected"),
     [
         (3.0, 3.25, 4.0, 0.75),
         (3.0, 4.0, 4.0, 0.0),
@@ -36,16 +36,16 @@ from tests.unit.report.sample import sample_results
         (3.0, math.inf, 4.0, None),
     ],
 )
-def test_gap_recovered(teacher: Any, student: float, control: float | None, expected: Any) -> None:
-    assert gap_recovered(teacher, student, control) == expected
+def test_gap_recovered(teacher: Any, student: float, baseline: float | None, expected: Any) -> None:
+    assert gap_recovered(teacher, student, baseline) == expected
 
 
 def test_gaps_are_worked_out_for_each_domain() -> None:
     gaps = sample_results()["gap_recovered"]
     assert gaps["validation"] == pytest.approx((3.5233 - 3.3821) / (3.5233 - 3.0512))
     assert gaps["python-docs"] == pytest.approx((4.8018 - 4.6902) / (4.8018 - 4.4107))
-    no_control = sample_results(("teacher", "student"))["gap_recovered"]
-    assert no_control == {"validation": None, "python-docs": None}
+    no_baseline = sample_results(("teacher", "student"))["gap_recovered"]
+    assert no_baseline == {"validation": None, "python-docs": None}
     assert sample_results(("teacher",))["gap_recovered"] == {}
 
 

@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from kdscale.config.evaluate import SamplesConfig, SpeedConfig
-from kdscale.evaluate import alone, speed
-from kdscale.evaluate.alone import load_alone, write_text
-from kdscale.evaluate.finished import FinishedRun
+from kdscale.distributed.rank import current_rank
+from kdscale.evaluate import single_device as alone
+from kdscale.evaluate import speed
 from kdscale.evaluate.samples import choose_prompts, write_samples
+from kdscale.evaluate.single_device import load_alone, write_text
 from kdscale.evaluate.speed import measure_speed
-from kdscale.models.folder import ModelReference, read_marker
+from kdscale.models.hf_folder import ModelReference, read_marker
+from kdscale.run.finished_run import FinishedRun
 from kdscale.store import open_store
-from kdscale.workers import current_worker
 from tests.unit.evaluate.finished import T, make_finished_run
 
 
@@ -35,11 +36,11 @@ def references(run: FinishedRun) -> dict[str, ModelReference]:
 def test_every_turn_measures_every_model(
     run: FinishedRun, references: dict[str, ModelReference]
 ) -> None:
-    models = load_alone(references, current_worker())
+    models = load_alone(references, current_rank())
     config = SpeedConfig(turns=2, rows=3, new_tokens=5)
-    found = measure_speed(models, references, run.prepared(), config, current_worker())
+    found = measure_speed(models, references, run.prepared(), config, current_rank())
     assert (found["device"], found["dtype"]) == ("CPU", "float32")
-    assert (found["rows"], found["row_length"], found["turns"]) == (3, T, 2)
+    assert (found["rows"], found["seq_len"], found["turns"]) == (3, T, 2)
     for name in ("teacher", "student"):
         own = found["models"][name]
         assert own["bytes"] == (Path(run.model_folder(name)) / "model.safetensors").stat().st_size
@@ -54,7 +55,7 @@ def test_every_turn_measures_every_model(
 def test_a_speed_has_an_interval_over_turns_that_compare(
     run: FinishedRun, references: dict[str, ModelReference], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models = load_alone(references, current_worker())
+    models = load_alone(references, current_rank())
     config = SpeedConfig(turns=9, rows=2, new_tokens=1, seconds=600)
     # A machine that gets slower from turn to turn, on which the student takes a third as long.
     order: list[str] = []
@@ -67,7 +68,7 @@ def test_a_speed_has_an_interval_over_turns_that_compare(
         return (3.0 if name == "teacher" else 1.0) * (1 + turn) * (1 + 0.01 * (turn % 3))
 
     monkeypatch.setattr(speed, "_seconds", seconds)
-    found = measure_speed(models, references, run.prepared(), config, current_worker())
+    found = measure_speed(models, references, run.prepared(), config, current_rank())
     assert (found["turns"], found["latency_turns"]) == (9, 5)
     student = found["models"]["student"]
     low, high = student["times_teacher_interval"] or (0, 0)
@@ -77,14 +78,14 @@ def test_a_speed_has_an_interval_over_turns_that_compare(
 
 
 def test_turns_end_with_their_time(run: FinishedRun, references: dict[str, ModelReference]) -> None:
-    models = load_alone(references, current_worker())
+    models = load_alone(references, current_rank())
     config = SpeedConfig(turns=50, rows=1, new_tokens=1, seconds=1e-9)
-    found = measure_speed(models, references, run.prepared(), config, current_worker())
+    found = measure_speed(models, references, run.prepared(), config, current_rank())
     assert found["turns"] == 1
 
 
 def test_nothing_is_measured_where_no_model_has_room(run: FinishedRun) -> None:
-    found = measure_speed({}, {}, run.prepared(), SpeedConfig(), current_worker())
+    found = measure_speed({}, {}, run.prepared(), SpeedConfig(), current_rank())
     assert (found["turns"], found["latency_turns"], found["models"]) == (0, 0, {})
 
 
@@ -94,14 +95,14 @@ def test_the_largest_is_left_out_where_memory_is_short(
 ) -> None:
     student = references["student"].parameters
     monkeypatch.setattr(alone, "_room", lambda worker: 4 * (student + 1))
-    assert list(load_alone(references, current_worker())) == ["student"]
+    assert list(load_alone(references, current_rank())) == ["student"]
 
 
 def test_greedy_text_is_the_argmax_of_whole_forwards(
     run: FinishedRun, references: dict[str, ModelReference]
 ) -> None:
     prepared = run.prepared()
-    model = load_alone(references, current_worker())["student"]
+    model = load_alone(references, current_rank())["student"]
     vocabulary = prepared.vocab_size
     ids = torch.randint(vocabulary, (3, 9), generator=torch.Generator().manual_seed(0))
     got = write_text(model, ids, 6, prepared.special_ids, vocabulary, whole=True)
@@ -119,7 +120,7 @@ def test_drawn_text_follows_its_seed_and_leaves_the_generator_alone(
     run: FinishedRun, references: dict[str, ModelReference]
 ) -> None:
     prepared = run.prepared()
-    model = load_alone(references, current_worker())["student"]
+    model = load_alone(references, current_rank())["student"]
     ids = torch.full((2, 4), 7)
 
     def text(seed: int) -> list[list[int]]:
@@ -139,9 +140,9 @@ def test_drawn_text_follows_its_seed_and_leaves_the_generator_alone(
 def test_samples_are_of_documents_and_stand_beside_their_truth(
     run: FinishedRun, references: dict[str, ModelReference]
 ) -> None:
-    models = load_alone(references, current_worker())
+    models = load_alone(references, current_rank())
     config = SamplesConfig(prompts=3, prompt_tokens=16, new_tokens=24)
-    found = write_samples(models, run.prepared(), config, current_worker(), seed=0)
+    found = write_samples(models, run.prepared(), config, current_rank(), seed=0)
     assert (found["domain"], found["temperature"]) == ("validation", None)
     assert len(found["texts"]) == 3
     corpus = "\n".join(

@@ -12,15 +12,15 @@ from kdscale.config.data import ChunksConfig, DataConfig
 from kdscale.config.task import Task
 from kdscale.config.teacher import ModelConfig
 from kdscale.data.documents import TokenDocument
-from kdscale.data.manifest import FORMAT, VERSION, write_manifest
-from kdscale.data.splits import SplitWriter, make_builder
+from kdscale.data.rows.manifest import FORMAT, VERSION, write_manifest
+from kdscale.data.rows.splits import SplitWriter, make_builder
 from kdscale.data.tokenizer import train_tokenizer
 from kdscale.evaluate.results import write_results
-from kdscale.models.build import build_model, count_parameters, make_config
-from kdscale.models.folder import publish
-from kdscale.models.tasks import Purpose
-from kdscale.record import RUN_KEY
-from kdscale.stages import STAGES
+from kdscale.models.hf_folder import publish
+from kdscale.models.load import build_model, count_parameters, make_config
+from kdscale.models.tasks import TaskSpec
+from kdscale.run.record import RUN_KEY
+from kdscale.run.stage_names import STAGES
 from kdscale.store import Store, open_store, upload_folder
 from tests.unit.report.sample import CONFIG, sample_results
 
@@ -41,7 +41,7 @@ def plant_run(
     output = open_store(url)
     if task == "sequence-classification":
         data = {"labels": {"classes": CLASSES}, **data}
-    config = DataConfig.model_validate({"row_length": LENGTH, **data})
+    config = DataConfig.model_validate({"seq_len": LENGTH, **data})
     masks = task == "masked-lm"
     info = train_tokenizer(["words for a tokenizer"], 300, scratch / "tokenizer", masks=masks)
     prepared = output.child("prepared/fp")
@@ -50,7 +50,7 @@ def plant_run(
     writer = SplitWriter(task, config, prepared, "", info, lambda *_: None)
     rows = list(builder.build(documents(info.vocab_size)))
     entry = writer._store_rows("validation", rows, builder.counts)
-    manifest: dict[str, Any] = {"format": FORMAT, "version": VERSION, "row_length": LENGTH}
+    manifest: dict[str, Any] = {"format": FORMAT, "version": VERSION, "seq_len": LENGTH}
     if task == "sequence-classification":
         manifest["classes"] = CLASSES
     manifest |= {"tokenizer": info.as_dict(), "splits": {"validation": entry}}
@@ -58,7 +58,7 @@ def plant_run(
 
     classes = CLASSES if task == "sequence-classification" else ()
     chunks = config.chunks if isinstance(config.chunks, ChunksConfig) else None
-    model = random_model(architecture, info.vocab_size, Purpose(task, classes, chunks))
+    model = random_model(architecture, info.vocab_size, TaskSpec(task, classes, chunks))
     publish(
         output,
         "student",
@@ -89,7 +89,7 @@ def documents(vocab_size: int, count: int = 24) -> list[TokenDocument]:
     ]
 
 
-def random_model(architecture: str, vocab_size: int, purpose: Purpose) -> Any:
+def random_model(architecture: str, vocab_size: int, purpose: TaskSpec) -> Any:
     """Weights so large that logits are of the order of 1, norms and biases not left out."""
     options = SIZES | ({"num_key_value_heads": 4} if architecture == "llama" else {})
     shape = make_config(

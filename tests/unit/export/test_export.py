@@ -21,8 +21,8 @@ from kdscale.export.samples import shorter, validation_batches
 from kdscale.export.source import find_source
 from kdscale.export.text import render
 from kdscale.export.to_onnx import check_packages, load_onnx
-from kdscale.models.build import load_model
 from kdscale.models.forward import compute_logits, row_tensors
+from kdscale.models.load import load_model
 from kdscale.store import Store
 from tests.unit.export.planted import CHUNK, LENGTH, plant_run, write_record
 
@@ -247,8 +247,8 @@ def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KdscaleError, match=r"There is no run in .*nothing: it has no run.json"):
         find_source(str(tmp_path / "nothing"), "student")
     run = plant_run(str(tmp_path / "run"), tmp_path)
-    with pytest.raises(KdscaleError, match="has no complete control"):
-        find_source(run.url, "control")
+    with pytest.raises(KdscaleError, match="has no complete baseline"):
+        find_source(run.url, "baseline")
     with pytest.raises(KdscaleError, match="has no complete teacher"):
         find_source(run.url, "teacher")
     write_record(run, distill="stopped")

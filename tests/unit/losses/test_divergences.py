@@ -160,7 +160,7 @@ def test_what_a_loss_is_on_the_targets_of_a_source(source: str) -> None:
             check_defined(kind, source)
     assert status("forward_kl", "varopt") == "unbiased"
     assert status("reverse_kl", "topk") == "biased"
-    assert status("reverse_kl", "live") == "exact"
+    assert status("reverse_kl", "online") == "exact"
 
 
 def test_entropy_of_a_target_is_that_of_its_classes() -> None:

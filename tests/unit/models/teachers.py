@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 from kdscale.config.initial import WidthConfig
 from kdscale.config.student import StudentConfig
 from kdscale.config.teacher import ModelConfig
-from kdscale.models.build import build_model, load_config_of, make_config
-from kdscale.models.calibrate import measure
-from kdscale.models.initial import Plan, build_student, plan_student
-from kdscale.models.tensors import TensorFiles
-from kdscale.models.width import Kept
+from kdscale.models.init.calibrate import measure
+from kdscale.models.init.student_init import Plan, build_student, plan_student
+from kdscale.models.init.tensors import TensorFiles
+from kdscale.models.init.width import Kept
+from kdscale.models.load import build_model, load_config_of, make_config
 from kdscale.types import Rows
 
 VOCAB, LENGTH = 97, 12
@@ -22,7 +22,7 @@ HIDDEN, NEURONS, HEADS, GROUPS, HEAD, LAYERS = 24, 20, 4, 2, 6, 5
 TOKENIZER: dict[str, Any] = {
     "vocab_size": VOCAB,
     "special_ids": {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0},
-    "row_length": LENGTH,
+    "seq_len": LENGTH,
 }
 LLAMA_LIKE = {
     "hidden_size": HIDDEN,

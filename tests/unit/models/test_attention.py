@@ -8,9 +8,9 @@ import torch
 from kdscale.config.teacher import ModelConfig
 from kdscale.errors import KdscaleError
 from kdscale.models.attention import check_attention
-from kdscale.models.build import build_model, make_config
-from kdscale.models.head import TrainedModel
-from kdscale.models.overrides import checkpoint_activations
+from kdscale.models.head import ModelWithHead
+from kdscale.models.load import build_model, make_config
+from kdscale.models.train_overrides import checkpoint_activations
 
 VOCAB = 50
 CPU = torch.device("cpu")
@@ -35,11 +35,11 @@ QWEN3_NEXT = {
 }
 
 
-def made(architecture: str, options: dict[str, Any], **fields: Any) -> TrainedModel:
+def made(architecture: str, options: dict[str, Any], **fields: Any) -> ModelWithHead:
     special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     config = ModelConfig(architecture=architecture, options=options)
     model = build_model(make_config(config, VOCAB, special, 16), 0)
-    return TrainedModel(model, VOCAB, **{"gives_attention": True, **fields})
+    return ModelWithHead(model, VOCAB, **{"gives_attention": True, **fields})
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import torch
 
 from kdscale.config.teacher import ModelConfig
 from kdscale.losses.fused import head_and_loss
-from kdscale.models.build import build_model, make_config
 from kdscale.models.forward import RowTensors, compute_logits, next_token_labels, target_logits
-from kdscale.models.head import TrainedModel
-from kdscale.models.tasks import PLAIN, Purpose
+from kdscale.models.head import ModelWithHead
+from kdscale.models.load import build_model, make_config
+from kdscale.models.tasks import CAUSAL_LM, TaskSpec
 
 VOCAB, LENGTH = 37, 12
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
@@ -45,13 +45,13 @@ MASKED: dict[str, dict[str, Any]] = {
 }
 
 
-def make(name: str, options: dict[str, Any], purpose: Purpose = PLAIN) -> TrainedModel:
+def make(name: str, options: dict[str, Any], purpose: TaskSpec = CAUSAL_LM) -> ModelWithHead:
     model = ModelConfig(architecture=name.split()[0], options=options, pad_vocab_to_multiple_of=8)
     torch.manual_seed(1)
     found = build_model(make_config(model, VOCAB, SPECIAL, LENGTH, purpose), 0)
     for parameter in found.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    return TrainedModel(found, VOCAB).eval()
+    return ModelWithHead(found, VOCAB).eval()
 
 
 def rows() -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,7 +60,7 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randint(VOCAB, (2, LENGTH), generator=generator), segments
 
 
-def gradients(model: TrainedModel, *, fused: bool) -> tuple[float, dict[str, torch.Tensor]]:
+def gradients(model: ModelWithHead, *, fused: bool) -> tuple[float, dict[str, torch.Tensor]]:
     ids, segments = rows()
     labels = next_token_labels(ids).flatten()
     model.zero_grad()
@@ -75,7 +75,7 @@ def gradients(model: TrainedModel, *, fused: bool) -> tuple[float, dict[str, tor
     return float(loss.detach()), found
 
 
-def check_training(model: TrainedModel) -> None:
+def check_training(model: ModelWithHead) -> None:
     loss, found = gradients(model, fused=True)
     expected_loss, expected = gradients(model, fused=False)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
@@ -87,15 +87,15 @@ def check_training(model: TrainedModel) -> None:
 @pytest.mark.parametrize("name", LINEAR)
 def test_head_and_loss_train_as_the_models_own_logits_do(name: str) -> None:
     model = make(name, LINEAR[name])
-    model(TrainedModel.check_head, torch.device("cpu"))
+    model(ModelWithHead.detect_head, torch.device("cpu"))
     assert model.head.weight is not None
     check_training(model)
 
 
 @pytest.mark.parametrize("name", MASKED)
 def test_a_masked_language_model_projects_only_what_the_loss_asks_for(name: str) -> None:
-    model = make(name, MASKED[name], Purpose("masked-lm"))
-    model(TrainedModel.check_head, torch.device("cpu"))
+    model = make(name, MASKED[name], TaskSpec("masked-lm"))
+    model(ModelWithHead.detect_head, torch.device("cpu"))
     assert model.head.weight is not None
     rows_of_head = []
     output: Any = model.model.get_output_embeddings()
@@ -107,10 +107,10 @@ def test_a_masked_language_model_projects_only_what_the_loss_asks_for(name: str)
 
 @pytest.mark.parametrize(
     ("name", "purpose"),
-    [*((name, PLAIN) for name in LINEAR), *((name, Purpose("masked-lm")) for name in MASKED)],
+    [*((name, CAUSAL_LM) for name in LINEAR), *((name, TaskSpec("masked-lm")) for name in MASKED)],
 )
-def test_only_the_logits_of_targets_are_made(name: str, purpose: Purpose) -> None:
-    model = make(name, (LINEAR if purpose is PLAIN else MASKED)[name], purpose).model
+def test_only_the_logits_of_targets_are_made(name: str, purpose: TaskSpec) -> None:
+    model = make(name, (LINEAR if purpose is CAUSAL_LM else MASKED)[name], purpose).model
     ids, segments = rows()
     made = []
     output: Any = model.get_output_embeddings()
@@ -147,22 +147,22 @@ def without_rows(model: Any) -> None:
 
 @pytest.mark.parametrize("change", [never_called, without_rows])
 def test_a_last_map_that_is_not_given_rows_is_left_alone(change: Any) -> None:
-    model = make("bert", ENCODER, Purpose("masked-lm"))
+    model = make("bert", ENCODER, TaskSpec("masked-lm"))
     change(model.model)
     ids, segments = rows()
     mask = ids % 2 == 0
     with torch.no_grad():
         found = target_logits(model.model, RowTensors(ids, segments, mask, ids), VOCAB)
         assert torch.equal(found, compute_logits(model.model, ids, segments, VOCAB)[mask])
-    model(TrainedModel.check_head, torch.device("cpu"))
+    model(ModelWithHead.detect_head, torch.device("cpu"))
     assert model.head.weight is None
     check_training(model)
 
 
 def test_layers_are_the_same_before_a_transform() -> None:
-    model = make("bert", ENCODER, Purpose("masked-lm"))
+    model = make("bert", ENCODER, TaskSpec("masked-lm"))
     _, expected = model.hidden_and_layers(*rows(), ["hidden"])
-    model(TrainedModel.check_head, torch.device("cpu"))
+    model(ModelWithHead.detect_head, torch.device("cpu"))
     _, found = model.hidden_and_layers(*rows(), ["hidden"])
     assert len(found["hidden"]) == 2
     torch.testing.assert_close(found["hidden"], expected["hidden"])
@@ -172,7 +172,7 @@ def test_a_head_that_is_more_than_linear_keeps_its_logits() -> None:
     model = make("llama", SMALL)
     output: Any = model.model.get_output_embeddings()
     output.register_forward_hook(lambda _, __, logits: torch.tanh(logits))
-    model(TrainedModel.check_head, torch.device("cpu"))
+    model(ModelWithHead.detect_head, torch.device("cpu"))
     assert model.head.weight is None
     check_training(model)
 
@@ -180,6 +180,6 @@ def test_a_head_that_is_more_than_linear_keeps_its_logits() -> None:
 def test_dropout_stays_what_it_was() -> None:
     model = make("gpt2", {**LINEAR["gpt2"], "resid_pdrop": 0.5})
     model.train()
-    model(TrainedModel.check_head, torch.device("cpu"))
+    model(ModelWithHead.detect_head, torch.device("cpu"))
     assert model.training
     assert model.head.weight is not None

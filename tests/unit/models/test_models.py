@@ -8,12 +8,12 @@ import torch
 
 from kdscale.config.teacher import ModelConfig
 from kdscale.errors import KdscaleError
-from kdscale.models.build import build_model, check_vocabulary, load_model, make_config
 from kdscale.models.forward import (
     attention_inputs,
     compute_logits,
     next_token_labels,
 )
+from kdscale.models.load import build_model, check_vocabulary, load_model, make_config
 
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 LLAMA = ModelConfig(

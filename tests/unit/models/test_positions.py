@@ -10,13 +10,13 @@ from kdscale.config.data import ChunksConfig
 from kdscale.config.task import Task
 from kdscale.config.teacher import ModelConfig
 from kdscale.errors import KdscaleError
-from kdscale.models.build import build_model, make_config
+from kdscale.models.load import build_model, make_config
 from kdscale.models.positions import (
     check_positions,
     position_notes,
     usable_positions,
 )
-from kdscale.models.tasks import Purpose, name_class
+from kdscale.models.tasks import TaskSpec, name_class
 from tests.architectures import tiny_config
 
 IDS = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
@@ -26,7 +26,7 @@ SIZES = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
 }
-MASKED = Purpose("masked-lm")
+MASKED = TaskSpec("masked-lm")
 # How many of the positions are for tokens, by architecture; the padding id is 1.
 TABLES: list[tuple[Task, str, int]] = [
     ("masked-lm", "bert", 0),
@@ -118,7 +118,7 @@ def test_a_students_own_number_of_positions_is_kept_or_refused() -> None:
     with pytest.raises(KdscaleError, match="'gpt2' of 32 positions, cannot take 64 tokens"):
         make_config(gpt2, 60, IDS, 64)
     chunks = ChunksConfig(length=98)
-    classifier = Purpose("sequence-classification", ("a", "b"), chunks)
+    classifier = TaskSpec("sequence-classification", ("a", "b"), chunks)
     assert make_config(model, 60, IDS, 98 * 4, classifier).max_position_embeddings == 100
 
 
@@ -153,4 +153,4 @@ def test_rows_whose_length_scales_all_their_positions_are_refused(kind: str) -> 
     check_positions(config, 64, "teacher")
     with pytest.raises(KdscaleError, match=rf"rows of more than 64 tokens \({kind}\)") as refused:
         check_positions(config, 65, "teacher")
-    assert refused.value.fix == "Set data.row_length to at most 64."
+    assert refused.value.fix == "Set data.seq_len to at most 64."

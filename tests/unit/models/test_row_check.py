@@ -11,14 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from kdscale.errors import KdscaleError
-from kdscale.models.chunked import chunked_class, set_chunks
+from kdscale.models.chunked_classifier import chunked_class, set_chunks
+from kdscale.models.eval_mode import evaluation_mode
 from kdscale.models.forward import (
     RowTensors,
     document_positions,
     target_logits,
 )
-from kdscale.models.head import TrainedModel
-from kdscale.models.mode import evaluation_mode
+from kdscale.models.head import ModelWithHead
 from kdscale.models.row_check import RowKind, check_rows
 from tests.alone import LENGTH, PACKED, SINGLE, logits_at, outcome, worst_difference
 from tests.architectures import CAUSAL, MASKED, NOT_BUILT, VOCAB, tiny_config, tiny_model
@@ -40,9 +40,9 @@ def test_a_document_has_the_logits_that_it_has_alone(kind: str) -> None:
     assert worst_difference(model) < 1e-4
     check_rows(model, logits_at(model), PACKED)
     # As training computes them, by hidden states and head, in training mode.
-    trained = TrainedModel(model, VOCAB)
+    trained = ModelWithHead(model, VOCAB)
     trained.train()
-    trained.check_head(torch.device("cpu"))
+    trained.detect_head(torch.device("cpu"))
     trained.check_rows(PACKED)
     assert trained.training
     assert all(module.training for module in trained.modules())
@@ -137,7 +137,7 @@ def test_scaled_positions_beyond_their_length_are_refused() -> None:
     }
     options = {"rope_parameters": scaling, "original_max_position_embeddings": 64}
     model = tiny_model("phi3", **options)
-    check_rows(model, logits_at(model), RowKind(VOCAB, VOCAB, 64, packs=True, micro_batch_rows=3))
+    check_rows(model, logits_at(model), RowKind(VOCAB, VOCAB, 64, packs=True, micro_batch_size=3))
     with pytest.raises(KdscaleError, match="in a row of 100 tokens than alone"):
         check_rows(model, logits_at(model), PACKED)
 

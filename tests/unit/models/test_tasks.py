@@ -9,16 +9,16 @@ import torch
 from kdscale.config.data import ChunkPooling, ChunksConfig
 from kdscale.config.teacher import ModelConfig
 from kdscale.errors import KdscaleError
-from kdscale.models.build import build_model, load_config_of, load_model, make_config
-from kdscale.models.chunked import pool_chunks
+from kdscale.models.chunked_classifier import pool_chunks
 from kdscale.models.forward import compute_logits
-from kdscale.models.head import TrainedModel
-from kdscale.models.tasks import Purpose, set_purpose, task_of
+from kdscale.models.head import ModelWithHead
+from kdscale.models.load import build_model, load_config_of, load_model, make_config
+from kdscale.models.tasks import TaskSpec, set_purpose, task_of
 
 V, T = 60, 12
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 CLASSES = ("a", "b", "c")
-CLASSIFIER = Purpose("sequence-classification", CLASSES)
+CLASSIFIER = TaskSpec("sequence-classification", CLASSES)
 SIZES = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -35,7 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def shape_of(architecture: str, purpose: Purpose) -> Any:
+def shape_of(architecture: str, purpose: TaskSpec) -> Any:
     model = ModelConfig(architecture=architecture, options=OPTIONS[architecture])
     return make_config(model, V, SPECIAL, T, purpose)
 
@@ -64,7 +64,7 @@ def test_a_classifier_sees_no_padding(architecture: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "deberta-v2", "distilbert"])
 def test_a_masked_model_sees_both_sides(architecture: str, tmp_path: Path) -> None:
-    model = build_model(shape_of(architecture, Purpose("masked-lm")), 0).eval()
+    model = build_model(shape_of(architecture, TaskSpec("masked-lm")), 0).eval()
     ids, segments = rows((10,))
     logits = compute_logits(model, ids, segments, V)
     assert logits.shape == (1, T, V)
@@ -75,8 +75,8 @@ def test_a_masked_model_sees_both_sides(architecture: str, tmp_path: Path) -> No
     padding[0, 10:] = 7
     seen = compute_logits(model, padding, segments, V)[0, :10]
     assert torch.allclose(seen, logits[0, :10], atol=1e-5)
-    trained = TrainedModel(model, V).eval()
-    trained(TrainedModel.check_head, torch.device("cpu"))
+    trained = ModelWithHead(model, V).eval()
+    trained(ModelWithHead.detect_head, torch.device("cpu"))
     found = trained.head.logits(trained.hidden(ids, segments)[0])
     assert torch.allclose(found, logits[0], atol=1e-4)
 
@@ -84,8 +84,8 @@ def test_a_masked_model_sees_both_sides(architecture: str, tmp_path: Path) -> No
 def test_a_classifier_trains_through_the_fused_loss() -> None:
     from kdscale.losses.fused import head_and_loss
 
-    model = TrainedModel(build_model(shape_of("bert", CLASSIFIER), 0), 3).eval()
-    model(TrainedModel.check_head, torch.device("cpu"))
+    model = ModelWithHead(build_model(shape_of("bert", CLASSIFIER), 0), 3).eval()
+    model(ModelWithHead.detect_head, torch.device("cpu"))
     ids, segments = rows((12, 5))
     labels = torch.tensor([2, 0])
     hidden = model.hidden(ids, segments)[:, 0]
@@ -104,7 +104,7 @@ def test_a_classifier_trains_through_the_fused_loss() -> None:
 def test_a_model_without_the_head_is_trained_further_or_refused(tmp_path: Path) -> None:
     from transformers import AutoModel
 
-    bare = AutoModel.from_config(shape_of("bert", Purpose("masked-lm")))
+    bare = AutoModel.from_config(shape_of("bert", TaskSpec("masked-lm")))
     bare.save_pretrained(tmp_path)
     shape = load_config_of(tmp_path)
     assert task_of(shape) == "causal-lm"
@@ -120,11 +120,11 @@ def test_a_model_without_the_head_is_trained_further_or_refused(tmp_path: Path) 
 
 def test_what_an_architecture_cannot_do_is_refused() -> None:
     with pytest.raises(KdscaleError, match="no masked language model of the architecture 'llama'"):
-        shape_of("llama", Purpose("masked-lm"))
+        shape_of("llama", TaskSpec("masked-lm"))
     small = ModelConfig(architecture="bert", options=SIZES | {"max_position_embeddings": 8})
     with pytest.raises(KdscaleError, match="of 8 positions, cannot take 12 tokens"):
         make_config(small, V, SPECIAL, T, CLASSIFIER)
-    chunked = Purpose("sequence-classification", CLASSES, ChunksConfig(length=8))
+    chunked = TaskSpec("sequence-classification", CLASSES, ChunksConfig(length=8))
     assert make_config(small, V, SPECIAL, 64, chunked).kdscale_chunks["length"] == 8
 
 
@@ -161,7 +161,7 @@ def test_chunks_are_combined_as_they_say(pooling: ChunkPooling) -> None:
 def test_a_chunked_classifier_scores_each_chunk_alone(
     architecture: str, pooling: ChunkPooling, tmp_path: Path
 ) -> None:
-    purpose = Purpose("sequence-classification", CLASSES, ChunksConfig(length=8, pooling=pooling))
+    purpose = TaskSpec("sequence-classification", CLASSES, ChunksConfig(length=8, pooling=pooling))
     model: Any = build_model(shape_of(architecture, purpose), 0).eval()
     if pooling == "attention":
         torch.nn.init.normal_(model.chunk_score.weight)

@@ -6,7 +6,7 @@ from typing import Any
 
 from kdscale.config import RunConfig
 from kdscale.plan.hardware import find_hardware
-from kdscale.plan.setting import Setting, make_setting
+from kdscale.plan.inputs import Setting, make_setting
 
 LLAMA = {
     "hidden_size": 64,
@@ -22,12 +22,12 @@ def tree(**changes: Any) -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": "small",
         "output": "runs/small",
-        "data": {"row_length": 32, "tokenizer": {"kind": "train", "vocab_size": 512}},
+        "data": {"seq_len": 32, "tokenizer": {"kind": "train", "vocab_size": 512}},
         "teacher": {
             "model": {"architecture": "llama", "options": dict(LLAMA)},
-            "training": {"steps": 10, "batch_rows": 8, "micro_batch_rows": 4},
+            "training": {"steps": 10, "global_batch_size": 8, "micro_batch_size": 4},
         },
-        "cache": {"rows_per_unit": 16, "rows_per_block": 8},
+        "cache": {"sequences_per_shard": 16, "sequences_per_chunk": 8},
         "distill": {
             "student": {
                 "model": {
@@ -35,7 +35,7 @@ def tree(**changes: Any) -> dict[str, Any]:
                     "options": {**LLAMA, "num_hidden_layers": 1, "tie_word_embeddings": True},
                 }
             },
-            "training": {"steps": 20, "batch_rows": 8, "micro_batch_rows": 4},
+            "training": {"steps": 20, "global_batch_size": 8, "micro_batch_size": 4},
         },
     }
     for key, value in changes.items():

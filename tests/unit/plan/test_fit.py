@@ -7,7 +7,7 @@ import pytest
 from kdscale.config import dump_config, parse_config
 from kdscale.errors import KdscaleError
 from kdscale.plan.fit import check_fits, shortage
-from kdscale.plan.setting import Setting
+from kdscale.plan.inputs import Setting
 from tests.unit.plan.settings import setting
 
 BILLIONS = {
@@ -72,16 +72,16 @@ def test_one_change_is_preferred_to_several() -> None:
 
 
 def test_activations_are_met_with_checkpointing_first() -> None:
-    training = {"steps": 20, "batch_rows": 256, "micro_batch_rows": 32, "zero": {"stage": 3}}
+    training = {"steps": 20, "global_batch_size": 256, "micro_batch_size": 32, "zero": {"stage": 3}}
     fix = refused(large("distill__student", distill__training=training)).fix
     assert "distill.training.activation_checkpointing=true" in fix
 
 
 def test_waiting_logits_are_met_with_a_shorter_queue() -> None:
-    capture = {"workers": EIGHT, "micro_batch_rows": 32, "queue_batches": 40}
+    capture = {"workers": EIGHT, "micro_batch_size": 32, "queue_batches": 40}
     found = setting(
         "A100-80",
-        data={"row_length": 2048, "tokenizer": {"kind": "train", "vocab_size": 50000}},
+        data={"seq_len": 2048, "tokenizer": {"kind": "train", "vocab_size": 50000}},
         tokens=2048 * 640,
         cache__capture=capture,
     )

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kdscale.config.training import ZeroConfig
-from kdscale.models.build import build_model
-from kdscale.models.head import TrainedModel
+from kdscale.models.head import ModelWithHead
+from kdscale.models.load import build_model
 from kdscale.plan.memory import (
     activations,
     capacity,
@@ -30,7 +30,7 @@ BIG = {
 ENCODER = {key: value for key, value in LLAMA.items() if "key_value" not in key}
 
 
-def kept_for_backward(model: TrainedModel, ids: torch.Tensor, segments: torch.Tensor) -> int:
+def kept_for_backward(model: ModelWithHead, ids: torch.Tensor, segments: torch.Tensor) -> int:
     """Bytes of storage that autograd holds after a forward, parameters left out."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     held: dict[int, int] = {}
@@ -62,7 +62,7 @@ def test_activations_are_what_autograd_keeps(
     found = setting(
         "cpu", teacher__model={"architecture": architecture, "options": options}, data__pack=pack
     )
-    model = TrainedModel(build_model(found.teacher_config, seed=0), 512)
+    model = ModelWithHead(build_model(found.teacher_config, seed=0), 512)
     ids = torch.randint(512, (4, 32))
     segments = torch.ones_like(ids)
     segments[:, 16:] = 2 if pack else 1
@@ -148,7 +148,7 @@ def test_a_masked_language_model_has_logits_where_it_guesses() -> None:
         teacher__model={"architecture": "bert", "options": dict(ENCODER)},
         distill__student__model={"architecture": "bert", "options": dict(ENCODER)},
         cache__capture__micro_batch_rows=4,
-        evaluate={"micro_batch_rows": 8},
+        evaluate={"micro_batch_size": 8},
     )
     assert capture_memory(found).device["logits"] == 4 * 13 * 512
     assert evaluate_memory(found).device["logits"] == 3 * 4 * 26 * 512
@@ -172,10 +172,10 @@ def test_the_reader_takes_its_budget_or_the_whole_cache() -> None:
     assert large.host["cache reader"] == 64 << 20
 
 
-def test_a_live_teacher_stands_beside_its_student() -> None:
-    live = distill_memory(setting("H100", distill__targets="live")).device
-    assert live["live teacher"] > 2 * setting("H100").teacher.parameters
-    assert "live teacher" not in distill_memory(setting("H100")).device
+def test_a_online_teacher_stands_beside_its_student() -> None:
+    online = distill_memory(setting("H100", distill__targets="online")).device
+    assert online["online teacher"] > 2 * setting("H100").teacher.parameters
+    assert "online teacher" not in distill_memory(setting("H100")).device
 
 
 def test_evaluation_holds_all_models() -> None:

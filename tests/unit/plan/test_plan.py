@@ -15,13 +15,13 @@ from kdscale.config.cache import VaroptCodec
 from kdscale.errors import KdscaleError
 from kdscale.plan.calibration import find, keep, user_file
 from kdscale.plan.hardware import TABLE, find_hardware
+from kdscale.plan.inputs import make_setting
 from kdscale.plan.plan import make_plan
-from kdscale.plan.setting import make_setting
-from kdscale.plan.text import render
+from kdscale.plan.render import render
 from kdscale.preflight.tokens import corpus_bytes, count_tokens
 from kdscale.store import open_store
 from tests.unit.plan.settings import setting, tree
-from tests.unit.plan.test_seconds import MEASURED
+from tests.unit.plan.test_timing import MEASURED
 
 ROOT = Path(__file__).parents[3]
 LARGE = ROOT / "jobs/configs/llama-70b.yaml"
@@ -236,7 +236,7 @@ def test_the_command_prints_tables_or_json(
 def test_the_command_refuses_what_cannot_fit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write(tmp_path, cache__capture={"micro_batch_rows": 8192, "queue_batches": 4096})
+    path = write(tmp_path, cache__capture={"micro_batch_size": 8192, "queue_batches": 4096})
     assert command(path, "--hardware", "L4", "--tokens", "1e9") == 2
     *_, problem, fix = capsys.readouterr().err.splitlines()
     assert problem.startswith("error: The stage 'cache' does not fit on L4: a rank needs")

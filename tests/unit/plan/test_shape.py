@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdscale.config.teacher import ModelConfig
-from kdscale.models.build import build_model, count_parameters, make_config
+from kdscale.models.load import build_model, count_parameters, make_config
 from kdscale.plan.shape import Shape, shape_of
 
 MODELS = {
@@ -106,7 +106,7 @@ def test_windows_bound_what_attention_sees() -> None:
 
 
 def test_llama_70b_has_the_parameters_that_its_authors_give() -> None:
-    from kdscale.models.build import load_config_of
+    from kdscale.models.load import load_config_of
 
     shape = shape_of(load_config_of("jobs/configs/shapes/llama-3.1-70b"))
     assert shape.parameters == 70_553_706_496

@@ -13,11 +13,11 @@ from kdscale.cache.origin import write_origin
 from kdscale.config import RunConfig, fingerprint
 from kdscale.config.teacher import ModelConfig
 from kdscale.data.tokenizer import TOKENIZER_FILE, adopt_tokenizer, train_tokenizer
-from kdscale.models.build import build_model, make_config
-from kdscale.models.folder import weights_digest
-from kdscale.models.tasks import PLAIN, Purpose
+from kdscale.models.hf_folder import weights_digest
+from kdscale.models.load import build_model, make_config
+from kdscale.models.tasks import CAUSAL_LM, TaskSpec
 from kdscale.store import open_store
-from kdscale.teacher.existing import save_tokenizer
+from kdscale.teacher.pretrained import save_tokenizer
 from tests.unit.cache.planted import make_planted
 
 LLAMA = {
@@ -70,8 +70,8 @@ def write_teacher(
     folder: Path,
     architecture: str = "llama",
     options: dict[str, Any] | None = None,
-    purpose: Purpose = PLAIN,
-    row_length: int = 64,
+    purpose: TaskSpec = CAUSAL_LM,
+    seq_len: int = 64,
     words: tuple[str, ...] = tuple(WORDS),
 ) -> Path:
     """A Hugging Face folder with weights and a tokenizer."""
@@ -80,7 +80,7 @@ def write_teacher(
     special = {"bos_token_id": info.start_id, "eos_token_id": info.end_id}
     special["pad_token_id"] = info.pad_id
     model = ModelConfig(architecture=architecture, options=options or LLAMA)
-    shape = make_config(model, info.vocab_size, special, row_length, purpose)
+    shape = make_config(model, info.vocab_size, special, seq_len, purpose)
     build_model(shape, 0).save_pretrained(folder)
     return folder
 
@@ -94,13 +94,13 @@ def run_config(folder: Path, **changes: Any) -> dict[str, Any]:
         "data": {
             "train": {"kind": "jsonl", "path": str(folder / "text")},
             "tokenizer": {"kind": "teacher"},
-            "row_length": 64,
+            "seq_len": 64,
         },
         "teacher": {"load": str(folder / "teacher")},
         "cache": {"codec": {"kind": "varopt", "k": 8}, "rows": 64},
         "distill": {
             "student": {"model": {"architecture": "llama", "options": dict(SMALL)}},
-            "training": {"steps": 8, "batch_rows": 8, "micro_batch_rows": 4},
+            "training": {"steps": 8, "global_batch_size": 8, "micro_batch_size": 4},
         },
     }
     for key, value in changes.items():
@@ -136,7 +136,7 @@ def write_cache(
     own = {
         "tokenizer": info.sha256,
         "vocab_size": info.vocab_size,
-        "row_length": config.data.row_length,
+        "seq_len": config.data.seq_len,
         "teacher": weights_digest(source),
         "codec": make_codec(config.cache.codec, info.vocab_size).describe(),
     }

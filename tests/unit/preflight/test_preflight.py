@@ -11,13 +11,13 @@ import yaml
 from kdscale.cli import main
 from kdscale.config import RunConfig, dump_config
 from kdscale.errors import KdscaleError
-from kdscale.models.tasks import Purpose
-from kdscale.pipeline import check_run
+from kdscale.models.tasks import TaskSpec
 from kdscale.preflight import Sight, preflight
 from kdscale.preflight.caches import check_caches
 from kdscale.preflight.view import KnownData
 from kdscale.preflight.vocabularies import describe_difference
-from kdscale.run import Run
+from kdscale.run.artifacts import RunArtifacts
+from kdscale.run.pipeline import check_run
 from kdscale.store import open_store
 from tests.unit.preflight.runs import (
     BERT,
@@ -33,7 +33,7 @@ ELSEWHERE = Sight(elsewhere=True)
 TRAINED: dict[str, Any] = {
     "teacher": {
         "model": {"architecture": "llama", "options": LLAMA},
-        "training": {"steps": 1, "batch_rows": 2},
+        "training": {"steps": 1, "global_batch_size": 2},
     },
     "data__tokenizer": {"kind": "train", "vocab_size": 300},
 }
@@ -45,7 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("preflight")
     write_documents(folder / "text")
     write_teacher(folder / "teacher")
-    write_teacher(folder / "bert", "bert", BERT, Purpose("masked-lm"))
+    write_teacher(folder / "bert", "bert", BERT, TaskSpec("masked-lm"))
     return folder
 
 
@@ -79,7 +79,7 @@ MASKED: dict[str, Any] = {
 }
 CLASSIFIED: dict[str, Any] = {
     "task": "sequence-classification",
-    "teacher": {"load": "{}/bert", "training": {"steps": 1, "batch_rows": 2}},
+    "teacher": {"load": "{}/bert", "training": {"steps": 1, "global_batch_size": 2}},
     "data__labels": {},
     "cache": {"codec": {"kind": "full"}},
     "distill__student": {"teacher_layers": {"kind": "even", "count": 2}},
@@ -91,9 +91,9 @@ CLASSIFIED: dict[str, Any] = {
     [
         {},
         TRAINED,
-        {"distill__targets": "live", "distill__live": ON_LAYERS},
+        {"distill__targets": "online", "distill__online": ON_LAYERS},
         {"distill__student": {"teacher_layers": [0, 3], "width": {"hidden_size": 16}}},
-        {"teacher__training": {"steps": 1, "batch_rows": 2, "zero": {"stage": 3}}},
+        {"teacher__training": {"steps": 1, "global_batch_size": 2, "zero": {"stage": 3}}},
         MASKED,
         CLASSIFIED,
     ],
@@ -120,7 +120,7 @@ def test_a_dry_run_says_what_was_checked(
 ) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(
-        dump_config(config(cache__rows=32, distill__training={"steps": 1, "batch_rows": 8}))
+        dump_config(config(cache__rows=32, distill__training={"steps": 1, "global_batch_size": 8}))
     )
     code, out, _ = run(capsys, "run", str(path), "--dry-run")
     assert code == 0
@@ -187,7 +187,7 @@ NOTES: dict[str, tuple[dict[str, Any], str]] = {
         "distill.student.model.options.vocab_size 320 is no choice of the model",
     ),
     "unread": (
-        {"cache__rows": 64, "distill__training": {"steps": 2, "batch_rows": 8}},
+        {"cache__rows": 64, "distill__training": {"steps": 2, "global_batch_size": 8}},
         "reads 16 rows (2 steps of 8), ",
     ),
     "long rows": (
@@ -201,7 +201,7 @@ NOTES: dict[str, tuple[dict[str, Any], str]] = {
         "Rows of 600 tokens are longer than the 512 positions that the teacher (llama)",
     ),
     "large batch": (
-        {"cache__rows": None, "distill__training": {"steps": 1, "batch_rows": 900}},
+        {"cache__rows": None, "distill__training": {"steps": 1, "global_batch_size": 900}},
         "it will have some of them more than once",
     ),
     "revision": (
@@ -322,7 +322,7 @@ def test_the_fields_of_a_base_that_differ_are_named(
     open_store(base.output).put("config.resolved.yaml", dump_config(base).encode())
     with pytest.raises(KdscaleError, match="has not completed its stage 'prepare'") as caught:
         check_run(config(base=base.output))
-    assert "data.row_length: the base has 128, this run 64" in caught.value.problem
+    assert "data.seq_len: the base has 128, this run 64" in caught.value.problem
 
 
 def test_a_trained_tokenizer_is_compared_once_it_is_there(
@@ -334,7 +334,7 @@ def test_a_trained_tokenizer_is_compared_once_it_is_there(
     preflight(reuses)
     own = KnownData(300, is_exact=True, tokenizer=place / "teacher", digest="ef" * 32)
     with pytest.raises(KdscaleError, match="tokenizer: "):
-        check_caches(Run(reuses), own)
+        check_caches(RunArtifacts(reuses), own)
 
 
 def test_the_difference_between_tokenizers_is_their_first_id_or_setting(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from kdscale.cli import main
-from kdscale.models.tasks import Purpose
+from kdscale.models.tasks import TaskSpec
 from tests.unit.preflight.runs import (
     BERT,
     LLAMA,
@@ -25,7 +25,7 @@ from tests.unit.preflight.runs import (
 Changes = dict[str, Any]
 COMMANDS = (("run", "--dry-run"), ("plan",), ("submit", "--dry-run"))
 
-LIVE = {"targets": "live"}
+LIVE = {"targets": "online"}
 MODEL = "distill__student__model"
 CLASSIFIER: Changes = {
     "task": "sequence-classification",
@@ -46,11 +46,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "gpt2",
         "gpt2",
         {"n_embd": 32, "n_layer": 2, "n_head": 4, "max_position_embeddings": 40},
-        row_length=32,
+        seq_len=32,
     )
-    write_teacher(folder / "bert", "bert", BERT, Purpose("masked-lm"))
+    write_teacher(folder / "bert", "bert", BERT, TaskSpec("masked-lm"))
     write_teacher(
-        folder / "classifier", "bert", BERT, Purpose("sequence-classification", ("a", "b", "c"))
+        folder / "classifier", "bert", BERT, TaskSpec("sequence-classification", ("a", "b", "c"))
     )
     shutil.copytree(folder / "teacher", folder / "no-tokenizer")
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -65,7 +65,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     set_config(folder / "beyond", vocab_size=290)
     small = run_config(folder)
     write_cache(folder / "cache", small)
-    write_cache(folder / "cache-short", small, row_length=32)
+    write_cache(folder / "cache-short", small, seq_len=32)
     write_cache(folder / "cache-old", small, origin=False, tokenizer="cd" * 32)
     write_cache(folder / "cache-other", small, tokenizer_of=folder / "other")
     write_cache(folder / "cache-teacher", small, teacher="ab" * 8)
@@ -160,17 +160,17 @@ CASES: dict[str, tuple[Changes, str]] = {
         "'reverse_kl' is not defined on the targets of 'varopt'",
     ),
     "hidden-layers": (
-        {"distill__targets": "live", "distill__live": {"hidden": {"layers": [[0, 1], [1, 8]]}}},
-        "distill.live.hidden.layers has [1, 8], but the teacher has layers 0 to 3",
+        {"distill__targets": "online", "distill__online": {"hidden": {"layers": [[0, 1], [1, 8]]}}},
+        "distill.online.hidden.layers has [1, 8], but the teacher has layers 0 to 3",
     ),
     "attention-layers": (
-        {"distill__targets": "live", "distill__live": {"attention": {"layers": [[2, 3]]}}},
-        "distill.live.attention.layers has [2, 3], but the student has layers 0 to 1",
+        {"distill__targets": "online", "distill__online": {"attention": {"layers": [[2, 3]]}}},
+        "distill.online.attention.layers has [2, 3], but the student has layers 0 to 1",
     ),
     "attention-dropout": (
         {
-            "distill__targets": "live",
-            "distill__live": {"attention": {}},
+            "distill__targets": "online",
+            "distill__online": {"attention": {}},
             MODEL: {"architecture": "gpt2", "options": {"n_embd": 16, "n_layer": 1, "n_head": 2}},
         },
         "dropout changes those of the student ('gpt2')",
@@ -228,7 +228,7 @@ CASES: dict[str, tuple[Changes, str]] = {
         {
             "teacher": {
                 "model": {"architecture": "lama"},
-                "training": {"steps": 1, "batch_rows": 2},
+                "training": {"steps": 1, "global_batch_size": 2},
             },
             "data__tokenizer": {"kind": "train", "vocab_size": 300},
         },
@@ -238,7 +238,7 @@ CASES: dict[str, tuple[Changes, str]] = {
         {
             "teacher": {
                 "model": {"architecture": "llama", "options": {**LLAMA, "num_key_value_heads": 3}},
-                "training": {"steps": 1, "batch_rows": 2},
+                "training": {"steps": 1, "global_batch_size": 2},
             },
             "data__tokenizer": {"kind": "train", "vocab_size": 300},
         },
@@ -259,7 +259,7 @@ CASES: dict[str, tuple[Changes, str]] = {
     "no-cache": ({"cache__reuse": "{}/text"}, "/text holds no cache"),
     "cache-length": (
         {"cache__reuse": "{}/cache-short"},
-        "row_length: the cache has 32, this run 64",
+        "seq_len: the cache has 32, this run 64",
     ),
     "cache-temperature": (
         {"cache__append_to": "{}/cache-warm"},

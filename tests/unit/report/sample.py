@@ -31,22 +31,22 @@ data:
   evaluate: {python-docs: {kind: python-docs}}
 teacher:
   model: {architecture: llama, options: {hidden_size: 256}}
-  training: {steps: 640, batch_rows: 8}
+  training: {steps: 640, global_batch_size: 8}
 cache: {rows: 1600}
 distill:
   student: {model: {architecture: llama, options: {hidden_size: 96}}}
-  training: {steps: 200, batch_rows: 8}
+  training: {steps: 200, global_batch_size: 8}
 """
 LOSSES = {
-    "validation": {"teacher": 3.0512, "student": 3.3821, "control": 3.5233},
-    "python-docs": {"teacher": 4.4107, "student": 4.6902, "control": 4.8018},
+    "validation": {"teacher": 3.0512, "student": 3.3821, "baseline": 3.5233},
+    "python-docs": {"teacher": 4.4107, "student": 4.6902, "baseline": 4.8018},
 }
-PARAMETERS = {"teacher": 3_736_832, "student": 418_656, "control": 418_656}
+PARAMETERS = {"teacher": 3_736_832, "student": 418_656, "baseline": 418_656}
 TOKENS = {"validation": 30_112, "python-docs": 29_874}
 
 
 def _calibration(model: str, tokens: int) -> list[CalibrationBin]:
-    slack = {"teacher": 0.02, "student": -0.03, "control": 0.07}[model]
+    slack = {"teacher": 0.02, "student": -0.03, "baseline": 0.07}[model]
     bins: list[CalibrationBin] = []
     for index in range(15):
         confidence = (index + 0.5) / 15
@@ -74,7 +74,7 @@ def domain_metrics(model: str, domain: str) -> DomainMetrics:
         "tokens": tokens,
         "calibration": calibration,
     }
-    metrics["temperature"] = {"teacher": 1.04, "student": 0.96, "control": 1.12}[model]
+    metrics["temperature"] = {"teacher": 1.04, "student": 0.96, "baseline": 1.12}[model]
     metrics["ece_scaled"] = metrics["ece"] / 4
     if model != "teacher":
         metrics["agreement_top1"] = 0.7132 if model == "student" else 0.6477
@@ -93,7 +93,7 @@ def sample_speed(models: Iterable[str]) -> Speed | None:
         "dtype": "float32",
         "threads": 1,
         "rows": 8,
-        "row_length": 128,
+        "seq_len": 128,
         "new_tokens": 32,
         "turns": 15,
         "latency_turns": 5,
@@ -140,7 +140,7 @@ def sample_texts(models: Iterable[str]) -> Samples | None:
 
 
 def sample_results(
-    models: Iterable[str] = ("teacher", "student", "control"),
+    models: Iterable[str] = ("teacher", "student", "baseline"),
     run: str = "quickstart",
     output: str = "runs/quickstart",
 ) -> Results:
@@ -191,7 +191,7 @@ def sample_results(
 CONFUSIONS = {
     "teacher": [[96, 2, 2], [1, 98, 1], [0, 3, 97]],
     "student": [[93, 4, 3], [2, 96, 2], [1, 4, 95]],
-    "control": [[84, 9, 7], [6, 88, 6], [5, 8, 87]],
+    "baseline": [[84, 9, 7], [6, 88, 6], [5, 8, 87]],
 }
 
 
@@ -254,7 +254,7 @@ def sample_metrics() -> dict[str, list[dict[str, Any]]]:
             for step in range(1, 9)
         ],
         "distill": _distill_lines(200),
-        "control": _training_lines(200, 7.6, 3.51, seed=2),
+        "baseline": _training_lines(200, 7.6, 3.51, seed=2),
     }
 
 

@@ -15,8 +15,8 @@ from tests.unit.report.sample import class_results, sample_results, sample_run
 
 HUB_CONFIG = {
     "teacher": {"load": "Qwen/Qwen3-8B"},
-    "data": {"train": {"kind": "huggingface", "path": "HuggingFaceFW/fineweb"}, "row_length": 1024},
-    "distill": {"training": {"steps": 5000, "batch_rows": 64}},
+    "data": {"train": {"kind": "huggingface", "path": "HuggingFaceFW/fineweb"}, "seq_len": 1024},
+    "distill": {"training": {"steps": 5000, "global_batch_size": 64}},
 }
 
 
@@ -107,8 +107,8 @@ def test_a_folder_that_looks_like_a_hub_name_is_no_base_model(
     assert ModelCard(model_card(sample_results(), "student", HUB_CONFIG)).data.base_model is None
 
 
-def test_the_control_says_that_it_had_no_teacher() -> None:
-    text = model_card(sample_results(), "control", HUB_CONFIG)
+def test_the_baseline_says_that_it_had_no_teacher() -> None:
+    text = model_card(sample_results(), "baseline", HUB_CONFIG)
     card = ModelCard(text)
     assert card.data.base_model is None
     assert card.data.tags == ["kdscale"]
@@ -130,8 +130,10 @@ def test_non_finite_results_stay_out_of_the_front_matter() -> None:
 
 
 def test_a_model_that_was_not_trained_is_a_user_error() -> None:
-    with pytest.raises(KdscaleError, match="has no control in its results: it holds teacher, stud"):
-        model_card(sample_results(("teacher", "student")), "control")
+    with pytest.raises(
+        KdscaleError, match="has no baseline in its results: it holds teacher, stud"
+    ):
+        model_card(sample_results(("teacher", "student")), "baseline")
 
 
 def test_the_card_is_written_beside_the_weights(tmp_path: Path) -> None:

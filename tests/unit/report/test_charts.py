@@ -133,7 +133,7 @@ def test_no_points_give_no_chart(series: list[Series]) -> None:
 
 
 def test_an_empty_series_is_not_in_the_legend() -> None:
-    series = [Series("full", "student", [(0, 1.0), (1, 2.0)]), Series("empty", "control", [])]
+    series = [Series("full", "student", [(0, 1.0), (1, 2.0)]), Series("empty", "baseline", [])]
     series.append(Series("goal", "teacher", [(0, 0.5)], "level"))
     keys = [t.text for t in _svg(line_chart("c", "T", series, "y")).all("text")]
     assert "full" in keys
@@ -144,7 +144,7 @@ def test_an_empty_series_is_not_in_the_legend() -> None:
 def test_names_stand_where_their_lines_end_and_never_on_each_other() -> None:
     series = [
         Series("high", "student", [(0, 2.0), (1, 1.02)]),
-        Series("middle", "control", [(0, 2.0), (1, 1.01)]),
+        Series("middle", "baseline", [(0, 2.0), (1, 1.01)]),
         Series("low", "teacher", [(0, 2.0), (1, 1.0)]),
     ]
     svg = _svg(line_chart("c", "T", series, "y"))
@@ -197,12 +197,12 @@ def test_smoothing_is_a_centred_mean_that_skips_what_is_not_finite() -> None:
 
 
 def test_reliability_has_a_marker_for_each_bin_and_the_error_in_words() -> None:
-    scores = {model: domain_metrics(model, "validation") for model in ("teacher", "control")}
+    scores = {model: domain_metrics(model, "validation") for model in ("teacher", "baseline")}
     svg = _svg(reliability_chart("r", "validation", scores))
-    ece = f"{scores['control']['ece']:.4f}"
+    ece = f"{scores['baseline']['ece']:.4f}"
     assert len(svg.all("polygon")) == 15 + 15 + 2
-    assert f"control: expected calibration error {ece} over 15 bins" in svg.all("desc")[0].text
-    assert any(t.text == f"control, ECE {ece}" for t in svg.all("text"))
+    assert f"baseline: expected calibration error {ece} over 15 bins" in svg.all("desc")[0].text
+    assert any(t.text == f"baseline, ECE {ece}" for t in svg.all("text"))
 
 
 def test_reliability_without_bins_is_empty() -> None:
@@ -212,12 +212,12 @@ def test_reliability_without_bins_is_empty() -> None:
 
 
 @pytest.mark.parametrize("recovered", [-0.4, 0.0, 0.3, 1.0, 1.6])
-def test_the_student_stands_between_control_and_teacher(recovered: float) -> None:
+def test_the_student_stands_between_baseline_and_teacher(recovered: float) -> None:
     svg = _svg(gap_chart("g", [Gap("d", 3.0, 4.0 - recovered, 4.0, recovered)]))
     corners = [p.attributes["points"].split() for p in svg.all("polygon")]
-    control, teacher = (sum(float(c.split(",")[0]) for c in p) / len(p) for p in corners)
+    baseline, teacher = (sum(float(c.split(",")[0]) for c in p) / len(p) for p in corners)
     student = float(svg.all("circle")[0].attributes["cx"])
-    assert (student - control) / (teacher - control) == pytest.approx(recovered, abs=0.002)
+    assert (student - baseline) / (teacher - baseline) == pytest.approx(recovered, abs=0.002)
     assert f"student {4 - recovered:.4f}" in svg.all("desc")[0].text
 
 

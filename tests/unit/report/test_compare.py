@@ -23,12 +23,12 @@ from kdscale.report.compare import (
     t_interval,
 )
 from kdscale.report.compare_html import render_comparison
-from kdscale.report.dots import Dots, dot_chart
+from kdscale.report.dot_plot import Dots, dot_chart
 from kdscale.report.load import Run
 from tests.unit.report.page import read_page
 from tests.unit.report.sample import sample_results, sample_run
 
-F1 = {"teacher": 0.97, "student": 0.95, "control": 0.91}
+F1 = {"teacher": 0.97, "student": 0.95, "baseline": 0.91}
 
 
 def run_of(seed: int, loss: float, bytes_: float = 15.0, k: int = 12, **config: Any) -> Run:
@@ -73,7 +73,7 @@ def test_classifiers_are_compared_by_f1() -> None:
             for metrics in model["domains"].values():
                 metrics["f1_macro"] = F1[name]
     names = [each.name for each in figures(runs, "validation")]
-    assert names[:3] == ["Teacher's F1", "Student's F1", "Control's F1"]
+    assert names[:3] == ["Teacher's F1", "Student's F1", "Baseline's F1"]
     assert "95.0%" in summarise_comparison(runs)
     runs[1].results["task"] = "causal-lm"
     with pytest.raises(KdscaleError, match="tasks causal-lm, sequence-classification have no"):
@@ -125,8 +125,8 @@ def test_the_best_experiment_comes_first() -> None:
 
 def test_only_settings_that_differ_are_listed() -> None:
     runs = [
-        run_of(0, 3.0, data={"train": {"kind": "text"}, "row_length": 128}),
-        run_of(0, 3.1, k=20, data={"train": {"kind": "csv"}, "row_length": 128}, extra={"a": 1}),
+        run_of(0, 3.0, data={"train": {"kind": "text"}, "seq_len": 128}),
+        run_of(0, 3.1, k=20, data={"train": {"kind": "csv"}, "seq_len": 128}, extra={"a": 1}),
     ]
     table = differences_table(runs)
     assert table.header == ["Setting", "run-k12", "run-k20"]

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from kdscale.evaluate.results import Results
-from kdscale.panels import Panel
 from kdscale.report import scores, write_report
 from kdscale.report.load import Run, load_run
 from kdscale.report.panels import panels, summary
-from kdscale.workspace import CURVES, build_view
+from kdscale.tracking.panels import Panel
+from kdscale.tracking.wandb_view import CURVES, build_view
 from tests.unit.report.page import read_page
 from tests.unit.report.sample import class_results, sample_results, sample_run
 
@@ -43,7 +43,7 @@ def test_every_chart_of_the_page_is_a_panel(tmp_path: Path) -> None:
 
 def test_lines_have_their_points_and_levels_their_length(tmp_path: Path) -> None:
     run = _run(tmp_path)
-    chart = _by_key(panels(run))["training/student-and-control"]
+    chart = _by_key(panels(run))["training/student-and-baseline"]
     assert chart.columns == ("optimiser step", "nats", "line")
     validation = [(x, y) for x, y, name in chart.rows if name == "student, validation"]
     assert validation == run.series("distill", "validation/loss")

@@ -56,7 +56,7 @@ def test_the_page_says_what_the_results_say(tmp_path: Path) -> None:
     assert [[cell.text for cell in row.children] for row in changes.all("tbody")[0].all("tr")] == [
         ["teacher, python-docs", "+1.3595", "+0.6763", "+0.0000"],
         ["student, python-docs", "+1.3081", "+0.6508", "+0.0000"],
-        ["control, python-docs", "+1.2785", "+0.6360", "+0.0000"],
+        ["baseline, python-docs", "+1.2785", "+0.6360", "+0.0000"],
     ]
     context = "Context: at least 16 of its document's tokens before each, or all there are."
     assert context in page.text
@@ -97,11 +97,11 @@ def test_the_page_is_accessible_and_alone(tmp_path: Path) -> None:
     assert "@import" not in page.all("style")[0].text
 
 
-def test_the_loss_chart_compares_student_and_control(tmp_path: Path) -> None:
+def test_the_loss_chart_compares_student_and_baseline(tmp_path: Path) -> None:
     _, page = _report(tmp_path)
     chart = next(svg for svg in page.all("svg") if svg.attributes["id"] == "loss")
     keys = [t.text for t in chart.all("text") if t.attributes["class"] == "key"]
-    assert keys == ["control", "student", "teacher"]  # as they end, from above
+    assert keys == ["baseline", "student", "teacher"]  # as they end, from above
     described = chart.all("desc")[0].text
     assert "teacher, evaluated: 3.051." in described
     assert "student, train: from " in described
@@ -151,7 +151,7 @@ def test_confusions_are_shaded_by_their_share_of_the_class(tmp_path: Path) -> No
 
 def test_what_the_cache_is_stands_with_the_provenance(tmp_path: Path) -> None:
     results = sample_results()
-    results["cache"] |= {"fingerprint": "65850a7ff2db", "identity": {"row_length": 128}}  # type: ignore[operator]
+    results["cache"] |= {"fingerprint": "65850a7ff2db", "identity": {"seq_len": 128}}  # type: ignore[operator]
     _, page = _report(tmp_path, results)
     sections = {s.attributes["id"]: s.text for s in page.all("section")}
     assert "65850a7ff2db" not in sections["cache"]
@@ -207,15 +207,17 @@ def test_numbers_that_are_not_finite_are_shown(tmp_path: Path) -> None:
     assert "The losses do not give a gap to recover." in page.text
 
 
-def test_a_run_without_control_claims_nothing(tmp_path: Path) -> None:
+def test_a_run_without_baseline_claims_nothing(tmp_path: Path) -> None:
     store = sample_run(tmp_path, sample_results(("teacher", "student")))
-    (tmp_path / "metrics" / "control.jsonl").unlink()
+    (tmp_path / "metrics" / "baseline.jsonl").unlink()
     summary = write_report(store)
     page = read_page(store.get("report/index.html").decode())
-    assert "Without a control (distill.control) no gain over the labels can be claimed." in summary
+    assert (
+        "Without a baseline (distill.baseline) no gain over the labels can be claimed." in summary
+    )
     assert "of the loss gap" not in page.text
     assert not [svg for svg in page.all("svg") if svg.attributes["id"] == "gap"]
-    assert "control, validation" not in page.text
+    assert "baseline, validation" not in page.text
 
 
 def test_a_run_of_a_teacher_only(tmp_path: Path) -> None:
@@ -245,7 +247,7 @@ def test_a_run_without_any_model(tmp_path: Path) -> None:
     assert "has no student" in write_report(store)
 
 
-def test_a_student_worse_than_its_control(tmp_path: Path) -> None:
+def test_a_student_worse_than_its_baseline(tmp_path: Path) -> None:
     results = sample_results()
     results["gap_recovered"]["validation"] = -0.125
     summary, page = _report(tmp_path, results)
@@ -261,18 +263,18 @@ def test_missing_results_are_a_user_error(tmp_path: Path) -> None:
 def test_a_line_cut_short_is_left_out_at_the_end_only(tmp_path: Path) -> None:
     store = sample_run(tmp_path)
     whole = '{"step": 10, "tokens": 1, "train/loss": 3.5, "note": "x", "lr": null}\n'
-    store.put("metrics/control.jsonl", (whole + '{"step": 20, "tra').encode())
-    assert load_run(store).series("control", "train/loss") == [(10, 3.5)]
-    assert load_run(store).series("control", "lr") == []
-    store.put("metrics/control.jsonl", ('{"step": 20, "tra\n' + whole).encode())
-    with pytest.raises(KdscaleError, match=r"metrics/control\.jsonl .*line 1"):
+    store.put("metrics/baseline.jsonl", (whole + '{"step": 20, "tra').encode())
+    assert load_run(store).series("baseline", "train/loss") == [(10, 3.5)]
+    assert load_run(store).series("baseline", "lr") == []
+    store.put("metrics/baseline.jsonl", ('{"step": 20, "tra\n' + whole).encode())
+    with pytest.raises(KdscaleError, match=r"metrics/baseline\.jsonl .*line 1"):
         load_run(store)
 
 
 @pytest.mark.parametrize("line", ["[1]", "3", '{"tokens": 5}', '{"step": "x"}'])
 def test_a_line_that_is_no_metrics_is_refused(tmp_path: Path, line: str) -> None:
     store = sample_run(tmp_path)
-    store.put("metrics/control.jsonl", f'{line}\n{{"step": 1}}\n'.encode())
+    store.put("metrics/baseline.jsonl", f'{line}\n{{"step": 1}}\n'.encode())
     with pytest.raises(KdscaleError, match="line 1"):
         load_run(store)
 

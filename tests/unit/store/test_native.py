@@ -18,7 +18,7 @@ import pytest
 
 from kdscale.store import Store, native, open_store
 from kdscale.store.fsspec_backend import FsspecBackend
-from kdscale.store.native import AnswerError, NativeBackend
+from kdscale.store.native import HTTPStatusError, NativeBackend
 from kdscale.store.redact import redact
 from kdscale.store.remote import RemoteStore
 from kdscale.store.retry import Retry, http_status, is_transient
@@ -231,7 +231,7 @@ def answer(status: str, body: str) -> str:
 def test_answers_keep_their_status_and_code(status: str, code: str, transient: bool) -> None:
     body = f"<Error><Code>{code}</Code><Message>Said so.</Message><Secret>x</Secret></Error>"
     error = native._translated(answer(status, body))
-    assert isinstance(error, AnswerError)
+    assert isinstance(error, HTTPStatusError)
     assert http_status(error) == int(status[:3])
     assert is_transient(error) is transient
     text = "Generic S3 error: PUT: Server returned non-2xx status code"

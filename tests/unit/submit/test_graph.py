@@ -70,7 +70,9 @@ def run_graph(graph: Graph) -> tuple[bool, list[str]]:
 
 
 def test_the_plan(make_graph: Callable[..., Graph], tmp_path: Path) -> None:
-    graph = make_graph(a={"distill": {"control": False}}, b={"distill": {"training": {"steps": 7}}})
+    graph = make_graph(
+        a={"distill": {"baseline": False}}, b={"distill": {"training": {"steps": 7}}}
+    )
     needs = {node.name: node.needs for node in graph.nodes}
     assert needs == {
         "capture": (),
@@ -82,7 +84,7 @@ def test_the_plan(make_graph: Callable[..., Graph], tmp_path: Path) -> None:
     first, a, b = (parse_config(graph.nodes[i].config_text) for i in (0, 1, 3))
     assert (first.output, first.base) == (f"{tmp_path}/out", None)
     assert (a.output, a.base) == (f"{tmp_path}/out/students/a", first.output)
-    assert not a.distill.control
+    assert not a.distill.baseline
     assert b.distill.training.steps == 7
     for student in (a, b):
         assert student.data == first.data
@@ -93,7 +95,7 @@ def test_the_plan(make_graph: Callable[..., Graph], tmp_path: Path) -> None:
     assert load_graph(graph.driver("local", 1).config_text) == graph
 
 
-@pytest.mark.parametrize("fields", [{"data": {"row_length": 32}}, {"seed": 5}, {"name": "x"}])
+@pytest.mark.parametrize("fields", [{"data": {"seq_len": 32}}, {"seed": 5}, {"name": "x"}])
 def test_what_all_students_share_is_refused(
     make_graph: Callable[..., Graph], fields: dict[str, Any]
 ) -> None:
@@ -175,7 +177,7 @@ def test_stopping_a_graph_stops_its_jobs(make_graph: Callable[..., Graph], tmp_p
 
 
 def test_dry_run_prints_the_graph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "small.yaml").write_text("distill: {control: false}\n")
+    (tmp_path / "small.yaml").write_text("distill: {baseline: false}\n")
     arguments = ["submit", str(CONFIG), "--student", str(tmp_path / "small.yaml"), "--dry-run"]
     with pytest.raises(SystemExit) as caught:
         main([*arguments, "--json", "--name", "g"])

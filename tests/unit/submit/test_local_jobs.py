@@ -13,9 +13,10 @@ import psutil
 import pytest
 
 import kdscale
-from kdscale.submit import Job, JobPlan, exit_code, follow, plan, submit_once
+from kdscale.submit import Job, JobPlan, exit_code, follow, submit_once
+from kdscale.submit import job_plan as plan
+from kdscale.submit.exit_codes import DuplicateJobError, UnknownJobError
 from kdscale.submit.local_jobs import LocalJobs, jobs_folder
-from kdscale.submit.verdict import DuplicateJobError, UnknownJobError
 
 WAIT = """
 import signal

@@ -11,18 +11,18 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from kdscale.cache.codecs import make_codec
-from kdscale.cache.commit.plan import agree_plan, request_digest
+from kdscale.cache.commit.plan import create_or_load_plan, selection_hash
 from kdscale.cache.format.records import commit_key
-from kdscale.cache.identity import FORMAT
 from kdscale.cache.read.reader import CacheReader
+from kdscale.cache.spec import FORMAT
 from kdscale.config import RunConfig
 from kdscale.config.data import DataConfig
-from kdscale.data.manifest import FORMAT as DATA_FORMAT
-from kdscale.data.manifest import VERSION, write_manifest
-from kdscale.data.rows import Layout, RowBuilder, RowCounts, concatenate
-from kdscale.data.splits import SplitWriter
+from kdscale.data.rows.manifest import FORMAT as DATA_FORMAT
+from kdscale.data.rows.manifest import VERSION, write_manifest
+from kdscale.data.rows.pack import Layout, RowBuilder, RowCounts, concatenate
+from kdscale.data.rows.splits import SplitWriter
 from kdscale.data.tokenizer import train_tokenizer
-from kdscale.models.folder import ModelReference
+from kdscale.models.hf_folder import ModelReference
 from kdscale.store import Store, open_store, upload_folder
 from kdscale.teacher.capture import CaptureJob, capture
 from kdscale.types import DenseTargets, Rows
@@ -57,14 +57,12 @@ def write_prepared(store: Store, folder: Path, length: int = T) -> tuple[Rows, i
         for n in generator.integers(2, 60, 40)
     ]
     rows = concatenate(list(RowBuilder(Layout(length, 3, False, True, 0)).build(texts)), length)
-    writer = SplitWriter(
-        "causal-lm", DataConfig(row_length=length), store, "", info, lambda *_: None
-    )
+    writer = SplitWriter("causal-lm", DataConfig(seq_len=length), store, "", info, lambda *_: None)
     entry = writer._store_rows("train", [rows], RowCounts(rows=len(rows)))
     manifest = {
         "format": DATA_FORMAT,
         "version": VERSION,
-        "row_length": length,
+        "seq_len": length,
         "tokenizer": info.as_dict(),
         "splits": {"train": entry},
     }
@@ -103,19 +101,19 @@ def make_subject(
         {
             "name": "capture",
             "output": str(tmp_path / "output"),
-            "data": {"row_length": length, "tokenizer": {"kind": "teacher"}},
+            "data": {"seq_len": length, "tokenizer": {"kind": "teacher"}},
             "teacher": {"load": str(tmp_path / "teacher")},
             "cache": {
                 "codec": {"kind": "full"},
                 "temperature": 1.5,
                 "rows": count,
-                "rows_per_unit": 6,
-                "rows_per_block": 3,
-                "capture": {"zero": {"stage": stage}, "micro_batch_rows": 4},
+                "sequences_per_shard": 6,
+                "sequences_per_chunk": 3,
+                "capture": {"zero": {"stage": stage}, "micro_batch_size": 4},
             },
             "distill": {
                 "student": {"teacher_layers": [0]},
-                "training": {"steps": 1, "batch_rows": 1},
+                "training": {"steps": 1, "global_batch_size": 1},
             },
             "tracking": {"wandb": "disabled"},
         }
@@ -124,17 +122,17 @@ def make_subject(
     identity = {
         "format": FORMAT,
         "vocab_size": vocab_size,
-        "row_length": length,
+        "seq_len": length,
         "codec": make_codec(config.cache.codec, vocab_size).describe(),
     }
-    plan = agree_plan(
+    plan = create_or_load_plan(
         output.child("cache/x"),
         identity,
         data="data",
-        request=request_digest(selected),
+        request=selection_hash(selected),
         rows=count,
-        rows_per_unit=6,
-        rows_per_block=3,
+        sequences_per_shard=6,
+        sequences_per_chunk=3,
     )
     job = CaptureJob(
         config=config,

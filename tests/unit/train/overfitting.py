@@ -9,16 +9,16 @@ import torch
 
 from kdscale.config import RunConfig
 from kdscale.config.data import DataConfig
-from kdscale.data.manifest import FORMAT, VERSION, write_manifest
-from kdscale.data.prepared import open_prepared
-from kdscale.data.rows import Layout, RowBuilder, RowCounts, concatenate
-from kdscale.data.splits import SplitWriter
+from kdscale.data.rows.manifest import FORMAT, VERSION, write_manifest
+from kdscale.data.rows.pack import Layout, RowBuilder, RowCounts, concatenate
+from kdscale.data.rows.prepared import open_prepared
+from kdscale.data.rows.splits import SplitWriter
 from kdscale.data.tokenizer import train_tokenizer
-from kdscale.models.build import load_model
 from kdscale.models.forward import compute_logits, row_tensors
+from kdscale.models.load import load_model
 from kdscale.store import Store, open_store, upload_folder
 from kdscale.teacher.train import train_teacher
-from kdscale.train.session import Session
+from kdscale.train.job import TrainingJob
 from kdscale.types import Rows
 
 LENGTH, ROWS, PATIENCE = 16, 8, 4
@@ -38,19 +38,17 @@ def make_prepared(folder: Path) -> Store:
     store = open_store(str(folder / "store"))
     info = train_tokenizer(["some words for a tokenizer"], 300, folder / "tokenizer")
     upload_folder(folder / "tokenizer", store, "tokenizer")
-    writer = SplitWriter(
-        "causal-lm", DataConfig(row_length=LENGTH), store, "", info, lambda *_: None
-    )
+    writer = SplitWriter("causal-lm", DataConfig(seq_len=LENGTH), store, "", info, lambda *_: None)
     splits = {
         name: writer._store_rows(name, [rows_of(seed, ROWS)], RowCounts(rows=ROWS))
         for seed, name in enumerate(("train", "validation"))
     }
-    manifest = {"format": FORMAT, "version": VERSION, "row_length": LENGTH}
+    manifest = {"format": FORMAT, "version": VERSION, "seq_len": LENGTH}
     write_manifest(store, {**manifest, "tokenizer": info.as_dict(), "splits": splits})
     return store
 
 
-def session(output: Path, **training: Any) -> Session:
+def session(output: Path, **training: Any) -> TrainingJob:
     """A training to `output` that stops early and publishes its best step; `training` changes
     fields of its config."""
     shape = {
@@ -62,8 +60,8 @@ def session(output: Path, **training: Any) -> Session:
     }
     fields = {
         "steps": 60,
-        "batch_rows": 4,
-        "micro_batch_rows": 2,
+        "global_batch_size": 4,
+        "micro_batch_size": 2,
         "optimiser": {"learning_rate": 1e-2, "schedule": "constant"},
         "log_every": 1,
         "validate_every": 2,
@@ -76,26 +74,28 @@ def session(output: Path, **training: Any) -> Session:
         {
             "name": "test",
             "output": str(output),
-            "data": {"row_length": LENGTH, "pack": False},
+            "data": {"seq_len": LENGTH, "pack": False},
             "teacher": {"model": {"architecture": "llama", "options": shape}, "training": fields},
             "distill": {
                 "student": {"teacher_layers": [0]},
-                "training": {"steps": 1, "batch_rows": 1},
+                "training": {"steps": 1, "global_batch_size": 1},
             },
             "tracking": {"wandb": "disabled"},
         }
     )
     assert config.teacher.training is not None
-    return Session("teacher", "0" * 16, config, config.teacher.training, open_store(str(output)))
+    return TrainingJob(
+        "teacher", "0" * 16, config, config.teacher.training, open_store(str(output))
+    )
 
 
-def run(session: Session, prepared: Store) -> dict[int, dict[str, float]]:
+def run(session: TrainingJob, prepared: Store) -> dict[int, dict[str, float]]:
     """Train; the lines that it logged, by step."""
     train_teacher({"session": session, "prepared": prepared})
     return lines(session)
 
 
-def lines(session: Session) -> dict[int, dict[str, float]]:
+def lines(session: TrainingJob) -> dict[int, dict[str, float]]:
     """What it logged, by step."""
     text = session.output.get("metrics/teacher.jsonl").decode()
     found = [json.loads(line) for line in text.splitlines()]
@@ -103,7 +103,7 @@ def lines(session: Session) -> dict[int, dict[str, float]]:
     return {line["step"]: line for line in found}
 
 
-def validation_loss(session: Session, prepared: Store) -> float:
+def validation_loss(session: TrainingJob, prepared: Store) -> float:
     """Of the published model, by plain torch."""
     rows = open_prepared(prepared).split("validation").take(np.arange(ROWS))
     ids, segments, mask, labels = row_tensors(rows, torch.device("cpu"))

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from kdscale.config.training import TrainingConfig
+from kdscale.distributed.rank import current_rank
 from kdscale.store import open_store
 from kdscale.train.checkpoint import load_checkpoint, save_checkpoint
 from kdscale.train.loop import Progress
-from kdscale.workers import current_worker
 
 
 class Stateless:
@@ -24,8 +24,8 @@ class Stateless:
 def test_who_resumes_in_another_order_is_told(
     tmp_path: Path, version: int | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store, worker = open_store(str(tmp_path)), current_worker()
-    training = TrainingConfig(steps=10, batch_rows=2)
+    store, worker = open_store(str(tmp_path)), current_rank()
+    training = TrainingConfig(steps=10, global_batch_size=2)
     backend = Stateless()
     save_checkpoint(store, Progress(7, 70), backend, worker, training)  # type: ignore[arg-type]  # of a back end's, what is used
     (key,) = [key for key in store.list() if key.endswith("complete.json")]

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from kdscale.data.order import spread, uniform_batch
-from kdscale.shuffle import permute
+from kdscale.data.rows.order import spread, uniform_batch
 from kdscale.train.batches import (
     micro_batches_per_rank,
     rank_rows,
     split_micro_batches,
 )
+from kdscale.utils.permutation import permute
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])

@@ -1,0 +1,76 @@
+"""Reads that are checked against the manifest before anything decodes them.
+
+A wrong digest may come from the way rather than from the store, so a read is tried twice. Then the
+error names the object, because the data cannot be mended here: the unit must be captured again.
+"""
+
+from collections.abc import Callable
+
+from kdscale.cache.format.records import Block, Unit
+from kdscale.cache.format.shard_file import UnitIndex, block_digest, decode_index, object_digest
+from kdscale.errors import KdscaleError
+from kdscale.store import Store
+
+_ATTEMPTS = 2
+
+
+def read_block(store: Store, unit: Unit, block: Block) -> bytes:
+    """A block's bytes; KdscaleError naming object, offset and digests where they are not intact."""
+
+    def read() -> bytes:
+        try:
+            return store.get_range(unit.object, block.offset, block.length)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            # A short object and an unreachable store look alike until the size is known.
+            if (size := store.size(unit.object)) == unit.length:
+                raise
+            raise _damaged(
+                store, unit.object, f"has {size} bytes, the manifest says {unit.length}"
+            ) from None
+
+    where = f"its block at byte {block.offset} ({block.length} bytes)"
+    return _verified(read, block_digest, block.digest, store, unit.object, where)
+
+
+def read_index(store: Store, unit: Unit) -> UnitIndex:
+    """A unit's index; KdscaleError where its object is not intact."""
+    return decode_index(read_object(store, unit.index, unit.index_digest))
+
+
+def read_object(store: Store, key: str, digest: str) -> bytes:
+    """A whole object; KdscaleError where it is missing or its xxh3_128 is not `digest`."""
+
+    def read() -> bytes:
+        return store.get(key)
+
+    return _verified(read, object_digest, digest, store, key, "the whole object")
+
+
+def _verified(
+    read: Callable[[], bytes],
+    digest: Callable[[bytes], str],
+    expected: str,
+    store: Store,
+    key: str,
+    where: str,
+) -> bytes:
+    """What `read` gives, once its digest is the expected one."""
+    found = ""
+    for _ in range(_ATTEMPTS):
+        try:
+            data = read()
+        except FileNotFoundError:
+            raise _damaged(store, key, "is missing") from None
+        if (found := digest(data)) == expected:
+            return data
+    raise _damaged(store, key, f"is corrupt: {where} has digest {found}, not {expected}")
+
+
+def _damaged(store: Store, key: str, problem: str) -> KdscaleError:
+    return KdscaleError(
+        f"{store}/{key} {problem}.",
+        f"`kdscale cache verify {store}` lists all damage; `kdscale cache repair {store}` drops "
+        "the damaged units, and the cache stage captures them again.",
+    )

@@ -1,0 +1,226 @@
+"""One unit as an Arrow IPC file: one record batch a block, columns of fixed width.
+
+Any Arrow reader opens the whole object. Ours fetches a block with one range read and decodes it
+with the schema alone, which follows from row length and codec. Arrow compresses each column with
+zstd: tokens and masks take 2 bytes a position instead of 9. The payload of a codec that samples is
+packed (packing.py) over the whole block and stands in the block's first row.
+
+Checksums are over the bytes as stored: xxh3_64 of a block, xxh3_128 of an object. Beside each unit
+stands its index, a small file with the row statistics and the table of blocks, so that neither a
+curriculum nor a lookup ever touches the data.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from kdscale.cache.format.columns import as_binary, as_lists, from_binary, from_lists, from_numbers
+from kdscale.cache.format.packing import Packing
+from kdscale.cache.format.records import Block
+from kdscale.cache.format.row_records import FixedRows, new_rows, payload_offsets, row_type
+from kdscale.cache.rows import RowStats
+from kdscale.types import Rows
+
+# The magic word at the start of a file, with its padding.
+_MAGIC_BYTES = 8
+_OPTIONS = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", 1), use_threads=False)
+
+
+@dataclass(frozen=True)
+class UnitObject:
+    """An encoded unit, ready for one put."""
+
+    data: bytes
+    digest: str
+    blocks: tuple[Block, ...]
+
+
+def object_digest(data: bytes) -> str:
+    """xxh3_128 in hex."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def block_digest(data: bytes | memoryview) -> str:
+    """xxh3_64 in hex."""
+    return xxhash.xxh3_64_hexdigest(data)
+
+
+def encode_unit(
+    rows: Rows,
+    payload: np.ndarray,
+    stats: RowStats,
+    metadata: Mapping[str, str],
+    sequences_per_chunk: int,
+    packing: Packing | None = None,
+) -> UnitObject:
+    """Rows, their payload ([R, T, bytes a position] or [R, T * bytes a position] uint8) and their
+    statistics as one object; `metadata` goes to the schema. Equal input gives equal bytes.
+
+    With `packing` the payload keeps the rows' targets only: positions outside the loss mask come
+    back as zeros, which is what they are.
+    """
+    count, seq_len = rows.input_ids.shape
+    payload = np.ascontiguousarray(payload).reshape(count, seq_len, -1)
+    assert payload.dtype == np.uint8
+    assert np.array_equal(stats.sample_ids, rows.sample_ids)
+    layout = Layout(seq_len, payload.shape[-1], packing, rows.labels is not None)
+    schema = layout.schema.with_metadata(dict(metadata))
+    sink = pa.BufferOutputStream()
+    sizes = []
+    with pa.ipc.new_file(sink, schema, options=_OPTIONS) as writer:
+        for first in range(0, count, sequences_per_chunk):
+            part = np.arange(first, min(first + sequences_per_chunk, count))
+            writer.write_batch(_block(rows, payload, stats, part, layout))
+            sizes.append(len(part))
+    data = sink.getvalue().to_pybytes()
+    return UnitObject(data, object_digest(data), _blocks(data, sizes))
+
+
+def decode_block(data: bytes, layout: "Layout") -> FixedRows:
+    """The rows of one block, from the bytes that its offset and length name. Verify them first."""
+    message = pa.ipc.read_message(pa.py_buffer(data))
+    batch = pa.ipc.read_record_batch(message, layout.schema)
+    kind = row_type(layout.seq_len, layout.bytes_per_position, layout.labelled)
+    found = new_rows(len(batch), kind)
+    rows = found.rows
+    rows.sample_ids[:] = from_binary(batch["sample_id"])
+    rows.input_ids[:] = from_lists(batch["input_ids"])
+    rows.segment_ids[:] = from_lists(batch["segment_ids"])
+    rows.loss_mask[:] = from_lists(batch["loss_mask"])
+    rows.byte_counts[:] = from_numbers(batch["byte_count"])
+    if rows.labels is not None:
+        rows.labels[:] = from_lists(batch["labels"])
+    found.entropy[:] = from_numbers(batch["entropy"])
+    found.nll[:] = from_numbers(batch["nll"])
+    if layout.packing is None:
+        found.payload[:] = from_binary(batch["payload"]).reshape(found.payload.shape)
+    else:
+        found.payload[:] = 0
+        mask = rows.loss_mask
+        contexts, places = rows.input_ids[mask], payload_offsets(found)[mask]
+        packed = batch["payload"][0].as_buffer()
+        layout.packing.unpack_to(found.records.view(np.uint8), places, contexts, packed)
+    return found
+
+
+@dataclass(frozen=True)
+class UnitIndex:
+    """What a unit's index object says."""
+
+    stats: RowStats
+    blocks: tuple[Block, ...]
+
+
+def encode_index(stats: RowStats, blocks: tuple[Block, ...]) -> bytes:
+    """Row statistics as a small Arrow IPC file; the table of blocks is in its metadata."""
+    columns = [as_binary(stats.sample_ids), *_stats_columns(stats)]
+    table = json.dumps([block.model_dump() for block in blocks])
+    schema = pa.schema([_SAMPLE_ID, *_STATS], metadata={_BLOCKS: table})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+    return sink.getvalue().to_pybytes()
+
+
+def decode_index(data: bytes) -> UnitIndex:
+    """The inverse of `encode_index`. Verify the bytes first."""
+    with pa.ipc.open_file(pa.py_buffer(data)) as file:
+        batch, metadata = file.get_batch(0), file.schema.metadata
+    statistics = (from_numbers(batch[field.name]) for field in _STATS)
+    blocks = tuple(Block(**entry) for entry in json.loads(metadata[_BLOCKS]))
+    return UnitIndex(RowStats(from_binary(batch["sample_id"]), *statistics), blocks)
+
+
+_BLOCKS = b"kdscale.blocks"
+_SAMPLE_ID = pa.field("sample_id", pa.binary(16), nullable=False)
+_STATS: list["pa.Field[Any]"] = [
+    pa.field("entropy", pa.float32(), nullable=False),
+    pa.field("nll", pa.float32(), nullable=False),
+    pa.field("length", pa.int32(), nullable=False),
+]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What it takes to decode a block."""
+
+    seq_len: int
+    bytes_per_position: int
+    packing: Packing | None
+    labelled: bool = False
+    """Whether rows know their labels; otherwise these are the next tokens."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of a data object."""
+        is_packed = self.packing is not None
+        return _schema(self.seq_len, self.bytes_per_position, is_packed, self.labelled)
+
+
+@cache
+def _schema(seq_len: int, bytes_per_position: int, packed: bool, labelled: bool) -> pa.Schema:
+    labels = pa.field("labels", pa.list_(pa.int32(), seq_len), nullable=False)
+    payload = pa.binary() if packed else pa.binary(seq_len * bytes_per_position)
+    return pa.schema(
+        [
+            _SAMPLE_ID,
+            pa.field("input_ids", pa.list_(pa.int32(), seq_len), nullable=False),
+            pa.field("segment_ids", pa.list_(pa.int32(), seq_len), nullable=False),
+            pa.field("loss_mask", pa.list_(pa.uint8(), seq_len), nullable=False),
+            pa.field("byte_count", pa.float64(), nullable=False),
+            *([labels] if labelled else []),
+            pa.field("payload", payload, nullable=False),
+            *_STATS,
+        ]
+    )
+
+
+def _block(
+    rows: Rows, payload: np.ndarray, stats: RowStats, part: np.ndarray, layout: Layout
+) -> pa.RecordBatch:
+    """The rows at `part` as a record batch."""
+    rows, payload = rows.take(part), payload[part]
+    some = RowStats(*(getattr(stats, f.name)[part] for f in fields(RowStats)))
+    if layout.packing is None:
+        column = as_binary(payload.reshape(len(part), -1))
+    else:
+        mask = rows.loss_mask
+        packed = layout.packing.pack(rows.input_ids[mask], payload[mask])
+        column = pa.array([packed] + [b""] * (len(part) - 1), pa.binary())
+    columns = [
+        as_binary(rows.sample_ids),
+        as_lists(rows.input_ids.astype(np.int32)),
+        as_lists(rows.segment_ids.astype(np.int32)),
+        as_lists(rows.loss_mask.astype(np.uint8)),
+        pa.array(rows.byte_counts, pa.float64()),
+        *([] if rows.labels is None else [as_lists(rows.labels.astype(np.int32))]),
+        column,
+        *_stats_columns(some),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=layout.schema)
+
+
+def _blocks(data: bytes, sizes: list[int]) -> tuple[Block, ...]:
+    """Where each record batch lies in a file: the messages behind its magic word and its schema."""
+    source = pa.BufferReader(data)
+    source.seek(_MAGIC_BYTES)
+    pa.ipc.read_message(source)
+    blocks = []
+    for rows in sizes:
+        offset = source.tell()
+        pa.ipc.read_message(source)
+        length = source.tell() - offset
+        digest = block_digest(memoryview(data)[offset : offset + length])
+        blocks.append(Block(offset=offset, length=length, rows=rows, digest=digest))
+    return tuple(blocks)
+
+
+def _stats_columns(stats: RowStats) -> list["pa.Array[Any]"]:
+    arrays = (stats.entropy, stats.nll, stats.length)
+    return [pa.array(array, field.type) for array, field in zip(arrays, _STATS, strict=True)]

@@ -1,0 +1,201 @@
+"""Decoded blocks in memory: fetched in parallel, each once at a time, within a budget of bytes.
+
+Random rows share blocks, and batches read ahead want the same block at the same time. So the table
+holds futures: who comes second waits for the first one's fetch.
+
+The budget covers what is held, what is on its way and what waits to be used. How large a block gets
+is known from those before it (all but a unit's last are of one size), so the first is fetched
+alone. Fetching ahead stops where nothing more can be dropped, and one block may always go beyond
+the budget, or a small budget would read nothing. Who waits for room holds no block, so no two can
+wait for each other.
+"""
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from kdscale.cache.format.row_records import FixedRows
+from kdscale.cache.read.chunk_file import MappedRows
+
+_THREADS = 8
+# A mapped block is the kernel's memory, dropped when it is needed elsewhere. It still counts a
+# little: a deleted file keeps its place on the disk while it is mapped, and a process may have
+# 65,530 mappings.
+_MAPPED_SHARE = 8
+_MOST_MAPPED = 8192
+
+
+@dataclass(eq=False)
+class _Entry:
+    """A block in the table."""
+
+    number: int
+    users: int
+    """Its fetch, and the streams that still want it. Without any it may be dropped."""
+
+    future: Future[FixedRows] = field(default_factory=Future)
+    charge: int = 0
+    """Bytes of the budget, once it is loaded."""
+
+
+class BlockCache:
+    """An LRU of decoded blocks of at most `memory_bytes`, and the threads that fill it.
+
+    load: from a block's number to its rows and the bytes that were fetched from the store for them
+    (0 where a local disk had them). What it raises reaches everyone who waits for that block, and
+    the next request tries again.
+    """
+
+    def __init__(self, load: Callable[[int], tuple[FixedRows, int]], memory_bytes: int) -> None:
+        assert memory_bytes > 0
+        self._load = load
+        self._memory_bytes = memory_bytes
+        self._room = threading.Condition()
+        self._entries: dict[int, _Entry] = {}
+        self._idle: OrderedDict[int, _Entry] = OrderedDict()
+        self._on_the_way = 0
+        self._held_bytes = 0
+        self._idle_bytes = 0
+        self._largest_block = 0
+        self._largest_charge = 0
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="cache-block")
+        self.fetched = 0
+        self.fetched_bytes = 0
+        self.hits = 0
+        self.disk_hits = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the budget in use."""
+        with self._room:
+            return self._bytes(self._on_the_way)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Requests for a block by where it was found: `block_hits` in memory (or on its way there),
+        `disk_hits`, `blocks_fetched` from the store; and `bytes_fetched`."""
+        with self._room:
+            return {
+                "blocks_fetched": self.fetched,
+                "bytes_fetched": self.fetched_bytes,
+                "block_hits": self.hits,
+                "disk_hits": self.disk_hits,
+            }
+
+    def stream(self, numbers: Iterable[int]) -> Iterator[tuple[int, FixedRows]]:
+        """Each block with its number, in the order asked for, fetched ahead as far as there is
+        room. Let a block go when you ask for the next, and have one stream open in a thread."""
+        wanted = deque(numbers)
+        waiting: deque[_Entry] = deque()
+        used: list[_Entry] = []
+        try:
+            while wanted or waiting:
+                if wanted:
+                    # One visit to the table for many blocks, unless there is no room for them.
+                    self._release(used)
+                    used = []
+                    self._request(wanted, waiting)
+                used.append(waiting.popleft())
+                yield used[-1].number, used[-1].future.result()
+        finally:
+            self._release([*waiting, *used])
+
+    def _request(self, wanted: deque[int], waiting: deque[_Entry]) -> None:
+        """Move blocks from `wanted` to `waiting`, as their user, while there is room for them; wait
+        for room for the first."""
+        with self._room:
+            while wanted:
+                if (entry := self._entries.get(wanted[0])) is not None:
+                    self._use(entry)
+                elif self._make_room():
+                    entry = self._submit(wanted[0])
+                elif waiting:
+                    return
+                else:
+                    self._room.wait()
+                    continue
+                waiting.append(entry)
+                wanted.popleft()
+
+    def _use(self, entry: _Entry) -> None:
+        """One user more. Needs the lock."""
+        self.hits += 1
+        if self._idle.pop(entry.number, None):
+            self._idle_bytes -= entry.charge
+        entry.users += 1
+
+    def _submit(self, number: int) -> _Entry:
+        """Start to fetch a block, for its first stream. Needs the lock."""
+        entry = _Entry(number, users=2)
+        self._pool.submit(self._fetch, entry)
+        self._entries[number] = entry
+        self._on_the_way += 1
+        return entry
+
+    def _fetch(self, entry: _Entry) -> None:
+        try:
+            block, fetched = self._load(entry.number)
+        except BaseException as error:
+            with self._room:
+                self._on_the_way -= 1
+                del self._entries[entry.number]
+            self._release([entry])
+            entry.future.set_exception(error)
+        else:
+            with self._room:
+                self._on_the_way -= 1
+                self._hold(entry, block)
+                self.fetched += fetched > 0
+                self.fetched_bytes += fetched
+                self.disk_hits += fetched == 0
+            # Before: who has the block and lets it go makes room for another at once.
+            self._release([entry])
+            entry.future.set_result(block)
+
+    def _hold(self, entry: _Entry, block: FixedRows) -> None:
+        entry.charge = block.nbytes
+        if isinstance(block, MappedRows):
+            least = self._memory_bytes // _MOST_MAPPED
+            entry.charge = max(block.nbytes // _MAPPED_SHARE, least)
+        self._held_bytes += entry.charge
+        self._largest_charge = max(self._largest_charge, entry.charge)
+        self._largest_block = max(self._largest_block, block.nbytes, entry.charge)
+
+    def _release(self, entries: list[_Entry]) -> None:
+        """One user less of each."""
+        with self._room:
+            for entry in entries:
+                entry.users -= 1
+                if entry.users == 0 and self._entries.get(entry.number) is entry:
+                    self._idle[entry.number] = entry
+                    self._idle_bytes += entry.charge
+            while self._bytes(self._on_the_way) > self._memory_bytes and self._idle:
+                self._drop_oldest()
+            self._room.notify_all()
+
+    def _make_room(self) -> bool:
+        """Drop what is least recently used until another block fits, if that is possible or nothing
+        but idle blocks is there. Needs the lock."""
+        needed = self._bytes(self._on_the_way + 1)
+        all_idle = self._on_the_way == 0 and self._idle_bytes == self._held_bytes
+        if needed - self._idle_bytes > self._memory_bytes and not all_idle:
+            return False
+        while self._idle and self._bytes(self._on_the_way + 1) > self._memory_bytes:
+            self._drop_oldest()
+        return True
+
+    def _bytes(self, on_the_way: int) -> int:
+        """What is held and so many blocks on the way take. Only those that have a thread are being
+        decoded, which takes a whole block; what they leave in memory may be less."""
+        if self._largest_block == 0:
+            return on_the_way * self._memory_bytes
+        decoding = min(on_the_way, _THREADS) * (self._largest_block - self._largest_charge)
+        return self._held_bytes + on_the_way * self._largest_charge + decoding
+
+    def _drop_oldest(self) -> None:
+        number, entry = self._idle.popitem(last=False)
+        del self._entries[number]
+        self._idle_bytes -= entry.charge
+        self._held_bytes -= entry.charge

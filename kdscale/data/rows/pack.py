@@ -1,0 +1,297 @@
+"""Token documents to rows of T tokens: the heart of the prepare stage, pure numpy.
+
+A document longer than a row becomes windows of T tokens that start every T - overlap tokens; a
+window's loss mask leaves out what an earlier window has scored, so that every token of a document
+but its first is a target exactly once. Windows that fill a row are cut by one strided view. What is
+shorter (short documents and last windows, called pieces) shares rows: each piece goes into the open
+row that it fills best, and the fullest row is closed when too many are open (bounded-space best
+fit; Csirik and Johnson, "Bounded space on-line bin packing: best is better than first",
+Algorithmica 2001). That needs one pass, bounded memory and no knowledge of the corpus, and is
+deterministic.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import xxhash
+
+from kdscale.data.cleaning.digest_set import DigestSet
+from kdscale.data.rows.classes import UNKNOWN_LABEL
+from kdscale.types import Rows
+
+OPEN_ROWS = 64
+CHUNK_ROWS = 1024
+# A piece holds a token and at least one target.
+SMALLEST_PIECE = 2
+
+# (tokens, whether each position's next token is a target, UTF-8 bytes a target)
+Piece = tuple[np.ndarray, np.ndarray, float]
+# (tokens [n] int32, UTF-8 bytes, which tokens are targets [n] bool; None: all but the first)
+Document = tuple[np.ndarray, int] | tuple[np.ndarray, int, np.ndarray | None]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How rows are made. `truncate` keeps a document's first T tokens only, `drop` none of them."""
+
+    seq_len: int
+    overlap: int
+    truncate: bool
+    pack: bool
+    pad_id: int
+    drop: bool = False
+
+
+@dataclass
+class RowCounts:
+    """What became of a split's documents and tokens; a document may be both split and packed.
+
+    `targets` and `bytes` are those of the rows given out: `targets_truncated` and
+    `targets_duplicate` say what is missing from the documents' own. Rows to be classified and
+    masked ones lose tokens, not targets, to `targets_truncated`, each token once. Documents that
+    are `long`, have no target or are conversations that cannot be rendered leave nothing but a
+    count.
+    """
+
+    documents: int = 0
+    split: int = 0
+    truncated: int = 0
+    long: int = 0
+    without_target: int = 0
+    unrendered: int = 0
+    packed: int = 0
+    tokens: int = 0
+    targets_truncated: int = 0
+    targets_duplicate: int = 0
+    targets: int = 0
+    bytes: float = 0.0
+    rows: int = 0
+    rows_duplicate: int = 0
+    rows_without_target: int = 0
+    padding: int = 0
+
+
+def sample_ids(
+    input_ids: np.ndarray,
+    segment_ids: np.ndarray,
+    loss_mask: np.ndarray,
+    labels: np.ndarray | None = None,
+) -> np.ndarray:
+    """[R, 16] uint8: xxh3_128 over each row's ids, segments (little-endian int32), mask (bytes) and
+    labels (int32), where it has them.
+
+    All arrays are [R, T].
+    """
+    parts = [
+        np.ascontiguousarray(input_ids, "<i4"),
+        np.ascontiguousarray(segment_ids, "<i4"),
+        np.ascontiguousarray(loss_mask, bool),
+    ]
+    if labels is not None:
+        parts.append(np.ascontiguousarray(labels, "<i4"))
+    digests = bytearray()
+    for row in zip(*parts, strict=True):
+        digest = xxhash.xxh3_128()
+        for part in row:
+            digest.update(part.data)
+        digests += digest.digest()
+    return np.frombuffer(digests, np.uint8).reshape(len(input_ids), 16)
+
+
+def concatenate(parts: list[Rows], seq_len: int) -> Rows:
+    """The rows of all parts, in order; `seq_len` gives the shape where there is none."""
+    if not parts:
+        return empty_rows(0, seq_len, pad_id=0)
+    # Without labels in one part, there are none in any.
+    names = [f.name for f in fields(Rows) if getattr(parts[0], f.name) is not None]
+    return Rows(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+
+def empty_rows(count: int, seq_len: int, pad_id: int, *, labelled: bool = False) -> Rows:
+    """`count` rows of padding, their sample ids not yet computed (zeros); `labelled` ones have
+    labels, all -1."""
+    shape = (count, seq_len)
+    return Rows(
+        sample_ids=np.zeros((count, 16), np.uint8),
+        input_ids=np.full(shape, pad_id, np.int32),
+        segment_ids=np.zeros(shape, np.int32),
+        loss_mask=np.zeros(shape, bool),
+        byte_counts=np.zeros(count, np.float64),
+        labels=np.full(shape, UNKNOWN_LABEL, np.int32) if labelled else None,
+    )
+
+
+class RowCollector:
+    """Numbers rows by content, drops and counts repetitions, and hands out the rest in chunks."""
+
+    def __init__(self, counts: RowCounts, seq_len: int) -> None:
+        self._counts = counts
+        self._row_length = seq_len
+        self._waiting: list[Rows] = []
+        self._waiting_rows = 0
+        self._seen = DigestSet()
+
+    def add(self, rows: Rows) -> None:
+        """Rows whose sample ids are not yet computed."""
+        self._waiting.append(rows)
+        self._waiting_rows += len(rows)
+
+    def drained(self, least: int) -> Iterator[Rows]:
+        """What is new of the rows that wait, as one chunk, if these are `least` or more."""
+        if self._waiting_rows < least:
+            return
+        sizes = [len(rows) for rows in self._waiting]
+        rows = concatenate(self._waiting, self._row_length)
+        self._waiting, self._waiting_rows = [], 0
+        ids = sample_ids(rows.input_ids, rows.segment_ids, rows.loss_mask, rows.labels)
+        fresh = self._seen.add(ids)
+        targets = rows.loss_mask.sum(1)
+        counts = self._counts
+        counts.rows_duplicate += int((~fresh).sum())
+        counts.targets_duplicate += int(targets[~fresh].sum())
+        counts.targets += int(targets[fresh].sum())
+        # A sum of floats depends on how they are grouped: here as the rows came.
+        for size, stop in zip(sizes, np.cumsum(sizes).tolist(), strict=True):
+            own = slice(stop - size, stop)
+            counts.bytes += float(rows.byte_counts[own][fresh[own]].sum())
+        named = replace(rows, sample_ids=ids)
+        kept = named if fresh.all() else named.take(np.flatnonzero(fresh))
+        counts.rows += len(kept)
+        counts.padding += int((kept.segment_ids == 0).sum())
+        if len(kept):
+            yield kept
+
+
+class RowBuilder:
+    """Builds the rows of one split; `counts` is complete when `build` is exhausted."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.counts = RowCounts()
+        self._layout = layout
+        self._rows = RowCollector(self.counts, layout.seq_len)
+        # (free tokens, number) of the open rows, sorted: the best fit is one bisection away.
+        self._free: list[tuple[int, int]] = []
+        self._open: dict[int, list[Piece]] = {}
+        self._opened = 0
+
+    def build(self, documents: Iterable[Document]) -> Iterator[Rows]:
+        """Rows in chunks of about CHUNK_ROWS.
+
+        Rows come in the documents' order, but for those that wait for pieces. A row equal to an
+        earlier one is dropped and counted, as is one without a target.
+        """
+        for document in documents:
+            self._add(*document)
+            yield from self._rows.drained(CHUNK_ROWS)
+        for _, number in sorted(self._free, key=lambda entry: entry[1]):
+            self._emit_packed(self._open.pop(number))
+        self._free.clear()
+        yield from self._rows.drained(1)
+
+    def _add(
+        self, tokens: np.ndarray, byte_count: int, is_target: np.ndarray | None = None
+    ) -> None:
+        """One document: windows that fill a row go out, what is left becomes a piece."""
+        layout, counts = self._layout, self.counts
+        length, row = len(tokens), layout.seq_len
+        counts.documents += 1
+        counts.tokens += length
+        if is_target is None:
+            assert length >= SMALLEST_PIECE, "a document has its start and its end token"
+            is_target = np.ones(length, bool)
+        # By position from here on, as in a row: of the next token.
+        scored = np.append(is_target[1:], False)
+        targets = int(scored.sum())
+        if not targets or (length > row and layout.drop):
+            self._leave_out(length, targets)
+            return
+        bytes_per_target = byte_count / targets
+        if length > row and layout.truncate:
+            counts.truncated += 1
+            counts.targets_truncated += int(scored[row - 1 :].sum())
+            tokens, scored = tokens[:row], np.append(scored[: row - 1], False)
+        elif length > row:
+            counts.split += 1
+        step = row - layout.overlap
+        full = (len(tokens) - row) // step + 1 if len(tokens) >= row else 0
+        if full:
+            self._emit_windows(tokens, scored, full, step, bytes_per_target)
+        # What earlier windows have scored ends before `first`; the rest starts at window `full`.
+        start = full * step
+        first = start + layout.overlap if full else 1
+        if first < len(tokens):
+            rest = scored[start:].copy()
+            rest[: first - start - 1] = False
+            self._place(tokens[start:], rest, bytes_per_target)
+
+    def _leave_out(self, length: int, targets: int) -> None:
+        """Count a document of which there are no rows."""
+        if not length:
+            self.counts.unrendered += 1
+        elif not targets:
+            self.counts.without_target += 1
+        else:
+            self.counts.long += 1
+
+    def _emit_windows(
+        self,
+        tokens: np.ndarray,
+        scored: np.ndarray,
+        count: int,
+        step: int,
+        bytes_per_target: float,
+    ) -> None:
+        """The first `count` windows of a document, each a row of its own."""
+        row = self._layout.seq_len
+        view, part = np.lib.stride_tricks.sliding_window_view, slice(None, count * step, step)
+        rows = empty_rows(count, row, self._layout.pad_id)
+        rows.input_ids[:] = view(tokens, row)[part]
+        rows.segment_ids[:] = 1
+        rows.loss_mask[:, :-1] = view(scored, row)[part, :-1]
+        rows.loss_mask[1:, : self._layout.overlap - 1] = False
+        rows.byte_counts[:] = rows.loss_mask.sum(1) * bytes_per_target
+        used = np.flatnonzero(rows.loss_mask.any(axis=1))
+        self.counts.rows_without_target += count - len(used)
+        if len(used):
+            self._rows.add(rows if len(used) == count else rows.take(used))
+
+    def _place(self, tokens: np.ndarray, scored: np.ndarray, bytes_per_target: float) -> None:
+        """Put a piece into the open row that it fills best, or into another."""
+        piece, length = (tokens, scored, bytes_per_target), len(tokens)
+        if not scored.any():
+            self.counts.rows_without_target += 1
+            return
+        if not self._layout.pack:
+            self._emit_packed([piece])
+            return
+        at = bisect_left(self._free, (length, 0))
+        if at < len(self._free):
+            free, number = self._free.pop(at)
+            self._open[number].append(piece)
+        else:
+            free, number = self._layout.seq_len, self._opened
+            self._opened += 1
+            self._open[number] = [piece]
+        if free - length < SMALLEST_PIECE:
+            self._emit_packed(self._open.pop(number))
+        else:
+            insort(self._free, (free - length, number))
+        if len(self._free) > OPEN_ROWS:
+            self._emit_packed(self._open.pop(self._free.pop(0)[1]))
+
+    def _emit_packed(self, pieces: list[Piece]) -> None:
+        """One row from its pieces, each a segment."""
+        rows = empty_rows(1, self._layout.seq_len, self._layout.pad_id)
+        start = 0
+        for segment, (tokens, scored, bytes_per_target) in enumerate(pieces, start=1):
+            end = start + len(tokens)
+            rows.input_ids[0, start:end] = tokens
+            rows.segment_ids[0, start:end] = segment
+            rows.loss_mask[0, start:end] = scored
+            rows.byte_counts[0] += int(scored.sum()) * bytes_per_target
+            start = end
+        if len(pieces) > 1:
+            self.counts.packed += len(pieces)
+        self._rows.add(rows)

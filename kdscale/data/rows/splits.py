@@ -1,0 +1,175 @@
+"""One split's documents to its shards: tokens -> rows -> a sample of them -> Arrow files."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO, Protocol
+
+from kdscale.config.data import DataConfig
+from kdscale.config.task import Task
+from kdscale.data.cleaning.augment import Augmenter
+from kdscale.data.documents import Chosen, Documents, Encoding, TokenDocument
+from kdscale.data.rows.examples import ClassifiedRows, MaskedRows
+from kdscale.data.rows.pack import Layout, RowBuilder, RowCounts
+from kdscale.data.rows.shard_files import (
+    checksum,
+    encode_shard,
+    file_checksum,
+    in_shards,
+    rows_per_shard,
+)
+from kdscale.data.rows.stride_sample import EvenSample
+from kdscale.data.tokenizer import TokenizerInfo
+from kdscale.store import Store
+from kdscale.types import Rows
+
+REPORT_EVERY_DOCUMENTS = 64
+
+
+class Builder(Protocol):
+    """What makes rows of a split's documents; `counts` is complete when `build` is exhausted."""
+
+    counts: RowCounts
+
+    def build(self, documents: Iterable[TokenDocument]) -> Iterator[Rows]:
+        """Rows in chunks."""
+        ...
+
+
+class _NextTokenRows(RowBuilder):
+    """Rows for causal language models, which know nothing of classes."""
+
+    def build(self, documents: Iterable[Any]) -> Iterator[Rows]:
+        """See RowBuilder."""
+        return super().build((each.tokens, each.byte_count, each.targets) for each in documents)
+
+
+def make_builder(task: Task, config: DataConfig, info: TokenizerInfo, overlap: int) -> Builder:
+    """Of a task's rows, of which those of a split document share `overlap` tokens."""
+    if task == "sequence-classification":
+        return ClassifiedRows(config, info)
+    if task == "masked-lm":
+        return MaskedRows(config, info)
+    return _NextTokenRows(
+        Layout(
+            seq_len=config.seq_len,
+            overlap=overlap,
+            truncate=config.long_documents == "truncate",
+            pack=config.pack,
+            pad_id=info.pad_id,
+            drop=config.long_documents == "drop",
+        )
+    )
+
+
+class SplitWriter:
+    """Writes splits that share a task, a config, a store and a tokenizer.
+
+    Each method takes a split's name, the documents and which of them, and returns the split's entry
+    of the manifest.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        config: DataConfig,
+        store: Store,
+        tokenizer_json: str,
+        info: TokenizerInfo,
+        progress: Callable[[int, int, str], None],
+    ) -> None:
+        self._task = task
+        self._config = config
+        self._store = store
+        self._tokenizer_json = tokenizer_json
+        self._info = info
+        self._progress = progress
+
+    def write(
+        self,
+        name: str,
+        documents: Documents,
+        chosen: Chosen,
+        augmenter: Augmenter | None = None,
+    ) -> dict[str, Any]:
+        """All rows of the documents, or of their varied copies."""
+        config = self._config
+        builder = make_builder(self._task, config, self._info, config.overlap)
+        rows = builder.build(self._encoded(name, documents, chosen, augmenter))
+        return self._store_rows(name, rows, builder.counts)
+
+    def write_sample(self, name: str, documents: Documents, chosen: Chosen) -> dict[str, Any]:
+        """`evaluation_sequences` rows, evenly over all."""
+        config = self._config
+        builder = make_builder(self._task, config, self._info, config.evaluation_overlap)
+        sample = EvenSample(config.evaluation_sequences, config.seq_len)
+        for rows in builder.build(self._encoded(name, documents, chosen)):
+            sample.offer(rows)
+        return self._store_rows(name, [sample.result()], builder.counts)
+
+    def _encoded(
+        self,
+        name: str,
+        documents: Documents,
+        chosen: Chosen,
+        augmenter: Augmenter | None = None,
+    ) -> Iterator[TokenDocument]:
+        """The split's token documents; reports progress on the way."""
+        total = int(chosen.covered.sum()) * (1 if augmenter is None else augmenter.copies)
+        encoding = Encoding(self._tokenizer_json, self._info, augmenter)
+        for done, document in enumerate(documents.tokens(name, chosen, encoding)):
+            if done % REPORT_EVERY_DOCUMENTS == 0:
+                self._progress(done, total, f"rows of {name}")
+            yield document
+
+    def _store_rows(self, name: str, chunks: Iterable[Rows], counts: RowCounts) -> dict[str, Any]:
+        """Put the rows as shards, and their ids beside them. `counts` are complete after that."""
+        # The ids of all rows are one object, which may be larger than what memory has to spare.
+        with TemporaryDirectory(prefix="kdscale-ids-") as folder:
+            ids = Path(folder) / "ids"
+            with ids.open("wb") as file:
+                shards, written = self._put_shards(name, chunks, file)
+            sample_ids = self._put_file(f"rows/{name}.ids", ids)
+        written["padding_share"] = counts.padding / max(1, counts.rows * self._config.seq_len)
+        classes = written.pop("classes")
+        if self._task == "sequence-classification":
+            written["classes"] = {str(number): classes[number] for number in sorted(classes)}
+        return {
+            "counts": asdict(counts) | written,
+            "labelled": self._task != "causal-lm",
+            "shards": shards,
+            "sample_ids": sample_ids,
+        }
+
+    def _put_shards(
+        self, name: str, chunks: Iterable[Rows], ids: BinaryIO
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """The shards' entries, and what was counted of their rows, whose ids go to a file."""
+        length, shards = self._config.seq_len, []
+        targets, byte_count = 0, 0.0
+        classes: Counter[int] = Counter()
+        for number, rows in enumerate(in_shards(chunks, length, rows_per_shard(length))):
+            entry = self._put(f"rows/{name}-{number:05d}.arrow", encode_shard(rows))
+            shards.append({**entry, "rows": len(rows)})
+            ids.write(rows.sample_ids.tobytes())
+            targets += int(rows.loss_mask.sum())
+            byte_count += float(rows.byte_counts.sum())
+            if rows.labels is not None:
+                classes.update(rows.labels[rows.loss_mask].tolist())
+        return shards, {
+            "rows_written": sum(shard["rows"] for shard in shards),
+            "targets_written": targets,
+            "bytes_written": byte_count,
+            "classes": classes,
+        }
+
+    def _put(self, key: str, data: bytes) -> dict[str, Any]:
+        self._store.put(key, data)
+        return {"key": key, "bytes": len(data), "xxh3": checksum(data)}
+
+    def _put_file(self, key: str, path: Path) -> dict[str, Any]:
+        self._store.put_file(key, path)
+        with path.open("rb") as file:
+            return {"key": key, "bytes": path.stat().st_size, "xxh3": file_checksum(file)}

@@ -1,0 +1,144 @@
+"""What a step of the student minimises, and what is logged of it."""
+
+import torch
+
+from kdscale.cache.codecs import Codec
+from kdscale.config import RunConfig
+from kdscale.curriculum.schedule import value_at
+from kdscale.distill.attention import AttentionLoss
+from kdscale.distill.batches import MicroBatch
+from kdscale.distill.hidden import HiddenLoss
+from kdscale.distill.taid import LOSS as TAID_LOSS
+from kdscale.distill.taid import InterpolatedTargets, Taid
+from kdscale.distill.targets import (
+    BatchTargets,
+    CachedTargets,
+    LayerOutputs,
+    OnlineTeacher,
+    at_positions,
+)
+from kdscale.losses.divergences import make_divergence
+from kdscale.losses.fused import Objective, head_and_loss
+from kdscale.models.forward import RowTensors
+from kdscale.models.head import ModelWithHead
+from kdscale.train.label_weights import EQUAL, LabelWeights
+from kdscale.train.loop import LossSums
+
+
+class LabelsLoss:
+    """Cross-entropy on the labels alone: the baseline's."""
+
+    def __init__(self, weights: LabelWeights = EQUAL) -> None:
+        """`weights` are those of the labels."""
+        self._weights = weights
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """What is scheduled, at `step`."""
+        return {"kd_weight": 0.0}
+
+    def __call__(self, model: ModelWithHead, batch: MicroBatch, step: int) -> LossSums:
+        """Sums over the batch's targets."""
+        rows = batch.rows
+        hidden = model.hidden(rows.ids, rows.segments)[rows.mask]
+        labels = rows.labels[rows.mask]
+        found = head_and_loss(hidden, model.head, labels, label_weights=self._weights.at(labels))
+        loss = found.objective
+        return loss, {"loss": loss.detach(), "ce_loss": loss.detach()}
+
+
+class DistillationLoss:
+    """w * distillation + (1 - w) * cross-entropy, with w scheduled over the steps."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        codec: Codec,
+        teacher: OnlineTeacher | None,
+        hidden: HiddenLoss | None = None,
+        attention: AttentionLoss | None = None,
+        weights: LabelWeights = EQUAL,
+    ) -> None:
+        """Targets are those of `teacher` or, without one, of the cache with `codec`; `hidden` and
+        `attention` are the losses on layers that `config` asks for; they need a teacher. `weights`
+        are those of the labels."""
+        self._weights = weights
+        self._hidden = hidden
+        self._attention = attention
+        self._outputs = config.distill.online.layer_outputs
+        self._loss = config.distill.loss
+        self._steps = config.distill.training.steps
+        self._cache_temperature = config.cache.temperature
+        self._temperature = config.distill.online.temperature
+        self._divergence = make_divergence(self._loss.divergence)
+        self._codec = codec
+        self._teacher = teacher
+        taid = config.distill.online.taid
+        self.taid = Taid(taid, self._steps) if taid is not None else None
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """What is scheduled, at `step`, which is at hand."""
+        found = {"kd_weight": self._kd_weight(step), "temperature": self._temperature_at(step)}
+        return found if self.taid is None else found | {"taid_t": self.taid.t}
+
+    def __call__(self, model: ModelWithHead, batch: MicroBatch, step: int) -> LossSums:
+        """Sums over the batch's targets. Logged: `loss` is what is trained on, `ce_loss` the
+        cross-entropy on the labels, and `kl`, or `divergence` where it is another one, how far the
+        student is from its teacher (but for the KL of sampled targets in rows that are cut); with
+        TAID also the loss on its targets."""
+        temperature = self._temperature_at(step)
+        targets = self._targets(batch, temperature)
+        hidden, layers = self._forward(model, batch.rows)
+        labels = batch.rows.labels[batch.rows.mask]
+        objective = Objective(self._kd_weight(step), temperature, self._divergence)
+        found = head_and_loss(
+            hidden, model.head, labels, targets.at, objective, self._weights.at(labels)
+        )
+        total = found.objective
+        parts = {"ce_loss": found.cross_entropy}
+        for name, (weight, value) in self._on_layers(model, layers, targets.layers).items():
+            total = total + weight * value
+            parts[name] = value.detach()
+        parts["loss"] = total.detach()
+        if self.taid is not None:
+            parts[TAID_LOSS] = found.distillation
+        if self._divergence is not None:
+            return total, parts | {"divergence": found.distillation}
+        kl = targets.kl(found.distillation)
+        return total, parts if kl is None else parts | {"kl": kl}
+
+    def _forward(self, model: ModelWithHead, rows: RowTensors) -> tuple[torch.Tensor, LayerOutputs]:
+        """Hidden states [P, D] for the head, and what the losses on layers need."""
+        hidden, layers = model.hidden_and_layers(rows.ids, rows.segments, self._outputs)
+        return hidden[rows.mask], at_positions(layers, rows.mask)
+
+    def _on_layers(
+        self, model: ModelWithHead, mine: LayerOutputs, theirs: LayerOutputs
+    ) -> dict[str, tuple[float, torch.Tensor]]:
+        """Weight and sum of each loss on layers, by name."""
+        found = {}
+        if self._hidden is not None:
+            value = self._hidden(model.projections, mine["hidden"], theirs["hidden"])
+            found["hidden"] = (self._hidden.config.weight, value)
+        if self._attention is not None:
+            value = self._attention(mine["attention"], theirs["attention"])
+            found["attention"] = (self._attention.config.weight, value)
+        return found
+
+    def _targets(self, batch: MicroBatch, temperature: float) -> BatchTargets:
+        mask = batch.rows.mask
+        if self._teacher is not None:
+            online = self._teacher.targets(batch.rows, temperature)
+            return online if self.taid is None else InterpolatedTargets(online, self.taid.t)
+        entropy = batch.entropy
+        if entropy is not None:
+            entropy = (entropy * mask.sum(dim=1)).sum()
+        return CachedTargets(self._codec, batch.payload[mask], entropy, temperature)
+
+    def _kd_weight(self, step: int) -> float:
+        return value_at(self._loss.kd_weight, step, self._steps)
+
+    def _temperature_at(self, step: int) -> float:
+        schedule = self._temperature
+        if schedule is None:
+            return self._cache_temperature
+        return value_at(schedule, step, self._steps)

@@ -1,0 +1,176 @@
+"""The distill stage on a worker: the student from the cache, then the baseline from labels alone.
+
+Both read the same cached rows in the same order with the same seed and steps; only the weight of
+the distillation loss differs, so that what the student gains over the baseline is the teacher's.
+Where some labels are not known, the baseline reads only the rows whose are.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdscale.cache.read.concat import ConcatReader
+from kdscale.cache.read.disk_cache import DiskCache
+from kdscale.cache.read.reader import CacheReader, CacheSource
+from kdscale.cache.read.subset import SubsetReader, known_labels
+from kdscale.config import RunConfig
+from kdscale.config.loss import check_defined
+from kdscale.config.training import ZeroConfig
+from kdscale.curriculum.sampler import SeenRows
+from kdscale.data.rows.prepared import Prepared, open_prepared
+from kdscale.distill.attention import AttentionLoss, make_attention_loss
+from kdscale.distill.curriculum_steps import make_sampler, staged_steps
+from kdscale.distill.difficulty import Reader
+from kdscale.distill.hidden import HiddenLoss, make_hidden_loss
+from kdscale.distill.initial_student import Start, plan_start
+from kdscale.distill.objective import DistillationLoss, LabelsLoss
+from kdscale.distill.targets import OnlineTeacher
+from kdscale.distributed.rank import Rank, current_rank
+from kdscale.models.head import ModelWithHead
+from kdscale.models.hf_folder import ModelReference
+from kdscale.models.load import load_config_of
+from kdscale.store import Store
+from kdscale.train.batches import batch_digest, row_kind
+from kdscale.train.job import TrainingJob, run_session
+from kdscale.train.label_weights import EQUAL, LabelWeights, class_weights
+from kdscale.utils.local_cache_dir import local_cache_dir
+
+
+def distill(job: dict[str, Any]) -> None:
+    """A worker's loop. `job` has `sessions` (student first), `prepared` (a Store), `caches` (a
+    CacheSource each), `expected` (the cache identity that the student needs), `teacher`
+    (ModelReference) and `tables` (a Store for what the curriculum measures)."""
+    worker = current_rank()
+    sessions: list[TrainingJob] = [s for s in job["sessions"] if not s.is_complete()]
+    if not sessions:
+        return
+    config = sessions[0].config
+    prepared = open_prepared(job["prepared"])
+    reader = open_cache(config, job["caches"], job["expected"])
+    source = "online" if config.distill.targets == "online" else reader.codec.describe()["kind"]
+    check_defined(config.distill.loss.divergence.kind, source)
+    start = plan_start(config, prepared, job["teacher"], worker)
+    for session in sessions:
+        _train_arm(session, worker, prepared, reader, start, job["teacher"], job["tables"])
+
+
+def open_cache(
+    config: RunConfig, caches: Sequence[CacheSource], expected: dict[str, Any]
+) -> CacheReader | ConcatReader:
+    """The cache, refused where it was not made for this run's tokenizer and vocabulary; several of
+    them as one."""
+    distill, folder = config.distill, None
+    if distill.cache_disk_gib:
+        folder = Path(distill.cache_folder) if distill.cache_folder else local_cache_dir("blocks")
+    disk = DiskCache(folder, int(distill.cache_disk_gib * 2**30)) if folder else None
+    memory_bytes = distill.cache_memory_mib << 20
+    weights = [cache.weight for cache in caches]
+    readers = [
+        CacheReader(
+            cache.store,
+            expected=expected,
+            segments=cache.segments,
+            memory_bytes=int(memory_bytes * cache.weight / sum(weights)),
+            disk=disk,
+        )
+        for cache in caches
+    ]
+    if len(readers) == 1:
+        return readers[0]
+    return ConcatReader(readers, weights)
+
+
+def online_teacher(
+    config: RunConfig, teacher: ModelReference, worker: Rank, prepared: Prepared
+) -> OnlineTeacher | None:
+    """The teacher beside its student, where the config asks for it."""
+    if config.distill.targets == "cache":
+        return None
+    zero = ZeroConfig(stage=config.distill.online.zero)
+    outputs = config.distill.online.layer_outputs
+    kind = row_kind(config, prepared, config.distill.training.micro_batch_size)
+    return OnlineTeacher(teacher, worker, zero, kind, outputs)
+
+
+def layer_losses(
+    config: RunConfig, start: Start, teacher: ModelReference
+) -> tuple[HiddenLoss | None, AttentionLoss | None]:
+    """The losses on hidden states and on attention, where the config asks for them; KdscaleError
+    for layers that student or teacher have not."""
+    online = config.distill.online
+    if not online.layer_outputs:
+        return None, None
+    shapes = (start.config, load_config_of(teacher.local(weights=False), teacher.revision))
+    own, theirs = (shape.get_text_config() for shape in shapes)
+    depths = own.num_hidden_layers, theirs.num_hidden_layers
+    widths = own.hidden_size, theirs.hidden_size
+    hidden = make_hidden_loss(online.hidden, depths, widths) if online.hidden else None
+    attention = make_attention_loss(online.attention, depths) if online.attention else None
+    return hidden, attention
+
+
+def _train_arm(
+    session: TrainingJob,
+    worker: Rank,
+    prepared: Prepared,
+    cached: CacheReader | ConcatReader,
+    start: Start,
+    teacher: ModelReference,
+    tables: Store,
+) -> None:
+    config, weights = session.config, EQUAL
+    reader: Reader = cached
+    if config.data.labels is not None:
+        known = known_labels(cached)
+        weights = LabelWeights(
+            class_weights(config.data, prepared.training("cache"), worker.device),
+            known_share=float(known.mean()),
+        )
+        if session.name == "baseline" and not known.all():
+            # It learns from nothing else, so that its batches are full of them.
+            reader = SubsetReader(cached, np.flatnonzero(known))
+    distill, vocab_size = config.distill, prepared.outputs
+    sampler = make_sampler(distill, reader, worker, vocab_size, config.seed)
+    seen = SeenRows(sampler, len(reader))
+    loss: LabelsLoss | DistillationLoss = LabelsLoss(weights)
+    wrap = partial(ModelWithHead, vocab_size=vocab_size)
+    if session.name != "baseline":
+        hidden, attention = layer_losses(config, start, teacher)
+        online = online_teacher(config, teacher, worker, prepared)
+        loss = DistillationLoss(config, reader.codec, online, hidden, attention, weights)
+        wrap = partial(
+            wrap,
+            projections=hidden.projections(config.seed) if hidden is not None else (),
+            gives_attention=attention is not None,
+        )
+
+    def extra(step: int) -> dict[str, float]:
+        shown = sampler.metrics(step) | seen.metrics(step) | loss.metrics(step)
+        shown["train/batch_digest"] = batch_digest(sampler.batch(step))
+        return shown | {"cache_hit_share": _hit_share(reader.metrics)}
+
+    run_session(
+        session,
+        worker,
+        prepared,
+        build=start.build,
+        wrap=wrap,
+        steps=lambda first, model: staged_steps(
+            distill, worker, reader, sampler, tables, vocab_size, first, model
+        ),
+        compute_loss=loss,
+        extra=extra,
+        adaptive=loss.taid if isinstance(loss, DistillationLoss) else None,
+    )
+
+
+def _hit_share(blocks: dict[str, float]) -> float:
+    """Of the blocks asked for so far the share that was in memory or on the local disk; NaN where
+    none was asked for yet."""
+    found = blocks["block_hits"] + blocks["disk_hits"]
+    asked = found + blocks["blocks_fetched"]
+    return found / asked if asked else math.nan

@@ -1,0 +1,145 @@
+"""One rank of a worker group: collectives, device, dtype, and the channel to the driver.
+
+Device, dtype and communication backend are chosen in this package and nowhere else: a GPU rank
+computes in bfloat16 over NCCL, a CPU rank in float32 over gloo (bfloat16 is slower on most CPUs).
+Nothing here knows Ray: `kdscale.workers` connects a process to its driver.
+"""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+
+class GracefulStopError(Exception):
+    """Ends a training or capture that was asked to stop, once its state is saved.
+
+    All ranks raise it together; it is not a failure.
+    """
+
+
+class DriverChannel(Protocol):
+    """How a rank reaches the process that started it."""
+
+    @property
+    def attempt(self) -> int:
+        """Starts of the stage's worker groups before the present one."""
+
+    def log_line(self, text: str) -> None:
+        """Print a line on the driver's terminal."""
+
+    def update(self, done: int, total: int, tokens: int, note: str) -> None:
+        """Report the stage's progress."""
+
+    def beat(self, place: str) -> None:
+        """Report that this rank has reached `place` and does not hang."""
+
+    def stop_requested(self) -> bool:
+        """Whether the driver has asked the group to save its state and end."""
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Mark a block in which this rank waits for others, which is no hang of its own."""
+
+
+# None outside of a worker group.
+_channel: DriverChannel | None = None
+
+
+def connect(channel: DriverChannel | None) -> None:
+    """Give this process its channel to the driver; None takes it away."""
+    global _channel
+    _channel = channel
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One rank of a worker group."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    attempt: int = 0  # starts of this stage's groups before the present one
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What forward and backward compute in."""
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
+    def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of `values` over all ranks, on every rank; in place where there is more than
+        one."""
+        if self.world_size > 1:
+            with _waiting():
+                dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            with _waiting():
+                dist.barrier()
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's `value` (small, picklable) on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        with _waiting():
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def say(self, text: str) -> None:
+        """A line for the driver's terminal, with this rank and its process id."""
+        line = f"rank {self.rank} of {self.world_size} (pid {os.getpid()}): {text}"
+        if _channel is None:
+            print(line, flush=True)
+        else:
+            _channel.log_line(line)
+
+    def report(self, done: int, total: int, *, tokens: int = 0, note: str = "") -> None:
+        """How far the stage is, for the driver's progress bar; `tokens` processed so far."""
+        if _channel is not None:
+            _channel.update(done, total, tokens, note)
+
+    def beat(self, place: str) -> None:
+        """This rank has got further, to `place`: it does not hang."""
+        if _channel is not None:
+            _channel.beat(place)
+
+    def stop_requested(self) -> bool:
+        """Whether this rank knows that the group is to save what it has and leave. Others may learn
+        it a few seconds earlier or later."""
+        return _channel is not None and _channel.stop_requested()
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether `flag` holds on any rank. Collective."""
+        return self.all_reduce_sum(torch.tensor(float(flag), device=self.device)).item() > 0
+
+    def raise_if_stopping(self) -> None:
+        """LeavingError on all ranks where any was asked to leave. Collective."""
+        if self.any_rank(self.stop_requested()):
+            raise GracefulStopError
+
+
+def _waiting() -> AbstractContextManager[None]:
+    return nullcontext() if _channel is None else _channel.waiting()
+
+
+def single_process_rank() -> Rank:
+    """A command's own process as a worker: on the GPU where there is one."""
+    return Rank(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def current_rank() -> Rank:
+    """The worker that this process is; outside of a worker group, a group of one."""
+    if not dist.is_initialized():
+        return Rank(0, 1, torch.device("cpu"))
+    if dist.get_backend() == "nccl":
+        device = torch.device("cuda", torch.cuda.current_device())
+    else:
+        device = torch.device("cpu")
+    attempt = 0 if _channel is None else _channel.attempt
+    return Rank(dist.get_rank(), dist.get_world_size(), device, attempt)

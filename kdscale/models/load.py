@@ -1,0 +1,170 @@
+"""A model from our config, or from a Hugging Face folder."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from kdscale.config.teacher import ModelConfig
+from kdscale.errors import KdscaleError
+from kdscale.models.positions import POSITION_FIELDS, lost_positions
+from kdscale.models.tasks import (
+    CAUSAL_LM,
+    TaskSpec,
+    describe_task,
+    model_class,
+    name_class,
+    set_purpose,
+    task_of,
+)
+
+_LEAST_POSITIONS = 512
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def make_config(
+    model: ModelConfig,
+    vocab_size: int,
+    special_ids: Mapping[str, int | None],
+    seq_len: int,
+    purpose: TaskSpec = CAUSAL_LM,
+) -> Any:
+    """The transformers config of `model` for `purpose`, over a tokenizer of `vocab_size` ids.
+
+    Raises KdscaleError for an architecture that transformers lacks, an option that it does not
+    know, options that contradict each other, or a purpose that the architecture does not serve.
+    """
+    if model.architecture not in CONFIG_MAPPING:
+        raise KdscaleError(
+            f"transformers has no architecture {model.architecture!r}.",
+            "Give a model_type of transformers such as llama, qwen3 or gpt2.",
+        )
+    multiple = model.pad_vocab_to_multiple_of
+    padded = -(-vocab_size // multiple) * multiple
+    options: dict[str, Any] = {
+        "vocab_size": padded,
+        **{name: special_ids.get(name) for name in _SPECIAL_IDS},
+    }
+    config_class = CONFIG_MAPPING[model.architecture]
+    known = set(vars(config_class())) | set(config_class.attribute_map)
+    positions = next((name for name in POSITION_FIELDS if name in known), "")
+    chooses = {positions, config_class.attribute_map.get(positions)} & set(model.options)
+    if positions and not chooses:
+        options[positions] = max(seq_len, _LEAST_POSITIONS)
+    unknown = sorted(set(model.options) - known)
+    if unknown:
+        names = ", ".join(map(repr, unknown))
+        raise KdscaleError(
+            f"The architecture {model.architecture!r} has no option {names}.",
+            "Correct the name; transformers would have ignored it silently.",
+        )
+    try:
+        config = config_class(**{**options, **model.options})
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise KdscaleError(
+            f"transformers refuses the options of {model.architecture!r}: {error}",
+            "Correct `options` of the model.",
+        ) from error
+    if positions and not chooses:
+        name_class(config, purpose.task)
+        setattr(config, positions, options[positions] + lost_positions(config))
+    set_purpose(config, purpose, seq_len)
+    return config
+
+
+def build_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
+    """A model with random float32 weights: the same ones for the same seed."""
+    torch.manual_seed(seed)
+    try:
+        return model_class(config).from_config(config, dtype=torch.float32, trust_remote_code=False)
+    except ValueError as error:
+        what = describe_task(task_of(config))
+        raise KdscaleError(
+            f"transformers cannot build a {what} of {config.model_type!r}: {error}",
+            "Choose an architecture that has such a head, and consistent options.",
+        ) from error
+
+
+def load_model(
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    *,
+    config: Any | None = None,
+) -> PreTrainedModel:
+    """The model in a Hugging Face folder or of a hub name, on the CPU.
+
+    Only safetensors are read, and no code that comes with a model is run: where transformers has no
+    class for it, KdscaleError. With `config`, in place of the folder's own, a model to be trained
+    further: what the folder has no weights for starts at random.
+    """
+    shape = config or load_config_of(folder, revision)
+    try:
+        model, found = model_class(shape).from_pretrained(
+            str(folder),
+            config=shape,
+            dtype=dtype,
+            revision=revision,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
+        # Files that are damaged, or of another model, have better words than theirs.
+        from kdscale.models.weight_check import check_weights  # it stands on this module
+
+        check_weights(str(folder), revision, shape, trained_further=config is not None)
+        if isinstance(error, OSError | ValueError):
+            raise _cannot_load(str(folder), error) from error
+        raise
+    if config is None and found["missing_keys"]:
+        raise lacks_weights(str(folder), shape, found["missing_keys"])
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def load_config_of(folder: str | Path, revision: str | None = None) -> Any:
+    """The transformers config in a Hugging Face folder or of a hub name."""
+    try:
+        return AutoConfig.from_pretrained(str(folder), revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _cannot_load(str(folder), error) from error
+
+
+def check_vocabulary(config: Any, vocab_size: int, what: str) -> None:
+    """Refuse a model whose embedding has fewer rows than the tokenizer has ids.
+
+    More rows are padding: kdscale cuts logits to the tokenizer's `vocab_size` ids everywhere.
+    """
+    have = config.get_text_config().vocab_size
+    if have < vocab_size:
+        raise KdscaleError(
+            f"The {what} has {have} embeddings, but its tokenizer has {vocab_size} ids.",
+            "Use the tokenizer that the model was trained with.",
+        )
+
+
+def lacks_weights(source: str, config: Any, names: Iterable[str]) -> KdscaleError:
+    """The error for a model at `source` whose files lack the tensors `names` of its class."""
+    what = describe_task(task_of(config))
+    return KdscaleError(
+        f"{source!r} is no {what}: it has no weights for {', '.join(sorted(names)[:3])}.",
+        "Give a model of this task, or train it further with teacher.training.",
+    )
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Parameters of the whole model, tied ones once; sharded ones count in full."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
+
+
+def _cannot_load(folder: str, error: Exception) -> KdscaleError:
+    return KdscaleError(
+        f"No model can be loaded from {folder!r}: {error}",
+        "Give a folder with config.json and *.safetensors, or a hub name within reach.",
+    )

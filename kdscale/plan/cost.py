@@ -1,0 +1,75 @@
+"""What a plan costs: devices by the hour, a store by bytes and requests; and when a cache pays."""
+
+import math
+from dataclasses import dataclass
+
+from kdscale.plan.cache_size import Requests, cache_bytes, passes, requests
+from kdscale.plan.inputs import Setting
+from kdscale.plan.timing import capture_seconds, online_forward_seconds
+
+# S3 Standard in us-east-1, US dollars: a GB and month, 1,000 puts or lists, 1,000 gets or heads
+# (https://aws.amazon.com/s3/pricing, 2025).
+STORED_GB_MONTH, PUTS, GETS = 0.023, 0.005, 0.0004
+
+
+@dataclass(frozen=True)
+class Money:
+    """US dollars."""
+
+    on_demand: float
+    spot: float
+
+
+@dataclass(frozen=True)
+class StoreMoney:
+    """US dollars: once for the requests, every month for the bytes."""
+
+    requests: float
+    month: float
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """From how many passes over the cached text on a cache is cheaper than an online teacher."""
+
+    capture_device_hours: float
+    online_device_hours_a_pass: float  # what an online teacher adds to one pass of one student
+    passes: float
+    passes_of_this_run: float
+    online_saved_device_hours: float  # by the cache in this run; negative where it costs more
+
+
+def device_money(hours: float, setting: Setting) -> Money:
+    """Hours of devices at the table's prices."""
+    return Money(hours * setting.hardware.on_demand, hours * setting.hardware.spot)
+
+
+def store_money(found: Requests, setting: Setting) -> StoreMoney:
+    """S3 Standard: $0.005 for 1,000 puts and lists, $0.0004 for 1,000 gets and heads, $0.023 a GB
+    and month. Reading within a region costs nothing else."""
+    config = setting.config.cache
+    kept = cache_bytes(config, config.codec, setting).at_rest
+    asked = (found.puts + found.lists) * PUTS + (found.gets + found.heads) * GETS
+    return StoreMoney(asked / 1000, kept / 1e9 * STORED_GB_MONTH)
+
+
+def break_even(setting: Setting) -> BreakEven | None:
+    """passes = capture device hours / device hours that an online teacher adds to a pass.
+
+    Both run the same forward, so that this is 1 and what encoding, start-up and idle ranks cost;
+    each further pass, student or seed is free of the teacher. The baseline needs no teacher. None
+    where no cache is captured.
+    """
+    config = setting.config
+    if config.cache.reuse is not None:
+        return None
+    capture = capture_seconds(setting).total * config.cache.capture.workers.count / 3600
+    ours = passes(setting)
+    online = online_forward_seconds(setting) * config.distill.workers.count / 3600 / ours
+    needed = capture / online if online else math.inf
+    return BreakEven(capture, online, needed, ours, ours * online - capture)
+
+
+def request_money(setting: Setting) -> StoreMoney:
+    """Of this run's own requests."""
+    return store_money(requests(setting), setting)

@@ -1,0 +1,205 @@
+"""Where a run stands, from its store alone: no cluster is asked, and nothing is written.
+
+`run.json` says which stages are complete, `progress.json` who drives the run and how far the
+present stage is, `commits/` which units count, the ends of `metrics/*.jsonl` what was logged last.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from kdscale.cache.format.records import PlanRecord, read_record
+from kdscale.config import parse_config
+from kdscale.config.text import decode_text
+from kdscale.errors import KdscaleError
+from kdscale.run.progress_file import LOST_SECONDS, Attempt, Driver, ProgressRecord, read_progress
+from kdscale.run.record import RUN_KEY
+from kdscale.run.stage_names import STAGES
+from kdscale.store import Store, explained, open_store
+
+CONFIG_KEY = "config.resolved.yaml"
+
+_TAIL_BYTES = 64 * 1024
+_METRICS = {"teacher": ("teacher",), "distill": ("distill", "baseline")}
+"""What the stages that train call their metrics."""
+
+_LOSSES = ("train/loss", "train/ce_loss", "train/kl", "validation/loss")
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a training logged last: nats a token, each from the newest line that has it."""
+
+    training: str
+    step: int
+    values: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """One stage. Seconds are wall seconds over all attempts at the present fingerprint."""
+
+    name: str
+    state: str
+    seconds: float = 0.0
+    attempts: int = 0
+    """How many drivers began with it."""
+
+    done: int = 0
+    total: int = 0
+    note: str = ""
+    tokens: int = 0
+    tokens_per_second: float = 0.0
+    seconds_left: float | None = None
+    units_committed: int | None = None
+    """Of the cache, counted from its commits; None for other stages."""
+
+    units_planned: int | None = None
+    failed_groups: int = 0
+    failures: tuple[Attempt, ...] = ()
+    losses: tuple[Losses, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run as its store shows it."""
+
+    name: str
+    output: str
+    state: str
+    """running; complete; failed; stopped: as it was asked to; lost: the driver died without a word;
+    idle: no driver is at work, and stages are left."""
+
+    heard_seconds_ago: float | None
+    driver: Driver | None
+    earlier_drivers: tuple[Driver, ...]
+    stages: tuple[StageStatus, ...] = field(default=())
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        drivers = (self.driver, *self.earlier_drivers)
+        driver, *earlier = (None if d is None else d.model_dump() for d in drivers)
+        stages = [
+            asdict(stage) | {"failures": [failure.model_dump() for failure in stage.failures]}
+            for stage in self.stages
+        ]
+        return {
+            "name": self.name,
+            "output": self.output,
+            "state": self.state,
+            "heard_seconds_ago": self.heard_seconds_ago,
+            "driver": driver,
+            "earlier_drivers": earlier,
+            "stages": stages,
+        }
+
+
+@explained()
+def run_status(output: Store, now: float | None = None) -> RunStatus:
+    """The status of the run in `output` at `now` (Unix seconds; the present by default).
+
+    Ages compare the driver's clock with this machine's. KdscaleError where there is no run.
+    """
+    progress = read_progress(output)
+    try:
+        record = json.loads(output.get(RUN_KEY))
+    except FileNotFoundError as error:
+        raise KdscaleError(
+            f"{output} is not the output of a run: it has no {RUN_KEY}.",
+            "Give the `output` of a run's config, the config itself, or a job's id.",
+        ) from error
+    progress = progress or ProgressRecord()
+    moment = time.time() if now is None else now
+    driver = progress.drivers[-1] if progress.drivers else None
+    age = None if driver is None else max(0.0, moment - driver.heard)
+    state = _state(driver, age, record["stages"])
+    return RunStatus(
+        name=record.get("name", ""),
+        output=str(output),
+        state=state,
+        heard_seconds_ago=age,
+        driver=driver,
+        earlier_drivers=progress.drivers[:-1],
+        stages=tuple(_stage(output, name, record["stages"], progress, state) for name in STAGES),
+    )
+
+
+def _state(driver: Driver | None, age: float | None, stages: dict[str, Any]) -> str:
+    if driver is not None and driver.state == "running":
+        return "running" if age is not None and age < LOST_SECONDS else "lost"
+    if all(stages.get(name, {}).get("state") == "complete" for name in STAGES):
+        return "complete"
+    return driver.state if driver is not None and driver.state in ("failed", "stopped") else "idle"
+
+
+def _stage(
+    output: Store, name: str, stages: dict[str, Any], progress: ProgressRecord, run_state: str
+) -> StageStatus:
+    entry, told = stages.get(name), progress.stages.get(name)
+    if entry is None:
+        return StageStatus(name, "waiting")
+    running = entry["state"] == "running"
+    state, seconds = run_state if running else entry["state"], entry["seconds"]
+    if told is None or told.fingerprint != entry["fingerprint"]:
+        return StageStatus(name, state, seconds, entry["attempts"])
+    if running:
+        # The record has the seconds of ended attempts only.
+        seconds += max(0.0, progress.drivers[-1].heard - told.started)
+    committed, planned = _units(output, entry["fingerprint"]) if name == "cache" else (None, None)
+    return StageStatus(
+        name=name,
+        state=state,
+        seconds=round(seconds, 1),
+        attempts=entry["attempts"],
+        done=told.done,
+        total=told.total,
+        note=told.note,
+        tokens=told.tokens,
+        tokens_per_second=told.tokens_per_second,
+        seconds_left=told.seconds_left if running else None,
+        units_committed=committed,
+        units_planned=planned,
+        failed_groups=told.failed_groups,
+        failures=told.failures,
+        losses=tuple(found for each in _METRICS.get(name, ()) if (found := _losses(output, each))),
+    )
+
+
+def _units(output: Store, fingerprint: str) -> tuple[int | None, int | None]:
+    """(committed, planned) units of the cache that the run fills, with those of earlier runs where
+    it appends to one; None each where it fills none."""
+    origin = f"{output}/{CONFIG_KEY}"
+    config = parse_config(decode_text(output.get(CONFIG_KEY), origin), origin=origin)
+    elsewhere = config.cache.append_to
+    cache = open_store(elsewhere) if elsewhere else output.child(f"cache/{fingerprint}")
+    plans = [read_record(PlanRecord, cache, key) for key in cache.list("plans/")]
+    if not plans:
+        return None, None
+    return len(cache.list("commits/")), sum(len(plan.segment.units) for plan in plans)
+
+
+def _losses(output: Store, training: str) -> Losses | None:
+    """What the end of a metrics file says; None where nothing was logged yet."""
+    lines = [json.loads(line) for line in _tail(output, f"metrics/{training}.jsonl")]
+    if not lines:
+        return None
+    newest = {
+        name: next((line[name] for line in reversed(lines) if name in line), None)
+        for name in _LOSSES
+        if any(name in line for line in lines)
+    }
+    return Losses(training, lines[-1]["step"], newest)
+
+
+def _tail(output: Store, key: str) -> list[str]:
+    """The last whole lines of an object that may be growing, or be replaced by a shorter one."""
+    try:
+        size = output.size(key)
+        start = max(0, size - _TAIL_BYTES)
+        text = output.get_range(key, start, size - start) if size else b""
+    except FileNotFoundError:
+        return []
+    lines = text.decode(errors="replace").split("\n")
+    # Before the first line end a line may be cut, and after the last one it may be half written.
+    return [line for line in lines[1 if start else 0 : -1] if line]

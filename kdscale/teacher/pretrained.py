@@ -1,0 +1,120 @@
+"""What the teacher of a run is, as a transformers config: made, trained further, or as it exists.
+
+None of it needs weights or rows, so it can be known, and refused, before anything starts.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kdscale.config import RunConfig
+from kdscale.data.pretrained_tokenizer import load_tokenizer, require_embeddings
+from kdscale.errors import KdscaleError
+from kdscale.models.chunked_classifier import CHUNKS
+from kdscale.models.hf_folder import loadable
+from kdscale.models.load import check_vocabulary, load_config_of, make_config
+from kdscale.models.positions import check_positions
+from kdscale.models.tasks import TaskSpec, describe_task, longest_input, set_purpose, task_of
+from kdscale.types import DataFacts
+
+
+def purpose_of(config: RunConfig, data: DataFacts) -> TaskSpec:
+    """What the models of a run are for."""
+    return TaskSpec(config.task, data.classes, config.data.chunks)
+
+
+def teacher_config(config: RunConfig, data: DataFacts, shape: Any | None = None) -> Any:
+    """The transformers config of the run's teacher. `shape` stands in for the one in teacher.load.
+
+    Raises KdscaleError where it cannot be had, or does not fit the run.
+    """
+    teacher = config.teacher
+    if teacher.model is not None:
+        length, ids = config.data.seq_len, data.special_ids
+        return make_config(teacher.model, data.vocab_size, ids, length, purpose_of(config, data))
+    if teacher.training is not None:
+        return config_to_train(config, data, shape)
+    return check_teacher(config, data, shape)
+
+
+def teacher_source(config: RunConfig, *, weights: bool = True) -> str:
+    """What `from_pretrained` takes on this machine for the teacher that the config loads; without
+    `weights` for its config and tokenizer only."""
+    source = config.teacher.load
+    assert source is not None
+    return loadable(source, weights=weights)
+
+
+@contextmanager
+def own_tokenizer(config: RunConfig) -> Iterator[Path | None]:
+    """A folder, for a while, with the tokenizer of the teacher that the config loads; None where
+    the run trains one. KdscaleError where the teacher has none that transformers can load."""
+    with tempfile.TemporaryDirectory(prefix="kdscale-tokenizer-") as scratch:
+        is_own = config.data.tokenizer.kind == "teacher"
+        source = teacher_source(config, weights=False) if is_own else None
+        yield None if source is None else save_tokenizer(config, source, Path(scratch))
+
+
+def save_tokenizer(config: RunConfig, source: str, folder: Path) -> Path:
+    """Write the tokenizer that transformers makes of the teacher's, at `source` on this machine, to
+    `folder`; returns it. KdscaleError where there is none, or the teacher lacks embeddings."""
+    revision = config.teacher.revision
+    tokenizer = load_tokenizer(source, revision)
+    shape = load_config_of(source, revision)
+    require_embeddings(tokenizer, shape.get_text_config().vocab_size, source, revision)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def config_to_train(config: RunConfig, prepared: DataFacts, shape: Any | None = None) -> Any:
+    """The transformers config of the teacher that is loaded and trained further. KdscaleError where
+    its tokenizer, architecture or length does not fit."""
+    shape = shape or _existing(config)
+    check_vocabulary(shape, prepared.vocab_size, "teacher")
+    set_purpose(shape, purpose_of(config, prepared), config.data.seq_len)
+    if shape.pad_token_id is None:
+        # Classifiers over decoders find a row's end by it.
+        shape.pad_token_id = prepared.special_ids.get("pad_token_id")
+    return shape
+
+
+def check_teacher(config: RunConfig, prepared: DataFacts, shape: Any | None = None) -> Any:
+    """The transformers config of the teacher that is loaded, and not trained further. KdscaleError
+    where it has another task, other classes or a smaller vocabulary than the run."""
+    shape = shape or _existing(config)
+    check_vocabulary(shape, prepared.vocab_size, "teacher")
+    if task_of(shape) != config.task:
+        raise KdscaleError(
+            f"{config.teacher.load!r} is a {describe_task(task_of(shape))}, and the run's task is "
+            f"{config.task!r}.",
+            "Load a teacher of that task, or let `teacher.training` train this one for it.",
+        )
+    if prepared.classes:
+        _check_classes(shape, prepared.classes)
+    length = longest_input(purpose_of(config, prepared), config.data.seq_len)
+    check_positions(shape, length, "teacher")
+    chunks = config.data.chunks
+    if chunks is not None and getattr(shape, CHUNKS, None) != chunks.model_dump():
+        raise KdscaleError(
+            f"{config.teacher.load!r} was not trained on documents in chunks of {chunks.length} "
+            f"tokens and their {chunks.pooling}.",
+            "Train it further with `teacher.training`, or use the data.chunks that it was made "
+            "for.",
+        )
+    return shape
+
+
+def _existing(config: RunConfig) -> Any:
+    return load_config_of(teacher_source(config, weights=False), config.teacher.revision)
+
+
+def _check_classes(shape: Any, classes: tuple[str, ...]) -> None:
+    found = tuple(shape.id2label[number] for number in sorted(shape.id2label))
+    if found != classes:
+        raise KdscaleError(
+            f"The teacher tells {list(found)} apart, and the data has the classes {list(classes)}.",
+            "Set data.labels.classes to the teacher's own, in its order, and data.labels.aliases "
+            "for other names of them.",
+        )

@@ -1,0 +1,120 @@
+"""DeepSpeed ZeRO as a back end."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from kdscale.config.training import TrainingConfig
+from kdscale.distributed.rank import Rank
+from kdscale.models.head import ModelWithHead
+from kdscale.models.sharded import initialize_engine, partitioned_construction
+from kdscale.train.optimiser import count_updates, parameter_groups
+from kdscale.train.state import SavedState, trained_parameters, write_state
+from kdscale.train.zero_shards import FlatShards, PartitionedShards, Shards
+
+# What a TrainedModel's parameters are called by, before their own names.
+_WRAPPED = "model."
+
+
+class ZeroBackend:
+    """DeepSpeed ZeRO 1, 2 or 3 with AdamW, optionally offloaded to the host's memory."""
+
+    def __init__(
+        self,
+        build: Callable[[], PreTrainedModel],
+        wrap: Callable[[PreTrainedModel], ModelWithHead],
+        training: TrainingConfig,
+        micro_batches: int,
+        worker: Rank,
+    ) -> None:
+        self._worker = worker
+        self._micro_batches = micro_batches
+        self._stage = training.zero.stage
+        config = _zero_config(training, micro_batches, worker)
+        with partitioned_construction(config):
+            self._bare = build()
+        trained = wrap(self._bare)
+        self._parameters = trained_parameters(trained)
+        groups = parameter_groups(trained, training.optimiser.weight_decay)
+        self._engine = initialize_engine(trained, config, groups)
+        self._shards: Shards = (FlatShards if self._stage < 3 else PartitionedShards)(self._engine)
+        self.model: torch.nn.Module = self._engine
+
+    @contextmanager
+    def micro_batch(self, last: bool) -> Iterator[None]:
+        """See Backend. The engine counts micro-batches itself and acts on `step` of the last
+        one."""
+        yield
+        if not last:
+            self._engine.step()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """See Backend. The engine averages over ranks and micro-batches; the factor undoes both."""
+        self._engine.backward(loss * (self._worker.world_size * self._micro_batches))
+
+    def step(self, learning_rate: float) -> float:
+        """See Backend. Clipping is the engine's."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return float(norm) if norm is not None else 0.0
+
+    def save(self, folder: Path) -> None:
+        """See Backend."""
+        updates = count_updates(self._engine.optimizer.optimizer)
+        write_state(folder, self._worker, self._parameters, self._shards.get, updates)
+
+    def load(self, folder: Path) -> None:
+        """See Backend."""
+        with SavedState(folder) as saved:
+            self._shards.begin(saved.updates)
+            for name, parameter in self._parameters.items():
+                self._shards.put(parameter, saved.parts(name))
+
+    def export(self, folder: Path) -> None:
+        """See Backend."""
+        if self._stage == 3:
+            # All ranks gather; rank 0 gets the whole state, learned projections too, the others
+            # None.
+            gathered = self._engine._zero3_consolidated_16bit_state_dict() or {}
+            state = {
+                name.removeprefix(_WRAPPED): value
+                for name, value in gathered.items()
+                if name.startswith(_WRAPPED)
+            }
+        else:
+            state = self._bare.state_dict()
+        if self._worker.rank == 0:
+            self._bare.save_pretrained(folder, state_dict=state)
+
+
+def _zero_config(training: TrainingConfig, micro_batches: int, worker: Rank) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": training.zero.stage}
+    if training.zero.offload == "cpu":
+        pin = worker.device.type == "cuda"
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": pin}
+        if training.zero.stage == 3:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": pin}
+    optimiser = training.optimiser
+    return {
+        "train_micro_batch_size_per_gpu": training.micro_batch_size,
+        "gradient_accumulation_steps": micro_batches,
+        "gradient_clipping": optimiser.clip,
+        "zero_optimization": zero,
+        "bf16": {"enabled": worker.dtype == torch.bfloat16},
+        # The fused CPU Adam needs a compiler at run time; torch's AdamW does the same on a CPU.
+        "zero_force_ds_cpu_optimizer": worker.device.type == "cuda",
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": optimiser.learning_rate,
+                "betas": list(optimiser.betas),
+                "torch_adam": worker.device.type == "cpu",
+            },
+        },
+    }

@@ -1,0 +1,107 @@
+"""How fast a training goes, what it waits for, and what memory it takes.
+
+Only steps are timed: validations and checkpoints between them are not in any rate. The end of a
+step reads the gradient's norm, so that a GPU has finished by then and needs no further wait.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from typing import TypeVar
+
+import torch
+
+from kdscale.distributed.rank import Rank
+
+ItemT = TypeVar("ItemT")
+
+# Dense bfloat16 FLOPs a second from NVIDIA's data sheets. The first name that stands in what torch
+# calls the device counts.
+_PEAK_FLOPS = {
+    "B200": 2.25e15,
+    "GH200": 989e12,
+    "H200 NVL": 835e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+}
+
+
+class Throughput:
+    """Figures of the steps since the last `metrics`, as rank 0 sees them."""
+
+    def __init__(self, worker: Rank, parameters: int) -> None:
+        self._worker = worker
+        self._parameters = parameters
+        self._restart()
+
+    def next_of(self, batches: Iterator[ItemT]) -> ItemT:
+        """Start a step by taking its batch."""
+        self._started = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - self._started
+        return batch
+
+    def end_step(self, tokens: int) -> None:
+        """End the step, which had `tokens` targets on all ranks."""
+        self._seconds += time.perf_counter() - self._started
+        self._tokens += tokens
+
+    def metrics(self) -> dict[str, float]:
+        """tokens_per_second (targets, over all ranks), data_wait_share (of the time, waited for
+        batches), memory_gib (peak) and, on a GPU that is known, mfu. Starts again."""
+        speed = self._tokens / self._seconds
+        found = {
+            "tokens_per_second": speed,
+            "data_wait_share": self._waited / self._seconds,
+            "memory_gib": peak_memory(self._worker.device) / 2**30,
+        }
+        peak = None
+        if self._worker.device.type == "cuda":
+            peak = peak_flops(torch.cuda.get_device_name(self._worker.device))
+        if peak is not None:
+            each = speed / self._worker.world_size
+            found["mfu"] = model_flops_utilisation(self._parameters, each, peak)
+        self._restart()
+        return found
+
+    def _restart(self) -> None:
+        self._started = self._waited = self._seconds = 0.0
+        self._tokens = 0
+
+
+def model_flops_utilisation(parameters: int, tokens_per_second: float, peak: float) -> float:
+    """Share of a device's `peak` FLOPs a second that a training on it needs: 6 N D / peak.
+
+    A token takes 2 N FLOPs forward and 4 N backward, N being all `parameters` (Kaplan et al. 2020,
+    arXiv:2001.08361), D the device's targets a second. As in Chowdhery et al. 2022 (PaLM,
+    arXiv:2204.02311, appendix B), activations computed again are not counted; nor, for simplicity,
+    are padding and what attention adds over the row. An embedding that only looks up counts as if
+    it multiplied.
+    """
+    return 6 * parameters * tokens_per_second / peak
+
+
+def peak_flops(device: str) -> float | None:
+    """Dense bfloat16 FLOPs a second of a device by its name; None for an unknown one, and for a
+    slice of one (MIG)."""
+    words = f" {device.replace('-', ' ')} "
+    if " MIG " in words:
+        return None
+    return next((flops for name, flops in _PEAK_FLOPS.items() if f" {name} " in words), None)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that this process has held so far: of a GPU what torch allocated there, else its
+    resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

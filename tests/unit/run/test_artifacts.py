@@ -1,0 +1,94 @@
+"""Fingerprints: what names an artefact, and what only says how to compute it."""
+
+from pathlib import Path
+
+import pytest
+
+from kdscale.config import RunConfig
+from kdscale.errors import KdscaleError
+from kdscale.run.artifacts import RunArtifacts
+from kdscale.run.pipeline import run_pipeline
+from tests.runs import tiny_config, write_corpus
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path / "corpus", ["abc", "bisect"])
+
+
+def run(corpus: Path, **changes: object) -> RunArtifacts:
+    tree = tiny_config(corpus, str(corpus.parent / "output"), data__evaluate={}, **changes)
+    return RunArtifacts(RunConfig.model_validate(tree))
+
+
+def test_rows_are_named_by_their_config_and_their_source(corpus: Path) -> None:
+    first = run(corpus).prepare_fingerprint
+    assert run(corpus, seed=9, cache__rows=32).prepare_fingerprint == first
+    assert run(corpus, data__row_length=32).prepare_fingerprint != first
+    (corpus / "bisect.py").write_text("# another text, long enough to be kept by the cleaning\n")
+    assert run(corpus).prepare_fingerprint != first
+
+
+def test_other_evaluation_sets_leave_the_teacher_as_it_is(corpus: Path, tmp_path: Path) -> None:
+    other = write_corpus(tmp_path / "other", ["queue"])
+    first = run(corpus)
+    tree = tiny_config(corpus, str(tmp_path / "output"), data__evaluation_rows=7)
+    tree["data"]["evaluate"] = {"more": {"kind": "text", "path": str(other)}}
+    tree["data"]["evaluation_context"] = 16
+    second = RunArtifacts(RunConfig.model_validate(tree))
+    assert second.prepare_fingerprint != first.prepare_fingerprint
+    assert second.teacher_fingerprint == first.teacher_fingerprint
+    assert run(corpus, data__row_length=32).teacher_fingerprint != first.teacher_fingerprint
+
+
+def test_a_teacher_is_named_by_its_recipe_not_by_its_workers(corpus: Path) -> None:
+    first = run(corpus).teacher_fingerprint
+    same = run(
+        corpus,
+        teacher__workers={"count": 5},
+        teacher__training__micro_batch_rows=2,
+        teacher__training__zero={"stage": 3},
+        teacher__training__checkpoint_every=7,
+    )
+    assert same.teacher_fingerprint == first
+    assert run(corpus, teacher__training__steps=7).teacher_fingerprint != first
+    assert run(corpus, seed=9).teacher_fingerprint != first
+
+
+def test_a_missing_corpus_or_teacher_is_found_before_anything_runs(corpus: Path) -> None:
+    with pytest.raises(KdscaleError, match="nowhere"):
+        _ = run(corpus.parent / "nowhere").prepare_fingerprint
+    lost = run(corpus, teacher={"load": "./lost"}, data__tokenizer={"kind": "teacher"})
+    with pytest.raises(KdscaleError, match=r"folder './lost' does not exist"):
+        _ = lost.prepare_fingerprint
+
+
+def test_stages_that_did_not_run_are_named(corpus: Path) -> None:
+    with pytest.raises(KdscaleError, match="teacher of this config is not complete"):
+        run(corpus).teacher()
+    with pytest.raises(KdscaleError, match="no prepared data"):
+        _ = run(corpus).cache_identity
+
+
+def test_a_run_with_a_base_has_rows_teacher_and_cache_there(corpus: Path) -> None:
+    first = run(corpus)
+    child = RunArtifacts(
+        first.config.model_copy(update={"output": "/elsewhere", "base": first.output.url})
+    )
+    assert child.prepared_store == first.prepared_store
+    assert child.model_store("teacher") == first.model_store("teacher")
+    assert child.model_store("student").url == "/elsewhere/student"
+    assert child.teacher_fingerprint == first.teacher_fingerprint
+    with pytest.raises(KdscaleError, match=f"not complete in {first.output}/teacher"):
+        child.teacher()
+
+
+def test_a_base_that_lacks_something_is_named(corpus: Path) -> None:
+    config = run(corpus).config
+    child = config.model_copy(
+        update={"output": str(corpus.parent / "child"), "base": str(corpus.parent / "empty")}
+    )
+    with pytest.raises(KdscaleError) as caught:
+        run_pipeline(child, until="cache")
+    assert "base, has not completed its stage 'prepare'" in caught.value.problem
+    assert "--until cache" in caught.value.fix
