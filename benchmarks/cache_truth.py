@@ -98,7 +98,7 @@ def kl(model: Any, folder: Path, checkout: Path) -> float:
             "tokenizer": {"kind": "teacher"},
         },
         "teacher": {"load": str(folder / "teacher")},
-        "cache": {"codec": {"kind": "full"}, "rows": 16},
+        "cache": {"codec": {"kind": "full"}, "sequences": 16},
         "distill": {
             "student": {"teacher_layers": [0]},
             "training": {"steps": 1, "global_batch_size": 4},

@@ -108,9 +108,9 @@ def _rank(difficulty: np.ndarray, order: str, seed: int) -> np.ndarray:
 
 def _epochs(config: CurriculumConfig, rows: int, sequences_per_chunk: int, seed: int) -> EpochOrder:
     """Few rows are shuffled as a whole, whatever their blocks; many within windows of blocks."""
-    if rows <= config.shuffle_rows:
+    if rows <= config.shuffle_sequences:
         return EpochOrder(rows, seed, chunk_rows=rows, window_chunks=None)
-    blocks = max(1, config.shuffle_rows // sequences_per_chunk)
+    blocks = max(1, config.shuffle_sequences // sequences_per_chunk)
     return EpochOrder(rows, seed, chunk_rows=sequences_per_chunk, window_chunks=blocks)
 
 

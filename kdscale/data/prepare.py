@@ -18,6 +18,7 @@ import numpy as np
 
 from kdscale.config import fingerprint
 from kdscale.config.data import DataConfig, LabelsConfig, SourceConfig
+from kdscale.config.places import without_folders
 from kdscale.config.task import Task
 from kdscale.data.chat.messages import plain_text
 from kdscale.data.chat.template import ChatTemplate, template_to_train
@@ -58,8 +59,9 @@ def data_identity(config: DataConfig, task: Task = "causal-lm") -> dict[str, Any
     tables = [] if config.augment is None else table_paths(config.augment)
     files: dict[str, Any] = {}
     if tables:
-        files["synonyms"] = {path: file_digest(path) for path in tables}
-    fields = config.model_dump(mode="json")
+        files["synonyms"] = [file_digest(path) for path in tables]
+    # Digests stand for the files, so that a folder may be moved.
+    fields = without_folders(config).model_dump(mode="json")
     if config.chat is None:
         # Data that are no conversations are called what they were before there was `chat`.
         del fields["chat"]

@@ -90,7 +90,7 @@ def online_teacher(
     """The teacher beside its student, where the config asks for it."""
     if config.distill.targets == "cache":
         return None
-    zero = ZeroConfig(stage=config.distill.online.zero)
+    zero = ZeroConfig.for_teacher(config.distill.online.teacher_sharding)
     outputs = config.distill.online.layer_outputs
     kind = row_kind(config, prepared, config.distill.training.micro_batch_size)
     return OnlineTeacher(teacher, worker, zero, kind, outputs)

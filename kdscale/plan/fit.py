@@ -102,12 +102,12 @@ def _changes(stage: str, config: RunConfig) -> Iterator[str]:
             yield f"cache.capture.queue_batches={waiting}"
         for rows in _halved(capture.micro_batch_size):
             yield f"cache.capture.micro_batch_size={rows}"
-        yield from ("cache.capture.zero.stage=3", "cache.capture.zero.offload=cpu")
+        yield from ("cache.capture.teacher_sharding=zero3", "cache.capture.teacher_offload=cpu")
         for rows in _halved(config.cache.sequences_per_shard):
             yield f"cache.sequences_per_shard={rows}"
         return
     if stage == "evaluate":
-        yield "evaluate.teacher_zero=3"
+        yield "evaluate.teacher_sharding=zero3"
         for rows in _halved(config.evaluate.micro_batch_size):
             yield f"evaluate.micro_batch_size={rows}"
         return
@@ -117,7 +117,7 @@ def _changes(stage: str, config: RunConfig) -> Iterator[str]:
     for rows in _halved(training.micro_batch_size):
         yield f"{stage}.training.micro_batch_size={rows}"
     if stage == "distill" and config.distill.targets == "online":
-        yield "distill.online.zero=3"
+        yield "distill.online.teacher_sharding=zero3"
     for zero in (1, 2, 3):
         if zero > training.zero.stage:
             yield f"{stage}.training.zero.stage={zero}"

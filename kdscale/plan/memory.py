@@ -213,7 +213,7 @@ def _online_teacher(setting: Setting) -> Parts:
         distill.training.micro_batch_size,
         -(-distill.training.global_batch_size // distill.workers.count),
     )
-    is_sharded = distill.online.zero == 3
+    is_sharded = distill.online.teacher_sharding == "zero3"
     weights = setting.width * shape.parameters // (distill.workers.count if is_sharded else 1)
     held = gathered(shape, setting) if is_sharded else 0
     chunk = 4 * _LOSS_POSITIONS * setting.tokens.outputs
@@ -228,7 +228,7 @@ def evaluate_memory(setting: Setting) -> Memory:
     config, shape = setting.config, setting.teacher
     evaluate, ranks = config.evaluate, config.evaluate.workers.count
     arms = 2 if config.distill.baseline else 1
-    is_sharded = evaluate.teacher_zero == 3
+    is_sharded = evaluate.teacher_sharding == "zero3"
     logits = 4 * _targets(evaluate.micro_batch_size, setting) * shape.vocabulary
     device = {
         "weights": setting.width * shape.parameters // (ranks if is_sharded else 1),
@@ -237,7 +237,7 @@ def evaluate_memory(setting: Setting) -> Memory:
         "forward": forward_only(shape, evaluate.micro_batch_size, setting),
         "logits": 3 * logits,
     }
-    return _placed(device, {}, setting, evaluate.teacher_zero)
+    return _placed(device, {}, setting, 3 if is_sharded else 0)
 
 
 def _targets(rows: int, setting: Setting) -> int:

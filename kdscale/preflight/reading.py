@@ -24,7 +24,7 @@ def note_unread(view: View) -> None:
         view.findings.note(
             f"The student reads {read:,} rows ({training.steps:,} steps of "
             f"{training.global_batch_size:,}), {share} of the {about}{rows:,} that the cache "
-            f"captures: set cache.rows to {read}, or train it for longer."
+            f"captures: set cache.sequences to {read}, or train it for longer."
         )
     if training.global_batch_size > rows:
         view.findings.note(

@@ -68,7 +68,7 @@ def count_tokens(config: RunConfig, vocab_size: int, given: float | None = None)
     rows = max(1, round(tokens / config.data.seq_len))
     return Tokens(
         rows=rows,
-        captured_rows=min(config.cache.rows or rows, rows),
+        captured_rows=min(config.cache.sequences or rows, rows),
         seq_len=config.data.seq_len,
         targets_share=_targets_share(config),
         vocab_size=vocab_size,
@@ -110,7 +110,7 @@ def _of_prepared(config: RunConfig, prepared: Prepared) -> Tokens:
     written = train["rows_written"] * config.data.seq_len
     return Tokens(
         rows=rows,
-        captured_rows=min(config.cache.rows or rows, rows),
+        captured_rows=min(config.cache.sequences or rows, rows),
         seq_len=config.data.seq_len,
         targets_share=train["targets_written"] / max(1, written),
         vocab_size=prepared.vocab_size,

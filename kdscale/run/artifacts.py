@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from kdscale.cache.codecs import make_codec
 from kdscale.cache.spec import FORMAT
 from kdscale.config import RunConfig, fingerprint
+from kdscale.config.places import resolve_places
 from kdscale.data.prepare import data_identity
 from kdscale.data.rows.order import EvenRows
 from kdscale.data.rows.prepared import Prepared, open_prepared
@@ -32,7 +33,8 @@ OPERATIONAL = frozenset(
         "cache_disk_gib",
         "cache_folder",
         "prefetch_batches",
-        "teacher_zero",
+        "teacher_sharding",
+        "teacher_offload",
         "baseline",
         "sequences_per_shard",
         "sequences_per_chunk",
@@ -144,7 +146,7 @@ class RunArtifacts:
     def selected(self) -> EvenRows:
         """The training rows that the student learns from."""
         rows = len(self.prepared.training("cache"))
-        return EvenRows(self.config.cache.rows or rows, rows)
+        return EvenRows(self.config.cache.sequences or rows, rows)
 
     @property
     def cache_needs(self) -> dict[str, Any]:
@@ -220,8 +222,9 @@ class RunArtifacts:
 
 
 def resolve_paths(config: RunConfig) -> RunConfig:
-    """The config with a relative output made absolute: Ray workers run in other directories."""
-    return config.model_copy(update={"output": open_store(config.output).url})
+    """Return the config with absolute paths, because Ray workers run in other folders."""
+    output = open_store(config.output).url  # refuses what looks like a mistyped URL
+    return resolve_places(config.model_copy(update={"output": output}))[0]
 
 
 def _recipe(model: BaseModel) -> Any:

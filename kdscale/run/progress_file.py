@@ -18,7 +18,7 @@ from typing import Literal, Self
 from pydantic import Field, ValidationError
 
 from kdscale.config.base import Config
-from kdscale.errors import KdscaleError
+from kdscale.errors import ExitCode, KdscaleError
 from kdscale.run.lock import ray_job
 from kdscale.store import Store, explain
 from kdscale.store.redact import redact
@@ -33,7 +33,6 @@ LOST_SECONDS = 60.0
 
 _KEPT = 20  # drivers, and failures of a stage: the newest
 _JOIN_SECONDS = 60.0
-_STOPPED = 5  # the exit code of what was asked to stop: kdscale/submit/verdict.py
 
 
 class Attempt(Config):
@@ -251,7 +250,9 @@ def _end(error: BaseException | None) -> str:
     """The state of a driver that ends with `error`."""
     if error is None:
         return "complete"
-    asked = isinstance(error, KeyboardInterrupt) or getattr(error, "exit_code", 0) == _STOPPED
+    asked = (
+        isinstance(error, KeyboardInterrupt) or getattr(error, "exit_code", 0) == ExitCode.STOPPED
+    )
     return "stopped" if asked else "failed"
 
 

@@ -7,6 +7,7 @@ or within the notice of a preemption, the ranks are asked to save what they have
 import time
 from typing import Any
 
+from kdscale.errors import last_line
 from kdscale.workers.progress import Reporter
 
 _POLL_SECONDS = 0.5
@@ -65,9 +66,3 @@ def wait_for_leave(reporter: Reporter, patience: float) -> None:
     deadline = time.monotonic() + patience
     while reporter.present() and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
-
-
-def last_line(error: Exception) -> str:
-    """The end of an error's text: of a traceback, what was raised."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

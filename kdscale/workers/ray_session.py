@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from kdscale.errors import KdscaleError
+from kdscale.errors import KdscaleError, last_line
 
 # Together less than a minute: Ray itself would try for ten.
 _CONNECT_SECONDS = 5.0
@@ -95,7 +95,9 @@ def _check_answers(address: str) -> None:
     else:
         if done.returncode == 0:
             return
-        cause = _last_line(done.stderr) or f"its health check ends with {done.returncode}"
+        cause = (
+            last_line(done.stderr).rstrip(".") or f"its health check ends with {done.returncode}"
+        )
     raise KdscaleError(f"No Ray cluster answers at RAY_ADDRESS={address}: {cause}.", _FIX)
 
 
@@ -129,7 +131,7 @@ def _not_started(error: Exception, address: str) -> KdscaleError:
 
     if (known := explain(error)) is not None:
         return KdscaleError(f"Ray did not start: {known.problem}", known.fix)
-    cause = _last_line(str(error)) or type(error).__name__
+    cause = last_line(error).rstrip(".")
     if address:
         return KdscaleError(
             f"This run cannot join the Ray cluster at RAY_ADDRESS={address}: {cause}",
@@ -142,12 +144,6 @@ def _not_started(error: Exception, address: str) -> KdscaleError:
         f"Look at the .err and .out files in {folder}/session_latest/logs. Ray needs free memory, "
         f"room in {folder} and in /dev/shm, and ports of its own: `kdscale doctor` shows them.",
     )
-
-
-def _last_line(text: str) -> str:
-    """The end of an error's text: of a traceback, what was raised."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1].rstrip(".") if lines else ""
 
 
 def beside_driver(actor: type) -> Any:

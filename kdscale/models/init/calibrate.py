@@ -34,7 +34,7 @@ def calibrate(
     width: WidthConfig, teacher: str | Path, revision: str | None, rows: Rows, worker: Rank
 ) -> WidthStatistics:
     """Statistics of the teacher in a folder or of a hub name over `rows`. Collective."""
-    zero = ZeroConfig(stage=width.teacher_zero)
+    zero = ZeroConfig.for_teacher(width.teacher_sharding)
     model = load_teacher(teacher, worker, zero, revision)
     statistics = measure(model, rows, worker.device)
     del model

@@ -102,7 +102,7 @@ def test_after_the_warmup_every_epoch_meets_every_row_once() -> None:
 def test_many_rows_are_shuffled_within_windows_of_blocks() -> None:
     rows = 1000
     windowed = CurriculumSampler(
-        CurriculumConfig(warmup_share=0.0, shuffle_rows=64),
+        CurriculumConfig(warmup_share=0.0, shuffle_sequences=64),
         np.zeros(rows),
         global_batch_size=BATCH,
         steps=STEPS,

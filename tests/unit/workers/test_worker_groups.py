@@ -7,7 +7,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 
 from kdscale.distributed.rank import current_rank
 from kdscale.errors import KdscaleError, StoreError
-from kdscale.workers import group, ray_callbacks
+from kdscale.workers import group
 from kdscale.workers.progress import Reporter
 from kdscale.workers.task_queue import Desk, Turn
 
@@ -31,12 +31,6 @@ def test_a_rank_without_its_store_is_told_as_any_command_without_it() -> None:
         assert told.fix == "Log in. Then run the same command again: finished work is kept."
     full = group._failed(OSError(28, "No space left on device", "/tmp/x"), "cache")
     assert "/tmp/x cannot be used: the disk is full" in full.problem
-
-
-def test_the_last_line_of_a_traceback_is_shown() -> None:
-    error = RuntimeError("Traceback (most recent call last):\n  File x\nValueError: seven\n\n")
-    assert ray_callbacks.last_line(error) == "ValueError: seven"
-    assert ray_callbacks.last_line(RuntimeError()) == "RuntimeError"
 
 
 def new_desk(task: str = "first") -> Desk:
