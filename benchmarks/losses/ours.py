@@ -1,4 +1,4 @@
-"""kdscale: head and loss in one, on the bytes of its cache or on labels alone.
+"""Losses of kdscale: head and loss in one, on the bytes of its cache or on labels alone.
 
 Decoding the cache's bytes is part of what is measured.
 """
@@ -18,13 +18,13 @@ from kdscale.types import SparseTargets
 
 @dataclass(frozen=True)
 class Cached:
-    """What a cache holds of the teacher."""
+    """Targets as a cache holds them."""
 
     codec: Codec
     payload: Tensor  # [P, bytes] uint8
 
     def at(self, part: slice, logits: Tensor | None = None) -> SparseTargets:
-        """The targets of some positions, whatever the student's `logits` are."""
+        """Return the targets of some positions, whatever the student's `logits` are."""
         found = self.codec.decode(self.payload[part])
         assert isinstance(found, SparseTargets)
         return found
@@ -38,13 +38,13 @@ class Fused:
     packages: tuple[str, ...] = ("kdscale", "torch")
 
     def prepare(self, problem: Problem) -> Cached | None:
-        """None where there is nothing to distil."""
+        """Return the encoded targets, or None for cross-entropy alone."""
         if not self.kd_weight:
             return None
         return _capture(problem)
 
     def loss(self, problem: Problem, given: Cached | None) -> Tensor:
-        """The sum comes over positions."""
+        """Return the mean over positions."""
         sums = head_and_loss(
             problem.hidden,
             Head(problem.weight, None, problem.vocab_size),
@@ -55,7 +55,7 @@ class Fused:
         return sums.objective / len(problem.labels)
 
     def target(self, problem: Problem, given: Cached | None) -> Tensor:
-        """An id may stand twice."""
+        """Return the targets [P, V] float64; the probabilities of an id listed twice add up."""
         dense = torch.zeros(len(problem.labels), problem.vocab_size, dtype=torch.float64)
         if given is None:
             return dense
@@ -75,7 +75,7 @@ def _capture(problem: Problem) -> Cached:
     return Cached(codec, torch.cat(payloads))
 
 
-ARMS = {
+LOSSES = {
     "kdscale": Fused(0.5),
     "kdscale, targets alone": Fused(1.0),
     "kdscale, cross-entropy": Fused(0.0),
