@@ -7,9 +7,9 @@ BIN := .venv/bin
 quickstart: .venv/.installed
 	$(BIN)/kdscale run jobs/configs/quickstart.yaml
 
-# What starts whole clusters runs by itself, the rest side by side.
+# Tests that start whole clusters run by themselves, the rest side by side, a file a process.
 test: .venv/.installed-dev
-	$(BIN)/pytest -m "not slow and not ray" -n 2
+	$(BIN)/pytest -m "not slow and not ray" -n 2 --dist loadfile
 	$(BIN)/pytest -m "not slow and ray" --durations=15
 
 # Minutes each: the quickstart on a disk, on a real S3 server and as a job, faults on three nodes,

@@ -1,4 +1,4 @@
-"""Every kdscale command that README and docs/ give is run by a test: here, or by the test named."""
+"""Every kdscale command of README and docs/ is run by a test: here, or by the test named."""
 
 import re
 import shutil
@@ -54,9 +54,13 @@ HERE = {
     "kdscale submit run.yaml --dry-run": "jobs/run.py",
     "kdscale submit CONFIG --backend kuberay --kube cluster/kuberay.yaml --dry-run": "RayJob",
 }
-"""What each prints, for those that need no cluster of jobs. The empty one may say nothing."""
+"""Commands that need no cluster of jobs, with a text that each prints."""
 
-LONG = ("kdscale run run.yaml --only evaluate",)
+LONG = (
+    "kdscale run run.yaml --only evaluate",
+    # From a folder: test_export.py.
+    "kdscale export s3://bucket/run --to exported --format hf --format onnx --format onnx-int8",
+)
 
 SUBMITTED = "ray/test_submit.py"
 ELSEWHERE = {
@@ -127,11 +131,11 @@ ELSEWHERE = {
     "kdscale stop JOB": f"{SUBMITTED}::test_stop_winds_down",
     "kdscale stop JOB --grace 2m": f"{SUBMITTED}::test_stop_winds_down",
 }
-"""Those that need a cluster, a real model, a network or minutes: the test that does the same."""
+"""Commands that need a cluster, a real model, a network or minutes: the test that runs them."""
 
 
 def documented() -> list[str]:
-    """The commands of all pages, each once, without what explains them."""
+    """Return the commands of all pages, each once, without their comments."""
     found: dict[str, None] = {}
     for page in PAGES:
         for line in page.read_text(encoding="utf-8").splitlines():
@@ -143,13 +147,13 @@ def documented() -> list[str]:
 
 @dataclass(frozen=True)
 class Place:
-    """Where commands are run: what documents call their reader's own, and what it is here."""
+    """Place where commands are run, with its stand-ins for the paths of the documentation."""
 
     stands_for: dict[str, str]
     new: Path
 
     def arguments(self, command: str) -> list[str]:
-        """Of the documented `command`."""
+        """Return the arguments of a documented command."""
         return [self.stands_for.get(word, word) for word in command.split()[1:]]
 
 
@@ -157,7 +161,7 @@ class Place:
 def place(
     finished_run: FinishedRun, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Place:
-    """Copies of the finished run: here, twice more, and in a bucket."""
+    """Make copies of the finished run for reports and comparisons."""
     folder = tmp_path_factory.mktemp("documented")
     runs = {name: folder / name for name in ("run", "second", "third")}
     for copy in runs.values():
@@ -190,7 +194,7 @@ def place(
 
 @pytest.fixture(scope="module")
 def uploaded(finished_run: FinishedRun, s3_server: S3Server) -> None:
-    """The finished run in a bucket."""
+    """Copy the finished run to a bucket."""
     files = fsspec.filesystem(
         "s3",
         key=s3_server.env["AWS_ACCESS_KEY_ID"],
