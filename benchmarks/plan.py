@@ -37,8 +37,8 @@ from kdscale.plan.inputs import make_setting
 from kdscale.plan.plan import make_plan
 from kdscale.plan.timing import group_start, start_up
 from kdscale.run.artifacts import RunArtifacts, resolve_paths
-from kdscale.run.pipeline import run_pipeline
 from kdscale.run.finished_run import RECORD_KEY
+from kdscale.run.pipeline import run_pipeline
 from kdscale.store import Store, open_store
 from kdscale.workers.ray_session import ray_session
 
