@@ -6,7 +6,12 @@ Where some labels are not known, the baseline reads only the rows whose are.
 """
 
 import math
+<<<<<<< HEAD
 from collections.abc import Iterator, Sequence
+=======
+from collections.abc import Sequence
+from dataclasses import dataclass
+>>>>>>> a37d214
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,22 +48,36 @@ from kdscale.train.loop import Step
 from kdscale.utils.local_cache_dir import local_cache_dir
 
 
-def distill(job: dict[str, Any]) -> None:
-    """A worker's loop. `job` has `sessions` (student first), `prepared` (a Store), `caches` (a
-    CacheSource each), `expected` (the cache identity that the student needs), `teacher`
-    (ModelReference) and `tables` (a Store for what the curriculum measures)."""
+@dataclass(frozen=True)
+class DistillJob:
+    """Training of a student and its baseline, as each worker does it."""
+
+    sessions: Sequence[TrainingJob]  # the student's first
+    prepared: Store
+    caches: Sequence[CacheSource]
+    expected: dict[str, Any]  # the fields of the cache's identity that the student needs
+    teacher: ModelReference
+    tables: Store  # for what the curriculum measures
+
+    def run(self) -> None:
+        """Train on this rank."""
+        distill(self)
+
+
+def distill(job: DistillJob) -> None:
+    """Train the student and the baseline of `job` on this rank, with all others."""
     worker = current_rank()
-    sessions: list[TrainingJob] = [s for s in job["sessions"] if not s.is_complete()]
+    sessions = [session for session in job.sessions if not session.is_complete()]
     if not sessions:
         return
     config = sessions[0].config
-    prepared = open_prepared(job["prepared"])
-    reader = open_cache(config, job["caches"], job["expected"])
+    prepared = open_prepared(job.prepared)
+    reader = open_cache(config, job.caches, job.expected)
     source = "online" if config.distill.targets == "online" else reader.codec.describe()["kind"]
     check_defined(config.distill.loss.divergence.kind, source)
-    start = plan_start(config, prepared, job["teacher"], worker)
+    start = plan_start(config, prepared, job.teacher, worker)
     for session in sessions:
-        _train_arm(session, worker, prepared, reader, start, job["teacher"], job["tables"])
+        _train_arm(session, worker, prepared, reader, start, job.teacher, job.tables)
 
 
 def open_cache(

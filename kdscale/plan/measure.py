@@ -74,12 +74,17 @@ class MeasureJob:
     budget: float  # seconds for each of forward and steps
     at_hand: AtHand | None  # else the teacher has random weights
 
+    def run(self) -> None:
+        """Measure on this rank."""
+        measure(self)
 
-def measure(job: dict[str, Any]) -> None:
-    """A worker's loop. `job["measure"]` is a MeasureJob; rank 0 writes the `RESULT` of seconds: of
-    a forward, of an encoded forward, of a step of the student (and of a teacher that is trained
-    here), of the store, and of all."""
-    spec: MeasureJob = job["measure"]
+
+def measure(spec: MeasureJob) -> None:
+    """Measure on this rank, with all others; rank 0 writes `RESULT`.
+
+    It holds seconds of a forward, of an encoded forward, of a step of the student (and of a teacher
+    that is trained here), of the store, and of all.
+    """
     worker = current_rank()
     started = time.perf_counter()
     found: dict[str, Any] = {"base_bytes": peak_memory(torch.device("cpu"))}
