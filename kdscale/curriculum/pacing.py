@@ -14,7 +14,7 @@ From T on the pool holds everything; for `baby_step` from its last stage on.
 
 from kdscale.config.curriculum import CurriculumConfig
 from kdscale.curriculum.difficulty import needs
-from kdscale.curriculum.stages import stage_of, stage_starts
+from kdscale.curriculum.schedule import stage_of, stage_starts
 
 _STAGED = ("step", "baby_step")
 

@@ -13,8 +13,7 @@ from kdscale.cache.read.concat import ConcatReader
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.read.subset import SubsetReader
 from kdscale.config.curriculum import CurriculumConfig
-from kdscale.curriculum.difficulty import combine, needs, student_gap
-from kdscale.curriculum.rarity import count_targets, row_rarity
+from kdscale.curriculum.difficulty import combine, count_targets, needs, row_rarity, student_gap
 from kdscale.distributed.rank import Rank
 from kdscale.errors import KdscaleError
 from kdscale.losses.fused import head_and_loss

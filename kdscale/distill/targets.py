@@ -15,14 +15,13 @@ from kdscale.cache.codecs import Codec
 from kdscale.config.training import ZeroConfig
 from kdscale.distributed.rank import Rank
 from kdscale.losses.divergences import entropy_sum
-from kdscale.losses.fused import Head
 from kdscale.models.attention import check_attention
 from kdscale.models.forward import RowTensors
 from kdscale.models.head import LayerOutput, ModelWithHead
 from kdscale.models.hf_folder import ModelReference
 from kdscale.models.row_check import RowKind
 from kdscale.models.sharded import load_teacher
-from kdscale.types import DenseTargets, SparseTargets, Targets
+from kdscale.types import DenseTargets, Head, SparseTargets, Targets
 
 LayerOutputs = dict[str, list[torch.Tensor]]
 """By name of the LayerOutput, then by layer."""
@@ -161,4 +160,4 @@ def _forward(
     """Hidden states [B, T, D], layers' outputs, and the head, which is whole only in here."""
     hidden, layers = model.hidden_and_layers(ids, segments, outputs)
     # Gathered here, once: chunk by chunk, ranks with fewer targets would not be there to take part.
-    return hidden, layers, model.head.copied() if is_sharded else model.head
+    return hidden, layers, model.head.copy() if is_sharded else model.head

@@ -22,11 +22,15 @@ from kdscale.config.loss import check_defined
 from kdscale.config.training import ZeroConfig
 from kdscale.curriculum.sampler import SeenRows
 from kdscale.data.rows.prepared import Prepared, open_prepared
-from kdscale.distill.attention import AttentionLoss, make_attention_loss
 from kdscale.distill.curriculum_steps import make_sampler, staged_steps
 from kdscale.distill.difficulty import Reader
-from kdscale.distill.hidden import HiddenLoss, make_hidden_loss
 from kdscale.distill.initial_student import Start, plan_start
+from kdscale.distill.layer_losses import (
+    AttentionLoss,
+    HiddenLoss,
+    make_attention_loss,
+    make_hidden_loss,
+)
 from kdscale.distill.objective import DistillationLoss, LabelsLoss
 from kdscale.distill.targets import OnlineTeacher
 from kdscale.distributed.rank import Rank, current_rank

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel
 
-from kdscale.losses.fused import Head
 from kdscale.models.eval_mode import evaluation_mode
 from kdscale.models.forward import RowTensors, broadcast_logits, compute_logits, model_inputs
 from kdscale.models.lm_head_hook import intercept_lm_head
 from kdscale.models.row_check import RowKind, check_rows
+from kdscale.types import Head
 
 _POSITIONS = 8
 _TOLERANCE = 1e-3

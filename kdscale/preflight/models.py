@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from kdscale.config.training import TrainingConfig
 from kdscale.distill.initial_student import plan_of
-from kdscale.distill.layer_pairs import choose_pairs
+from kdscale.distill.layer_losses import choose_pairs
 from kdscale.errors import KdscaleError
 from kdscale.models.load import build_model, count_parameters, load_config_of
 from kdscale.models.positions import position_notes

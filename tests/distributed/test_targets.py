@@ -15,9 +15,8 @@ from kdscale.config.cache import CodecConfig, FullCodec, TopkCodec
 from kdscale.config.online import HiddenConfig
 from kdscale.config.teacher import ModelConfig
 from kdscale.config.training import OptimiserConfig, TrainingConfig, ZeroConfig
-from kdscale.distill.attention import make_attention_loss
 from kdscale.distill.batches import MicroBatch
-from kdscale.distill.hidden import make_hidden_loss
+from kdscale.distill.layer_losses import make_attention_loss, make_hidden_loss
 from kdscale.distill.objective import DistillationLoss, LabelsLoss
 from kdscale.distill.targets import OnlineTeacher
 from kdscale.distributed.rank import current_rank
