@@ -112,7 +112,7 @@ def train_student(
             validate=lambda: {"loss": 0.0},  # no decision hangs on it here
             save=lambda progress: None,
             progress=lambda done, tokens: None,
-            extra=lambda step: {},
+            extra=lambda step, indices: {},
         ),
     )
     return backend
@@ -134,7 +134,7 @@ def read_steps(
         batch = sampler.batch(step)
         parts = np.array_split(batch, _micro_batches(config))
         micro_batches = [micro_batch(corpus, arm, part) for part in parts]
-        yield Step(micro_batches, sum(int(each.rows.mask.sum()) for each in micro_batches))
+        yield Step(micro_batches, sum(int(each.rows.mask.sum()) for each in micro_batches), batch)
 
 
 def micro_batch(corpus: Corpus, arm: Arm, rows: np.ndarray) -> MicroBatch:

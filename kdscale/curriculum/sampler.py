@@ -78,13 +78,13 @@ class CurriculumSampler:
         order = EpochOrder(pool, hash_key(self._seed, _POOL, since), pool, window_chunks=None)
         return self._table(step).ranking[order.rows_at(self._positions(step - since))]
 
-    def metrics(self, step: int) -> dict[str, float]:
-        """What to log about the batch of `step`."""
+    def metrics(self, step: int, batch: np.ndarray) -> dict[str, float]:
+        """Return what to log about `batch`, the one of `step`."""
         difficulty = self._table(step).difficulty
         return {
             "curriculum/competence": competence(self._config, step, self._steps),
             "curriculum/pool_size": float(self.pool_size(step)),
-            "curriculum/mean_difficulty": float(difficulty[self.batch(step)].mean()),
+            "curriculum/mean_difficulty": float(difficulty[batch].mean()),
         }
 
     def _positions(self, batches: int) -> np.ndarray:
@@ -115,7 +115,7 @@ def _epochs(config: CurriculumConfig, rows: int, sequences_per_chunk: int, seed:
 
 
 class SeenRows:
-    """How much of the data has been met up to a step; a resumed run counts again from step 0."""
+    """Counter of the distinct sequences that a training has used since its step 0."""
 
     def __init__(self, sampler: CurriculumSampler, rows: int) -> None:
         self._sampler = sampler
@@ -124,14 +124,21 @@ class SeenRows:
         self._meetings = 0
         self._next = 0
 
-    def metrics(self, step: int) -> dict[str, float]:
-        """Share of all rows met in steps 0..step, and mean meetings of a row that was met."""
-        while self._next <= step:
-            batch = self._sampler.batch(self._next)
-            self._distinct += len(np.unique(batch[~self._met[batch]]))
-            self._met[batch] = True
-            self._meetings += len(batch)
-            self._next += 1
+    def add(self, step: int, batch: np.ndarray) -> None:
+        """Count `batch`, the one of `step`. Steps before it that were not added, as those of the
+        run that this one resumes, are taken from the sampler."""
+        for missed in range(self._next, step):
+            self._count(self._sampler.batch(missed))
+        self._count(batch)
+        self._next = step + 1
+
+    def _count(self, batch: np.ndarray) -> None:
+        self._distinct += len(np.unique(batch[~self._met[batch]]))
+        self._met[batch] = True
+        self._meetings += len(batch)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the share of all rows that were used, and the mean uses of each of them."""
         return {
             "curriculum/unique_seen_share": self._distinct / len(self._met),
             "curriculum/repeats": self._meetings / max(1, self._distinct),

@@ -6,12 +6,13 @@ Where some labels are not known, the baseline reads only the rows whose are.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from kdscale.cache.read.concat import ConcatReader
 from kdscale.cache.read.disk_cache import DiskCache
@@ -22,6 +23,7 @@ from kdscale.config.loss import check_defined
 from kdscale.config.training import ZeroConfig
 from kdscale.curriculum.sampler import SeenRows
 from kdscale.data.rows.prepared import Prepared, open_prepared
+from kdscale.distill.batches import MicroBatch
 from kdscale.distill.curriculum_steps import make_sampler, staged_steps
 from kdscale.distill.difficulty import Reader
 from kdscale.distill.initial_student import Start, plan_start
@@ -41,6 +43,7 @@ from kdscale.store import Store
 from kdscale.train.batches import batch_digest, row_kind
 from kdscale.train.job import TrainingJob, run_session
 from kdscale.train.label_weights import EQUAL, LabelWeights, class_weights
+from kdscale.train.loop import Step
 from kdscale.utils.local_cache_dir import local_cache_dir
 
 
@@ -152,9 +155,16 @@ def _train_arm(
             gives_attention=attention is not None,
         )
 
-    def extra(step: int) -> dict[str, float]:
-        shown = sampler.metrics(step) | seen.metrics(step) | loss.metrics(step)
-        shown["train/batch_digest"] = batch_digest(sampler.batch(step))
+    def steps(first: int, model: torch.nn.Module) -> Iterator[Step[MicroBatch]]:
+        batches = staged_steps(distill, worker, reader, sampler, tables, vocab_size, first, model)
+        for step, batch in enumerate(batches, first):
+            if worker.rank == 0:
+                seen.add(step, batch.indices)
+            yield batch
+
+    def extra(step: int, indices: np.ndarray) -> dict[str, float]:
+        shown = sampler.metrics(step, indices) | seen.metrics() | loss.metrics(step)
+        shown["train/batch_digest"] = batch_digest(indices)
         return shown | {"cache_hit_share": _hit_share(reader.metrics)}
 
     run_session(
@@ -163,9 +173,7 @@ def _train_arm(
         prepared,
         build=start.build,
         wrap=wrap,
-        steps=lambda first, model: staged_steps(
-            distill, worker, reader, sampler, tables, vocab_size, first, model
-        ),
+        steps=steps,
         compute_loss=loss,
         extra=extra,
         adaptive=loss.taid if isinstance(loss, DistillationLoss) else None,

@@ -16,6 +16,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
 from kdscale.cache.codecs import make_codec, uniforms
@@ -213,7 +214,7 @@ def _step_seconds(
         validate=lambda: {"loss": 0.0},
         save=lambda progress: None,
         progress=lambda done, tokens: None,
-        extra=lambda step: {},
+        extra=lambda step, indices: {},
     )
 
     def run(steps: int) -> list[float]:
@@ -223,7 +224,7 @@ def _step_seconds(
             for _ in range(steps):
                 _finish(worker)
                 stamps.append(time.perf_counter())
-                yield Step([batch] * count, count * targets)
+                yield Step([batch] * count, count * targets, np.arange(training.global_batch_size))
 
         train(
             backend=backend,

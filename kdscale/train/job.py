@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -84,7 +85,7 @@ def run_session(
     wrap: Callable[[PreTrainedModel], ModelWithHead],
     steps: Callable[[int, torch.nn.Module], Iterable[Step[BatchT]]],
     compute_loss: ComputeLoss[BatchT],
-    extra: Callable[[int], dict[str, float]],
+    extra: Callable[[int, np.ndarray], dict[str, float]],
     adaptive: StatefulLoss | None = None,
 ) -> None:
     """Train and publish. Collective; restarts go on from the newest checkpoint. LeavingError, after
@@ -92,7 +93,7 @@ def run_session(
 
     `wrap` puts the built model into the form that is trained. `steps(start, model)` yields this
     rank's share of the steps from `start` on, where `model`, the back end's, is at `start` when the
-    first is asked for; `extra(step)` gives metrics to log with it on rank 0; `adaptive` is a part
+    first is asked for; `extra(step, indices)` gives metrics to log with it on rank 0; `adaptive` is a part
     of the loss that follows the training.
     """
     worker.raise_if_stopping()
@@ -176,7 +177,7 @@ def _hooks(
     backend: Backend,
     prepared: Prepared,
     tracker: Tracker | None,
-    extra: Callable[[int], dict[str, float]],
+    extra: Callable[[int, np.ndarray], dict[str, float]],
     adaptive: StatefulLoss | None,
 ) -> Callbacks:
     """What the loop calls; `tracker` is rank 0's."""
@@ -200,7 +201,7 @@ def _hooks(
         validate=_validator(backend, worker, prepared, training),
         save=save,
         progress=progress,
-        extra=extra if worker.rank == 0 else lambda step: {},
+        extra=extra if worker.rank == 0 else lambda step, indices: {},
         adaptive=adaptive,
         stop_requested=worker.stop_requested,
     )

@@ -101,7 +101,7 @@ def distil(
             for rows, valid in split_micro_batches(mine, batch, 2, worker.world_size):
                 made = row_tensors(table.take(rows), worker.device, valid)
                 parts.append(MicroBatch(made, torch.empty(*made.ids.shape, 0), None))
-            yield Step(parts, sum(int(part.rows.mask.sum()) for part in parts))
+            yield Step(parts, sum(int(part.rows.mask.sum()) for part in parts), batch)
 
     with suppress(Killed):
         run_session(
@@ -112,7 +112,7 @@ def distil(
             wrap=partial(ModelWithHead, vocab_size=opened.vocab_size),
             steps=steps,
             compute_loss=loss,
-            extra=loss.metrics,
+            extra=lambda step, indices: loss.metrics(step),
             adaptive=loss.taid,
         )
     return seen

@@ -119,7 +119,7 @@ def run(
                 mine, batch, config.micro_batch_size, worker.world_size
             ):
                 parts.append((ids[rows], mask[rows] & torch.from_numpy(valid)[:, None]))
-            yield Step(parts, sum(int(m.sum()) for _, m in parts))
+            yield Step(parts, sum(int(m.sum()) for _, m in parts), batch)
 
     def compute_loss(model: ModelWithHead, batch: Any, step: int) -> LossSums:
         rows, targets = batch
@@ -144,7 +144,7 @@ def run(
             validate=lambda: {"loss": 0.0},
             save=save,
             progress=lambda done, tokens: None,
-            extra=lambda step: {},
+            extra=lambda step, indices: {},
         ),
     )
     losses = {step: metrics["train/loss"] for step, metrics in logged.items()}

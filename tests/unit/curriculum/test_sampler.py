@@ -202,9 +202,9 @@ def test_a_refreshed_gap_sorts_the_rows_from_its_stage_on() -> None:
     for step in range(100):
         table = tables[max(due for due in tables if due <= step)]
         assert table[made.batch(step)].max() < made.pool_size(step), step
-        mean = made.metrics(step)["curriculum/mean_difficulty"]
+        mean = made.metrics(step, made.batch(step))["curriculum/mean_difficulty"]
         assert mean == pytest.approx(table[made.batch(step)].mean())
-    assert made.metrics(150)["curriculum/mean_difficulty"] == pytest.approx(
+    assert made.metrics(150, made.batch(150))["curriculum/mean_difficulty"] == pytest.approx(
         tables[67][made.batch(150)].mean()
     )
 
@@ -218,7 +218,7 @@ def test_a_run_resumed_with_its_stored_tables_meets_the_same_rows() -> None:
         whole.append(stepwise.batch(step))
     resumed = measured(tables)
     assert np.array_equal(np.concatenate(whole[50:]), met(resumed, range(50, STEPS)))
-    assert SeenRows(resumed, 1000).metrics(150) == SeenRows(stepwise, 1000).metrics(150)
+    assert seen(resumed, 1000, 150) == seen(stepwise, 1000, 150)
 
 
 def test_batches_of_a_stage_that_was_not_measured_are_refused() -> None:
@@ -232,35 +232,44 @@ def test_batches_of_a_stage_that_was_not_measured_are_refused() -> None:
         made.refresh(67, DIFFICULTY[:999])
 
 
+def seen(made: CurriculumSampler, rows: int, step: int) -> dict[str, float]:
+    """As a run counts that was resumed just before `step`."""
+    counter = SeenRows(made, rows)
+    counter.add(step, made.batch(step))
+    return counter.metrics()
+
+
 def test_rows_that_were_seen_are_counted_as_if_one_by_one() -> None:
     made = sampler()
     counts = np.zeros(1000, dtype=int)
-    seen = SeenRows(made, 1000)
+    counter = SeenRows(made, 1000)
     for step in range(0, 120, 7):
         counts[:] = 0
         for row in met(made, range(step + 1)):
             counts[row] += 1
-        assert seen.metrics(step) == {
+        counter.add(step, made.batch(step))
+        assert counter.metrics() == {
             "curriculum/unique_seen_share": (counts > 0).sum() / 1000,
             "curriculum/repeats": counts.sum() / (counts > 0).sum(),
         }
 
 
 def test_seen_rows_count_the_same_after_a_resume() -> None:
-    one, other = SeenRows(sampler(), 1000), SeenRows(sampler(), 1000)
+    made = sampler()
+    stepwise = SeenRows(made, 1000)
     for step in range(120):
-        last = one.metrics(step)
-    assert other.metrics(119) == last
+        stepwise.add(step, made.batch(step))
+    assert seen(sampler(), 1000, 119) == stepwise.metrics()
 
 
 def test_a_row_twice_in_a_batch_is_one_row_seen() -> None:
-    few = SeenRows(sampler(DIFFICULTY[:5]), 5)
-    assert few.metrics(0) == {"curriculum/unique_seen_share": 1.0, "curriculum/repeats": 16 / 5}
+    few = seen(sampler(DIFFICULTY[:5]), 5, 0)
+    assert few == {"curriculum/unique_seen_share": 1.0, "curriculum/repeats": 16 / 5}
 
 
 def test_what_is_logged_of_a_step() -> None:
     made = sampler(pacing="linear")
-    assert made.metrics(50) == {
+    assert made.metrics(50, made.batch(50)) == {
         "curriculum/competence": pytest.approx(0.55),
         "curriculum/pool_size": 550.0,
         "curriculum/mean_difficulty": pytest.approx(DIFFICULTY[made.batch(50)].mean()),

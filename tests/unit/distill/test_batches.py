@@ -101,3 +101,16 @@ def test_rows_are_cut_as_the_schedule_says(planted: Planted) -> None:
             # The last position speaks of a token that is cut off.
             assert not short.rows.mask[:, -1].any()
             assert (short.entropy is None) == (length < ROW_LENGTH)
+
+
+def test_a_batch_is_drawn_once_a_step(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    batch = CurriculumSampler.batch
+
+    def counted(sampler: CurriculumSampler, step: int) -> np.ndarray:
+        drawn.append(step)
+        return batch(sampler, step)
+
+    monkeypatch.setattr(CurriculumSampler, "batch", counted)
+    assert all(len(step.indices) == BATCH for step in steps_of(planted, config()))
+    assert drawn == list(range(STEPS))
