@@ -19,7 +19,7 @@ from kdscale.models.attention import check_attention
 from kdscale.models.forward import RowTensors
 from kdscale.models.head import LayerOutput, ModelWithHead
 from kdscale.models.hf_folder import ModelReference
-from kdscale.models.row_check import RowKind
+from kdscale.models.sequence_check import SequenceSpec
 from kdscale.models.sharded import load_teacher
 from kdscale.types import DenseTargets, Head, SparseTargets, Targets
 
@@ -88,7 +88,7 @@ class OnlineTeacher:
         reference: ModelReference,
         worker: Rank,
         zero: ZeroConfig,
-        kind: RowKind,
+        kind: SequenceSpec,
         outputs: Collection[LayerOutput] = (),
     ) -> None:
         """`outputs` of its layers come with its targets of rows of this `kind`. KdscaleError where
@@ -104,7 +104,7 @@ class OnlineTeacher:
         with torch.no_grad():
             self._model(ModelWithHead.detect_head, worker.device)
             self._model(check_attention, worker.device)
-            self._model(ModelWithHead.check_rows, kind)
+            self._model(ModelWithHead.check_sequences, kind)
 
     @torch.no_grad()
     def targets(self, rows: RowTensors, temperature: float) -> "OnlineTargets":
