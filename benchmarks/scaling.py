@@ -262,12 +262,13 @@ class Arms:
         backend = make_backend(build, wrap, distill.training, BATCH_ROWS, rank)
         sampler = CurriculumSampler(
             distill.curriculum,
-            self._reader.statistics.entropy,
+            len(self._reader),
             global_batch_size=BATCH_ROWS,
             steps=distill.training.steps,
             seed=config.seed,
             sequences_per_chunk=self._reader.sequences_per_chunk,
         )
+        sampler.set_difficulty(0, self._reader.statistics.entropy)
         steps = range(distill.training.steps)
         return backend, read_steps(distill, rank, self._reader, sampler, steps)
 

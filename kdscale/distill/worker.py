@@ -28,12 +28,15 @@ from kdscale.config.loss import check_defined
 from kdscale.config.training import ZeroConfig
 from kdscale.curriculum.sampler import SeenRows
 from kdscale.data.rows.prepared import Prepared, open_prepared
-from kdscale.distill.attention import AttentionLoss, make_attention_loss
 from kdscale.distill.batches import MicroBatch
-from kdscale.distill.curriculum_steps import make_sampler, staged_steps
-from kdscale.distill.difficulty import Reader
-from kdscale.distill.hidden import HiddenLoss, make_hidden_loss
+from kdscale.distill.curriculum import Reader, make_sampler, staged_steps
 from kdscale.distill.initial_student import Start, plan_start
+from kdscale.distill.layer_losses import (
+    AttentionLoss,
+    HiddenLoss,
+    make_attention_loss,
+    make_hidden_loss,
+)
 from kdscale.distill.objective import DistillationLoss, LabelsLoss
 from kdscale.distill.targets import OnlineTeacher
 from kdscale.distributed.rank import Rank, current_rank
@@ -41,7 +44,7 @@ from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import ModelReference
 from kdscale.models.load import load_config_of
 from kdscale.store import Store
-from kdscale.train.batches import batch_digest, row_kind
+from kdscale.train.batches import batch_digest, sequence_spec
 from kdscale.train.job import TrainingJob, run_session
 from kdscale.train.label_weights import EQUAL, LabelWeights, class_weights
 from kdscale.train.loop import Step
@@ -114,7 +117,7 @@ def online_teacher(
         return None
     zero = ZeroConfig(stage=config.distill.online.zero)
     outputs = config.distill.online.layer_outputs
-    kind = row_kind(config, prepared, config.distill.training.micro_batch_size)
+    kind = sequence_spec(config, prepared, config.distill.training.micro_batch_size)
     return OnlineTeacher(teacher, worker, zero, kind, outputs)
 
 

@@ -33,7 +33,6 @@ from kdscale.losses.fused import head_and_loss
 from kdscale.models.forward import (
     RowTensors,
     compute_logits,
-    next_token_labels,
     row_tensors,
     target_logits,
 )
@@ -178,7 +177,7 @@ def _student_seconds(spec: MeasureJob, worker: Rank) -> float:
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[:, -1] = False
     entropy = torch.zeros(rows, device=worker.device)
-    tensors = RowTensors(ids, segments, mask, next_token_labels(ids))
+    tensors = RowTensors(ids, segments, mask, torch.roll(ids, -1, dims=1))
     batch = MicroBatch(tensors, payload, entropy)
     return _step_seconds(spec, spec.student, training, batch, loss, int(mask.sum()), worker)
 
@@ -190,7 +189,7 @@ def _teacher_seconds(spec: MeasureJob, training: TrainingConfig, worker: Rank) -
     mask[:, -1] = False
 
     def loss(model: ModelWithHead, batch: Any, step: int) -> LossSums:
-        labels = next_token_labels(ids)[mask]
+        labels = torch.roll(ids, -1, dims=1)[mask]
         found = head_and_loss(model.hidden(ids, segments)[mask], model.head, labels).objective
         return found, {"loss": found.detach()}
 

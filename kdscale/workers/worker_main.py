@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 
 from kdscale.config.training import WorkersConfig
+from kdscale.distributed.failures import is_mendable, word_error
 from kdscale.distributed.rank import GracefulStopError, connect, current_rank
 from kdscale.tracking import prometheus as metrics
-from kdscale.workers.failures import is_mendable, word_error
 from kdscale.workers.hang_detector import HeartbeatThread, RankHeartbeat
 from kdscale.workers.progress import Reporter
 from kdscale.workers.task_queue import Turn
