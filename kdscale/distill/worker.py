@@ -6,12 +6,8 @@ Where some labels are not known, the baseline reads only the rows whose are.
 """
 
 import math
-<<<<<<< HEAD
 from collections.abc import Iterator, Sequence
-=======
-from collections.abc import Sequence
 from dataclasses import dataclass
->>>>>>> a37d214
 from functools import partial
 from pathlib import Path
 from typing import Any
