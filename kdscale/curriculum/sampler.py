@@ -2,7 +2,7 @@
 
 While the pool grows with every step, a batch is drawn from it without replacement. A pool that
 stays for a stage is met in shuffled epochs. Afterwards shuffled epochs run over all rows, in an
-order that keeps blocks of the cache together (`kdscale.cache.read.order`). Ranks, world sizes and
+order that keeps chunks of the cache together (`kdscale.cache.read.order`). Ranks, world sizes and
 resumed runs compute the same batches without talking.
 
 The student's gap is measured again during training: then a batch is a function of the tables of
@@ -107,11 +107,11 @@ def _rank(difficulty: np.ndarray, order: str, seed: int) -> np.ndarray:
 
 
 def _epochs(config: CurriculumConfig, rows: int, sequences_per_chunk: int, seed: int) -> EpochOrder:
-    """Few rows are shuffled as a whole, whatever their blocks; many within windows of blocks."""
+    """Few rows are shuffled as a whole, whatever their chunks; many within windows of chunks."""
     if rows <= config.shuffle_rows:
         return EpochOrder(rows, seed, chunk_rows=rows, window_chunks=None)
-    blocks = max(1, config.shuffle_rows // sequences_per_chunk)
-    return EpochOrder(rows, seed, chunk_rows=sequences_per_chunk, window_chunks=blocks)
+    chunks = max(1, config.shuffle_rows // sequences_per_chunk)
+    return EpochOrder(rows, seed, chunk_rows=sequences_per_chunk, window_chunks=chunks)
 
 
 class SeenRows:
