@@ -86,7 +86,7 @@ def open_cache(
     them as one."""
     distill, folder = config.distill, None
     if distill.cache_disk_gib:
-        folder = Path(distill.cache_folder) if distill.cache_folder else local_cache_dir("blocks")
+        folder = Path(distill.cache_folder) if distill.cache_folder else local_cache_dir("chunks")
     disk = DiskCache(folder, int(distill.cache_disk_gib * 2**30)) if folder else None
     memory_bytes = distill.cache_memory_mib << 20
     weights = [cache.weight for cache in caches]
@@ -94,7 +94,7 @@ def open_cache(
         CacheReader(
             cache.store,
             expected=expected,
-            segments=cache.segments,
+            generations=cache.generations,
             memory_bytes=int(memory_bytes * cache.weight / sum(weights)),
             disk=disk,
         )
@@ -194,9 +194,9 @@ def _train_arm(
     )
 
 
-def _hit_share(blocks: dict[str, float]) -> float:
-    """Of the blocks asked for so far the share that was in memory or on the local disk; NaN where
+def _hit_share(counts: dict[str, float]) -> float:
+    """Of the chunks asked for so far the share that was in memory or on the local disk; NaN where
     none was asked for yet."""
-    found = blocks["block_hits"] + blocks["disk_hits"]
-    asked = found + blocks["blocks_fetched"]
+    found = counts["chunk_hits"] + counts["disk_hits"]
+    asked = found + counts["chunks_fetched"]
     return found / asked if asked else math.nan
