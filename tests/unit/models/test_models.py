@@ -72,9 +72,6 @@ def test_positions_start_again_with_every_segment() -> None:
     assert attention_inputs(model, torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])) == {}
 
 
-def test_labels_are_the_next_tokens() -> None:
-
-
 def test_padding_ids_are_cut_off() -> None:
     padded = LLAMA.model_copy(update={"pad_vocab_to_multiple_of": 128})
     config = make_config(padded, VOCAB, SPECIAL, 64)
