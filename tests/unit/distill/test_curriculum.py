@@ -1,4 +1,4 @@
-"""Curricula on a worker: the student's gap before every stage, and difficulties that ask for labels."""
+"""Curricula on a worker: the student's gap before every stage, difficulties that need labels."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torch
 from kdscale.cache.read.reader import CacheReader
 from kdscale.config.student import DistillConfig
 from kdscale.curriculum.sampler import CurriculumSampler
-from kdscale.distill.curriculum import make_sampler, measure_gap, staged_steps
+from kdscale.distill.curriculum import difficulty, make_sampler, measure_gap, staged_steps
 from kdscale.distributed.rank import Rank
 from kdscale.errors import KdscaleError
 from kdscale.models.head import ModelWithHead
@@ -44,7 +44,7 @@ def config(difficulty: str = "gap") -> DistillConfig:
 def rows_of(
     planted: Planted, tables: Store, students: dict[int, ModelWithHead], start: int = 0
 ) -> tuple[list[list[int]], CurriculumSampler]:
-    """The rows of every step; `students` is who is trained from a step on."""
+    """Return the rows of every step; `students` are those that are trained from a step on."""
     reader = CacheReader(planted.store)
     sampler = make_sampler(config(), reader, WORKER, VOCAB, seed=2)
     known = {row.tobytes(): index for index, row in enumerate(planted.rows.input_ids)}
