@@ -18,9 +18,9 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -102,7 +102,7 @@ def measure(job: CaptureJob, layout: WorkersConfig, turns: int) -> Row:
     """Return the row of one layout, measured in one worker group."""
     name = f"{layout.count} workers x {layout.cpus:g} threads"
     with stage_progress(name) as progress:
-        run_workers(take_turns, {"capture": job, "turns": turns}, layout, progress)
+        run_workers(TurnsJob(job, turns), layout, progress)
     found = json.loads(job.output.get(RESULT))
     metrics = json.loads(job.output.get("metrics/cache.jsonl").splitlines()[-1])
     tokens = job.plan.rows * job.config.data.seq_len
@@ -121,27 +121,34 @@ def measure(job: CaptureJob, layout: WorkersConfig, turns: int) -> Row:
     }
 
 
-def take_turns(job: dict[str, Any]) -> None:
-    """Run both kinds of work turn by turn, as a worker's loop, and write their seconds.
+@dataclass(frozen=True)
+class TurnsJob:
+    """Job of a worker: bare forwards and captures, turn by turn."""
 
-    The first turn warms up. The order changes, so that a machine that slows down favours neither.
-    """
-    spec: CaptureJob = job["capture"]
-    worker = current_rank()
-    prepared = open_prepared(spec.prepared)
-    teacher = load_teacher(spec.teacher.local(), worker, spec.config.cache.capture.zero)
-    turns = []
-    for turn in range(job["turns"] + 1):
-        arguments, folder = (spec, worker, teacher, prepared), f"turns/{worker.world_size}-{turn}"
-        works = [
-            ("forward", partial(capture_work.forward, *arguments)),
-            ("capture", partial(capture_work.capture, *arguments, folder)),
-        ]
-        order = reversed(works) if turn % 2 else works
-        turns.append({name: capture_work.seconds_of(work, worker) for name, work in order})
-        worker.say(f"turn {turn}: {turns[-1]}")
-    if worker.rank == 0:
-        spec.output.put(RESULT, json.dumps(turns[1:] or turns).encode())
+    capture: CaptureJob
+    turns: int
+
+    def run(self) -> None:
+        """Write the seconds of both kinds of work in each turn.
+
+        The first turn warms up. The order changes, so that a machine that slows down favours none.
+        """
+        spec, worker = self.capture, current_rank()
+        prepared = open_prepared(spec.prepared)
+        teacher = load_teacher(spec.teacher.local(), worker, spec.config.cache.capture.zero)
+        arguments = (spec, worker, teacher, prepared)
+        turns = []
+        for turn in range(self.turns + 1):
+            folder = f"turns/{worker.world_size}-{turn}"
+            works = [
+                ("forward", partial(capture_work.forward, *arguments)),
+                ("capture", partial(capture_work.capture, *arguments, folder)),
+            ]
+            order = reversed(works) if turn % 2 else works
+            turns.append({name: capture_work.seconds_of(work, worker) for name, work in order})
+            worker.say(f"turn {turn}: {turns[-1]}")
+        if worker.rank == 0:
+            spec.output.put(RESULT, json.dumps(turns[1:] or turns).encode())
 
 
 if __name__ == "__main__":

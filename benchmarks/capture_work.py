@@ -16,11 +16,11 @@ from kdscale.teacher.capture import CaptureJob, fill_cache
 def forward(spec: CaptureJob, rank: Rank, teacher: torch.nn.Module, prepared: Prepared) -> None:
     """Run the teacher over the rank's share of the shards, in the batches of a capture."""
     table, size = prepared.split("train"), spec.config.cache.capture.micro_batch_size
-    for unit in spec.plan.units[rank.rank :: rank.world_size]:
-        for start in range(unit.start, unit.stop, size):
-            rows = table.take(spec.selected[start : min(start + size, unit.stop)])
-            ids, segments, _, _ = row_tensors(rows, rank.device)
-            compute_logits(teacher, ids, segments, prepared.vocab_size)
+    for shard in spec.plan.shards[rank.rank :: rank.world_size]:
+        for start in range(shard.start, shard.stop, size):
+            rows = table.take(spec.selected[start : min(start + size, shard.stop)])
+            ids, generations, _, _ = row_tensors(rows, rank.device)
+            compute_logits(teacher, ids, generations, prepared.vocab_size)
 
 
 def capture(

@@ -27,12 +27,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.common import Quick, Row, goal, log, report
 from kdscale.store import open_store
 from tests.nodes import HEALTH_CHECKS, Nodes, why_not
-from tests.recovery import FAULTS, STEPS, UNITS, Ended, Stages, submit
+from tests.recovery import FAULTS, SHARDS, STEPS, Ended, Stages, submit
 from tests.runs import write_corpus
 
 # Teacher and evaluation are not measured.
 CHANGES: dict[str, Any] = {"teacher__training__steps": 50, "data__evaluate": {}}
-TOTAL = {"cache": UNITS, "distill": STEPS}
+TOTAL = {"cache": SHARDS, "distill": STEPS}
 UNDISTURBED = 3
 
 

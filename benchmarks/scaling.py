@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -79,7 +79,7 @@ def main(quick: Quick = False, turns: Turns = 5) -> None:
         run = RunArtifacts(config)
         job = plan_capture(run, own_store(run).put_if_absent)
         with stage_progress("scaling") as progress:
-            run_workers(take_turns, {"capture": job, "turns": turns}, LAYOUT, progress)
+            run_workers(TurnsJob(job, turns), LAYOUT, progress)
         found = json.loads(job.output.get(RESULT))
         starts = stage_starts(job, turns)
     rows = [summary(work, found) for work in WORKS]
@@ -129,27 +129,41 @@ def summary(work: str, turns: list[dict[str, float]]) -> Row:
     }
 
 
-def take_turns(job: dict[str, Any]) -> None:
-    """Run all works turn by turn, as a worker's loop, and write their seconds.
+@dataclass(frozen=True)
+class TurnsJob:
+    """Job of a worker: all works turn by turn, by one worker and by two."""
 
-    The first turn warms up. The order changes, so that a machine that slows down favours none.
-    """
-    worker = current_rank()
-    works = Works(job["capture"], worker)
-    found = []
-    for turn in range(job["turns"] + 1):
-        order = [(work, count) for work in WORKS for count in (1, 2)]
-        found.append(
-            {
-                f"{work} {count}": capture_work.seconds_of(
-                    partial(works.run, work, count, turn), worker
-                )
-                for work, count in (reversed(order) if turn % 2 else order)
-            }
-        )
-        worker.say(f"turn {turn}: {found[-1]}")
-    if worker.rank == 0:
-        works.spec.output.put(RESULT, json.dumps(found[1:]).encode())
+    capture: CaptureJob
+    turns: int
+
+    def run(self) -> None:
+        """Write the seconds of each work in each turn.
+
+        The first turn warms up. The order changes, so that a machine that slows down favours none.
+        """
+        worker = current_rank()
+        works = Works(self.capture, worker)
+        found = []
+        for turn in range(self.turns + 1):
+            order = [(work, count) for work in WORKS for count in (1, 2)]
+            seconds = {}
+            for work, count in reversed(order) if turn % 2 else order:
+                run = partial(works.run, work, count, turn)
+                seconds[f"{work} {count}"] = capture_work.seconds_of(run, worker)
+            found.append(seconds)
+            worker.say(f"turn {turn}: {seconds}")
+        if worker.rank == 0:
+            self.capture.output.put(RESULT, json.dumps(found[1:]).encode())
+
+
+@dataclass(frozen=True)
+class EmptyJob:
+    """Job that does nothing, as large to send as a capture."""
+
+    capture: CaptureJob
+
+    def run(self) -> None:
+        """Do nothing."""
 
 
 class Works:
@@ -201,12 +215,13 @@ class Works:
         backend = make_backend(build, wrap, distill.training, BATCH_ROWS, rank)
         sampler = CurriculumSampler(
             distill.curriculum,
-            self._reader.statistics.entropy,
+            len(self._reader),
             global_batch_size=BATCH_ROWS,
             steps=distill.training.steps,
             seed=config.seed,
             sequences_per_chunk=self._reader.sequences_per_chunk,
         )
+        sampler.set_difficulty(0, self._reader.statistics.entropy)
         steps = range(distill.training.steps)
         return backend, read_steps(distill, rank, self._reader, sampler, steps)
 
@@ -218,16 +233,12 @@ def stage_starts(job: CaptureJob, times: int) -> dict[str, dict[str, float]]:
         with WorkerGroups() as groups:
             for seconds in found.values():
                 with computing() as measured, stage_progress("start") as progress:
-                    groups.run(nothing, {"capture": job}, LAYOUT, progress)
+                    groups.run(EmptyJob(job), LAYOUT, progress)
                 seconds.append(measured)
     return {
         name: {key: statistics.median(each[key] for each in seconds[1:]) for key in seconds[0]}
         for name, seconds in found.items()
     }
-
-
-def nothing(job: dict[str, Any]) -> None:
-    """Do nothing, as a worker's loop."""
 
 
 @contextmanager
