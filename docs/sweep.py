@@ -1,4 +1,4 @@
-"""Writes docs/architectures.md: what the row check says of every text architecture.
+"""Write docs/architectures.md: what the row check says of every text architecture.
 
     .venv/bin/python docs/sweep.py
 
