@@ -1,6 +1,8 @@
 # Every target installs what it needs into .venv: a fresh clone needs Python 3.11+ and a package index only.
 PYTHON ?= python3
 BIN := .venv/bin
+# mkdocs-material announces the end of mkdocs at every build.
+export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-slow check docs docs-serve bench bench-setup clean

@@ -97,7 +97,7 @@ _BASE: dict[str, Any] = {
     "output": "runs/docs",
     "data": {"tokenizer": {"kind": "teacher"}},
     "teacher": {"load": "teacher"},
-    "distill": {"student": _LAYERS, "training": {"steps": 1}},
+    "distill": {"student": _LAYERS, "training": {"steps": 1, "global_batch_size": 8}},
 }
 
 
