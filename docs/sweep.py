@@ -26,7 +26,7 @@ A model is *equal* if a document's logits in a sequence, at every position and b
 those that transformers computes for the document alone (to 0.1% of a standard deviation, float32).
 Anything else is refused before it is used: every capture, training and evaluation makes the same
 comparison on its own model, in its own precision, over sequences of `data.seq_len` tokens
-(`kdscale/models/row_check.py`).
+(`kdscale/models/sequence_check.py`).
 
 | models | equal when packed | equal with one document per sequence | refused | not built here | silently different |
 | --- | --- | --- | --- | --- | --- |
