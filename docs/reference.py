@@ -98,11 +98,13 @@ def config_page() -> str:
         "run.yaml` one with every field. The file is a [RunConfig](#runconfig); each section has a "
         "table below.",
     ]
-    seen: list[type] = []
+    places: dict[type, list[str]] = {}
     for root in (RunConfig, KubeOptions, Hardware):
-        _collect(root, seen)
-    for model in seen:
+        _collect(root, "", places)
+    for model, paths in places.items():
         parts += [f"## {model.__name__}", _paragraphs(model.__doc__)]
+        if any(paths):
+            parts.append(f"Used as {', '.join(f'`{path}`' for path in paths)}.")
         rows = [
             (
                 f"`{name}`",
@@ -117,14 +119,14 @@ def config_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _collect(model: type, seen: list[type]) -> None:
-    """Append `model` and the models of its fields to `seen`, each once, in the order of fields."""
-    if model in seen:
+def _collect(model: type, path: str, places: dict[type, list[str]]) -> None:
+    """Add `model` and the models of its fields to `places`, with the paths that lead to each."""
+    if path in places.setdefault(model, []):
         return
-    seen.append(model)
-    for field in model.model_fields.values():  # type: ignore[attr-defined]
+    places[model].append(path)
+    for name, field in model.model_fields.items():  # type: ignore[attr-defined]
         for each in _models(field.annotation):
-            _collect(each, seen)
+            _collect(each, f"{path}.{name}" if path else name, places)
 
 
 def _models(annotation: Any) -> Iterator[type]:
