@@ -50,6 +50,14 @@ def test_files_named_exist(page: Path) -> None:
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
+def test_the_guided_tour_is_eight_files_and_under_1500_lines() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tour = page[page.index("## Guided tour") : page.index("## Packages")]
+    files = [ROOT / path for path in re.findall(r"^\| `([\w/]+\.py)`", tour, re.M)]
+    assert len(files) == 8
+    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) < 1500
+
+
 @names
 def test_code_is_fenced_with_a_language_and_lines_are_wrapped(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
