@@ -1,5 +1,6 @@
-"""What README and docs/ say exists: links, files, commands, options, make targets, config fields."""
+"""README and docs name only what exists: links, files, commands, options, targets, config fields."""
 
+import json
 import re
 import textwrap
 from pathlib import Path
@@ -29,6 +30,28 @@ def heading_anchors(page: Path) -> set[str]:
 
 def test_the_readme_is_short() -> None:
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def result(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
+    return found
+
+
+def test_the_readmes_figures_are_those_of_the_results() -> None:
+    text = README.read_text(encoding="utf-8")
+    gaps = {row["arm"]: row.get("gap_closed_kl") for row in result("quality")["rows"]}
+    assert f"{gaps['varopt-24']:.1%} at 24 bytes" in text
+    assert f"50 draws: {gaps['sample-50']:.1%} at 61 bytes; top-50: {gaps['topk-50']:.1%}" in text
+    goals = {goal["name"]: goal["value"] for goal in result("step_cost")["goals"]}
+    assert f"| {goals['step_over_cross_entropy']:.2f}× |" in text
+    assert f"online teacher: {goals['online_teacher_over_step']:.1f}×" in text
+    loss = {row["arm"]: row for row in result("loss")["rows"] if row["vocab_size"] == 49152}
+    assert f"| {loss['kdscale']['peak_mib']:,.0f} MiB |" in text
+    assert f"| {loss['kdscale']['seconds']['median']:.1f} s |" in text
+    for arm in ("Liger-Kernel, compiled", "DistillKit, bucket", "TRL"):
+        name = arm.removesuffix(", bucket").replace(",", "")
+        assert f"{name} {loss[arm]['peak_mib']:,.0f}" in text
+        assert f"{name} {loss[arm]['seconds']['median']:.1f}" in text
 
 
 @names
