@@ -41,8 +41,8 @@ from kdscale.distributed.rank import Rank, current_rank  # noqa: E402
 from kdscale.models.forward import compute_logits, row_tensors  # noqa: E402
 from kdscale.models.sharded import load_teacher  # noqa: E402
 from kdscale.run.artifacts import RunArtifacts  # noqa: E402
-from kdscale.run.cache_stage import own_store, plan_capture  # noqa: E402  after the path is set
 from kdscale.run.pipeline import run_pipeline  # noqa: E402
+from kdscale.run.stages.cache import own_store, plan_capture  # noqa: E402  after the path is set
 from kdscale.teacher.capture import CaptureJob, fill_cache  # noqa: E402
 from kdscale.workers.group import run_workers  # noqa: E402
 from kdscale.workers.progress import stage_progress  # noqa: E402

@@ -58,8 +58,8 @@ from kdscale.models.head import ModelWithHead  # noqa: E402
 from kdscale.models.load import build_model, make_config  # noqa: E402
 from kdscale.models.sharded import load_teacher  # noqa: E402
 from kdscale.run.artifacts import RunArtifacts  # noqa: E402
-from kdscale.run.cache_stage import own_store, plan_capture  # noqa: E402
 from kdscale.run.pipeline import run_pipeline  # noqa: E402
+from kdscale.run.stages.cache import own_store, plan_capture  # noqa: E402
 from kdscale.teacher.capture import CaptureJob, fill_cache  # noqa: E402
 from kdscale.train.backends.base import Backend, make_backend  # noqa: E402
 from kdscale.train.loop import Step  # noqa: E402

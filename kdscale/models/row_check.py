@@ -17,7 +17,7 @@ from kdscale.models.chunked_classifier import row_multiple
 from kdscale.models.forward import RowTensors, model_task, unwrapped
 from kdscale.models.lm_head_hook import intercept_lm_head
 from kdscale.models.tasks import describe_task
-from kdscale.workers.failures import is_mendable
+from kdscale.workers.failures import is_retryable
 
 LogitsAt = Callable[[RowTensors], torch.Tensor]
 """The logits [P, V] that a run computes at the P positions of rows that count, row after row."""
@@ -90,7 +90,7 @@ def _check_packed(
     try:
         found = trial.in_rows(rows)
     except _REFUSALS as error:
-        if isinstance(error, torch.OutOfMemoryError) or is_mendable(error):
+        if isinstance(error, torch.OutOfMemoryError) or is_retryable(error):
             raise  # of the machine, not of the architecture
         raise KdscaleError(
             f"{trial.name} cannot keep packed documents apart: {error}", "Set data.pack to false."

@@ -24,7 +24,7 @@ from kdscale.store import Store
 from kdscale.teacher.train import TeacherJob, train_teacher
 from kdscale.train.job import TrainingJob
 from kdscale.workers.group import run_workers
-from kdscale.workers.progress import StageProgress
+from kdscale.workers.progress import RunningStage
 from tests.fault.paced import PATIENCE_SECONDS, Pace, PacedJob
 from tests.ranks import run_ranks
 from tests.unit.train.overfitting import lines, make_prepared, session
@@ -73,8 +73,7 @@ class Running:
         self.error: BaseException | None = None
         self._workers = workers
         self._job = PacedJob(self.session, prepared, self.pace)
-        self._progress = StageProgress("teacher", self.stop.is_set)
-        self._progress.reporter()
+        self._progress = RunningStage("teacher", self.stop.is_set)
         self._lines: list[str] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -87,7 +86,7 @@ class Running:
 
     def log(self) -> str:
         """What the workers have said."""
-        self._lines += self._progress.take()[1]
+        self._lines += self._progress.drain()
         return "\n".join(self._lines)
 
     def until(self, ready: Callable[[], Any]) -> Any:
@@ -187,7 +186,7 @@ def test_a_worker_that_hangs_is_named_and_the_group_started_again(
     (told,) = re.findall(r"rank \d \(pid .*it is killed.*", run.log())
     assert told.startswith(f"rank 1 (pid {pid} on "), told
     # Since what it last said of itself, which may be some seconds behind.
-    assert "hangs: it gives no sign of life since" in told
+    assert "hangs: no heartbeat since" in told
     run.end()
     assert run.error is None, run.log()
     assert f"resumed at step 8 of {STEPS}" in run.log()
@@ -256,20 +255,20 @@ class DamagedJob:
 
 
 def test_an_error_of_one_rank_that_would_come_again_ends_the_stage_at_once() -> None:
-    progress = StageProgress("teacher")
+    progress = RunningStage("teacher")
     with pytest.raises(KdscaleError, match="RuntimeError: mat1 and mat2 shapes cannot be") as found:
         run_workers(DamagedJob(), WorkersConfig(count=2), progress)
     assert "\n" not in found.value.problem
-    assert len(progress.take()[0].failures) <= 1
+    progress.drain()
+    assert progress.latest.failed_groups <= 1
 
 
 def test_a_mistake_in_the_code_ends_its_stage_at_once_and_is_shown() -> None:
-    progress = StageProgress("teacher")
+    progress = RunningStage("teacher")
     with pytest.raises(KdscaleError, match="TypeError: no such argument"):
         run_workers(MistakenJob(), WorkersConfig(count=2), progress)
-    found, lines = progress.take()
-    assert 'raise TypeError("no such argument")' in "\n".join(lines)
-    assert len(found.failures) <= 1
+    assert 'raise TypeError("no such argument")' in "\n".join(progress.drain())
+    assert progress.latest.failed_groups <= 1
 
 
 def drain(node_id: str, address: str, seconds: int) -> None:

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from kdscale.errors import KdscaleError
-from kdscale.run.lock import RunLockedError, holder, run_lease
+from kdscale.run.lock import RunLockedError, lease_owner, run_lease
 from kdscale.store import Store
 from tests.fault.conftest import Start
 from tests.fault.processes import Pipe
@@ -27,7 +27,7 @@ def drive(
         lease._machine = lambda: f"machine of {os.getpid()}"  # type: ignore[assignment]
     try:
         with run_lease(store, owner, wait, seconds) as lease:
-            said = holder(store)
+            said = lease_owner(store)
             assert said is not None
             while pipe.ask(said.epoch) == "write":
                 try:

@@ -1,0 +1,82 @@
+"""The distill stage: the student from the cache, its baseline from labels alone."""
+
+from dataclasses import replace
+
+from kdscale.cache.commit.manifest import load_manifest
+from kdscale.cache.commit.plan import find_segment
+from kdscale.cache.read.reader import CacheSource
+from kdscale.distill.worker import DistillJob
+from kdscale.run.artifacts import RunArtifacts
+from kdscale.run.record import RunRecord
+from kdscale.run.stages.base import Stage, check_other_caches, models_complete
+from kdscale.store import Store
+from kdscale.train.job import TrainingJob
+from kdscale.workers.group import WorkerGroups
+from kdscale.workers.progress import RunningStage
+
+
+def _models(run: RunArtifacts) -> dict[str, str]:
+    # Their fingerprints are of the cache, and that of the teacher's and the tokenizer's.
+    known = models_complete(run, {"teacher": run.teacher_fingerprint})
+    known = known and run.prepared_store.exists("manifest.json")
+    return _fingerprints(run) if known else {}
+
+
+def _make(
+    run: RunArtifacts, record: RunRecord, progress: RunningStage, groups: WorkerGroups
+) -> list[str]:
+    """Train the student and its baseline."""
+    sessions = [
+        TrainingJob(
+            name=name,
+            fingerprint=fingerprint,
+            config=run.config,
+            training=run.config.distill.training,
+            output=run.output,
+            fence=run.fence,
+        )
+        for name, fingerprint in _fingerprints(run).items()
+    ]
+    job = DistillJob(
+        sessions=sessions,
+        prepared=run.prepared_store,
+        caches=_pinned_caches(run, record),
+        expected=run.cache_needs,
+        teacher=run.teacher(),
+        tables=run.output.child(f"curriculum/{run.student_fingerprint('student')}"),
+    )
+    groups.run(job, run.config.distill.workers, progress)
+    return [f"{run.student('student').parameters:,} parameters in the student"]
+
+
+def _fingerprints(run: RunArtifacts) -> dict[str, str]:
+    return {name: run.student_fingerprint(name) for name in run.student_names}
+
+
+def _pinned_caches(run: RunArtifacts, record: RunRecord) -> list[CacheSource]:
+    """Return the caches as the student read them from its first step on.
+
+    Later appends change nothing for a student; a repair does it good.
+    """
+    caches = [CacheSource(store, _segments(run, store), w) for store, w in run.cache_stores]
+    key = run.student_fingerprint("student")
+    pinned = record.pinned("cache_segments", key, [cache.segments for cache in caches])
+    return [replace(c, segments=n) for c, n in zip(caches, pinned, strict=True)]
+
+
+def _segments(run: RunArtifacts, store: Store) -> int:
+    """Return how many segments there are; of a cache that this run filled, up to its own."""
+    found = find_segment(store, run.rows_fingerprint, run.selection_hash)
+    if run.config.cache.reuse is None and found is not None:
+        return found[0] + 1
+    return len(load_manifest(store).segments)
+
+
+STAGE = Stage(
+    name="distill",
+    fingerprint=lambda run: run.student_fingerprint("student"),
+    is_complete=lambda run, record: models_complete(run, _fingerprints(run)),
+    make=_make,
+    check=check_other_caches,
+    models=_models,
+)
