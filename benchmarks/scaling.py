@@ -225,8 +225,8 @@ class Arms:
     @torch.no_grad()
     def _forward(self, count: int, turn: int) -> None:
         rank, table = self._ranks[count], self._prepared.split("train")
-        for unit in self.spec.plan.units[rank.rank :: count]:
-            rows = table.take(self.spec.selected[unit.start : unit.stop])
+        for shard in self.spec.plan.shards[rank.rank :: count]:
+            rows = table.take(self.spec.selected[shard.start : shard.stop])
             ids, segments, _, _ = row_tensors(rows, rank.device)
             compute_logits(self._teacher, ids, segments, self._prepared.vocab_size)
 
@@ -262,12 +262,13 @@ class Arms:
         backend = make_backend(build, wrap, distill.training, BATCH_ROWS, rank)
         sampler = CurriculumSampler(
             distill.curriculum,
-            self._reader.statistics.entropy,
+            len(self._reader),
             global_batch_size=BATCH_ROWS,
             steps=distill.training.steps,
             seed=config.seed,
             sequences_per_chunk=self._reader.sequences_per_chunk,
         )
+        sampler.set_difficulty(0, self._reader.statistics.entropy)
         steps = range(distill.training.steps)
         return backend, read_steps(distill, rank, self._reader, sampler, steps)
 

@@ -44,10 +44,10 @@ class StageStatus(StageProgress):
     attempts: int = 0
     """How many drivers began with it."""
 
-    units_committed: int | None = None
+    shards_committed: int | None = None
     """Shards of the cache, counted from its commits; None for other stages."""
 
-    units_planned: int | None = None
+    shards_planned: int | None = None
     losses: tuple[Losses, ...] = ()
 
 
@@ -119,7 +119,7 @@ def _stage(
     if running:
         # The record has the seconds of ended attempts only.
         seconds += max(0.0, progress.drivers[-1].heard - recorded.started)
-    committed, planned = _units(output, entry["fingerprint"]) if name == "cache" else (None, None)
+    committed, planned = _shards(output, entry["fingerprint"]) if name == "cache" else (None, None)
     how_far = {field.name: getattr(recorded, field.name) for field in fields(StageProgress)}
     if not running:
         how_far["seconds_left"] = None
@@ -129,13 +129,13 @@ def _stage(
         state=state,
         seconds=round(seconds, 1),
         attempts=entry["attempts"],
-        units_committed=committed,
-        units_planned=planned,
+        shards_committed=committed,
+        shards_planned=planned,
         losses=tuple(found for each in _METRICS.get(name, ()) if (found := _losses(output, each))),
     )
 
 
-def _units(output: Store, fingerprint: str) -> tuple[int | None, int | None]:
+def _shards(output: Store, fingerprint: str) -> tuple[int | None, int | None]:
     """Return how many shards of the cache that the run fills are committed and planned.
 
     Those of earlier runs count if it appends to a cache; None each if it fills none.
@@ -145,7 +145,7 @@ def _units(output: Store, fingerprint: str) -> tuple[int | None, int | None]:
     plans = [read_record(PlanRecord, cache, key) for key in cache.list("plans/")]
     if not plans:
         return None, None
-    return len(cache.list("commits/")), sum(len(plan.segment.units) for plan in plans)
+    return len(cache.list("commits/")), sum(len(plan.generation.shards) for plan in plans)
 
 
 def _losses(output: Store, training: str) -> Losses | None:

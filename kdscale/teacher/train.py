@@ -67,7 +67,7 @@ def train_teacher(job: TeacherJob) -> None:
             size = training.micro_batch_size
             parts = split_micro_batches(mine, batch, size, worker.world_size)
             micro_batches = [micro_batch(part, valid) for part, valid in parts]
-            yield Step(micro_batches, sum(int(batch.mask.sum()) for batch in micro_batches))
+            yield Step(micro_batches, sum(int(one.mask.sum()) for one in micro_batches), batch)
 
     def compute_loss(model: ModelWithHead, batch: RowTensors, step: int) -> LossSums:
         labels = batch.labels[batch.mask]
@@ -84,7 +84,7 @@ def train_teacher(job: TeacherJob) -> None:
         wrap=partial(ModelWithHead, vocab_size=prepared.outputs),
         steps=steps,
         compute_loss=compute_loss,
-        extra=lambda step: {"train/batch_digest": batch_digest(batch_of(step))},
+        extra=lambda step, indices: {"train/batch_digest": batch_digest(indices)},
     )
 
 

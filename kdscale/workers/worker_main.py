@@ -17,10 +17,10 @@ import torch
 import torch.distributed as dist
 
 from kdscale.config.training import WorkersConfig
+from kdscale.distributed.failures import describe_failure, is_retryable
 from kdscale.distributed.rank import GracefulStopError, connect, current_rank
 from kdscale.tracking import prometheus as metrics
 from kdscale.workers.channel import Assignment, Channel
-from kdscale.workers.failures import describe_failure, is_retryable
 from kdscale.workers.hang_detector import HeartbeatThread, RankHeartbeat
 
 _POLL_SECONDS = 0.2

@@ -11,8 +11,8 @@ import numpy as np
 
 from kdscale.cache.codecs import open_codec
 from kdscale.cache.commit.manifest import load_manifest, manifest_versions
-from kdscale.cache.commit.plan import create_or_load_plan, find_segment, load_plans
-from kdscale.cache.commit.writer import committed_units
+from kdscale.cache.commit.plan import create_or_load_plan, find_generation, load_plans
+from kdscale.cache.commit.writer import committed_shards
 from kdscale.cache.format.packing import packable
 from kdscale.cache.format.prior import Prior, count_prior, counted_rows
 from kdscale.cache.maintain.inspect import inspect
@@ -40,13 +40,13 @@ def _is_complete(run: RunArtifacts, record: RunRecord) -> bool:
     if run.config.cache.reuse is not None:
         return all(manifest_versions(store) for store, _ in run.cache_stores)
     store = own_store(run)
-    found = find_segment(store, run.rows_fingerprint, run.selection_hash)
+    found = find_generation(store, run.rows_fingerprint, run.selection_hash)
     if found is None:
         return run.config.cache.append_to is not None and len(_lacking(run, store, None)) == 0
-    number, segment = found
-    if not manifest_versions(store) or len(load_manifest(store).segments) <= number:
+    number, generation = found
+    if not manifest_versions(store) or len(load_manifest(store).generations) <= number:
         return False
-    return len(committed_units(store, segment)) == len(segment.units)
+    return len(committed_shards(store, generation)) == len(generation.shards)
 
 
 def _make(
@@ -79,13 +79,13 @@ def own_store(run: RunArtifacts) -> Store:
 def plan_capture(run: RunArtifacts, put_if_absent: PutIfAbsent) -> CaptureJob:
     """Return the workers' job, whose plan is created or found in the store."""
     config, store = run.config.cache, own_store(run)
-    found = find_segment(store, run.rows_fingerprint, run.selection_hash)
+    found = find_generation(store, run.rows_fingerprint, run.selection_hash)
     if found is None and config.append_to is not None:
         # A clear error now rather than a second cache in the middle of the first.
         load_manifest(store)
     rows = _lacking(run, store, found[0] if found else None) if config.append_to else run.selected
     packed = config.pack and packable(open_codec(run.cache_identity["codec"]))
-    segment = create_or_load_plan(
+    generation = create_or_load_plan(
         store,
         run.cache_identity,
         data=run.rows_fingerprint,
@@ -104,7 +104,7 @@ def plan_capture(run: RunArtifacts, put_if_absent: PutIfAbsent) -> CaptureJob:
         cache=store,
         teacher=run.teacher(),
         identity=run.cache_identity,
-        plan=segment,
+        plan=generation,
         selected=rows,
         put_if_absent=put_if_absent,
     )
@@ -124,12 +124,12 @@ def _write_origin(run: RunArtifacts, store: Store) -> None:
 
 
 def _lacking(run: RunArtifacts, store: Store, before: int | None) -> np.ndarray:
-    """Return the selected sequences that the first `before` segments (all if None) lack.
+    """Return the selected sequences that the first `before` generations (all if None) lack.
 
     Their numbers, [sequences] int64.
     """
-    segments = len(load_plans(store)) if before is None else before
-    known = CacheReader(store, segments=segments).statistics.sample_ids
+    generations = len(load_plans(store)) if before is None else before
+    known = CacheReader(store, generations=generations).statistics.sample_ids
     rows = run.selected[:]
     ours = run.prepared.training("cache").sample_ids[rows]
     as_one = np.dtype((np.void, ours.shape[1]))

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from kdscale.cache.commit.manifest import load_manifest
-from kdscale.cache.commit.plan import find_segment
+from kdscale.cache.commit.plan import find_generation
 from kdscale.cache.read.reader import CacheSource
 from kdscale.distill.worker import DistillJob
 from kdscale.run.artifacts import RunArtifacts
@@ -58,18 +58,18 @@ def _pinned_caches(run: RunArtifacts, record: RunRecord) -> list[CacheSource]:
 
     Later appends change nothing for a student; a repair does it good.
     """
-    caches = [CacheSource(store, _segments(run, store), w) for store, w in run.cache_stores]
+    caches = [CacheSource(store, _generations(run, store), w) for store, w in run.cache_stores]
     key = run.student_fingerprint("student")
-    pinned = record.pinned("cache_segments", key, [cache.segments for cache in caches])
-    return [replace(c, segments=n) for c, n in zip(caches, pinned, strict=True)]
+    pinned = record.pinned("cache_generations", key, [cache.generations for cache in caches])
+    return [replace(c, generations=n) for c, n in zip(caches, pinned, strict=True)]
 
 
-def _segments(run: RunArtifacts, store: Store) -> int:
-    """Return how many segments there are; of a cache that this run filled, up to its own."""
-    found = find_segment(store, run.rows_fingerprint, run.selection_hash)
+def _generations(run: RunArtifacts, store: Store) -> int:
+    """Return how many generations there are; of a cache that this run filled, up to its own."""
+    found = find_generation(store, run.rows_fingerprint, run.selection_hash)
     if run.config.cache.reuse is None and found is not None:
         return found[0] + 1
-    return len(load_manifest(store).segments)
+    return len(load_manifest(store).generations)
 
 
 STAGE = Stage(

@@ -18,8 +18,8 @@ from ray.exceptions import (
 )
 from safetensors import SafetensorError, safe_open
 
+from kdscale.distributed.failures import describe_failure, is_retryable
 from kdscale.errors import KdscaleError
-from kdscale.workers.failures import describe_failure, is_retryable
 from tests.ranks import run_ranks
 
 
