@@ -23,7 +23,8 @@ def logits_at(model: torch.nn.Module) -> Any:
 
 def rows() -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, int, torch.Tensor]]]:
     """Rows [3, T]: of three documents and padding, of one, and of one and padding; their segments;
-    and the documents as (row, start, ids)."""
+    and the documents as (row, start, ids).
+    """
     generator = torch.Generator().manual_seed(1)
     drawn = torch.randint(1, VOCAB, (3, LENGTH), generator=generator)
     ids, segments = torch.zeros(3, LENGTH, dtype=torch.int64), torch.zeros(3, LENGTH).long()

@@ -163,7 +163,8 @@ def tiny_config(kind: str, **options: Any) -> Any:
 
 def tiny_model(kind: str, masked: bool = False, **options: Any) -> PreTrainedModel:
     """Return a small float32 model of the model type `kind` in evaluation mode, with large random
-    weights: causal, or `masked`."""
+    weights: causal, or `masked`.
+    """
     config = tiny_config(kind, **options)
     auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
     if not masked and "is_decoder" in vars(config):
@@ -180,7 +181,8 @@ def tiny_model(kind: str, masked: bool = False, **options: Any) -> PreTrainedMod
 @torch.no_grad()
 def strengthen(model: PreTrainedModel) -> PreTrainedModel:
     """Give every matrix of `model` random values that keep the size of what goes through it, so
-    that attention and positions matter; vectors keep theirs."""
+    that attention and positions matter; vectors keep theirs.
+    """
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.dim() > 1:

@@ -134,7 +134,7 @@ MODULES = [
 
 
 def write_corpus(folder: Path, modules: Sequence[str] = MODULES) -> Path:
-    """Some modules of the interpreter's own library as text files."""
+    """Write some modules of the interpreter's library as text files."""
     folder.mkdir(parents=True, exist_ok=True)
     library = Path(sysconfig.get_paths()["stdlib"])
     for name in modules:
@@ -145,7 +145,7 @@ def write_corpus(folder: Path, modules: Sequence[str] = MODULES) -> Path:
 
 
 def tiny_config(corpus: Path, output: str, **changes: Any) -> dict[str, Any]:
-    """A config of seconds a stage; `changes` are dotted keys with `__` for the dot."""
+    """Return a config of seconds a stage; `changes` are dotted keys with `__` for the dot."""
     config: dict[str, Any] = {
         "name": "tiny",
         "output": output,
@@ -222,13 +222,13 @@ def tiny_config(corpus: Path, output: str, **changes: Any) -> dict[str, Any]:
 
 
 def write_config(path: Path, config: dict[str, Any]) -> Path:
-    """The config as a YAML file."""
+    """Write the config as a YAML file."""
     path.write_text(yaml.safe_dump(config))
     return path
 
 
 def kdscale(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    """The real program in a process of its own, stdout and stderr in one stream of lines."""
+    """Start the real program in a process, stdout and stderr in one stream of lines."""
     return subprocess.Popen(
         [str(Path(sys.executable).with_name("kdscale")), *arguments],
         stdout=subprocess.PIPE,
@@ -248,10 +248,10 @@ def run_kdscale(
 
 
 def clean_environment() -> dict[str, str]:
-    """What keeps a test's run to itself: no W&B account, no color, one thread a worker."""
+    """Return the environment of a test's run: no W&B account, no color, one thread a worker."""
     return {"WANDB_MODE": "offline", "NO_COLOR": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 def read_metrics(text: bytes) -> list[dict[str, Any]]:
-    """The lines of a metrics file."""
+    """Return the lines of a metrics file."""
     return [json.loads(line) for line in text.decode().splitlines()]

@@ -18,7 +18,7 @@ from kdscale.run.finished_run import CONFIG_KEY
 from kdscale.run.lock import run_lease
 from kdscale.run.progress_file import ProgressFile
 from kdscale.run.record import RunRecord
-from kdscale.run.stages.base import Stage
+from kdscale.run.stages.base import Stage, StageContext
 from kdscale.run.stop import StopRequests
 from kdscale.store import HeldLease, explained
 from kdscale.workers.group import WorkerGroups
@@ -107,7 +107,7 @@ class _Driver:
         ):
             self.progress_file.begin(progress, fingerprint)
             try:
-                lines = stage.make(self.run, self.record, progress, self.groups)
+                lines = stage.make(StageContext(self.run, self.record, self.groups, progress))
             except GracefulStopError as error:
                 raise self.requests.error() from error
         for line in lines:

@@ -1,5 +1,8 @@
-"""Worker groups on a real cluster of several nodes: a node lost, one added, one taken away with a
-notice, a worker that hangs, a request to stop. Each training ends as the undisturbed one does."""
+"""Worker groups on a real cluster of several nodes.
+
+A node is lost, one is added, one is taken away with a notice, a worker hangs, the stage is asked to
+stop. Each training ends as the undisturbed one does.
+"""
 
 import os
 import re
@@ -40,7 +43,7 @@ TRAINING = {"steps": STEPS, "early_stopping": None, "keep": "last", "checkpoint_
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[Cluster]:
-    """A head and two nodes, each with room for one worker."""
+    """Start a head and two nodes, each with room for one worker."""
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "0")
@@ -85,12 +88,12 @@ class Running:
             self.error = error
 
     def log(self) -> str:
-        """What the workers have said."""
+        """Return the lines of the workers."""
         self._lines += self._progress.drain()
         return "\n".join(self._lines)
 
     def until(self, ready: Callable[[], Any]) -> Any:
-        """Wait until `ready()` is true, and give it."""
+        """Wait until `ready()` is true, and return it."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not (found := ready()):
             assert self._thread.is_alive(), f"it has ended: {self.error}\n{self.log()}"
@@ -108,7 +111,7 @@ class Running:
         return lines(self.session) if exists else {}
 
     def started_with(self, count: int) -> bool:
-        """Whether a group of `count` workers has begun to train."""
+        """Return whether a group of `count` workers has begun to train."""
         pattern = rf"rank 0 of {count} .* parameters, (?:started|resumed)"
         return re.search(pattern, self.log()) is not None
 
@@ -129,7 +132,7 @@ class Running:
 
 @pytest.fixture(scope="module")
 def undisturbed(prepared: Store, tmp_path_factory: pytest.TempPathFactory) -> Lines:
-    """What two ranks log from start to end."""
+    """Return the log of two undisturbed ranks."""
     made = session(tmp_path_factory.mktemp("undisturbed"), **TRAINING)
     run_ranks(train_teacher, 2, TeacherJob(made, prepared))
     return lines(made)
@@ -158,7 +161,7 @@ def test_a_run_that_is_asked_to_stop_saves_at_its_step_and_goes_on_from_there(
     first = Running(tmp_path, prepared, WorkersConfig(count=2))
     first.come_to(11)
     first.stop.set()
-    # The ranks hear of it with their next sign of life, within five seconds.
+    # The ranks learn it with their next heartbeat, within five seconds.
     first.go_slowly(12)
     first.end()
     assert isinstance(first.error, GracefulStopError), first.log()

@@ -18,10 +18,12 @@ TERM = 4.0
 def drive(
     pipe: Pipe, store: Store, owner: str, wait: float | None, seconds: float, elsewhere: bool
 ) -> None:
-    """Be a driver: say its epoch when it has the lease, or why it has not; then write whenever it
-    is told to, and say whether it may."""
+    """Be a driver that says the epoch of its lease, or why it has none.
+
+    Then write at every message, and say whether that is allowed.
+    """
     if elsewhere:
-        # As on another machine, where nobody can tell whether this process lives.
+        # As on another machine, where it cannot be known whether this process is alive.
         from kdscale.run import lock as lease
 
         lease._machine = lambda: f"machine of {os.getpid()}"  # type: ignore[assignment]

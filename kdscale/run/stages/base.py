@@ -12,6 +12,16 @@ from kdscale.workers.group import WorkerGroups
 from kdscale.workers.progress import RunningStage
 
 
+@dataclass(frozen=True)
+class StageContext:
+    """All that a stage is made with."""
+
+    run: RunArtifacts
+    record: RunRecord
+    groups: WorkerGroups
+    progress: RunningStage
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """A stage: what names its output, whether that is complete, and how it is made."""
@@ -23,7 +33,7 @@ class Stage:
     is_complete: Callable[[RunArtifacts, RunRecord], bool]
     """Whether its output is there and has the fingerprint."""
 
-    make: Callable[[RunArtifacts, RunRecord, RunningStage, WorkerGroups], list[str]]
+    make: Callable[[StageContext], list[str]]
     """Make its output, if that is not complete; returns lines for the terminal."""
 
     check: Callable[[RunArtifacts], None] = lambda run: None

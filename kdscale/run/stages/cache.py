@@ -22,12 +22,10 @@ from kdscale.data.rows.order import EvenRows
 from kdscale.data.tokenizer import TOKENIZER_FILE
 from kdscale.run.artifacts import RunArtifacts
 from kdscale.run.record import RunRecord
-from kdscale.run.stages.base import Stage, check_other_caches
+from kdscale.run.stages.base import Stage, StageContext, check_other_caches
 from kdscale.store import PutIfAbsent, Store
 from kdscale.teacher.capture import CaptureJob
 from kdscale.workers.commit_actor import open_committer
-from kdscale.workers.group import WorkerGroups
-from kdscale.workers.progress import RunningStage
 
 _PRIOR_ROWS_AT_ONCE = 4096
 
@@ -49,10 +47,9 @@ def _is_complete(run: RunArtifacts, record: RunRecord) -> bool:
     return len(committed_shards(store, generation)) == len(generation.shards)
 
 
-def _make(
-    run: RunArtifacts, record: RunRecord, progress: RunningStage, groups: WorkerGroups
-) -> list[str]:
+def _make(context: StageContext) -> list[str]:
     """Capture what the cache lacks."""
+    run = context.run
     config = run.config.cache
     if config.reuse is not None:
         for store, _ in run.cache_stores:
@@ -62,7 +59,7 @@ def _make(
     probed = None if config.append_to else run.output
     with open_committer(own_store(run), probed) as put_if_absent:
         job = plan_capture(run, put_if_absent)
-        groups.run(job, config.capture.workers, progress)
+        context.groups.run(job, config.capture.workers, context.progress)
     facts = inspect(job.cache)
     return [
         f"{facts['rows']:,} rows, {facts['targets']:,} targets, {facts['bytes']:,} bytes, "

@@ -8,11 +8,9 @@ from kdscale.cache.read.reader import CacheSource
 from kdscale.distill.worker import DistillJob
 from kdscale.run.artifacts import RunArtifacts
 from kdscale.run.record import RunRecord
-from kdscale.run.stages.base import Stage, check_other_caches, models_complete
+from kdscale.run.stages.base import Stage, StageContext, check_other_caches, models_complete
 from kdscale.store import Store
 from kdscale.train.job import TrainingJob
-from kdscale.workers.group import WorkerGroups
-from kdscale.workers.progress import RunningStage
 
 
 def _models(run: RunArtifacts) -> dict[str, str]:
@@ -22,10 +20,9 @@ def _models(run: RunArtifacts) -> dict[str, str]:
     return _fingerprints(run) if known else {}
 
 
-def _make(
-    run: RunArtifacts, record: RunRecord, progress: RunningStage, groups: WorkerGroups
-) -> list[str]:
+def _make(context: StageContext) -> list[str]:
     """Train the student and its baseline."""
+    run = context.run
     sessions = [
         TrainingJob(
             name=name,
@@ -40,12 +37,12 @@ def _make(
     job = DistillJob(
         sessions=sessions,
         prepared=run.prepared_store,
-        caches=_pinned_caches(run, record),
+        caches=_pinned_caches(run, context.record),
         expected=run.cache_needs,
         teacher=run.teacher(),
         tables=run.output.child(f"curriculum/{run.student_fingerprint('student')}"),
     )
-    groups.run(job, run.config.distill.workers, progress)
+    context.groups.run(job, run.config.distill.workers, context.progress)
     return [f"{run.student('student').parameters:,} parameters in the student"]
 
 

@@ -17,9 +17,7 @@ from kdscale.evaluate.results import (
 from kdscale.evaluate.worker import MEASURED_KEY, EvaluateJob
 from kdscale.run.artifacts import RunArtifacts
 from kdscale.run.record import RunRecord
-from kdscale.run.stages.base import Stage
-from kdscale.workers.group import WorkerGroups
-from kdscale.workers.progress import RunningStage
+from kdscale.run.stages.base import Stage, StageContext
 
 
 def _is_complete(run: RunArtifacts, record: RunRecord) -> bool:
@@ -28,10 +26,9 @@ def _is_complete(run: RunArtifacts, record: RunRecord) -> bool:
     return read_results(run.output)["config_fingerprint"] == run.evaluate_fingerprint
 
 
-def _make(
-    run: RunArtifacts, record: RunRecord, progress: RunningStage, groups: WorkerGroups
-) -> list[str]:
+def _make(context: StageContext) -> list[str]:
     """Score teacher, student, baseline and the config's other models."""
+    run = context.run
     config = run.config
     job = EvaluateJob(
         config=config,
@@ -43,14 +40,14 @@ def _make(
             **write_external_references(config, run.prepared),
         },
     )
-    groups.run(job, config.evaluate.workers, progress)
+    context.groups.run(job, config.evaluate.workers, context.progress)
     measured = json.loads(run.output.get(MEASURED_KEY))
     facts = inspect(run.cache_stores[0][0])
     results = build_results(
         run=config.name,
         output=run.output.url,
         cache={**facts, "bytes_per_token": _bytes_per_target(config, facts)},
-        seconds=record.seconds(),
+        seconds=context.record.seconds(),
         seed=config.seed,
         config_fingerprint=run.evaluate_fingerprint,
         **measured,

@@ -2,18 +2,13 @@
 
 from kdscale.data.prepare import prepare
 from kdscale.data.rows.manifest import summarise
-from kdscale.run.artifacts import RunArtifacts
-from kdscale.run.record import RunRecord
-from kdscale.run.stages.base import Stage
+from kdscale.run.stages.base import Stage, StageContext
 from kdscale.teacher.pretrained import own_tokenizer
-from kdscale.workers.group import WorkerGroups
-from kdscale.workers.progress import RunningStage
 
 
-def _make(
-    run: RunArtifacts, record: RunRecord, progress: RunningStage, groups: WorkerGroups
-) -> list[str]:
+def _make(context: StageContext) -> list[str]:
     """Clean, tokenise and pack the documents."""
+    run = context.run
     config = run.config
     with own_tokenizer(config) as tokenizer:
         manifest = prepare(
@@ -21,7 +16,7 @@ def _make(
             task=config.task,
             store=run.prepared_store,
             teacher_tokenizer=tokenizer,
-            progress=progress.update,
+            progress=context.progress.update,
             identity=run.prepare_fingerprint,
         )
     return [f"{what}: {numbers}" for what, numbers in summarise(manifest)]

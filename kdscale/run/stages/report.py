@@ -4,21 +4,16 @@ from kdscale.evaluate.results import read_results, write_results
 from kdscale.report import write_model_card, write_report
 from kdscale.report.load import load_run
 from kdscale.report.panels import panels, summary
-from kdscale.run.artifacts import RunArtifacts
-from kdscale.run.record import RunRecord
-from kdscale.run.stages.base import Stage
+from kdscale.run.stages.base import Stage, StageContext
 from kdscale.tracking.trackers import open_gallery
-from kdscale.workers.group import WorkerGroups
-from kdscale.workers.progress import RunningStage
 
 
-def _make(
-    run: RunArtifacts, record: RunRecord, progress: RunningStage, groups: WorkerGroups
-) -> list[str]:
+def _make(context: StageContext) -> list[str]:
     """Write the report of the results."""
+    run = context.run
     # The evaluate stage could not know its own seconds.
     results = read_results(run.output)
-    write_results(run.output, {**results, "seconds": record.seconds()})
+    write_results(run.output, {**results, "seconds": context.record.seconds()})
     write_report(run.output)
     for name in run.student_names:
         write_model_card(run.output, name)

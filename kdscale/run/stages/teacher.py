@@ -1,20 +1,15 @@
 """The teacher stage: a model that exists, or one trained here."""
 
 from kdscale.models.hf_folder import write_reference
-from kdscale.run.artifacts import RunArtifacts
-from kdscale.run.record import RunRecord
-from kdscale.run.stages.base import Stage, check_other_caches, models_complete
+from kdscale.run.stages.base import Stage, StageContext, check_other_caches, models_complete
 from kdscale.teacher.pretrained import check_teacher
 from kdscale.teacher.train import TeacherJob
 from kdscale.train.job import TrainingJob
-from kdscale.workers.group import WorkerGroups
-from kdscale.workers.progress import RunningStage
 
 
-def _make(
-    run: RunArtifacts, record: RunRecord, progress: RunningStage, groups: WorkerGroups
-) -> list[str]:
+def _make(context: StageContext) -> list[str]:
     """Refer to an existing teacher, or train one on labels."""
+    run = context.run
     config, teacher = run.config, run.config.teacher
     if teacher.training is None:
         assert teacher.load is not None
@@ -30,7 +25,7 @@ def _make(
         output=run.output,
         fence=run.fence,
     )
-    groups.run(TeacherJob(training, run.prepared_store), teacher.workers, progress)
+    context.groups.run(TeacherJob(training, run.prepared_store), teacher.workers, context.progress)
     return [f"{run.teacher().parameters:,} parameters"]
 
 

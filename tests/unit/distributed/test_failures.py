@@ -24,7 +24,7 @@ from tests.ranks import run_ranks
 
 
 def raised(act: Callable[[], object]) -> Exception:
-    """What `act` raises."""
+    """Return the error that `act` raises."""
     with pytest.raises(Exception) as found:  # noqa: PT011
         act()
     return found.value
