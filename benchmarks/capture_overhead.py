@@ -34,8 +34,8 @@ from kdscale.data.rows.prepared import open_prepared
 from kdscale.distributed.rank import current_rank
 from kdscale.models.sharded import load_teacher
 from kdscale.run.artifacts import RunArtifacts
-from kdscale.run.cache_stage import own_store, plan_capture
 from kdscale.run.pipeline import run_pipeline
+from kdscale.run.stages.cache import own_store, plan_capture
 from kdscale.teacher.capture import CaptureJob
 from kdscale.workers.group import run_workers
 from kdscale.workers.progress import stage_progress

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from kdscale.distributed.failures import is_mendable
+from kdscale.distributed.failures import is_retryable
 from kdscale.errors import KdscaleError
 from kdscale.models.chunked_classifier import row_multiple
 from kdscale.models.forward import RowTensors, intercept_lm_head, model_task, unwrapped
@@ -89,7 +89,7 @@ def _check_packed(
     try:
         found = trial.in_rows(rows)
     except _REFUSALS as error:
-        if isinstance(error, torch.OutOfMemoryError) or is_mendable(error):
+        if isinstance(error, torch.OutOfMemoryError) or is_retryable(error):
             raise  # of the machine, not of the architecture
         raise KdscaleError(
             f"{trial.name} cannot keep packed documents apart: {error}", "Set data.pack to false."

@@ -4,8 +4,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from kdscale.config import RunConfig
+from kdscale.config.base import Config
+from kdscale.config.operational import recipe
 from kdscale.errors import KdscaleError
-from kdscale.run.artifacts import OPERATIONAL, RunArtifacts
+from kdscale.run.artifacts import RunArtifacts
 from kdscale.run.finished_run import FinishedRun
 
 _SHARED = ("task", "seed", "data", "teacher", "cache")
@@ -18,13 +21,15 @@ def differing_fields(run: RunArtifacts) -> list[str]:
         base = FinishedRun(run.source).config
     except KdscaleError:
         return []
-    theirs, mine = base.model_dump(mode="json"), run.config.model_dump(mode="json")
     return [
         f"{field}: the base has {json.dumps(have)}, this run {json.dumps(want)}"
-        for field, have, want in _differing(
-            {name: theirs[name] for name in _SHARED}, {name: mine[name] for name in _SHARED}
-        )
+        for field, have, want in _differing(_shared(base), _shared(run.config))
     ]
+
+
+def _shared(config: RunConfig) -> dict[str, Any]:
+    parts = {name: getattr(config, name) for name in _SHARED}
+    return {n: recipe(part) if isinstance(part, Config) else part for n, part in parts.items()}
 
 
 def _differing(theirs: Any, mine: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -33,6 +38,5 @@ def _differing(theirs: Any, mine: Any, name: str = "") -> Iterator[tuple[str, An
             yield name, theirs, mine
         return
     for key in {**theirs, **mine}:
-        if key not in OPERATIONAL:
-            field = f"{name}.{key}" if name else str(key)
-            yield from _differing(theirs.get(key), mine.get(key), field)
+        field = f"{name}.{key}" if name else str(key)
+        yield from _differing(theirs.get(key), mine.get(key), field)

@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 
 from kdscale.config import dump_config
 from kdscale.config.training import WorkersConfig
-from kdscale.run.progress_file import Heartbeat
+from kdscale.run.progress_file import ProgressFile
 from kdscale.run.record import RunRecord
 from kdscale.run.status import RunStatus, StageStatus, run_status
 from kdscale.store import Store, open_store
@@ -173,11 +173,11 @@ def test_a_stage_is_seen_by_prometheus_and_from_its_store(cluster: Cluster, tmp_
     record = RunRecord(output, "tiny", "f")
     with (
         ThreadPoolExecutor(1) as pool,
-        Heartbeat(output, seconds=0.2) as heartbeat,
+        ProgressFile(output, seconds=0.2) as progress_file,
         record.running("cache", "x"),
         stage_progress("cache", run="tiny") as progress,
     ):
-        heartbeat.begin("cache", "x", progress)
+        progress_file.begin(progress, "x")
         looked = pool.submit(look, output)
         run_workers(WaitingCapture(job), WorkersConfig(count=2), progress)
         seen, status = looked.result()

@@ -17,7 +17,7 @@ from kdscale.preflight.caches import check_caches
 from kdscale.preflight.view import KnownData
 from kdscale.preflight.vocabularies import describe_difference
 from kdscale.run.artifacts import RunArtifacts
-from kdscale.run.pipeline import check_run
+from kdscale.run.checks import check_run
 from kdscale.store import open_store
 from tests.unit.preflight.runs import (
     BERT,

@@ -1,8 +1,7 @@
-"""The cache stage as its driver sees it: which rows are to be captured, into which cache.
+"""The cache stage: the teacher's distributions over the training sequences, captured once.
 
-A run fills a cache of its own, or appends the rows that another cache lacks to it, or reuses caches
-as they are. What a student may read is always a number of generations: later appends change nothing
-for it, while a repair does it good.
+A run fills a new cache, or appends to another cache the sequences that it lacks, or reuses caches
+as they are.
 """
 
 from collections.abc import Iterator
@@ -12,33 +11,34 @@ import numpy as np
 
 from kdscale.cache.codecs import open_codec
 from kdscale.cache.commit.manifest import load_manifest, manifest_versions
-from kdscale.cache.commit.plan import (
-    create_or_load_plan,
-    find_generation,
-    load_plans,
-    selection_hash,
-)
+from kdscale.cache.commit.plan import create_or_load_plan, find_generation, load_plans
 from kdscale.cache.commit.writer import committed_shards
 from kdscale.cache.format.packing import packable
 from kdscale.cache.format.prior import Prior, count_prior, counted_rows
+from kdscale.cache.maintain.inspect import inspect
 from kdscale.cache.origin import write_origin
-from kdscale.cache.read.reader import CacheReader, CacheSource
+from kdscale.cache.read.reader import CacheReader
 from kdscale.data.rows.order import EvenRows
 from kdscale.data.tokenizer import TOKENIZER_FILE
 from kdscale.run.artifacts import RunArtifacts
+from kdscale.run.record import RunRecord
+from kdscale.run.stages.base import Stage, StageContext, check_other_caches
 from kdscale.store import PutIfAbsent, Store
 from kdscale.teacher.capture import CaptureJob
+from kdscale.workers.commit_actor import open_committer
 
 _PRIOR_ROWS_AT_ONCE = 4096
 
 
-def is_complete(run: RunArtifacts) -> bool:
-    """Whether nothing is left to capture. `cache repair` takes commits of bad shards away, and the
-    stage is then incomplete again."""
+def _is_complete(run: RunArtifacts, record: RunRecord) -> bool:
+    """Return whether nothing is left to capture.
+
+    `cache repair` removes commits of bad shards: the stage is then incomplete again.
+    """
     if run.config.cache.reuse is not None:
         return all(manifest_versions(store) for store, _ in run.cache_stores)
     store = own_store(run)
-    found = find_generation(store, run.rows_fingerprint, _request(run))
+    found = find_generation(store, run.rows_fingerprint, run.selection_hash)
     if found is None:
         return run.config.cache.append_to is not None and len(_lacking(run, store, None)) == 0
     number, generation = found
@@ -47,11 +47,36 @@ def is_complete(run: RunArtifacts) -> bool:
     return len(committed_shards(store, generation)) == len(generation.shards)
 
 
+def _make(context: StageContext) -> list[str]:
+    """Capture what the cache lacks."""
+    run = context.run
+    config = run.config.cache
+    if config.reuse is not None:
+        for store, _ in run.cache_stores:
+            load_manifest(store)
+        return [f"reuses {', '.join(str(store) for store, _ in run.cache_stores)}"]
+    # One probe serves all caches of an output.
+    probed = None if config.append_to else run.output
+    with open_committer(own_store(run), probed) as put_if_absent:
+        job = plan_capture(run, put_if_absent)
+        context.groups.run(job, config.capture.workers, context.progress)
+    facts = inspect(job.cache)
+    return [
+        f"{facts['rows']:,} rows, {facts['targets']:,} targets, {facts['bytes']:,} bytes, "
+        f"{facts['bytes_per_position']:.1f} bytes a position at rest"
+    ]
+
+
+def own_store(run: RunArtifacts) -> Store:
+    """Return the cache that this run fills or appends to."""
+    ((store, _),) = run.cache_stores
+    return store
+
+
 def plan_capture(run: RunArtifacts, put_if_absent: PutIfAbsent) -> CaptureJob:
-    """What the workers are to capture; the plan is agreed on in the store, by `put_if_absent`."""
+    """Return the workers' job, whose plan is created or found in the store."""
     config, store = run.config.cache, own_store(run)
-    request = _request(run)
-    found = find_generation(store, run.rows_fingerprint, request)
+    found = find_generation(store, run.rows_fingerprint, run.selection_hash)
     if found is None and config.append_to is not None:
         # A clear error now rather than a second cache in the middle of the first.
         load_manifest(store)
@@ -61,7 +86,7 @@ def plan_capture(run: RunArtifacts, put_if_absent: PutIfAbsent) -> CaptureJob:
         store,
         run.cache_identity,
         data=run.rows_fingerprint,
-        request=request,
+        request=run.selection_hash,
         rows=len(rows),
         sequences_per_shard=config.sequences_per_shard,
         sequences_per_chunk=config.sequences_per_chunk,
@@ -83,7 +108,7 @@ def plan_capture(run: RunArtifacts, put_if_absent: PutIfAbsent) -> CaptureJob:
 
 
 def _write_origin(run: RunArtifacts, store: Store) -> None:
-    """What a later run is told where the cache does not fit it."""
+    """Write what the error of a later run names if the cache does not fit it."""
     config, teacher = run.config, run.teacher()
     facts = {
         "task": config.task,
@@ -95,34 +120,11 @@ def _write_origin(run: RunArtifacts, store: Store) -> None:
     write_origin(store, facts, (folder / TOKENIZER_FILE).read_bytes())
 
 
-def readable_caches(run: RunArtifacts) -> list[CacheSource]:
-    """What the student reads if it starts at this moment."""
-    return [
-        CacheSource(store, _generations(run, store), weight) for store, weight in run.cache_stores
-    ]
-
-
-def _generations(run: RunArtifacts, store: Store) -> int:
-    """Of a cache that this run filled, the generations up to its own; else all there are."""
-    found = find_generation(store, run.rows_fingerprint, _request(run))
-    if run.config.cache.reuse is None and found is not None:
-        return found[0] + 1
-    return len(load_manifest(store).generations)
-
-
-def own_store(run: RunArtifacts) -> Store:
-    """The cache that this run fills or appends to."""
-    ((store, _),) = run.cache_stores
-    return store
-
-
-def _request(run: RunArtifacts) -> str:
-    return selection_hash(run.selected.count, run.selected.total)
-
-
 def _lacking(run: RunArtifacts, store: Store, before: int | None) -> np.ndarray:
-    """Of the selected rows those that the first `before` generations (by default all) lack, [rows]
-    int64."""
+    """Return the selected sequences that the first `before` generations (all if None) lack.
+
+    Their numbers, [sequences] int64.
+    """
     generations = len(load_plans(store)) if before is None else before
     known = CacheReader(store, generations=generations).statistics.sample_ids
     rows = run.selected[:]
@@ -136,7 +138,7 @@ def _lacking(run: RunArtifacts, store: Store, before: int | None) -> np.ndarray:
 
 
 def _count_prior(run: RunArtifacts, rows: np.ndarray | EvenRows) -> Prior:
-    """The prior of the rows that are to be captured."""
+    """Return the prior of the sequences that are to be captured."""
     table = run.prepared.training("cache")
     counted = rows[counted_rows(len(rows), run.config.data.seq_len)]
 
@@ -146,3 +148,13 @@ def _count_prior(run: RunArtifacts, rows: np.ndarray | EvenRows) -> Prior:
             yield part.input_ids, part.loss_mask
 
     return count_prior(texts(), run.prepared.vocab_size)
+
+
+STAGE = Stage(
+    name="cache",
+    fingerprint=lambda run: run.cache_fingerprint,
+    is_complete=_is_complete,
+    make=_make,
+    check=check_other_caches,
+    comes_from_base=True,
+)

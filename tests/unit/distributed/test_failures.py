@@ -18,13 +18,13 @@ from ray.exceptions import (
 )
 from safetensors import SafetensorError, safe_open
 
-from kdscale.distributed.failures import is_mendable, word_error
+from kdscale.distributed.failures import describe_failure, is_retryable
 from kdscale.errors import KdscaleError
 from tests.ranks import run_ranks
 
 
 def raised(act: Callable[[], object]) -> Exception:
-    """What `act` raises."""
+    """Return the error that `act` raises."""
     with pytest.raises(Exception) as found:  # noqa: PT011
         act()
     return found.value
@@ -82,7 +82,7 @@ def test_what_would_come_again_is_final(tmp_path: Path) -> None:
         RaySystemError("System error: No module named 'flash_attn'"),
         KdscaleError("The cache is damaged.", "Repair it."),
     ):
-        assert not is_mendable(error), repr(error)
+        assert not is_retryable(error), repr(error)
 
 
 def test_what_was_lost_is_tried_again() -> None:
@@ -110,7 +110,7 @@ def test_what_was_lost_is_tried_again() -> None:
         wrapped(ConnectionError("endpoint")),
         while_handling(RuntimeError("gloo: Connection reset by peer"), AttributeError("grad")),
     ):
-        assert is_mendable(error), repr(error)
+        assert is_retryable(error), repr(error)
 
 
 def die_or_tell(folder: str) -> None:
@@ -121,7 +121,7 @@ def die_or_tell(folder: str) -> None:
     try:
         dist.all_reduce(torch.ones(1))
     except Exception as error:
-        Path(folder, "mendable").write_text(str(is_mendable(error)))
+        Path(folder, "mendable").write_text(str(is_retryable(error)))
         os._exit(0)
 
 
@@ -160,10 +160,10 @@ def test_gloos_own_words_for_a_lost_peer_are_known(tmp_path: Path) -> None:
 def test_a_final_error_is_one_sentence_and_a_fix(
     error: Exception, problem: str, fix: str, says_all: bool
 ) -> None:
-    found, all_said = word_error(error, "The stage 'cache' failed on its workers")
+    found, all_said = describe_failure(error, "The stage 'cache' failed on its workers")
     assert problem in found.problem
     assert "\n" not in found.problem
     assert fix in found.fix
     assert all_said == says_all
     ours = KdscaleError("a", "b")
-    assert word_error(ours, "A worker could not start") == (ours, True)
+    assert describe_failure(ours, "A worker could not start") == (ours, True)
