@@ -21,7 +21,7 @@ from kdscale.losses.fused import Objective, head_and_loss
 from kdscale.models.forward import RowTensors
 from kdscale.models.head import ModelWithHead
 from kdscale.train.label_weights import EQUAL, LabelWeights
-from kdscale.train.loop import LossSums
+from kdscale.train.loop import MicroBatchLoss
 
 
 class LabelsLoss:
@@ -35,7 +35,7 @@ class LabelsLoss:
         """What is scheduled, at `step`."""
         return {"kd_weight": 0.0}
 
-    def __call__(self, model: ModelWithHead, batch: MicroBatch, step: int) -> LossSums:
+    def __call__(self, model: ModelWithHead, batch: MicroBatch, step: int) -> MicroBatchLoss:
         """Sums over the batch's targets."""
         rows = batch.rows
         hidden = model.hidden(rows.ids, rows.segments)[rows.mask]
@@ -79,7 +79,7 @@ class DistillationLoss:
         found = {"kd_weight": self._kd_weight(step), "temperature": self._temperature_at(step)}
         return found if self.taid is None else found | {"taid_t": self.taid.t}
 
-    def __call__(self, model: ModelWithHead, batch: MicroBatch, step: int) -> LossSums:
+    def __call__(self, model: ModelWithHead, batch: MicroBatch, step: int) -> MicroBatchLoss:
         """Sums over the batch's targets. Logged: `loss` is what is trained on, `ce_loss` the
         cross-entropy on the labels, and `kl`, or `divergence` where it is another one, how far the
         student is from its teacher (but for the KL of sampled targets in rows that are cut); with

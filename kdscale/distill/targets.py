@@ -12,7 +12,9 @@ import torch
 from transformers import PreTrainedModel
 
 from kdscale.cache.codecs import Codec
+from kdscale.config import RunConfig
 from kdscale.config.training import ZeroConfig
+from kdscale.data.rows.prepared import Prepared
 from kdscale.distributed.rank import Rank
 from kdscale.losses.divergences import entropy_sum
 from kdscale.models.attention import check_attention
@@ -21,6 +23,7 @@ from kdscale.models.head import LayerOutput, ModelWithHead
 from kdscale.models.hf_folder import ModelReference
 from kdscale.models.sequence_check import SequenceSpec
 from kdscale.models.sharded import load_teacher
+from kdscale.train.batches import sequence_spec
 from kdscale.types import DenseTargets, Head, SparseTargets, Targets
 
 LayerOutputs = dict[str, list[torch.Tensor]]
@@ -114,6 +117,18 @@ class OnlineTeacher:
             _forward, rows.ids, rows.segments, self._outputs, self._is_sharded
         )
         return OnlineTargets(head, hidden[rows.mask], temperature, at_positions(layers, rows.mask))
+
+
+def open_online_teacher(
+    config: RunConfig, teacher: ModelReference, worker: Rank, prepared: Prepared
+) -> OnlineTeacher | None:
+    """Load the teacher beside its student, where `config` asks for it."""
+    if config.distill.targets == "cache":
+        return None
+    online = config.distill.online
+    spec = sequence_spec(config, prepared, config.distill.training.micro_batch_size)
+    zero = ZeroConfig(stage=online.zero)
+    return OnlineTeacher(teacher, worker, zero, spec, online.layer_outputs)
 
 
 class OnlineTargets:

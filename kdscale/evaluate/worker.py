@@ -42,12 +42,18 @@ class EvaluateJob:
     teacher: ModelReference
     models: dict[str, ModelReference]
 
+    def run(self) -> None:
+        """Evaluate on this rank."""
+        evaluate(self)
 
-def evaluate(job: dict[str, Any]) -> None:
-    """A worker's loop. `job["evaluate"]` is an EvaluateJob; rank 0 writes `evaluation.json`:
-    {"models": {name: ModelResults}, "gap_intervals", "task", "classes", "versions", "hardware"},
-    "context" of causal language models, and "speed" and "samples" where the config wants them."""
-    spec: EvaluateJob = job["evaluate"]
+
+def evaluate(spec: EvaluateJob) -> None:
+    """Score all models on this rank, with all others; rank 0 writes `evaluation.json`.
+
+    It holds {"models": {name: ModelResults}, "gap_intervals", "task", "classes", "versions",
+    "hardware"}, "context" of causal language models, and "speed" and "samples" if the config
+    wants them.
+    """
     worker = current_rank()
     config = spec.config.evaluate
     prepared = open_prepared(spec.prepared)

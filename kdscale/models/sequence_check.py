@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from kdscale.distributed.failures import is_mendable
 from kdscale.errors import KdscaleError
 from kdscale.models.chunked_classifier import row_multiple
 from kdscale.models.forward import RowTensors, intercept_lm_head, model_task, unwrapped
@@ -89,6 +88,8 @@ def _check_packed(
     try:
         found = trial.in_rows(rows)
     except _REFUSALS as error:
+        from kdscale.distributed.failures import is_mendable  # which needs the store
+
         if isinstance(error, torch.OutOfMemoryError) or is_mendable(error):
             raise  # of the machine, not of the architecture
         raise KdscaleError(

@@ -43,7 +43,7 @@ from kdscale.models.sharded import load_teacher, place_teacher
 from kdscale.store import Store
 from kdscale.train.backends.base import make_backend
 from kdscale.train.batches import micro_batches_per_rank
-from kdscale.train.loop import Callbacks, LossSums, Progress, Step, train
+from kdscale.train.loop import Callbacks, MicroBatchLoss, Progress, Step, train
 from kdscale.train.throughput import peak_memory
 
 RESULT = "calibration-measured.json"
@@ -73,12 +73,17 @@ class MeasureJob:
     budget: float  # seconds for each of forward and steps
     at_hand: AtHand | None  # else the teacher has random weights
 
+    def run(self) -> None:
+        """Measure on this rank."""
+        measure(self)
 
-def measure(job: dict[str, Any]) -> None:
-    """A worker's loop. `job["measure"]` is a MeasureJob; rank 0 writes the `RESULT` of seconds: of
-    a forward, of an encoded forward, of a step of the student (and of a teacher that is trained
-    here), of the store, and of all."""
-    spec: MeasureJob = job["measure"]
+
+def measure(spec: MeasureJob) -> None:
+    """Measure on this rank, with all others; rank 0 writes `RESULT`.
+
+    It holds seconds of a forward, of an encoded forward, of a step of the student (and of a teacher
+    that is trained here), of the store, and of all.
+    """
     worker = current_rank()
     started = time.perf_counter()
     found: dict[str, Any] = {"base_bytes": peak_memory(torch.device("cpu"))}
@@ -183,7 +188,7 @@ def _teacher_seconds(spec: MeasureJob, training: TrainingConfig, worker: Rank) -
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[:, -1] = False
 
-    def loss(model: ModelWithHead, batch: Any, step: int) -> LossSums:
+    def loss(model: ModelWithHead, batch: Any, step: int) -> MicroBatchLoss:
         labels = torch.roll(ids, -1, dims=1)[mask]
         found = head_and_loss(model.hidden(ids, segments)[mask], model.head, labels).objective
         return found, {"loss": found.detach()}
@@ -208,13 +213,6 @@ def _step_seconds(
     build = partial(build_model, shape, 0)
     backend = make_backend(build, wrap, training, count, worker)
     every = training.model_copy(update={"steps": 1000, "log_every": 1000, "validate_every": 1000})
-    hooks = Callbacks(
-        log=lambda step, tokens, metrics: None,
-        validate=lambda: {"loss": 0.0},
-        save=lambda progress: None,
-        progress=lambda done, tokens: None,
-        extra=lambda step, indices: {},
-    )
 
     def run(steps: int) -> list[float]:
         stamps: list[float] = []
@@ -232,7 +230,7 @@ def _step_seconds(
             start=Progress(),
             steps=timed(),
             compute_loss=loss,
-            hooks=hooks,
+            callbacks=Callbacks(validate=lambda: {"loss": 0.0}),
         )
         stamps.append(time.perf_counter())
         return [after - before for before, after in pairwise(stamps)]

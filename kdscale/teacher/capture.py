@@ -51,10 +51,13 @@ class CaptureJob:
     selected: np.ndarray | EvenRows  # training rows to capture, in the plan's order
     put_if_absent: PutIfAbsent  # what decides between attempts, see kdscale.workers.commit_actor
 
+    def run(self) -> None:
+        """Capture on this rank."""
+        capture(self)
 
-def capture(job: dict[str, Any]) -> None:
-    """A worker's loop. `job["capture"]` is a CaptureJob."""
-    spec: CaptureJob = job["capture"]
+
+def capture(spec: CaptureJob) -> None:
+    """Load the teacher on this rank, with all others, and capture what is missing."""
     worker = current_rank()
     prepared = open_prepared(spec.prepared)
     zero = spec.config.cache.capture.zero
