@@ -113,8 +113,8 @@ def _epochs(config: CurriculumConfig, rows: int, sequences_per_chunk: int, seed:
     """Return the order of epochs: few sequences shuffled as a whole, many in windows of chunks."""
     if rows <= config.shuffle_rows:
         return EpochOrder(rows, seed, chunk_rows=rows, window_chunks=None)
-    blocks = max(1, config.shuffle_rows // sequences_per_chunk)
-    return EpochOrder(rows, seed, chunk_rows=sequences_per_chunk, window_chunks=blocks)
+    chunks = max(1, config.shuffle_rows // sequences_per_chunk)
+    return EpochOrder(rows, seed, chunk_rows=sequences_per_chunk, window_chunks=chunks)
 
 
 class SeenRows:

@@ -78,7 +78,7 @@ def open_cache(
     """
     distill, folder = config.distill, None
     if distill.cache_disk_gib:
-        folder = Path(distill.cache_folder) if distill.cache_folder else local_cache_dir("blocks")
+        folder = Path(distill.cache_folder) if distill.cache_folder else local_cache_dir("chunks")
     disk = DiskCache(folder, int(distill.cache_disk_gib * 2**30)) if folder else None
     memory_bytes = distill.cache_memory_mib << 20
     weights = [cache.weight for cache in caches]
@@ -86,7 +86,7 @@ def open_cache(
         CacheReader(
             cache.store,
             expected=expected,
-            segments=cache.segments,
+            generations=cache.generations,
             memory_bytes=int(memory_bytes * cache.weight / sum(weights)),
             disk=disk,
         )
@@ -178,11 +178,11 @@ class StudentRecipe:
         return shown | {"cache_hit_share": _hit_share(self._reader.metrics)}
 
 
-def _hit_share(blocks: dict[str, float]) -> float:
+def _hit_share(counts: dict[str, float]) -> float:
     """Return the share of the chunks used so far that was in memory or on the local disk.
 
     NaN where none was used yet.
     """
-    found = blocks["block_hits"] + blocks["disk_hits"]
-    asked = found + blocks["blocks_fetched"]
+    found = counts["chunk_hits"] + counts["disk_hits"]
+    asked = found + counts["chunks_fetched"]
     return found / asked if asked else math.nan

@@ -150,7 +150,7 @@ def _payload_at_rest(
     texts = table.take(spread(min(_PRIOR_ROWS, len(table)), len(table)))
     codec = make_codec(cache.codec, spec.vocab_size)
     prior = count_prior([(texts.input_ids, texts.loss_mask)], spec.vocab_size)
-    rest = AtRest(codec, prior, block=cache.sequences_per_chunk * spec.config.data.seq_len)
+    rest = AtRest(codec, prior, chunk=cache.sequences_per_chunk * spec.config.data.seq_len)
     wanted = max(size, _REST_POSITIONS // spec.config.data.seq_len)
     chosen = spread(min(wanted, len(table)), len(table))
     for first in range(0, len(chosen), size):
