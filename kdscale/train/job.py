@@ -128,7 +128,7 @@ def run_training(
         callbacks=_callbacks(job, recipe, worker, backend, prepared, tracker),
     )
     if not end.is_final(training):
-        worker.say(f"{job.name}: stopped at step {end.step}, after a checkpoint")
+        worker.say(f"{job.name}: stopped on request at step {end.step}, after a checkpoint")
         if tracker is not None:
             tracker.finish()
         raise GracefulStopError

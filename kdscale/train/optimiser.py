@@ -1,4 +1,4 @@
-"""AdamW: what decays, and its state of a parameter or of a shard."""
+"""AdamW: its parameter groups, and its state of a parameter or of a shard."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; norms and biases do not."""
+    """Return the groups of `model`: matrices decay; norms and biases do not."""
     matrices: list[torch.nn.Parameter] = []
     vectors: list[torch.nn.Parameter] = []
     for parameter in model.parameters():
@@ -23,10 +23,10 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
 
 
 def adam_state(optimiser: Any, tensor: torch.Tensor, updates: int) -> dict[str, torch.Tensor]:
-    """The state of `optimiser` for `tensor` (a parameter, or a flat shard of some), as after
-    `updates` updates; its moments (float32, as `tensor` in shape) are to be filled by the caller.
+    """Return the state of `optimiser` for `tensor` (a parameter, or a flat shard) after `updates`.
 
-    An optimiser makes it at its first step only, so that it is made here where there is none.
+    Its moments (float32, as `tensor` in shape) are to be filled by the caller. An optimiser makes
+    it at its first step only, so that it is made here where there is none.
     """
     state: dict[str, Any] = optimiser.state[tensor]
     if not state:
@@ -38,5 +38,5 @@ def adam_state(optimiser: Any, tensor: torch.Tensor, updates: int) -> dict[str, 
 
 
 def count_updates(optimiser: Any) -> int:
-    """How many updates `optimiser` has made."""
+    """Return the number of updates that `optimiser` has made."""
     return max((int(state["step"]) for state in optimiser.state.values()), default=0)

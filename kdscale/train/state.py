@@ -1,9 +1,9 @@
-"""Model and optimiser in a folder, parameter by parameter: no matter what sharded them.
+"""Model and optimiser in a folder, parameter by parameter, independent of what sharded them.
 
 Each rank gathers every parameter in turn and keeps its share of them, so that no rank ever holds
 more than that and one parameter. What is written is whole, hence any number of ranks, and any ZeRO
-stage, can go on from it. Buffers are not in it: a model is built with them, and no training changes
-those of a causal language model.
+stage, can continue from it. Buffers are not in it: a model is built with them, and no training
+changes those of a causal language model.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,8 +32,11 @@ def write_state(
     get: Callable[[torch.nn.Parameter], Parts],
     updates: int,
 ) -> None:
-    """Write this rank's share of the trained `parameters` to `folder`, and the optimiser's number
-    of `updates`. `get` is called for all of them in the same order on every rank."""
+    """Write this rank's share of the trained `parameters`, and the `updates`, to `folder`.
+
+    `updates` is the optimiser's number of them. `get` is called for all parameters in the same
+    order on every rank.
+    """
     mine: dict[str, torch.Tensor] = {}
     for index, (name, parameter) in enumerate(parameters.items()):
         parts = get(parameter)
@@ -44,7 +47,7 @@ def write_state(
 
 
 class SavedState:
-    """What any number of ranks wrote to a folder: a context, in which its files are mapped."""
+    """Files that any number of ranks wrote to a folder: a context, in which they are mapped."""
 
     def __init__(self, folder: Path) -> None:
         self._stack = ExitStack()
@@ -60,11 +63,11 @@ class SavedState:
         self._stack.close()
 
     def parts(self, name: str) -> Parts:
-        """The parts of the parameter `name`, on the CPU."""
+        """Return the parts of the parameter `name`, on the CPU."""
         keys = {part: f"{part}/{name}" for part in PARTS}
         return {part: self._holders[key].get_tensor(key) for part, key in keys.items()}
 
 
 def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """The parameters of `model` that the optimiser has, by name; tied ones once."""
+    """Return the parameters of `model` that the optimiser has, by name; tied ones once."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}

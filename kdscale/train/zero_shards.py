@@ -1,4 +1,4 @@
-"""Where ZeRO keeps a parameter's float32 value and moments, and how they get whole and back.
+"""ZeRO's shards of float32 values and moments: gathered for a checkpoint, and set from one.
 
 A step updates the float32 values in the optimiser's flat shards; forward and backward use copies of
 them in the computing dtype. Both have to be set. Everything here is collective, parameter by
@@ -31,7 +31,7 @@ class FlatShards:
 
     DeepSpeed gives each parameter the way from one to the other (its `tensor_fragment`). It does so
     after the first step of the first group, when the other groups have no moments yet: hence they
-    are made, and the parameters told of them, before any step.
+    are made, and linked to the parameters, before any step.
     """
 
     def __init__(self, engine: Any) -> None:
@@ -86,7 +86,7 @@ class PartitionedShards:
             parameter.copy_(parts["value"])
 
     def _part(self, parameter: Any, whole: torch.Tensor) -> torch.Tensor:
-        """This rank's part of `whole`."""
+        """Return this rank's part of `whole`."""
         size = parameter.ds_tensor.numel()
         first = torch.distributed.get_rank(parameter.ds_process_group) * size
         part = torch.zeros(size)

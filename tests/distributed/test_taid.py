@@ -140,7 +140,7 @@ def logged(output: str) -> dict[int, dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Store, Path]:
-    """A teacher's folder, prepared data, and where to write."""
+    """Return a teacher's folder, prepared data, and a folder to write to."""
     where = tmp_path_factory.mktemp("taid")
     prepared = make_prepared(where / "prepared")
     teacher = build_model(shape(open_prepared(prepared).vocab_size), 0)
@@ -151,7 +151,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Store, Path]:
 
 
 def expected_t(losses: list[float]) -> list[float]:
-    """The paper's update, step by step, along the line that ends at the last step."""
+    """Follow the paper's update, step by step, along the line that ends at the last step."""
     t, momentum, values = START, 0.0, [START]
     for step, (before, loss) in enumerate(zip([None, *losses], losses, strict=False)):
         moved = t

@@ -163,7 +163,7 @@ def test_a_run_that_is_asked_to_stop_saves_at_its_step_and_goes_on_from_there(
     first.go_slowly(12)
     first.end()
     assert isinstance(first.error, GracefulStopError), first.log()
-    (left,) = re.findall(r"rank 0 .*: left at step (\d+)", first.log())
+    (left,) = re.findall(r"rank 0 .*: stopped on request at step (\d+)", first.log())
     assert 11 <= int(left) < STEPS
     assert first.session.checkpoints.exists(f"step-{int(left):08d}/complete.json")
     assert not first.session.is_complete()
@@ -208,7 +208,11 @@ def test_a_student_goes_on_with_fewer_workers_and_grows_again(
     assert f"resumed at step 8 of {STEPS}" in run.log()
     run.come_to(20)
     cluster.add_node(num_cpus=1)
-    left = int(run.until(lambda: re.findall(r"rank 0 of 2 .*: left at step (\d+)", run.log()))[-1])
+    left = int(
+        run.until(
+            lambda: re.findall(r"rank 0 of 2 .*: stopped on request at step (\d+)", run.log())
+        )[-1]
+    )
     assert 20 <= left < STEPS
     # Nothing is lost when it grows.
     run.until(lambda: re.search(rf"rank 0 of 3 .* resumed at step {left} of {STEPS}", run.log()))
@@ -227,7 +231,11 @@ def test_a_group_leaves_a_node_that_will_be_taken_away(
     run.come_to(11)
     node = cluster.list_all_nodes()[-1]
     drain(node.node_id, cluster.address, seconds=60)
-    left = int(run.until(lambda: re.findall(r"rank 0 of 3 .*: left at step (\d+)", run.log()))[0])
+    left = int(
+        run.until(
+            lambda: re.findall(r"rank 0 of 3 .*: stopped on request at step (\d+)", run.log())
+        )[0]
+    )
     assert 11 <= left < STEPS
     run.until(lambda: run.started_with(2))
     cluster.remove_node(node)

@@ -16,7 +16,7 @@ from kdscale.train.optimiser import count_updates, parameter_groups
 from kdscale.train.state import SavedState, trained_parameters, write_state
 from kdscale.train.zero_shards import FlatShards, PartitionedShards, Shards
 
-# What a TrainedModel's parameters are called by, before their own names.
+# Prefix of the model's parameters in a ModelWithHead.
 _WRAPPED = "model."
 
 
@@ -46,8 +46,7 @@ class ZeroBackend:
 
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
-        """See Backend. The engine counts micro-batches itself and acts on `step` of the last
-        one."""
+        """See Backend. The engine counts micro-batches, and acts on `step` of the last one."""
         yield
         if not last:
             self._engine.step()

@@ -16,7 +16,7 @@ from tests.unit.models.teachers import GROUPS, HEAD, HEADS, LAYERS, make_rows, m
 
 
 def documents() -> list[torch.Tensor]:
-    """The documents of `make_rows`, each [1, n], without padding."""
+    """Return the documents of `make_rows`, each [1, n], without padding."""
     rows = make_rows()
     return [
         torch.from_numpy(ids[segments == segment]).long()[None]
