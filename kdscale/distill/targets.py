@@ -17,7 +17,7 @@ from kdscale.config.training import ZeroConfig
 from kdscale.data.rows.prepared import Prepared
 from kdscale.distributed.rank import Rank
 from kdscale.losses.divergences import entropy_sum
-from kdscale.models.attention import check_attention
+from kdscale.models.attention_check import check_attention
 from kdscale.models.forward import RowTensors
 from kdscale.models.head import LayerOutput, ModelWithHead
 from kdscale.models.hf_folder import ModelReference

@@ -19,7 +19,7 @@ from kdscale.data.rows.order import spread
 from kdscale.data.rows.prepared import Prepared
 from kdscale.distributed.rank import GracefulStopError, Rank
 from kdscale.losses.fused import head_and_loss
-from kdscale.models.attention import check_attention
+from kdscale.models.attention_check import check_attention
 from kdscale.models.forward import RowTensors, row_tensors
 from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import MARKER, publish, read_marker

@@ -73,7 +73,7 @@ def training(stage: int = 0, **fields: Any) -> TrainingConfig:
 
 
 def data() -> tuple[torch.Tensor, torch.Tensor]:
-    """ids [ROWS, LENGTH] and a loss mask with a different number of targets in every row."""
+    """Return ids [ROWS, LENGTH] and a loss mask with other numbers of targets in each sequence."""
     random = np.random.default_rng(0)
     ids = torch.from_numpy(random.integers(VOCAB, size=(ROWS, LENGTH)))
     mask = torch.from_numpy(random.random((ROWS, LENGTH)) < np.linspace(0.2, 1, ROWS)[:, None])

@@ -37,7 +37,7 @@ SLICED = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 
 
 def make_teacher(folder: Path, architecture: str = "llama", **options: Any) -> PreTrainedModel:
-    """Save a teacher to `folder`; its biases and norms are drawn too, so that none is like another."""
+    """Save a teacher to `folder`, with random biases and norms, so that none is like another."""
     own = GPT2 if architecture == "gpt2" else LLAMA_LIKE
     if architecture == "qwen3":
         own = own | {"head_dim": HEAD}

@@ -7,7 +7,7 @@ import torch
 
 from kdscale.config.teacher import ModelConfig
 from kdscale.errors import KdscaleError
-from kdscale.models.attention import check_attention
+from kdscale.models.attention_check import check_attention
 from kdscale.models.head import ModelWithHead
 from kdscale.models.load import build_model, make_config
 from kdscale.models.modes import checkpoint_activations

@@ -1,4 +1,4 @@
-"""Dropout and activation checkpointing, set from outside on models of several architectures."""
+"""Dropout, activation checkpointing and evaluation mode of models of several architectures."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from kdscale.config.teacher import ModelConfig
 from kdscale.errors import KdscaleError
 from kdscale.models.load import build_model, load_model, make_config
-from kdscale.models.modes import checkpoint_activations, set_dropout
+from kdscale.models.modes import checkpoint_activations, evaluation_mode, set_dropout
 
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 LLAMA = {
@@ -131,7 +131,7 @@ def test_activation_checkpointing_keeps_logits_and_gradients(architecture: str) 
 
 
 def count_forwards(model: PreTrainedModel) -> list[int]:
-    """A list that grows with every forward of the first layer's norm."""
+    """Return a list that grows with every forward of the first layer's norm."""
     calls: list[int] = []
     norms = [m for name, m in model.named_modules() if name.endswith(("ln_1", "input_layernorm"))]
     norms[0].register_forward_pre_hook(lambda module, inputs: calls.append(1))
@@ -143,3 +143,13 @@ def test_an_architecture_that_cannot_recompute_is_refused(monkeypatch: pytest.Mo
     monkeypatch.setattr(type(model), "supports_gradient_checkpointing", False)
     with pytest.raises(KdscaleError, match="'llama' cannot recompute activations"):
         checkpoint_activations(model)
+
+
+def test_every_module_gets_its_own_mode_back() -> None:
+    model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Sequential(torch.nn.Dropout()))
+    model.train()
+    model[1].eval()
+    before = [module.training for module in model.modules()]
+    with evaluation_mode(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == before
