@@ -80,8 +80,8 @@ def load_checkpoint(
     is_other = marker.pop("order", 1) != ORDER_VERSION
     if is_other and step is None and worker.rank == 0:
         worker.say(
-            f"note: {name} was saved by a version of kdscale that orders sequences differently: in the "
-            "present epoch some of them come twice, and some not at all"
+            f"note: {name} was saved by a version of kdscale that orders sequences differently: in "
+            "the present epoch some of them come twice, and some not at all"
         )
     return Progress(**{**marker, "validated": ValidationHistory(**marker["validated"])})
 

@@ -1,4 +1,4 @@
-"""Model and optimiser in a folder, parameter by parameter, independent of what sharded them.
+"""AdamW's state, and model and optimiser in a folder, independent of what sharded them.
 
 Each rank gathers every parameter in turn and keeps its share of them, so that no rank ever holds
 more than that and one parameter. What is written is whole, hence any number of ranks, and any ZeRO
@@ -9,15 +9,15 @@ changes those of a causal language model.
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from kdscale.distributed.rank import Rank
-from kdscale.train.optimiser import MOMENTS
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
 PARTS = ("value", *MOMENTS)
 _UPDATES = "updates"
 
@@ -71,3 +71,38 @@ class SavedState:
 def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """Return the parameters of `model` that the optimiser has, by name; tied ones once."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the groups of `model`: matrices decay; norms and biases do not."""
+    matrices: list[torch.nn.Parameter] = []
+    vectors: list[torch.nn.Parameter] = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            (matrices if len(shape) >= 2 else vectors).append(parameter)
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def adam_state(optimiser: Any, tensor: torch.Tensor, updates: int) -> dict[str, torch.Tensor]:
+    """Return the state of `optimiser` for `tensor` (a parameter, or a flat shard) after `updates`.
+
+    Its moments (float32, as `tensor` in shape) are to be filled by the caller. An optimiser makes
+    it at its first step only, so that it is made here where there is none.
+    """
+    state: dict[str, Any] = optimiser.state[tensor]
+    if not state:
+        state.update({name: torch.zeros_like(tensor) for name in MOMENTS})
+    # torch counts in a tensor, DeepSpeed's own Adams in a number.
+    is_torch = isinstance(optimiser, torch.optim.AdamW)
+    state["step"] = torch.tensor(float(updates)) if is_torch else updates
+    return state
+
+
+def count_updates(optimiser: Any) -> int:
+    """Return the number of updates that `optimiser` has made."""
+    return max((int(state["step"]) for state in optimiser.state.values()), default=0)
