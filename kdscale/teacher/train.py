@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from kdscale.config import RunConfig
 from kdscale.data.rows.order import uniform_batch
 from kdscale.data.rows.prepared import Prepared, open_prepared
 from kdscale.distributed.rank import Rank, current_rank
@@ -24,6 +25,7 @@ from kdscale.train.batches import batch_digest, rank_rows, split_micro_batches
 from kdscale.train.job import TrainingJob, run_training
 from kdscale.train.label_weights import LabelWeights, class_weights
 from kdscale.train.loop import MicroBatchLoss, StatefulLoss, Step
+from kdscale.types import DataFacts
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,7 @@ class TeacherRecipe:
 
     def build(self) -> PreTrainedModel:
         """See TrainingRecipe."""
-        config = self._config
-        shape = teacher_config(config, self._prepared)
-        if config.teacher.load is None:
-            return build_model(shape, config.seed)
-        torch.manual_seed(config.seed)
-        return load_model(teacher_source(config), revision=config.teacher.revision, config=shape)
+        return build_teacher(self._config, self._prepared)
 
     def wrap(self, model: PreTrainedModel) -> ModelWithHead:
         """See TrainingRecipe."""
@@ -95,3 +92,12 @@ class TeacherRecipe:
         size = self._training.global_batch_size
         at = uniform_batch(step * size, size, len(self._labelled), self._config.seed)
         return self._labelled[at]
+
+
+def build_teacher(config: RunConfig, data: DataFacts) -> PreTrainedModel:
+    """Return the teacher before its first step, the same on every rank."""
+    shape = teacher_config(config, data)
+    if config.teacher.load is None:
+        return build_model(shape, config.seed)
+    torch.manual_seed(config.seed)
+    return load_model(teacher_source(config), revision=config.teacher.revision, config=shape)
