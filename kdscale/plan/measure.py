@@ -43,7 +43,7 @@ from kdscale.models.sharded import load_teacher, place_teacher
 from kdscale.store import Store
 from kdscale.train.backends.base import make_backend
 from kdscale.train.batches import micro_batches_per_rank
-from kdscale.train.loop import Callbacks, LossSums, Progress, Step, train
+from kdscale.train.loop import Callbacks, MicroBatchLoss, Progress, Step, train
 from kdscale.train.throughput import peak_memory
 
 RESULT = "calibration-measured.json"
@@ -188,7 +188,7 @@ def _teacher_seconds(spec: MeasureJob, training: TrainingConfig, worker: Rank) -
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[:, -1] = False
 
-    def loss(model: ModelWithHead, batch: Any, step: int) -> LossSums:
+    def loss(model: ModelWithHead, batch: Any, step: int) -> MicroBatchLoss:
         labels = torch.roll(ids, -1, dims=1)[mask]
         found = head_and_loss(model.hidden(ids, segments)[mask], model.head, labels).objective
         return found, {"loss": found.detach()}
@@ -213,13 +213,6 @@ def _step_seconds(
     build = partial(build_model, shape, 0)
     backend = make_backend(build, wrap, training, count, worker)
     every = training.model_copy(update={"steps": 1000, "log_every": 1000, "validate_every": 1000})
-    hooks = Callbacks(
-        log=lambda step, tokens, metrics: None,
-        validate=lambda: {"loss": 0.0},
-        save=lambda progress: None,
-        progress=lambda done, tokens: None,
-        extra=lambda step, indices: {},
-    )
 
     def run(steps: int) -> list[float]:
         stamps: list[float] = []
@@ -237,7 +230,7 @@ def _step_seconds(
             start=Progress(),
             steps=timed(),
             compute_loss=loss,
-            hooks=hooks,
+            callbacks=Callbacks(validate=lambda: {"loss": 0.0}),
         )
         stamps.append(time.perf_counter())
         return [after - before for before, after in pairwise(stamps)]

@@ -198,7 +198,7 @@ NOTES: dict[str, tuple[dict[str, Any], str]] = {
                 "options": {**SMALL, "max_position_embeddings": 600},
             },
         },
-        "Rows of 600 tokens are longer than the 512 positions that the teacher (llama)",
+        "Sequences of 600 tokens are longer than the 512 positions that the teacher (llama)",
     ),
     "large batch": (
         {"cache__rows": None, "distill__training": {"steps": 1, "global_batch_size": 900}},

@@ -1,4 +1,4 @@
-"""Dropout and activation checkpointing, set from outside on models of several architectures."""
+"""Dropout, activation checkpointing and evaluation mode of models of several architectures."""
 
 from typing import Any
 
@@ -6,35 +6,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from kdscale.config.teacher import ModelConfig
 from kdscale.errors import KdscaleError
-from kdscale.models.load import build_model, load_model, make_config
-from kdscale.models.modes import checkpoint_activations, set_dropout
+from kdscale.models.load import load_model
+from kdscale.models.modes import checkpoint_activations, evaluation_mode, set_dropout
+from tests.architectures import tiny_model
 
-SPECIAL = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-LLAMA = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "llama": LLAMA,
-    "qwen3": {**LLAMA, "head_dim": 8},
-    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2},
-    "gpt_neox": {name: size for name, size in LLAMA.items() if name != "num_key_value_heads"},
-    "opt": {
-        "hidden_size": 16,
-        "word_embed_proj_dim": 16,
-        "ffn_dim": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    },
-    "falcon": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
-    "mamba": {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4},
-}
-# What the config of each calls its dropouts; classifiers and GPT-2's summary are left alone.
+# Names of the dropouts in the config of each; classifiers and GPT-2's summary are left alone.
 NAMES = {
     "llama": ["attention_dropout"],
     "qwen3": ["attention_dropout"],
@@ -45,11 +22,6 @@ NAMES = {
 }
 
 
-def make(architecture: str) -> PreTrainedModel:
-    config = ModelConfig(architecture=architecture, options=OPTIONS[architecture])
-    return build_model(make_config(config, 32, SPECIAL, 16), 0)
-
-
 def logits(model: PreTrainedModel, seed: int = 0) -> torch.Tensor:
     torch.manual_seed(seed)
     out: torch.Tensor = model(torch.arange(12)[None], use_cache=False).logits
@@ -58,7 +30,7 @@ def logits(model: PreTrainedModel, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("architecture", NAMES)
 def test_dropout_is_set_in_modules_and_config(architecture: str) -> None:
-    model = make(architecture)
+    model = tiny_model(architecture)
     set_dropout(model, 0.0)
     model.train()
     whole = logits(model)
@@ -75,18 +47,18 @@ def test_dropout_is_set_in_modules_and_config(architecture: str) -> None:
     torch.testing.assert_close(logits(model), whole, atol=1e-6, rtol=1e-5)
 
 
-def test_what_is_no_dropout_of_units_stays() -> None:
-    model = make("opt")
+@pytest.mark.parametrize(
+    ("kind", "name", "rate"), [("opt", "layerdrop", 0.0), ("gpt2", "summary_first_dropout", 0.1)]
+)
+def test_what_is_no_dropout_of_units_stays(kind: str, name: str, rate: float) -> None:
+    model = tiny_model(kind)
+    assert getattr(model.config, name) == rate
     set_dropout(model, 0.3)
-    assert model.config.layerdrop == 0.0
-    assert make("gpt2").config.summary_first_dropout == 0.1
-    gpt2 = make("gpt2")
-    set_dropout(gpt2, 0.3)
-    assert gpt2.config.summary_first_dropout == 0.1
+    assert getattr(model.config, name) == rate
 
 
 def test_the_rate_is_what_is_dropped() -> None:
-    model = make("gpt2")
+    model = tiny_model("gpt2")
     set_dropout(model, 0.4)
     torch.manual_seed(0)
     dropped = model.transformer.drop.train()(torch.ones(100_000))
@@ -94,7 +66,7 @@ def test_the_rate_is_what_is_dropped() -> None:
 
 
 def test_a_model_with_other_dropout_is_saved_and_loaded(tmp_path: Any) -> None:
-    model = make("gpt2")
+    model = tiny_model("gpt2")
     set_dropout(model, 0.3)
     model.save_pretrained(tmp_path)
     loaded = load_model(tmp_path)
@@ -104,7 +76,7 @@ def test_a_model_with_other_dropout_is_saved_and_loaded(tmp_path: Any) -> None:
 
 def test_an_architecture_without_dropout_is_refused() -> None:
     with pytest.raises(KdscaleError, match="'mamba' has no dropout to set"):
-        set_dropout(make("mamba"), 0.1)
+        set_dropout(tiny_model("mamba"), 0.1)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -112,7 +84,7 @@ def test_activation_checkpointing_keeps_logits_and_gradients(architecture: str) 
     """With dropout: the second forward has to drop the same units as the first."""
     results = []
     for checkpointing in (False, True):
-        model = make(architecture)
+        model = tiny_model(architecture)
         set_dropout(model, 0.2)
         if checkpointing:
             checkpoint_activations(model)
@@ -131,7 +103,7 @@ def test_activation_checkpointing_keeps_logits_and_gradients(architecture: str) 
 
 
 def count_forwards(model: PreTrainedModel) -> list[int]:
-    """A list that grows with every forward of the first layer's norm."""
+    """Return a list that grows with every forward of the first layer's norm."""
     calls: list[int] = []
     norms = [m for name, m in model.named_modules() if name.endswith(("ln_1", "input_layernorm"))]
     norms[0].register_forward_pre_hook(lambda module, inputs: calls.append(1))
@@ -139,7 +111,17 @@ def count_forwards(model: PreTrainedModel) -> list[int]:
 
 
 def test_an_architecture_that_cannot_recompute_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make("llama")
+    model = tiny_model("llama")
     monkeypatch.setattr(type(model), "supports_gradient_checkpointing", False)
     with pytest.raises(KdscaleError, match="'llama' cannot recompute activations"):
         checkpoint_activations(model)
+
+
+def test_every_module_gets_its_own_mode_back() -> None:
+    model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Sequential(torch.nn.Dropout()))
+    model.train()
+    model[1].eval()
+    before = [module.training for module in model.modules()]
+    with evaluation_mode(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == before

@@ -35,7 +35,7 @@ IDS = torch.arange(10)[None]
 
 
 def from_config(**fields: Any) -> dict[str, Any]:
-    """A student of its own config: a llama of one layer, with `fields` of StudentConfig."""
+    """Return a student of its own config: a llama of one layer, with `fields` of StudentConfig."""
     options = LLAMA_LIKE | {"num_hidden_layers": 1} | fields.pop("options", {})
     return {"model": {"architecture": "llama", "options": options}, **fields}
 

@@ -1,5 +1,7 @@
-"""Students cut out of teachers of many architectures, whose files may name tensors in another way
-than the model: compared with the teacher after its layers were taken out by hand."""
+"""Students cut out of teachers of many architectures, whose files may use other names.
+
+They are compared with the teacher after its layers were taken out by hand.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -86,7 +88,7 @@ TEACHERS = [
 
 
 def make_teacher(folder: Path, task_spec: TaskSpec, name: str, options: dict[str, Any]) -> Any:
-    """Saved by transformers, and loaded by it again."""
+    """Build a teacher, save it by transformers, and load it again."""
     model = ModelConfig(architecture=name, options=options)
     config = make_config(model, VOCAB, TOKENIZER["special_ids"], LENGTH, task_spec)
     made = build_model(config, seed=1)

@@ -12,13 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from kdscale.errors import KdscaleError
 from kdscale.models.chunked_classifier import chunked_class, set_chunks
-from kdscale.models.forward import (
-    RowTensors,
-    document_positions,
-    target_logits,
-)
+from kdscale.models.forward import RowTensors, document_positions, target_logits
 from kdscale.models.head import ModelWithHead
-from kdscale.models.modes import evaluation_mode
 from kdscale.models.sequence_check import SequenceSpec, check_sequences
 from tests.alone import LENGTH, PACKED, SINGLE, logits_at, outcome, worst_difference
 from tests.architectures import CAUSAL, MASKED, NOT_BUILT, VOCAB, tiny_config, tiny_model
@@ -78,7 +73,7 @@ def test_padding_does_not_change_a_masked_models_document(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["fnet", "mobilebert", "convbert"])
 def test_a_masked_model_that_reads_padding_is_refused(kind: str) -> None:
     model = tiny_model(kind, masked=True)
-    with pytest.raises(KdscaleError, match="other logits in a row of 100 tokens than alone"):
+    with pytest.raises(KdscaleError, match="other logits in a sequence of 100 tokens than alone"):
         check_sequences(model, logits_at(model), SINGLE)
 
 
@@ -93,7 +88,7 @@ def test_noise_in_the_forward_is_refused() -> None:
     model = tiny_model("gpt2")
     check_sequences(model, logits_at(model), PACKED)
     model.transformer.h[1].mlp.dropout.train()
-    with pytest.raises(KdscaleError, match="other logits when the same rows are run again"):
+    with pytest.raises(KdscaleError, match="other logits when the same sequences are run again"):
         check_sequences(model, logits_at(model), PACKED)
 
 
@@ -140,7 +135,7 @@ def test_scaled_positions_beyond_their_length_are_refused() -> None:
     check_sequences(
         model, logits_at(model), SequenceSpec(VOCAB, VOCAB, 64, packs=True, micro_batch_size=3)
     )
-    with pytest.raises(KdscaleError, match="in a row of 100 tokens than alone"):
+    with pytest.raises(KdscaleError, match="in a sequence of 100 tokens than alone"):
         check_sequences(model, logits_at(model), PACKED)
 
 
@@ -167,16 +162,6 @@ def test_a_classifier_passes(kind: str) -> None:
     check_sequences(
         model, partial(target_logits, model, vocab_size=3), SequenceSpec(VOCAB, 3, 64, False, 2)
     )
-
-
-def test_every_module_gets_its_own_mode_back() -> None:
-    model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Sequential(torch.nn.Dropout()))
-    model.train()
-    model[1].eval()
-    before = [module.training for module in model.modules()]
-    with evaluation_mode(model):
-        assert not any(module.training for module in model.modules())
-    assert [module.training for module in model.modules()] == before
 
 
 @pytest.mark.parametrize("length", [4, 7, 16, 33])
