@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdscale.config.chat import ChatConfig
-from kdscale.data.chat.assistant_mask import answer_tokens
 from kdscale.data.chat.messages import load
 from kdscale.data.chat.template import (
     CHATML,
@@ -24,6 +23,7 @@ from kdscale.data.chat.template import (
     CannotRenderError,
     ChatTemplate,
     Span,
+    answer_tokens,
     check_template,
     contains_special_token,
     read_template,

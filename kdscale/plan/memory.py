@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from kdscale.cache.codecs import make_codec
 from kdscale.config.training import TrainingConfig, ZeroConfig
-from kdscale.plan.inputs import Setting, workers_of
-from kdscale.plan.shape import Shape
+from kdscale.plan.inputs import Setting, Shape, workers_of
 
 Parts = dict[str, int]
 

@@ -4,12 +4,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kdscale.plan.cache_size import CacheBytes, Requests, compared, requests
-from kdscale.plan.cost import BreakEven, Money, StoreMoney, break_even, device_money, request_money
+from kdscale.plan.cost import (
+    BreakEven,
+    Money,
+    Scaled,
+    StoreMoney,
+    break_even,
+    device_money,
+    request_money,
+    scaling,
+)
 from kdscale.plan.fit import check_fits
-from kdscale.plan.inputs import Setting, workers_of
+from kdscale.plan.inputs import Setting, Shape, workers_of
 from kdscale.plan.memory import Memory, capacity, memory_of
-from kdscale.plan.scaling import Scaled, scaling
-from kdscale.plan.shape import Shape
 from kdscale.plan.timing import Seconds, seconds_of
 
 SCHEMA_VERSION = 1

@@ -10,8 +10,7 @@ from dataclasses import dataclass, fields
 
 from kdscale.config.training import TrainingConfig, WorkersConfig
 from kdscale.plan.cache_size import cache_bytes, requests
-from kdscale.plan.inputs import Setting, workers_of
-from kdscale.plan.shape import Shape
+from kdscale.plan.inputs import Setting, Shape, workers_of
 from kdscale.train.batches import micro_batches_per_rank
 
 # Assumed where nothing was measured. A worker group of Ray Train takes about 15 s around a trivial

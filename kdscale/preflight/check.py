@@ -1,28 +1,28 @@
-"""The whole look at a run before it starts.
-
-Whatever a later stage would refuse is refused here: before the first worker of the first stage,
-by the same words from `kdscale run`, `submit` and `plan`. Nothing is written, no weights are read
-and no Ray is started; what cannot be known yet (how many documents are left, what a trained
-tokenizer has, whether weights are finite) is left to the stage that finds it out.
-"""
+"""All checks of a run before it starts, in order."""
 
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
+from kdscale.cache.codecs import make_codec
 from kdscale.config import RunConfig
+from kdscale.config.loss import check_defined
+from kdscale.curriculum.difficulty import needs
+from kdscale.data.rows.classes import UNKNOWN_LABEL
 from kdscale.errors import KdscaleError
+from kdscale.evaluate.external_models import check_other
+from kdscale.evaluate.speed import PROMPT_TOKENS
+from kdscale.models.load import load_config_of
+from kdscale.models.positions import usable_positions
+from kdscale.models.weight_check import check_weights
 from kdscale.preflight.caches import check_caches, other_caches
-from kdscale.preflight.evaluation import check_evaluation
-from kdscale.preflight.findings import Findings
+from kdscale.preflight.context import HERE, Findings, Sight, View
+from kdscale.preflight.data import check_text, look_at_tokenizer
+from kdscale.preflight.ignored_fields import note_ignored
 from kdscale.preflight.locate import is_out_of_reach, locate
 from kdscale.preflight.models import check_models
-from kdscale.preflight.options import note_ignored
-from kdscale.preflight.reading import note_unread
-from kdscale.preflight.targets import check_targets
-from kdscale.preflight.text import check_text
-from kdscale.preflight.tokenizer import look_at_tokenizer
-from kdscale.preflight.view import HERE, Sight, View
+from kdscale.preflight.row_counts import note_unread
 from kdscale.run.artifacts import RunArtifacts, resolve_paths
 from kdscale.run.stage_names import STAGES
 from kdscale.store import Store
@@ -91,3 +91,75 @@ def _is_there(store: Store, error: Exception) -> bool:
     """Whether a cache can be seen; of a remote one the `error` says it."""
     folder = store.local_path()
     return folder.exists() if folder is not None else not is_out_of_reach(error)
+
+
+def check_targets(view: View) -> None:
+    """KdscaleError where the codec asks for more ids than there are, the loss is not defined on its
+    targets, or the curriculum ranks by labels that are not known."""
+    config, data = view.config, view.data
+    if config.cache.reuse is None:
+        with view.findings.check("codec against loss and vocabulary"):
+            if data is not None:
+                make_codec(config.cache.codec, data.outputs)
+            if config.distill.targets == "cache":
+                check_defined(config.distill.loss.divergence.kind, config.cache.codec.kind)
+    if view.makes("distill"):
+        _check_labels(view)
+
+
+def _check_labels(view: View) -> None:
+    """Where rows are there, their labels are counted."""
+    wanted = {"nll", "gap"} & set(needs(view.config.distill.curriculum.difficulty))
+    if view.prepared is None or not wanted or view.config.data.labels is None:
+        return
+    table = view.prepared.training("cache")
+    unlabelled = table.class_counts.get(UNKNOWN_LABEL, 0)
+    if unlabelled:
+        raise KdscaleError(
+            f"{unlabelled:,} of {len(table):,} training rows have no label, and the difficulties "
+            "`nll` and `gap` ask for every row's.",
+            "Set distill.curriculum.difficulty to entropy, length or rarity.",
+        )
+
+
+def check_evaluation(view: View) -> None:
+    """KdscaleError where a model cannot write the text that is asked for, or another model cannot
+    be compared."""
+    config = view.config
+    with view.findings.check("what evaluation writes and compares"):
+        if config.task == "causal-lm":
+            for what, shape in (
+                ("teacher", view.teacher),
+                ("student", None if view.student is None else view.student.config),
+            ):
+                if shape is not None:
+                    _check_writing(view, what, shape)
+        for name, source in config.evaluate.models.items():
+            folder = locate(view, f"evaluate.models.{name}", source)
+            if folder is not None:
+                tokenizer = view.data.tokenizer if view.data is not None else None
+                check_other(name, folder, config, view.data, tokenizer)
+                weights = source if "://" in source else folder
+                check_weights(weights, None, load_config_of(folder))
+
+
+def _check_writing(view: View, what: str, shape: Any) -> None:
+    """KdscaleError where `shape`, a transformers config, has not the positions for the longest text
+    that it is to write."""
+    config, length = view.config.evaluate, view.config.data.seq_len
+    wanted = []
+    if config.speed is not None:
+        prompt = min(PROMPT_TOKENS, length)
+        wanted.append((prompt, config.speed.new_tokens, "evaluate.speed"))
+    if config.samples is not None:
+        prompt = min(config.samples.prompt_tokens, length // 2)
+        wanted.append((prompt, config.samples.new_tokens, "evaluate.samples"))
+    positions = usable_positions(shape)
+    for prompt, new, field in wanted:
+        if positions is not None and prompt + new > positions:
+            raise KdscaleError(
+                f"The {what} has {positions} positions, and {field} lets it write {new} tokens "
+                f"after {prompt}.",
+                f"Set {field}.new_tokens to at most {max(0, positions - prompt)}, or {field} to "
+                "null.",
+            )

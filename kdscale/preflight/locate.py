@@ -9,7 +9,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 
 from kdscale.errors import KdscaleError
 from kdscale.models.hf_folder import loadable, source_identity
-from kdscale.preflight.view import View
+from kdscale.preflight.context import View
 
 _HUB_SECONDS = 3.0
 

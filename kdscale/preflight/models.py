@@ -18,8 +18,8 @@ from kdscale.models.positions import position_notes
 from kdscale.models.tasks import TaskSpec, longest_input
 from kdscale.models.train_overrides import checkpoint_activations, set_dropout
 from kdscale.models.weight_check import check_sources, check_weights
-from kdscale.preflight.probe import Probe
-from kdscale.preflight.view import KnownData, View
+from kdscale.preflight.context import KnownData, View
+from kdscale.preflight.small_model import Probe
 from kdscale.teacher.pretrained import teacher_config
 from kdscale.train.optimiser import parameter_groups
 

@@ -15,9 +15,8 @@ from kdscale.distributed.rank import GracefulStopError
 from kdscale.errors import KdscaleError
 from kdscale.models.hf_folder import read_marker
 from kdscale.preflight import Findings, preflight
-from kdscale.preflight.base import differing_fields
-from kdscale.preflight.caches import check_caches, other_caches
-from kdscale.preflight.tokenizer import of_prepared
+from kdscale.preflight.caches import check_caches, differing_fields, other_caches
+from kdscale.preflight.data import of_prepared
 from kdscale.run.artifacts import RunArtifacts, resolve_paths
 from kdscale.run.lock import run_lease
 from kdscale.run.making import STAGE_OF, Stage

@@ -1,16 +1,11 @@
-"""Chat templates: a conversation as the model sees it, and which of its characters are answers.
-
-A template that marks the answers itself, with `{% generation %}`, is believed. Of any other, the
-answers are found by rendering: what comes between a conversation that ends before an answer, with
-the prompt for one, and the same conversation after it. That is exact only where a conversation's
-beginning is rendered as the beginning of the conversation, and where an answer's text is in it as
-it is. Templates that take earlier thoughts out, or change an answer, are refused.
-"""
+"""Chat templates."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
+
+import numpy as np
 
 from kdscale.config.chat import ChatConfig
 from kdscale.config.text import decode_text
@@ -268,3 +263,24 @@ def _rendered(
     except (TemplateError, TypeError) as error:
         raise CannotRenderError(str(error)) from error
     return texts[0], spans[0] if marks else []
+
+
+def answer_tokens(text: str, offsets: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    """[n] bool: whether a token is in an answer.
+
+    `offsets` is [n, 2] of integers, the characters of `text` that each token says it stands for;
+    `spans` are the characters of answers. A token that begins before an answer counts where it has
+    nothing but blanks of what stands there: it is what the model says first. The first token is
+    never one, as nothing predicts it.
+    """
+    found = np.zeros(len(offsets), bool)
+    # Tokens may leave a blank out of their offsets, and those of one character share it.
+    ends = np.maximum.accumulate(offsets[:, 1]) if len(offsets) else offsets[:, 1]
+    starts = np.minimum(offsets[:, 0], np.concatenate([[0], ends[:-1]]))
+    for start, end in spans:
+        inside = np.flatnonzero((starts < end) & (ends > start))
+        found[inside] = True
+        if len(inside) and text[starts[inside[0]] : start].strip():
+            found[inside[0]] = False
+    found[:1] = False
+    return found

@@ -1,4 +1,4 @@
-"""One split's documents to its shards: tokens -> rows -> a sample of them -> Arrow files."""
+"""One split's documents to its shards: tokens, rows, a sample of them, Arrow files."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -7,12 +7,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Protocol
 
+import numpy as np
+
 from kdscale.config.data import DataConfig
 from kdscale.config.task import Task
 from kdscale.data.cleaning.augment import Augmenter
-from kdscale.data.documents import Chosen, Documents, Encoding, TokenDocument
+from kdscale.data.documents import Documents, Encoding, Selection, TokenDocument
 from kdscale.data.rows.examples import ClassifiedRows, MaskedRows
-from kdscale.data.rows.pack import Layout, RowBuilder, RowCounts
+from kdscale.data.rows.order import spread
+from kdscale.data.rows.pack import Layout, RowBuilder, RowCounts, concatenate
 from kdscale.data.rows.shard_files import (
     checksum,
     encode_shard,
@@ -20,7 +23,6 @@ from kdscale.data.rows.shard_files import (
     in_shards,
     rows_per_shard,
 )
-from kdscale.data.rows.stride_sample import EvenSample
 from kdscale.data.tokenizer import TokenizerInfo
 from kdscale.store import Store
 from kdscale.types import Rows
@@ -91,7 +93,7 @@ class SplitWriter:
         self,
         name: str,
         documents: Documents,
-        chosen: Chosen,
+        chosen: Selection,
         augmenter: Augmenter | None = None,
     ) -> dict[str, Any]:
         """All rows of the documents, or of their varied copies."""
@@ -100,7 +102,7 @@ class SplitWriter:
         rows = builder.build(self._encoded(name, documents, chosen, augmenter))
         return self._store_rows(name, rows, builder.counts)
 
-    def write_sample(self, name: str, documents: Documents, chosen: Chosen) -> dict[str, Any]:
+    def write_sample(self, name: str, documents: Documents, chosen: Selection) -> dict[str, Any]:
         """`evaluation_sequences` rows, evenly over all."""
         config = self._config
         builder = make_builder(self._task, config, self._info, config.evaluation_overlap)
@@ -113,7 +115,7 @@ class SplitWriter:
         self,
         name: str,
         documents: Documents,
-        chosen: Chosen,
+        chosen: Selection,
         augmenter: Augmenter | None = None,
     ) -> Iterator[TokenDocument]:
         """The split's token documents; reports progress on the way."""
@@ -173,3 +175,39 @@ class SplitWriter:
         self._store.put_file(key, path)
         with path.open("rb") as file:
             return {"key": key, "bytes": path.stat().st_size, "xxh3": file_checksum(file)}
+
+
+class EvenSample:
+    """At most `wanted` rows, evenly over all that were offered, in order; all if there are fewer.
+
+    Which ones depends on their positions only, not on how they were cut into chunks.
+    """
+
+    def __init__(self, wanted: int, seq_len: int) -> None:
+        self._wanted = wanted
+        self._row_length = seq_len
+        self._stride = 1
+        self._offered = 0
+        self._parts: list[Rows] = []
+        self._held = 0
+
+    def offer(self, rows: Rows) -> None:
+        """The stream's next rows."""
+        # The first of these rows whose position in the stream is a multiple of the stride.
+        first = -self._offered % self._stride
+        self._offered += len(rows)
+        picked = rows.take(np.arange(first, len(rows), self._stride))
+        if len(picked):
+            self._parts.append(picked)
+            self._held += len(picked)
+        while self._held >= 2 * self._wanted:
+            held = concatenate(self._parts, self._row_length)
+            thinned = held.take(np.arange(0, self._held, 2))
+            self._parts, self._held = [thinned], len(thinned)
+            self._stride *= 2
+
+    def result(self) -> Rows:
+        """The rows chosen."""
+        held = concatenate(self._parts, self._row_length)
+        count = min(self._wanted, self._held)
+        return held.take(spread(count, self._held))

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from kdscale.config.data import SourceConfig
 from kdscale.data.sources.folders import Unread, describe_unread, find_files, suffixes
-from kdscale.data.sources.readers import Piece, is_saved_dataset, load_hub_dataset
+from kdscale.data.sources.readers import InputShard, is_saved_dataset, load_hub_dataset
 from kdscale.errors import KdscaleError
 from kdscale.store import file_at, open_store
 
@@ -32,7 +32,7 @@ class Corpus:
     `local` files are on this machine only."""
 
     sources: tuple[SourceConfig, ...]
-    pieces: list[Piece]
+    inputs: list[InputShard]
     local: bool
     unread: tuple[Unread, ...] = ()
     """What is beside the pieces in the places of the sources, where there is something."""
@@ -45,39 +45,39 @@ class Corpus:
 
 def find_corpus(*sources: SourceConfig) -> Corpus:
     """The pieces of one source, or of several. KdscaleError where there is nothing to read."""
-    found = [_find_pieces(source) for source in sources]
-    pieces = [
-        replace(piece, source=number) if number else piece
+    found = [_find_inputs(source) for source in sources]
+    inputs = [
+        replace(shard, source=number) if number else shard
         for number, own in enumerate(found)
-        for piece in own.pieces
+        for shard in own.inputs
     ]
     unread = [own.unread for own in found if own.unread is not None and own.unread.counts]
-    return Corpus(sources, pieces, any(own.local for own in found), tuple(unread))
+    return Corpus(sources, inputs, any(own.local for own in found), tuple(unread))
 
 
-class _Pieces(NamedTuple):
+class _Inputs(NamedTuple):
     """Of one source."""
 
-    pieces: list[Piece]
+    inputs: list[InputShard]
     local: bool = True
     unread: Unread | None = None
 
 
-def _find_pieces(source: SourceConfig) -> _Pieces:
+def _find_inputs(source: SourceConfig) -> _Inputs:
     """The pieces of a source, and what it has besides."""
     local, unread = True, None
     if source.kind == "python-stdlib":
-        pieces = _stdlib_pieces()
+        inputs = _stdlib_inputs()
     elif source.kind == "python-docs":
-        pieces = _docs_pieces()
+        inputs = _docs_inputs()
     elif source.kind == "huggingface":
-        pieces = _hub_pieces(source)
+        inputs = _hub_inputs(source)
     else:
-        pieces, local, unread = _file_pieces(source)
+        inputs, local, unread = _file_inputs(source)
     # A kind with a document a piece needs no more pieces than the limit asks for.
     if source.limit is not None and source.kind in ("python-stdlib", "python-docs", "text"):
-        pieces = pieces[: source.limit]
-    return _Pieces(pieces, local, unread)
+        inputs = inputs[: source.limit]
+    return _Inputs(inputs, local, unread)
 
 
 def corpus_identity(source: SourceConfig) -> dict[str, Any]:
@@ -96,14 +96,14 @@ def corpus_identity(source: SourceConfig) -> dict[str, Any]:
     digest, total = hashlib.sha256(), 0
     if source.kind == "huggingface":
         store = open_store(str(source.path))
-        pieces = [Piece("file", key, store.url, key) for key in sorted(store.list())]
+        inputs = [InputShard("file", key, store.url, key) for key in sorted(store.list())]
     else:
-        pieces = find_corpus(source).pieces
+        inputs = find_corpus(source).inputs
     with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
-        for piece, (size, changed) in zip(pieces, pool.map(_look, pieces), strict=True):
-            digest.update(f"{piece.key}\0{size}\0{changed}\0".encode("utf-8", "surrogateescape"))
+        for shard, (size, changed) in zip(inputs, pool.map(_look, inputs), strict=True):
+            digest.update(f"{shard.key}\0{size}\0{changed}\0".encode("utf-8", "surrogateescape"))
             total += size
-    return {"files": len(pieces), "bytes": total, "sha256": digest.hexdigest()}
+    return {"files": len(inputs), "bytes": total, "sha256": digest.hexdigest()}
 
 
 def file_digest(path: str) -> str:
@@ -114,14 +114,14 @@ def file_digest(path: str) -> str:
     return hashlib.sha256(store.get(name)).hexdigest()
 
 
-def _look(piece: Piece) -> tuple[int, int]:
+def _look(shard: InputShard) -> tuple[int, int]:
     """A file's size, and on a local disk its time of change in nanoseconds."""
-    store = open_store(piece.root)
-    path = store.local_path(piece.key)
-    return store.size(piece.key), path.stat().st_mtime_ns if path else 0
+    store = open_store(shard.root)
+    path = store.local_path(shard.key)
+    return store.size(shard.key), path.stat().st_mtime_ns if path else 0
 
 
-def _stdlib_pieces() -> list[Piece]:
+def _stdlib_inputs() -> list[InputShard]:
     """A piece for each module of the interpreter's own library."""
     root = sysconfig.get_path("stdlib")
     keys = []
@@ -135,7 +135,7 @@ def _stdlib_pieces() -> list[Piece]:
             f"This Python has no source files of its standard library in {root!r}.",
             "Use a Python that was not stripped, or another source for data.train.",
         )
-    return [Piece("file", key, root, key) for key in sorted(keys)]
+    return [InputShard("file", key, root, key) for key in sorted(keys)]
 
 
 def _installed() -> list[importlib.metadata.Distribution]:
@@ -145,9 +145,9 @@ def _installed() -> list[importlib.metadata.Distribution]:
     return list(importlib.metadata.distributions(path=list(folders)))
 
 
-def _docs_pieces() -> list[Piece]:
+def _docs_inputs() -> list[InputShard]:
     """A piece for each Markdown or reStructuredText file and long description of a package."""
-    found: dict[str, Piece] = {}
+    found: dict[str, InputShard] = {}
     for distribution in _installed():
         package = (distribution.metadata["Name"] or "").lower()
         for file in distribution.files or []:
@@ -158,7 +158,7 @@ def _docs_pieces() -> list[Piece]:
             name = f"{package}/{file.as_posix()}"
             reader: Literal["metadata", "file"] = "metadata" if is_metadata else "file"
             # Where two environments are on the path, Python imports from the first.
-            found.setdefault(name, Piece(reader, name, str(path.resolve().parent), path.name))
+            found.setdefault(name, InputShard(reader, name, str(path.resolve().parent), path.name))
     if not found:
         raise KdscaleError(
             "No installed package has a long description or a Markdown or reStructuredText file.",
@@ -167,7 +167,7 @@ def _docs_pieces() -> list[Piece]:
     return [found[name] for name in sorted(found)]
 
 
-def _file_pieces(source: SourceConfig) -> _Pieces:
+def _file_inputs(source: SourceConfig) -> _Inputs:
     """A piece for each file of a folder, glob or file."""
     path = str(source.path).rstrip("/")
     folder = find_files(path, source.kind)
@@ -182,11 +182,11 @@ def _file_pieces(source: SourceConfig) -> _Pieces:
         )
     reader: Any = "file" if source.kind == "text" else source.kind
     store = open_store(folder.root)
-    pieces = [Piece(reader, key, store.url, key) for key in folder.keys]
-    return _Pieces(pieces, store.local_path() is not None, folder.unread)
+    inputs = [InputShard(reader, key, store.url, key) for key in folder.keys]
+    return _Inputs(inputs, store.local_path() is not None, folder.unread)
 
 
-def _hub_pieces(source: SourceConfig) -> list[Piece]:
+def _hub_inputs(source: SourceConfig) -> list[InputShard]:
     """Ranges of rows of a Hugging Face data set, which is downloaded here if it is not yet."""
     name = str(source.path)
     count = len(load_hub_dataset(name, source.subset, source.split))
@@ -197,7 +197,7 @@ def _hub_pieces(source: SourceConfig) -> list[Piece]:
             f"The split {source.split!r} of the data set {name!r} is empty.",
             "Choose another split of it.",
         )
-    whole = Piece("huggingface", f"{name}/{source.split}", name)
+    whole = InputShard("huggingface", f"{name}/{source.split}", name)
     return [
         replace(whole, start=start, stop=min(start + ROWS_PER_PIECE, count))
         for start in range(0, count, ROWS_PER_PIECE)

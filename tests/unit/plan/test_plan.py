@@ -18,7 +18,7 @@ from kdscale.plan.hardware import TABLE, find_hardware
 from kdscale.plan.inputs import make_setting
 from kdscale.plan.plan import make_plan
 from kdscale.plan.render import render
-from kdscale.preflight.tokens import corpus_bytes, count_tokens
+from kdscale.preflight.row_counts import corpus_bytes, count_tokens
 from kdscale.store import open_store
 from tests.unit.plan.settings import setting, tree
 from tests.unit.plan.test_timing import MEASURED

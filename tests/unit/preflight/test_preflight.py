@@ -13,9 +13,8 @@ from kdscale.config import RunConfig, dump_config
 from kdscale.errors import KdscaleError
 from kdscale.models.tasks import TaskSpec
 from kdscale.preflight import Sight, preflight
-from kdscale.preflight.caches import check_caches
-from kdscale.preflight.view import KnownData
-from kdscale.preflight.vocabularies import describe_difference
+from kdscale.preflight.caches import check_caches, describe_difference
+from kdscale.preflight.context import KnownData
 from kdscale.run.artifacts import RunArtifacts
 from kdscale.run.pipeline import check_run
 from kdscale.store import open_store

@@ -1,6 +1,7 @@
-"""A run as it is looked at before it starts: what is to be made, from where it is seen, what is
-known of it by then."""
+"""A run before it starts: the stages to make, what is known of its inputs, what was found."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,33 @@ from typing import Any
 from kdscale.config import RunConfig
 from kdscale.data.rows.prepared import Prepared
 from kdscale.models.init.student_init import Plan
-from kdscale.preflight.findings import Findings
 from kdscale.run.artifacts import RunArtifacts
+
+
+@dataclass
+class Findings:
+    """`notes` are sentences for a person; `checked` names what was looked at, in its order."""
+
+    notes: list[str] = field(default_factory=list)
+    checked: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Add a note, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def unseen(self, field_name: str, what: str) -> None:
+        """Say that the config's `field_name`, which names `what`, is out of sight."""
+        self.note(
+            f"{field_name} {what} cannot be seen from here: what depends on it is checked where "
+            "the run starts."
+        )
+
+    @contextmanager
+    def check(self, what: str) -> Iterator[None]:
+        """What goes through in the block was checked."""
+        yield
+        self.checked.append(what)
 
 
 @dataclass(frozen=True)
