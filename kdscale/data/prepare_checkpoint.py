@@ -1,4 +1,4 @@
-"""Checkpoint of the prepare stage: parts in its store, so that a restart makes only what is missing.
+"""Checkpoint of the prepare stage: finished parts in its store; a restart makes only the rest.
 
     work/<identity>/<source>/documents/00003-00012.texts    a part: some documents of batch 3
     work/<identity>/<source>/documents/00003-00012.facts    their hashes and outcomes; written later

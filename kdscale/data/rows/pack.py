@@ -33,7 +33,7 @@ Document = tuple[np.ndarray, int] | tuple[np.ndarray, int, np.ndarray | None]
 
 @dataclass(frozen=True)
 class Layout:
-    """How rows are made. `truncate` keeps a document's first T tokens only, `drop` none of them."""
+    """Layout of rows. `truncate` keeps a document's first T tokens only, `drop` none of them."""
 
     seq_len: int
     overlap: int
@@ -45,13 +45,12 @@ class Layout:
 
 @dataclass
 class RowCounts:
-    """What became of a split's documents and tokens; a document may be both split and packed.
+    """Outcomes of a split's documents and tokens; a document may be both split and packed.
 
     `targets` and `bytes` are those of the rows given out: `targets_truncated` and
-    `targets_duplicate` say what is missing from the documents' own. Rows to be classified and
-    masked ones lose tokens, not targets, to `targets_truncated`, each token once. Documents that
-    are `long`, have no target or are conversations that cannot be rendered leave nothing but a
-    count.
+    `targets_duplicate` are missing from the documents' own. Rows to be classified and masked ones
+    lose tokens, not targets, to `targets_truncated`, each token once. Documents that are `long`,
+    have no target or are conversations that cannot be rendered leave nothing but a count.
     """
 
     documents: int = 0
@@ -78,10 +77,10 @@ def sample_ids(
     loss_mask: np.ndarray,
     labels: np.ndarray | None = None,
 ) -> np.ndarray:
-    """[R, 16] uint8: xxh3_128 over each row's ids, segments (little-endian int32), mask (bytes) and
-    labels (int32), where it has them.
+    """Return [R, 16] uint8: xxh3_128 of each row's content.
 
-    All arrays are [R, T].
+    Over ids and segments (little-endian int32), mask (bytes) and labels (int32), where there are
+    some. All arrays are [R, T].
     """
     parts = [
         np.ascontiguousarray(input_ids, "<i4"),
@@ -100,7 +99,7 @@ def sample_ids(
 
 
 def concatenate(parts: list[Rows], seq_len: int) -> Rows:
-    """The rows of all parts, in order; `seq_len` gives the shape where there is none."""
+    """Return the rows of all parts in order; `seq_len` gives the shape of none."""
     if not parts:
         return empty_rows(0, seq_len, pad_id=0)
     # Without labels in one part, there are none in any.
@@ -109,8 +108,7 @@ def concatenate(parts: list[Rows], seq_len: int) -> Rows:
 
 
 def empty_rows(count: int, seq_len: int, pad_id: int, *, labelled: bool = False) -> Rows:
-    """`count` rows of padding, their sample ids not yet computed (zeros); `labelled` ones have
-    labels, all -1."""
+    """Return `count` rows of padding with sample ids of zeros; `labelled` ones have labels -1."""
     shape = (count, seq_len)
     return Rows(
         sample_ids=np.zeros((count, 16), np.uint8),
@@ -173,7 +171,7 @@ class RowCollector:
 
 
 class RowBuilder:
-    """Builds the rows of one split; `counts` is complete when `build` is exhausted."""
+    """Builder of the rows of one split; `counts` is complete after `build`."""
 
     def __init__(self, layout: Layout) -> None:
         self.counts = RowCounts()
@@ -185,7 +183,7 @@ class RowBuilder:
         self._opened = 0
 
     def build(self, documents: Iterable[Document]) -> Iterator[Rows]:
-        """Rows in chunks of about CHUNK_ROWS.
+        """Yield rows in chunks of about CHUNK_ROWS.
 
         Rows come in the documents' order, but for those that wait for pieces. A row equal to an
         earlier one is dropped and counted, as is one without a target.
@@ -201,7 +199,7 @@ class RowBuilder:
     def _add(
         self, tokens: np.ndarray, byte_count: int, is_target: np.ndarray | None = None
     ) -> None:
-        """One document: windows that fill a row go out, what is left becomes a piece."""
+        """Add one document: windows that fill a row are emitted, the rest becomes a piece."""
         layout, counts = self._layout, self.counts
         length, row = len(tokens), layout.seq_len
         counts.documents += 1
@@ -235,7 +233,7 @@ class RowBuilder:
             self._place(tokens[start:], rest, bytes_per_target)
 
     def _leave_out(self, length: int, targets: int) -> None:
-        """Count a document of which there are no rows."""
+        """Count a document that gives no rows."""
         if not length:
             self.counts.unrendered += 1
         elif not targets:
@@ -251,7 +249,7 @@ class RowBuilder:
         step: int,
         bytes_per_target: float,
     ) -> None:
-        """The first `count` windows of a document, each a row of its own."""
+        """Emit the first `count` windows of a document, each as a row."""
         row = self._layout.seq_len
         view, part = np.lib.stride_tricks.sliding_window_view, slice(None, count * step, step)
         rows = empty_rows(count, row, self._layout.pad_id)
@@ -266,7 +264,7 @@ class RowBuilder:
             self._rows.add(rows if len(used) == count else rows.take(used))
 
     def _place(self, tokens: np.ndarray, scored: np.ndarray, bytes_per_target: float) -> None:
-        """Put a piece into the open row that it fills best, or into another."""
+        """Put a piece into the open row that it fills best, or into a new one."""
         piece, length = (tokens, scored, bytes_per_target), len(tokens)
         if not scored.any():
             self.counts.rows_without_target += 1
@@ -290,7 +288,7 @@ class RowBuilder:
             self._emit_packed(self._open.pop(self._free.pop(0)[1]))
 
     def _emit_packed(self, pieces: list[Piece]) -> None:
-        """One row from its pieces, each a segment."""
+        """Emit one row from its pieces, each a segment."""
         rows = empty_rows(1, self._layout.seq_len, self._layout.pad_id)
         start = 0
         for segment, (tokens, scored, bytes_per_target) in enumerate(pieces, start=1):

@@ -1,7 +1,7 @@
-"""What a configured source consists of: its pieces in a fixed order, found before any is read.
+"""Inputs of a configured source in a fixed order, found before any is read.
 
-Listing pieces is cheap, so a missing or empty corpus is an error at once, and the listing is what
-the fingerprint of prepared data stands on. `readers` opens the pieces.
+Listing inputs is cheap, so a missing or empty corpus is an error at once, and the listing is part
+of the fingerprint of prepared data. `readers` opens the inputs.
 """
 
 import hashlib
@@ -28,8 +28,10 @@ _PROSE = re.compile(r".*\.(md|rst)|readme(\.txt)?", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Corpus:
-    """The pieces of sources, one source after the other, each in the order of the pieces' names.
-    `local` files are on this machine only."""
+    """Inputs of sources, one source after the other, each in the order of the inputs' names.
+
+    `local` files are on this machine only; `unread` lists the other files beside them.
+    """
 
     sources: tuple[SourceConfig, ...]
     inputs: list[InputShard]
@@ -39,12 +41,15 @@ class Corpus:
 
     @property
     def limit(self) -> int | None:
-        """Documents to read at most. In mixtures only what is limited by its pieces has a limit."""
+        """Documents to read at most; None for mixtures, whose limits their inputs have."""
         return self.sources[0].limit if len(self.sources) == 1 else None
 
 
 def find_corpus(*sources: SourceConfig) -> Corpus:
-    """The pieces of one source, or of several. KdscaleError where there is nothing to read."""
+    """Find the inputs of one source, or of several.
+
+    Raises KdscaleError where there is nothing to read.
+    """
     found = [_find_inputs(source) for source in sources]
     inputs = [
         replace(shard, source=number) if number else shard
@@ -64,7 +69,7 @@ class _Inputs(NamedTuple):
 
 
 def _find_inputs(source: SourceConfig) -> _Inputs:
-    """The pieces of a source, and what it has besides."""
+    """Find the inputs of a source, and the other files beside them."""
     local, unread = True, None
     if source.kind == "python-stdlib":
         inputs = _stdlib_inputs()
@@ -81,7 +86,7 @@ def _find_inputs(source: SourceConfig) -> _Inputs:
 
 
 def corpus_identity(source: SourceConfig) -> dict[str, Any]:
-    """What the documents of a source depend on, without reading them.
+    """Return the values that the documents of a source depend on, without reading them.
 
     Files: their number, bytes, and a digest of (key, size, and on a local disk the time of change).
     Built-in sources: the interpreter or the installed packages. Hub data sets: the builder's hash,
@@ -107,7 +112,7 @@ def corpus_identity(source: SourceConfig) -> dict[str, Any]:
 
 
 def file_digest(path: str) -> str:
-    """sha256 of a file's content, at a path or URL. KdscaleError where it is not there."""
+    """Return the sha256 of a file at a path or URL. Raises KdscaleError if it is missing."""
     store, name = file_at(path)
     if not store.exists(name):
         raise KdscaleError(f"The file {path!r} is not there.", "Correct its path in the config.")
@@ -115,14 +120,14 @@ def file_digest(path: str) -> str:
 
 
 def _look(shard: InputShard) -> tuple[int, int]:
-    """A file's size, and on a local disk its time of change in nanoseconds."""
+    """Return a file's size, and on a local disk its time of change in nanoseconds."""
     store = open_store(shard.root)
     path = store.local_path(shard.key)
     return store.size(shard.key), path.stat().st_mtime_ns if path else 0
 
 
 def _stdlib_inputs() -> list[InputShard]:
-    """A piece for each module of the interpreter's own library."""
+    """Return an input for each module of the interpreter's standard library."""
     root = sysconfig.get_path("stdlib")
     keys = []
     for folder, folders, names in os.walk(root):
@@ -139,14 +144,14 @@ def _stdlib_inputs() -> list[InputShard]:
 
 
 def _installed() -> list[importlib.metadata.Distribution]:
-    """The packages of this environment, whatever a library has added to the import path."""
+    """Return the packages of this environment, whatever is on the import path."""
     paths = sysconfig.get_paths()
     folders = dict.fromkeys([paths["purelib"], paths["platlib"]])
     return list(importlib.metadata.distributions(path=list(folders)))
 
 
 def _docs_inputs() -> list[InputShard]:
-    """A piece for each Markdown or reStructuredText file and long description of a package."""
+    """Return an input for each Markdown, reStructuredText file or long description."""
     found: dict[str, InputShard] = {}
     for distribution in _installed():
         package = (distribution.metadata["Name"] or "").lower()
@@ -168,7 +173,7 @@ def _docs_inputs() -> list[InputShard]:
 
 
 def _file_inputs(source: SourceConfig) -> _Inputs:
-    """A piece for each file of a folder, glob or file."""
+    """Return an input for each file of a folder, glob or path."""
     path = str(source.path).rstrip("/")
     folder = find_files(path, source.kind)
     if not folder.keys:
@@ -187,7 +192,7 @@ def _file_inputs(source: SourceConfig) -> _Inputs:
 
 
 def _hub_inputs(source: SourceConfig) -> list[InputShard]:
-    """Ranges of rows of a Hugging Face data set, which is downloaded here if it is not yet."""
+    """Return ranges of rows of a Hugging Face data set, which is downloaded if need be."""
     name = str(source.path)
     count = len(load_hub_dataset(name, source.subset, source.split))
     if source.limit is not None:

@@ -1,9 +1,8 @@
-"""The documents of one piece of a corpus, as bytes or text that is not cleaned yet.
+"""Documents of one input of a corpus, as bytes or text that is not cleaned yet.
 
-A piece is what one task reads at a time: a file, or a range of rows of a Hugging Face data set.
-
-Files are read through the store in ranges, so that a piece may be larger than memory. A record's
-name is its file and its number in it: it stays the same when records are appended.
+An input is what one task reads: a file, or a range of rows of a Hugging Face data set. Files are
+read through the store in ranges, so that one may be larger than memory. A record's name is its file
+and its number in it: it stays the same when records are appended.
 """
 
 import csv
@@ -59,7 +58,7 @@ class InputShard:
 
 
 class _Tally:
-    """How many records of a piece cannot be decoded, and what is wrong with the first."""
+    """Count of the records of an input that cannot be decoded, and the first problem."""
 
     def __init__(self) -> None:
         self.records = self.broken = 0
@@ -67,12 +66,12 @@ class _Tally:
         self._problem = ""
 
     def broke(self, name: str, problem: str) -> Document:
-        """The document that stands for a record that cannot be decoded."""
+        """Return the document that stands for a record that cannot be decoded."""
         self._problem = problem
         return Document(name, None)
 
     def count(self, document: Document) -> None:
-        """A document on its way out."""
+        """Count a document."""
         self.records += 1
         problem = self._problem or _problem_of(document)
         self._problem = ""
@@ -82,12 +81,12 @@ class _Tally:
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether nothing so far could be decoded, of enough."""
+        """Whether none of many records could be decoded."""
         return self.broken == self.records == _HOPELESS_RECORDS
 
 
 def _problem_of(document: Document) -> str:
-    """Why the content of a document is no text; empty where it is."""
+    """Return why the content of a document is no text; empty where it is."""
     content, number = document.content, document.name.rpartition("#")[2]
     if content is None:
         return f"record {number} is not JSON"
@@ -105,11 +104,12 @@ def read_shard(
     chat: ChatConfig | None = None,
     template: ChatTemplate | None = None,
 ) -> Iterator[Document]:
-    """The documents, with their labels where these are in a `label_field`; conversations where the
-    config says so, whose fields the `template`, where it is known, has to write.
+    """Yield the documents of an input, with their labels where there is a `label_field`.
 
-    Raises KdscaleError where a record has no `text_field` that holds text, no such conversation or
-    no such label, a container cannot be read to its end, or most of its records cannot be decoded.
+    With `chat` they are conversations, whose fields the `template`, where it is known, has to
+    write. Raises KdscaleError where a record has no `text_field` that holds text, no conversation
+    or no label, where a container cannot be read to its end, or where most of its records cannot be
+    decoded.
     """
     tally, fields = _Tally(), Fields(source.text_field, label_field, chat, template)
     shown = readable(shard.name)
@@ -162,21 +162,21 @@ def _folder_of(shard: InputShard) -> str | None:
 
 
 def long_description(metadata: bytes) -> bytes:
-    """The body of a distribution's METADATA: what follows the first empty line."""
+    """Return the body of a distribution's METADATA, after the first empty line."""
     return metadata.replace(b"\r\n", b"\n").partition(b"\n\n")[2]
 
 
 def is_saved_dataset(name: str) -> bool:
-    """Whether a Hugging Face data set is a folder or URL that `save_to_disk` wrote."""
+    """Tell whether a data set is a folder or URL that `save_to_disk` wrote."""
     store = open_store(name)
     return store.exists("state.json") or store.exists("dataset_dict.json")
 
 
 @lru_cache(maxsize=4)
 def load_hub_dataset(name: str, subset: str | None, split: str | None) -> Any:
-    """A Hugging Face data set's split, memory-mapped; its builder where `split` is None.
+    """Load a Hugging Face data set's split, memory-mapped; its builder without `split`.
 
-    Raises KdscaleError where it cannot be had.
+    Raises KdscaleError where it cannot be loaded.
     """
     import datasets
 
@@ -202,7 +202,7 @@ def load_hub_dataset(name: str, subset: str | None, split: str | None) -> Any:
 
 
 def _saved_folder(name: str) -> str:
-    """The folder of a saved data set on this machine, fetched if it is remote."""
+    """Return the folder of a saved data set on this machine, fetched if it is remote."""
     store = open_store(name)
     here = store.local_path()
     if here is not None:
@@ -260,7 +260,7 @@ def _read_json(shard: InputShard, fields: Fields, tally: _Tally) -> Iterator[Doc
 
 
 def _refuse_record(record: Any, fields: Fields, name: str) -> None:
-    """KdscaleError for what is no record, or has not got the fields."""
+    """Refuse a value that is no record, or misses the fields."""
     have = record if isinstance(record, dict) else {}
     wraps = any(isinstance(each, list) for each in have.values())
     fields.require(have, readable(name), _WRAPPER if wraps else "")
@@ -305,7 +305,7 @@ def _read_parquet(shard: InputShard, fields: Fields, tally: _Tally) -> Iterator[
 
 
 def _rows(batch: Any, text: str) -> list[dict[str, Any]]:
-    """The rows of a batch; texts as bytes where one of them is not UTF-8."""
+    """Return the rows of a batch; texts as bytes where one of them is not UTF-8."""
     try:
         rows: list[dict[str, Any]] = batch.to_pylist()
     except UnicodeDecodeError:
