@@ -112,7 +112,7 @@ def train_student(
             validate=lambda: {"loss": 0.0},  # no decision hangs on it here
             save=lambda progress: None,
             progress=lambda done, tokens: None,
-            extra=lambda step: {},
+            extra=lambda step, indices: {},
         ),
     )
     return backend
@@ -125,16 +125,17 @@ def read_steps(
     training = config.distill.training
     sampler = CurriculumSampler(
         config.distill.curriculum,
-        difficulty,
+        len(difficulty),
         global_batch_size=training.global_batch_size,
         steps=training.steps,
         seed=config.seed,
     )
+    sampler.set_difficulty(0, difficulty)
     for step in range(training.steps):
         batch = sampler.batch(step)
         parts = np.array_split(batch, _micro_batches(config))
         micro_batches = [micro_batch(corpus, arm, part) for part in parts]
-        yield Step(micro_batches, sum(int(each.rows.mask.sum()) for each in micro_batches))
+        yield Step(micro_batches, sum(int(each.rows.mask.sum()) for each in micro_batches), batch)
 
 
 def micro_batch(corpus: Corpus, arm: Arm, rows: np.ndarray) -> MicroBatch:

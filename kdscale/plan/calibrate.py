@@ -1,4 +1,10 @@
-"""Calibration of a plan: a short worker group measures forward, encoder, steps and store."""
+"""Calibration of a plan: a worker group like the run's measures forward, encoder, steps and store.
+
+Models have random weights and the run's own shapes, micro-batches, ZeRO stages and codec. A teacher
+that exists is used; one that would take too long is cut to its first layers. All ranks compute at
+once, so that their contention is in the rates. It takes about a minute, and the result is kept
+beside the output and for the user's other plans.
+"""
 
 import copy
 import json
@@ -12,6 +18,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
 from kdscale.cache.codecs import make_codec, uniforms
@@ -26,20 +33,14 @@ from kdscale.distill.objective import DistillationLoss, LabelsLoss
 from kdscale.distributed.rank import Rank, current_rank
 from kdscale.errors import KdscaleError
 from kdscale.losses.fused import head_and_loss
-from kdscale.models.forward import (
-    RowTensors,
-    compute_logits,
-    next_token_labels,
-    row_tensors,
-    target_logits,
-)
+from kdscale.models.forward import RowTensors, compute_logits, row_tensors, target_logits
 from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import ModelReference, read_marker
 from kdscale.models.init.layers import keep_layers
 from kdscale.models.load import build_model
 from kdscale.models.sharded import load_teacher, place_teacher
 from kdscale.plan.calibration import Calibration, keep
-from kdscale.plan.inputs import Setting, shape_of
+from kdscale.plan.inputs import PlanInputs, rank_rows, shape_of
 from kdscale.plan.timing import rate
 from kdscale.run.artifacts import RunArtifacts
 from kdscale.store import Store, open_store
@@ -55,78 +56,171 @@ RESULT = "calibration-measured.json"
 _PROBE = "calibration-probe"
 _OBJECT_BYTES = 8 << 20
 _ENCODE_REPEATS = 3
-_REST_POSITIONS, _PRIOR_ROWS = 16_384, 8192
-
-
-@dataclass(frozen=True)
-class AtHand:
-    """A teacher that is complete, and the rows it is to run over."""
-
-    teacher: ModelReference
-    prepared: Store
+_STORED_POSITIONS, _PRIOR_ROWS = 16_384, 8192
+_BUDGET_SECONDS = 5.0  # of each measurement
+_FEWEST_LAYERS = 2
 
 
 @dataclass(frozen=True)
 class MeasureJob:
-    """What a worker needs; `teacher` and `student` are transformers configs."""
+    """Job of the workers; `teacher` and `student` are transformers configs."""
 
     config: RunConfig
     output: Store
     teacher: Any
     student: Any
     vocab_size: int
-    budget: float  # seconds for each of forward and steps
-    at_hand: AtHand | None  # else the teacher has random weights
+    existing: tuple[ModelReference, Store] | None
+    """The complete teacher and the prepared data; else the teacher has random weights."""
+
+    def run(self) -> None:
+        """Measure on this rank, with all others; rank 0 writes `RESULT`.
+
+        It holds seconds of a forward, of an encoded forward, of a step of the student (and of a
+        teacher that is trained here), of the store, and of all.
+        """
+        rank = current_rank()
+        started = time.perf_counter()
+        found: dict[str, Any] = {"base_bytes": peak_memory(torch.device("cpu"))}
+        rank.say(f"a process takes {found['base_bytes'] / 2**30:.2f} GiB before it has a model")
+        found |= _teacher_rates(self, rank)
+        found["step"] = _student_step(self, rank)
+        training = self.config.teacher.training
+        if training is not None:
+            found["teacher_step"] = _teacher_step(self, training, rank)
+        if rank.rank == 0:
+            found |= _store_rates(self.output)
+            device = rank.device
+            found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+            found["loop"] = time.perf_counter() - started
+            self.output.put(RESULT, json.dumps(found).encode())
+        rank.barrier()
 
 
-def measure(job: dict[str, Any]) -> None:
-    """A worker's loop. `job["measure"]` is a MeasureJob; rank 0 writes the `RESULT` of seconds: of
-    a forward, of an encoded forward, of a step of the student (and of a teacher that is trained
-    here), of the store, and of all."""
-    spec: MeasureJob = job["measure"]
-    worker = current_rank()
-    started = time.perf_counter()
-    found: dict[str, Any] = {"base_bytes": peak_memory(torch.device("cpu"))}
-    worker.say(f"a process takes {found['base_bytes'] / 2**30:.2f} GiB before it has a model")
-    model = _teacher(spec, worker)
-    found["forward"], found["encode"] = _forward_seconds(spec, worker, model)
-    if spec.at_hand is not None and spec.config.cache.pack:
-        found["at_rest"] = _payload_at_rest(spec, spec.at_hand, worker, model)
-    del model
-    found["step"] = _student_seconds(spec, worker)
-    training = spec.config.teacher.training
-    if training is not None:
-        found["teacher_step"] = _teacher_seconds(spec, training, worker)
-    if worker.rank == 0:
-        found |= _store_seconds(spec.output)
-        device = worker.device
-        found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-        found["loop"] = time.perf_counter() - started
-        spec.output.put(RESULT, json.dumps(found).encode())
-    worker.barrier()
+def calibrate(inputs: PlanInputs, say: Callable[[str], None] = print) -> Calibration:
+    """Measure on the cluster that Ray connects to, and keep the result in the output.
+
+    Raises KdscaleError where the plan is for GPUs and the config's workers have none, or the other
+    way round, where the output cannot be written, or where the cluster is too small.
+    """
+    config = inputs.config
+    workers = config.cache.capture.workers
+    if inputs.is_gpu != (workers.gpus > 0):
+        have = f"{workers.gpus:g} GPUs a worker (cache.capture.workers.gpus)"
+        raise KdscaleError(
+            f"A calibration measures what the config's workers run on, {have}, and not "
+            f"{inputs.hardware.name}.",
+            "Calibrate on the hardware that is planned for, or plan without --calibrate.",
+        )
+    if config.task != "causal-lm":
+        raise KdscaleError(
+            f"A calibration measures causal language models, and the run's task is {config.task}.",
+            "Plan without --calibrate.",
+        )
+    output = open_store(config.output)
+    output.check()
+    teacher = _affordable_teacher(inputs)
+    is_whole = teacher is inputs.teacher_config
+    job = MeasureJob(
+        config=config,
+        output=output,
+        teacher=teacher,
+        student=inputs.student_config,
+        vocab_size=inputs.tokens.vocab_size,
+        existing=_existing(inputs) if is_whole else None,
+    )
+    say(f"calibrating with {workers.count} workers, about a minute")
+    with ray_session(), stage_progress("calibrate") as progress:
+        begun = time.perf_counter()
+        run_workers(job, workers, progress)
+        whole = time.perf_counter() - begun
+    found = json.loads(output.get(RESULT))
+    output.delete(RESULT)
+    result = _rates(found, whole, teacher, inputs)
+    keep(result, output)
+    return result
 
 
-def _teacher(spec: MeasureJob, worker: Rank) -> torch.nn.Module:
-    """The run's own teacher if it is there, else one like it."""
-    zero = spec.config.cache.capture.zero
-    if spec.at_hand is not None:
-        own = spec.at_hand.teacher
-        return load_teacher(own.local(), worker, zero, own.revision)
-    return place_teacher(lambda: build_model(spec.teacher, seed=0).to(worker.dtype), worker, zero)
+def _affordable_teacher(inputs: PlanInputs) -> Any:
+    """Return the teacher's config, cut to the layers that a forward can have within the budget.
+
+    By the hardware's assumed speed; the config itself where all of them can.
+    """
+    capture, length = inputs.config.cache.capture, inputs.tokens.seq_len
+    speed = rate(inputs.with_measured(None), capture.workers, training=False)
+    seconds = capture.micro_batch_size * length * inputs.teacher.forward_flops(length) / speed
+    layers = inputs.teacher.layers
+    kept = max(_FEWEST_LAYERS, min(layers, int(layers * _BUDGET_SECONDS / seconds)))
+    if kept >= layers:
+        return inputs.teacher_config
+    config = copy.deepcopy(inputs.teacher_config)
+    keep_layers(config.get_text_config(), list(range(kept)))
+    return config
 
 
-def _forward_seconds(spec: MeasureJob, worker: Rank, model: torch.nn.Module) -> tuple[float, float]:
-    """Median seconds of a micro-batch's forward of the teacher, and of encoding its logits."""
-    capture = spec.config.cache.capture
-    codec = make_codec(spec.config.cache.codec, spec.vocab_size)
-    ids, segments = _rows(spec, capture.micro_batch_size, worker.device)
-    samples = torch.randint(256, (len(ids), 16), dtype=torch.uint8, device=worker.device)
+def _existing(inputs: PlanInputs) -> tuple[ModelReference, Store] | None:
+    """Return the run's own teacher and prepared data, where both stages are complete."""
+    if not inputs.tokens.prepared:
+        return None
+    run = RunArtifacts(inputs.config)
+    teacher = read_marker(run.output.child("teacher"))
+    if teacher is None or teacher.fingerprint != run.teacher_fingerprint:
+        return None
+    return teacher, run.prepared_store
+
+
+def _rates(found: dict[str, Any], whole: float, teacher: Any, inputs: PlanInputs) -> Calibration:
+    """Turn seconds of the measured work into rates of a rank."""
+    config, length = inputs.config, inputs.tokens.seq_len
+    capture, training = config.cache.capture, config.distill.training
+    measured = shape_of(teacher)
+    positions = capture.micro_batch_size * length
+
+    def step_flops(shape: Any, training: Any) -> float:
+        rows = rank_rows(training, capture.workers.count)
+        each = shape.training_flops(length, training.activation_checkpointing)
+        return float(rows * length * each)
+
+    teacher_flops = None
+    if "teacher_step" in found:
+        teacher_flops = step_flops(measured, config.teacher.training) / found["teacher_step"]
+    return Calibration(
+        hardware=inputs.hardware.name,
+        device=found["device"],
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        workers=capture.workers.count,
+        forward_flops=positions * measured.forward_flops(length) / found["forward"],
+        training_flops=step_flops(inputs.student, training) / found["step"],
+        teacher_flops=teacher_flops,
+        encode_tokens=positions / found["encode"],
+        put_bytes=found["put_bytes"],
+        get_bytes=found["get_bytes"],
+        latency_seconds=found["latency_seconds"],
+        start_up_seconds=whole - found["loop"],
+        base_bytes=found["base_bytes"],
+        codec=config.cache.codec if "stored_payload" in found else None,
+        stored_payload=found.get("stored_payload"),
+    )
+
+
+def _teacher_rates(job: MeasureJob, rank: Rank) -> dict[str, float]:
+    """Return median seconds of a micro-batch's forward and encoding, and its stored bytes."""
+    capture = job.config.cache.capture
+    if job.existing is not None:
+        own, prepared = job.existing
+        model = load_teacher(own.local(), rank, capture.zero, own.revision)
+    else:
+        build = partial(build_model, job.teacher, seed=0)
+        model = place_teacher(lambda: build().to(rank.dtype), rank, capture.zero)
+    codec = make_codec(job.config.cache.codec, job.vocab_size)
+    ids, segments = _random_rows(job, capture.micro_batch_size, rank.device)
+    samples = torch.randint(256, (len(ids), 16), dtype=torch.uint8, device=rank.device)
     encodes: list[float] = []
 
     @torch.no_grad()
     def forward() -> None:
-        logits = compute_logits(model, ids, segments, spec.vocab_size).flatten(0, 1)
-        _finish(worker)
+        logits = compute_logits(model, ids, segments, job.vocab_size).flatten(0, 1)
+        _synchronize(rank)
         if len(encodes) < _ENCODE_REPEATS:
             begun = time.perf_counter()
             noise = uniforms(0, samples, ids.shape[1], codec.streams).flatten(0, 1)
@@ -135,90 +229,97 @@ def _forward_seconds(spec: MeasureJob, worker: Rank, model: torch.nn.Module) -> 
 
     for _ in range(_ENCODE_REPEATS):
         forward()
-    worker.say("the teacher runs")
-    return _repeated(forward, spec.budget, worker), median(encodes)
+    rank.say("the teacher runs")
+    begun = time.perf_counter()
+    forward()
+    times = []
+    for _ in range(_repeats(time.perf_counter() - begun, rank)):
+        begun = time.perf_counter()
+        forward()
+        times.append(time.perf_counter() - begun)
+    found = {"forward": median(times), "encode": median(encodes)}
+    if job.existing is not None and job.config.cache.pack:
+        found["stored_payload"] = _stored_payload(job, prepared, rank, model)
+    return found
 
 
 @torch.no_grad()
-def _payload_at_rest(
-    spec: MeasureJob, at_hand: AtHand, worker: Rank, model: torch.nn.Module
-) -> float:
-    """Bytes that a position's payload takes in the store, from rows spread over the text. All ranks
-    run the same rows, as a sharded teacher needs them to."""
-    cache, size = spec.config.cache, spec.config.cache.capture.micro_batch_size
-    table = open_prepared(at_hand.prepared).split("train")
-    texts = table.take(spread(min(_PRIOR_ROWS, len(table)), len(table)))
-    codec = make_codec(cache.codec, spec.vocab_size)
-    prior = count_prior([(texts.input_ids, texts.loss_mask)], spec.vocab_size)
-    rest = AtRest(codec, prior, block=cache.sequences_per_chunk * spec.config.data.seq_len)
-    wanted = max(size, _REST_POSITIONS // spec.config.data.seq_len)
-    chosen = spread(min(wanted, len(table)), len(table))
+def _stored_payload(job: MeasureJob, prepared: Store, rank: Rank, model: torch.nn.Module) -> float:
+    """Return the stored bytes of a position's payload, from sequences spread over the text.
+
+    All ranks run the same sequences, as a sharded teacher needs them to.
+    """
+    cache, size = job.config.cache, job.config.cache.capture.micro_batch_size
+    length = job.config.data.seq_len
+    table = open_prepared(prepared).split("train")
+    texts = table.take(spread(_PRIOR_ROWS, len(table)))
+    codec = make_codec(cache.codec, job.vocab_size)
+    prior = count_prior([(texts.input_ids, texts.loss_mask)], job.vocab_size)
+    stored = AtRest(codec, prior, block=cache.sequences_per_chunk * length)
+    chosen = spread(max(size, _STORED_POSITIONS // length), len(table))
     for first in range(0, len(chosen), size):
         rows = table.take(chosen[first : first + size])
-        batch = row_tensors(rows, worker.device)
-        logits = target_logits(model, batch, spec.vocab_size)
-        noise = torch.rand(len(logits), codec.streams, dtype=torch.float64, device=worker.device)
+        logits = target_logits(model, row_tensors(rows, rank.device), job.vocab_size)
+        noise = torch.rand(len(logits), codec.streams, dtype=torch.float64, device=rank.device)
         encoded = codec.encode(logits, noise, temperature=cache.temperature)
-        rest.add(rows.input_ids[rows.loss_mask], encoded.payload.cpu().numpy())
-    return rest.bytes_per_position()
+        stored.add(rows.input_ids[rows.loss_mask], encoded.payload.cpu().numpy())
+    return stored.bytes_per_position()
 
 
-def _student_seconds(spec: MeasureJob, worker: Rank) -> float:
-    """Median seconds of the student's step on targets of the run's codec, as they are decoded."""
-    training, length = spec.config.distill.training, spec.config.data.seq_len
-    codec = make_codec(spec.config.cache.codec, spec.vocab_size)
-    cached = spec.config.distill.targets == "cache"
-    loss = DistillationLoss(spec.config, codec, None) if cached else LabelsLoss()
-    rows = _rows_of(training, worker)
-    logits = torch.randn(length, spec.vocab_size)
+def _student_step(job: MeasureJob, rank: Rank) -> float:
+    """Return median seconds of the student's step on targets of the run's codec."""
+    training, length = job.config.distill.training, job.config.data.seq_len
+    codec = make_codec(job.config.cache.codec, job.vocab_size)
+    cached = job.config.distill.targets == "cache"
+    loss = DistillationLoss(job.config, codec, None) if cached else LabelsLoss()
+    rows = min(training.micro_batch_size, rank_rows(training, rank.world_size))
+    logits = torch.randn(length, job.vocab_size)
     noise = torch.rand(length, codec.streams, dtype=torch.float64)
-    payload = codec.encode(logits, noise).payload.expand(rows, length, -1).to(worker.device)
-    ids, segments = _rows(spec, rows, worker.device)
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    mask[:, -1] = False
-    entropy = torch.zeros(rows, device=worker.device)
-    tensors = RowTensors(ids, segments, mask, next_token_labels(ids))
+    payload = codec.encode(logits, noise).payload.expand(rows, length, -1).to(rank.device)
+    ids, segments = _random_rows(job, rows, rank.device)
+    mask = _next_token_mask(ids)
+    entropy = torch.zeros(rows, device=rank.device)
+    tensors = RowTensors(ids, segments, mask, torch.roll(ids, -1, dims=1))
     batch = MicroBatch(tensors, payload, entropy)
-    return _step_seconds(spec, spec.student, training, batch, loss, int(mask.sum()), worker)
+    return _step_seconds(job, job.student, training, batch, loss, int(mask.sum()), rank)
 
 
-def _teacher_seconds(spec: MeasureJob, training: TrainingConfig, worker: Rank) -> float:
-    """The same of the teacher's training, on labels."""
-    ids, segments = _rows(spec, _rows_of(training, worker), worker.device)
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    mask[:, -1] = False
+def _teacher_step(job: MeasureJob, training: TrainingConfig, rank: Rank) -> float:
+    """Return median seconds of the teacher's step, on labels."""
+    rows = min(training.micro_batch_size, rank_rows(training, rank.world_size))
+    ids, segments = _random_rows(job, rows, rank.device)
+    mask = _next_token_mask(ids)
 
     def loss(model: ModelWithHead, batch: Any, step: int) -> LossSums:
-        labels = next_token_labels(ids)[mask]
+        labels = torch.roll(ids, -1, dims=1)[mask]
         found = head_and_loss(model.hidden(ids, segments)[mask], model.head, labels).objective
         return found, {"loss": found.detach()}
 
-    return _step_seconds(spec, spec.teacher, training, ids, loss, int(mask.sum()), worker)
+    return _step_seconds(job, job.teacher, training, ids, loss, int(mask.sum()), rank)
 
 
 def _step_seconds(
-    spec: MeasureJob,
+    job: MeasureJob,
     shape: Any,
     training: TrainingConfig,
     batch: Any,
     loss: Any,
     targets: int,
-    worker: Rank,
+    rank: Rank,
 ) -> float:
-    """Median seconds of a step of the real loop: forward, backward, reduction, update."""
+    """Return median seconds of a step of the real loop: forward, backward, reduction, update."""
     count = micro_batches_per_rank(
-        training.global_batch_size, training.micro_batch_size, worker.world_size
+        training.global_batch_size, training.micro_batch_size, rank.world_size
     )
-    wrap = partial(ModelWithHead, vocab_size=spec.vocab_size)
-    build = partial(build_model, shape, 0)
-    backend = make_backend(build, wrap, training, count, worker)
-    every = training.model_copy(update={"steps": 1000, "log_every": 1000, "validate_every": 1000})
+    wrap = partial(ModelWithHead, vocab_size=job.vocab_size)
+    backend = make_backend(partial(build_model, shape, 0), wrap, training, count, rank)
+    step = Step([batch] * count, count * targets, np.arange(training.global_batch_size))
     hooks = Callbacks(
         log=lambda step, tokens, metrics: None,
         validate=lambda: {"loss": 0.0},
         save=lambda progress: None,
         progress=lambda done, tokens: None,
-        extra=lambda step: {},
+        extra=lambda step, indices: {},
     )
 
     def run(steps: int) -> list[float]:
@@ -226,14 +327,15 @@ def _step_seconds(
 
         def timed() -> Iterator[Step[Any]]:
             for _ in range(steps):
-                _finish(worker)
+                _synchronize(rank)
                 stamps.append(time.perf_counter())
-                yield Step([batch] * count, count * targets)
+                yield step
 
+        rarely = {"log_every": 1000, "validate_every": 1000}
         train(
             backend=backend,
-            training=every.model_copy(update={"steps": steps}),
-            worker=worker,
+            training=training.model_copy(update={"steps": steps, **rarely}),
+            worker=rank,
             start=Progress(),
             steps=timed(),
             compute_loss=loss,
@@ -243,53 +345,45 @@ def _step_seconds(
         return [after - before for before, after in pairwise(stamps)]
 
     first = run(2)[-1]
-    worker.say(f"a step of {shape.model_type} takes {first:.3g} s")
-    return median(run(_repeats(first, spec.budget, worker)))
+    rank.say(f"a step of {shape.model_type} takes {first:.3g} s")
+    return median(run(_repeats(first, rank)))
 
 
-def _rows_of(training: TrainingConfig, worker: Rank) -> int:
-    """Rows of a rank's micro-batch."""
-    return min(training.micro_batch_size, -(-training.global_batch_size // worker.world_size))
+def _random_rows(
+    job: MeasureJob, count: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return random ids and segments [count, T].
 
-
-def _rows(spec: MeasureJob, count: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random ids and segments [count, T]; two documents a row where rows are packed, as attention
-    then takes its mask."""
-    length = spec.config.data.seq_len
-    ids = torch.randint(spec.vocab_size, (count, length), device=device)
+    Two documents a sequence where sequences are packed, as attention then uses its mask.
+    """
+    length = job.config.data.seq_len
+    ids = torch.randint(job.vocab_size, (count, length), device=device)
     segments = torch.ones_like(ids)
-    if spec.config.data.pack:
+    if job.config.data.pack:
         segments[:, length // 2 :] = 2
     return ids, segments
 
 
-def _repeated(work: Callable[[], None], budget: float, worker: Rank) -> float:
-    """Median seconds of `work`, which is collective, within the budget."""
-    begun = time.perf_counter()
-    work()
-    repeats = _repeats(time.perf_counter() - begun, budget, worker)
-    times = []
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - begun)
-    return median(times)
+def _next_token_mask(ids: torch.Tensor) -> torch.Tensor:
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[:, -1] = False
+    return mask
 
 
-def _repeats(seconds: float, budget: float, worker: Rank) -> int:
-    """How often what takes `seconds` fits the budget; the same on every rank."""
-    found: int = worker.broadcast(min(200, max(3, int(budget / max(seconds, 1e-6)))))
+def _repeats(seconds: float, rank: Rank) -> int:
+    """Return how often work of `seconds` fits the budget; the same on every rank."""
+    found: int = rank.broadcast(min(200, max(3, int(_BUDGET_SECONDS / max(seconds, 1e-6)))))
     return found
 
 
-def _finish(worker: Rank) -> None:
-    """A GPU works behind the caller's back."""
-    if worker.device.type == "cuda":
-        torch.cuda.synchronize(worker.device)
+def _synchronize(rank: Rank) -> None:
+    """Wait for the GPU, which works asynchronously."""
+    if rank.device.type == "cuda":
+        torch.cuda.synchronize(rank.device)
 
 
-def _store_seconds(output: Store) -> dict[str, float]:
-    """Bytes a second of writing and reading, and seconds of the smallest write."""
+def _store_rates(output: Store) -> dict[str, float]:
+    """Return bytes a second of writing and reading, and seconds of the smallest write."""
     data = os.urandom(_OBJECT_BYTES)
     begun = time.perf_counter()
     output.put(_PROBE, b"x")
@@ -305,115 +399,3 @@ def _store_seconds(output: Store) -> dict[str, float]:
         "put_bytes": _OBJECT_BYTES / written,
         "get_bytes": _OBJECT_BYTES / read,
     }
-
-
-_BUDGET_SECONDS = 5.0
-# Forwards measured at the least, each of which is not to take longer than the budget.
-_FEWEST_LAYERS = 2
-
-
-def calibrate(setting: Setting, say: Callable[[str], None] = print) -> Calibration:
-    """Measure on the cluster that Ray connects to, and keep the result. Needs a store to write to.
-
-    Raises KdscaleError where the plan is for GPUs and the config's workers have none, or the other
-    way round, where the output cannot be written, or where the cluster is too small.
-    """
-    config = setting.config
-    workers = config.cache.capture.workers
-    if setting.is_gpu != (workers.gpus > 0):
-        have = f"{workers.gpus:g} GPUs a worker (cache.capture.workers.gpus)"
-        raise KdscaleError(
-            f"A calibration measures what the config's workers run on, {have}, and not "
-            f"{setting.hardware.name}.",
-            "Calibrate on the hardware that is planned for, or plan without --calibrate.",
-        )
-    if config.task != "causal-lm":
-        raise KdscaleError(
-            f"A calibration measures causal language models, and the run's task is {config.task}.",
-            "Plan without --calibrate.",
-        )
-    output = open_store(config.output)
-    output.check()
-    teacher = _affordable(setting)
-    job = MeasureJob(
-        config=config,
-        output=output,
-        teacher=teacher,
-        student=setting.student_config,
-        vocab_size=setting.tokens.vocab_size,
-        budget=_BUDGET_SECONDS,
-        at_hand=_at_hand(setting) if teacher is setting.teacher_config else None,
-    )
-    say(f"calibrating with {workers.count} workers, about a minute")
-    with ray_session(), stage_progress("calibrate") as progress:
-        begun = time.perf_counter()
-        run_workers(measure, {"measure": job}, workers, progress)
-        whole = time.perf_counter() - begun
-    found = json.loads(output.get(RESULT))
-    output.delete(RESULT)
-    result = _rates(found, whole, teacher, setting)
-    keep(result, output)
-    return result
-
-
-def _affordable(setting: Setting) -> Any:
-    """The teacher's config, cut to as many layers as a forward can have within the budget at the
-    hardware's assumed speed; all of them where that is enough."""
-    plain = setting.with_measured(None)
-    capture = setting.config.cache.capture
-    positions = capture.micro_batch_size * setting.tokens.seq_len
-    speed = rate(plain, capture.workers, training=False)
-    seconds = positions * setting.teacher.forward_flops(setting.tokens.seq_len) / speed
-    layers = setting.teacher.layers
-    kept = max(_FEWEST_LAYERS, min(layers, int(layers * _BUDGET_SECONDS / seconds)))
-    if kept >= layers:
-        return setting.teacher_config
-    config = copy.deepcopy(setting.teacher_config)
-    keep_layers(config.get_text_config(), list(range(kept)))
-    return config
-
-
-def _at_hand(setting: Setting) -> AtHand | None:
-    """The run's own teacher and rows, where both stages are complete."""
-    if not setting.tokens.prepared:
-        return None
-    run = RunArtifacts(setting.config)
-    teacher = read_marker(run.output.child("teacher"))
-    if teacher is None or teacher.fingerprint != run.teacher_fingerprint:
-        return None
-    return AtHand(teacher, run.prepared_store)
-
-
-def _rates(found: dict[str, Any], whole: float, teacher: Any, setting: Setting) -> Calibration:
-    """From seconds of the work that was measured to rates of a rank."""
-    config, length = setting.config, setting.tokens.seq_len
-    capture, training = config.cache.capture, config.distill.training
-    measured = shape_of(teacher)
-    positions = capture.micro_batch_size * length
-
-    def step_flops(shape: Any, training: Any) -> float:
-        rows = -(-training.global_batch_size // capture.workers.count)
-        return float(
-            rows * length * shape.training_flops(length, training.activation_checkpointing)
-        )
-
-    teacher_flops = None
-    if "teacher_step" in found:
-        teacher_flops = step_flops(measured, config.teacher.training) / found["teacher_step"]
-    return Calibration(
-        hardware=setting.hardware.name,
-        device=found["device"],
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        workers=capture.workers.count,
-        forward_flops=positions * measured.forward_flops(length) / found["forward"],
-        training_flops=step_flops(setting.student, training) / found["step"],
-        teacher_flops=teacher_flops,
-        encode_tokens=positions / found["encode"],
-        put_bytes=found["put_bytes"],
-        get_bytes=found["get_bytes"],
-        latency_seconds=found["latency_seconds"],
-        start_up_seconds=whole - found["loop"],
-        base_bytes=found["base_bytes"],
-        codec=config.cache.codec if "at_rest" in found else None,
-        payload_at_rest=found.get("at_rest"),
-    )

@@ -10,13 +10,13 @@ from kdscale.cache.commit.manifest import load_manifest
 from kdscale.cache.origin import read_facts, read_tokenizer
 from kdscale.cache.read.concat import check_alike, drawn_rows
 from kdscale.cache.spec import FORMAT, Identity
-from kdscale.config import parse_config
 from kdscale.config.loss import check_defined
 from kdscale.data.tokenizer import TOKENIZER_FILE
 from kdscale.errors import KdscaleError
 from kdscale.models.hf_folder import is_folder, read_marker, weights_digest
 from kdscale.preflight.context import KnownData
 from kdscale.run.artifacts import NEEDED_OF_CACHE, NEEDED_OF_CACHES, OPERATIONAL, RunArtifacts
+from kdscale.run.finished_run import FinishedRun
 from kdscale.store import Store, open_store
 
 # Bytes of weights whose digest takes no more than a second or two.
@@ -154,7 +154,6 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-_CONFIG_KEY = "config.resolved.yaml"
 _SHARED = ("task", "seed", "data", "teacher", "cache")
 
 
@@ -162,8 +161,8 @@ def differing_fields(run: RunArtifacts) -> list[str]:
     """A line for each field of data, teacher and cache in which the run differs from the config
     that its base was started with; none where that is not there."""
     try:
-        base = parse_config(run.source.get(_CONFIG_KEY).decode())
-    except (FileNotFoundError, KdscaleError):
+        base = FinishedRun(run.source).config
+    except KdscaleError:
         return []
     theirs, mine = base.model_dump(mode="json"), run.config.model_dump(mode="json")
     return [

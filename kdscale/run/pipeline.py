@@ -18,6 +18,7 @@ from kdscale.preflight import Findings, preflight
 from kdscale.preflight.caches import check_caches, differing_fields, other_caches
 from kdscale.preflight.data import of_prepared
 from kdscale.run.artifacts import RunArtifacts, resolve_paths
+from kdscale.run.finished_run import CONFIG_KEY
 from kdscale.run.lock import run_lease
 from kdscale.run.making import STAGE_OF, Stage
 from kdscale.run.progress_file import Heartbeat
@@ -61,7 +62,7 @@ def run_pipeline(
         requests = stack.enter_context(StopRequests(run.output))
         heartbeat = stack.enter_context(Heartbeat(run.output, check=lease.check))
         run.fence = lease.fence()
-        run.output.put("config.resolved.yaml", dump_config(run.config).encode())
+        run.output.put(CONFIG_KEY, dump_config(run.config).encode())
         record = RunRecord(run.output, run.config.name, run.fingerprint, lease.check)
         print(f"run {run.config.name} on data {prepared} -> {run.output}", flush=True)
         if others:
