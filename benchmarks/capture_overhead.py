@@ -91,7 +91,7 @@ def main(
 
 
 def make_config(assets: Path, output: str, rows: int) -> RunConfig:
-    """A run whose teacher is a whole copy on every worker, with four units to capture."""
+    """A run whose teacher is a whole copy on every worker, with four shards to capture."""
     return RunConfig.model_validate(
         {
             "name": "capture-overhead",
@@ -192,11 +192,11 @@ def seconds_of(arm: Callable[[], None], worker: Rank) -> float:
 def only_forward(
     spec: CaptureJob, worker: Rank, model: torch.nn.Module, prepared: Prepared
 ) -> None:
-    """The teacher over this rank's share of the units, in the batches of a capture."""
+    """The teacher over this rank's share of the shards, in the batches of a capture."""
     table, size = prepared.split("train"), spec.config.cache.capture.micro_batch_size
-    for unit in spec.plan.units[worker.rank :: worker.world_size]:
-        for start in range(unit.start, unit.stop, size):
-            rows = table.take(spec.selected[start : min(start + size, unit.stop)])
+    for shard in spec.plan.shards[worker.rank :: worker.world_size]:
+        for start in range(shard.start, shard.stop, size):
+            rows = table.take(spec.selected[start : min(start + size, shard.stop)])
             ids, segments, _, _ = row_tensors(rows, worker.device)
             compute_logits(model, ids, segments, prepared.vocab_size)
 

@@ -225,8 +225,8 @@ class Arms:
     @torch.no_grad()
     def _forward(self, count: int, turn: int) -> None:
         rank, table = self._ranks[count], self._prepared.split("train")
-        for unit in self.spec.plan.units[rank.rank :: count]:
-            rows = table.take(self.spec.selected[unit.start : unit.stop])
+        for shard in self.spec.plan.shards[rank.rank :: count]:
+            rows = table.take(self.spec.selected[shard.start : shard.stop])
             ids, segments, _, _ = row_tensors(rows, rank.device)
             compute_logits(self._teacher, ids, segments, self._prepared.vocab_size)
 

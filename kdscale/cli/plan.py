@@ -49,7 +49,7 @@ def plan(
     from kdscale.plan.inputs import read_inputs
     from kdscale.plan.plan import make_plan
     from kdscale.plan.render import render
-    from kdscale.preflight import Sight, preflight
+    from kdscale.preflight import PreflightOptions, preflight
     from kdscale.run.artifacts import resolve_paths
     from kdscale.store import open_store
 
@@ -57,7 +57,7 @@ def plan(
     name = hardware or ("H100" if resolved.cache.capture.workers.gpus else "cpu")
     chosen = find_hardware(name)
     elsewhere = tokens is not None or teacher is not None
-    for note in preflight(resolved, sight=Sight(elsewhere, tokens, teacher)).notes:
+    for note in preflight(resolved, options=PreflightOptions(elsewhere, tokens, teacher)).notes:
         typer.echo(f"note: {note}", err=True)
     inputs = read_inputs(resolved, chosen, tokens=tokens, teacher_shape=teacher)
     measured = None

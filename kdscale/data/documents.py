@@ -46,17 +46,16 @@ from kdscale.store import Store
 CLEAN_CHARACTERS = 16 * 2**20
 ENCODE_CHARACTERS = 2**20
 NAMED_DOCUMENTS = 3
-_FACTS = pa.schema(
-    {
-        "rank": pa.uint64(),
-        "digest": pa.binary(16),
-        "size": pa.int64(),  # UTF-8 bytes
-        "status": pa.uint8(),  # a Status, or FIRST_STEP + the step that dropped it
-        "changed": pa.uint32(),  # a bit for each step that changed it
-        "bands": pa.binary(),  # of the search for near duplicates
-        "label": pa.string(),
-    }
-)
+_COLUMNS: dict[str, pa.DataType] = {
+    "rank": pa.uint64(),
+    "digest": pa.binary(16),
+    "size": pa.int64(),  # UTF-8 bytes
+    "status": pa.uint8(),  # a Status, or FIRST_STEP + the step that dropped it
+    "changed": pa.uint32(),  # a bit for each step that changed it
+    "bands": pa.binary(),  # of the search for near duplicates
+    "label": pa.string(),
+}
+_FACTS = pa.schema(_COLUMNS)
 # Metadata of a part's facts: JSON of the names of its first undecodable documents.
 _UNDECODABLE = b"undecodable"
 _TEXTS = pa.schema({"text": pa.large_string()})

@@ -33,7 +33,7 @@ class HiddenLoss:
     widths: tuple[int, int]  # of student and teacher
 
     def projections(self, seed: int) -> list[torch.nn.Module]:
-        """Return one map a pair, from the student's width to the teacher's; a function of `seed`."""
+        """Return one map a pair, from the student's width to the teacher's, a function of `seed`."""
         student, teacher = self.widths
         if student == teacher:
             return [torch.nn.Identity() for _ in self.pairs]

@@ -26,7 +26,6 @@ from kdscale.curriculum.sampler import SeenRows
 from kdscale.data.rows.prepared import Prepared, open_prepared
 from kdscale.distill.batches import MicroBatch
 from kdscale.distill.curriculum import Reader, make_sampler, staged_steps
-from kdscale.distill.initial_student import Start, plan_start
 from kdscale.distill.layer_losses import (
     AttentionLoss,
     HiddenLoss,
@@ -34,6 +33,7 @@ from kdscale.distill.layer_losses import (
     make_hidden_loss,
 )
 from kdscale.distill.objective import DistillationLoss, LabelsLoss
+from kdscale.distill.student_init import StudentInit, init_student
 from kdscale.distill.targets import OnlineTeacher
 from kdscale.distributed.rank import Rank, current_rank
 from kdscale.models.head import ModelWithHead
@@ -74,7 +74,7 @@ def distill(job: DistillJob) -> None:
     reader = open_cache(config, job.caches, job.expected)
     source = "online" if config.distill.targets == "online" else reader.codec.describe()["kind"]
     check_defined(config.distill.loss.divergence.kind, source)
-    start = plan_start(config, prepared, job.teacher, worker)
+    start = init_student(config, prepared, job.teacher, worker)
     for session in sessions:
         _train_arm(session, worker, prepared, reader, start, job.teacher, job.tables)
 
@@ -86,7 +86,7 @@ def open_cache(
     them as one."""
     distill, folder = config.distill, None
     if distill.cache_disk_gib:
-        folder = Path(distill.cache_folder) if distill.cache_folder else local_cache_dir("blocks")
+        folder = Path(distill.cache_folder) if distill.cache_folder else local_cache_dir("chunks")
     disk = DiskCache(folder, int(distill.cache_disk_gib * 2**30)) if folder else None
     memory_bytes = distill.cache_memory_mib << 20
     weights = [cache.weight for cache in caches]
@@ -94,7 +94,7 @@ def open_cache(
         CacheReader(
             cache.store,
             expected=expected,
-            segments=cache.segments,
+            generations=cache.generations,
             memory_bytes=int(memory_bytes * cache.weight / sum(weights)),
             disk=disk,
         )
@@ -118,7 +118,7 @@ def online_teacher(
 
 
 def layer_losses(
-    config: RunConfig, start: Start, teacher: ModelReference
+    config: RunConfig, start: StudentInit, teacher: ModelReference
 ) -> tuple[HiddenLoss | None, AttentionLoss | None]:
     """The losses on hidden states and on attention, where the config asks for them; KdscaleError
     for layers that student or teacher have not."""
@@ -139,7 +139,7 @@ def _train_arm(
     worker: Rank,
     prepared: Prepared,
     cached: CacheReader | ConcatReader,
-    start: Start,
+    start: StudentInit,
     teacher: ModelReference,
     tables: Store,
 ) -> None:
@@ -194,9 +194,9 @@ def _train_arm(
     )
 
 
-def _hit_share(blocks: dict[str, float]) -> float:
-    """Of the blocks asked for so far the share that was in memory or on the local disk; NaN where
+def _hit_share(counts: dict[str, float]) -> float:
+    """Of the chunks asked for so far the share that was in memory or on the local disk; NaN where
     none was asked for yet."""
-    found = blocks["block_hits"] + blocks["disk_hits"]
-    asked = found + blocks["blocks_fetched"]
+    found = counts["chunk_hits"] + counts["disk_hits"]
+    asked = found + counts["chunks_fetched"]
     return found / asked if asked else math.nan

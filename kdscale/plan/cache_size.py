@@ -68,11 +68,12 @@ def stored_payload(codec: CodecConfig, vocab_size: int, pack: bool = True) -> fl
     lines between those measured.
     """
     made = make_codec(codec, vocab_size)
+    in_memory = made.bytes_per_position
     if packable(made) and not pack:
-        return _UNPACKED * made.bytes_per_position
+        return _UNPACKED * in_memory
     size = codec.draws if isinstance(codec, SampleCodec) else getattr(codec, "k", 1)
     sizes, ratios = np.array(_RATIOS[codec.kind]).T
-    return made.bytes_per_position * float(np.interp(size, sizes, ratios))
+    return in_memory * float(np.interp(size, sizes, ratios))
 
 
 def cache_bytes(config: CacheConfig, codec: CodecConfig, inputs: PlanInputs) -> CacheBytes:
@@ -106,8 +107,14 @@ def cache_bytes(config: CacheConfig, codec: CodecConfig, inputs: PlanInputs) -> 
 def compared(inputs: PlanInputs) -> list[CacheBytes]:
     """Return the sizes of the config's codec, then of alternatives to it."""
     config = inputs.config.cache
-    others = [VaroptCodec(), VaroptCodec(k=32), SampleCodec(), TopkCodec(), FullCodec()]
-    codecs = dict.fromkeys([config.codec, *others])
+    others: list[CodecConfig] = [
+        VaroptCodec(),
+        VaroptCodec(k=32),
+        SampleCodec(),
+        TopkCodec(),
+        FullCodec(),
+    ]
+    codecs: dict[CodecConfig, None] = dict.fromkeys([config.codec, *others])
     fitting = [codec for codec in codecs if getattr(codec, "k", 1) <= inputs.tokens.outputs]
     return [cache_bytes(config, codec, inputs) for codec in fitting]
 

@@ -255,7 +255,7 @@ def _stored_payload(job: MeasureJob, prepared: Store, rank: Rank, model: torch.n
     texts = table.take(spread(_PRIOR_ROWS, len(table)))
     codec = make_codec(cache.codec, job.vocab_size)
     prior = count_prior([(texts.input_ids, texts.loss_mask)], job.vocab_size)
-    stored = AtRest(codec, prior, block=cache.sequences_per_chunk * length)
+    stored = AtRest(codec, prior, chunk=cache.sequences_per_chunk * length)
     chosen = spread(max(size, _STORED_POSITIONS // length), len(table))
     for first in range(0, len(chosen), size):
         rows = table.take(chosen[first : first + size])

@@ -10,11 +10,11 @@ from typing import Any
 from kdscale.config import RunConfig
 from kdscale.config.hardware import Hardware
 from kdscale.config.training import TrainingConfig, WorkersConfig
-from kdscale.distill.initial_student import plan_of
+from kdscale.distill.student_init import plan_init
 from kdscale.errors import KdscaleError
 from kdscale.models.hf_folder import loadable
 from kdscale.models.load import load_config_of
-from kdscale.models.meta_model import Skeleton
+from kdscale.models.meta_model import MetaModel
 from kdscale.plan.calibration import Calibration
 from kdscale.preflight.context import KnownData
 from kdscale.preflight.row_counts import Tokens, count_tokens
@@ -80,7 +80,7 @@ def shape_of(config: Any) -> Shape:
     Of a mixture of experts, their matrices count for the share of them that a token uses.
     """
     text = config.get_text_config()
-    skeleton = Skeleton(config)
+    meta = MetaModel(config)
     layers, hidden = text.num_hidden_layers, text.hidden_size
     heads = text.num_attention_heads
 
@@ -95,14 +95,14 @@ def shape_of(config: Any) -> Shape:
         neurons = active * (option("moe_intermediate_size") or neurons)
     matrices = {
         name: prod(shape) * (active / experts if ".experts." in name else 1)
-        for name, shape in skeleton.shapes.items()
-        if skeleton.group_of(name).startswith("layer ") and len(shape) > 1
+        for name, shape in meta.shapes.items()
+        if meta.group_of(name).startswith("layer ") and len(shape) > 1
     }
     window = option("sliding_window")
     kinds = option("layer_types") or ["full_attention"] * layers
     return Shape(
         architecture=config.model_type,
-        parameters=sum(map(prod, skeleton.shapes.values())),
+        parameters=sum(map(prod, meta.shapes.values())),
         layers=layers,
         hidden=hidden,
         queries=heads * head_size,
@@ -110,10 +110,10 @@ def shape_of(config: Any) -> Shape:
         neurons=neurons,
         vocabulary=text.vocab_size,
         matrices=int(sum(matrices.values())),
-        largest=max(map(prod, skeleton.shapes.values())),
+        largest=max(map(prod, meta.shapes.values())),
         windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
         gated=any(_GATED.search(name) for name in matrices),
-        normed_queries=any("q_norm" in name for name in skeleton.shapes),
+        normed_queries=any("q_norm" in name for name in meta.shapes),
     )
 
 
@@ -193,12 +193,13 @@ def read_inputs(
     if teacher is not None:
         vocab_size = teacher.get_text_config().vocab_size
     found = count_tokens(config, vocab_size, tokens)
-    labels, classes = config.data.labels, ()
+    labels = config.data.labels
+    classes: tuple[str, ...] = ()
     if labels is not None:
         classes = labels.classes or tuple(map(str, range(found.outputs)))
     data = KnownData(found.vocab_size, classes)
     teacher = teacher_config(config, data, teacher)
-    student = plan_of(config, data, teacher).config
+    student = plan_init(config, data, teacher).config
     return PlanInputs(
         config=config,
         tokens=found,

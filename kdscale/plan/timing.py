@@ -58,7 +58,7 @@ def rate(inputs: PlanInputs, workers: WorkersConfig, *, training: bool) -> float
 
 
 def training_rate(inputs: PlanInputs, stage: str) -> float:
-    """Return FLOPs a second of a rank that trains; the teacher's own measurement if there is one."""
+    """Return FLOPs a second of a rank that trains; the teacher may have its own measurement."""
     measured = inputs.measured
     if stage == "teacher" and measured is not None and measured.teacher_flops is not None:
         return measured.teacher_flops
@@ -136,7 +136,7 @@ def step_seconds(
 def training_seconds(
     shape: Shape, training: TrainingConfig, stage: str, inputs: PlanInputs, models: int = 1
 ) -> Seconds:
-    """Return the time of `models` trainings in sequence: steps, validation, checkpoints, publishing.
+    """Return the time of `models` trainings in sequence, from first step to publishing.
 
     A validation is a forward of its sequences, a checkpoint 12 N bytes over the machines.
     """

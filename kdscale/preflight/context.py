@@ -8,7 +8,7 @@ from typing import Any
 
 from kdscale.config import RunConfig
 from kdscale.data.rows.prepared import Prepared
-from kdscale.models.init.student_init import Plan
+from kdscale.models.init.plan import InitPlan
 from kdscale.run.artifacts import RunArtifacts
 
 
@@ -39,10 +39,10 @@ class Findings:
 
 
 @dataclass(frozen=True)
-class Sight:
+class PreflightOptions:
     """From where a run is looked at."""
 
-    elsewhere: bool = False
+    runs_elsewhere: bool = False
     """It will run on other machines: what is not to be seen from here is noted, not refused."""
 
     tokens: float | None = None
@@ -52,7 +52,7 @@ class Sight:
     """Folder with a config.json, in place of a teacher that is not at hand."""
 
 
-HERE = Sight()
+DEFAULTS = PreflightOptions()
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ class KnownData:
 
 
 @dataclass
-class View:
+class Context:
     """One look at a run."""
 
     run: RunArtifacts
     stages: frozenset[str]  # that are to be made
-    sight: Sight
+    options: PreflightOptions
     findings: Findings
     scratch: Path
     prepared: Prepared | None = None
@@ -89,7 +89,7 @@ class View:
     """What `from_pretrained` takes here for the config and tokenizer of a teacher that exists."""
 
     teacher: Any | None = None  # of transformers; None where it is out of sight
-    student: Plan | None = None
+    student: InitPlan | None = None
 
     @property
     def config(self) -> RunConfig:
@@ -99,7 +99,7 @@ class View:
     @property
     def teacher_weights(self) -> str | None:
         """Where the files of a teacher that exists can be looked at, if they can."""
-        if self.teacher_source is None or self.sight.teacher_shape is not None:
+        if self.teacher_source is None or self.options.teacher_shape is not None:
             return None
         load = self.config.teacher.load
         # The config and tokenizer of a remote one have been fetched; its weights have not.

@@ -10,7 +10,7 @@ from kdscale.data.rows.prepared import Prepared
 from kdscale.data.rows.selection import mixture_bytes
 from kdscale.data.sources.corpus import find_corpus
 from kdscale.errors import KdscaleError
-from kdscale.preflight.context import View
+from kdscale.preflight.context import Context
 from kdscale.run.artifacts import RunArtifacts
 from kdscale.store import open_store
 
@@ -152,42 +152,42 @@ def corpus_bytes(source: SourceConfig) -> int:
 _MUCH = 1.5  # times as many rows captured as read
 
 
-def note_unread(view: View) -> None:
+def note_unread(context: Context) -> None:
     """Note rows that the cache captures and the student will never read, and batches that are
     larger than the cache."""
-    config, training = view.config, view.config.distill.training
+    config, training = context.config, context.config.distill.training
     if config.cache.reuse is not None:
         return
-    captured = _captured(view)
+    captured = _captured(context)
     if captured is None:
         return
     rows, is_exact = captured
     about = "" if is_exact else "about "
     read = training.steps * training.global_batch_size
-    if rows > _MUCH * read and view.makes("cache"):
+    if rows > _MUCH * read and context.makes("cache"):
         share = f"{read / rows:.0%}" if read >= rows / 100 else "less than 1%"
-        view.findings.note(
+        context.findings.note(
             f"The student reads {read:,} rows ({training.steps:,} steps of "
             f"{training.global_batch_size:,}), {share} of the {about}{rows:,} that the cache "
             f"captures: set cache.rows to {read}, or train it for longer."
         )
     if training.global_batch_size > rows:
-        view.findings.note(
+        context.findings.note(
             f"A batch has {training.global_batch_size:,} rows "
             f"(distill.training.global_batch_size), and the cache {about}{rows:,}: "
             "it will have some of them more than once."
         )
 
 
-def _captured(view: View) -> tuple[int, bool] | None:
+def _captured(context: Context) -> tuple[int, bool] | None:
     """Rows of the cache, and whether these are counted; None where nobody knows."""
-    if view.prepared is not None:
-        return len(view.run.selected), True
-    if view.data is None and view.sight.tokens is None:
+    if context.prepared is not None:
+        return len(context.run.selected), True
+    if context.data is None and context.options.tokens is None:
         return None
-    ids = view.data.vocab_size if view.data is not None else 32_000
+    ids = context.data.vocab_size if context.data is not None else 32_000
     try:
-        found = count_tokens(view.config, ids, view.sight.tokens)
+        found = count_tokens(context.config, ids, context.options.tokens)
     except (KdscaleError, OSError):
         return None
     return found.captured_rows, found.prepared

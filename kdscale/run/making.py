@@ -155,8 +155,8 @@ def _pinned_caches(run: RunArtifacts, record: RunRecord) -> list[CacheSource]:
     """What the student read from its first step on, whatever was appended to a cache since."""
     caches = readable_caches(run)
     key = run.student_fingerprint("student")
-    pinned = record.pinned("cache_segments", key, [cache.segments for cache in caches])
-    return [replace(c, segments=n) for c, n in zip(caches, pinned, strict=True)]
+    pinned = record.pinned("cache_generations", key, [cache.generations for cache in caches])
+    return [replace(c, generations=n) for c, n in zip(caches, pinned, strict=True)]
 
 
 # evaluate and report

@@ -93,8 +93,8 @@ def run_session(
 
     `wrap` puts the built model into the form that is trained. `steps(start, model)` yields this
     rank's share of the steps from `start` on, where `model`, the back end's, is at `start` when the
-    first is asked for; `extra(step, indices)` gives metrics to log with it on rank 0; `adaptive` is a part
-    of the loss that follows the training.
+    first is asked for; `extra(step, indices)` gives metrics to log with it on rank 0; `adaptive` is
+    a part of the loss that follows the training.
     """
     worker.raise_if_stopping()
     training = session.training

@@ -71,9 +71,10 @@ class Callbacks:
     """What the loop calls outside of itself.
 
     `log(step, tokens, metrics)` on rank 0 only; `progress(done, tokens)`, `validate()`, which
-    gives every rank the same `loss`, and `save(progress)` on all ranks; `extra(step,
-    indices)` gives more metrics of that step, whose global batch is `indices`; `adaptive` follows every step on all ranks. `asked_to_leave()` on any rank
-    ends the training after a step, with a checkpoint. Tokens are targets trained on since step 0.
+    gives every rank the same `loss`, and `save(progress)` on all ranks; `extra(step, indices)`
+    gives more metrics of a step with the global batch `indices`; `adaptive` follows every step on
+    all ranks. `stop_requested()` on any rank ends the training after a step, with a checkpoint.
+    Tokens are targets trained on since step 0.
     """
 
     log: Callable[[int, int, dict[str, float]], None]

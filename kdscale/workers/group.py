@@ -3,7 +3,7 @@
 Workers save their state through the store (train/checkpoint.py) and not through `ray.train.report`:
 that keeps one retry policy and one layout for every store, survives a new driver, and lets another
 world size resume. Ray Train starts the group again after a failure; the loop then finds its last
-checkpoint, or its missing units, by itself.
+checkpoint, or its missing shards, by itself.
 
 To start a group takes longer than many a stage of a small model. So CPU workers that were not
 disturbed go on with the next stage, where it asks for the same ones. GPU workers end with their

@@ -81,8 +81,8 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-def make(model: ModelConfig = MODEL, purpose: TaskSpec = CAUSAL_LM) -> PreTrainedModel:
-    return build_model(make_config(model, VOCAB, SPECIAL, LENGTH, purpose), 0)
+def make(model: ModelConfig = MODEL, task_spec: TaskSpec = CAUSAL_LM) -> PreTrainedModel:
+    return build_model(make_config(model, VOCAB, SPECIAL, LENGTH, task_spec), 0)
 
 
 def run(

@@ -155,7 +155,7 @@ def look(output: Store) -> tuple[Series, RunStatus]:
     try:
         while True:
             seen, status = scrape(), run_status(output)
-            ranks = {tags["rank"] for tags, _ in seen.get("kdscale_units_committed_total", [])}
+            ranks = {tags["rank"] for tags, _ in seen.get("kdscale_shards_committed_total", [])}
             # The progress follows the workers by a beat.
             if ranks == {"0", "1"} and status.stages[2].done == CAPTURED:
                 return seen, status
@@ -184,7 +184,7 @@ def test_a_stage_is_seen_by_prometheus_and_from_its_store(cluster: Cluster, tmp_
 
     tags = {"run": "tiny", "stage": "cache"}
     assert {name.removesuffix("_total") for name in seen} <= METRICS.keys()
-    assert sum(of(seen, "kdscale_units_committed_total", **tags)) == 4
+    assert sum(of(seen, "kdscale_shards_committed_total", **tags)) == 4
     assert min(of(seen, "kdscale_bytes_committed_total", **tags)) > 1000
     assert of(seen, "kdscale_attempt", **tags) == [0, 0]
     first = {"rank": "0", "part": "rows", **tags}
@@ -195,7 +195,7 @@ def test_a_stage_is_seen_by_prometheus_and_from_its_store(cluster: Cluster, tmp_
 
     cache = status.stages[2]
     assert (status.state, cache.state, status.driver.pid) == ("running", "running", os.getpid())
-    assert (cache.units_committed, cache.units_planned) == (4, 4)
+    assert (cache.shards_committed, cache.shards_planned) == (4, 4)
     assert (cache.done, cache.total, cache.note) == (CAPTURED, CAPTURED, "rows")
     assert run_status(output).stages[2].state == "complete"
 
@@ -209,7 +209,7 @@ class Watched:
         for key in source.list():
             if key.startswith(("prepared/", "teacher/", "run.json")):
                 self.store.put(key, source.get(key))
-        changes = (f"output={output}", f"distill.cache_folder={output}-blocks")
+        changes = (f"output={output}", f"distill.cache_folder={output}-chunks")
         self.process = kdscale(
             "run",
             str(finished.config),
@@ -245,21 +245,21 @@ def watched(
 
 @pytest.mark.slow
 def test_a_run_is_seen_from_its_store_and_by_prometheus(watched: Watched) -> None:
-    found = watched.wait_for(lambda: watched.stage("cache").units_committed and watched.status())
+    found = watched.wait_for(lambda: watched.stage("cache").shards_committed and watched.status())
     assert found.state == "running"
     assert found.driver.pid == watched.process.pid
     assert [stage.state for stage in found.stages[:3]] == ["complete", "complete", "running"]
 
     def captured() -> Series | None:
         seen = scrape()
-        both = {t["rank"] for t, _ in seen.get("kdscale_units_committed_total", [])}
+        both = {t["rank"] for t, _ in seen.get("kdscale_shards_committed_total", [])}
         # A process gives its metrics out now and then: not all of them have to come at once.
         planned = of(seen, "kdscale_planned", part="rows", **tags)
         return seen if both == {"0", "1"} and planned else None
 
     tags = {"run": "tiny", "stage": "cache"}
     seen = watched.wait_for(captured)
-    assert max(of(seen, "kdscale_units_committed_total", **tags)) >= 1
+    assert max(of(seen, "kdscale_shards_committed_total", **tags)) >= 1
     assert max(of(seen, "kdscale_bytes_committed_total", rank="0", **tags)) > 1000
     assert of(seen, "kdscale_planned", part="rows", **tags) == [640]
     assert of(seen, "kdscale_attempt", **tags) == [0, 0]
@@ -285,7 +285,7 @@ def test_the_student_is_seen_too(watched: Watched) -> None:
 
     found = watched.wait_for(lambda: watched.stage("distill").done and watched.status())
     cache, distill = found.stages[2:4]
-    assert (cache.state, cache.units_committed, cache.units_planned) == ("complete", 40, 40)
+    assert (cache.state, cache.shards_committed, cache.shards_planned) == ("complete", 40, 40)
     # Whichever it is at by then.
     assert distill.note in ("student", "baseline")
     assert distill.total == 120
@@ -300,5 +300,5 @@ def test_a_killed_driver_is_lost_and_its_successor_says_so(watched: Watched) -> 
     found = run_status(watched.store, heard + 61)
     assert (found.state, found.stages[3].state) == ("lost", "lost")
     code, text = run_kdscale("status", str(watched.store), "--json")
-    assert json.loads(text)["stages"][2]["units_committed"] == 40
+    assert json.loads(text)["stages"][2]["shards_committed"] == 40
     assert code in (0, 1), "a minute may be over or not"

@@ -46,8 +46,8 @@ def audit_table(audit: Audit) -> Table:
         f"Means over {audit.own.fidelity.positions:,} positions of {audit.rows} rows. Bias² and "
         "variance of the gradient are summed over the vocabulary, error and cosine are of its mean "
         "over so many positions, loss and KL in nats. A target that gives an id 0, as a drawn one "
-        "does most, has no KL. Bytes are the payload's; at rest it is packed as one block of these "
-        "positions, and a larger block takes less. * is the cache's own codec, > the recommended."
+        "does most, has no KL. Bytes are the payload's; at rest it is packed as one chunk of these "
+        "positions, and a larger chunk takes less. * is the cache's own codec, > the recommended."
     )
     return Table(caption, header, [_row(codec, audit) for codec in audit.codecs])
 

@@ -71,7 +71,7 @@ SCHEMA = {
         "total": {"type": "object", "required": ["device_hours", "money"]},
         "caches": {
             "type": "array",
-            "items": {"required": ["codec", "in_memory_position", "at_rest_position", "stored"]},
+            "items": {"required": ["codec", "in_memory_position", "stored_position", "stored"]},
         },
         "requests": {"required": ["puts", "heads", "lists", "gets", "written_bytes", "read_bytes"]},
         "store_money": {"required": ["requests", "month"]},
