@@ -32,7 +32,7 @@ from kdscale.cache.codecs import make_codec, uniforms
 from kdscale.cache.fidelity.codec_families import label
 from kdscale.cache.fidelity.gradient import Truth, make_truth
 from kdscale.cache.fidelity.measure import CHUNK, Fidelity, Measure
-from kdscale.cache.fidelity.stored_size import AtRest
+from kdscale.cache.fidelity.stored_size import StoredSize
 from kdscale.cache.format.packing import packable
 from kdscale.config.cache import CodecConfig, SampleCodec, TopkCodec, VaroptCodec
 from kdscale.types import SparseTargets
@@ -147,7 +147,7 @@ class CodecArm:
         self._corpus = corpus
         self._draws = draws if self._codec.streams else 1
         self._measure = measure
-        self._rest = AtRest(self._codec, corpus.prior)
+        self._rest = StoredSize(self._codec, corpus.prior)
 
     def add(self, start: int, truth: Truth, logits: Tensor) -> None:
         """The positions from `start` on."""

@@ -17,12 +17,13 @@ ROOT = Path(__file__).parents[1]
 # Of a script only its own folder is on the path.
 sys.path.insert(0, str(ROOT))
 
-from kdscale.report.charts import Series, line_chart  # noqa: E402  after the path is set
-from kdscale.report.style import CSS  # noqa: E402
+from kdscale.report.charts import line_chart  # noqa: E402  after the path is set
+from kdscale.report.curves import Series  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "results.md"
 PLOT = ROOT / "docs" / "quality.svg"
+STYLE = ROOT / "kdscale" / "report" / "templates" / "style.css"
 WITH_GOALS = ("quality", "step_cost", "loss", "classification", "masked_lm", "prepare_memory")
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -260,9 +261,10 @@ def plot(found: dict[str, Any]) -> str:
         "way in KL to the teacher, %",
         x_label="bytes a token",
     )
+    style = STYLE.read_text(encoding="utf-8")
     page = "svg { background: var(--card); font: 12px sans-serif; }"
     drawn = str(chart).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    return drawn.replace(">", f"><style>{CSS}{page}</style>", 1) + "\n"
+    return drawn.replace(">", f"><style>{style}{page}</style>", 1) + "\n"
 
 
 def _table(head: str, rows: Iterable[Sequence[str]]) -> str:

@@ -11,7 +11,7 @@ import torch
 from benchmarks.ablation.corpus import Corpus
 from kdscale.cache.codecs import Codec, make_codec, uniforms
 from kdscale.cache.fidelity.codec_families import label
-from kdscale.cache.fidelity.stored_size import AtRest
+from kdscale.cache.fidelity.stored_size import StoredSize
 from kdscale.cache.format.packing import packable
 from kdscale.cache.format.prior import Prior, count_prior, encode_prior
 from kdscale.config.cache import CodecConfig
@@ -76,7 +76,7 @@ def keep(configs: Mapping[str, CodecConfig], corpus: Corpus, folder: Path) -> di
 def _encode(configs: Mapping[Path, CodecConfig], corpus: Corpus) -> None:
     prior, share = count_corpus_prior(corpus)
     codecs = {path: make_codec(config, corpus.vocab_size) for path, config in configs.items()}
-    rests = {path: AtRest(codec, prior) for path, codec in codecs.items()}
+    rests = {path: StoredSize(codec, prior) for path, codec in codecs.items()}
     shape = corpus.rows.input_ids.shape
     whole = {
         path: np.zeros((*shape, codec.bytes_per_position), np.uint8)

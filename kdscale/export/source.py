@@ -14,8 +14,8 @@ from kdscale.errors import KdscaleError
 from kdscale.evaluate.results import RESULTS_KEY
 from kdscale.models.hf_folder import ModelReference, read_marker
 from kdscale.report.card import model_card
-from kdscale.report.labels import Words, words_of
-from kdscale.report.load import Run, load_run
+from kdscale.report.facts import TaskLabels, task_labels
+from kdscale.report.load import ReportData, load_report_data
 from kdscale.run.record import RUN_KEY
 from kdscale.store import Store, open_store
 
@@ -26,7 +26,7 @@ ModelName = Literal["student", "baseline", "teacher"]
 class Source:
     """A model of a run that is complete and evaluated."""
 
-    run: Run
+    run: ReportData
     name: ModelName
     reference: ModelReference
     prepared: Prepared
@@ -38,9 +38,9 @@ class Source:
         return self.reference.local()
 
     @property
-    def words(self) -> Words:
+    def words(self) -> TaskLabels:
         """What its task's results are called."""
-        return words_of(self.run.results)
+        return task_labels(self.run.results)
 
 
 def find_source(uri: str, name: ModelName) -> Source:
@@ -56,7 +56,7 @@ def find_source(uri: str, name: ModelName) -> Source:
         _check_complete(output, record, stage)
     if not output.exists(RESULTS_KEY):
         raise _incomplete(output, "evaluate", "has no results")
-    run = load_run(output)
+    run = load_report_data(output)
     card = model_card(run.results, name, run.config)
     base = run.setting("base")
     origin = output if base is None else open_store(base)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from kdscale.cache.codecs import make_codec, uniforms
-from kdscale.cache.fidelity.stored_size import AtRest
+from kdscale.cache.fidelity.stored_size import StoredSize
 from kdscale.cache.format.prior import count_prior
 from kdscale.config import RunConfig
 from kdscale.config.training import TrainingConfig
@@ -145,7 +145,7 @@ def _payload_at_rest(
     texts = table.take(spread(min(_PRIOR_ROWS, len(table)), len(table)))
     codec = make_codec(cache.codec, spec.vocab_size)
     prior = count_prior([(texts.input_ids, texts.loss_mask)], spec.vocab_size)
-    rest = AtRest(codec, prior, block=cache.sequences_per_chunk * spec.config.data.seq_len)
+    rest = StoredSize(codec, prior, block=cache.sequences_per_chunk * spec.config.data.seq_len)
     wanted = max(size, _REST_POSITIONS // spec.config.data.seq_len)
     chosen = spread(min(wanted, len(table)), len(table))
     for first in range(0, len(chosen), size):

@@ -24,7 +24,7 @@ from kdscale.evaluate.results import (
 from kdscale.evaluate.worker import MEASURED_KEY, EvaluateJob, evaluate
 from kdscale.models.hf_folder import read_marker, write_reference
 from kdscale.report import write_model_card, write_report
-from kdscale.report.load import load_run
+from kdscale.report.load import load_report_data
 from kdscale.report.panels import panels, summary
 from kdscale.run.artifacts import RunArtifacts
 from kdscale.run.cache_stage import is_complete, own_store, plan_capture, readable_caches
@@ -229,7 +229,7 @@ def _report(
 
 def _show(run: RunArtifacts) -> None:
     """The report's charts and tables in W&B."""
-    config, found = run.config, load_run(run.output)
+    config, found = run.config, load_report_data(run.output)
     gallery = open_gallery(config, "report", run.output)
     gallery.summary(summary(found))
     gallery.show(panels(found))

@@ -98,6 +98,8 @@ WALLS = {
     "numba": {"compiled"},
     "onnxruntime": {"export"},
     "lm_eval": {"evaluate.harness"},
+    "matplotlib": {"report.charts"},
+    "jinja2": {"report.pages", "data.chat"},
 }
 
 
@@ -176,7 +178,7 @@ def test_one_wall_an_outside_library(library: str) -> None:
         # Helpers of a run, each a process of its own.
         ("kdscale.workers.task_queue", "torch ray deepspeed transformers numpy pydantic"),
         ("kdscale.workers.progress", "torch ray deepspeed transformers numpy pydantic"),
-        ("kdscale.report", "torch ray deepspeed transformers wandb"),
+        ("kdscale.report", "torch ray deepspeed transformers wandb matplotlib"),
         ("kdscale.cli", "torch ray deepspeed transformers wandb pydantic numpy pyarrow yaml"),
     ],
 )
