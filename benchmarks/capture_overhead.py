@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -91,7 +91,7 @@ def main(
 
 
 def make_config(assets: Path, output: str, rows: int) -> RunConfig:
-    """A run whose teacher is a whole copy on every worker, with four units to capture."""
+    """A run whose teacher is a whole copy on every worker, with four shards to capture."""
     return RunConfig.model_validate(
         {
             "name": "capture-overhead",
@@ -123,7 +123,7 @@ def measure(job: CaptureJob, layout: WorkersConfig, turns: int) -> dict[str, Any
     """The arms of one layout, in one worker group."""
     name = f"{layout.count} workers x {layout.cpus:g} threads"
     with stage_progress(name) as progress:
-        run_workers(take_turns, {"capture": job, "turns": turns}, layout, progress)
+        run_workers(TurnsJob(job, turns), layout, progress)
     found = json.loads(job.output.get(RESULT))
     metrics = json.loads(job.output.get("metrics/cache.jsonl").splitlines()[-1])
     tokens = job.plan.rows * job.config.data.seq_len
@@ -142,14 +142,26 @@ def measure(job: CaptureJob, layout: WorkersConfig, turns: int) -> dict[str, Any
     }
 
 
-def take_turns(job: dict[str, Any]) -> None:
-    """A worker's loop: writes the seconds of each arm, turn by turn, the warm-up left out."""
-    spec: CaptureJob = job["capture"]
+@dataclass(frozen=True)
+class TurnsJob:
+    """Bare forwards and captures in turn, on workers."""
+
+    capture: CaptureJob
+    turns: int
+
+    def run(self) -> None:
+        """Write the seconds of each variant, turn by turn, the warm-up left out."""
+        take_turns(self)
+
+
+def take_turns(job: TurnsJob) -> None:
+    """Write the seconds of each variant, turn by turn, the warm-up left out."""
+    spec = job.capture
     worker = current_rank()
     prepared = open_prepared(spec.prepared)
     model = load_teacher(spec.teacher.local(), worker, spec.config.cache.capture.zero)
     turns = []
-    for turn in range(job["turns"] + 1):
+    for turn in range(job.turns + 1):
         cache = spec.output.child(f"turns/{worker.world_size}-{turn}")
         fresh = replace(spec, cache=cache, put_if_absent=cache.put_if_absent)
         if worker.rank == 0:
@@ -180,11 +192,11 @@ def seconds_of(arm: Callable[[], None], worker: Rank) -> float:
 def only_forward(
     spec: CaptureJob, worker: Rank, model: torch.nn.Module, prepared: Prepared
 ) -> None:
-    """The teacher over this rank's share of the units, in the batches of a capture."""
+    """The teacher over this rank's share of the shards, in the batches of a capture."""
     table, size = prepared.split("train"), spec.config.cache.capture.micro_batch_size
-    for unit in spec.plan.units[worker.rank :: worker.world_size]:
-        for start in range(unit.start, unit.stop, size):
-            rows = table.take(spec.selected[start : min(start + size, unit.stop)])
+    for shard in spec.plan.shards[worker.rank :: worker.world_size]:
+        for start in range(shard.start, shard.stop, size):
+            rows = table.take(spec.selected[start : min(start + size, shard.stop)])
             ids, segments, _, _ = row_tensors(rows, worker.device)
             compute_logits(model, ids, segments, prepared.vocab_size)
 

@@ -25,7 +25,7 @@ PAGE = ROOT / "docs" / "results.md"
 PLOT = ROOT / "docs" / "quality.svg"
 STYLE = ROOT / "kdscale" / "report" / "templates" / "style.css"
 WITH_GOALS = ("quality", "step_cost", "loss", "classification", "masked_lm", "prepare_memory")
-_BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_CHUNK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def filled(page: str) -> str:
     def table(block: re.Match[str]) -> str:
         return f"{block[1]}\n{TABLES[block[2]]()}\n\n{block[3]}"
 
-    return _BLOCK.sub(table, page)
+    return _CHUNK.sub(table, page)
 
 
 def quality_table() -> str:

@@ -3,7 +3,7 @@
     python benchmarks/scale.py [--quick]
 
 Each part is kdscale's own code on records of the full size, in a process of its own; only rows and
-payload are left out. It runs at a quarter of the size too, so that growth shows: units may cost
+payload are left out. It runs at a quarter of the size too, so that growth shows: shards may cost
 linearly, tokens must cost nothing. Object counts and request rates follow from the plan.
 
 The last line is one JSON object, also kept in results/scale.json. --quick takes a hundredth of the
@@ -24,9 +24,9 @@ import typer
 
 from kdscale.cache.commit.manifest import Manifest
 from kdscale.cache.commit.plan import create_or_load_plan, selection_hash
-from kdscale.cache.commit.shards import UnitTable, decode_table, encode_table, make_table
-from kdscale.cache.format.records import Commit, ManifestRecord, Segment, record_bytes
-from kdscale.cache.read.chunk_store import BlockMap
+from kdscale.cache.commit.shards import ShardTable, decode_table, encode_table, make_table
+from kdscale.cache.format.records import Commit, Generation, ManifestRecord, record_bytes
+from kdscale.cache.read.chunk_store import ChunkMap
 from kdscale.cache.read.order import EpochOrder
 from kdscale.cache.spec import FORMAT
 from kdscale.config import fingerprint
@@ -40,7 +40,7 @@ RANKS = 1024
 ROW_LENGTH = 4096
 BYTES_PER_TOKEN = 18.5  # at rest, tokens and index included: results/codec_fidelity.json
 OBJECT_BYTES = 64 << 20
-BLOCK_BYTES = 2 << 20
+CHUNK_BYTES = 2 << 20
 BATCH_ROWS = 4096
 TOKENS_PER_SECOND_OF_A_RANK = 20_000
 CAPTURE_TOKENS_PER_SECOND_OF_A_RANK = 5_000
@@ -49,7 +49,7 @@ IDENTITY = {"format": FORMAT, "teacher": "simulated", "seq_len": ROW_LENGTH}
 Result = dict[str, Any]
 
 
-def segment_of(tokens: int) -> Segment:
+def generation_of(tokens: int) -> Generation:
     """The plan of a cache of so many tokens."""
     rows = tokens // ROW_LENGTH
     row_bytes = ROW_LENGTH * BYTES_PER_TOKEN
@@ -61,17 +61,17 @@ def segment_of(tokens: int) -> Segment:
             request=selection_hash(rows, rows),
             rows=rows,
             sequences_per_shard=int(OBJECT_BYTES / row_bytes),
-            sequences_per_chunk=int(BLOCK_BYTES / row_bytes),
+            sequences_per_chunk=int(CHUNK_BYTES / row_bytes),
         )
 
 
-def table_of(segment: Segment) -> UnitTable:
-    """A commit for every unit, as they would be read back, then the table."""
+def table_of(generation: Generation) -> ShardTable:
+    """A commit for every shard, as they would be read back, then the table."""
 
     def commits() -> Any:
-        for number, rows in enumerate(segment.units):
+        for number, rows in enumerate(generation.shards):
             commit = Commit(
-                unit=number,
+                shard=number,
                 digest=f"{number:032x}",
                 length=OBJECT_BYTES,
                 index_digest=f"{number:032x}",
@@ -81,57 +81,61 @@ def table_of(segment: Segment) -> UnitTable:
                 attempt="0" * 32,
                 seconds=1.0,
             )
-            yield Commit.model_validate_json(record_bytes(commit)).as_unit()
+            yield Commit.model_validate_json(record_bytes(commit)).as_shard()
 
-    return make_table(commits(), len(segment.units))
+    return make_table(commits(), len(generation.shards))
 
 
 def plan(tokens: int) -> Result:
-    """Agree on the plan, read it back, and take the units that one of the ranks captures."""
-    segment = segment_of(tokens)
-    rows = EvenRows(segment.rows, segment.rows)
-    mine = segment.units[7::RANKS]
-    taken = sum(len(rows[unit.start : unit.stop]) for unit in mine)
-    return {"units": len(segment.units), "rows_of_a_rank": taken}
+    """Agree on the plan, read it back, and take the shards that one of the ranks captures."""
+    generation = generation_of(tokens)
+    rows = EvenRows(generation.rows, generation.rows)
+    mine = generation.shards[7::RANKS]
+    taken = sum(len(rows[shard.start : shard.stop]) for shard in mine)
+    return {"shards": len(generation.shards), "rows_of_a_rank": taken}
 
 
 def publish(tokens: int) -> Result:
-    """All commits into the table of units, and the manifest's two objects."""
-    segment = segment_of(tokens)
-    table = encode_table(table_of(segment))
-    return {"units": len(segment.units), "manifest_bytes": len(table)}
+    """All commits into the table of shards, and the manifest's two objects."""
+    generation = generation_of(tokens)
+    table = encode_table(table_of(generation))
+    return {"shards": len(generation.shards), "manifest_bytes": len(table)}
 
 
 def open_manifest(tokens: int, table: bytes) -> Result:
     """What every reader does when it starts."""
-    segment = segment_of(tokens)
-    units = decode_table(table)
+    generation = generation_of(tokens)
+    shards = decode_table(table)
     record = ManifestRecord(
         format=FORMAT,
         version=1,
         identity=IDENTITY,
         fingerprint=fingerprint(IDENTITY),
         created="",
-        segments=(segment,),
-        units={"digest": "0" * 32, "length": len(table)},
+        generations=(generation,),
+        shards={"digest": "0" * 32, "length": len(table)},
     )
-    manifest = Manifest(record, units)
-    return {"units": len(manifest.units), "rows": manifest.rows, "targets": manifest.units.targets}
+    manifest = Manifest(record, shards)
+    return {
+        "shards": len(manifest.shards),
+        "rows": manifest.rows,
+        "targets": manifest.shards.targets,
+    }
 
 
 def order(tokens: int) -> Result:
     """1,000 global batches of an epoch, from its middle, and where their rows lie."""
-    segment = segment_of(tokens)
-    epoch = EpochOrder(segment.rows, 0, segment.sequences_per_chunk, 4096)
-    blocks = BlockMap((segment,))
-    first = segment.rows // 2
+    generation = generation_of(tokens)
+    epoch = EpochOrder(generation.rows, 0, generation.sequences_per_chunk, 4096)
+    chunks = ChunkMap((generation,))
+    first = generation.rows // 2
     opened: set[int] = set()
     for step in range(1000):
         positions = np.arange(first + step * BATCH_ROWS, first + (step + 1) * BATCH_ROWS)
         mine = epoch.rows_at(positions)[7::RANKS]
-        numbers, _ = blocks.locate(mine)
+        numbers, _ = chunks.locate(mine)
         opened.update(numbers.tolist())
-    return {"steps": 1000, "blocks_opened_by_a_rank": len(opened)}
+    return {"steps": 1000, "chunks_opened_by_a_rank": len(opened)}
 
 
 PARTS: dict[str, Callable[..., Result]] = {
@@ -155,7 +159,7 @@ def measured(part: str, *arguments: Any) -> Result:
 
 def _measure(queue: Any, part: str, arguments: tuple[Any, ...]) -> None:
     # A small one first, so that what is imported late counts for nobody.
-    segment_of(10**8)
+    generation_of(10**8)
     before, started = _peak_bytes(), time.perf_counter()
     result = PARTS[part](*arguments)
     seconds = time.perf_counter() - started
@@ -168,26 +172,26 @@ def _peak_bytes() -> int:
 
 def counts(tokens: int) -> Result:
     """Objects in the store, and requests a second that it sees."""
-    segment = segment_of(tokens)
-    units = len(segment.units)
-    blocks = units * -(-segment.sequences_per_shard // segment.sequences_per_chunk)
-    block_tokens = segment.sequences_per_chunk * ROW_LENGTH
-    unit_tokens = segment.sequences_per_shard * ROW_LENGTH
-    capture = RANKS * CAPTURE_TOKENS_PER_SECOND_OF_A_RANK / unit_tokens
+    generation = generation_of(tokens)
+    shards = len(generation.shards)
+    chunks = shards * -(-generation.sequences_per_shard // generation.sequences_per_chunk)
+    chunk_tokens = generation.sequences_per_chunk * ROW_LENGTH
+    shard_tokens = generation.sequences_per_shard * ROW_LENGTH
+    capture = RANKS * CAPTURE_TOKENS_PER_SECOND_OF_A_RANK / shard_tokens
     reading = RANKS * TOKENS_PER_SECOND_OF_A_RANK
     return {
         "part": "store",
         "tokens": tokens,
-        "objects": 3 * units + 3,
+        "objects": 3 * shards + 3,
         "bytes": int(tokens * BYTES_PER_TOKEN),
-        "blocks": blocks,
+        "chunks": chunks,
         # Two objects with their sizes, the commit, and the sizes again.
         "capture_puts_per_second": 3 * capture,
         "capture_heads_per_second": 4 * capture,
-        "list_requests_of_a_start": -(-units // 1000),
-        "publish_gets": units,
-        # Each block and each unit's index is fetched once an epoch and machine of 8 ranks.
-        "reading_gets_per_second": reading / block_tokens + reading / unit_tokens,
+        "list_requests_of_a_start": -(-shards // 1000),
+        "publish_gets": shards,
+        # Each chunk and each shard's index is fetched once an epoch and machine of 8 ranks.
+        "reading_gets_per_second": reading / chunk_tokens + reading / shard_tokens,
         "reading_bytes_per_second": reading * BYTES_PER_TOKEN,
     }
 
@@ -198,7 +202,7 @@ def main(quick: bool = typer.Option(False, help="A hundredth of the tokens.")) -
     rows = [counts(tokens)]
     for part in PARTS:
         for size in (tokens // 4, tokens):
-            more = [encode_table(table_of(segment_of(size)))] if part == "open_manifest" else []
+            more = [encode_table(table_of(generation_of(size)))] if part == "open_manifest" else []
             rows.append(measured(part, size, *more))
             print(json.dumps(rows[-1]), flush=True)
     versions, hardware = environment()

@@ -186,8 +186,8 @@ def tiny_config(corpus: Path, output: str, **changes: Any) -> dict[str, Any]:
             "capture": {"micro_batch_size": 8},
         },
         "distill": {
-            # Not the folder of all runs on this machine: a test must not find another's blocks.
-            "cache_folder": str(corpus.parent / "blocks"),
+            # Not the folder of all runs on this machine: a test must not find another's chunks.
+            "cache_folder": str(corpus.parent / "chunks"),
             "student": {
                 "model": {
                     "architecture": "llama",

@@ -21,10 +21,10 @@ from kdscale.evaluate.results import DomainMetrics
 from kdscale.models.forward import row_tensors
 from kdscale.models.head import ModelWithHead
 from kdscale.models.init.calibrate import calibrate
-from kdscale.models.init.student_init import build_student, plan_student
-from kdscale.models.init.tensors import TensorFiles
+from kdscale.models.init.plan import build_student, plan_student
 from kdscale.models.init.width import Kept as KeptDimensions
 from kdscale.models.load import load_config_of
+from kdscale.models.stored_tensors import StoredTensors
 from kdscale.train.backends.base import Backend, make_backend
 from kdscale.train.loop import Callbacks, Progress, Step, train
 
@@ -52,7 +52,7 @@ class Students:
             special_ids={},
             seq_len=corpus.rows.input_ids.shape[1],
         )
-        self._teacher = TensorFiles(teacher, shape) if student.takes_from_teacher else None
+        self._teacher = StoredTensors.open(teacher, shape) if student.takes_from_teacher else None
         self._kept: KeptDimensions | None = None
         if student.width is not None:
             sample = corpus.rows.take(np.arange(student.width.calibration_sequences))
@@ -112,7 +112,7 @@ def train_student(
             validate=lambda: {"loss": 0.0},  # no decision hangs on it here
             save=lambda progress: None,
             progress=lambda done, tokens: None,
-            extra=lambda step: {},
+            extra=lambda step, indices: {},
         ),
     )
     return backend
@@ -125,16 +125,17 @@ def read_steps(
     training = config.distill.training
     sampler = CurriculumSampler(
         config.distill.curriculum,
-        difficulty,
+        len(difficulty),
         global_batch_size=training.global_batch_size,
         steps=training.steps,
         seed=config.seed,
     )
+    sampler.set_difficulty(0, difficulty)
     for step in range(training.steps):
         batch = sampler.batch(step)
         parts = np.array_split(batch, _micro_batches(config))
         micro_batches = [micro_batch(corpus, arm, part) for part in parts]
-        yield Step(micro_batches, sum(int(each.rows.mask.sum()) for each in micro_batches))
+        yield Step(micro_batches, sum(int(each.rows.mask.sum()) for each in micro_batches), batch)
 
 
 def micro_batch(corpus: Corpus, arm: Arm, rows: np.ndarray) -> MicroBatch:

@@ -1,4 +1,4 @@
-"""Config of the logit cache: which rows, which codec, which size of unit."""
+"""Config of the logit cache: which rows, which codec, which size of shard."""
 
 from typing import Annotated, Literal
 
@@ -99,14 +99,14 @@ class CacheConfig(Config):
     """Capture so many training rows, evenly spread over the corpus; all of them when not given."""
 
     sequences_per_shard: int = Field(default=512, gt=0)
-    """Rows of a work unit: what one worker captures and commits at a time. Aim at 64 MiB."""
+    """Rows of a work shard: what one worker captures and commits at a time. Aim at 64 MiB."""
 
     sequences_per_chunk: int = Field(default=64, gt=0)
-    """Rows of a block: what a reader fetches and verifies at a time. Aim at 1 to 4 MiB."""
+    """Rows of a chunk: what a reader fetches and verifies at a time. Aim at 1 to 4 MiB."""
 
     pack: bool = True
     """Store the ids of codecs that sample as their ranks under the text's own statistics, entropy
-    coded: about 40 % fewer bytes, unpacked once when a block is read. False stores them as they
+    coded: about 40 % fewer bytes, unpacked once when a chunk is read. False stores them as they
     are."""
 
     capture: CaptureConfig = CaptureConfig()

@@ -77,11 +77,11 @@ class DistillConfig(Config):
     """Train the baseline too: the same student, seed, order and steps on the labels alone."""
 
     cache_memory_mib: int = Field(default=512, gt=0)
-    """Memory for decoded cache blocks on a worker."""
+    """Memory for decoded cache chunks on a worker."""
 
     cache_disk_gib: float = Field(default=32.0, ge=0)
-    """Disk for decoded cache blocks on each machine, shared by its workers and kept for the next
-    run; the least recently used go first. 0 reads every block from the store."""
+    """Disk for decoded cache chunks on each machine, shared by its workers and kept for the next
+    run; the least recently used go first. 0 reads every chunk from the store."""
 
     cache_folder: Place | None = None
     """Where they are kept: best a local NVMe disk. By default in the folder for temporary files."""

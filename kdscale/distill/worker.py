@@ -6,12 +6,14 @@ Where some labels are not known, the baseline reads only the rows whose are.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from kdscale.cache.read.concat import ConcatReader
 from kdscale.cache.read.disk_cache import DiskCache
@@ -22,40 +24,59 @@ from kdscale.config.loss import check_defined
 from kdscale.config.training import ZeroConfig
 from kdscale.curriculum.sampler import SeenRows
 from kdscale.data.rows.prepared import Prepared, open_prepared
-from kdscale.distill.attention import AttentionLoss, make_attention_loss
-from kdscale.distill.curriculum_steps import make_sampler, staged_steps
-from kdscale.distill.difficulty import Reader
-from kdscale.distill.hidden import HiddenLoss, make_hidden_loss
-from kdscale.distill.initial_student import Start, plan_start
+from kdscale.distill.batches import MicroBatch
+from kdscale.distill.curriculum import Reader, make_sampler, staged_steps
+from kdscale.distill.layer_losses import (
+    AttentionLoss,
+    HiddenLoss,
+    make_attention_loss,
+    make_hidden_loss,
+)
 from kdscale.distill.objective import DistillationLoss, LabelsLoss
+from kdscale.distill.student_init import StudentInit, init_student
 from kdscale.distill.targets import OnlineTeacher
 from kdscale.distributed.rank import Rank, current_rank
 from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import ModelReference
 from kdscale.models.load import load_config_of
 from kdscale.store import Store
-from kdscale.train.batches import batch_digest, row_kind
+from kdscale.train.batches import batch_digest, sequence_spec
 from kdscale.train.job import TrainingJob, run_session
 from kdscale.train.label_weights import EQUAL, LabelWeights, class_weights
+from kdscale.train.loop import Step
 from kdscale.utils.local_cache_dir import local_cache_dir
 
 
-def distill(job: dict[str, Any]) -> None:
-    """A worker's loop. `job` has `sessions` (student first), `prepared` (a Store), `caches` (a
-    CacheSource each), `expected` (the cache identity that the student needs), `teacher`
-    (ModelReference) and `tables` (a Store for what the curriculum measures)."""
+@dataclass(frozen=True)
+class DistillJob:
+    """Training of a student and its baseline, as each worker does it."""
+
+    sessions: Sequence[TrainingJob]  # the student's first
+    prepared: Store
+    caches: Sequence[CacheSource]
+    expected: dict[str, Any]  # the fields of the cache's identity that the student needs
+    teacher: ModelReference
+    tables: Store  # for what the curriculum measures
+
+    def run(self) -> None:
+        """Train on this rank."""
+        distill(self)
+
+
+def distill(job: DistillJob) -> None:
+    """Train the student and the baseline of `job` on this rank, with all others."""
     worker = current_rank()
-    sessions: list[TrainingJob] = [s for s in job["sessions"] if not s.is_complete()]
+    sessions = [session for session in job.sessions if not session.is_complete()]
     if not sessions:
         return
     config = sessions[0].config
-    prepared = open_prepared(job["prepared"])
-    reader = open_cache(config, job["caches"], job["expected"])
+    prepared = open_prepared(job.prepared)
+    reader = open_cache(config, job.caches, job.expected)
     source = "online" if config.distill.targets == "online" else reader.codec.describe()["kind"]
     check_defined(config.distill.loss.divergence.kind, source)
-    start = plan_start(config, prepared, job["teacher"], worker)
+    start = init_student(config, prepared, job.teacher, worker)
     for session in sessions:
-        _train_arm(session, worker, prepared, reader, start, job["teacher"], job["tables"])
+        _train_arm(session, worker, prepared, reader, start, job.teacher, job.tables)
 
 
 def open_cache(
@@ -65,7 +86,7 @@ def open_cache(
     them as one."""
     distill, folder = config.distill, None
     if distill.cache_disk_gib:
-        folder = Path(distill.cache_folder) if distill.cache_folder else local_cache_dir("blocks")
+        folder = Path(distill.cache_folder) if distill.cache_folder else local_cache_dir("chunks")
     disk = DiskCache(folder, int(distill.cache_disk_gib * 2**30)) if folder else None
     memory_bytes = distill.cache_memory_mib << 20
     weights = [cache.weight for cache in caches]
@@ -73,7 +94,7 @@ def open_cache(
         CacheReader(
             cache.store,
             expected=expected,
-            segments=cache.segments,
+            generations=cache.generations,
             memory_bytes=int(memory_bytes * cache.weight / sum(weights)),
             disk=disk,
         )
@@ -92,12 +113,12 @@ def online_teacher(
         return None
     zero = ZeroConfig(stage=config.distill.online.zero)
     outputs = config.distill.online.layer_outputs
-    kind = row_kind(config, prepared, config.distill.training.micro_batch_size)
+    kind = sequence_spec(config, prepared, config.distill.training.micro_batch_size)
     return OnlineTeacher(teacher, worker, zero, kind, outputs)
 
 
 def layer_losses(
-    config: RunConfig, start: Start, teacher: ModelReference
+    config: RunConfig, start: StudentInit, teacher: ModelReference
 ) -> tuple[HiddenLoss | None, AttentionLoss | None]:
     """The losses on hidden states and on attention, where the config asks for them; KdscaleError
     for layers that student or teacher have not."""
@@ -118,7 +139,7 @@ def _train_arm(
     worker: Rank,
     prepared: Prepared,
     cached: CacheReader | ConcatReader,
-    start: Start,
+    start: StudentInit,
     teacher: ModelReference,
     tables: Store,
 ) -> None:
@@ -148,9 +169,16 @@ def _train_arm(
             gives_attention=attention is not None,
         )
 
-    def extra(step: int) -> dict[str, float]:
-        shown = sampler.metrics(step) | seen.metrics(step) | loss.metrics(step)
-        shown["train/batch_digest"] = batch_digest(sampler.batch(step))
+    def steps(first: int, model: torch.nn.Module) -> Iterator[Step[MicroBatch]]:
+        batches = staged_steps(distill, worker, reader, sampler, tables, vocab_size, first, model)
+        for step, batch in enumerate(batches, first):
+            if worker.rank == 0:
+                seen.add(step, batch.indices)
+            yield batch
+
+    def extra(step: int, indices: np.ndarray) -> dict[str, float]:
+        shown = sampler.metrics(step, indices) | seen.metrics() | loss.metrics(step)
+        shown["train/batch_digest"] = batch_digest(indices)
         return shown | {"cache_hit_share": _hit_share(reader.metrics)}
 
     run_session(
@@ -159,18 +187,16 @@ def _train_arm(
         prepared,
         build=start.build,
         wrap=wrap,
-        steps=lambda first, model: staged_steps(
-            distill, worker, reader, sampler, tables, vocab_size, first, model
-        ),
+        steps=steps,
         compute_loss=loss,
         extra=extra,
         adaptive=loss.taid if isinstance(loss, DistillationLoss) else None,
     )
 
 
-def _hit_share(blocks: dict[str, float]) -> float:
-    """Of the blocks asked for so far the share that was in memory or on the local disk; NaN where
+def _hit_share(counts: dict[str, float]) -> float:
+    """Of the chunks asked for so far the share that was in memory or on the local disk; NaN where
     none was asked for yet."""
-    found = blocks["block_hits"] + blocks["disk_hits"]
-    asked = found + blocks["blocks_fetched"]
+    found = counts["chunk_hits"] + counts["disk_hits"]
+    asked = found + counts["chunks_fetched"]
     return found / asked if asked else math.nan

@@ -1,4 +1,4 @@
-"""Whether a model gives the attention weights that a loss on them needs.
+"""Check that a model gives the attention weights that a loss on them needs.
 
 Not every architecture has them: state-space layers have none, and some give them for a part of
 their layers, without saying which. It is better to find out on a few tokens than in a step.
@@ -7,19 +7,19 @@ their layers, without saying which. It is better to find out on a few tokens tha
 import torch
 
 from kdscale.errors import KdscaleError
-from kdscale.models.eval_mode import evaluation_mode
 from kdscale.models.forward import model_inputs
 from kdscale.models.head import ModelWithHead
+from kdscale.models.modes import evaluation_mode
 
 _POSITIONS = 8
 
 
 @torch.no_grad()
 def check_attention(model: ModelWithHead, device: torch.device) -> None:
-    """Refuse a model without attention weights in every layer, and one in training mode whose
-    dropout changes them. A use of `model`, which does nothing to one that gives no attention.
+    """Refuse a model without attention weights in every layer, or whose dropout changes them.
 
-    Raises KdscaleError.
+    Call it as `model(check_attention, device)`, in training mode. Does nothing to a model that is
+    not asked for attention. Raises KdscaleError.
     """
     if not model.gives_attention:
         return
@@ -36,7 +36,7 @@ def check_attention(model: ModelWithHead, device: torch.device) -> None:
 
 
 def _first_weights(model: ModelWithHead, device: torch.device) -> torch.Tensor:
-    """[layers, heads]: how much the first position of a row looks at itself."""
+    """Return the weight of a text's first position on itself, [layers, heads]."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.vocab_size, (1, _POSITIONS), generator=generator).to(device)
     inputs = model_inputs(model.model, ids, torch.ones_like(ids))

@@ -28,12 +28,12 @@ _RATIOS = {
 }
 # Payload of codecs that sample, stored as it is (cache.pack: false): random bits.
 _UNPACKED = 0.97
-# Tokens, segments and masks of a position, zstd-compressed, for each bit of log2(V).
+# Tokens, generations and masks of a position, zstd-compressed, for each bit of log2(V).
 _TEXT_A_BIT = 0.11
-# What frames them, see cache/format: of a row its statistics, in the index and in its block; of a
-# block the headers of its message and columns, and its line in two tables; of a unit two schemas
+# What frames them, see cache/format: of a row its statistics, in the index and in its chunk; of a
+# chunk the headers of its message and columns, and its line in two tables; of a shard two schemas
 # and its line in the manifest.
-_ROW, _BLOCK, _UNIT = 60, 1070, 3600
+_ROW, _CHUNK, _SHARD = 60, 1070, 3600
 # A pair of tokens in the prior: its bytes, and how many positions there are for one that came often
 # enough.
 _PRIOR_PAIR, _POSITIONS_A_PAIR, _MOST_PAIRS = 3, 24, 4 << 20
@@ -76,12 +76,12 @@ def payload_at_rest(codec: CodecConfig, vocab_size: int, pack: bool = True) -> f
 
 def cache_bytes(config: CacheConfig, codec: CodecConfig, setting: Setting) -> CacheBytes:
     """A whole cache of `codec`: targets x payload + positions x 0.11 log2(V) bytes of tokens and
-    masks + 60 bytes a row + 1,070 a block + 3,600 a unit + the prior of codecs that are packed. The
+    masks + 60 bytes a row + 1,070 a chunk + 3,600 a shard + the prior of codecs that are packed. The
     payload is what a calibration measured of this teacher, text and codec, else
     `payload_at_rest`."""
     tokens = setting.tokens
-    units = math.ceil(tokens.captured_rows / config.sequences_per_shard)
-    blocks = units * math.ceil(config.sequences_per_shard / config.sequences_per_chunk)
+    shards = math.ceil(tokens.captured_rows / config.sequences_per_shard)
+    chunks = shards * math.ceil(config.sequences_per_shard / config.sequences_per_chunk)
     made = make_codec(codec, tokens.outputs)
     is_packed = config.pack and packable(made)
     # Columns of fixed width have a place for every position, target or not; where most are none,
@@ -94,7 +94,7 @@ def cache_bytes(config: CacheConfig, codec: CodecConfig, setting: Setting) -> Ca
         each = measured.payload_at_rest
     payload = tokens.captured * share * each
     text = tokens.captured * _TEXT_A_BIT * math.log2(tokens.vocab_size)
-    frames = tokens.captured_rows * _ROW + blocks * _BLOCK + units * _UNIT
+    frames = tokens.captured_rows * _ROW + chunks * _CHUNK + shards * _SHARD
     total = int(payload + text + frames + (_prior(setting) if is_packed else 0))
     return CacheBytes(codec, made.bytes_per_position, total / tokens.captured, total)
 
@@ -131,31 +131,31 @@ def passes(setting: Setting) -> float:
 def requests(setting: Setting) -> Requests:
     """What the store sees.
 
-    Capture: a unit is three puts (data, index, commit) and four heads (sizes before and after the
+    Capture: a shard is three puts (data, index, commit) and four heads (sizes before and after the
     commit); a start lists commits, 1,000 an answer; the manifest takes two puts and reads every
-    commit. A student: every rank reads every unit's index for the curriculum; every machine reads
-    a block once a pass, and only in the first where the decoded cache fits its disk; the baseline
-    meets the same blocks again.
+    commit. A student: every rank reads every shard's index for the curriculum; every machine reads
+    a chunk once a pass, and only in the first where the decoded cache fits its disk; the baseline
+    meets the same chunks again.
     """
     config, tokens = setting.config, setting.tokens
     cache, distill = config.cache, config.distill
-    units = math.ceil(tokens.captured_rows / cache.sequences_per_shard)
-    blocks = units * math.ceil(cache.sequences_per_shard / cache.sequences_per_chunk)
+    shards = math.ceil(tokens.captured_rows / cache.sequences_per_shard)
+    chunks = shards * math.ceil(cache.sequences_per_shard / cache.sequences_per_chunk)
     own = cache_bytes(cache, cache.codec, setting)
     row = tokens.seq_len * (own.decoded_position + 9)
     on_disk = distill.cache_disk_gib * 2**30 >= tokens.captured_rows * row
     arms = 2 if distill.baseline else 1
     met = min(1.0, passes(setting)) if on_disk else arms * passes(setting)
     machines = max(1, math.ceil(distill.workers.count / setting.hardware.devices_per_node))
-    # A batch's rows lie in blocks all over: each machine of several meets nearly all of them.
+    # A batch's rows lie in chunks all over: each machine of several meets nearly all of them.
     read = met * machines
     captures = config.cache.reuse is None
-    lists = math.ceil(units / _LIST) * 2
+    lists = math.ceil(shards / _LIST) * 2
     return Requests(
-        puts=(3 * units + 4) * captures,
-        heads=4 * units * captures,
+        puts=(3 * shards + 4) * captures,
+        heads=4 * shards * captures,
         lists=lists,
-        gets=int(units * captures + units * distill.workers.count + read * blocks),
+        gets=int(shards * captures + shards * distill.workers.count + read * chunks),
         written_bytes=own.at_rest * captures,
         read_bytes=int(read * own.at_rest),
     )

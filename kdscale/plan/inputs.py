@@ -7,7 +7,7 @@ from typing import Any
 from kdscale.config import RunConfig
 from kdscale.config.hardware import Hardware
 from kdscale.config.training import WorkersConfig
-from kdscale.distill.initial_student import plan_of
+from kdscale.distill.student_init import plan_init
 from kdscale.errors import KdscaleError
 from kdscale.models.hf_folder import loadable
 from kdscale.models.load import load_config_of
@@ -77,7 +77,7 @@ def make_setting(
     found = count_tokens(config, vocab_size, tokens)
     data = KnownData(found.vocab_size, _classes(config, found))
     teacher = teacher_config(config, data, teacher)
-    student = plan_of(config, data, teacher).config
+    student = plan_init(config, data, teacher).config
     return Setting(
         config=config,
         tokens=found,

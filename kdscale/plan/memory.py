@@ -30,8 +30,8 @@ _LOSS_POSITIONS = 256
 _ENCODE_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 26}
 _ENCODE_TENSORS = 4
 # Units that an encoder holds at most, see teacher/encoder.py.
-_UNITS_HELD = 4
-# A row beside its payload: ids and segments in int32, the mask; see cache/format/rowform.py.
+_SHARDS_HELD = 4
+# A row beside its payload: ids and segments in int32, the mask; see cache/format/row_records.py.
 _ROW_BYTES_A_POSITION = 9
 
 
@@ -161,7 +161,7 @@ def capture_memory(setting: Setting) -> Memory:
     """A rank that captures: the teacher's weights (p N, at stage 3 p N / n and what is gathered), a
     forward, the logits of its targets, p B T V (on a GPU those of `queue_batches` that wait, one
     that is encoded and one that is made), the encoder's chunks, the noise, 8 B T for each draw of
-    the codec, and up to four units of decoded rows on the host."""
+    the codec, and up to four shards of decoded rows on the host."""
     capture, shape, tokens = setting.config.cache.capture, setting.teacher, setting.tokens
     codec = make_codec(setting.config.cache.codec, tokens.outputs)
     positions = capture.micro_batch_size * tokens.seq_len
@@ -177,15 +177,15 @@ def capture_memory(setting: Setting) -> Memory:
         "logits": logits * (capture.queue_batches + 2 if setting.is_gpu else 1),
         "encoder": encode + 8 * positions * codec.streams,
     }
-    unit = setting.config.cache.sequences_per_shard * tokens.seq_len
-    host = {"units": _UNITS_HELD * unit * (codec.bytes_per_position + _ROW_BYTES_A_POSITION)}
+    shard = setting.config.cache.sequences_per_shard * tokens.seq_len
+    host = {"shards": _SHARDS_HELD * shard * (codec.bytes_per_position + _ROW_BYTES_A_POSITION)}
     if capture.zero.offload == "cpu" and setting.is_gpu:
         host["weights"] = device.pop("weights")
     return _placed(device, host, setting, capture.zero.stage)
 
 
 def distill_memory(setting: Setting) -> Memory:
-    """A rank that distils: a training of the student, on the host the cache's decoded blocks (the
+    """A rank that distils: a training of the student, on the host the cache's decoded chunks (the
     budget, or the whole cache if that is less) and the batches read ahead; with an online teacher
     also its weights, a forward, and dense targets of a chunk."""
     config, tokens = setting.config, setting.tokens

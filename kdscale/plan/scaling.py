@@ -1,6 +1,6 @@
 """The same run on 1 to 1,024 devices: what capture and student take, and how well they scale.
 
-Capture is embarrassingly parallel: units are independent, and only their last round and, under
+Capture is embarrassingly parallel: shards are independent, and only their last round and, under
 ZeRO-3, gathering the weights stand against it. A student keeps its global batch, so that its steps
 stay the same ones (strong scaling): an all-reduce, and ranks that have no row left, bound it.
 """

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from kdscale.models.meta_model import Skeleton
+from kdscale.models.meta_model import MetaModel
 
 _GATED = re.compile(r"gate_proj|gate_up|\.w3\.")
 
@@ -62,7 +62,7 @@ def shape_of(config: Any) -> Shape:
     Of a mixture of experts, their matrices count for the share of them that a token meets.
     """
     text = config.get_text_config()
-    skeleton = Skeleton(config)
+    skeleton = MetaModel(config)
     layers, hidden = text.num_hidden_layers, text.hidden_size
     heads = text.num_attention_heads
     size = getattr(text, "head_dim", None) or hidden // heads

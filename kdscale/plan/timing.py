@@ -2,7 +2,7 @@
 
 A rank's rate is what was measured, or the hardware's peak times the utilisation assumed; of a CPU
 times the worker's cores, as far as the machine has them. Work is counted as the stages do it: in
-rounds of units, in micro-batches of whole ranks, so that a rank without work shows as time.
+rounds of shards, in micro-batches of whole ranks, so that a rank without work shows as time.
 """
 
 import math
@@ -12,6 +12,7 @@ from kdscale.config.training import TrainingConfig, WorkersConfig
 from kdscale.plan.cache_size import cache_bytes, requests
 from kdscale.plan.inputs import Setting, workers_of
 from kdscale.plan.shape import Shape
+from kdscale.run.stage_names import ON_WORKERS
 from kdscale.train.batches import micro_batches_per_rank
 
 # Assumed where nothing was measured. A worker group of Ray Train takes about 15 s around a trivial
@@ -25,7 +26,6 @@ _ENCODE_SHARE = 0.02
 _PREPARE_BYTES, _PREPARE_START = 2e6, 8.0
 # Building, checking, publishing and tracking a model beside its steps.
 _ARM_SECONDS = 1.2
-_WITH_WORKERS = ("teacher", "cache", "distill", "evaluate")
 _DEPTH_LATENCY = 20e-6  # of a collective, a rank
 
 
@@ -37,7 +37,7 @@ class Seconds:
     compute: float = 0.0
     communication: float = 0.0  # not hidden behind computing
     encoding: float = 0.0
-    store: float = 0.0  # loading models, checkpoints, blocks; not hidden either
+    store: float = 0.0  # loading models, checkpoints, chunks; not hidden either
     validation: float = 0.0
 
     @property
@@ -78,7 +78,7 @@ def start_up(stage: str, setting: Setting) -> float:
     config = setting.config
     skipped = {"teacher"} if config.teacher.training is None else set()
     skipped |= {"cache"} if config.cache.reuse is not None else set()
-    stages = [name for name in _WITH_WORKERS if name not in skipped]
+    stages = [name for name in ON_WORKERS if name not in skipped]
     before = stages[: stages.index(stage)][-1:]
     alike = [workers_of(name, config) == workers_of(stage, config) for name in before]
     return 0.0 if any(alike) and not setting.is_gpu else group_start(setting)
@@ -159,8 +159,8 @@ def training_seconds(
 
 
 def capture_seconds(setting: Setting) -> Seconds:
-    """Rank r takes units r, r + n, ...: time is that of the rank with most, rounds = ceil(units /
-    n) units of rows x T positions.
+    """Rank r takes shards r, r + n, ...: time is that of the rank with most, rounds = ceil(shards /
+    n) shards of rows x T positions.
 
     Under ZeRO-3 a forward gathers p N (n - 1) / n bytes while the one before computes: what it
     takes longer is exposed. Encoding goes beside the forward on a GPU (2 % of it are left), between
@@ -171,8 +171,8 @@ def capture_seconds(setting: Setting) -> Seconds:
         return Seconds()
     capture = config.cache.capture
     workers, length = capture.workers, tokens.seq_len
-    units = math.ceil(tokens.captured_rows / config.cache.sequences_per_shard)
-    rounds = math.ceil(units / workers.count)
+    shards = math.ceil(tokens.captured_rows / config.cache.sequences_per_shard)
+    rounds = math.ceil(shards / workers.count)
     rows = min(rounds * config.cache.sequences_per_shard, tokens.captured_rows)
     forwards = rounds * math.ceil(
         min(rows, config.cache.sequences_per_shard) / capture.micro_batch_size
@@ -199,7 +199,7 @@ def capture_seconds(setting: Setting) -> Seconds:
 
 
 def distill_seconds(setting: Setting) -> Seconds:
-    """The student, then its baseline. Blocks are read ahead: only what the store takes longer than
+    """The student, then its baseline. Chunks are read ahead: only what the store takes longer than
     the steps is waited for. An online teacher adds its forward to each step of the student."""
     distill = setting.config.distill
     arms = 2 if distill.baseline else 1

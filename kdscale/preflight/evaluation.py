@@ -8,7 +8,7 @@ from kdscale.evaluate.external_models import check_other
 from kdscale.evaluate.speed import PROMPT_TOKENS
 from kdscale.models.load import load_config_of
 from kdscale.models.positions import usable_positions
-from kdscale.models.weight_check import check_weights
+from kdscale.models.stored_tensors import check_weights
 from kdscale.preflight.locate import locate
 from kdscale.preflight.view import View
 

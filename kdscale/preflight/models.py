@@ -10,14 +10,14 @@ import torch
 from transformers import PreTrainedModel
 
 from kdscale.config.training import TrainingConfig
-from kdscale.distill.initial_student import plan_of
-from kdscale.distill.layer_pairs import choose_pairs
+from kdscale.distill.layer_losses import choose_pairs
+from kdscale.distill.student_init import plan_init
 from kdscale.errors import KdscaleError
 from kdscale.models.load import build_model, count_parameters, load_config_of
+from kdscale.models.modes import checkpoint_activations, set_dropout
 from kdscale.models.positions import position_notes
+from kdscale.models.stored_tensors import check_weights
 from kdscale.models.tasks import TaskSpec, longest_input
-from kdscale.models.train_overrides import checkpoint_activations, set_dropout
-from kdscale.models.weight_check import check_sources, check_weights
 from kdscale.preflight.probe import Probe
 from kdscale.preflight.view import KnownData, View
 from kdscale.teacher.pretrained import teacher_config
@@ -50,12 +50,12 @@ def check_models(view: View) -> None:
         return
     with view.findings.check("the student, built without weights"), _building("student"):
         _check_vocabulary_option(view, data, "student")
-        view.student = plan_of(config, data, view.teacher)
+        view.student = plan_init(config, data, view.teacher)
         _check_student(view)
         # The files of one that is trained here are written by then.
         if view.teacher_weights is not None and config.teacher.training is None:
             revision = config.teacher.revision
-            check_sources(view.student, view.teacher_weights, revision, view.teacher)
+            view.student.check_sources(view.teacher_weights, revision, view.teacher)
 
 
 def _existing(view: View) -> Any | None:
@@ -146,8 +146,8 @@ def _check_student(view: View) -> None:
 
 def _note_positions(view: View, shape: Any, what: str) -> None:
     config = view.config
-    purpose = TaskSpec(config.task, (), config.data.chunks)
-    for note in position_notes(shape, longest_input(purpose, config.data.seq_len), what):
+    task_spec = TaskSpec(config.task, (), config.data.chunks)
+    for note in position_notes(shape, longest_input(task_spec, config.data.seq_len), what):
         view.findings.note(note)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from kdscale.config import RunConfig
 from kdscale.data.rows.prepared import Prepared
-from kdscale.models.init.student_init import Plan
+from kdscale.models.init.plan import InitPlan
 from kdscale.preflight.findings import Findings
 from kdscale.run.artifacts import RunArtifacts
 
@@ -63,7 +63,7 @@ class View:
     """What `from_pretrained` takes here for the config and tokenizer of a teacher that exists."""
 
     teacher: Any | None = None  # of transformers; None where it is out of sight
-    student: Plan | None = None
+    student: InitPlan | None = None
 
     @property
     def config(self) -> RunConfig:

@@ -1,7 +1,7 @@
 """The cache stage as its driver sees it: which rows are to be captured, into which cache.
 
 A run fills a cache of its own, or appends the rows that another cache lacks to it, or reuses caches
-as they are. What a student may read is always a number of segments: later appends change nothing
+as they are. What a student may read is always a number of generations: later appends change nothing
 for it, while a repair does it good.
 """
 
@@ -12,8 +12,13 @@ import numpy as np
 
 from kdscale.cache.codecs import open_codec
 from kdscale.cache.commit.manifest import load_manifest, manifest_versions
-from kdscale.cache.commit.plan import create_or_load_plan, find_segment, load_plans, selection_hash
-from kdscale.cache.commit.writer import committed_units
+from kdscale.cache.commit.plan import (
+    create_or_load_plan,
+    find_generation,
+    load_plans,
+    selection_hash,
+)
+from kdscale.cache.commit.writer import committed_shards
 from kdscale.cache.format.packing import packable
 from kdscale.cache.format.prior import Prior, count_prior, counted_rows
 from kdscale.cache.origin import write_origin
@@ -28,31 +33,31 @@ _PRIOR_ROWS_AT_ONCE = 4096
 
 
 def is_complete(run: RunArtifacts) -> bool:
-    """Whether nothing is left to capture. `cache repair` takes commits of bad units away, and the
+    """Whether nothing is left to capture. `cache repair` takes commits of bad shards away, and the
     stage is then incomplete again."""
     if run.config.cache.reuse is not None:
         return all(manifest_versions(store) for store, _ in run.cache_stores)
     store = own_store(run)
-    found = find_segment(store, run.rows_fingerprint, _request(run))
+    found = find_generation(store, run.rows_fingerprint, _request(run))
     if found is None:
         return run.config.cache.append_to is not None and len(_lacking(run, store, None)) == 0
-    number, segment = found
-    if not manifest_versions(store) or len(load_manifest(store).segments) <= number:
+    number, generation = found
+    if not manifest_versions(store) or len(load_manifest(store).generations) <= number:
         return False
-    return len(committed_units(store, segment)) == len(segment.units)
+    return len(committed_shards(store, generation)) == len(generation.shards)
 
 
 def plan_capture(run: RunArtifacts, put_if_absent: PutIfAbsent) -> CaptureJob:
     """What the workers are to capture; the plan is agreed on in the store, by `put_if_absent`."""
     config, store = run.config.cache, own_store(run)
     request = _request(run)
-    found = find_segment(store, run.rows_fingerprint, request)
+    found = find_generation(store, run.rows_fingerprint, request)
     if found is None and config.append_to is not None:
         # A clear error now rather than a second cache in the middle of the first.
         load_manifest(store)
     rows = _lacking(run, store, found[0] if found else None) if config.append_to else run.selected
     packed = config.pack and packable(open_codec(run.cache_identity["codec"]))
-    segment = create_or_load_plan(
+    generation = create_or_load_plan(
         store,
         run.cache_identity,
         data=run.rows_fingerprint,
@@ -71,7 +76,7 @@ def plan_capture(run: RunArtifacts, put_if_absent: PutIfAbsent) -> CaptureJob:
         cache=store,
         teacher=run.teacher(),
         identity=run.cache_identity,
-        plan=segment,
+        plan=generation,
         selected=rows,
         put_if_absent=put_if_absent,
     )
@@ -92,15 +97,17 @@ def _write_origin(run: RunArtifacts, store: Store) -> None:
 
 def readable_caches(run: RunArtifacts) -> list[CacheSource]:
     """What the student reads if it starts at this moment."""
-    return [CacheSource(store, _segments(run, store), weight) for store, weight in run.cache_stores]
+    return [
+        CacheSource(store, _generations(run, store), weight) for store, weight in run.cache_stores
+    ]
 
 
-def _segments(run: RunArtifacts, store: Store) -> int:
-    """Of a cache that this run filled, the segments up to its own; else all there are."""
-    found = find_segment(store, run.rows_fingerprint, _request(run))
+def _generations(run: RunArtifacts, store: Store) -> int:
+    """Of a cache that this run filled, the generations up to its own; else all there are."""
+    found = find_generation(store, run.rows_fingerprint, _request(run))
     if run.config.cache.reuse is None and found is not None:
         return found[0] + 1
-    return len(load_manifest(store).segments)
+    return len(load_manifest(store).generations)
 
 
 def own_store(run: RunArtifacts) -> Store:
@@ -114,10 +121,10 @@ def _request(run: RunArtifacts) -> str:
 
 
 def _lacking(run: RunArtifacts, store: Store, before: int | None) -> np.ndarray:
-    """Of the selected rows those that the first `before` segments (by default all) lack, [rows]
+    """Of the selected rows those that the first `before` generations (by default all) lack, [rows]
     int64."""
-    segments = len(load_plans(store)) if before is None else before
-    known = CacheReader(store, segments=segments).statistics.sample_ids
+    generations = len(load_plans(store)) if before is None else before
+    known = CacheReader(store, generations=generations).statistics.sample_ids
     rows = run.selected[:]
     ours = run.prepared.training("cache").sample_ids[rows]
     as_one = np.dtype((np.void, ours.shape[1]))

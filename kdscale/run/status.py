@@ -1,7 +1,7 @@
 """Where a run stands, from its store alone: no cluster is asked, and nothing is written.
 
 `run.json` says which stages are complete, `progress.json` who drives the run and how far the
-present stage is, `commits/` which units count, the ends of `metrics/*.jsonl` what was logged last.
+present stage is, `commits/` which shards count, the ends of `metrics/*.jsonl` what was logged last.
 """
 
 import json
@@ -10,15 +10,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from kdscale.cache.format.records import PlanRecord, read_record
-from kdscale.config import parse_config
-from kdscale.config.text import decode_text
-from kdscale.errors import KdscaleError
+from kdscale.run.finished_run import FinishedRun
 from kdscale.run.progress_file import LOST_SECONDS, Attempt, Driver, ProgressRecord, read_progress
-from kdscale.run.record import RUN_KEY
 from kdscale.run.stage_names import STAGES
 from kdscale.store import Store, explained, open_store
-
-CONFIG_KEY = "config.resolved.yaml"
 
 _TAIL_BYTES = 64 * 1024
 _METRICS = {"teacher": ("teacher",), "distill": ("distill", "baseline")}
@@ -52,10 +47,10 @@ class StageStatus:
     tokens: int = 0
     tokens_per_second: float = 0.0
     seconds_left: float | None = None
-    units_committed: int | None = None
+    shards_committed: int | None = None
     """Of the cache, counted from its commits; None for other stages."""
 
-    units_planned: int | None = None
+    shards_planned: int | None = None
     failed_groups: int = 0
     failures: tuple[Attempt, ...] = ()
     losses: tuple[Losses, ...] = ()
@@ -102,13 +97,7 @@ def run_status(output: Store, now: float | None = None) -> RunStatus:
     Ages compare the driver's clock with this machine's. KdscaleError where there is no run.
     """
     progress = read_progress(output)
-    try:
-        record = json.loads(output.get(RUN_KEY))
-    except FileNotFoundError as error:
-        raise KdscaleError(
-            f"{output} is not the output of a run: it has no {RUN_KEY}.",
-            "Give the `output` of a run's config, the config itself, or a job's id.",
-        ) from error
+    record = FinishedRun(output).record
     progress = progress or ProgressRecord()
     moment = time.time() if now is None else now
     driver = progress.drivers[-1] if progress.drivers else None
@@ -146,7 +135,7 @@ def _stage(
     if running:
         # The record has the seconds of ended attempts only.
         seconds += max(0.0, progress.drivers[-1].heard - told.started)
-    committed, planned = _units(output, entry["fingerprint"]) if name == "cache" else (None, None)
+    committed, planned = _shards(output, entry["fingerprint"]) if name == "cache" else (None, None)
     return StageStatus(
         name=name,
         state=state,
@@ -158,25 +147,23 @@ def _stage(
         tokens=told.tokens,
         tokens_per_second=told.tokens_per_second,
         seconds_left=told.seconds_left if running else None,
-        units_committed=committed,
-        units_planned=planned,
+        shards_committed=committed,
+        shards_planned=planned,
         failed_groups=told.failed_groups,
         failures=told.failures,
         losses=tuple(found for each in _METRICS.get(name, ()) if (found := _losses(output, each))),
     )
 
 
-def _units(output: Store, fingerprint: str) -> tuple[int | None, int | None]:
-    """(committed, planned) units of the cache that the run fills, with those of earlier runs where
+def _shards(output: Store, fingerprint: str) -> tuple[int | None, int | None]:
+    """(committed, planned) shards of the cache that the run fills, with those of earlier runs where
     it appends to one; None each where it fills none."""
-    origin = f"{output}/{CONFIG_KEY}"
-    config = parse_config(decode_text(output.get(CONFIG_KEY), origin), origin=origin)
-    elsewhere = config.cache.append_to
+    elsewhere = FinishedRun(output).config_tree.get("cache", {}).get("append_to")
     cache = open_store(elsewhere) if elsewhere else output.child(f"cache/{fingerprint}")
     plans = [read_record(PlanRecord, cache, key) for key in cache.list("plans/")]
     if not plans:
         return None, None
-    return len(cache.list("commits/")), sum(len(plan.segment.units) for plan in plans)
+    return len(cache.list("commits/")), sum(len(plan.generation.shards) for plan in plans)
 
 
 def _losses(output: Store, training: str) -> Losses | None:

@@ -1,7 +1,7 @@
 """Ask a run to stop: by an object in its output, from anywhere, or by a signal to its driver.
 
 The first request lets the workers save what they have: a training writes a checkpoint after the
-present step, a capture commits the units in flight. A second one, or the end of the time that the
+present step, a capture commits the shards in flight. A second one, or the end of the time that the
 first one gave, ends the run at once. Either way the same command goes on where the run stopped.
 """
 
@@ -103,7 +103,7 @@ class StopRequests:
         if time.monotonic() > self._deadline:
             raise StoppedError(
                 f"The run did not stop within the time that {self._cause} gave, and was ended.",
-                "The same command goes on from the last checkpoint, or the last committed unit.",
+                "The same command goes on from the last checkpoint, or the last committed shard.",
             )
         return bool(self._cause)
 

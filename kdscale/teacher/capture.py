@@ -1,7 +1,7 @@
 """Run the teacher over the corpus and fill the cache.
 
-Work units are fixed by the cache's plan; rank r takes the missing units r, r + world size, and so
-on. The ranks of a sharded teacher must run equally many forwards, so there a rank that has no unit
+Work shards are fixed by the cache's plan; rank r takes the missing shards r, r + world size, and so
+on. The ranks of a sharded teacher must run equally many forwards, so there a rank that has no shard
 in a round, or a shorter one, runs dummies. Encoding and upload (encoder.py) go on beside the
 forwards.
 """
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from kdscale.cache.commit.manifest import manifest_key, publish
-from kdscale.cache.commit.writer import UnitWriter, committed_units
-from kdscale.cache.format.records import Segment
+from kdscale.cache.commit.writer import ShardWriter, committed_shards
+from kdscale.cache.format.records import Generation
 from kdscale.config import RunConfig
 from kdscale.data.rows.order import EvenRows
 from kdscale.data.rows.prepared import Prepared, RowTable, open_prepared
@@ -25,14 +25,14 @@ from kdscale.distributed.rank import GracefulStopError, Rank, current_rank
 from kdscale.models.forward import row_tensors, target_logits
 from kdscale.models.hf_folder import ModelReference
 from kdscale.models.load import check_vocabulary
-from kdscale.models.row_check import check_rows
+from kdscale.models.sequence_check import check_sequences
 from kdscale.models.sharded import load_teacher, parameters_held
 from kdscale.store import PutIfAbsent, Store
 from kdscale.teacher.device_timer import DeviceClock
 from kdscale.teacher.encoder import Encoder, Forward
 from kdscale.tracking import prometheus as metrics
 from kdscale.tracking.trackers import Tracker, open_tracker
-from kdscale.train.batches import row_kind
+from kdscale.train.batches import sequence_spec
 from kdscale.train.throughput import peak_memory
 from kdscale.types import Rows
 
@@ -47,14 +47,17 @@ class CaptureJob:
     cache: Store
     teacher: ModelReference
     identity: dict[str, Any]
-    plan: Segment
+    plan: Generation
     selected: np.ndarray | EvenRows  # training rows to capture, in the plan's order
     put_if_absent: PutIfAbsent  # what decides between attempts, see kdscale.workers.commit_actor
 
+    def run(self) -> None:
+        """Capture on this rank."""
+        capture(self)
 
-def capture(job: dict[str, Any]) -> None:
-    """A worker's loop. `job["capture"]` is a CaptureJob."""
-    spec: CaptureJob = job["capture"]
+
+def capture(spec: CaptureJob) -> None:
+    """Load the teacher on this rank, with all others, and capture what is missing."""
     worker = current_rank()
     prepared = open_prepared(spec.prepared)
     zero = spec.config.cache.capture.zero
@@ -64,18 +67,18 @@ def capture(job: dict[str, Any]) -> None:
     held, total = parameters_held(model)
     worker.say(f"teacher holds {held:,} of {total:,} parameters here")
     size = spec.config.cache.capture.micro_batch_size
-    kind = row_kind(spec.config, prepared, size)
-    check_rows(model, partial(target_logits, model, vocab_size=prepared.outputs), kind)
+    kind = sequence_spec(spec.config, prepared, size)
+    check_sequences(model, partial(target_logits, model, vocab_size=prepared.outputs), kind)
     fill_cache(spec, worker, model, prepared)
 
 
 def fill_cache(spec: CaptureJob, worker: Rank, model: torch.nn.Module, prepared: Prepared) -> None:
     """Capture what is missing with the loaded teacher, and publish. All ranks call it together."""
     # Rank 0 reads what is missing, so that all ranks share out the same list.
-    missing = worker.broadcast(_missing_units(spec) if worker.rank == 0 else None)
-    worker.say(f"{len(missing)} of {len(spec.plan.units)} units to capture")
+    missing = worker.broadcast(_missing_shards(spec) if worker.rank == 0 else None)
+    worker.say(f"{len(missing)} of {len(spec.plan.shards)} shards to capture")
     tracker = _open_tracker(spec, worker.attempt, len(missing)) if worker.rank == 0 else None
-    writer = UnitWriter(spec.cache, spec.identity, spec.plan, spec.put_if_absent)
+    writer = ShardWriter(spec.cache, spec.identity, spec.plan, spec.put_if_absent)
     encoder = Encoder(
         spec.config.cache,
         writer.commit,
@@ -87,7 +90,7 @@ def fill_cache(spec: CaptureJob, worker: Rank, model: torch.nn.Module, prepared:
     runner.run(missing, tracker)
     # Also where all ranks wait for the last one's commits.
     if worker.any_rank(runner.leaves):
-        worker.say("left after the units in flight")
+        worker.say("left after the shards in flight")
         if tracker is not None:
             tracker.finish()
         raise GracefulStopError
@@ -101,7 +104,7 @@ def fill_cache(spec: CaptureJob, worker: Rank, model: torch.nn.Module, prepared:
 
 
 class _Runner:
-    """The teacher's side: forwards, one unit a rank and round."""
+    """The teacher's side: forwards, one shard a rank and round."""
 
     def __init__(
         self,
@@ -123,12 +126,12 @@ class _Runner:
         self._clock = DeviceClock(worker.device)
         self._rows_before = self._rows_done = 0  # in earlier attempts, in this one
         self.leaves = False
-        """Whether it ended before all units were through, because this rank was asked to leave."""
+        """Whether it ended before all shards were through, because this rank was asked to leave."""
 
     def run(self, missing: list[int], tracker: Tracker | None) -> None:
-        """Capture the `missing` units of all ranks."""
+        """Capture the `missing` shards of all ranks."""
         world = self._worker.world_size
-        done = len(self._spec.plan.units) - len(missing)
+        done = len(self._spec.plan.shards) - len(missing)
         self._rows_before = self._spec.plan.rows - sum(map(self._rows_of, missing))
         started = time.perf_counter()
         self._report(0)
@@ -137,11 +140,11 @@ class _Runner:
                 self.leaves = self._asked_to_leave()
                 if self.leaves:
                     break
-                round_units = missing[first : first + world]
-                self._run_round(round_units)
+                round_shards = missing[first : first + world]
+                self._run_round(round_shards)
                 metrics.count_to("kdscale_queue_wait_seconds", self._encoder.progress.waiting)
-                self._rows_done += sum(map(self._rows_of, round_units))
-                done += len(round_units)
+                self._rows_done += sum(map(self._rows_of, round_shards))
+                done += len(round_shards)
                 # The last line waits for the commits.
                 if tracker is not None and first + world < len(missing):
                     self._log(tracker, done, time.perf_counter() - started)
@@ -153,26 +156,26 @@ class _Runner:
         asked = self._worker.stop_requested()
         return self._worker.any_rank(asked) if self._lockstep else asked
 
-    def _run_round(self, round_units: list[int]) -> None:
-        """This rank's unit, and in lockstep as many forwards as the longest unit takes."""
+    def _run_round(self, round_shards: list[int]) -> None:
+        """This rank's shard, and in lockstep as many forwards as the longest shard takes."""
         rank = self._worker.rank
-        unit = round_units[rank] if rank < len(round_units) else None
-        rows = self._rows_to_run(unit)
-        longest = max(map(self._rows_of, round_units)) if self._lockstep else len(rows)
+        shard = round_shards[rank] if rank < len(round_shards) else None
+        rows = self._rows_to_run(shard)
+        longest = max(map(self._rows_of, round_shards)) if self._lockstep else len(rows)
         for start in range(0, longest, self._size):
             part = rows.take(np.arange(start, min(start + self._size, len(rows))))
-            if unit is not None and len(part):
+            if shard is not None and len(part):
                 last = start + self._size >= len(rows)
                 # Not held by a name here: logits are the largest thing in memory.
-                self._encoder.submit(Forward(unit, part, self._forward(part), last))
+                self._encoder.submit(Forward(shard, part, self._forward(part), last))
             else:
                 self._forward(self._table.take(self._spec.selected[:1]))
-            self._worker.beat(f"rows {start} to {start + self._size} of unit {unit}")
-            self._report(sum(min(self._rows_of(u), start + self._size) for u in round_units))
+            self._worker.beat(f"rows {start} to {start + self._size} of shard {shard}")
+            self._report(sum(min(self._rows_of(u), start + self._size) for u in round_shards))
 
-    def _rows_to_run(self, unit: int | None) -> Rows:
-        """The rows of a unit; none if there is no unit."""
-        positions = range(0) if unit is None else self._spec.plan.units[unit]
+    def _rows_to_run(self, shard: int | None) -> Rows:
+        """The rows of a shard; none if there is no shard."""
+        positions = range(0) if shard is None else self._spec.plan.shards[shard]
         return self._table.take(self._spec.selected[positions.start : positions.stop])
 
     @torch.no_grad()
@@ -182,8 +185,8 @@ class _Runner:
             batch = row_tensors(rows, self._worker.device)
             return target_logits(self._model, batch, self._vocab_size)
 
-    def _rows_of(self, unit: int) -> int:
-        return len(self._spec.plan.units[unit])
+    def _rows_of(self, shard: int) -> int:
+        return len(self._spec.plan.shards[shard])
 
     def _report(self, rows_of_round: int) -> None:
         """Tell the driver how many rows all ranks have run, counting equal progress for each."""
@@ -218,9 +221,9 @@ class _Runner:
         tracker.log(done, tokens, shown)
 
 
-def _missing_units(spec: CaptureJob) -> list[int]:
-    done = committed_units(spec.cache, spec.plan)
-    return [unit for unit in range(len(spec.plan.units)) if unit not in done]
+def _missing_shards(spec: CaptureJob) -> list[int]:
+    done = committed_shards(spec.cache, spec.plan)
+    return [shard for shard in range(len(spec.plan.shards)) if shard not in done]
 
 
 def _open_tracker(spec: CaptureJob, attempt: int, missing: int) -> Tracker:
@@ -231,7 +234,7 @@ def _open_tracker(spec: CaptureJob, attempt: int, missing: int) -> Tracker:
         stage="cache",
         store=spec.output,
         resolved=config.model_dump(mode="json"),
-        # Units count as steps: what earlier attempts logged of committed ones stays.
-        start_step=len(spec.plan.units) - missing,
+        # Shards count as steps: what earlier attempts logged of committed ones stays.
+        start_step=len(spec.plan.shards) - missing,
         attempt=attempt,
     )

@@ -1,6 +1,6 @@
-"""From logits to committed units, beside the teacher.
+"""From logits to committed shards, beside the teacher.
 
-    submit -> encode -> (unit complete) -> commit
+    submit -> encode -> (shard complete) -> commit
 
 On a GPU a thread encodes, on a CUDA stream of its own that waits for the forward it works on: the
 teacher's launches never wait for a payload. On a CPU `submit` encodes with all of the worker's
@@ -28,19 +28,19 @@ from kdscale.teacher.worker_queue import Pipe
 from kdscale.tracking import prometheus as metrics
 from kdscale.types import Rows, labels_of
 
-# Units in commit. With one that waits and one that fills, no more than four are in memory.
+# Shards in commit. With one that waits and one that fills, no more than four are in memory.
 _COMMITS = 2
-_UNITS_WAITING = 1
+_SHARDS_WAITING = 1
 
-CommitUnit = Callable[[int, Rows, np.ndarray, RowStats], Commit | None]
-"""`UnitWriter.commit`."""
+CommitShard = Callable[[int, Rows, np.ndarray, RowStats], Commit | None]
+"""`ShardWriter.commit`."""
 
 
 @dataclass(frozen=True)
 class Forward:
-    """Logits [P, V] at the targets of consecutive `rows` of a unit; `last` closes the unit."""
+    """Logits [P, V] at the targets of consecutive `rows` of a shard; `last` closes the shard."""
 
-    unit: int
+    shard: int
     rows: Rows
     logits: torch.Tensor
     last: bool
@@ -66,16 +66,16 @@ class _Part:
 
 
 class Encoder:
-    """Encodes forwards in order, and commits each unit when its last one is through.
+    """Encodes forwards in order, and commits each shard when its last one is through.
 
     A context manager. `submit` waits while the queues are full. What goes wrong in a thread is
-    raised by the next `submit`, or at the end of the block.
+    raised by the next `submit`, or at the end of the chunk.
     """
 
     def __init__(
         self,
         config: CacheConfig,
-        commit: CommitUnit,
+        commit: CommitShard,
         *,
         vocab_size: int,
         seed: int,
@@ -86,7 +86,7 @@ class Encoder:
         self._seed = seed
         self._device = device
         self._codec: Codec = make_codec(config.codec, vocab_size)
-        self._commit_unit = commit
+        self._commit_shard = commit
         self._parts: list[_Part] = []
         self._committed = (0, 0)  # rows, bytes
         self._lock = threading.Lock()
@@ -97,7 +97,7 @@ class Encoder:
             threads=0 if self._stream is None else 1,
             waiting=config.capture.queue_batches,
         )
-        self._commits = Pipe("commit", self._commit, threads=_COMMITS, waiting=_UNITS_WAITING)
+        self._commits = Pipe("commit", self._commit, threads=_COMMITS, waiting=_SHARDS_WAITING)
         self._stack = ExitStack()
 
     def __enter__(self) -> "Encoder":
@@ -137,7 +137,7 @@ class Encoder:
             self._parts.append(self._part(forward))
         if forward.last:
             parts, self._parts = self._parts, []
-            self._commits.put((forward.unit, parts))
+            self._commits.put((forward.shard, parts))
 
     @torch.no_grad()
     def _part(self, forward: Forward) -> _Part:
@@ -164,7 +164,7 @@ class Encoder:
         )
 
     def _commit(self, item: tuple[int, list[_Part]]) -> None:
-        unit, parts = item
+        shard, parts = item
         rows = concatenate([part.rows for part in parts], parts[0].rows.input_ids.shape[1])
         stats = RowStats(
             sample_ids=rows.sample_ids,
@@ -173,13 +173,13 @@ class Encoder:
             length=rows.loss_mask.sum(axis=1).astype(np.int32),
         )
         payload = np.concatenate([part.payload for part in parts])
-        commit = self._commit_unit(unit, rows, payload, stats)
+        commit = self._commit_shard(shard, rows, payload, stats)
         if commit is not None:
             with self._lock:
                 before = self._committed
                 size = commit.length + commit.index_length
                 self._committed = before[0] + commit.rows, before[1] + size
-            metrics.count("kdscale_units_committed", 1)
+            metrics.count("kdscale_shards_committed", 1)
             metrics.count("kdscale_bytes_committed", size)
 
 

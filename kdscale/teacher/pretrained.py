@@ -16,11 +16,11 @@ from kdscale.models.chunked_classifier import CHUNKS
 from kdscale.models.hf_folder import loadable
 from kdscale.models.load import check_vocabulary, load_config_of, make_config
 from kdscale.models.positions import check_positions
-from kdscale.models.tasks import TaskSpec, describe_task, longest_input, set_purpose, task_of
+from kdscale.models.tasks import TaskSpec, describe_task, longest_input, set_task, task_of
 from kdscale.types import DataFacts
 
 
-def purpose_of(config: RunConfig, data: DataFacts) -> TaskSpec:
+def task_spec_of(config: RunConfig, data: DataFacts) -> TaskSpec:
     """What the models of a run are for."""
     return TaskSpec(config.task, data.classes, config.data.chunks)
 
@@ -33,7 +33,7 @@ def teacher_config(config: RunConfig, data: DataFacts, shape: Any | None = None)
     teacher = config.teacher
     if teacher.model is not None:
         length, ids = config.data.seq_len, data.special_ids
-        return make_config(teacher.model, data.vocab_size, ids, length, purpose_of(config, data))
+        return make_config(teacher.model, data.vocab_size, ids, length, task_spec_of(config, data))
     if teacher.training is not None:
         return config_to_train(config, data, shape)
     return check_teacher(config, data, shape)
@@ -73,7 +73,7 @@ def config_to_train(config: RunConfig, prepared: DataFacts, shape: Any | None = 
     its tokenizer, architecture or length does not fit."""
     shape = shape or _existing(config)
     check_vocabulary(shape, prepared.vocab_size, "teacher")
-    set_purpose(shape, purpose_of(config, prepared), config.data.seq_len)
+    set_task(shape, task_spec_of(config, prepared), config.data.seq_len)
     if shape.pad_token_id is None:
         # Classifiers over decoders find a row's end by it.
         shape.pad_token_id = prepared.special_ids.get("pad_token_id")
@@ -93,7 +93,7 @@ def check_teacher(config: RunConfig, prepared: DataFacts, shape: Any | None = No
         )
     if prepared.classes:
         _check_classes(shape, prepared.classes)
-    length = longest_input(purpose_of(config, prepared), config.data.seq_len)
+    length = longest_input(task_spec_of(config, prepared), config.data.seq_len)
     check_positions(shape, length, "teacher")
     chunks = config.data.chunks
     if chunks is not None and getattr(shape, CHUNKS, None) != chunks.model_dump():

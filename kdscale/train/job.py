@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -29,7 +30,7 @@ from kdscale.train.backends.base import Backend, make_backend
 from kdscale.train.batches import (
     micro_batches_per_rank,
     rank_rows,
-    row_kind,
+    sequence_spec,
     split_micro_batches,
 )
 from kdscale.train.checkpoint import delete_checkpoints, load_checkpoint, save_checkpoint
@@ -84,7 +85,7 @@ def run_session(
     wrap: Callable[[PreTrainedModel], ModelWithHead],
     steps: Callable[[int, torch.nn.Module], Iterable[Step[BatchT]]],
     compute_loss: ComputeLoss[BatchT],
-    extra: Callable[[int], dict[str, float]],
+    extra: Callable[[int, np.ndarray], dict[str, float]],
     adaptive: StatefulLoss | None = None,
 ) -> None:
     """Train and publish. Collective; restarts go on from the newest checkpoint. LeavingError, after
@@ -92,8 +93,8 @@ def run_session(
 
     `wrap` puts the built model into the form that is trained. `steps(start, model)` yields this
     rank's share of the steps from `start` on, where `model`, the back end's, is at `start` when the
-    first is asked for; `extra(step)` gives metrics to log with it on rank 0; `adaptive` is a part
-    of the loss that follows the training.
+    first is asked for; `extra(step, indices)` gives metrics to log with it on rank 0; `adaptive` is
+    a part of the loss that follows the training.
     """
     worker.raise_if_stopping()
     training = session.training
@@ -143,13 +144,13 @@ def _resume(session: TrainingJob, worker: Rank, backend: Backend, prepared: Prep
     # Ranks drop out different units; a checkpoint restores each rank's own state.
     torch.manual_seed(config.seed * 1_000_003 + worker.rank)
     start = load_checkpoint(session.checkpoints, backend, worker, training)
-    kind = row_kind(config, prepared, training.micro_batch_size)
+    kind = sequence_spec(config, prepared, training.micro_batch_size)
     with torch.no_grad():
         # In the precision of the weights, where a small fault shows, and in that of the products.
-        backend.model(ModelWithHead.check_rows, kind)
+        backend.model(ModelWithHead.check_sequences, kind)
         if worker.dtype != torch.float32:
             with backend.micro_batch(last=True):
-                backend.model(ModelWithHead.check_rows, kind)
+                backend.model(ModelWithHead.check_sequences, kind)
     where = f"resumed at step {start.step}" if start.step else "started"
     parameters = count_parameters(backend.model)
     worker.say(f"{session.name}: {parameters:,} parameters, {where} of {training.steps} steps")
@@ -176,7 +177,7 @@ def _hooks(
     backend: Backend,
     prepared: Prepared,
     tracker: Tracker | None,
-    extra: Callable[[int], dict[str, float]],
+    extra: Callable[[int, np.ndarray], dict[str, float]],
     adaptive: StatefulLoss | None,
 ) -> Callbacks:
     """What the loop calls; `tracker` is rank 0's."""
@@ -200,7 +201,7 @@ def _hooks(
         validate=_validator(backend, worker, prepared, training),
         save=save,
         progress=progress,
-        extra=extra if worker.rank == 0 else lambda step: {},
+        extra=extra if worker.rank == 0 else lambda step, indices: {},
         adaptive=adaptive,
         stop_requested=worker.stop_requested,
     )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
+import numpy as np
 import torch
 
 from kdscale.config.training import TrainingConfig
@@ -29,10 +30,14 @@ ComputeLoss = Callable[[ModelWithHead, BatchT, int], LossSums]
 
 @dataclass(frozen=True)
 class Step(Generic[BatchT]):
-    """This rank's share of one global batch: its micro-batches and the targets in them."""
+    """This rank's share of one global batch."""
 
     micro_batches: list[BatchT]
     targets: int
+    """Target positions in the micro-batches."""
+
+    indices: np.ndarray
+    """[global batch size] int64: the sequences of the whole global batch, of all ranks."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +71,17 @@ class Callbacks:
     """What the loop calls outside of itself.
 
     `log(step, tokens, metrics)` on rank 0 only; `progress(done, tokens)`, `validate()`, which
-    gives every rank the same `loss`, and `save(progress)` on all ranks; `extra(step)` gives more
-    metrics of that step; `adaptive` follows every step on all ranks. `asked_to_leave()` on any rank
-    ends the training after a step, with a checkpoint. Tokens are targets trained on since step 0.
+    gives every rank the same `loss`, and `save(progress)` on all ranks; `extra(step, indices)`
+    gives more metrics of a step with the global batch `indices`; `adaptive` follows every step on
+    all ranks. `stop_requested()` on any rank ends the training after a step, with a checkpoint.
+    Tokens are targets trained on since step 0.
     """
 
     log: Callable[[int, int, dict[str, float]], None]
     validate: Callable[[], dict[str, float]]
     save: Callable[[Progress], None]
     progress: Callable[[int, int], None]
-    extra: Callable[[int], dict[str, float]]
+    extra: Callable[[int, np.ndarray], dict[str, float]]
     adaptive: StatefulLoss | None = None
     stop_requested: Callable[[], bool] = lambda: False
 
@@ -115,7 +121,8 @@ def train(
         means = _mean_over_ranks(sums, worker, targets) if logs or hooks.adaptive else {}
         if logs:
             metrics |= {f"train/{name}": value for name, value in means.items()}
-            metrics |= {"lr": rate, "train/gradient_norm": norm} | hooks.extra(done - 1)
+            metrics |= {"lr": rate, "train/gradient_norm": norm}
+            metrics |= hooks.extra(done - 1, batch.indices)
             metrics |= meter.metrics()
         adapted = hooks.adaptive.after(done - 1, means) if hooks.adaptive else {}
         now = replace(now, step=done, tokens=tokens, adapted=adapted)

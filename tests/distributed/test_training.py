@@ -16,7 +16,7 @@ from kdscale.config.teacher import ModelConfig
 from kdscale.config.training import OptimiserConfig, TrainingConfig, ZeroConfig
 from kdscale.distributed.rank import current_rank
 from kdscale.losses.fused import head_and_loss
-from kdscale.models.forward import compute_logits, next_token_labels
+from kdscale.models.forward import compute_logits
 from kdscale.models.head import ModelWithHead
 from kdscale.models.load import build_model, load_model, make_config
 from kdscale.models.sharded import load_teacher, parameters_held
@@ -81,8 +81,8 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-def make(model: ModelConfig = MODEL, purpose: TaskSpec = CAUSAL_LM) -> PreTrainedModel:
-    return build_model(make_config(model, VOCAB, SPECIAL, LENGTH, purpose), 0)
+def make(model: ModelConfig = MODEL, task_spec: TaskSpec = CAUSAL_LM) -> PreTrainedModel:
+    return build_model(make_config(model, VOCAB, SPECIAL, LENGTH, task_spec), 0)
 
 
 def run(
@@ -119,11 +119,11 @@ def run(
                 mine, batch, config.micro_batch_size, worker.world_size
             ):
                 parts.append((ids[rows], mask[rows] & torch.from_numpy(valid)[:, None]))
-            yield Step(parts, sum(int(m.sum()) for _, m in parts))
+            yield Step(parts, sum(int(m.sum()) for _, m in parts), batch)
 
     def compute_loss(model: ModelWithHead, batch: Any, step: int) -> LossSums:
         rows, targets = batch
-        labels = next_token_labels(rows)[targets]
+        labels = torch.roll(rows, -1, dims=1)[targets]
         hidden = model.hidden(rows, torch.ones_like(rows))[targets]
         loss = head_and_loss(hidden, model.head, labels).objective
         return loss, {"loss": loss.detach()}
@@ -144,7 +144,7 @@ def run(
             validate=lambda: {"loss": 0.0},
             save=save,
             progress=lambda done, tokens: None,
-            extra=lambda step: {},
+            extra=lambda step, indices: {},
         ),
     )
     losses = {step: metrics["train/loss"] for step, metrics in logged.items()}

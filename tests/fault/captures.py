@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from kdscale.cache.commit.manifest import publish
-from kdscale.cache.commit.writer import UnitWriter, committed_units
+from kdscale.cache.commit.writer import ShardWriter, committed_shards
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows
 from kdscale.store import PutIfAbsent, Store
@@ -73,13 +73,13 @@ def watched(planted: Planted, watch: Callable[[Call, Moment], None]) -> Planted:
 
 def capture(_: Pipe | None, planted: Planted, put_if_absent: PutIfAbsent | None = None) -> int:
     """A capture from its plan to its manifest, which goes on where an earlier one ended. The number
-    of units that it committed."""
-    segment = planted.agree(put_if_absent=put_if_absent)
-    vars(planted)["segment"] = segment  # It need not agree a second time.
-    writer = UnitWriter(planted.store, planted.identity, segment, put_if_absent)
-    missing = set(range(len(segment.units))) - committed_units(planted.store, segment)
-    commits = [writer.commit(*planted.unit(unit)) for unit in sorted(missing)]
-    publish(planted.store, segment, put_if_absent)
+    of shards that it committed."""
+    generation = planted.agree(put_if_absent=put_if_absent)
+    vars(planted)["generation"] = generation  # It need not agree a second time.
+    writer = ShardWriter(planted.store, planted.identity, generation, put_if_absent)
+    missing = set(range(len(generation.shards))) - committed_shards(planted.store, generation)
+    commits = [writer.commit(*planted.shard(shard)) for shard in sorted(missing)]
+    publish(planted.store, generation, put_if_absent)
     return sum(commit is not None for commit in commits)
 
 

@@ -15,9 +15,9 @@ from kdscale.store import Store
 from tests.unit.cache.planted import Planted, assert_same_rows, make_planted
 
 ROWS = 13
-UNITS = 2
-# Per unit: two objects and a commit. Then prior, plan, table of units, manifest.
-WRITES = 3 * UNITS + 4
+SHARDS = 2
+# Per shard: two objects and a commit. Then prior, plan, table of shards, manifest.
+WRITES = 3 * SHARDS + 4
 
 # What decides who commits is no part of the cache.
 _BESIDE = {"committer.json", "store-probe.json"}
@@ -49,9 +49,9 @@ def decoded(store: Store) -> CachedRows:
     return reader.read(np.arange(len(reader)))
 
 
-def committed_by(first: Planted, rest: CachedRows, units: int) -> CachedRows:
-    """The decoded cache whose first `units` units are those of `first`."""
-    rows = min(units * first.sequences_per_shard, ROWS)
+def committed_by(first: Planted, rest: CachedRows, shards: int) -> CachedRows:
+    """The decoded cache whose first `shards` shards are those of `first`."""
+    rows = min(shards * first.sequences_per_shard, ROWS)
     return replace(rest, payload=np.concatenate([first.payload[:rows], rest.payload[rows:]]))
 
 
@@ -65,14 +65,14 @@ def assert_same(found: CachedRows, expected: CachedRows) -> None:
 
 
 def assert_committed_once(store: Store) -> None:
-    """Every unit has one commit, one manifest was published, and all is sound."""
-    assert store.list("commits/") == [f"commits/{unit:06d}.json" for unit in range(UNITS)]
+    """Every shard has one commit, one manifest was published, and all is sound."""
+    assert store.list("commits/") == [f"commits/{shard:06d}.json" for shard in range(SHARDS)]
     assert store.list("plans/") == ["plans/0000.json"]
     manifests = [key for key in store.list("manifests/") if key.endswith(".json")]
     assert manifests == ["manifests/00000001.json"]
     report = verify(store)
     assert report.bad == []
-    assert report.units == UNITS
+    assert report.shards == SHARDS
 
 
 def named_objects(store: Store) -> list[str]:
@@ -82,15 +82,15 @@ def named_objects(store: Store) -> list[str]:
     keys = [
         "plans/0000.json",
         "manifests/00000001.json",
-        f"manifests/units-{manifest['units']['digest'][:16]}.arrow",
-        f"prior/{plan['segment']['prior']['digest'][:16]}.arrow",
+        f"manifests/shards-{manifest['shards']['digest'][:16]}.arrow",
+        f"prior/{plan['generation']['prior']['digest'][:16]}.arrow",
     ]
-    for unit in range(UNITS):
-        commit = json.loads(store.get(f"commits/{unit:06d}.json"))
+    for shard in range(SHARDS):
+        commit = json.loads(store.get(f"commits/{shard:06d}.json"))
         keys += [
-            f"commits/{unit:06d}.json",
-            f"data/{unit:06d}-{commit['digest'][:16]}.arrow",
-            f"index/{unit:06d}-{commit['index_digest'][:16]}.arrow",
+            f"commits/{shard:06d}.json",
+            f"data/{shard:06d}-{commit['digest'][:16]}.arrow",
+            f"index/{shard:06d}-{commit['index_digest'][:16]}.arrow",
         ]
     return sorted(keys)
 
@@ -116,12 +116,12 @@ def assert_undisturbed(store: Store, expected: CachedRows, fault: str) -> None:
 def assert_each_of_one(
     store: Store, attempts: Sequence[Planted], expected: CachedRows, fault: str
 ) -> None:
-    """After `fault`, nothing but the cache is in the store, and each unit is wholly of one of the
+    """After `fault`, nothing but the cache is in the store, and each shard is wholly of one of the
     `attempts`, which differ; else as `assert_undisturbed`."""
     assert_only_named(store)
     found, payload = decoded(store).payload, expected.payload.copy()
-    for unit in attempts[0].segment.units:
-        same = [np.array_equal(found[unit], attempt.payload[unit]) for attempt in attempts]
-        assert sum(same) == 1, f"{fault}: {unit} is of {same}"
-        payload[unit] = attempts[same.index(True)].payload[unit]
+    for shard in attempts[0].generation.shards:
+        same = [np.array_equal(found[shard], attempt.payload[shard]) for attempt in attempts]
+        assert sum(same) == 1, f"{fault}: {shard} is of {same}"
+        payload[shard] = attempts[same.index(True)].payload[shard]
     assert_undisturbed(store, replace(expected, payload=payload), fault)

@@ -20,7 +20,7 @@ from tests.fault.captures import (
 )
 from tests.fault.conftest import Start
 from tests.fault.outcome import (
-    UNITS,
+    SHARDS,
     WRITES,
     assert_only_named,
     assert_undisturbed,
@@ -74,10 +74,10 @@ def test_a_capture_held_at_any_write_is_overtaken_by_another(
             slow.kill()
         else:
             slow.tell("go on")
-            assert slow.result() == UNITS - done
+            assert slow.result() == SHARDS - done
             # It has taken away what it wrote.
             assert_only_named(planted.store)
-        expected = committed_by(rounded(planted, 1), undisturbed, UNITS - done)
+        expected = committed_by(rounded(planted, 1), undisturbed, SHARDS - done)
         assert_undisturbed(planted.store, expected, f"{end} {moment} {call}")
 
     cases = boundaries(start, store.child("recorded"))

@@ -52,9 +52,9 @@ def test_append_captures_what_is_lacking_and_nothing_twice(
     finished_run: FinishedRun, appended: Path
 ) -> None:
     store = open_store(str(cache_of(appended)))
-    old = CacheReader(store, segments=1)
+    old = CacheReader(store, generations=1)
     new = CacheReader(store)
-    assert (len(old), new.manifest.version, len(new.manifest.segments)) == (640, 2, 2)
+    assert (len(old), new.manifest.version, len(new.manifest.generations)) == (640, 2, 2)
     ids = [row.tobytes() for row in new.statistics.sample_ids]
     assert len(set(ids)) == len(ids) == len(new)
     assert 640 < len(new) <= 640 + 700
@@ -102,7 +102,7 @@ def test_student_of_two_caches_meets_rows_by_their_weights(
     assert [line["step"] for line in lines] == list(range(1, 9))
     rows = 320 + 2 * load_manifest(open_store(str(second))).rows
     assert lines[-1]["curriculum/pool_size"] == rows
-    pinned = json.loads((appended / "run.json").read_text())["pinned"]["cache_segments"]
+    pinned = json.loads((appended / "run.json").read_text())["pinned"]["cache_generations"]
     assert pinned["value"] == [1, 2]
 
 

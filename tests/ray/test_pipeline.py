@@ -142,7 +142,7 @@ def test_cached_statistics_agree_with_the_teacher(finished_run: FinishedRun) -> 
 def test_cache_is_whole_and_verifies(finished_run: FinishedRun) -> None:
     report = verify(open_store(str(cache_folder(finished_run))))
     assert report.bad == []
-    assert report.blocks == 80
+    assert report.chunks == 80
     code, text = run_kdscale("cache", "verify", str(finished_run.output))
     assert code == 0, text
     code, text = run_kdscale("cache", "inspect", str(finished_run.output))
@@ -245,7 +245,7 @@ def test_a_corrupted_cache_object_ends_in_an_error_that_names_it(
     assert int(re.search(r"(\d+) bad", log)[1]) >= 40
     changes = ("--set", f"output={output}", "--set", "distill.training.steps=9")
     # The machine still holds the blocks as they were, and would read those.
-    changes += ("--set", f"distill.cache_folder={tmp_path}/blocks")
+    changes += ("--set", f"distill.cache_folder={tmp_path}/chunks")
     code, log = run_kdscale("run", str(finished_run.config), *changes, "--overwrite")
     assert code == 2, log[-3000:]
     error = log[log.index("error:") :]

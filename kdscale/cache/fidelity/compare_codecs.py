@@ -157,7 +157,7 @@ def _prior(store: Store, reader: CacheReader) -> Prior:
     capture counts from all of them.
     """
     manifest = reader.manifest
-    packing = open_layout(store, manifest.identity, manifest.segments[0]).packing
+    packing = open_layout(store, manifest.identity, manifest.generations[0]).packing
     if packing is not None:
         return packing.prior
     rows = reader.read(_spread(len(reader), _PRIOR_ROWS)).rows

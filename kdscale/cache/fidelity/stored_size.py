@@ -14,13 +14,13 @@ _ENOUGH = 8 << 20
 class StoredSize:
     """Sum of the stored bytes of one codec's payload.
 
-    What is packed is kept until the end and packed in chunks of `block` positions, by default as
+    What is packed is kept until the end and packed in chunks of `chunk` positions, by default as
     one: a few positions take a little more each than many. What is not packed may be large
     (`full`), and is compressed part by part.
     """
 
-    def __init__(self, codec: Codec, prior: Prior, block: int | None = None) -> None:
-        self._block = block
+    def __init__(self, codec: Codec, prior: Prior, chunk: int | None = None) -> None:
+        self._chunk = chunk
         self._packing = Packing(codec, prior) if packable(codec) else None
         self._contexts: list[np.ndarray] = []
         self._payload: list[np.ndarray] = []
@@ -45,8 +45,8 @@ class StoredSize:
         if self._packing is None:
             self._stored += len(_ZSTD.compress(payload.tobytes(), asbytes=True))
         else:
-            size = self._block or len(payload)
+            size = self._chunk or len(payload)
             for first in range(0, len(payload), size):
-                block = slice(first, first + size)
-                self._stored += len(self._packing.pack(contexts[block], payload[block]))
+                chunk = slice(first, first + size)
+                self._stored += len(self._packing.pack(contexts[chunk], payload[chunk]))
         self._contexts, self._payload = [], []

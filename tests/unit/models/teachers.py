@@ -11,10 +11,10 @@ from kdscale.config.initial import WidthConfig
 from kdscale.config.student import StudentConfig
 from kdscale.config.teacher import ModelConfig
 from kdscale.models.init.calibrate import measure
-from kdscale.models.init.student_init import Plan, build_student, plan_student
-from kdscale.models.init.tensors import TensorFiles
+from kdscale.models.init.plan import InitPlan, build_student, plan_student
 from kdscale.models.init.width import Kept
 from kdscale.models.load import build_model, load_config_of, make_config
+from kdscale.models.stored_tensors import StoredTensors
 from kdscale.types import Rows
 
 VOCAB, LENGTH = 97, 12
@@ -68,7 +68,7 @@ def make_rows(count: int = 6) -> Rows:
     )
 
 
-def plan(folder: Path, **student: Any) -> Plan:
+def plan(folder: Path, **student: Any) -> InitPlan:
     """The plan of a student of the teacher in `folder`."""
     config = StudentConfig.model_validate(student)
     return plan_student(config, load_config_of(folder), **TOKENIZER)
@@ -82,12 +82,12 @@ def start(folder: Path, teacher: PreTrainedModel | None = None, **student: Any) 
     return build_student(planned, files(folder), kept, seed=9).eval()
 
 
-def files(folder: Path) -> TensorFiles:
+def files(folder: Path) -> StoredTensors:
     """The weights of the teacher in `folder`."""
-    return TensorFiles(folder, load_config_of(folder))
+    return StoredTensors.open(folder, load_config_of(folder))
 
 
-def keep(planned: Plan, teacher: PreTrainedModel) -> Kept:
+def keep(planned: InitPlan, teacher: PreTrainedModel) -> Kept:
     """What the plan keeps of `teacher` by its own activations."""
     return planned.keep(measure(teacher, make_rows(), torch.device("cpu")))
 

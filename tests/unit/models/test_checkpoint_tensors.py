@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 from kdscale.config.student import StudentConfig
 from kdscale.config.teacher import ModelConfig
 from kdscale.errors import KdscaleError
-from kdscale.models.init.student_init import Plan, build_student, plan_student
+from kdscale.models.init.plan import InitPlan, build_student, plan_student
 from kdscale.models.load import build_model, load_config_of, load_model, make_config
-from kdscale.models.meta_model import Skeleton
+from kdscale.models.meta_model import MetaModel
+from kdscale.models.stored_tensors import check_weights
 from kdscale.models.tasks import TaskSpec
-from kdscale.models.weight_check import check_sources, check_weights
 from tests.unit.models.teachers import LENGTH, TOKENIZER, VOCAB, files
 
 LAYERS = 4
@@ -85,10 +85,10 @@ TEACHERS = [
 ]
 
 
-def make_teacher(folder: Path, purpose: TaskSpec, name: str, options: dict[str, Any]) -> Any:
+def make_teacher(folder: Path, task_spec: TaskSpec, name: str, options: dict[str, Any]) -> Any:
     """Saved by transformers, and loaded by it again."""
     model = ModelConfig(architecture=name, options=options)
-    config = make_config(model, VOCAB, TOKENIZER["special_ids"], LENGTH, purpose)
+    config = make_config(model, VOCAB, TOKENIZER["special_ids"], LENGTH, task_spec)
     made = build_model(config, seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -98,13 +98,13 @@ def make_teacher(folder: Path, purpose: TaskSpec, name: str, options: dict[str, 
     return load_model(folder).eval()
 
 
-def plan(folder: Path, purpose: TaskSpec, **fields: Any) -> Plan:
+def plan(folder: Path, task_spec: TaskSpec, **fields: Any) -> InitPlan:
     """Of a student that has passed all checks before a run."""
     shape = load_config_of(folder)
     check_weights(str(folder), None, shape)
     student = StudentConfig.model_validate(fields)
-    planned = plan_student(student, shape, **TOKENIZER, purpose=purpose)
-    check_sources(planned, str(folder), None, shape)
+    planned = plan_student(student, shape, **TOKENIZER, task_spec=task_spec)
+    planned.check_sources(str(folder), None, shape)
     return planned
 
 
@@ -118,7 +118,7 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
 def take_out(teacher: Any, layers: list[int]) -> None:
     """Keep only `layers` of a teacher, in place."""
     text = teacher.config.get_text_config()
-    prefix = Skeleton(teacher.config).prefix
+    prefix = MetaModel(teacher.config).prefix
     assert prefix is not None
     parent, _, name = prefix.rpartition(".")
     kept = [teacher.get_submodule(prefix)[layer] for layer in layers]
@@ -130,19 +130,19 @@ def take_out(teacher: Any, layers: list[int]) -> None:
     text.num_hidden_layers = len(layers)
 
 
-@pytest.mark.parametrize(("purpose", "name", "options"), TEACHERS, ids=[t[1] for t in TEACHERS])
+@pytest.mark.parametrize(("task_spec", "name", "options"), TEACHERS, ids=[t[1] for t in TEACHERS])
 def test_a_student_is_its_teacher_without_some_layers(
-    tmp_path: Path, purpose: TaskSpec, name: str, options: dict[str, Any]
+    tmp_path: Path, task_spec: TaskSpec, name: str, options: dict[str, Any]
 ) -> None:
-    teacher = make_teacher(tmp_path / "teacher", purpose, name, options)
+    teacher = make_teacher(tmp_path / "teacher", task_spec, name, options)
     own = {"model": {"architecture": name, "options": options}, "copy_embeddings": True}
-    planned = plan(tmp_path / "teacher", purpose, **own)
+    planned = plan(tmp_path / "teacher", task_spec, **own)
     copied: Any = build_student(planned, files(tmp_path / "teacher"), None, seed=9)
     for part in ("get_input_embeddings", "get_output_embeddings"):
         mine, theirs = getattr(copied, part)(), getattr(teacher, part)()
         assert torch.equal(mine.weight, theirs.weight), part
     layers = [0, LAYERS - 1]
-    planned = plan(tmp_path / "teacher", purpose, teacher_layers=layers)
+    planned = plan(tmp_path / "teacher", task_spec, teacher_layers=layers)
     student = build_student(planned, files(tmp_path / "teacher"), None, seed=9).eval()
     take_out(teacher, layers)
     assert torch.equal(logits(student), logits(teacher))
@@ -182,9 +182,9 @@ REFUSED: dict[str, tuple[TaskSpec, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_layers_that_cannot_be_taken_out_are_refused_in_planning(name: str) -> None:
-    purpose, options, message = REFUSED[name]
+    task_spec, options, message = REFUSED[name]
     model = ModelConfig(architecture=name, options=options)
-    shape = make_config(model, VOCAB, TOKENIZER["special_ids"], LENGTH, purpose)
+    shape = make_config(model, VOCAB, TOKENIZER["special_ids"], LENGTH, task_spec)
     student = StudentConfig.model_validate({"teacher_layers": [0, 3]})
     with pytest.raises(KdscaleError, match=message):
-        plan_student(student, shape, **TOKENIZER, purpose=purpose)
+        plan_student(student, shape, **TOKENIZER, task_spec=task_spec)

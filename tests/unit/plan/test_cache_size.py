@@ -62,13 +62,13 @@ def test_the_configs_codec_comes_first_and_codecs_that_cannot_be_are_left_out() 
 
 
 def test_requests_of_a_capture_and_a_student() -> None:
-    # 640 rows: 40 units of 16 in 80 blocks of 8; 160 rows are met, a quarter of a pass.
+    # 640 rows: 40 shards of 16 in 80 chunks of 8; 160 rows are met, a quarter of a pass.
     found = setting("cpu", distill__workers={"count": 2}, distill__baseline=False)
     assert passes(found) == 0.25
     asked = requests(found)
     assert (asked.puts, asked.heads) == (3 * 40 + 4, 4 * 40)
     assert asked.lists == 2
-    # Every commit for the manifest, every index for both ranks, a quarter of the blocks.
+    # Every commit for the manifest, every index for both ranks, a quarter of the chunks.
     assert asked.gets == 40 + 2 * 40 + 20
 
 

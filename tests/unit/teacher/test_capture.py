@@ -40,7 +40,7 @@ class Subject:
     model: PreTrainedModel
 
     def run(self) -> None:
-        capture({"capture": self.job})
+        capture(self.job)
 
     @property
     def metrics(self) -> list[dict[str, float]]:
@@ -91,7 +91,7 @@ def make_subject(
     count: int = CAPTURED,
     stage: int = 0,
 ) -> Subject:
-    """`count` rows in units of 6, in batches of 4, of the model that `make_model` gives for a size
+    """`count` rows in shards of 6, in batches of 4, of the model that `make_model` gives for a size
     of vocabulary, at a ZeRO stage."""
     output = open_store(str(tmp_path / "output"))
     rows, vocab_size = write_prepared(output.child("prepared/x"), tmp_path / "tokenizer", length)
@@ -160,10 +160,10 @@ def worst_target(subject: Subject) -> float:
     assert isinstance(targets, DenseTargets)
     vocab_size, checked, worst = subject.job.identity["vocab_size"], 0, 0.0
     for row in range(count):
-        ids, segments = subject.rows.input_ids[row], subject.rows.segment_ids[row]
+        ids, generations = subject.rows.input_ids[row], subject.rows.segment_ids[row]
         mask, entropies = subject.rows.loss_mask[row].astype(bool), []
-        for segment in np.unique(segments[mask]):
-            here = segments == segment
+        for generation in np.unique(generations[mask]):
+            here = generations == generation
             alone = subject.model(torch.from_numpy(ids[here]).long()[None], use_cache=False)
             exact = (alone.logits[0, mask[here], :vocab_size] / 1.5).log_softmax(-1)
             found = targets.log_probs[row, torch.from_numpy(here & mask)]
@@ -185,8 +185,8 @@ def test_a_line_a_round_with_what_capture_cost(subject: Subject) -> None:
     lines = subject.metrics
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert [line["tokens"] for line in lines] == [6 * T, 12 * T, 18 * T, CAPTURED * T]
-    units = CacheReader(subject.job.cache).manifest.units
-    size = sum(unit.length + unit.index_length for unit in units)
+    shards = CacheReader(subject.job.cache).manifest.shards
+    size = sum(shard.length + shard.index_length for shard in shards)
     last = lines[-1]
     assert last["bytes_committed"] == size
     assert last["bytes_per_token"] == pytest.approx(size / (CAPTURED * T))
@@ -208,10 +208,10 @@ def test_run_again_captures_only_what_is_missing(
     cache.delete(commit_key(2))
     capsys.readouterr()
     subject.run()
-    assert "1 of 4 units to capture" in capsys.readouterr().out
+    assert "1 of 4 shards to capture" in capsys.readouterr().out
     after = {key: cache.get(key) for key in cache.list("")}
     assert after.keys() == before.keys()
-    # The same bytes, though the first batch of a unit is another one.
+    # The same bytes, though the first batch of a shard is another one.
     found = json.loads(cache.get(commit_key(2)))
     volatile = {"attempt", "seconds", "checksum"}
     assert {k: v for k, v in found.items() if k not in volatile} == {
@@ -220,4 +220,4 @@ def test_run_again_captures_only_what_is_missing(
     differing = {key for key in before if before[key] != after[key]}
     assert differing == {commit_key(2)}
     subject.run()
-    assert "0 of 4 units to capture" in capsys.readouterr().out
+    assert "0 of 4 shards to capture" in capsys.readouterr().out

@@ -47,9 +47,9 @@ def prepared(**fields: Any) -> Prepared:
     return cast(Prepared, Data(**fields))
 
 
-def shape(purpose: TaskSpec) -> Any:
+def shape(task_spec: TaskSpec) -> Any:
     model = ModelConfig(architecture="bert", options=ENCODER)
-    return make_config(model, VOCAB, SPECIAL, LENGTH, purpose)
+    return make_config(model, VOCAB, SPECIAL, LENGTH, task_spec)
 
 
 def run_config(folder: Path, *, trains: bool = False, **data: Any) -> RunConfig:
@@ -73,8 +73,8 @@ def run_config(folder: Path, *, trains: bool = False, **data: Any) -> RunConfig:
     )
 
 
-def save(folder: Path, purpose: TaskSpec) -> None:
-    build_model(shape(purpose), 0).save_pretrained(folder)
+def save(folder: Path, task_spec: TaskSpec) -> None:
+    build_model(shape(task_spec), 0).save_pretrained(folder)
 
 
 def test_a_classifier_of_the_same_classes_is_taken(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from kdscale.distributed.rank import current_rank
 from kdscale.errors import KdscaleError
 from kdscale.models.head import ModelWithHead
 from kdscale.models.init.calibrate import calibrate
-from kdscale.models.init.student_init import build_student, plan_student
+from kdscale.models.init.plan import build_student, plan_student
 from kdscale.models.load import build_model, count_parameters
 from kdscale.train.backends.base import make_backend
 from tests.ranks import run_ranks

@@ -1,4 +1,4 @@
-"""A curriculum by the student's gap: measured before every stage, and kept for who comes after."""
+"""Curricula on a worker: the student's gap before every stage, difficulties that need labels."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ import torch
 from kdscale.cache.read.reader import CacheReader
 from kdscale.config.student import DistillConfig
 from kdscale.curriculum.sampler import CurriculumSampler
-from kdscale.distill.curriculum_steps import make_sampler, staged_steps
-from kdscale.distill.difficulty import measure_gap
+from kdscale.distill.curriculum import difficulty, make_sampler, measure_gap, staged_steps
 from kdscale.distributed.rank import Rank
+from kdscale.errors import KdscaleError
 from kdscale.models.head import ModelWithHead
 from kdscale.store import Store, open_store
 from tests.unit.cache.planted import VOCAB, Planted, make_planted
@@ -44,7 +44,7 @@ def config(difficulty: str = "gap") -> DistillConfig:
 def rows_of(
     planted: Planted, tables: Store, students: dict[int, ModelWithHead], start: int = 0
 ) -> tuple[list[list[int]], CurriculumSampler]:
-    """The rows of every step; `students` is who is trained from a step on."""
+    """Return the rows of every step; `students` are those that are trained from a step on."""
     reader = CacheReader(planted.store)
     sampler = make_sampler(config(), reader, WORKER, VOCAB, seed=2)
     known = {row.tobytes(): index for index, row in enumerate(planted.rows.input_ids)}
@@ -95,3 +95,16 @@ def test_what_the_teacher_says_is_not_measured_again(planted: Planted, tmp_path:
     steps = staged_steps(entropy, WORKER, reader, sampler, tables, VOCAB, 3, torch.nn.Identity())
     assert len(list(steps)) == STEPS - 3
     assert tables.list() == []
+
+
+@pytest.mark.parametrize("name", ["nll", "gap", "entropy"])
+def test_rows_without_labels_cannot_be_ranked_by_them(tmp_path: Path, name: str) -> None:
+    planted = make_planted(open_store(str(tmp_path)), labelled=True)
+    planted.stats.nll[[3, 4]] = np.nan
+    reader = CacheReader(planted.publish().store)
+    if name == "entropy":
+        found = difficulty(config(name).curriculum, reader, WORKER, VOCAB)
+        assert np.array_equal(found, planted.stats.entropy)
+        return
+    with pytest.raises(KdscaleError, match="2 of 23 cached sequences have no label"):
+        make_sampler(config(name), reader, WORKER, VOCAB, seed=2)

@@ -1,9 +1,4 @@
-"""A student before its first step: what starts from the teacher, and what at random.
-
-First a plan, which needs configs and no weights: it can be made, and refused, before any worker
-starts. Then the student is built by it, with random weights under the seed, over which the
-teacher's are written one by one.
-"""
+"""Plan of a student's first weights from configs alone, and the student built by it."""
 
 import copy
 from collections.abc import Mapping
@@ -17,9 +12,14 @@ from kdscale.config.student import StudentConfig
 from kdscale.errors import KdscaleError
 from kdscale.models.init.families import family_of
 from kdscale.models.init.layers import check_cut, choose_layers, keep_layers
-from kdscale.models.init.provenance import Provenance, trace
-from kdscale.models.init.tensor_sources import Source, all_sources, embedding_sources, with_axes
-from kdscale.models.init.tensors import TensorFiles
+from kdscale.models.init.sources import (
+    Provenance,
+    Source,
+    all_sources,
+    embedding_sources,
+    trace,
+    with_axes,
+)
 from kdscale.models.init.width import (
     Kept,
     Sizes,
@@ -29,14 +29,15 @@ from kdscale.models.init.width import (
     narrow_sizes,
 )
 from kdscale.models.load import build_model, check_vocabulary, make_config
-from kdscale.models.meta_model import Skeleton
+from kdscale.models.meta_model import MetaModel
 from kdscale.models.positions import check_positions
+from kdscale.models.stored_tensors import StoredTensors
 from kdscale.models.tasks import CAUSAL_LM, TaskSpec, longest_input
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How a student starts. Tensors that `sources` does not name start at random."""
+class InitPlan:
+    """Plan of a student's first weights. Tensors that `sources` does not name start at random."""
 
     config: Any  # of transformers
     sources: dict[str, Source]  # by the student's tensor
@@ -45,9 +46,19 @@ class Plan:
     narrowing: tuple[Sizes, Sizes] | None  # (student's, teacher's)
 
     def keep(self, statistics: WidthStatistics) -> Kept:
-        """What a narrower student keeps of the teacher's dimensions."""
+        """Return the dimensions of the teacher that a narrower student keeps."""
         assert self.narrowing is not None
         return choose(*self.narrowing, self.layers, statistics)
+
+    def check_sources(self, source: str, revision: str | None, teacher: Any) -> None:
+        """Raise KdscaleError where the teacher's files at `source` cannot give its tensors.
+
+        `teacher` is its transformers config. Reads headers only, and where the files are in a local
+        folder also two tensors that the config takes for one.
+        """
+        names = [each.tensor for each in self.sources.values()]
+        if names:
+            StoredTensors.open(source, teacher, revision).check(names)
 
 
 def plan_student(
@@ -57,32 +68,32 @@ def plan_student(
     vocab_size: int,
     special_ids: Mapping[str, int | None],
     seq_len: int,
-    purpose: TaskSpec = CAUSAL_LM,
-) -> Plan:
-    """The plan of `student` for `purpose`, over a tokenizer of `vocab_size` ids. `teacher` is its
-    transformers config; only a student that takes something from it needs one.
+    task_spec: TaskSpec = CAUSAL_LM,
+) -> InitPlan:
+    """Return the plan of `student` for a task, over a tokenizer of `vocab_size` ids.
 
+    `teacher` is its transformers config; only a student that takes something from it needs one.
     Raises KdscaleError for layers or sizes that the teacher cannot give, for an embedding that does
     not fit, and for an architecture that cannot be tied, or untied, as asked.
     """
-    theirs = Skeleton(teacher) if student.takes_from_teacher else None
+    theirs = MetaModel(teacher) if student.takes_from_teacher else None
     layers: list[int] = []
     config: Any
     narrowing = None
     if student.teacher_layers is None:
         assert student.model is not None
-        config = make_config(student.model, vocab_size, special_ids, seq_len, purpose)
+        config = make_config(student.model, vocab_size, special_ids, seq_len, task_spec)
     else:
         config = copy.deepcopy(teacher)
         text = config.get_text_config()
         layers = choose_layers(student.teacher_layers, text.num_hidden_layers)
         keep_layers(text, layers)
         check_cut(text, layers)
-        check_positions(config, longest_input(purpose, seq_len), "student")
+        check_positions(config, longest_input(task_spec, seq_len), "student")
     if student.tie_embeddings is not None:
         config.tie_word_embeddings = student.tie_embeddings
     check_vocabulary(config, vocab_size, "student")
-    mine = Skeleton(config)
+    mine = MetaModel(config)
     _check_tied(mine, student.tie_embeddings)
     sources: dict[str, Source] = {}
     if theirs is not None:
@@ -92,18 +103,18 @@ def plan_student(
         narrowing = (narrow_sizes(text, student.width), Sizes.of(text))
         narrow_config(text, narrowing[0])
         sources = with_axes(sources, theirs, narrowing[1], family_of(teacher))
-        mine = Skeleton(config)
-    return Plan(config, sources, trace(mine, theirs, sources), layers, narrowing)
+        mine = MetaModel(config)
+    return InitPlan(config, sources, trace(mine, theirs, sources), layers, narrowing)
 
 
 def build_student(
-    plan: Plan, teacher: TensorFiles | None, kept: Kept | None, seed: int
+    plan: InitPlan, teacher: StoredTensors | None, kept: Kept | None, seed: int
 ) -> PreTrainedModel:
-    """The student of `plan` in float32, the same for the same seed on every rank.
+    """Build the student of `plan` in float32, the same for the same seed on every rank.
 
-    `teacher` has its weights, `kept` what a narrower student keeps; None where there is no use for
-    them. Works on whole models and, collectively, on ones that ZeRO-3 partitions as they are built.
-    Raises KdscaleError for files that lack tensors or hold quantised ones.
+    `teacher` has its weights, `kept` the dimensions that a narrower student keeps; None where they
+    are not needed. Works on whole models and, collectively, on ones that ZeRO-3 partitions as they
+    are built. Raises KdscaleError for files that lack tensors or hold quantised ones.
     """
     model = build_model(copy.deepcopy(plan.config), seed)
     if not plan.sources:
@@ -121,8 +132,11 @@ def build_student(
 
 
 def _write(target: Any, tensor: torch.Tensor) -> None:
-    """Set a parameter or buffer. Embeddings may be padded to another number of rows than the
-    teacher's: those that both have are set."""
+    """Set a parameter or buffer.
+
+    Embeddings may be padded to another number of rows than the teacher's: those that both have are
+    set.
+    """
     sharded = hasattr(target, "ds_tensor")
     if sharded:
         target.all_gather()
@@ -135,7 +149,7 @@ def _write(target: Any, tensor: torch.Tensor) -> None:
         target.partition(has_been_updated=True)
 
 
-def _check_tied(student: Skeleton, wanted: bool | None) -> None:
+def _check_tied(student: MetaModel, wanted: bool | None) -> None:
     if wanted is not None and student.tied != wanted:
         have = "shared" if student.tied else "separate"
         raise KdscaleError(
