@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -123,7 +123,7 @@ def measure(job: CaptureJob, layout: WorkersConfig, turns: int) -> dict[str, Any
     """The arms of one layout, in one worker group."""
     name = f"{layout.count} workers x {layout.cpus:g} threads"
     with stage_progress(name) as progress:
-        run_workers(take_turns, {"capture": job, "turns": turns}, layout, progress)
+        run_workers(TurnsJob(job, turns), layout, progress)
     found = json.loads(job.output.get(RESULT))
     metrics = json.loads(job.output.get("metrics/cache.jsonl").splitlines()[-1])
     tokens = job.plan.rows * job.config.data.seq_len
@@ -142,14 +142,26 @@ def measure(job: CaptureJob, layout: WorkersConfig, turns: int) -> dict[str, Any
     }
 
 
-def take_turns(job: dict[str, Any]) -> None:
-    """A worker's loop: writes the seconds of each arm, turn by turn, the warm-up left out."""
-    spec: CaptureJob = job["capture"]
+@dataclass(frozen=True)
+class TurnsJob:
+    """Bare forwards and captures in turn, on workers."""
+
+    capture: CaptureJob
+    turns: int
+
+    def run(self) -> None:
+        """Write the seconds of each variant, turn by turn, the warm-up left out."""
+        take_turns(self)
+
+
+def take_turns(job: TurnsJob) -> None:
+    """Write the seconds of each variant, turn by turn, the warm-up left out."""
+    spec = job.capture
     worker = current_rank()
     prepared = open_prepared(spec.prepared)
     model = load_teacher(spec.teacher.local(), worker, spec.config.cache.capture.zero)
     turns = []
-    for turn in range(job["turns"] + 1):
+    for turn in range(job.turns + 1):
         cache = spec.output.child(f"turns/{worker.world_size}-{turn}")
         fresh = replace(spec, cache=cache, put_if_absent=cache.put_if_absent)
         if worker.rank == 0:

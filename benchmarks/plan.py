@@ -37,8 +37,8 @@ from kdscale.plan.inputs import make_setting
 from kdscale.plan.plan import make_plan
 from kdscale.plan.timing import group_start, start_up
 from kdscale.run.artifacts import RunArtifacts, resolve_paths
+from kdscale.run.finished_run import RECORD_KEY
 from kdscale.run.pipeline import run_pipeline
-from kdscale.run.record import RUN_KEY
 from kdscale.store import Store, open_store
 from kdscale.workers.ray_session import ray_session
 
@@ -67,9 +67,9 @@ def run_all(config: RunConfig, known: Path | None) -> None:
 def is_finished(config: RunConfig) -> bool:
     """Whether the run is there, whole, with its calibration."""
     output = open_store(config.output)
-    if not (output.exists(RUN_KEY) and output.exists(KEY)):
+    if not (output.exists(RECORD_KEY) and output.exists(KEY)):
         return False
-    last = json.loads(output.get(RUN_KEY))["stages"].get(STAGES[-1], {})
+    last = json.loads(output.get(RECORD_KEY))["stages"].get(STAGES[-1], {})
     return bool(last.get("state") == "complete")
 
 
@@ -91,7 +91,7 @@ def compared(name: str, config: RunConfig, stages: Sequence[str]) -> list[Result
     output = open_store(config.output)
     setting = make_setting(config, this_machine())
     plan = make_plan(setting.with_measured(find(output, "cpu")))
-    record = json.loads(output.get(RUN_KEY))["stages"]
+    record = json.loads(output.get(RECORD_KEY))["stages"]
     rows = []
 
     def add(stage: str, figure: str, predicted: float, measured: float | None) -> None:

@@ -30,7 +30,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from itertools import islice
@@ -94,7 +94,7 @@ def main(
         run = RunArtifacts(config)
         job = plan_capture(run, own_store(run).put_if_absent)
         with stage_progress("scaling") as progress:
-            run_workers(take_turns, {"capture": job, "turns": turns}, LAYOUT, progress)
+            run_workers(TurnsJob(job, turns), LAYOUT, progress)
         found = json.loads(job.output.get(RESULT))
         marked = [start_stage(job) for _ in range(starts + 1)][1:]
         handed = hand_over(job, starts)
@@ -165,12 +165,24 @@ def summary(work: str, turns: list[dict[str, float]]) -> dict[str, Any]:
     }
 
 
-def take_turns(job: dict[str, Any]) -> None:
-    """A worker's loop: writes the seconds of each arm, turn by turn, the warm-up left out."""
+@dataclass(frozen=True)
+class TurnsJob:
+    """All works in turn, on one worker and on two."""
+
+    capture: CaptureJob
+    turns: int
+
+    def run(self) -> None:
+        """Write the seconds of each work, turn by turn, the warm-up left out."""
+        take_turns(self)
+
+
+def take_turns(job: TurnsJob) -> None:
+    """Write the seconds of each work, turn by turn, the warm-up left out."""
     worker = current_rank()
-    arms = Arms(job["capture"], worker)
+    arms = Arms(job.capture, worker)
     found = []
-    for turn in range(job["turns"] + 1):
+    for turn in range(job.turns + 1):
         # Who comes first changes, so that a machine that slows down or warms up favours nobody.
         order = [(work, count) for work in WORKS for count in (1, 2)]
         seconds = {}
@@ -250,12 +262,13 @@ class Arms:
         backend = make_backend(build, wrap, distill.training, BATCH_ROWS, rank)
         sampler = CurriculumSampler(
             distill.curriculum,
-            self._reader.statistics.entropy,
+            len(self._reader),
             global_batch_size=BATCH_ROWS,
             steps=distill.training.steps,
             seed=config.seed,
             sequences_per_chunk=self._reader.sequences_per_chunk,
         )
+        sampler.set_difficulty(0, self._reader.statistics.entropy)
         steps = range(distill.training.steps)
         return backend, read_steps(distill, rank, self._reader, sampler, steps)
 
@@ -265,7 +278,7 @@ def start_stage(job: CaptureJob) -> dict[str, dict[str, float]]:
     the workers' as those of rank 0, the other processes' until the end."""
     with processes() as computed, stage_progress("start") as progress:
         started = time.time()
-        run_workers(mark, {"capture": job, "started": started}, LAYOUT, progress)
+        run_workers(MarkJob(job, started), LAYOUT, progress)
         total = time.time() - started
     marks: dict[str, dict[str, float]] = json.loads(job.output.get(MARKS))
     others = {name: {"cpu": cpu} for name, cpu in computed.items() if "TrainWorker" not in name}
@@ -280,22 +293,40 @@ def hand_over(job: CaptureJob, times: int) -> dict[str, float]:
         for _ in range(times + 1):
             with processes() as computed, stage_progress("next stage") as progress:
                 started = time.time()
-                groups.run(nothing, {"capture": job}, LAYOUT, progress)
+                groups.run(EmptyJob(job), LAYOUT, progress)
                 wall = time.time() - started
             found.append({"cpu": sum(computed.values()), "wall": wall})
     return {key: statistics.median(each[key] for each in found[1:]) for key in found[0]}
 
 
-def nothing(job: dict[str, Any]) -> None:
-    """A worker's loop."""
+@dataclass(frozen=True)
+class EmptyJob:
+    """A job that does nothing, as large to send as a capture."""
+
+    capture: CaptureJob
+
+    def run(self) -> None:
+        """Do nothing."""
 
 
-def mark(job: dict[str, Any]) -> None:
-    """A worker's loop: notes what the steps to its first batch take."""
+@dataclass(frozen=True)
+class MarkJob:
+    """The steps of a worker from its start to its first batch."""
+
+    capture: CaptureJob
+    started: float  # Unix seconds
+
+    def run(self) -> None:
+        """Write what each step takes."""
+        mark(self)
+
+
+def mark(job: MarkJob) -> None:
+    """Write what each step from the start to the first batch takes."""
     me = psutil.Process()
     last = [0.0, me.create_time()]
     marks: dict[str, dict[str, float]] = {
-        "worker: process starts": {"cpu": 0.0, "wall": last[1] - job["started"]}
+        "worker: process starts": {"cpu": 0.0, "wall": last[1] - job.started}
     }
 
     def note(what: str) -> None:
@@ -307,7 +338,7 @@ def mark(job: dict[str, Any]) -> None:
     import deepspeed  # noqa: F401  for the time that it takes
 
     note("DeepSpeed")
-    spec: CaptureJob = job["capture"]
+    spec = job.capture
     worker, prepared = current_rank(), open_prepared(spec.prepared)
     teacher = load_teacher(spec.teacher.local(), worker, ZeroConfig(stage=3))
     note("sharded teacher")

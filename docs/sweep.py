@@ -25,7 +25,7 @@ document. *Equal* is a document whose logits in a row, at every position and bes
 those that transformers computes for the document alone (to 0.1% of a standard deviation, float32).
 What is not equal is refused before anything is computed from it: every capture, training and
 evaluation makes the same comparison on its own model, in its own precision, over rows of
-`data.seq_len` tokens (`kdscale/models/row_check.py`).
+`data.seq_len` tokens (`kdscale/models/sequence_check.py`).
 
 | models | equal in packed rows | equal with one document a row | refused | not built here | silently different |
 | --- | --- | --- | --- | --- | --- |

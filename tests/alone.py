@@ -7,14 +7,14 @@ import torch
 
 from kdscale.errors import KdscaleError
 from kdscale.models.forward import model_inputs, model_task, target_logits
-from kdscale.models.row_check import RowKind, check_rows
+from kdscale.models.sequence_check import SequenceSpec, check_sequences
 from tests.architectures import VOCAB, tiny_model
 
 LENGTH = 100
 LENGTHS = (37, 50, 9)
 NO_CACHE = {"use_cache": False}
-PACKED = RowKind(VOCAB, VOCAB, LENGTH, packs=True, micro_batch_size=3)
-SINGLE = RowKind(VOCAB, VOCAB, LENGTH, packs=False, micro_batch_size=2)
+PACKED = SequenceSpec(VOCAB, VOCAB, LENGTH, packs=True, micro_batch_size=3)
+SINGLE = SequenceSpec(VOCAB, VOCAB, LENGTH, packs=False, micro_batch_size=2)
 
 
 def logits_at(model: torch.nn.Module) -> Any:
@@ -64,7 +64,7 @@ def outcome(kind: str, masked: bool) -> str:
     trials = {"equal": PACKED, "equal where rows hold one document": SINGLE}
     for name, rows_of in list(trials.items())[masked:]:
         try:
-            check_rows(model, logits_at(model), rows_of)
+            check_sequences(model, logits_at(model), rows_of)
         except KdscaleError:
             continue
         worst = worst_difference(model, rows_of.packs)

@@ -125,11 +125,12 @@ def read_steps(
     training = config.distill.training
     sampler = CurriculumSampler(
         config.distill.curriculum,
-        difficulty,
+        len(difficulty),
         global_batch_size=training.global_batch_size,
         steps=training.steps,
         seed=config.seed,
     )
+    sampler.set_difficulty(0, difficulty)
     for step in range(training.steps):
         batch = sampler.batch(step)
         parts = np.array_split(batch, _micro_batches(config))

@@ -12,8 +12,8 @@ from torch import Tensor
 from benchmarks.losses.problem import Problem
 from kdscale.cache.codecs import Codec, make_codec
 from kdscale.config.cache import VaroptCodec
-from kdscale.losses.fused import Head, Objective, head_and_loss
-from kdscale.types import SparseTargets
+from kdscale.losses.fused import Objective, head_and_loss
+from kdscale.types import Head, SparseTargets
 
 
 @dataclass(frozen=True)

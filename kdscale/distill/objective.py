@@ -5,9 +5,8 @@ import torch
 from kdscale.cache.codecs import Codec
 from kdscale.config import RunConfig
 from kdscale.curriculum.schedule import value_at
-from kdscale.distill.attention import AttentionLoss
 from kdscale.distill.batches import MicroBatch
-from kdscale.distill.hidden import HiddenLoss
+from kdscale.distill.layer_losses import AttentionLoss, HiddenLoss
 from kdscale.distill.taid import LOSS as TAID_LOSS
 from kdscale.distill.taid import InterpolatedTargets, Taid
 from kdscale.distill.targets import (

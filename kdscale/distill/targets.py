@@ -15,14 +15,13 @@ from kdscale.cache.codecs import Codec
 from kdscale.config.training import ZeroConfig
 from kdscale.distributed.rank import Rank
 from kdscale.losses.divergences import entropy_sum
-from kdscale.losses.fused import Head
 from kdscale.models.attention import check_attention
 from kdscale.models.forward import RowTensors
 from kdscale.models.head import LayerOutput, ModelWithHead
 from kdscale.models.hf_folder import ModelReference
-from kdscale.models.row_check import RowKind
+from kdscale.models.sequence_check import SequenceSpec
 from kdscale.models.sharded import load_teacher
-from kdscale.types import DenseTargets, SparseTargets, Targets
+from kdscale.types import DenseTargets, Head, SparseTargets, Targets
 
 LayerOutputs = dict[str, list[torch.Tensor]]
 """By name of the LayerOutput, then by layer."""
@@ -89,7 +88,7 @@ class OnlineTeacher:
         reference: ModelReference,
         worker: Rank,
         zero: ZeroConfig,
-        kind: RowKind,
+        kind: SequenceSpec,
         outputs: Collection[LayerOutput] = (),
     ) -> None:
         """`outputs` of its layers come with its targets of rows of this `kind`. KdscaleError where
@@ -105,7 +104,7 @@ class OnlineTeacher:
         with torch.no_grad():
             self._model(ModelWithHead.detect_head, worker.device)
             self._model(check_attention, worker.device)
-            self._model(ModelWithHead.check_rows, kind)
+            self._model(ModelWithHead.check_sequences, kind)
 
     @torch.no_grad()
     def targets(self, rows: RowTensors, temperature: float) -> "OnlineTargets":
@@ -161,4 +160,4 @@ def _forward(
     """Hidden states [B, T, D], layers' outputs, and the head, which is whole only in here."""
     hidden, layers = model.hidden_and_layers(ids, segments, outputs)
     # Gathered here, once: chunk by chunk, ranks with fewer targets would not be there to take part.
-    return hidden, layers, model.head.copied() if is_sharded else model.head
+    return hidden, layers, model.head.copy() if is_sharded else model.head

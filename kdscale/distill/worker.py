@@ -7,6 +7,7 @@ Where some labels are not known, the baseline reads only the rows whose are.
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,15 @@ from kdscale.config.loss import check_defined
 from kdscale.config.training import ZeroConfig
 from kdscale.curriculum.sampler import SeenRows
 from kdscale.data.rows.prepared import Prepared, open_prepared
-from kdscale.distill.attention import AttentionLoss, make_attention_loss
 from kdscale.distill.batches import MicroBatch
-from kdscale.distill.curriculum_steps import make_sampler, staged_steps
-from kdscale.distill.difficulty import Reader
-from kdscale.distill.hidden import HiddenLoss, make_hidden_loss
+from kdscale.distill.curriculum import Reader, make_sampler, staged_steps
 from kdscale.distill.initial_student import Start, plan_start
+from kdscale.distill.layer_losses import (
+    AttentionLoss,
+    HiddenLoss,
+    make_attention_loss,
+    make_hidden_loss,
+)
 from kdscale.distill.objective import DistillationLoss, LabelsLoss
 from kdscale.distill.targets import OnlineTeacher
 from kdscale.distributed.rank import Rank, current_rank
@@ -36,29 +40,43 @@ from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import ModelReference
 from kdscale.models.load import load_config_of
 from kdscale.store import Store
-from kdscale.train.batches import batch_digest, row_kind
+from kdscale.train.batches import batch_digest, sequence_spec
 from kdscale.train.job import TrainingJob, run_session
 from kdscale.train.label_weights import EQUAL, LabelWeights, class_weights
 from kdscale.train.loop import Step
 from kdscale.utils.local_cache_dir import local_cache_dir
 
 
-def distill(job: dict[str, Any]) -> None:
-    """A worker's loop. `job` has `sessions` (student first), `prepared` (a Store), `caches` (a
-    CacheSource each), `expected` (the cache identity that the student needs), `teacher`
-    (ModelReference) and `tables` (a Store for what the curriculum measures)."""
+@dataclass(frozen=True)
+class DistillJob:
+    """Training of a student and its baseline, as each worker does it."""
+
+    sessions: Sequence[TrainingJob]  # the student's first
+    prepared: Store
+    caches: Sequence[CacheSource]
+    expected: dict[str, Any]  # the fields of the cache's identity that the student needs
+    teacher: ModelReference
+    tables: Store  # for what the curriculum measures
+
+    def run(self) -> None:
+        """Train on this rank."""
+        distill(self)
+
+
+def distill(job: DistillJob) -> None:
+    """Train the student and the baseline of `job` on this rank, with all others."""
     worker = current_rank()
-    sessions: list[TrainingJob] = [s for s in job["sessions"] if not s.is_complete()]
+    sessions = [session for session in job.sessions if not session.is_complete()]
     if not sessions:
         return
     config = sessions[0].config
-    prepared = open_prepared(job["prepared"])
-    reader = open_cache(config, job["caches"], job["expected"])
+    prepared = open_prepared(job.prepared)
+    reader = open_cache(config, job.caches, job.expected)
     source = "online" if config.distill.targets == "online" else reader.codec.describe()["kind"]
     check_defined(config.distill.loss.divergence.kind, source)
-    start = plan_start(config, prepared, job["teacher"], worker)
+    start = plan_start(config, prepared, job.teacher, worker)
     for session in sessions:
-        _train_arm(session, worker, prepared, reader, start, job["teacher"], job["tables"])
+        _train_arm(session, worker, prepared, reader, start, job.teacher, job.tables)
 
 
 def open_cache(
@@ -95,7 +113,7 @@ def online_teacher(
         return None
     zero = ZeroConfig(stage=config.distill.online.zero)
     outputs = config.distill.online.layer_outputs
-    kind = row_kind(config, prepared, config.distill.training.micro_batch_size)
+    kind = sequence_spec(config, prepared, config.distill.training.micro_batch_size)
     return OnlineTeacher(teacher, worker, zero, kind, outputs)
 
 

@@ -7,9 +7,9 @@ their layers, without saying which. It is better to find out on a few tokens tha
 import torch
 
 from kdscale.errors import KdscaleError
-from kdscale.models.eval_mode import evaluation_mode
 from kdscale.models.forward import model_inputs
 from kdscale.models.head import ModelWithHead
+from kdscale.models.modes import evaluation_mode
 
 _POSITIONS = 8
 

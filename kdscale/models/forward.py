@@ -2,10 +2,12 @@
 
 Models that are no causal language models see all of a row but its padding. For those that are,
 packed documents get positions that start again and masks that end with the document, so that a
-document gives the same logits packed as alone (`row_check.py` compares them). Rows of a single
+document gives the same logits packed as alone (`sequence_check.py` compares them). Rows of a single
 document take the model's own causal path, which is the fast one.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +15,6 @@ import torch
 from transformers.masking_utils import create_masks_for_generate
 
 from kdscale.config.task import Task
-from kdscale.models.lm_head_hook import intercept_lm_head
 from kdscale.models.tasks import task_of
 from kdscale.types import Rows, labels_of
 
@@ -42,12 +43,6 @@ def row_tensors(rows: Rows, device: torch.device, valid: np.ndarray | None = Non
         for each in (rows.input_ids, rows.segment_ids, labels_of(rows))
     )
     return RowTensors(ids, segments, mask, labels)
-
-
-def next_token_labels(input_ids: torch.Tensor) -> torch.Tensor:
-    """Labels [B, T] of `input_ids` [B, T]: position i has token i + 1. The last position wraps
-    round; no loss mask counts it."""
-    return torch.roll(input_ids, shifts=-1, dims=1)
 
 
 def attention_inputs(model: torch.nn.Module, segments: torch.Tensor) -> dict[str, Any]:
@@ -114,6 +109,36 @@ def target_logits(model: torch.nn.Module, rows: RowTensors, vocab_size: int) -> 
     ) as given:
         logits = compute_logits(model, rows.ids, rows.segments, vocab_size)
     return logits[0] if given else logits[mask]
+
+
+@contextmanager
+def intercept_lm_head(
+    model: torch.nn.Module, rows: torch.Size, pick: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[list[torch.Tensor]]:
+    """Inside, let the last linear map of `model` compute only some positions.
+
+    Logits are the largest array of a forward, and mostly a good part of its time. Here the map
+    takes `pick` of the hidden states [B, T, D] that it is given for `rows` [B, T]; the list collects
+    these. It stays empty where the model has no such map, does not call it, or gives it something
+    else, as do models that take the padding out.
+    """
+    given: list[torch.Tensor] = []
+    output: Any = getattr(model, "get_output_embeddings", lambda: None)()
+    if output is None:
+        yield given
+        return
+
+    def take(_: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        if arguments[0].shape[:-1] != rows:
+            return arguments
+        given.append(arguments[0])
+        return (pick(arguments[0]), *arguments[1:])
+
+    hook = output.register_forward_pre_hook(take)
+    try:
+        yield given
+    finally:
+        hook.remove()
 
 
 def model_task(model: torch.nn.Module) -> Task:

@@ -12,11 +12,16 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel
 
-from kdscale.losses.fused import Head
-from kdscale.models.eval_mode import evaluation_mode
-from kdscale.models.forward import RowTensors, broadcast_logits, compute_logits, model_inputs
-from kdscale.models.lm_head_hook import intercept_lm_head
-from kdscale.models.row_check import RowKind, check_rows
+from kdscale.models.forward import (
+    RowTensors,
+    broadcast_logits,
+    compute_logits,
+    intercept_lm_head,
+    model_inputs,
+)
+from kdscale.models.modes import evaluation_mode
+from kdscale.models.sequence_check import SequenceSpec, check_sequences
+from kdscale.types import Head
 
 _POSITIONS = 8
 _TOLERANCE = 1e-3
@@ -112,11 +117,11 @@ class ModelWithHead(torch.nn.Module):
         """Logits [P, V] at the P positions of `rows` that count, as a loss makes them."""
         return self.head.logits(self.hidden(rows.ids, rows.segments)[rows.mask])
 
-    def check_rows(self, kind: RowKind) -> None:
-        """Refuse a model that takes rows of this kind for something else, see row_check.py. Call
+    def check_sequences(self, kind: SequenceSpec) -> None:
+        """Refuse a model that takes rows of this kind for something else, see sequence_check.py. Call
         it as a use of this module."""
         with evaluation_mode(self):
-            check_rows(self.model, self.logits_at, kind)
+            check_sequences(self.model, self.logits_at, kind)
 
     @property
     def head(self) -> Head:

@@ -15,7 +15,7 @@ from kdscale.models.hf_folder import read_marker
 from kdscale.models.init.layers import keep_layers
 from kdscale.plan.calibration import Calibration, keep
 from kdscale.plan.inputs import Setting
-from kdscale.plan.measure import RESULT, AtHand, MeasureJob, measure
+from kdscale.plan.measure import RESULT, AtHand, MeasureJob
 from kdscale.plan.shape import shape_of
 from kdscale.plan.timing import rate
 from kdscale.run.artifacts import RunArtifacts
@@ -64,7 +64,7 @@ def calibrate(setting: Setting, say: Callable[[str], None] = print) -> Calibrati
     say(f"calibrating with {workers.count} workers, about a minute")
     with ray_session(), stage_progress("calibrate") as progress:
         begun = time.perf_counter()
-        run_workers(measure, {"measure": job}, workers, progress)
+        run_workers(job, workers, progress)
         whole = time.perf_counter() - begun
     found = json.loads(output.get(RESULT))
     output.delete(RESULT)

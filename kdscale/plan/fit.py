@@ -7,9 +7,9 @@ from kdscale.config import RunConfig, dump_config, parse_config
 from kdscale.errors import KdscaleError
 from kdscale.plan.inputs import Setting
 from kdscale.plan.memory import Memory, capacity, memory_of
+from kdscale.run.stage_names import ON_WORKERS
 
 _GIB = 2**30
-STAGES = ("teacher", "cache", "distill", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def shortage(stage: str, setting: Setting) -> Shortage | None:
 def check_fits(setting: Setting) -> None:
     """Raise KdscaleError where a stage does not fit: which, by how much, through which part, and
     the nearest change that fits."""
-    for stage in STAGES:
+    for stage in ON_WORKERS:
         found = shortage(stage, setting)
         if found is not None:
             name = setting.hardware.name

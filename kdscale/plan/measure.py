@@ -33,7 +33,6 @@ from kdscale.losses.fused import head_and_loss
 from kdscale.models.forward import (
     RowTensors,
     compute_logits,
-    next_token_labels,
     row_tensors,
     target_logits,
 )
@@ -74,12 +73,17 @@ class MeasureJob:
     budget: float  # seconds for each of forward and steps
     at_hand: AtHand | None  # else the teacher has random weights
 
+    def run(self) -> None:
+        """Measure on this rank."""
+        measure(self)
 
-def measure(job: dict[str, Any]) -> None:
-    """A worker's loop. `job["measure"]` is a MeasureJob; rank 0 writes the `RESULT` of seconds: of
-    a forward, of an encoded forward, of a step of the student (and of a teacher that is trained
-    here), of the store, and of all."""
-    spec: MeasureJob = job["measure"]
+
+def measure(spec: MeasureJob) -> None:
+    """Measure on this rank, with all others; rank 0 writes `RESULT`.
+
+    It holds seconds of a forward, of an encoded forward, of a step of the student (and of a teacher
+    that is trained here), of the store, and of all.
+    """
     worker = current_rank()
     started = time.perf_counter()
     found: dict[str, Any] = {"base_bytes": peak_memory(torch.device("cpu"))}
@@ -173,7 +177,7 @@ def _student_seconds(spec: MeasureJob, worker: Rank) -> float:
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[:, -1] = False
     entropy = torch.zeros(rows, device=worker.device)
-    tensors = RowTensors(ids, segments, mask, next_token_labels(ids))
+    tensors = RowTensors(ids, segments, mask, torch.roll(ids, -1, dims=1))
     batch = MicroBatch(tensors, payload, entropy)
     return _step_seconds(spec, spec.student, training, batch, loss, int(mask.sum()), worker)
 
@@ -185,7 +189,7 @@ def _teacher_seconds(spec: MeasureJob, training: TrainingConfig, worker: Rank) -
     mask[:, -1] = False
 
     def loss(model: ModelWithHead, batch: Any, step: int) -> LossSums:
-        labels = next_token_labels(ids)[mask]
+        labels = torch.roll(ids, -1, dims=1)[mask]
         found = head_and_loss(model.hidden(ids, segments)[mask], model.head, labels).objective
         return found, {"loss": found.detach()}
 

@@ -11,9 +11,9 @@ from kdscale.plan.memory import Memory, capacity, memory_of
 from kdscale.plan.scaling import Scaled, scaling
 from kdscale.plan.shape import Shape
 from kdscale.plan.timing import Seconds, seconds_of
+from kdscale.run.stage_names import STAGES
 
 SCHEMA_VERSION = 1
-STAGES = ("prepare", "teacher", "cache", "distill", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def make_plan(setting: Setting) -> Plan:
     check_fits(setting)
     return Plan(
         setting=setting,
-        stages=[_plan_stage(name, setting) for name in STAGES],
+        stages=[_plan_stage(name, setting) for name in STAGES if name != "report"],
         caches=compared(setting),
         requests=requests(setting),
         store_money=request_money(setting),

@@ -12,6 +12,7 @@ from kdscale.config.training import TrainingConfig, WorkersConfig
 from kdscale.plan.cache_size import cache_bytes, requests
 from kdscale.plan.inputs import Setting, workers_of
 from kdscale.plan.shape import Shape
+from kdscale.run.stage_names import ON_WORKERS
 from kdscale.train.batches import micro_batches_per_rank
 
 # Assumed where nothing was measured. A worker group of Ray Train takes about 15 s around a trivial
@@ -25,7 +26,6 @@ _ENCODE_SHARE = 0.02
 _PREPARE_BYTES, _PREPARE_START = 2e6, 8.0
 # Building, checking, publishing and tracking a model beside its steps.
 _ARM_SECONDS = 1.2
-_WITH_WORKERS = ("teacher", "cache", "distill", "evaluate")
 _DEPTH_LATENCY = 20e-6  # of a collective, a rank
 
 
@@ -78,7 +78,7 @@ def start_up(stage: str, setting: Setting) -> float:
     config = setting.config
     skipped = {"teacher"} if config.teacher.training is None else set()
     skipped |= {"cache"} if config.cache.reuse is not None else set()
-    stages = [name for name in _WITH_WORKERS if name not in skipped]
+    stages = [name for name in ON_WORKERS if name not in skipped]
     before = stages[: stages.index(stage)][-1:]
     alike = [workers_of(name, config) == workers_of(stage, config) for name in before]
     return 0.0 if any(alike) and not setting.is_gpu else group_start(setting)

@@ -4,11 +4,10 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from kdscale.config import parse_config
 from kdscale.errors import KdscaleError
 from kdscale.run.artifacts import OPERATIONAL, RunArtifacts
+from kdscale.run.finished_run import FinishedRun
 
-_CONFIG_KEY = "config.resolved.yaml"
 _SHARED = ("task", "seed", "data", "teacher", "cache")
 
 
@@ -16,8 +15,8 @@ def differing_fields(run: RunArtifacts) -> list[str]:
     """A line for each field of data, teacher and cache in which the run differs from the config
     that its base was started with; none where that is not there."""
     try:
-        base = parse_config(run.source.get(_CONFIG_KEY).decode())
-    except (FileNotFoundError, KdscaleError):
+        base = FinishedRun(run.source).config
+    except KdscaleError:
         return []
     theirs, mine = base.model_dump(mode="json"), run.config.model_dump(mode="json")
     return [

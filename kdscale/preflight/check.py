@@ -24,10 +24,8 @@ from kdscale.preflight.text import check_text
 from kdscale.preflight.tokenizer import look_at_tokenizer
 from kdscale.preflight.view import HERE, Sight, View
 from kdscale.run.artifacts import RunArtifacts, resolve_paths
-from kdscale.run.stage_names import STAGES
+from kdscale.run.stage_names import ON_WORKERS, STAGES
 from kdscale.store import Store
-
-_WITH_MODELS = ("teacher", "cache", "distill", "evaluate")
 
 
 def preflight(config: RunConfig, stages: Collection[str] = STAGES, sight: Sight = HERE) -> Findings:
@@ -56,7 +54,7 @@ def _look(view: View) -> None:
     elif config.teacher.load is not None:
         view.teacher_source = locate(view, "teacher.load", config.teacher.load)
     view.data = look_at_tokenizer(view)
-    if view.makes(*_WITH_MODELS):
+    if view.makes(*ON_WORKERS):
         check_models(view)
     if view.makes("cache", "distill"):
         check_targets(view)

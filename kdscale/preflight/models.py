@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 
 from kdscale.config.training import TrainingConfig
 from kdscale.distill.initial_student import plan_of
-from kdscale.distill.layer_pairs import choose_pairs
+from kdscale.distill.layer_losses import choose_pairs
 from kdscale.errors import KdscaleError
 from kdscale.models.load import build_model, count_parameters, load_config_of
+from kdscale.models.modes import checkpoint_activations, set_dropout
 from kdscale.models.positions import position_notes
 from kdscale.models.tasks import TaskSpec, longest_input
-from kdscale.models.train_overrides import checkpoint_activations, set_dropout
 from kdscale.models.weight_check import check_sources, check_weights
 from kdscale.preflight.probe import Probe
 from kdscale.preflight.view import KnownData, View

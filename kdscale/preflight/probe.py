@@ -20,7 +20,7 @@ from kdscale.models.forward import compute_logits, model_task, target_logits
 from kdscale.models.head import ModelWithHead
 from kdscale.models.init.layers import keep_layers
 from kdscale.models.load import build_model, count_parameters
-from kdscale.models.row_check import RowKind, check_rows
+from kdscale.models.sequence_check import SequenceSpec, check_sequences
 
 _MOST_PARAMETERS = 60_000_000
 _IDS = 256
@@ -62,8 +62,8 @@ class Probe:
         length = min(seq_len, _ROW_LENGTH) if chunks is None else 2 * positions
         classes = getattr(self._config, "num_labels", 0)
         outputs = classes if model_task(model) == "sequence-classification" else self._vocabulary
-        kind = RowKind(self._vocabulary, outputs, length, packs, micro_batch_size=3)
-        check_rows(model, partial(target_logits, model, vocab_size=outputs), kind)
+        kind = SequenceSpec(self._vocabulary, outputs, length, packs, micro_batch_size=3)
+        check_sequences(model, partial(target_logits, model, vocab_size=outputs), kind)
         if attention:
             self._check_attention(model)
 

@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
+from kdscale.config.load import parse_tree
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.results import Results, read_results
+from kdscale.run.finished_run import CONFIG_KEY, FinishedRun
+from kdscale.run.stage_names import TRACKED
 from kdscale.store import Store
 from kdscale.store.redact import redact
-
-STAGES = ("teacher", "cache", "distill", "baseline")
 
 Point = tuple[float, float]
 Line = dict[str, Any]
@@ -56,29 +55,18 @@ def load_run(store: Store) -> Run:
 
     Raises KdscaleError where `results.json` is missing or a file cannot be understood.
     """
-    text = redact(_text(store, "config.resolved.yaml") or "")
-    metrics = {stage: _lines(store, f"metrics/{stage}.jsonl") for stage in STAGES}
+    text = redact(FinishedRun(store).config_text)
+    metrics = {stage: _lines(store, f"metrics/{stage}.jsonl") for stage in TRACKED}
     return Run(
         results=read_results(store),
         metrics={stage: lines for stage, lines in metrics.items() if lines},
-        config=_tree(store, text),
+        config=parse_tree(text, f"{store}/{CONFIG_KEY}") if text.strip() else {},
         config_text=text,
     )
 
 
 def _text(store: Store, key: str) -> str | None:
     return store.get(key).decode(errors="replace") if store.exists(key) else None
-
-
-def _tree(store: Store, text: str) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise KdscaleError(
-            f"config.resolved.yaml in {store} is not valid YAML: {error}",
-            "Delete it and write it again with `kdscale run CONFIG`.",
-        ) from error
-    return tree if isinstance(tree, dict) else {}
 
 
 def _lines(store: Store, key: str) -> list[Line]:

@@ -11,7 +11,7 @@ from kdscale.cache.read.reader import CacheSource
 from kdscale.config import RunConfig
 from kdscale.data.prepare import prepare
 from kdscale.data.rows.manifest import summarise
-from kdscale.distill.worker import distill
+from kdscale.distill.worker import DistillJob
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.external_models import write_external_references
 from kdscale.evaluate.results import (
@@ -21,7 +21,7 @@ from kdscale.evaluate.results import (
     read_results,
     write_results,
 )
-from kdscale.evaluate.worker import MEASURED_KEY, EvaluateJob, evaluate
+from kdscale.evaluate.worker import MEASURED_KEY, EvaluateJob
 from kdscale.models.hf_folder import read_marker, write_reference
 from kdscale.report import write_model_card, write_report
 from kdscale.report.load import load_run
@@ -29,9 +29,8 @@ from kdscale.report.panels import panels, summary
 from kdscale.run.artifacts import RunArtifacts
 from kdscale.run.cache_stage import is_complete, own_store, plan_capture, readable_caches
 from kdscale.run.record import RunRecord
-from kdscale.teacher.capture import capture
 from kdscale.teacher.pretrained import check_teacher, own_tokenizer
-from kdscale.teacher.train import train_teacher
+from kdscale.teacher.train import TeacherJob
 from kdscale.tracking.trackers import open_gallery
 from kdscale.train.job import TrainingJob
 from kdscale.workers.commit_actor import committing
@@ -94,8 +93,8 @@ def _teacher(
         output=run.output,
         fence=run.fence,
     )
-    job = {"session": session, "prepared": run.prepared_store}
-    groups.run(train_teacher, job, config.teacher.workers, progress)
+    job = TeacherJob(session, run.prepared_store)
+    groups.run(job, config.teacher.workers, progress)
     return [f"{run.teacher().parameters:,} parameters"]
 
 
@@ -114,7 +113,7 @@ def _cache(
     probed = None if config.cache.append_to else run.output
     with committing(own_store(run), probed) as put_if_absent:
         job = plan_capture(run, put_if_absent)
-        groups.run(capture, {"capture": job}, config.cache.capture.workers, progress)
+        groups.run(job, config.cache.capture.workers, progress)
     facts = inspect(job.cache)
     return [
         f"{facts['rows']:,} rows, {facts['targets']:,} targets, {facts['bytes']:,} bytes, "
@@ -140,15 +139,15 @@ def _distill(
         )
         for name in run.student_names
     ]
-    job = {
-        "sessions": sessions,
-        "prepared": run.prepared_store,
-        "caches": _pinned_caches(run, record),
-        "expected": run.cache_needs,
-        "teacher": run.teacher(),
-        "tables": run.output.child(f"curriculum/{run.student_fingerprint('student')}"),
-    }
-    groups.run(distill, job, config.distill.workers, progress)
+    job = DistillJob(
+        sessions=sessions,
+        prepared=run.prepared_store,
+        caches=_pinned_caches(run, record),
+        expected=run.cache_needs,
+        teacher=run.teacher(),
+        tables=run.output.child(f"curriculum/{run.student_fingerprint('student')}"),
+    )
+    groups.run(job, config.distill.workers, progress)
     return [f"{run.student('student').parameters:,} parameters in the student"]
 
 
@@ -177,7 +176,7 @@ def _evaluate(
             **write_external_references(config, run.prepared),
         },
     )
-    groups.run(evaluate, {"evaluate": job}, config.evaluate.workers, progress)
+    groups.run(job, config.evaluate.workers, progress)
     measured = json.loads(run.output.get(MEASURED_KEY))
     facts = inspect(run.cache_stores[0][0])
     results = build_results(

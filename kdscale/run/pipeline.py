@@ -19,6 +19,7 @@ from kdscale.preflight.base import differing_fields
 from kdscale.preflight.caches import check_caches, other_caches
 from kdscale.preflight.tokenizer import of_prepared
 from kdscale.run.artifacts import RunArtifacts, resolve_paths
+from kdscale.run.finished_run import CONFIG_KEY
 from kdscale.run.lock import run_lease
 from kdscale.run.making import STAGE_OF, Stage
 from kdscale.run.progress_file import Heartbeat
@@ -62,7 +63,7 @@ def run_pipeline(
         requests = stack.enter_context(StopRequests(run.output))
         heartbeat = stack.enter_context(Heartbeat(run.output, check=lease.check))
         run.fence = lease.fence()
-        run.output.put("config.resolved.yaml", dump_config(run.config).encode())
+        run.output.put(CONFIG_KEY, dump_config(run.config).encode())
         record = RunRecord(run.output, run.config.name, run.fingerprint, lease.check)
         print(f"run {run.config.name} on data {prepared} -> {run.output}", flush=True)
         if others:

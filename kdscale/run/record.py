@@ -8,10 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kdscale.evaluate.results import environment
+from kdscale.run.finished_run import RECORD_KEY
 from kdscale.run.stop import StoppedError
 from kdscale.store import Store
-
-RUN_KEY = "run.json"
 
 
 class RunRecord:
@@ -29,8 +28,8 @@ class RunRecord:
         self._store = store
         self._check = check
         self._content: dict[str, Any] = {"stages": {}}
-        if store.exists(RUN_KEY):
-            self._content = json.loads(store.get(RUN_KEY))
+        if store.exists(RECORD_KEY):
+            self._content = json.loads(store.get(RECORD_KEY))
         versions, hardware = environment()
         self._content |= {
             "name": name,
@@ -88,4 +87,4 @@ class RunRecord:
 
     def _write(self) -> None:
         self._check()
-        self._store.put(RUN_KEY, json.dumps(self._content, indent=2).encode())
+        self._store.put(RECORD_KEY, json.dumps(self._content, indent=2).encode())

@@ -10,15 +10,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from kdscale.cache.format.records import PlanRecord, read_record
-from kdscale.config import parse_config
-from kdscale.config.text import decode_text
-from kdscale.errors import KdscaleError
+from kdscale.run.finished_run import FinishedRun
 from kdscale.run.progress_file import LOST_SECONDS, Attempt, Driver, ProgressRecord, read_progress
-from kdscale.run.record import RUN_KEY
 from kdscale.run.stage_names import STAGES
 from kdscale.store import Store, explained, open_store
-
-CONFIG_KEY = "config.resolved.yaml"
 
 _TAIL_BYTES = 64 * 1024
 _METRICS = {"teacher": ("teacher",), "distill": ("distill", "baseline")}
@@ -102,13 +97,7 @@ def run_status(output: Store, now: float | None = None) -> RunStatus:
     Ages compare the driver's clock with this machine's. KdscaleError where there is no run.
     """
     progress = read_progress(output)
-    try:
-        record = json.loads(output.get(RUN_KEY))
-    except FileNotFoundError as error:
-        raise KdscaleError(
-            f"{output} is not the output of a run: it has no {RUN_KEY}.",
-            "Give the `output` of a run's config, the config itself, or a job's id.",
-        ) from error
+    record = FinishedRun(output).record
     progress = progress or ProgressRecord()
     moment = time.time() if now is None else now
     driver = progress.drivers[-1] if progress.drivers else None
@@ -169,9 +158,7 @@ def _stage(
 def _shards(output: Store, fingerprint: str) -> tuple[int | None, int | None]:
     """(committed, planned) shards of the cache that the run fills, with those of earlier runs where
     it appends to one; None each where it fills none."""
-    origin = f"{output}/{CONFIG_KEY}"
-    config = parse_config(decode_text(output.get(CONFIG_KEY), origin), origin=origin)
-    elsewhere = config.cache.append_to
+    elsewhere = FinishedRun(output).config_tree.get("cache", {}).get("append_to")
     cache = open_store(elsewhere) if elsewhere else output.child(f"cache/{fingerprint}")
     plans = [read_record(PlanRecord, cache, key) for key in cache.list("plans/")]
     if not plans:

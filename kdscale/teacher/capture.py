@@ -25,14 +25,14 @@ from kdscale.distributed.rank import GracefulStopError, Rank, current_rank
 from kdscale.models.forward import row_tensors, target_logits
 from kdscale.models.hf_folder import ModelReference
 from kdscale.models.load import check_vocabulary
-from kdscale.models.row_check import check_rows
+from kdscale.models.sequence_check import check_sequences
 from kdscale.models.sharded import load_teacher, parameters_held
 from kdscale.store import PutIfAbsent, Store
 from kdscale.teacher.device_timer import DeviceClock
 from kdscale.teacher.encoder import Encoder, Forward
 from kdscale.tracking import prometheus as metrics
 from kdscale.tracking.trackers import Tracker, open_tracker
-from kdscale.train.batches import row_kind
+from kdscale.train.batches import sequence_spec
 from kdscale.train.throughput import peak_memory
 from kdscale.types import Rows
 
@@ -51,10 +51,13 @@ class CaptureJob:
     selected: np.ndarray | EvenRows  # training rows to capture, in the plan's order
     put_if_absent: PutIfAbsent  # what decides between attempts, see kdscale.workers.commit_actor
 
+    def run(self) -> None:
+        """Capture on this rank."""
+        capture(self)
 
-def capture(job: dict[str, Any]) -> None:
-    """A worker's loop. `job["capture"]` is a CaptureJob."""
-    spec: CaptureJob = job["capture"]
+
+def capture(spec: CaptureJob) -> None:
+    """Load the teacher on this rank, with all others, and capture what is missing."""
     worker = current_rank()
     prepared = open_prepared(spec.prepared)
     zero = spec.config.cache.capture.zero
@@ -64,8 +67,8 @@ def capture(job: dict[str, Any]) -> None:
     held, total = parameters_held(model)
     worker.say(f"teacher holds {held:,} of {total:,} parameters here")
     size = spec.config.cache.capture.micro_batch_size
-    kind = row_kind(spec.config, prepared, size)
-    check_rows(model, partial(target_logits, model, vocab_size=prepared.outputs), kind)
+    kind = sequence_spec(spec.config, prepared, size)
+    check_sequences(model, partial(target_logits, model, vocab_size=prepared.outputs), kind)
     fill_cache(spec, worker, model, prepared)
 
 

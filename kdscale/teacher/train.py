@@ -5,8 +5,8 @@ a classifier's head, starts at random.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from kdscale.losses.fused import head_and_loss
 from kdscale.models.forward import RowTensors, row_tensors
 from kdscale.models.head import ModelWithHead
 from kdscale.models.load import build_model, load_model
+from kdscale.store import Store
 from kdscale.teacher.pretrained import teacher_config, teacher_source
 from kdscale.train.batches import batch_digest, rank_rows, split_micro_batches
 from kdscale.train.job import TrainingJob, run_session
@@ -27,13 +28,25 @@ from kdscale.train.label_weights import LabelWeights, class_weights
 from kdscale.train.loop import LossSums, Step
 
 
-def train_teacher(job: dict[str, Any]) -> None:
-    """A worker's loop. `job` has `session` (Session) and `prepared` (Store)."""
-    session: TrainingJob = job["session"]
+@dataclass(frozen=True)
+class TeacherJob:
+    """Training of a teacher, as each worker does it."""
+
+    session: TrainingJob
+    prepared: Store
+
+    def run(self) -> None:
+        """Train on this rank."""
+        train_teacher(self)
+
+
+def train_teacher(job: TeacherJob) -> None:
+    """Train the teacher of `job` on this rank, with all others."""
+    session = job.session
     if session.is_complete():
         return
     worker = current_rank()
-    prepared = open_prepared(job["prepared"])
+    prepared = open_prepared(job.prepared)
     table = prepared.training("teacher")
     labelled = table.labelled()
     training, config = session.training, session.config

@@ -11,7 +11,7 @@ import xxhash
 
 from kdscale.config import RunConfig
 from kdscale.data.rows.prepared import Prepared
-from kdscale.models.row_check import RowKind
+from kdscale.models.sequence_check import SequenceSpec
 
 
 def micro_batches_per_rank(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
@@ -48,9 +48,9 @@ def split_micro_batches(
         yield padded[part], valid[part]
 
 
-def row_kind(config: RunConfig, prepared: Prepared, micro_batch_size: int) -> RowKind:
+def sequence_spec(config: RunConfig, prepared: Prepared, micro_batch_size: int) -> SequenceSpec:
     """Return what the rows of a run are, for the check of a model that is to take them."""
-    return RowKind(
+    return SequenceSpec(
         vocab_size=prepared.vocab_size,
         outputs=prepared.outputs,
         seq_len=config.data.seq_len,

@@ -30,7 +30,7 @@ from kdscale.train.backends.base import Backend, make_backend
 from kdscale.train.batches import (
     micro_batches_per_rank,
     rank_rows,
-    row_kind,
+    sequence_spec,
     split_micro_batches,
 )
 from kdscale.train.checkpoint import delete_checkpoints, load_checkpoint, save_checkpoint
@@ -144,13 +144,13 @@ def _resume(session: TrainingJob, worker: Rank, backend: Backend, prepared: Prep
     # Ranks drop out different units; a checkpoint restores each rank's own state.
     torch.manual_seed(config.seed * 1_000_003 + worker.rank)
     start = load_checkpoint(session.checkpoints, backend, worker, training)
-    kind = row_kind(config, prepared, training.micro_batch_size)
+    kind = sequence_spec(config, prepared, training.micro_batch_size)
     with torch.no_grad():
         # In the precision of the weights, where a small fault shows, and in that of the products.
-        backend.model(ModelWithHead.check_rows, kind)
+        backend.model(ModelWithHead.check_sequences, kind)
         if worker.dtype != torch.float32:
             with backend.micro_batch(last=True):
-                backend.model(ModelWithHead.check_rows, kind)
+                backend.model(ModelWithHead.check_sequences, kind)
     where = f"resumed at step {start.step}" if start.step else "started"
     parameters = count_parameters(backend.model)
     worker.say(f"{session.name}: {parameters:,} parameters, {where} of {training.steps} steps")

@@ -28,12 +28,10 @@ from kdscale.workers.progress import Reporter, StageProgress
 from kdscale.workers.ray_callbacks import callbacks
 from kdscale.workers.ray_session import beside_driver
 from kdscale.workers.task_queue import Desk
-from kdscale.workers.worker_main import Start, Task
+from kdscale.workers.worker_main import Job, Start, Task
 
 _POLL_SECONDS = 0.5
 _CLOSE_SECONDS = 60.0
-
-Loop = Callable[[dict[str, Any]], None]
 
 
 class WorkerGroups:
@@ -50,12 +48,10 @@ class WorkerGroups:
         if self._idle is not None:
             self._idle.close()
 
-    def run(
-        self, loop: Loop, job: dict[str, Any], workers: WorkersConfig, progress: StageProgress
-    ) -> None:
-        """Run `loop(job)` on every worker of a group until all return.
+    def run(self, job: Job, workers: WorkersConfig, progress: StageProgress) -> None:
+        """Run `job` on every worker of a group until all return.
 
-        `job` must be picklable and the same for all ranks. A group that loses a worker, or in which
+        A group that loses a worker, or in which
         one hangs, is started again up to `workers.max_failures` times. Raises KdscaleError where a
         worker raised one, or another error that no restart can mend, or where the cluster is too
         small; LeavingError where the stage was asked to stop and the workers have saved what they
@@ -65,7 +61,7 @@ class WorkerGroups:
 
         stage = progress.stage
         _check_resources(workers, stage)
-        task = Task(loop, job, progress.reporter(), (progress.run, stage))
+        task = Task(job, progress.reporter(), (progress.run, stage))
         for preemptions in count():
             if progress.asked_to_stop():
                 raise GracefulStopError
@@ -97,12 +93,10 @@ class WorkerGroups:
         return _Group(workers)
 
 
-def run_workers(
-    loop: Loop, job: dict[str, Any], workers: WorkersConfig, progress: StageProgress
-) -> None:
+def run_workers(job: Job, workers: WorkersConfig, progress: StageProgress) -> None:
     """See WorkerGroups.run: on a group of its own."""
     with WorkerGroups() as groups:
-        groups.run(loop, job, workers, progress)
+        groups.run(job, workers, progress)
 
 
 class _Group:

@@ -11,15 +11,15 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 
 from kdscale.config.training import WorkersConfig
+from kdscale.distributed.failures import is_mendable, word_error
 from kdscale.distributed.rank import GracefulStopError, connect, current_rank
 from kdscale.tracking import prometheus as metrics
-from kdscale.workers.failures import is_mendable, word_error
 from kdscale.workers.hang_detector import HeartbeatThread, RankHeartbeat
 from kdscale.workers.progress import Reporter
 from kdscale.workers.task_queue import Turn
@@ -27,12 +27,18 @@ from kdscale.workers.task_queue import Turn
 _POLL_SECONDS = 0.2
 
 
+class Job(Protocol):
+    """What a stage has its workers do; picklable, and the same for all ranks."""
+
+    def run(self) -> None:
+        """Do this rank's part."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What the ranks of a group are to do for a stage."""
 
-    loop: Callable[[dict[str, Any]], None]
-    job: dict[str, Any]
+    job: Job
     reporter: Reporter
     names: tuple[str, str]
     """Of run and stage."""
@@ -112,7 +118,7 @@ class Start:
         metrics.bind(*task.names, rank, turn.attempt)
         leaves = False
         try:
-            task.loop(task.job)
+            task.job.run()
         except GracefulStopError:
             leaves = True
         except Exception as error:

@@ -25,7 +25,7 @@ def make_model(kind: str, vocab_size: int) -> PreTrainedModel:
 def capture_all(jobs: list[CaptureJob]) -> None:
     """One capture after the other: starting processes is the slow part."""
     for job in jobs:
-        capture({"capture": job})
+        capture(job)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import ModelReference
 from kdscale.models.load import build_model, make_config
 from kdscale.store import Store, open_store
-from kdscale.train.batches import rank_rows, row_kind, split_micro_batches
+from kdscale.train.batches import rank_rows, sequence_spec, split_micro_batches
 from kdscale.train.job import TrainingJob, run_session
 from kdscale.train.loop import Step
 from tests.ranks import run_ranks
@@ -86,7 +86,7 @@ def distil(
     worker, opened = current_rank(), open_prepared(prepared)
     session, table, seen = make_session(output, stage), opened.split("train"), {}
     teacher = ModelReference("0" * 16, folder, None, "0" * 16, 0)
-    kind = row_kind(session.config, opened, 2)
+    kind = sequence_spec(session.config, opened, 2)
     online = OnlineTeacher(teacher, worker, ZeroConfig(stage=stage), kind)
     codec = make_codec(FullCodec(), opened.vocab_size)
     loss = DistillationLoss(session.config, codec, online)

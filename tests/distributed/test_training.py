@@ -16,7 +16,7 @@ from kdscale.config.teacher import ModelConfig
 from kdscale.config.training import OptimiserConfig, TrainingConfig, ZeroConfig
 from kdscale.distributed.rank import current_rank
 from kdscale.losses.fused import head_and_loss
-from kdscale.models.forward import compute_logits, next_token_labels
+from kdscale.models.forward import compute_logits
 from kdscale.models.head import ModelWithHead
 from kdscale.models.load import build_model, load_model, make_config
 from kdscale.models.sharded import load_teacher, parameters_held
@@ -123,7 +123,7 @@ def run(
 
     def compute_loss(model: ModelWithHead, batch: Any, step: int) -> LossSums:
         rows, targets = batch
-        labels = next_token_labels(rows)[targets]
+        labels = torch.roll(rows, -1, dims=1)[targets]
         hidden = model.hidden(rows, torch.ones_like(rows))[targets]
         loss = head_and_loss(hidden, model.head, labels).objective
         return loss, {"loss": loss.detach()}

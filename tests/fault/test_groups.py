@@ -21,11 +21,11 @@ from kdscale.config.training import WorkersConfig
 from kdscale.distributed.rank import GracefulStopError, current_rank
 from kdscale.errors import KdscaleError
 from kdscale.store import Store
-from kdscale.teacher.train import train_teacher
+from kdscale.teacher.train import TeacherJob, train_teacher
 from kdscale.train.job import TrainingJob
 from kdscale.workers.group import run_workers
 from kdscale.workers.progress import StageProgress
-from tests.fault.paced import PATIENCE_SECONDS, Pace, train_paced
+from tests.fault.paced import PATIENCE_SECONDS, Pace, PacedJob
 from tests.ranks import run_ranks
 from tests.unit.train.overfitting import lines, make_prepared, session
 
@@ -72,7 +72,7 @@ class Running:
         self.stop = threading.Event()
         self.error: BaseException | None = None
         self._workers = workers
-        self._job = {"session": self.session, "prepared": prepared, "pace": self.pace}
+        self._job = PacedJob(self.session, prepared, self.pace)
         self._progress = StageProgress("teacher", self.stop.is_set)
         self._progress.reporter()
         self._lines: list[str] = []
@@ -81,7 +81,7 @@ class Running:
 
     def _run(self) -> None:
         try:
-            run_workers(train_paced, self._job, self._workers, self._progress)
+            run_workers(self._job, self._workers, self._progress)
         except BaseException as error:
             self.error = error
 
@@ -132,7 +132,7 @@ class Running:
 def undisturbed(prepared: Store, tmp_path_factory: pytest.TempPathFactory) -> Lines:
     """What two ranks log from start to end."""
     made = session(tmp_path_factory.mktemp("undisturbed"), **TRAINING)
-    run_ranks(train_teacher, 2, {"session": made, "prepared": prepared})
+    run_ranks(train_teacher, 2, TeacherJob(made, prepared))
     return lines(made)
 
 
@@ -238,22 +238,27 @@ def test_a_group_leaves_a_node_that_will_be_taken_away(
     assert_same_losses(run, undisturbed, tolerance=1e-3)
 
 
-def mistaken(job: dict[str, Any]) -> None:
-    raise TypeError("no such argument")
+class MistakenJob:
+    """A job with a mistake in its code."""
+
+    def run(self) -> None:
+        raise TypeError("no such argument")
 
 
-def damaged(job: dict[str, Any]) -> None:
-    """Rank 1 has work that fails, while rank 0 waits for it."""
-    worker = current_rank()
-    if worker.rank == 1:
-        torch.ones(2, 3) @ torch.ones(2, 3)
-    worker.barrier()
+class DamagedJob:
+    """A job that fails on rank 1, while rank 0 waits for it."""
+
+    def run(self) -> None:
+        worker = current_rank()
+        if worker.rank == 1:
+            torch.ones(2, 3) @ torch.ones(2, 3)
+        worker.barrier()
 
 
 def test_an_error_of_one_rank_that_would_come_again_ends_the_stage_at_once() -> None:
     progress = StageProgress("teacher")
     with pytest.raises(KdscaleError, match="RuntimeError: mat1 and mat2 shapes cannot be") as found:
-        run_workers(damaged, {}, WorkersConfig(count=2), progress)
+        run_workers(DamagedJob(), WorkersConfig(count=2), progress)
     assert "\n" not in found.value.problem
     assert len(progress.take()[0].failures) <= 1
 
@@ -261,7 +266,7 @@ def test_an_error_of_one_rank_that_would_come_again_ends_the_stage_at_once() -> 
 def test_a_mistake_in_the_code_ends_its_stage_at_once_and_is_shown() -> None:
     progress = StageProgress("teacher")
     with pytest.raises(KdscaleError, match="TypeError: no such argument"):
-        run_workers(mistaken, {}, WorkersConfig(count=2), progress)
+        run_workers(MistakenJob(), WorkersConfig(count=2), progress)
     found, lines = progress.take()
     assert 'raise TypeError("no such argument")' in "\n".join(lines)
     assert len(found.failures) <= 1

@@ -15,10 +15,9 @@ from kdscale.config import load_config
 from kdscale.data.tokenizer import train_tokenizer
 from kdscale.distill.batches import to_device
 from kdscale.distill.objective import DistillationLoss
-from kdscale.losses.fused import Head
 from kdscale.models.head import ModelWithHead
 from kdscale.store import open_store
-from kdscale.types import SparseTargets
+from kdscale.types import Head, SparseTargets
 from tests.runs import run_kdscale, tiny_config, write_config, write_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]

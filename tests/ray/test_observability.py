@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -20,7 +21,7 @@ from kdscale.run.progress_file import Heartbeat
 from kdscale.run.record import RunRecord
 from kdscale.run.status import RunStatus, StageStatus, run_status
 from kdscale.store import Store, open_store
-from kdscale.teacher.capture import capture
+from kdscale.teacher.capture import CaptureJob
 from kdscale.tracking.prometheus import METRICS
 from kdscale.workers.group import run_workers
 from kdscale.workers.progress import stage_progress
@@ -134,13 +135,18 @@ def of(found: Series, name: str, **tags: str) -> list[float]:
     return [v for t, v in found.get(name, []) if tags.items() <= t.items()]
 
 
-def capture_and_wait(job: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class WaitingCapture:
     """A real capture, whose workers stay until the test has looked at them."""
-    capture(job)
-    output, deadline = job["capture"].output, time.monotonic() + PATIENCE_SECONDS
-    while not output.exists("seen"):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+
+    job: CaptureJob
+
+    def run(self) -> None:
+        self.job.run()
+        output, deadline = self.job.output, time.monotonic() + PATIENCE_SECONDS
+        while not output.exists("seen"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
 def look(output: Store) -> tuple[Series, RunStatus]:
@@ -173,7 +179,7 @@ def test_a_stage_is_seen_by_prometheus_and_from_its_store(cluster: Cluster, tmp_
     ):
         heartbeat.begin("cache", "x", progress)
         looked = pool.submit(look, output)
-        run_workers(capture_and_wait, {"capture": job}, WorkersConfig(count=2), progress)
+        run_workers(WaitingCapture(job), WorkersConfig(count=2), progress)
         seen, status = looked.result()
 
     tags = {"run": "tiny", "stage": "cache"}

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from kdscale.cache.spec import Identity
 from kdscale.errors import KdscaleError
-from kdscale.models.hf_folder import ModelReference, read_marker, weights_digest
+from kdscale.models.hf_folder import ModelReference, weights_digest
+from kdscale.run.finished_run import FinishedRun
 from kdscale.store import Store, open_store
 
 
@@ -26,7 +27,7 @@ def find_teacher(cache: Store, identity: Identity, named: str | None) -> ModelRe
 
 def _of_run(cache: Store) -> ModelReference:
     output, lies_in_run, _ = cache.url.rpartition("/cache/")
-    found = read_marker(open_store(output).child("teacher")) if lies_in_run else None
+    found = FinishedRun(open_store(output)).model("teacher") if lies_in_run else None
     if found is None:
         raise KdscaleError(
             f"There is no teacher beside the cache {cache}.",

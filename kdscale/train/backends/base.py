@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from kdscale.config.training import TrainingConfig
 from kdscale.distributed.rank import Rank
 from kdscale.models.head import ModelWithHead
-from kdscale.models.train_overrides import checkpoint_activations, set_dropout
+from kdscale.models.modes import checkpoint_activations, set_dropout
 from kdscale.train.backends.ddp import DdpBackend
 from kdscale.train.backends.zero import ZeroBackend
 

@@ -16,7 +16,7 @@ from kdscale.curriculum.pacing import (
     warmup_stages,
     warmup_steps,
 )
-from kdscale.curriculum.stages import stage_of, stage_starts
+from kdscale.curriculum.schedule import stage_of, stage_starts
 
 STEPS = 200
 PACINGS = ("linear", "root", "geometric", "step", "baby_step")

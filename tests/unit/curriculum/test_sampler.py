@@ -18,7 +18,28 @@ def sampler(
     table: np.ndarray = DIFFICULTY, *, seed: int = 7, steps: int = STEPS, **fields: object
 ) -> CurriculumSampler:
     config = CurriculumConfig(**{"warmup_share": 0.5, "start_share": 0.1, **fields})
-    return CurriculumSampler(config, table, global_batch_size=BATCH, steps=steps, seed=seed)
+    return ranked(config, table, steps=steps, seed=seed)
+
+
+def ranked(
+    config: CurriculumConfig,
+    table: np.ndarray,
+    *,
+    batch: int = BATCH,
+    steps: int = STEPS,
+    seed: int = 7,
+    sequences_per_chunk: int = 1,
+) -> CurriculumSampler:
+    made = CurriculumSampler(
+        config,
+        len(table),
+        global_batch_size=batch,
+        steps=steps,
+        seed=seed,
+        sequences_per_chunk=sequences_per_chunk,
+    )
+    made.set_difficulty(0, table)
+    return made
 
 
 def met(made: CurriculumSampler, steps: range) -> np.ndarray:
@@ -101,14 +122,8 @@ def test_after_the_warmup_every_epoch_meets_every_row_once() -> None:
 
 def test_many_rows_are_shuffled_within_windows_of_blocks() -> None:
     rows = 1000
-    windowed = CurriculumSampler(
-        CurriculumConfig(warmup_share=0.0, shuffle_rows=64),
-        np.zeros(rows),
-        global_batch_size=BATCH,
-        steps=STEPS,
-        seed=7,
-        sequences_per_chunk=8,
-    )
+    config = CurriculumConfig(warmup_share=0.0, shuffle_rows=64)
+    windowed = ranked(config, np.zeros(rows), sequences_per_chunk=8)
     for epoch in np.split(met(windowed, range(125)), 2):
         assert sorted(epoch) == list(range(rows))
         # A window of 64 rows is 8 blocks, from all over the cache and in no order.
@@ -150,7 +165,7 @@ def test_pools_grow_and_batches_come_from_them(
     hardness = np.random.default_rng(seed).permutation(rows)
 
     def make() -> CurriculumSampler:
-        return CurriculumSampler(config, hardness, global_batch_size=batch, steps=steps, seed=seed)
+        return ranked(config, hardness, batch=batch, steps=steps, seed=seed)
 
     made, twin, before = make(), make(), 0
     for step in range(steps):
@@ -192,7 +207,7 @@ def gap_tables() -> dict[int, np.ndarray]:
 def measured(tables: dict[int, np.ndarray]) -> CurriculumSampler:
     made = sampler(tables[0], difficulty="gap", stages=3, pacing="linear")
     for step in sorted(tables)[1:]:
-        made.refresh(step, tables[step])
+        made.set_difficulty(step, tables[step])
     return made
 
 
@@ -214,7 +229,7 @@ def test_a_run_resumed_with_its_stored_tables_meets_the_same_rows() -> None:
     whole = []
     for step in range(STEPS):
         if step in tables and step:
-            stepwise.refresh(step, tables[step])
+            stepwise.set_difficulty(step, tables[step])
         whole.append(stepwise.batch(step))
     resumed = measured(tables)
     assert np.array_equal(np.concatenate(whole[50:]), met(resumed, range(50, STEPS)))
@@ -224,12 +239,12 @@ def test_a_run_resumed_with_its_stored_tables_meets_the_same_rows() -> None:
 def test_batches_of_a_stage_that_was_not_measured_are_refused() -> None:
     made = measured({step: table for step, table in gap_tables().items() if step < 67})
     assert len(made.batch(66)) == BATCH
-    with pytest.raises(AssertionError, match="no difficulties for step 67 are there"):
+    with pytest.raises(AssertionError, match="step 67 needs the difficulties of step 67"):
         made.batch(67)
     with pytest.raises(AssertionError):
-        made.refresh(35, DIFFICULTY)
+        made.set_difficulty(35, DIFFICULTY)
     with pytest.raises(AssertionError):
-        made.refresh(67, DIFFICULTY[:999])
+        made.set_difficulty(67, DIFFICULTY[:999])
 
 
 def seen(made: CurriculumSampler, rows: int, step: int) -> dict[str, float]:

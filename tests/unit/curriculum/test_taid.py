@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdscale.config.online import TaidConfig
-from kdscale.curriculum.taid import TaidState, taid_log_probs
+from kdscale.distill.taid import TaidState, taid_log_probs
 
 STEPS = 50
 

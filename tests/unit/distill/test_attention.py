@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from kdscale.config.online import AttentionConfig
-from kdscale.distill.attention import make_attention_loss
+from kdscale.distill.layer_losses import make_attention_loss
 from kdscale.errors import KdscaleError
-from kdscale.losses.attention import attention_kl_sum
+from kdscale.losses.layers import attention_kl_sum
 
 
 def test_the_loss_is_the_mean_over_its_pairs() -> None:

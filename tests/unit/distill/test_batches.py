@@ -38,8 +38,9 @@ def steps_of(
 ) -> list[Step[MicroBatch]]:
     reader = CacheReader(planted.store)
     sampler = CurriculumSampler(
-        distill.curriculum, reader.statistics.entropy, global_batch_size=BATCH, steps=STEPS, seed=1
+        distill.curriculum, len(reader), global_batch_size=BATCH, steps=STEPS, seed=1
     )
+    sampler.set_difficulty(0, reader.statistics.entropy)
     worker = Rank(rank, world, torch.device("cpu"))
     return list(read_steps(distill, worker, reader, sampler, range(start, STEPS)))
 

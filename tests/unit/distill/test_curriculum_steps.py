@@ -9,8 +9,7 @@ import torch
 from kdscale.cache.read.reader import CacheReader
 from kdscale.config.student import DistillConfig
 from kdscale.curriculum.sampler import CurriculumSampler
-from kdscale.distill.curriculum_steps import make_sampler, staged_steps
-from kdscale.distill.difficulty import measure_gap
+from kdscale.distill.curriculum import make_sampler, measure_gap, staged_steps
 from kdscale.distributed.rank import Rank
 from kdscale.models.head import ModelWithHead
 from kdscale.store import Store, open_store

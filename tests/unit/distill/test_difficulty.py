@@ -7,7 +7,7 @@ import pytest
 
 from kdscale.cache.read.reader import CacheReader
 from kdscale.config.curriculum import CurriculumConfig
-from kdscale.distill.difficulty import difficulty
+from kdscale.distill.curriculum import difficulty
 from kdscale.distributed.rank import current_rank
 from kdscale.errors import KdscaleError
 from kdscale.store import open_store

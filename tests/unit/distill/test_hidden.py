@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdscale.config.online import HiddenConfig
-from kdscale.distill.hidden import make_hidden_loss
+from kdscale.distill.layer_losses import make_hidden_loss
 from kdscale.errors import KdscaleError
 
 

@@ -1,6 +1,6 @@
 """Which layers belong together."""
 
-from kdscale.distill.layer_pairs import matching_layer
+from kdscale.distill.layer_losses import matching_layer
 
 
 def test_layers_match_by_depth_and_the_last_is_with_the_last() -> None:

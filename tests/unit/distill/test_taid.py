@@ -3,8 +3,7 @@
 import json
 
 from kdscale.config.online import TaidConfig
-from kdscale.curriculum.taid import TaidState
-from kdscale.distill.taid import Taid
+from kdscale.distill.taid import Taid, TaidState
 
 CONFIG = TaidConfig(start=0.2, alpha=0.3, beta=0.5)
 

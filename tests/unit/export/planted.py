@@ -19,7 +19,7 @@ from kdscale.evaluate.results import write_results
 from kdscale.models.hf_folder import publish
 from kdscale.models.load import build_model, count_parameters, make_config
 from kdscale.models.tasks import TaskSpec
-from kdscale.run.record import RUN_KEY
+from kdscale.run.finished_run import CONFIG_KEY, RECORD_KEY
 from kdscale.run.stage_names import STAGES
 from kdscale.store import Store, open_store, upload_folder
 from tests.unit.report.sample import CONFIG, sample_results
@@ -68,7 +68,7 @@ def plant_run(
         parameters=count_parameters(model),
     )
     write_results(output, {**sample_results(), "task": task, "classes": list(classes)})
-    output.put("config.resolved.yaml", dump_config(parse_config(CONFIG)).encode())
+    output.put(CONFIG_KEY, dump_config(parse_config(CONFIG)).encode())
     write_record(output)
     return output
 
@@ -76,7 +76,7 @@ def plant_run(
 def write_record(output: Store, **states: str) -> None:
     """`run.json` with all stages complete but those given."""
     stages = {name: {"state": states.get(name, "complete"), "fingerprint": "fp"} for name in STAGES}
-    output.put(RUN_KEY, json.dumps({"stages": stages}).encode())
+    output.put(RECORD_KEY, json.dumps({"stages": stages}).encode())
 
 
 def documents(vocab_size: int, count: int = 24) -> list[TokenDocument]:

@@ -12,8 +12,8 @@ from kdscale.cache.codecs import make_codec
 from kdscale.config.cache import CodecConfig, FullCodec, SampleCodec, TopkCodec, VaroptCodec
 from kdscale.losses import fused
 from kdscale.losses.divergences import Divergence, forward_kl_sum, reverse_kl_sum
-from kdscale.losses.fused import Head, LossSums, Objective, head_and_loss
-from kdscale.types import DenseTargets, SparseTargets, Targets
+from kdscale.losses.fused import LossSums, Objective, head_and_loss
+from kdscale.types import DenseTargets, Head, SparseTargets, Targets
 
 CODECS: dict[str, CodecConfig] = {
     "varopt": VaroptCodec(k=4, head=2),

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdscale.losses.hidden import hidden_cosine_sum, hidden_mse_sum
+from kdscale.losses.layers import hidden_cosine_sum, hidden_mse_sum
 
 
 def naive(kind: str, student: list[list[float]], teacher: list[list[float]]) -> float:

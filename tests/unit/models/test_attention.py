@@ -10,7 +10,7 @@ from kdscale.errors import KdscaleError
 from kdscale.models.attention import check_attention
 from kdscale.models.head import ModelWithHead
 from kdscale.models.load import build_model, make_config
-from kdscale.models.train_overrides import checkpoint_activations
+from kdscale.models.modes import checkpoint_activations
 
 VOCAB = 50
 CPU = torch.device("cpu")

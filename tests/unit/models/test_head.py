@@ -7,7 +7,7 @@ import torch
 
 from kdscale.config.teacher import ModelConfig
 from kdscale.losses.fused import head_and_loss
-from kdscale.models.forward import RowTensors, compute_logits, next_token_labels, target_logits
+from kdscale.models.forward import RowTensors, compute_logits, target_logits
 from kdscale.models.head import ModelWithHead
 from kdscale.models.load import build_model, make_config
 from kdscale.models.tasks import CAUSAL_LM, TaskSpec
@@ -62,7 +62,7 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
 
 def gradients(model: ModelWithHead, *, fused: bool) -> tuple[float, dict[str, torch.Tensor]]:
     ids, segments = rows()
-    labels = next_token_labels(ids).flatten()
+    labels = torch.roll(ids, -1, dims=1).flatten()
     model.zero_grad()
     if fused:
         hidden = model.hidden(ids, segments).flatten(0, 1)

@@ -11,7 +11,6 @@ from kdscale.errors import KdscaleError
 from kdscale.models.forward import (
     attention_inputs,
     compute_logits,
-    next_token_labels,
 )
 from kdscale.models.load import build_model, check_vocabulary, load_model, make_config
 
@@ -71,10 +70,6 @@ def test_positions_start_again_with_every_segment() -> None:
     ]
     # One document and padding need no mask.
     assert attention_inputs(model, torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])) == {}
-
-
-def test_labels_are_the_next_tokens() -> None:
-    assert next_token_labels(torch.tensor([[5, 6, 7]])).tolist() == [[6, 7, 5]]
 
 
 def test_padding_ids_are_cut_off() -> None:

@@ -142,7 +142,7 @@ def test_scaled_rotary_positions_reach_as_far_as_the_scaling_says(original: int 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
 def test_rows_whose_length_scales_all_their_positions_are_refused(kind: str) -> None:
-    """As the row check would do at the start of a capture: see test_row_check.py."""
+    """As the row check would do at the start of a capture: see test_sequence_check.py."""
     scaling: dict[str, Any] = {"rope_type": kind, "rope_theta": 1e4, "factor": 8.0}
     if kind == "longrope":
         factors = {"short_factor": [1.0] * 4, "long_factor": [8.0] * 4}

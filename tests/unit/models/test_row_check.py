@@ -12,14 +12,14 @@ from transformers import AutoModelForCausalLM
 
 from kdscale.errors import KdscaleError
 from kdscale.models.chunked_classifier import chunked_class, set_chunks
-from kdscale.models.eval_mode import evaluation_mode
 from kdscale.models.forward import (
     RowTensors,
     document_positions,
     target_logits,
 )
 from kdscale.models.head import ModelWithHead
-from kdscale.models.row_check import RowKind, check_rows
+from kdscale.models.modes import evaluation_mode
+from kdscale.models.sequence_check import SequenceSpec, check_sequences
 from tests.alone import LENGTH, PACKED, SINGLE, logits_at, outcome, worst_difference
 from tests.architectures import CAUSAL, MASKED, NOT_BUILT, VOCAB, tiny_config, tiny_model
 
@@ -38,12 +38,12 @@ REFUSED_PACKED = ("mamba", "qwen3_next", "bloom", "bart", "lfm2", "jamba", "robe
 def test_a_document_has_the_logits_that_it_has_alone(kind: str) -> None:
     model = tiny_model(kind)
     assert worst_difference(model) < 1e-4
-    check_rows(model, logits_at(model), PACKED)
+    check_sequences(model, logits_at(model), PACKED)
     # As training computes them, by hidden states and head, in training mode.
     trained = ModelWithHead(model, VOCAB)
     trained.train()
     trained.detect_head(torch.device("cpu"))
-    trained.check_rows(PACKED)
+    trained.check_sequences(PACKED)
     assert trained.training
     assert all(module.training for module in trained.modules())
 
@@ -52,9 +52,9 @@ def test_a_document_has_the_logits_that_it_has_alone(kind: str) -> None:
 def test_an_architecture_that_mixes_packed_documents_is_refused(kind: str) -> None:
     model = tiny_model(kind)
     with pytest.raises(KdscaleError, match="packed documents") as refused:
-        check_rows(model, logits_at(model), PACKED)
+        check_sequences(model, logits_at(model), PACKED)
     assert refused.value.fix == "Set data.pack to false."
-    check_rows(model, logits_at(model), SINGLE)
+    check_sequences(model, logits_at(model), SINGLE)
     assert worst_difference(model, packs=False) < 1e-4
 
 
@@ -71,7 +71,7 @@ def test_every_text_architecture_is_equal_or_refused(kind: str, masked: bool) ->
 @pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert", "distilbert", "electra"])
 def test_padding_does_not_change_a_masked_models_document(kind: str) -> None:
     model = tiny_model(kind, masked=True)
-    check_rows(model, logits_at(model), SINGLE)
+    check_sequences(model, logits_at(model), SINGLE)
     assert worst_difference(model, packs=False) < 1e-4
 
 
@@ -79,22 +79,22 @@ def test_padding_does_not_change_a_masked_models_document(kind: str) -> None:
 def test_a_masked_model_that_reads_padding_is_refused(kind: str) -> None:
     model = tiny_model(kind, masked=True)
     with pytest.raises(KdscaleError, match="other logits in a row of 100 tokens than alone"):
-        check_rows(model, logits_at(model), SINGLE)
+        check_sequences(model, logits_at(model), SINGLE)
 
 
 def test_a_model_that_looks_ahead_is_refused() -> None:
     model = AutoModelForCausalLM.from_config(tiny_config("bert"), dtype=torch.float32).eval()
     with pytest.raises(KdscaleError, match="predicts a token from tokens behind it"):
-        check_rows(model, logits_at(model), SINGLE)
+        check_sequences(model, logits_at(model), SINGLE)
 
 
 def test_noise_in_the_forward_is_refused() -> None:
     """Dropout that is on in one module is enough, as in a capture that forgot to switch it off."""
     model = tiny_model("gpt2")
-    check_rows(model, logits_at(model), PACKED)
+    check_sequences(model, logits_at(model), PACKED)
     model.transformer.h[1].mlp.dropout.train()
     with pytest.raises(KdscaleError, match="other logits when the same rows are run again"):
-        check_rows(model, logits_at(model), PACKED)
+        check_sequences(model, logits_at(model), PACKED)
 
 
 @pytest.mark.parametrize("lost", ["window", "positions", "isolation"])
@@ -102,7 +102,7 @@ def test_noise_in_the_forward_is_refused() -> None:
 def test_what_is_lost_in_packed_rows_is_seen(lost: str, dtype: torch.dtype) -> None:
     """In both precisions; rounding alone is not taken for it."""
     model = tiny_model("mistral").to(dtype)
-    check_rows(model, logits_at(model), PACKED)
+    check_sequences(model, logits_at(model), PACKED)
 
     def broken(batch: RowTensors) -> torch.Tensor:
         positions = document_positions(batch.segments)
@@ -122,7 +122,7 @@ def test_what_is_lost_in_packed_rows_is_seen(lost: str, dtype: torch.dtype) -> N
         model = tiny_model("gpt2").to(dtype)
         model.config.sliding_window = LENGTH
     with pytest.raises(KdscaleError, match="packed documents see each other"):
-        check_rows(model, broken, PACKED)
+        check_sequences(model, broken, PACKED)
 
 
 def test_scaled_positions_beyond_their_length_are_refused() -> None:
@@ -137,9 +137,11 @@ def test_scaled_positions_beyond_their_length_are_refused() -> None:
     }
     options = {"rope_parameters": scaling, "original_max_position_embeddings": 64}
     model = tiny_model("phi3", **options)
-    check_rows(model, logits_at(model), RowKind(VOCAB, VOCAB, 64, packs=True, micro_batch_size=3))
+    check_sequences(
+        model, logits_at(model), SequenceSpec(VOCAB, VOCAB, 64, packs=True, micro_batch_size=3)
+    )
     with pytest.raises(KdscaleError, match="in a row of 100 tokens than alone"):
-        check_rows(model, logits_at(model), PACKED)
+        check_sequences(model, logits_at(model), PACKED)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "attention"])
@@ -150,7 +152,9 @@ def test_a_classifier_of_chunks_passes(pooling: str) -> None:
     from transformers import BertForSequenceClassification
 
     model = chunked_class(BertForSequenceClassification)._from_config(config).eval()
-    check_rows(model, partial(target_logits, model, vocab_size=3), RowKind(VOCAB, 3, 96, False, 2))
+    check_sequences(
+        model, partial(target_logits, model, vocab_size=3), SequenceSpec(VOCAB, 3, 96, False, 2)
+    )
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
@@ -160,7 +164,9 @@ def test_a_classifier_passes(kind: str) -> None:
     config = tiny_config(kind, num_labels=3, pad_token_id=0)
     config.architectures = [Auto._model_mapping[type(config)].__name__]
     model = Auto.from_config(config, dtype=torch.float32).eval()
-    check_rows(model, partial(target_logits, model, vocab_size=3), RowKind(VOCAB, 3, 64, False, 2))
+    check_sequences(
+        model, partial(target_logits, model, vocab_size=3), SequenceSpec(VOCAB, 3, 64, False, 2)
+    )
 
 
 def test_every_module_gets_its_own_mode_back() -> None:
@@ -176,4 +182,4 @@ def test_every_module_gets_its_own_mode_back() -> None:
 @pytest.mark.parametrize("length", [4, 7, 16, 33])
 def test_short_rows_are_tried_too(length: int) -> None:
     model = tiny_model("llama")
-    check_rows(model, logits_at(model), RowKind(VOCAB, VOCAB, length, packs=True))
+    check_sequences(model, logits_at(model), SequenceSpec(VOCAB, VOCAB, length, packs=True))

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from kdscale.config.teacher import ModelConfig
 from kdscale.errors import KdscaleError
 from kdscale.models.load import build_model, load_model, make_config
-from kdscale.models.train_overrides import checkpoint_activations, set_dropout
+from kdscale.models.modes import checkpoint_activations, set_dropout
 
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 LLAMA = {

@@ -26,7 +26,7 @@ def large(part: str, **changes: object) -> Setting:
     changes = {f"{part}__model": model, "distill__workers": EIGHT, **changes}
     changes = {"cache__capture__workers": EIGHT, "teacher__workers": EIGHT, **changes}
     changes = {"evaluate": {"workers": EIGHT}, **changes}
-    return setting("A100-80", data__row_length=2048, tokens=2048 * 640, **changes)
+    return setting("A100-80", data__seq_len=2048, tokens=2048 * 640, **changes)
 
 
 def refused(found: Setting) -> KdscaleError:
@@ -93,7 +93,7 @@ def test_waiting_logits_are_met_with_a_shorter_queue() -> None:
 
 def test_what_nothing_helps_is_said() -> None:
     model = {"architecture": "llama", "options": BILLIONS | {"num_hidden_layers": 400}}
-    found = setting("L4", teacher__model=model, data__row_length=512, tokens=512 * 640)
+    found = setting("L4", teacher__model=model, data__seq_len=512, tokens=512 * 640)
     assert refused(found).fix.startswith("No ZeRO stage, micro-batch, checkpointing or offload")
 
 

@@ -129,13 +129,13 @@ def test_model_states_of_a_real_ddp_step_on_a_cpu() -> None:
 
 def test_capture_on_a_gpu_holds_the_logits_that_wait() -> None:
     few, more = (
-        setting("H100", cache__capture__queue_batches=waiting, cache__capture__micro_batch_rows=4)
+        setting("H100", cache__capture__queue_batches=waiting, cache__capture__micro_batch_size=4)
         for waiting in (1, 5)
     )
     logits = 2 * 4 * 32 * 512
     assert capture_memory(few).device["logits"] == 3 * logits
     assert capture_memory(more).device["logits"] == 7 * logits
-    on_cpu = capture_memory(setting("cpu", cache__capture__micro_batch_rows=4))
+    on_cpu = capture_memory(setting("cpu", cache__capture__micro_batch_size=4))
     assert on_cpu.device["logits"] == 4 * 4 * 32 * 512
     assert on_cpu.host == {}
 
@@ -147,7 +147,7 @@ def test_a_masked_language_model_has_logits_where_it_guesses() -> None:
         data__masking={"share": 0.1},
         teacher__model={"architecture": "bert", "options": dict(ENCODER)},
         distill__student__model={"architecture": "bert", "options": dict(ENCODER)},
-        cache__capture__micro_batch_rows=4,
+        cache__capture__micro_batch_size=4,
         evaluate={"micro_batch_size": 8},
     )
     assert capture_memory(found).device["logits"] == 4 * 13 * 512

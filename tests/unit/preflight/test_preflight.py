@@ -192,7 +192,7 @@ NOTES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "long rows": (
         {
-            "data__row_length": 600,
+            "data__seq_len": 600,
             "distill__student__model": {
                 "architecture": "llama",
                 "options": {**SMALL, "max_position_embeddings": 600},
@@ -318,7 +318,7 @@ def test_a_plan_with_stand_ins_looks_at_the_student(
 def test_the_fields_of_a_base_that_differ_are_named(
     config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    base = config(output=str(tmp_path / "base"), data__row_length=128)
+    base = config(output=str(tmp_path / "base"), data__seq_len=128)
     open_store(base.output).put("config.resolved.yaml", dump_config(base).encode())
     with pytest.raises(KdscaleError, match="has not completed its stage 'prepare'") as caught:
         check_run(config(base=base.output))

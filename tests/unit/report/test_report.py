@@ -157,7 +157,7 @@ def test_what_the_cache_is_stands_with_the_provenance(tmp_path: Path) -> None:
     assert "65850a7ff2db" not in sections["cache"]
     provenance = sections["configuration-and-provenance"]
     assert "Cache: fingerprint65850a7ff2db" in provenance
-    assert "Cache: row length128" in provenance
+    assert "Cache: seq len128" in provenance
 
 
 def test_the_summary_is_a_github_table(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from kdscale.cache.format.records import PlanRecord, Generation, record_bytes
 from kdscale.cache.spec import FORMAT
 from kdscale.errors import KdscaleError
+from kdscale.run.finished_run import CONFIG_KEY
 from kdscale.run.progress_file import (
     LOST_SECONDS,
     PROGRESS_KEY,
@@ -17,7 +18,7 @@ from kdscale.run.progress_file import (
     StageProgressRecord,
 )
 from kdscale.run.stage_names import STAGES
-from kdscale.run.status import CONFIG_KEY, StageStatus, run_status
+from kdscale.run.status import StageStatus, run_status
 from kdscale.store import Store, open_store
 from tests.runs import tiny_config
 

@@ -40,7 +40,7 @@ class Subject:
     model: PreTrainedModel
 
     def run(self) -> None:
-        capture({"capture": self.job})
+        capture(self.job)
 
     @property
     def metrics(self) -> list[dict[str, float]]:

@@ -17,7 +17,7 @@ from kdscale.data.tokenizer import train_tokenizer
 from kdscale.models.forward import compute_logits, row_tensors
 from kdscale.models.load import load_model
 from kdscale.store import Store, open_store, upload_folder
-from kdscale.teacher.train import train_teacher
+from kdscale.teacher.train import TeacherJob, train_teacher
 from kdscale.train.job import TrainingJob
 from kdscale.types import Rows
 
@@ -91,7 +91,7 @@ def session(output: Path, **training: Any) -> TrainingJob:
 
 def run(session: TrainingJob, prepared: Store) -> dict[int, dict[str, float]]:
     """Train; the lines that it logged, by step."""
-    train_teacher({"session": session, "prepared": prepared})
+    train_teacher(TeacherJob(session, prepared))
     return lines(session)
 
 

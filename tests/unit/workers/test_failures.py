@@ -18,8 +18,8 @@ from ray.exceptions import (
 )
 from safetensors import SafetensorError, safe_open
 
+from kdscale.distributed.failures import is_mendable, word_error
 from kdscale.errors import KdscaleError
-from kdscale.workers.failures import is_mendable, word_error
 from tests.ranks import run_ranks
 
 

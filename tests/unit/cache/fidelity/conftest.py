@@ -14,7 +14,7 @@ from kdscale.cache.format.packing import packable
 from kdscale.cache.rows import RowStats
 from kdscale.cache.spec import FORMAT
 from kdscale.config.cache import CodecConfig, VaroptCodec
-from kdscale.models.forward import compute_logits, next_token_labels, row_tensors
+from kdscale.models.forward import compute_logits, row_tensors
 from kdscale.models.hf_folder import publish, read_marker
 from kdscale.models.load import load_model
 from kdscale.store import open_store
@@ -88,7 +88,7 @@ def capture(
         encoded = codec.encode(logits, noise, temperature=TEMPERATURE)
         payload[row, mask[0].numpy()] = encoded.payload[mask[0]].numpy()
         losses = torch.nn.functional.cross_entropy(
-            logits / TEMPERATURE, next_token_labels(ids)[0], reduction="none"
+            logits / TEMPERATURE, torch.roll(ids, -1, dims=1)[0], reduction="none"
         )
         entropy[row], nll[row] = encoded.entropy[mask[0]].mean(), losses[mask[0]].mean()
     identity = {

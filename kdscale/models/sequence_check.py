@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 
+from kdscale.distributed.failures import is_mendable
 from kdscale.errors import KdscaleError
 from kdscale.models.chunked_classifier import row_multiple
-from kdscale.models.forward import RowTensors, model_task, unwrapped
-from kdscale.models.lm_head_hook import intercept_lm_head
+from kdscale.models.forward import RowTensors, intercept_lm_head, model_task, unwrapped
 from kdscale.models.tasks import describe_task
-from kdscale.workers.failures import is_mendable
 
 LogitsAt = Callable[[RowTensors], torch.Tensor]
 """The logits [P, V] that a run computes at the P positions of rows that count, row after row."""
@@ -36,7 +35,7 @@ _REFUSALS = (
 
 
 @dataclass(frozen=True)
-class RowKind:
+class SequenceSpec:
     """The rows of a run."""
 
     vocab_size: int  # ids of the tokenizer
@@ -47,7 +46,7 @@ class RowKind:
 
 
 @torch.no_grad()
-def check_rows(model: torch.nn.Module, logits_at: LogitsAt, kind: RowKind) -> None:
+def check_sequences(model: torch.nn.Module, logits_at: LogitsAt, kind: SequenceSpec) -> None:
     """Refuse a model for which a document in a row does not give the logits that it gives alone.
 
     `model`, of transformers or an engine around one, is run on a document alone as transformers
@@ -117,7 +116,7 @@ class _Document:
 class _Trial:
     """Documents of random tokens, and what a model makes of them."""
 
-    def __init__(self, model: torch.nn.Module, logits_at: LogitsAt, kind: RowKind) -> None:
+    def __init__(self, model: torch.nn.Module, logits_at: LogitsAt, kind: SequenceSpec) -> None:
         self._model, self._bare = model, unwrapped(model)
         self._logits_at, self._kind = logits_at, kind
         parameter = next(p for p in model.parameters() if p.is_floating_point())
