@@ -1,18 +1,18 @@
-"""A cache of 10^12 tokens and 1,024 ranks, simulated: what do plan, manifest, index and order cost?
+"""Scale: plan, manifest, index and order of a simulated cache of 10^12 tokens and 1,024 ranks.
 
     python benchmarks/scale.py [--quick]
 
-Each part is kdscale's own code on records of the full size, in a process of its own; only rows and
-payload are left out. It runs at a quarter of the size too, so that growth shows: units may cost
-linearly, tokens must cost nothing. Object counts and request rates follow from the plan.
+Each part is kdscale's code on records of the full size, in a fresh process; only rows and payload
+are left out. It runs at a quarter of the size too, so that growth shows: shards may cost linearly,
+tokens must cost nothing. Object counts and request rates follow from the plan.
 
 The last line is one JSON object, also kept in results/scale.json. --quick takes a hundredth of the
 tokens, and keeps nothing.
 """
 
-import json
 import multiprocessing
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,35 +22,34 @@ from typing import Any
 import numpy as np
 import typer
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.common import Quick, Row, goal, log, report
 from kdscale.cache.commit.manifest import Manifest
 from kdscale.cache.commit.plan import create_or_load_plan, selection_hash
-from kdscale.cache.commit.shards import UnitTable, decode_table, encode_table, make_table
-from kdscale.cache.format.records import Commit, ManifestRecord, Segment, record_bytes
-from kdscale.cache.read.chunk_store import BlockMap
+from kdscale.cache.commit.shards import ShardTable, decode_table, encode_table, make_table
+from kdscale.cache.format.records import Commit, Generation, ManifestRecord, record_bytes
+from kdscale.cache.read.chunk_store import ChunkMap
 from kdscale.cache.read.order import EpochOrder
 from kdscale.cache.spec import FORMAT
 from kdscale.config import fingerprint
 from kdscale.data.rows.order import EvenRows
-from kdscale.evaluate.results import environment
 from kdscale.store import open_store
 
-KEPT = Path(__file__).parent / "results" / "scale.json"
 TOKENS = 10**12
 RANKS = 1024
 ROW_LENGTH = 4096
-BYTES_PER_TOKEN = 18.5  # at rest, tokens and index included: results/codec_fidelity.json
+BYTES_PER_TOKEN = 18.5  # stored, tokens and index included: results/codec_fidelity.json
 OBJECT_BYTES = 64 << 20
-BLOCK_BYTES = 2 << 20
+CHUNK_BYTES = 2 << 20
 BATCH_ROWS = 4096
 TOKENS_PER_SECOND_OF_A_RANK = 20_000
 CAPTURE_TOKENS_PER_SECOND_OF_A_RANK = 5_000
 IDENTITY = {"format": FORMAT, "teacher": "simulated", "seq_len": ROW_LENGTH}
 
-Result = dict[str, Any]
 
-
-def segment_of(tokens: int) -> Segment:
-    """The plan of a cache of so many tokens."""
+def generation_of(tokens: int) -> Generation:
+    """Return the plan of a cache of so many tokens."""
     rows = tokens // ROW_LENGTH
     row_bytes = ROW_LENGTH * BYTES_PER_TOKEN
     with tempfile.TemporaryDirectory() as folder:
@@ -61,17 +60,17 @@ def segment_of(tokens: int) -> Segment:
             request=selection_hash(rows, rows),
             rows=rows,
             sequences_per_shard=int(OBJECT_BYTES / row_bytes),
-            sequences_per_chunk=int(BLOCK_BYTES / row_bytes),
+            sequences_per_chunk=int(CHUNK_BYTES / row_bytes),
         )
 
 
-def table_of(segment: Segment) -> UnitTable:
-    """A commit for every unit, as they would be read back, then the table."""
+def table_of(generation: Generation) -> ShardTable:
+    """Read back a commit for every shard, and return the table."""
 
     def commits() -> Any:
-        for number, rows in enumerate(segment.units):
+        for number, rows in enumerate(generation.shards):
             commit = Commit(
-                unit=number,
+                shard=number,
                 digest=f"{number:032x}",
                 length=OBJECT_BYTES,
                 index_digest=f"{number:032x}",
@@ -81,60 +80,64 @@ def table_of(segment: Segment) -> UnitTable:
                 attempt="0" * 32,
                 seconds=1.0,
             )
-            yield Commit.model_validate_json(record_bytes(commit)).as_unit()
+            yield Commit.model_validate_json(record_bytes(commit)).as_shard()
 
-    return make_table(commits(), len(segment.units))
-
-
-def plan(tokens: int) -> Result:
-    """Agree on the plan, read it back, and take the units that one of the ranks captures."""
-    segment = segment_of(tokens)
-    rows = EvenRows(segment.rows, segment.rows)
-    mine = segment.units[7::RANKS]
-    taken = sum(len(rows[unit.start : unit.stop]) for unit in mine)
-    return {"units": len(segment.units), "rows_of_a_rank": taken}
+    return make_table(commits(), len(generation.shards))
 
 
-def publish(tokens: int) -> Result:
-    """All commits into the table of units, and the manifest's two objects."""
-    segment = segment_of(tokens)
-    table = encode_table(table_of(segment))
-    return {"units": len(segment.units), "manifest_bytes": len(table)}
+def plan(tokens: int) -> Row:
+    """Make the plan, read it back, and take the shards that one of the ranks captures."""
+    generation = generation_of(tokens)
+    rows = EvenRows(generation.rows, generation.rows)
+    mine = generation.shards[7::RANKS]
+    taken = sum(len(rows[shard.start : shard.stop]) for shard in mine)
+    return {"shards": len(generation.shards), "rows_of_a_rank": taken}
 
 
-def open_manifest(tokens: int, table: bytes) -> Result:
-    """What every reader does when it starts."""
-    segment = segment_of(tokens)
-    units = decode_table(table)
+def publish(tokens: int) -> Row:
+    """Encode all commits as the table of shards."""
+    generation = generation_of(tokens)
+    table = encode_table(table_of(generation))
+    return {"shards": len(generation.shards), "manifest_bytes": len(table)}
+
+
+def open_manifest(tokens: int, table: bytes) -> Row:
+    """Open the manifest, as every reader does when it starts."""
+    generation = generation_of(tokens)
+    shards = decode_table(table)
     record = ManifestRecord(
         format=FORMAT,
         version=1,
         identity=IDENTITY,
         fingerprint=fingerprint(IDENTITY),
         created="",
-        segments=(segment,),
-        units={"digest": "0" * 32, "length": len(table)},
+        generations=(generation,),
+        shards={"digest": "0" * 32, "length": len(table)},
     )
-    manifest = Manifest(record, units)
-    return {"units": len(manifest.units), "rows": manifest.rows, "targets": manifest.units.targets}
+    manifest = Manifest(record, shards)
+    return {
+        "shards": len(manifest.shards),
+        "rows": manifest.rows,
+        "targets": manifest.shards.targets,
+    }
 
 
-def order(tokens: int) -> Result:
-    """1,000 global batches of an epoch, from its middle, and where their rows lie."""
-    segment = segment_of(tokens)
-    epoch = EpochOrder(segment.rows, 0, segment.sequences_per_chunk, 4096)
-    blocks = BlockMap((segment,))
-    first = segment.rows // 2
+def order(tokens: int) -> Row:
+    """Locate the rows of 1,000 global batches from the middle of an epoch."""
+    generation = generation_of(tokens)
+    epoch = EpochOrder(generation.rows, 0, generation.sequences_per_chunk, 4096)
+    chunks = ChunkMap((generation,))
+    first = generation.rows // 2
     opened: set[int] = set()
     for step in range(1000):
         positions = np.arange(first + step * BATCH_ROWS, first + (step + 1) * BATCH_ROWS)
         mine = epoch.rows_at(positions)[7::RANKS]
-        numbers, _ = blocks.locate(mine)
+        numbers, _ = chunks.locate(mine)
         opened.update(numbers.tolist())
-    return {"steps": 1000, "blocks_opened_by_a_rank": len(opened)}
+    return {"steps": 1000, "chunks_opened_by_a_rank": len(opened)}
 
 
-PARTS: dict[str, Callable[..., Result]] = {
+PARTS: dict[str, Callable[..., Row]] = {
     "plan": plan,
     "publish": publish,
     "open_manifest": open_manifest,
@@ -142,8 +145,8 @@ PARTS: dict[str, Callable[..., Result]] = {
 }
 
 
-def measured(part: str, *arguments: Any) -> Result:
-    """Seconds and growth of the peak memory of one part, in a fresh process."""
+def measured(part: str, *arguments: Any) -> Row:
+    """Return seconds and growth of the peak memory of one part, in a fresh process."""
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     process = context.Process(target=_measure, args=(queue, part, arguments))
@@ -154,8 +157,8 @@ def measured(part: str, *arguments: Any) -> Result:
 
 
 def _measure(queue: Any, part: str, arguments: tuple[Any, ...]) -> None:
-    # A small one first, so that what is imported late counts for nobody.
-    segment_of(10**8)
+    # A small one first: late imports are not measured.
+    generation_of(10**8)
     before, started = _peak_bytes(), time.perf_counter()
     result = PARTS[part](*arguments)
     seconds = time.perf_counter() - started
@@ -166,63 +169,53 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def counts(tokens: int) -> Result:
-    """Objects in the store, and requests a second that it sees."""
-    segment = segment_of(tokens)
-    units = len(segment.units)
-    blocks = units * -(-segment.sequences_per_shard // segment.sequences_per_chunk)
-    block_tokens = segment.sequences_per_chunk * ROW_LENGTH
-    unit_tokens = segment.sequences_per_shard * ROW_LENGTH
-    capture = RANKS * CAPTURE_TOKENS_PER_SECOND_OF_A_RANK / unit_tokens
+def counts(tokens: int) -> Row:
+    """Return the objects in the store and the requests a second that it sees."""
+    generation = generation_of(tokens)
+    shards = len(generation.shards)
+    chunks = shards * -(-generation.sequences_per_shard // generation.sequences_per_chunk)
+    chunk_tokens = generation.sequences_per_chunk * ROW_LENGTH
+    shard_tokens = generation.sequences_per_shard * ROW_LENGTH
+    capture = RANKS * CAPTURE_TOKENS_PER_SECOND_OF_A_RANK / shard_tokens
     reading = RANKS * TOKENS_PER_SECOND_OF_A_RANK
     return {
         "part": "store",
         "tokens": tokens,
-        "objects": 3 * units + 3,
+        "objects": 3 * shards + 3,
         "bytes": int(tokens * BYTES_PER_TOKEN),
-        "blocks": blocks,
+        "chunks": chunks,
         # Two objects with their sizes, the commit, and the sizes again.
         "capture_puts_per_second": 3 * capture,
         "capture_heads_per_second": 4 * capture,
-        "list_requests_of_a_start": -(-units // 1000),
-        "publish_gets": units,
-        # Each block and each unit's index is fetched once an epoch and machine of 8 ranks.
-        "reading_gets_per_second": reading / block_tokens + reading / unit_tokens,
+        "list_requests_of_a_start": -(-shards // 1000),
+        "publish_gets": shards,
+        # Each chunk and each shard's index is fetched once an epoch and machine of 8 ranks.
+        "reading_gets_per_second": reading / chunk_tokens + reading / shard_tokens,
         "reading_bytes_per_second": reading * BYTES_PER_TOKEN,
     }
 
 
-def main(quick: bool = typer.Option(False, help="A hundredth of the tokens.")) -> None:
-    """Measure every part at a quarter of the size and at the whole of it."""
+def main(quick: Quick = False) -> None:
+    """Measure every part at a quarter of the size and at full size."""
     tokens = TOKENS // 100 if quick else TOKENS
     rows = [counts(tokens)]
     for part in PARTS:
         for size in (tokens // 4, tokens):
-            more = [encode_table(table_of(segment_of(size)))] if part == "open_manifest" else []
+            more = [encode_table(table_of(generation_of(size)))] if part == "open_manifest" else []
             rows.append(measured(part, size, *more))
-            print(json.dumps(rows[-1]), flush=True)
-    versions, hardware = environment()
-    result = {
-        "benchmark": "scale",
-        "machine": hardware,
-        "versions": versions,
-        "rows": rows,
-        "goals": [
-            growth(rows, part, figure) for part in PARTS for figure in ("seconds", "peak_bytes")
-        ],
-    }
-    if not quick:
-        KEPT.parent.mkdir(exist_ok=True)
-        KEPT.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+            log(rows[-1])
+    goals = [growth(rows, part, figure) for part in PARTS for figure in ("seconds", "peak_bytes")]
+    report("scale", rows, goals, keep=not quick)
 
 
-def growth(rows: list[Result], part: str, figure: str) -> Result:
-    """How a figure grows when everything is four times as much: 4 is linear. Figures below 50 ms or
-    2 MiB are noise and count as that."""
+def growth(rows: list[Row], part: str, figure: str) -> Row:
+    """Return the growth of a figure when everything is four times as much: 4 is linear.
+
+    Figures below 50 ms or 2 MiB are noise and count as that.
+    """
     least = {"seconds": 0.05, "peak_bytes": 2 << 20}[figure]
     quarter, whole = (max(least, row[figure]) for row in rows if row["part"] == part)
-    return {"name": f"{part}_{figure}_growth_at_4x", "value": whole / quarter, "goal": "<=5"}
+    return goal(f"{part}_{figure}_growth_at_4x", whole / quarter, "<=5")
 
 
 if __name__ == "__main__":

@@ -142,12 +142,13 @@ class Ours:
     def _steps(self, distill: DistillConfig, reader: CacheReader) -> Iterator[Step[MicroBatch]]:
         sampler = CurriculumSampler(
             distill.curriculum,
-            reader.statistics.entropy,
+            len(reader),
             global_batch_size=BATCH_ROWS,
             steps=distill.training.steps,
             seed=0,
             sequences_per_chunk=reader.sequences_per_chunk,
         )
+        sampler.set_difficulty(0, reader.statistics.entropy)
         return read_steps(distill, self._worker, reader, sampler, range(distill.training.steps))
 
     def cache(self, steps: int) -> float:

@@ -2,14 +2,14 @@
 
     python benchmarks/unpacking.py [--quick]
 
-Made-up records of `varopt` with 12 ids (benchmarks/peers/synthetic.py), in blocks of the
-default size, from memory, on one thread. Three arms take turns on the same blocks:
+Made-up records of `varopt` with 12 ids (benchmarks/peers/synthetic.py), in chunks of the
+default size, from memory, on one thread. Three arms take turns on the same chunks:
 
-    ids      the ids of a block alone, into memory that is there
-    packed   a whole block as it is stored, tokens and masks too, to rows
-    plain    the same block stored with `cache.pack: false`
+    ids      the ids of a chunk alone, into memory that is there
+    packed   a whole chunk as it is stored, tokens and masks too, to rows
+    plain    the same chunk stored with `cache.pack: false`
 
-The last line is one JSON object, also kept in results/unpacking.json; --quick takes fewer blocks
+The last line is one JSON object, also kept in results/unpacking.json; --quick takes fewer chunks
 and keeps nothing.
 """
 
@@ -37,26 +37,26 @@ from benchmarks.peers import kdscale_cache, synthetic  # noqa: E402  after the p
 from benchmarks.peers.contract import Records  # noqa: E402
 from kdscale.cache.commit.manifest import load_manifest  # noqa: E402
 from kdscale.cache.format.packing import Packing, packable  # noqa: E402
-from kdscale.cache.read.chunk_store import StoredBlocks  # noqa: E402
+from kdscale.cache.read.chunk_store import StoredChunks  # noqa: E402
 from kdscale.store import open_store  # noqa: E402
 
 KEPT = ROOT / "benchmarks" / "results" / "unpacking.json"
-ROW_LENGTH, BLOCK_ROWS, REPEATS = 512, 64, 7
+ROW_LENGTH, CHUNK_ROWS, REPEATS = 512, 64, 7
 
 
 def main(
-    quick: bool = typer.Option(False, help="Few blocks, to see that it works."),
+    quick: bool = typer.Option(False, help="Few chunks, to see that it works."),
 ) -> None:
     """Measure, print and keep."""
     torch.set_num_threads(1)
-    blocks = 2 if quick else 16
-    records = synthetic.make_records(blocks * BLOCK_ROWS, ROW_LENGTH)
+    chunks = 2 if quick else 16
+    records = synthetic.make_records(chunks * CHUNK_ROWS, ROW_LENGTH)
     arms = {"ids": unpack_ids(records)}
     with tempfile.TemporaryDirectory() as scratch:
         for name in ("packed", "plain"):
             folder = Path(scratch) / name
             kdscale_cache.write(records, folder, packed=name == "packed")
-            arms[name] = decode(folder, blocks)
+            arms[name] = decode(folder, chunks)
         for arm in arms.values():
             arm()
         turns = [{name: _seconds(arm) for name, arm in arms.items()} for _ in range(REPEATS)]
@@ -82,12 +82,12 @@ def main(
 
 
 def unpack_ids(records: Records) -> Callable[[], Any]:
-    """Undoes the packing of every block's payload."""
+    """Undoes the packing of every chunk's payload."""
     codec = synthetic.codec()
     assert packable(codec)
     packing, packed = Packing(codec, synthetic.prior(records)), []
-    for start in range(0, len(records), BLOCK_ROWS):
-        rows = slice(start, start + BLOCK_ROWS)
+    for start in range(0, len(records), CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
         mask = records.loss_mask[rows].astype(bool)
         contexts = records.input_ids[rows][mask]
         packed.append((contexts, packing.pack(contexts, records.payload[rows][mask])))
@@ -103,11 +103,11 @@ def unpack_ids(records: Records) -> Callable[[], Any]:
 
 
 def decode(folder: Path, count: int) -> Callable[[], Any]:
-    """Decodes every block of the cache in `folder` from its bytes."""
+    """Decodes every chunk of the cache in `folder` from its bytes."""
     store = open_store(str(folder))
-    blocks = StoredBlocks(store, load_manifest(store))
-    data = [blocks.fetch(number) for number in range(count)]
-    return lambda: [len(blocks.decode(number, block)) for number, block in enumerate(data)]
+    chunks = StoredChunks(store, load_manifest(store))
+    data = [chunks.fetch(number) for number in range(count)]
+    return lambda: [len(chunks.decode(number, chunk)) for number, chunk in enumerate(data)]
 
 
 def _seconds(arm: Callable[[], Any]) -> float:

@@ -11,7 +11,8 @@ the label is token i + 1, given tokens 0..i; for a masked one the token that sto
 classified has one label, at position 0.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -78,6 +79,47 @@ class DenseTargets:
 
 
 Targets = SparseTargets | DenseTargets
+
+
+@dataclass(frozen=True)
+class Head:
+    """Output head of a model, from hidden states h to logits: z = cap(scale * (h W^T + b))."""
+
+    weight: torch.Tensor | None
+    """[>= V, D]; rows past the vocabulary are padding and get no gradient. None for a model that
+    makes logits in its own way: these, [P, >= V], then take the place of hidden states."""
+
+    bias: torch.Tensor | None  # [>= V]
+    vocab_size: int  # V
+    scale: float = 1.0
+    softcap: float | None = None
+    """z becomes softcap * tanh(z / softcap)."""
+
+    def cast(self, dtype: torch.dtype) -> "Head":
+        """Return the head without padding, in `dtype`, that of the hidden states."""
+        return self._with(lambda tensor: tensor.to(dtype))
+
+    def copy(self) -> "Head":
+        """Return the head without padding, detached, in memory that it shares with nothing."""
+        return self._with(lambda tensor: tensor.detach().clone())
+
+    def products(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return h W^T + b, [C, V], of hidden states [C, D] in the head's dtype."""
+        if self.weight is None:
+            return hidden[:, : self.vocab_size]
+        return torch.nn.functional.linear(hidden, self.weight, self.bias)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return logits [P, V] float32 of hidden states [P, D]."""
+        z = self.scale * self.cast(hidden.dtype).products(hidden).float()
+        return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Head":
+        weight, bias = (
+            None if each is None else change(each[: self.vocab_size])
+            for each in (self.weight, self.bias)
+        )
+        return replace(self, weight=weight, bias=bias)
 
 
 class DataFacts(Protocol):

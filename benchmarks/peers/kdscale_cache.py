@@ -15,7 +15,7 @@ from benchmarks.peers.contract import BATCH_ROWS, SEED, Batch, Place, Records
 from benchmarks.peers.synthetic import VOCAB, codec, prior
 from kdscale.cache.commit.manifest import publish
 from kdscale.cache.commit.plan import create_or_load_plan, selection_hash
-from kdscale.cache.commit.writer import UnitWriter
+from kdscale.cache.commit.writer import ShardWriter
 from kdscale.cache.read.disk_cache import DiskCache
 from kdscale.cache.read.loader import CacheLoader
 from kdscale.cache.read.order import EpochOrder
@@ -28,15 +28,15 @@ from kdscale.types import Rows
 
 PACKAGES = ("kdscale",)
 RESUME = "CacheLoader.state_dict"
-# Rows are shuffled within 64 blocks of 64 rows: four times the peers' buffers of 1,000.
-_WINDOW_BLOCKS = 64
+# Rows are shuffled within 64 chunks of 64 rows: four times the peers' buffers of 1,000.
+_WINDOW_CHUNKS = 64
 _DISK_BYTES = 8 << 30
 _REPEATS = 7
 _DATA = "0" * 16
 
 
 def write(records: Records, folder: Path, *, packed: bool = True) -> None:
-    """A published cache with units and blocks of the default size."""
+    """A published cache with shards and chunks of the default size."""
     store, sizes = open_store(str(folder)), CacheConfig.model_fields
     identity = {
         "format": FORMAT,
@@ -51,7 +51,7 @@ def write(records: Records, folder: Path, *, packed: bool = True) -> None:
         "rows": len(records),
         "seed": 0,
     }
-    segment = create_or_load_plan(
+    generation = create_or_load_plan(
         store,
         identity,
         data=_DATA,
@@ -61,12 +61,12 @@ def write(records: Records, folder: Path, *, packed: bool = True) -> None:
         sequences_per_chunk=sizes["sequences_per_chunk"].default,
         count_prior=(lambda: prior(records)) if packed else None,
     )
-    writer = UnitWriter(store, identity, segment)
-    for unit, numbers in enumerate(segment.units):
+    writer = ShardWriter(store, identity, generation)
+    for shard, numbers in enumerate(generation.shards):
         at = np.array(numbers)
         rows = _rows(records, at)
-        writer.commit(unit, rows, records.payload[at], _statistics(rows))
-    publish(store, segment)
+        writer.commit(shard, rows, records.payload[at], _statistics(rows))
+    publish(store, generation)
 
 
 def _rows(records: Records, at: np.ndarray) -> Rows:
@@ -90,7 +90,7 @@ def open_loader(place: Place) -> "KdscaleLoader":
     """A loader over the cache where it lies."""
     reader = _reader(place)
     order = EpochOrder(
-        len(reader), seed=SEED, chunk_rows=reader.sequences_per_chunk, window_chunks=_WINDOW_BLOCKS
+        len(reader), seed=SEED, chunk_rows=reader.sequences_per_chunk, window_chunks=_WINDOW_CHUNKS
     )
     loader = CacheLoader(reader, order, global_batch_size=BATCH_ROWS, workers=place.workers)
     assert len(reader) % BATCH_ROWS == 0
@@ -98,7 +98,7 @@ def open_loader(place: Place) -> "KdscaleLoader":
 
 
 def _reader(place: Place) -> CacheReader:
-    """A reader over the cache where it lies, decoded blocks in memory and on the local disk."""
+    """A reader over the cache where it lies, decoded chunks in memory and on the local disk."""
     return CacheReader(open_store(place.url), disk=DiskCache(place.cache, _DISK_BYTES))
 
 
@@ -137,10 +137,10 @@ def _fields(batch: CachedRows) -> Batch:
 
 
 def measure(place: Place) -> dict[str, Any]:
-    """Seconds from cached blocks on the local disk to decoded arrays, block by block, and of a
+    """Seconds from cached chunks on the local disk to decoded arrays, chunk by chunk, and of a
     plain copy of the same bytes into new arrays.
 
-    One thread, a new reader each time, so that every block is verified and mapped again.
+    One thread, a new reader each time, so that every chunk is verified and mapped again.
     """
     filled = _reader(place)
     rows, size = len(filled), filled.sequences_per_chunk
@@ -155,9 +155,9 @@ def measure(place: Place) -> dict[str, Any]:
         for some in numbers:
             reader.read(some)
         decode.append(time.perf_counter() - started)
-        blocks = [reader.read(some).records for some in numbers]
+        chunks = [reader.read(some).records for some in numbers]
         started = time.perf_counter()
-        for block in blocks:
-            np.copyto(np.empty_like(block), block)
+        for chunk in chunks:
+            np.copyto(np.empty_like(chunk), chunk)
         copy.append(time.perf_counter() - started)
     return {"decode_seconds": decode, "copy_seconds": copy}

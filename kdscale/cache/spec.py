@@ -1,7 +1,7 @@
 """What a cache is a cache of: a flat dict that must agree wherever two things meet.
 
 Its fields: format, task, teacher, tokenizer, vocab_size, data, seq_len, codec (a dict),
-temperature, dtype, rows, seed; classes, where rows are classified. A unit captured under another
+temperature, dtype, rows, seed; classes, where rows are classified. A shard captured under another
 identity, or a student with another tokenizer, would train on wrong targets without any error, so
 every meeting compares and names what differs.
 """
@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from kdscale.errors import KdscaleError
 
-FORMAT: Literal[3] = 3
-"""Version of everything a cache stores; raised when a reader of the old one would misread it."""
+FORMAT: Literal[4] = 4
+"""Version of everything that a cache stores. A cache of another version is refused."""
 
 Identity = dict[str, Any]
 

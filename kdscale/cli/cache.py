@@ -69,12 +69,12 @@ def verify(
         typer.Option(
             metavar="SHARE",
             callback=options.finite,
-            help="Check this share of the units only.",
+            help="Check this share of the shards only.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Chooses the units of a sample.")] = 0,
+    seed: Annotated[int, typer.Option(help="Chooses the shards of a sample.")] = 0,
 ) -> None:
-    """Read a cache, compare all checksums, decode all blocks. Exit code 1 if something is bad."""
+    """Read a cache, compare all checksums, decode all chunks. Exit code 1 if something is bad."""
     from kdscale.cache.maintain.verify import verify as verify_cache
     from kdscale.workers.progress import stage_progress
 
@@ -84,8 +84,8 @@ def verify(
             store, workers=workers, sample=sample, seed=seed, progress=shown.update
         )
     typer.echo(
-        f"{store}: {report.units} of {report.units_of_cache} units, {report.objects} objects, "
-        f"{report.blocks} blocks, {report.bytes} bytes, {len(report.bad)} bad"
+        f"{store}: {report.shards} of {report.shards_of_cache} shards, {report.objects} objects, "
+        f"{report.chunks} chunks, {report.bytes} bytes, {len(report.bad)} bad"
     )
     for damage in report.bad:
         typer.echo(f"bad: {damage}")
@@ -99,10 +99,11 @@ def repair(
     uri: Uri,
     workers: Workers = 8,
     withdraw_only: Annotated[
-        bool, typer.Option("--withdraw-only", help="Leave the capture of bad units to a later run.")
+        bool,
+        typer.Option("--withdraw-only", help="Leave the capture of bad shards to a later run."),
     ] = False,
 ) -> None:
-    """Mend what is damaged, and capture again the units that only the teacher can give.
+    """Mend what is damaged, and capture again the shards that only the teacher can give.
 
     Exit code 1 if something cannot be mended.
     """
@@ -122,7 +123,7 @@ def repair(
         typer.echo("fix: restore what is named from a copy, or capture a new cache.", err=True)
         raise typer.Exit(1)
     if report.withdrawn:
-        typer.echo(f"{store}: withdrew units {', '.join(map(str, report.withdrawn))}")
+        typer.echo(f"{store}: withdrew shards {', '.join(map(str, report.withdrawn))}")
         _capture_again(uri, store, report.withdrawn, withdraw_only)
     elif not report.mended:
         typer.echo(f"{store}: nothing is damaged")
@@ -211,7 +212,7 @@ def _tokenizer_folder(output: "Store", digest: str) -> Path:
     )
 
 
-def _capture_again(uri: str, store: "Store", units: list[int], withdraw_only: bool) -> None:
+def _capture_again(uri: str, store: "Store", shards: list[int], withdraw_only: bool) -> None:
     """Run the cache stage of the run that made the cache, if that is to be found."""
     from kdscale.cache.format.records import commit_key
 
@@ -220,10 +221,10 @@ def _capture_again(uri: str, store: "Store", units: list[int], withdraw_only: bo
         from kdscale.run.pipeline import run_pipeline
 
         run_pipeline(config, only="cache")
-    missing = [unit for unit in units if not store.exists(commit_key(unit))]
+    missing = [shard for shard in shards if not store.exists(commit_key(shard))]
     if missing:
         typer.echo(
-            f"fix: units {', '.join(map(str, missing))} are to be captured again: with the config "
+            f"fix: shards {', '.join(map(str, missing))} are to be captured again: with the config "
             "that captured them, `kdscale run CONFIG --only cache`.",
             err=True,
         )

@@ -1,7 +1,5 @@
 """Where a cache is that a user speaks of, and which run makes it."""
 
-import json
-from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -17,10 +15,11 @@ def find_cache(uri: str, *, published: bool = True) -> "Store":
 
     Raises KdscaleError where there is none, or none that is `published`.
     """
+    from kdscale.run.finished_run import FinishedRun
     from kdscale.store import open_store
 
     store = open_store(uri)
-    for candidate in chain([store], _caches_of_run(store)):
+    for candidate in chain([store], FinishedRun(store).caches()):
         if candidate.list("manifests/" if published else "plans/"):
             return candidate
     raise KdscaleError(
@@ -33,39 +32,15 @@ def find_maker(uri: str, store: "Store") -> "RunConfig | None":
     """The config of a run that captures into `store`: that at `uri`, or that of the folder the
     cache is in."""
     from kdscale.run.artifacts import RunArtifacts, resolve_paths
+    from kdscale.run.finished_run import FinishedRun
     from kdscale.store import open_store
 
     around = store.url.rpartition("/cache/")[0]
     for output in [uri, around] if around else [uri]:
-        config = _config_of(open_store(output))
-        if config is not None and config.cache.reuse is None:
-            config = resolve_paths(config)
+        run = FinishedRun(open_store(output))
+        if run.config_text and run.config.cache.reuse is None:
+            # Wherever the output has been moved since.
+            config = resolve_paths(run.config.model_copy(update={"output": run.output.url}))
             if store in [place for place, _ in RunArtifacts(config).cache_stores]:
                 return config
     return None
-
-
-def _caches_of_run(output: "Store") -> "Iterator[Store]":
-    """Where the run at `output` has its cache: inside, or where its config says."""
-    from kdscale.store import open_store
-
-    if output.exists("run.json"):
-        stages = json.loads(output.get("run.json"))["stages"]
-        if name := stages.get("cache", {}).get("fingerprint"):
-            yield output.child(f"cache/{name}")
-    if config := _config_of(output):
-        elsewhere = config.cache.append_to or config.cache.reuse
-        if isinstance(elsewhere, str):
-            yield open_store(elsewhere)
-
-
-def _config_of(output: "Store") -> "RunConfig | None":
-    """The config of the run at `output`, wherever it has been moved since; None where no run is."""
-    from kdscale.config import parse_config
-    from kdscale.config.text import decode_text
-
-    if not output.exists("config.resolved.yaml"):
-        return None
-    origin = f"{output}/config.resolved.yaml"
-    text = decode_text(output.get("config.resolved.yaml"), origin)
-    return parse_config(text, origin=origin).model_copy(update={"output": output.url})

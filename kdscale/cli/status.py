@@ -207,8 +207,8 @@ def _details(stage: "StageStatus") -> Iterator[str]:
     # What a stage said last before its end is no news once it is complete.
     if stage.total and stage.state != "complete":
         yield f"{stage.done:,}/{stage.total:,} {stage.note}".rstrip()
-    if stage.units_committed is not None:
-        yield f"{stage.units_committed:,}/{stage.units_planned:,} units committed"
+    if stage.shards_committed is not None:
+        yield f"{stage.shards_committed:,}/{stage.shards_planned:,} shards committed"
     if stage.tokens_per_second:
         yield f"{stage.tokens_per_second:,.0f} tokens/s"
     if stage.seconds_left is not None:

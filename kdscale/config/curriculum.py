@@ -150,8 +150,8 @@ class CurriculumConfig(Config):
     """Rows are cut short early in training; left out, they are whole."""
 
     shuffle_sequences: int = Field(default=65536, gt=0)
-    """A cache of more rows is shuffled block by block, and row by row within windows of so many
-    rows: every block is then fetched once an epoch. What the windows hold should fit on the
+    """A cache of more rows is shuffled chunk by chunk, and row by row within windows of so many
+    rows: every chunk is then fetched once an epoch. What the windows hold should fit on the
     machine's disk (distill.cache_disk_gib)."""
 
     @model_validator(mode="after")

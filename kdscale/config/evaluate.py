@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from kdscale.config.base import Config, Place, PlaceForm, Temperature
+from kdscale.config.operational import Operational
 from kdscale.config.training import TeacherSharding, WorkersConfig
 
 
@@ -46,12 +47,12 @@ class SamplesConfig(Config):
 class EvaluateConfig(Config):
     """The evaluate stage."""
 
-    workers: WorkersConfig = WorkersConfig()
+    workers: Operational[WorkersConfig] = WorkersConfig()
 
-    micro_batch_size: int = Field(default=8, gt=0)
+    micro_batch_size: Operational[int] = Field(default=8, gt=0)
     """Rows of one forward on one rank."""
 
-    teacher_sharding: TeacherSharding = "zero3"
+    teacher_sharding: Operational[TeacherSharding] = "zero3"
     """`zero3`: the teacher sharded over the workers; `none`: a whole copy on each. Students are
     whole on each worker."""
 

@@ -42,7 +42,7 @@ def load_kube_options(path: str | Path, overrides: Sequence[str] = ()) -> KubeOp
 
 def load_overrides(path: str | Path) -> list[str]:
     """The fields of a part of a config, a YAML file, as overrides `a.b=c`, a field each."""
-    tree = _read_tree(_read(path, _STARTER), str(path), _STARTER)
+    tree = parse_tree(_read(path, _STARTER), str(path))
 
     def fields(prefix: str, tree: dict[str, Any]) -> Iterator[str]:
         for name, value in tree.items():
@@ -73,7 +73,7 @@ def _parse(
     kind: type[Kind], text: str, overrides: Sequence[str], origin: str, starter: str
 ) -> Kind:
     """YAML text to a valid config of `kind`. `starter` says where a user finds a correct one."""
-    tree = _read_tree(text, origin, starter)
+    tree = parse_tree(text, origin, starter)
     for override in overrides:
         _apply(tree, override)
     try:
@@ -84,7 +84,13 @@ def _parse(
         ) from error
 
 
-def _read_tree(text: str, origin: str, starter: str) -> dict[str, Any]:
+def parse_tree(text: str, origin: str, starter: str = _STARTER) -> dict[str, Any]:
+    """Return the mapping that YAML text holds; the fields are not checked.
+
+    Raises:
+        KdscaleError: The text is not YAML, or holds no mapping. `starter` says where to find
+            correct text.
+    """
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:

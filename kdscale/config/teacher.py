@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from kdscale.config.base import Config, Place, PlaceForm, not_finite
+from kdscale.config.operational import Operational
 from kdscale.config.training import TeacherSharding, TrainingConfig, WorkersConfig, ZeroConfig
 
 
@@ -45,7 +46,7 @@ class TeacherConfig(Config):
     """How a teacher is trained here: from the start, or further from `load`. What the model in
     `load` lacks for the run's task, such as a classifier's head, starts at random."""
 
-    workers: WorkersConfig = WorkersConfig()
+    workers: Operational[WorkersConfig] = WorkersConfig()
     """Workers that train it."""
 
     def place_form(self, field: str) -> PlaceForm:
@@ -64,16 +65,16 @@ class TeacherConfig(Config):
 class CaptureConfig(Config):
     """How the teacher runs over the rows to be cached."""
 
-    workers: WorkersConfig = WorkersConfig()
+    workers: Operational[WorkersConfig] = WorkersConfig()
 
-    teacher_sharding: TeacherSharding = "zero3"
+    teacher_sharding: Operational[TeacherSharding] = "zero3"
     """`zero3`: the teacher sharded over the workers (DeepSpeed ZeRO-3), so that no rank ever holds
     all of it; `none`: a whole copy on each worker."""
 
-    teacher_offload: Literal["none", "cpu"] = "none"
+    teacher_offload: Operational[Literal["none", "cpu"]] = "none"
     """Where the parameters of a sharded teacher live between uses."""
 
-    micro_batch_size: int = Field(default=8, gt=0)
+    micro_batch_size: Operational[int] = Field(default=8, gt=0)
     """Rows of one forward on one rank."""
 
     queue_batches: int = Field(default=4, ge=1)

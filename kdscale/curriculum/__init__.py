@@ -1,1 +1,1 @@
-"""Which rows a step meets, and what changes over training: pure functions of the step."""
+"""Curriculum: which sequences a step uses, and scheduled values; pure functions of the step."""

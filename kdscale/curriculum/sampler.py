@@ -1,12 +1,12 @@
-"""The rows of every global batch, as a pure function of (seed, step).
+"""Sampler of global batches: which sequences a step uses, as a pure function of (seed, step).
 
 While the pool grows with every step, a batch is drawn from it without replacement. A pool that
-stays for a stage is met in shuffled epochs. Afterwards shuffled epochs run over all rows, in an
-order that keeps blocks of the cache together (`kdscale.cache.read.order`). Ranks, world sizes and
-resumed runs compute the same batches without talking.
+stays for a stage is used in shuffled epochs. Afterwards shuffled epochs run over all sequences, in
+an order that keeps chunks of the cache together (`kdscale.cache.read.order`). Ranks, world sizes
+and resumed runs compute the same batches without talking.
 
 The student's gap is measured again during training: then a batch is a function of the tables of
-difficulties too, which the caller stores, and hands back to a resumed run.
+difficulties too, which the caller stores, and passes to a resumed run.
 """
 
 from bisect import bisect_right
@@ -25,52 +25,55 @@ _POOL, _EPOCHS, _RANDOM_ORDER = 1, 2, 3
 @dataclass(frozen=True)
 class _Table:
     difficulty: np.ndarray  # [R]
-    ranking: np.ndarray  # [R] int64: the rows, those that come first at the front
+    ranking: np.ndarray  # [R] int64: indices, those that join the pool first at the front
 
 
 class CurriculumSampler:
-    """Global batches over R rows of known difficulty."""
+    """Sampler of global batches over R sequences of known difficulty."""
 
     def __init__(
         self,
         config: CurriculumConfig,
-        difficulty: np.ndarray,
+        rows: int,
         *,
         global_batch_size: int,
         steps: int,
         seed: int,
         sequences_per_chunk: int = 1,
     ) -> None:
-        """`difficulty` is [R], larger is harder; rows of equal difficulty come in a random order,
-        so that the order of the corpus decides nothing. `sequences_per_chunk` is the cache's."""
-        self._rows = len(difficulty)
+        """Make a sampler over `rows` sequences; `set_difficulty` comes before the first batch.
+
+        Sequences of equal difficulty come in a random order, so that the order of the corpus
+        decides nothing. `sequences_per_chunk` is the cache's.
+        """
+        self._rows = rows
         self._config = config
         self._batch_rows = global_batch_size
         self._steps = steps
         self._seed = seed
         self._uniform = uniform_from(config, steps)
-        self._epochs = _epochs(config, self._rows, sequences_per_chunk, hash_key(seed, _EPOCHS))
+        self._epochs = _epochs(config, rows, sequences_per_chunk, hash_key(seed, _EPOCHS))
         self._due = table_steps(config, steps)
         self._tables: dict[int, _Table] = {}
-        self.refresh(0, difficulty)
 
-    def refresh(self, step: int, difficulty: np.ndarray) -> None:
-        """`difficulty` [R], measured before `step`, holds from there to the next of `table_steps`.
+    def set_difficulty(self, step: int, difficulty: np.ndarray) -> None:
+        """Set the difficulty [R], larger is harder, from `step` to the next of `table_steps`.
 
-        `step` must be one of these. Batches of a stage whose table is not there are refused: a
-        reader must not run ahead of the measurement, and a resumed run needs the earlier tables.
+        `step` must be one of these, of which 0 is the first. A batch of a stage without its table
+        is refused: a reader must not run ahead of the measurement, and a resumed run needs the
+        earlier tables.
         """
         assert step in self._due, (step, self._due)
         assert difficulty.shape == (self._rows,), (difficulty.shape, self._rows)
         self._tables[step] = _Table(difficulty, _rank(difficulty, self._config.order, self._seed))
 
     def pool_size(self, step: int) -> int:
-        """Rows that the batch of `step` is drawn from."""
+        """Return the number of sequences that the batch of `step` is drawn from."""
         share = competence(self._config, step, self._steps)
         return min(self._rows, max(self._batch_rows, round(share * self._rows)))
 
     def batch(self, step: int) -> np.ndarray:
-        """Row numbers [global_batch_size] int64 of the global batch of `step`."""
+        """Return the indices [global_batch_size] int64 of the global batch of `step`."""
         if step >= self._uniform:
             return self._epochs.rows_at(self._positions(step - self._uniform))
         since = pool_since(self._config, step, self._steps)
@@ -78,27 +81,27 @@ class CurriculumSampler:
         order = EpochOrder(pool, hash_key(self._seed, _POOL, since), pool, window_chunks=None)
         return self._table(step).ranking[order.rows_at(self._positions(step - since))]
 
-    def metrics(self, step: int) -> dict[str, float]:
-        """What to log about the batch of `step`."""
+    def metrics(self, step: int, batch: np.ndarray) -> dict[str, float]:
+        """Return what to log about `batch`, the one of `step`."""
         difficulty = self._table(step).difficulty
         return {
             "curriculum/competence": competence(self._config, step, self._steps),
             "curriculum/pool_size": float(self.pool_size(step)),
-            "curriculum/mean_difficulty": float(difficulty[self.batch(step)].mean()),
+            "curriculum/mean_difficulty": float(difficulty[batch].mean()),
         }
 
     def _positions(self, batches: int) -> np.ndarray:
-        """Positions of a batch in epochs that began so many batches ago."""
+        """Return the positions of a batch in epochs that began so many batches ago."""
         return np.arange(batches * self._batch_rows, (batches + 1) * self._batch_rows)
 
     def _table(self, step: int) -> _Table:
         due = self._due[bisect_right(self._due, step) - 1]
-        assert due in self._tables, f"no difficulties for step {due} are there, for step {step}"
+        assert due in self._tables, f"step {step} needs the difficulties of step {due}"
         return self._tables[due]
 
 
 def _rank(difficulty: np.ndarray, order: str, seed: int) -> np.ndarray:
-    """[R] int64: the rows in the order in which they join the pool."""
+    """Return the indices in the order in which they join the pool, [R] int64."""
     mixed = permute(np.arange(len(difficulty)), len(difficulty), hash_key(seed, _RANDOM_ORDER))
     if order == "random":
         return mixed
@@ -107,15 +110,15 @@ def _rank(difficulty: np.ndarray, order: str, seed: int) -> np.ndarray:
 
 
 def _epochs(config: CurriculumConfig, rows: int, sequences_per_chunk: int, seed: int) -> EpochOrder:
-    """Few rows are shuffled as a whole, whatever their blocks; many within windows of blocks."""
+    """Return the order of epochs: few sequences shuffled as a whole, many in windows of chunks."""
     if rows <= config.shuffle_sequences:
         return EpochOrder(rows, seed, chunk_rows=rows, window_chunks=None)
-    blocks = max(1, config.shuffle_sequences // sequences_per_chunk)
-    return EpochOrder(rows, seed, chunk_rows=sequences_per_chunk, window_chunks=blocks)
+    chunks = max(1, config.shuffle_sequences // sequences_per_chunk)
+    return EpochOrder(rows, seed, chunk_rows=sequences_per_chunk, window_chunks=chunks)
 
 
 class SeenRows:
-    """How much of the data has been met up to a step; a resumed run counts again from step 0."""
+    """Counter of the distinct sequences that a training has used since its step 0."""
 
     def __init__(self, sampler: CurriculumSampler, rows: int) -> None:
         self._sampler = sampler
@@ -124,14 +127,24 @@ class SeenRows:
         self._meetings = 0
         self._next = 0
 
-    def metrics(self, step: int) -> dict[str, float]:
-        """Share of all rows met in steps 0..step, and mean meetings of a row that was met."""
-        while self._next <= step:
-            batch = self._sampler.batch(self._next)
-            self._distinct += len(np.unique(batch[~self._met[batch]]))
-            self._met[batch] = True
-            self._meetings += len(batch)
-            self._next += 1
+    def add(self, step: int, batch: np.ndarray) -> None:
+        """Count `batch`, the one of `step`.
+
+        Steps before it that were not added, as those of the run that this one resumes, are taken
+        from the sampler.
+        """
+        for missed in range(self._next, step):
+            self._count(self._sampler.batch(missed))
+        self._count(batch)
+        self._next = step + 1
+
+    def _count(self, batch: np.ndarray) -> None:
+        self._distinct += len(np.unique(batch[~self._met[batch]]))
+        self._met[batch] = True
+        self._meetings += len(batch)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the share of all sequences that were used, and the mean uses of each of them."""
         return {
             "curriculum/unique_seen_share": self._distinct / len(self._met),
             "curriculum/repeats": self._meetings / max(1, self._distinct),

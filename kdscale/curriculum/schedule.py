@@ -1,13 +1,15 @@
-"""A number that changes over training."""
+"""Scheduled values and stages as pure functions of the step."""
 
 import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
 
 from kdscale.config.curriculum import Schedule
-from kdscale.curriculum.stages import stage_of, stage_starts
 
 
 def value_at(schedule: Schedule, step: int, steps: int) -> float:
-    """The value at `step`, counted from 0, of `steps`.
+    """Return the value at `step`, counted from 0, of `steps`.
 
     `linear` and `cosine` have `start` at the first step, and `end` from the share `until` of the
     run on: by default at its last step. `inverse` is end + (start - end) / t with
@@ -26,3 +28,23 @@ def value_at(schedule: Schedule, step: int, steps: int) -> float:
     if schedule.kind == "cosine":
         done = 0.5 * (1 - math.cos(math.pi * done))
     return start + (end - start) * done
+
+
+def stage_starts(stages: int | Sequence[float], steps: int) -> list[int]:
+    """Return the first step of each stage of `steps` steps.
+
+    `stages` is a number of equal stages, or the share of each, which sum to 1. A stage begins at
+    the first step before which its predecessors' shares are over. Stages shorter than a step may
+    begin where the next one does: they are skipped.
+    """
+    if isinstance(stages, int):
+        ends = [(number + 1) / stages for number in range(stages)]
+    else:
+        ends = list(accumulate(stages))
+    # Sums of shares such as 0.1 + 0.2 miss whole steps by the last bits of a float.
+    return [0] + [math.ceil(round(end * steps, 6)) for end in ends[:-1]]
+
+
+def stage_of(starts: Sequence[int], step: int) -> int:
+    """Return the number, from 0, of the stage that `step` is in."""
+    return bisect_right(starts, step) - 1

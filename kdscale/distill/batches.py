@@ -1,5 +1,6 @@
 """The rows of every step as tensors, read ahead from the cache."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -43,21 +44,28 @@ def read_steps(
     world = worker.world_size
     seq_len = reader.seq_len
 
-    def parts(step: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        batch = sampler.batch(step)
-        mine = rank_rows(batch, worker.rank, world)
-        return list(split_micro_batches(mine, batch, size, world))
+    # Batches that are being read, with their parts.
+    ahead: deque[tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]] = deque()
 
-    orders = (np.concatenate([rows for rows, _ in parts(step)]) for step in steps)
-    batches = reader.batches(orders, distill.prefetch_batches)
+    def orders() -> Iterator[np.ndarray]:
+        for step in steps:
+            batch = sampler.batch(step)
+            mine = rank_rows(batch, worker.rank, world)
+            parts = list(split_micro_batches(mine, batch, size, world))
+            ahead.append((batch, parts))
+            yield np.concatenate([rows for rows, _ in parts])
+
+    batches = reader.batches(orders(), distill.prefetch_batches)
     for step, cached in zip(steps, batches, strict=True):
+        batch, parts = ahead.popleft()
         length = length_at(distill.curriculum.length, step, training.steps, seq_len)
         micro_batches, first = [], 0
-        for rows, valid in parts(step):
+        for rows, valid in parts:
             part = slice(first, first + len(rows))
             micro_batches.append(to_device(cached, part, valid, length, worker.device))
             first += len(rows)
-        yield Step(micro_batches, sum(int(batch.rows.mask.sum()) for batch in micro_batches))
+        targets = sum(int(one.rows.mask.sum()) for one in micro_batches)
+        yield Step(micro_batches, targets, batch)
 
 
 def to_device(

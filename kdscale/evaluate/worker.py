@@ -22,11 +22,11 @@ from kdscale.evaluate.speed import measure_speed
 from kdscale.evaluate.temperature import fit_temperatures
 from kdscale.models.forward import target_logits
 from kdscale.models.hf_folder import ModelReference
-from kdscale.models.row_check import check_rows
+from kdscale.models.sequence_check import check_sequences
 from kdscale.models.sharded import load_teacher
 from kdscale.store import Store
 from kdscale.tracking.trackers import open_gallery
-from kdscale.train.batches import row_kind
+from kdscale.train.batches import sequence_spec
 
 MEASURED_KEY = "evaluation.json"
 
@@ -42,12 +42,18 @@ class EvaluateJob:
     teacher: ModelReference
     models: dict[str, ModelReference]
 
+    def run(self) -> None:
+        """Evaluate on this rank."""
+        evaluate(self)
 
-def evaluate(job: dict[str, Any]) -> None:
-    """A worker's loop. `job["evaluate"]` is an EvaluateJob; rank 0 writes `evaluation.json`:
-    {"models": {name: ModelResults}, "gap_intervals", "task", "classes", "versions", "hardware"},
-    "context" of causal language models, and "speed" and "samples" where the config wants them."""
-    spec: EvaluateJob = job["evaluate"]
+
+def evaluate(spec: EvaluateJob) -> None:
+    """Score all models on this rank, with all others; rank 0 writes `evaluation.json`.
+
+    It holds {"models": {name: ModelResults}, "gap_intervals", "task", "classes", "versions",
+    "hardware"}, "context" of causal language models, and "speed" and "samples" if the config
+    wants them.
+    """
     worker = current_rank()
     config = spec.config.evaluate
     prepared = open_prepared(spec.prepared)
@@ -56,9 +62,9 @@ def evaluate(job: dict[str, Any]) -> None:
     for name, reference in spec.models.items():
         whole = ZeroConfig(stage=0)
         models[name] = load_teacher(reference.local(), worker, whole, reference.revision)
-    kind = row_kind(spec.config, prepared, config.micro_batch_size)
+    kind = sequence_spec(spec.config, prepared, config.micro_batch_size)
     for model in models.values():
-        check_rows(model, partial(target_logits, model, vocab_size=kind.outputs), kind)
+        check_sequences(model, partial(target_logits, model, vocab_size=kind.outputs), kind)
     temperatures: dict[str, float | None] = dict.fromkeys(models)
     if not prepared.classes:
         # A classifier's logits are kept, and its temperature is fitted afterwards.

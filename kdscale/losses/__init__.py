@@ -1,1 +1,1 @@
-"""Losses: divergences, what a cached target says of them, and head and loss in one."""
+"""Losses: divergences on cached targets, and output head and loss fused into one."""

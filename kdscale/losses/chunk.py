@@ -1,4 +1,4 @@
-"""The loss of a chunk of logits and its gradient in them, at the price of one softmax.
+"""Loss of a chunk of logits and its gradient in them, at the price of one softmax.
 
     L = w T^2 H(t, q_T) + (1 - w) H(y, q),    dL/dz = w T (s q_T - t) + (1 - w) (q - y)
 
@@ -27,7 +27,7 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Objective:
-    """What is summed at a position: w * distillation + (1 - w) * cross-entropy."""
+    """Objective of a position: w * distillation + (1 - w) * cross-entropy."""
 
     kd_weight: float = 0.0
     temperature: float = 1.0
@@ -48,12 +48,12 @@ def chunk_loss(
     gradient: torch.Tensor,
     label_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """[3] float64: sums of objective, cross-entropy and distillation over C positions of logits
-    [C, V] float32. `gradient` [C, V], memory apart from the logits, becomes the objective's
-    gradient in them.
+    """Return the loss of C positions of `logits` [C, V] float32; `gradient` becomes its gradient.
 
-    labels: [C] int64. Without targets the distillation is 0. `label_weights` [C] float32 weigh the
-    cross-entropy; where one is 0, the label may be any number.
+    Returns [3] float64: sums of objective, cross-entropy and distillation, in nats. `gradient` [C,
+    V] is memory apart from the logits. `labels` is [C] int64. Without `targets` the distillation is
+    0. `label_weights` [C] float32 weigh the cross-entropy; where one is 0, the label may be any
+    number.
     """
     weight = objective.kd_weight if targets is not None else 0.0
     hard: torch.Tensor | float = 1 - weight  # what the labels' gradient is multiplied by
@@ -89,8 +89,11 @@ def _log(q: torch.Tensor) -> torch.Tensor:
 def _add_sparse(
     q: torch.Tensor, targets: SparseTargets, weight: float, hard: torch.Tensor | float
 ) -> torch.Tensor:
-    """The soft cross-entropy (scalar). The softmax `q` [C, V] becomes `weight` times its gradient
-    and `hard` ([C, 1] or a number) times `q`."""
+    """Return the soft cross-entropy (scalar) and add its gradient to `q`.
+
+    The softmax `q` [C, V] becomes `weight` times that gradient and `hard` ([C, 1] or a number)
+    times `q`.
+    """
     ids, probs = targets.ids, targets.probs
     listed = q.gather(-1, ids)
     value = -(probs * _log(listed)).sum()
@@ -114,8 +117,11 @@ def _add_ghost(
     weight: float,
     hard: torch.Tensor | float,
 ) -> torch.Tensor:
-    """What a ghost bucket adds to the soft cross-entropy of the ids in whose places `q` has
-    `listed` [C, K] (scalar). `q` becomes the gradient but for the probabilities of these ids."""
+    """Return what a ghost bucket adds to the soft cross-entropy (scalar).
+
+    `listed` [C, K] are the values of `q` at the listed ids. `q` becomes the gradient but for the
+    target probabilities of these ids.
+    """
     assert targets.ghost is not None
     ghost = targets.ghost[..., None]
     mass = targets.probs.sum(dim=-1, keepdim=True) + ghost
@@ -132,8 +138,10 @@ def _add_ghost(
 def _apart(
     logits: torch.Tensor, targets: Targets, objective: Objective
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """T^2 times the distillation loss (scalar) and its gradient [C, V] in the logits, by a softmax
-    of its own."""
+    """Return T^2 times the distillation loss (scalar) and its gradient [C, V] in the logits.
+
+    It needs a softmax apart from that of the labels.
+    """
     temperature = objective.temperature
     scaled = logits / temperature
     if isinstance(targets, SparseTargets) and objective.divergence is not None:
@@ -154,7 +162,7 @@ def _apart(
 def _differentiated(
     logits: torch.Tensor, log_p: torch.Tensor, divergence: Divergence
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A divergence between p and softmax(logits) [C, N], and its gradient, by autograd."""
+    """Return a divergence between p and softmax(logits) [C, N], and its gradient, by autograd."""
     with torch.enable_grad():
         logits.requires_grad_()
         value = divergence(log_p, torch.log_softmax(logits, dim=-1))
@@ -165,9 +173,11 @@ def _differentiated(
 def _merged(
     scaled: torch.Tensor, targets: SparseTargets, divergence: Divergence
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A divergence on the listed ids and the ghost bucket, which `targets` must have, and its
-    gradient [C, V]: the bucket's logit is the logsumexp of its ids, each of which has the share of
-    the bucket's gradient that it has of the bucket."""
+    """Return a divergence on the listed ids and the ghost bucket, and its gradient [C, V].
+
+    `targets` must have the bucket. Its logit is the logsumexp of its ids, each of which has the
+    share of the bucket's gradient that it has of the bucket.
+    """
     q = torch.softmax(scaled, dim=-1)
     log_norm = scaled.amax(dim=-1, keepdim=True) - q.amax(dim=-1, keepdim=True).log()
     q.scatter_(-1, targets.ids, 0.0)

@@ -29,7 +29,7 @@ Divergence = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def make_divergence(config: DivergenceConfig) -> Divergence | None:
-    """The function of `config`; None for the forward KL, which the fused loss has itself."""
+    """Return the function of `config`; None for the forward KL, which the fused loss has itself."""
     if config.kind == "forward_kl":
         return None
     options = config.model_dump(exclude={"kind"})
@@ -37,15 +37,17 @@ def make_divergence(config: DivergenceConfig) -> Divergence | None:
 
 
 def merged_log_probs(targets: SparseTargets) -> torch.Tensor:
-    """log p [..., K + 1] of the listed ids and the ghost bucket, which `targets` must have. No
-    class counts for less than 1e-8."""
+    """Return log p [..., K + 1] of the listed ids and the ghost bucket, which `targets` must have.
+
+    No class counts for less than 1e-8.
+    """
     assert targets.ghost is not None
     p = torch.cat([targets.probs, targets.ghost[..., None]], dim=-1)
     return p.clamp_min(_SMALLEST_MASS).log()
 
 
 def entropy_sum(targets: Targets) -> torch.Tensor:
-    """Sum over positions of the entropy of a target over its classes, nats; a scalar."""
+    """Return the sum over positions of a target's entropy over its classes, in nats; a scalar."""
     if isinstance(targets, DenseTargets):
         known = targets.log_probs.masked_fill(targets.log_probs == -math.inf, 0.0)
         return -(targets.log_probs.exp() * known).sum()
@@ -54,37 +56,43 @@ def entropy_sum(targets: Targets) -> torch.Tensor:
 
 
 def forward_kl_sum(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """Sum of KL(p || q) = sum_v p (log p - log q) over positions; [..., C] -> scalar."""
+    """Return the sum of KL(p || q) = sum_v p (log p - log q) over positions; [..., C] -> scalar."""
     return _terms(log_p, log_q).sum()
 
 
 def reverse_kl_sum(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """Sum of KL(q || p) over positions; [..., C] -> scalar."""
+    """Return the sum of KL(q || p) over positions; [..., C] -> scalar."""
     return _terms(log_q, log_p).sum()
 
 
 def jensen_shannon_sum(log_p: torch.Tensor, log_q: torch.Tensor, beta: float) -> torch.Tensor:
-    """Sum of b KL(p || m) + (1 - b) KL(q || m) with m = b p + (1 - b) q over positions, for
-    0 < b < 1; [..., C] -> scalar. The generalised JSD of GKD (Agarwal et al., ICLR 2024).
+    """Return the sum of b KL(p || m) + (1 - b) KL(q || m) over positions; [..., C] -> scalar.
 
-    Towards 0 it vanishes like b KL(p || q), towards 1 like (1 - b) KL(q || p)."""
+    m = b p + (1 - b) q with 0 < b < 1: the generalised JSD of GKD (Agarwal et al., ICLR 2024).
+    Towards 0 it vanishes like b KL(p || q), towards 1 like (1 - b) KL(q || p).
+    """
     log_m = _mix(log_p, log_q, beta)
     return (beta * _terms(log_p, log_m) + (1 - beta) * _terms(log_q, log_m)).sum()
 
 
 def skewed_kl_sum(log_p: torch.Tensor, log_q: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Sum of KL(p || a p + (1 - a) q) over positions, 0 <= a < 1; [..., C] -> scalar. DistiLLM (Ko
-    et al., ICML 2024)."""
+    """Return the sum of KL(p || a p + (1 - a) q) over positions, 0 <= a < 1; [..., C] -> scalar.
+
+    Ko et al., "DistiLLM", ICML 2024.
+    """
     return _terms(log_p, _mix(log_p, log_q, alpha)).sum()
 
 
 def skewed_reverse_kl_sum(log_p: torch.Tensor, log_q: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Sum of KL(q || a q + (1 - a) p) over positions, 0 <= a < 1; [..., C] -> scalar. DistiLLM."""
+    """Return the sum of KL(q || a q + (1 - a) p) over positions, 0 <= a < 1; [..., C] -> scalar.
+
+    Ko et al., "DistiLLM", ICML 2024.
+    """
     return _terms(log_q, _mix(log_q, log_p, alpha)).sum()
 
 
 def adaptive_kl_sum(log_p: torch.Tensor, log_q: torch.Tensor, head_mass: float) -> torch.Tensor:
-    """Sum of w KL(p || q) + (1 - w) KL(q || p) over positions; [..., C] -> scalar.
+    """Return the sum of w KL(p || q) + (1 - w) KL(q || p) over positions; [..., C] -> scalar.
 
     The head of a position are the fewest of its most probable classes that hold `head_mass` of p,
     the one that reaches it included (the authors' published code leaves that one out, unless it is
@@ -103,14 +111,16 @@ def adaptive_kl_sum(log_p: torch.Tensor, log_q: torch.Tensor, head_mass: float) 
 
 
 def total_variation_sum(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """Sum of 1/2 sum_v |p - q| over positions; [..., C] -> scalar."""
+    """Return the sum of 1/2 sum_v |p - q| over positions; [..., C] -> scalar."""
     return 0.5 * (log_p.exp() - log_q.exp()).abs().sum()
 
 
 def logit_mse_sum(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """Sum of mean_v (x_v - y_v)^2 over positions; [..., C] -> scalar. x and y are the logits less
-    their mean over the classes that p has, which log-probabilities know as well as logits do. What
-    q puts in other classes is not counted."""
+    """Return the sum of mean_v (x_v - y_v)^2 over positions; [..., C] -> scalar.
+
+    x and y are the logits less their mean over the classes that p has, which log-probabilities know
+    as well as logits do. What q puts in other classes is not counted.
+    """
     known = torch.isfinite(log_p)
     count = known.sum(dim=-1, keepdim=True)
     difference = torch.where(known, log_q - log_p, 0.0)
@@ -119,7 +129,7 @@ def logit_mse_sum(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
 
 
 def _mix(log_p: torch.Tensor, log_q: torch.Tensor, share: float) -> torch.Tensor:
-    """log(share p + (1 - share) q), without leaving the logarithm."""
+    """Return log(share p + (1 - share) q), without leaving the logarithm."""
     if share == 0:
         return log_q
     known = torch.isfinite(log_p)
@@ -131,6 +141,6 @@ def _mix(log_p: torch.Tensor, log_q: torch.Tensor, share: float) -> torch.Tensor
 
 
 def _terms(log_a: torch.Tensor, log_b: torch.Tensor) -> torch.Tensor:
-    """a (log a - log b), the terms of KL(a || b): 0 where a is 0."""
+    """Return a (log a - log b), the terms of KL(a || b): 0 where a is 0."""
     known = log_a.masked_fill(log_a == -math.inf, 0.0)
     return log_a.exp() * (known - log_b.masked_fill(log_b == -math.inf, _LEAST_LOG))

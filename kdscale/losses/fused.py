@@ -1,24 +1,24 @@
-"""Head and loss in one, over chunks of positions: distilling costs what cross-entropy costs.
+"""Output head and loss in one, over chunks of positions: distilling costs what cross-entropy costs.
 
 The logits of a batch are its largest array by far: 2,048 positions of 151,936 ids are 1.2 GB, and
 autograd keeps several of that size. Here a chunk of positions goes from hidden states to logits to
 gradients in two buffers that all chunks share, and the gradient is known when the value is
 (`chunk.py`), so that all of the time goes into three matrix products.
 
-The technique is that of Liger-Kernel (Hsu et al., arXiv 2410.10989), for hidden states that come
+The technique is that of Liger-Kernel (Hsu et al., arXiv:2410.10989), for hidden states that come
 with cached targets.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from kdscale.losses.chunk import Objective, chunk_loss
-from kdscale.types import Targets
+from kdscale.types import Head, Targets
 
-__all__ = ["Head", "LossSums", "Objective", "TargetsAt", "head_and_loss"]
+__all__ = ["LossSums", "Objective", "TargetsAt", "head_and_loss"]
 
 # Of a chunk. Every chunk reads the whole weight, so that matrix products of fewer are slower; more
 # gain nothing. The two buffers take as much memory as the gradient of a weight 512 wide.
@@ -30,50 +30,8 @@ student's logits there, [C, V] float32, which are gone when the call has returne
 
 
 @dataclass(frozen=True)
-class Head:
-    """How a model turns hidden states into logits: z = cap(scale * (h W^T + b))."""
-
-    weight: torch.Tensor | None
-    """[>= V, D]; rows past the vocabulary are padding and get no gradient. None: in place of hidden
-    states come the logits, [P, >= V], of a model that makes them in a way of its own."""
-
-    bias: torch.Tensor | None  # [>= V]
-    vocab_size: int  # V
-    scale: float = 1.0
-    softcap: float | None = None
-    """z becomes softcap * tanh(z / softcap)."""
-
-    def cast(self, dtype: torch.dtype) -> "Head":
-        """Without padding, in the dtype of the hidden states."""
-        weight, bias = (
-            None if each is None else each[: self.vocab_size].to(dtype)
-            for each in (self.weight, self.bias)
-        )
-        return replace(self, weight=weight, bias=bias)
-
-    def copied(self) -> "Head":
-        """Without padding, in memory of its own, for as long as it is held."""
-        weight, bias = (
-            None if each is None else each[: self.vocab_size].detach().clone()
-            for each in (self.weight, self.bias)
-        )
-        return replace(self, weight=weight, bias=bias)
-
-    def products(self, hidden: torch.Tensor) -> torch.Tensor:
-        """h W^T + b, [C, V], of hidden states [C, D] in the head's own dtype."""
-        if self.weight is None:
-            return hidden[:, : self.vocab_size]
-        return torch.nn.functional.linear(hidden, self.weight, self.bias)
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[P, V] float32 of hidden states [P, D]."""
-        z = self.scale * self.cast(hidden.dtype).products(hidden).float()
-        return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
-
-
-@dataclass(frozen=True)
 class LossSums:
-    """Scalars, sums over all positions in nats; only `objective` is differentiable."""
+    """Scalar sums over all positions in nats; only `objective` is differentiable."""
 
     objective: torch.Tensor
     cross_entropy: torch.Tensor
@@ -88,13 +46,12 @@ def head_and_loss(
     objective: Objective | None = None,
     label_weights: torch.Tensor | None = None,
 ) -> LossSums:
-    """Sums over P positions of the objective on hidden states [P, D] and labels [P] int64.
+    """Return sums over P positions of the objective on hidden states [P, D] and labels [P] int64.
 
     `targets` gives SparseTargets or DenseTargets over V ids for a slice of the positions and the
-    logits there; without it, or with `kd_weight` 0 and no need to know the distillation loss, there
-    is cross-entropy alone. `label_weights` [P] float32 weigh the cross-entropy; where one is 0, the
-    label may be any number. Gradients reach `hidden`, the head's weight and its bias. ValueError
-    for shapes that do not fit each other.
+    logits there; without it there is cross-entropy alone. `label_weights` [P] float32 weigh the
+    cross-entropy; where one is 0, the label may be any number. Gradients reach `hidden`, the head's
+    weight and its bias. Raises ValueError for shapes that do not fit each other.
     """
     objective = objective or Objective()
     width = head.vocab_size if head.weight is None else head.weight.shape[-1]
@@ -111,7 +68,7 @@ def head_and_loss(
 
 
 class _FusedLoss(torch.autograd.Function):
-    """Gradients are made in the forward, chunk by chunk, and scaled in the backward."""
+    """Fused loss: gradients are made in the forward, chunk by chunk, and scaled in the backward."""
 
     @staticmethod
     def forward(
@@ -160,7 +117,7 @@ class _FusedLoss(torch.autograd.Function):
 
 
 class _Gradients:
-    """Of hidden states, weight and bias, as far as they are needed."""
+    """Gradient buffers of hidden states, weight and bias; None where a gradient is not needed."""
 
     def __init__(
         self,
@@ -180,7 +137,7 @@ class _Gradients:
         return self.hidden, self.weight, self.bias
 
     def add(self, part: slice, hidden: torch.Tensor, head: Head, gradient: torch.Tensor) -> None:
-        """A chunk's, from the gradient [C, V] in its products; `head` is cast."""
+        """Add those of a chunk, from the `gradient` [C, V] in its products; `head` is cast."""
         gradient = gradient.to(hidden.dtype)
         vocab_size = gradient.shape[-1]
         if self.hidden is not None and head.weight is None:
@@ -198,8 +155,10 @@ class _Gradients:
 
 
 def _multiply(hidden: torch.Tensor, head: Head, out: torch.Tensor) -> None:
-    """`out` [C, V] float32 becomes the head's products, in place where dtypes allow: fresh memory
-    would have to be mapped first, chunk by chunk."""
+    """Write the head's products to `out` [C, V] float32.
+
+    In place where dtypes allow: fresh memory would have to be mapped first, chunk by chunk.
+    """
     if head.weight is None or hidden.dtype != out.dtype:
         out.copy_(head.products(hidden))
     elif head.bias is None:
@@ -209,7 +168,7 @@ def _multiply(hidden: torch.Tensor, head: Head, out: torch.Tensor) -> None:
 
 
 def _transform(logits: torch.Tensor, head: Head) -> torch.Tensor | float | None:
-    """Scale and cap, in place. Their slope; None where there are none of them."""
+    """Scale and cap `logits` in place; return the slope of that, None where there is neither."""
     if head.scale != 1.0:
         logits.mul_(head.scale)
     if head.softcap is None:

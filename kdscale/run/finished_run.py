@@ -1,59 +1,147 @@
-"""What a finished run has, found from its output alone: it may have been moved, and its corpus may
-be elsewhere."""
+"""A run opened from its output alone: its config, its record, its models and its data.
+
+The output may have been moved, its corpus may be elsewhere, and its config may be one that this
+version refuses: text and tree of the config are there without parsing it. Nothing is read before
+it is asked for.
+"""
 
 import json
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from kdscale.config import RunConfig, parse_config
-from kdscale.config.text import decode_text
-from kdscale.data.rows.prepared import Prepared, open_prepared
+from kdscale.config.load import parse_tree
 from kdscale.errors import KdscaleError
-from kdscale.models.hf_folder import local_folder, read_marker
 from kdscale.store import Store, open_store
 
-_CONFIG_KEY = "config.resolved.yaml"
-_RECORD_KEY = "run.json"
+if TYPE_CHECKING:
+    # These import torch.
+    from kdscale.data.rows.prepared import Prepared
+    from kdscale.models.hf_folder import ModelReference
+
+CONFIG_KEY = "config.resolved.yaml"
+RECORD_KEY = "run.json"
 
 
 class FinishedRun:
-    """The run in `output`. Raises KdscaleError where there is none."""
+    """The run whose output is at `output`."""
 
     def __init__(self, output: Store) -> None:
-        if not output.exists(_CONFIG_KEY):
-            raise KdscaleError(
-                f"{output} is not the output of a run: it has no {_CONFIG_KEY}.",
-                "Give the `output` of a config that `kdscale run` has completed.",
-            )
-        text = decode_text(output.get(_CONFIG_KEY), f"{output}/{_CONFIG_KEY}")
-        self.config: RunConfig = parse_config(text, origin=f"{output}/{_CONFIG_KEY}")
         self.output = output
-        # Where rows and teacher are.
-        base = self.config.base
-        self._source = output if base is None else open_store(base)
+
+    @cached_property
+    def config_text(self) -> str:
+        """The resolved config as it was written, "" if there is none."""
+        if not self.output.exists(CONFIG_KEY):
+            return ""
+        return self.output.get(CONFIG_KEY).decode(errors="replace")
+
+    @cached_property
+    def config_tree(self) -> dict[str, Any]:
+        """The resolved config as a tree, whatever its version; empty if there is none.
+
+        Raises:
+            KdscaleError: It is not YAML.
+        """
+        text = self.config_text
+        return parse_tree(text, self._config_origin) if text.strip() else {}
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The resolved config.
+
+        Raises:
+            KdscaleError: There is none, or this version refuses it.
+        """
+        if not self.config_text:
+            raise self._no_run(CONFIG_KEY)
+        return parse_config(self.config_text, origin=self._config_origin)
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """The content of `run.json`. Raises KdscaleError if there is none."""
+        if not self.output.exists(RECORD_KEY):
+            raise self._no_run(RECORD_KEY)
+        found: dict[str, Any] = json.loads(self.output.get(RECORD_KEY))
+        return found
+
+    def fingerprint(self, stage: str) -> str | None:
+        """Return the fingerprint that `stage` was last run with, None if it is not recorded."""
+        if not self.output.exists(RECORD_KEY):
+            return None
+        found: str | None = self.record["stages"].get(stage, {}).get("fingerprint")
+        return found
+
+    @cached_property
+    def source(self) -> "FinishedRun":
+        """The run that has the data, the teacher and the cache: this one or its base."""
+        base = self.config_tree.get("base")
+        return self if base is None else FinishedRun(open_store(base))
+
+    def caches(self) -> list[Store]:
+        """Return where the run has its cache: inside its output, or where its config says."""
+        found = []
+        if name := self.fingerprint("cache"):
+            found.append(self.output.child(f"cache/{name}"))
+        settings = self.config_tree.get("cache", {})
+        elsewhere = settings.get("append_to") or settings.get("reuse")
+        if isinstance(elsewhere, str):
+            found.append(open_store(elsewhere))
+        return found
 
     def models(self) -> list[str]:
-        """Those of teacher, student and baseline that are complete."""
-        names = ("teacher", "student", "baseline")
-        return [name for name in names if read_marker(self._place(name)) is not None]
+        """Return which of teacher, student and baseline are complete."""
+        return [n for n in ("teacher", "student", "baseline") if self.model(n) is not None]
 
-    def model_folder(self, name: str) -> str:
-        """What `from_pretrained` takes on this machine for a model of the run. KdscaleError where
-        it is not complete."""
+    def model(self, name: str) -> "ModelReference | None":
+        """Return the complete model `name` where it is now, None if it is not complete."""
+        from kdscale.models.hf_folder import read_marker
+
         store = self._place(name)
         marker = read_marker(store)
-        if marker is None:
+        # The marker of a model that was copied names the place of before; that of a teacher
+        # without weights refers to a model elsewhere.
+        if marker is not None and any(key.endswith(".safetensors") for key in store.list()):
+            return replace(marker, source=store.url, revision=None)
+        return marker
+
+    def model_folder(self, name: str) -> str:
+        """Return what `from_pretrained` takes on this machine for the model `name`.
+
+        Raises:
+            KdscaleError: The model is not complete.
+        """
+        reference = self.model(name)
+        if reference is None:
             raise KdscaleError(
-                f"There is no complete {name} in {store}.",
+                f"There is no complete {name} in {self._place(name)}.",
                 f"It has {', '.join(self.models()) or 'no model yet'}; run its stages first.",
             )
-        # A teacher that is only referred to is elsewhere; what lies here may have been moved.
-        here = store.exists("config.json")
-        return str(local_folder(store.url)) if here else marker.local()
+        return reference.local()
 
-    def prepared(self) -> Prepared:
-        """The run's rows. KdscaleError where its prepare stage is not complete."""
-        record = self._source.get(_RECORD_KEY) if self._source.exists(_RECORD_KEY) else b"{}"
-        stage = json.loads(record).get("stages", {}).get("prepare", {})
-        return open_prepared(self._source.child(f"prepared/{stage.get('fingerprint')}"))
+    def prepared(self) -> "Prepared":
+        """Return the run's data. Raises KdscaleError if its prepare stage is not complete."""
+        from kdscale.data.rows.prepared import open_prepared
+
+        name = self.source.fingerprint("prepare")
+        if name is None:
+            raise KdscaleError(
+                f"The run in {self.source.output} names no prepared data.",
+                "Finish it: kdscale run CONFIG --from prepare.",
+            )
+        return open_prepared(self.source.output.child(f"prepared/{name}"))
+
+    @property
+    def _config_origin(self) -> str:
+        return f"{self.output}/{CONFIG_KEY}"
 
     def _place(self, name: str) -> Store:
-        return (self._source if name == "teacher" else self.output).child(name)
+        owner = self.source if name == "teacher" else self
+        return owner.output.child(name)
+
+    def _no_run(self, key: str) -> KdscaleError:
+        return KdscaleError(
+            f"{self.output} is not the output of a run: it has no {key}.",
+            "Give the `output` of a run's config, a path or a URL.",
+        )

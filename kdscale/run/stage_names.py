@@ -1,12 +1,29 @@
-"""The names of a run's stages, in order. A module of their own, so that `--help` needs no torch."""
+"""Names of a run's stages, in order; apart from the stages, so that `--help` needs no torch."""
+
+from kdscale.errors import KdscaleError
 
 STAGES: tuple[str, ...] = ("prepare", "teacher", "cache", "distill", "evaluate", "report")
+
+ON_WORKERS = tuple(name for name in STAGES if name not in ("prepare", "report"))
+"""The stages that run on worker groups."""
+
+TRACKED = ("teacher", "cache", "distill", "baseline")
+"""Names of the curves in `metrics/`: of the stages that log any, and of the baseline."""
 
 
 def chosen_stages(
     only: str | None = None, start: str | None = None, until: str | None = None
 ) -> tuple[str, ...]:
-    """`only` one stage, or those from `start` up to `until`. ValueError for an unknown name."""
+    """Return `only` one stage, or those from `start` to `until`.
+
+    Raises:
+        KdscaleError: There is no such stage.
+    """
+    for name in (only, start, until):
+        if name is not None and name not in STAGES:
+            raise KdscaleError(
+                f"There is no stage {name!r}.", f"Choose one of {', '.join(STAGES)}."
+            )
     if only is not None:
         return (STAGES[STAGES.index(only)],)
     first = 0 if start is None else STAGES.index(start)

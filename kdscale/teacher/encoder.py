@@ -1,12 +1,11 @@
-"""From logits to committed units, beside the teacher.
+"""Encoder: from logits to committed shards, beside the teacher.
 
-    submit -> encode -> (unit complete) -> commit
+    submit -> encode -> (shard complete) -> commit
 
-On a GPU a thread encodes, on a CUDA stream of its own that waits for the forward it works on: the
-teacher's launches never wait for a payload. On a CPU `submit` encodes with all of the worker's
-threads: a further thread would only take a core from one of the forward's, and the others would
-wait for that one; and the logits are freed at once. Commits, which wait for the network, have
-threads of their own everywhere.
+On a GPU a thread encodes, on a CUDA stream that waits for the forward it works on: the teacher's
+launches never wait for a payload. On a CPU `submit` encodes with all of the worker's threads: a
+further thread would only take a core from one of the forward's, and the others would wait for that
+one; and the logits are freed at once. Commits, which wait for the network, have threads everywhere.
 """
 
 import threading
@@ -24,31 +23,31 @@ from kdscale.cache.format.records import Commit
 from kdscale.cache.rows import RowStats
 from kdscale.config.cache import CacheConfig
 from kdscale.data.rows.pack import concatenate
-from kdscale.teacher.worker_queue import Pipe
+from kdscale.teacher.worker_queue import WorkerQueue
 from kdscale.tracking import prometheus as metrics
 from kdscale.types import Rows, labels_of
 
-# Units in commit. With one that waits and one that fills, no more than four are in memory.
+# Shards in commit. With one that waits and one that fills, no more than four are in memory.
 _COMMITS = 2
-_UNITS_WAITING = 1
+_SHARDS_WAITING = 1
 
-CommitUnit = Callable[[int, Rows, np.ndarray, RowStats], Commit | None]
-"""`UnitWriter.commit`."""
+CommitShard = Callable[[int, Rows, np.ndarray, RowStats], Commit | None]
+"""`ShardWriter.commit`."""
 
 
 @dataclass(frozen=True)
 class Forward:
-    """Logits [P, V] at the targets of consecutive `rows` of a unit; `last` closes the unit."""
+    """Logits [P, V] at the targets of consecutive `rows` of a shard; `last` closes the shard."""
 
-    unit: int
+    shard: int
     rows: Rows
     logits: torch.Tensor
     last: bool
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What an encoder has done so far; times in seconds."""
+class EncoderProgress:
+    """Counts and times (in seconds) of an encoder so far."""
 
     committed_rows: int = 0
     committed_bytes: int = 0
@@ -66,38 +65,40 @@ class _Part:
 
 
 class Encoder:
-    """Encodes forwards in order, and commits each unit when its last one is through.
+    """Encode forwards in order, and commit each shard when its last one is through.
 
-    A context manager. `submit` waits while the queues are full. What goes wrong in a thread is
-    raised by the next `submit`, or at the end of the block.
+    A context manager. `submit` waits while the queues are full. An error in a thread is raised by
+    the next `submit`, or at the end of the block.
     """
 
     def __init__(
         self,
         config: CacheConfig,
-        commit: CommitUnit,
+        commit: CommitShard,
         *,
         vocab_size: int,
         seed: int,
         device: torch.device,
     ) -> None:
-        """`commit` is called from several threads; `seed` is the noise's."""
+        """Prepare the threads: `commit` is called from several; `seed` is that of the noise."""
         self._temperature = config.temperature
         self._seed = seed
         self._device = device
         self._codec: Codec = make_codec(config.codec, vocab_size)
-        self._commit_unit = commit
+        self._commit_shard = commit
         self._parts: list[_Part] = []
         self._committed = (0, 0)  # rows, bytes
         self._lock = threading.Lock()
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._encodes = Pipe(
+        self._encodes = WorkerQueue(
             "encode",
             self._encode,
             threads=0 if self._stream is None else 1,
             waiting=config.capture.queue_batches,
         )
-        self._commits = Pipe("commit", self._commit, threads=_COMMITS, waiting=_UNITS_WAITING)
+        self._commits = WorkerQueue(
+            "commit", self._commit, threads=_COMMITS, waiting=_SHARDS_WAITING
+        )
         self._stack = ExitStack()
 
     def __enter__(self) -> "Encoder":
@@ -122,12 +123,12 @@ class Encoder:
         self._encodes.put((forward, ready))
 
     @property
-    def progress(self) -> Progress:
-        """May be asked for at any time."""
+    def progress(self) -> EncoderProgress:
+        """The progress so far, at any time."""
         rows, size = self._committed
         waiting = self._commits.waited if self._stream is None else self._encodes.waited
         encoding = self._encodes.busy - self._commits.waited
-        return Progress(rows, size, encoding, self._commits.busy, waiting)
+        return EncoderProgress(rows, size, encoding, self._commits.busy, waiting)
 
     def _encode(self, item: tuple[Forward, torch.cuda.Event | None]) -> None:
         forward, ready = item
@@ -137,7 +138,7 @@ class Encoder:
             self._parts.append(self._part(forward))
         if forward.last:
             parts, self._parts = self._parts, []
-            self._commits.put((forward.unit, parts))
+            self._commits.put((forward.shard, parts))
 
     @torch.no_grad()
     def _part(self, forward: Forward) -> _Part:
@@ -164,7 +165,7 @@ class Encoder:
         )
 
     def _commit(self, item: tuple[int, list[_Part]]) -> None:
-        unit, parts = item
+        shard, parts = item
         rows = concatenate([part.rows for part in parts], parts[0].rows.input_ids.shape[1])
         stats = RowStats(
             sample_ids=rows.sample_ids,
@@ -173,19 +174,21 @@ class Encoder:
             length=rows.loss_mask.sum(axis=1).astype(np.int32),
         )
         payload = np.concatenate([part.payload for part in parts])
-        commit = self._commit_unit(unit, rows, payload, stats)
+        commit = self._commit_shard(shard, rows, payload, stats)
         if commit is not None:
             with self._lock:
                 before = self._committed
                 size = commit.length + commit.index_length
                 self._committed = before[0] + commit.rows, before[1] + size
-            metrics.count("kdscale_units_committed", 1)
+            metrics.count("kdscale_shards_committed", 1)
             metrics.count("kdscale_bytes_committed", size)
 
 
 def _row_means(values: torch.Tensor, mask: np.ndarray) -> np.ndarray:
-    """Mean [B] float32 over each row's targets ([B, T] bool) of `values` [P]; 0 for a row without
-    any."""
+    """Return the mean over each sequence's targets ([B, T] bool) of `values` [P], [B] float32.
+
+    0 for a sequence without targets.
+    """
     row_of = np.nonzero(mask)[0]
     sums = np.bincount(row_of, weights=values.cpu().numpy(), minlength=len(mask))
     return (sums / np.maximum(mask.sum(axis=1), 1)).astype(np.float32)

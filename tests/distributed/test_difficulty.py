@@ -11,9 +11,9 @@ import torch
 from kdscale.cache.read.reader import CacheReader
 from kdscale.config.curriculum import CurriculumConfig
 from kdscale.curriculum.difficulty import fuse_ranks
-from kdscale.distill.difficulty import difficulty, measure_gap
+from kdscale.distill.curriculum import difficulty, measure_gap
 from kdscale.distributed.rank import current_rank
-from kdscale.models.forward import compute_logits, next_token_labels, row_tensors
+from kdscale.models.forward import compute_logits, row_tensors
 from kdscale.models.head import ModelWithHead
 from kdscale.store import open_store
 from tests.ranks import run_ranks
@@ -61,7 +61,7 @@ def test_difficulties_are_what_their_names_say(folder: str) -> None:
     with torch.no_grad():
         logits = compute_logits(make_student(3).model.eval(), ids, segments, VOCAB)
     losses = torch.nn.functional.cross_entropy(
-        logits.transpose(1, 2), next_token_labels(ids), reduction="none"
+        logits.transpose(1, 2), torch.roll(ids, -1, dims=1), reduction="none"
     )
     own = torch.stack([loss[row].mean() for loss, row in zip(losses, mask, strict=True)])
     assert found["gap"] == pytest.approx((own.numpy() - statistics.nll).tolist(), rel=1e-4)

@@ -1,12 +1,11 @@
 """Early stopping on two real gloo ranks: one decision, the one that a single rank takes."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from kdscale.store import Store
-from kdscale.teacher.train import train_teacher
+from kdscale.teacher.train import TeacherJob
 from kdscale.train.job import TrainingJob
 from tests.ranks import run_ranks
 from tests.unit.train.overfitting import (
@@ -19,10 +18,10 @@ from tests.unit.train.overfitting import (
 )
 
 
-def train_all(jobs: list[dict[str, Any]]) -> None:
+def train_all(jobs: list[TeacherJob]) -> None:
     """One training after the other: starting processes is the slow part."""
     for job in jobs:
-        train_teacher(job)
+        job.run()
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def sessions(prepared: Store, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """Finished trainings by two ranks, by ZeRO stage."""
     folder = tmp_path_factory.mktemp("sessions")
     made = {s: session(folder / f"{s}", zero={"stage": s}) for s in (0, 1, 2, 3)}
-    jobs = [{"session": each, "prepared": prepared} for each in made.values()]
+    jobs = [TeacherJob(each, prepared) for each in made.values()]
     run_ranks(train_all, 2, jobs)
     return made
 

@@ -15,18 +15,17 @@ from kdscale.config.cache import CodecConfig, FullCodec, TopkCodec
 from kdscale.config.online import HiddenConfig
 from kdscale.config.teacher import ModelConfig
 from kdscale.config.training import OptimiserConfig, TrainingConfig, ZeroConfig
-from kdscale.distill.attention import make_attention_loss
 from kdscale.distill.batches import MicroBatch
-from kdscale.distill.hidden import make_hidden_loss
+from kdscale.distill.layer_losses import make_attention_loss, make_hidden_loss
 from kdscale.distill.objective import DistillationLoss, LabelsLoss
 from kdscale.distill.targets import OnlineTeacher
 from kdscale.distributed.rank import current_rank
-from kdscale.models.attention import check_attention
-from kdscale.models.forward import RowTensors, compute_logits, model_inputs, next_token_labels
+from kdscale.models.attention_check import check_attention
+from kdscale.models.forward import RowTensors, compute_logits, model_inputs
 from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import ModelReference
 from kdscale.models.load import build_model, load_model, make_config
-from kdscale.models.row_check import RowKind
+from kdscale.models.sequence_check import SequenceSpec
 from kdscale.train.backends.base import make_backend
 from tests.ranks import run_ranks
 from tests.runs import tiny_config
@@ -61,7 +60,7 @@ def config(**distill: Any) -> RunConfig:
 
 
 def batch(codec_config: CodecConfig | None = None, teacher: Any = None) -> MicroBatch:
-    """Rows with a mask, and what a codec keeps of the teacher's distributions."""
+    """Return a masked batch, and what a codec keeps of the teacher's distributions."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(VOCAB, (ROWS, LENGTH), generator=generator)
     segments = torch.ones_like(ids)
@@ -77,7 +76,7 @@ def batch(codec_config: CodecConfig | None = None, teacher: Any = None) -> Micro
         encoded = codec.encode(logits, noise)
         payload = encoded.payload.view(ROWS, LENGTH, -1)
         entropy = (encoded.entropy.view(ROWS, LENGTH) * mask).sum(1) / mask.sum(1)
-    rows = RowTensors(ids, segments, mask, next_token_labels(ids))
+    rows = RowTensors(ids, segments, mask, torch.roll(ids, -1, dims=1))
     return MicroBatch(rows, payload, entropy)
 
 
@@ -88,13 +87,13 @@ def values(found: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> dict[str, flo
 def online_loss(
     folder: str, stage: int, **distill: Any
 ) -> tuple[DistillationLoss, Callable[[Any], ModelWithHead]]:
-    """The loss with an online teacher, sharded or whole, and how its student is wrapped."""
+    """Return the loss with an online teacher, sharded or whole, and how its student is wrapped."""
     run = config(targets="online", **distill)
     online = run.distill.online
     hidden = make_hidden_loss(online.hidden, (2, 2), (8, 16)) if online.hidden else None
     attention = make_attention_loss(online.attention, (2, 2)) if online.attention else None
     zero = ZeroConfig(stage=stage)
-    kind = RowKind(VOCAB, VOCAB, LENGTH, packs=True, micro_batch_size=2)
+    kind = SequenceSpec(VOCAB, VOCAB, LENGTH, packs=True, micro_batch_size=2)
     teacher = OnlineTeacher(
         reference(folder), current_rank(), zero, kind, run.distill.online.layer_outputs
     )
@@ -109,7 +108,7 @@ def online_loss(
 
 
 def online_values(folder: str, stage: int, **distill: Any) -> dict[str, float]:
-    """What is logged with an online teacher, and the gradient's size."""
+    """Return what is logged with an online teacher, and the gradient's size."""
     loss, wrap = online_loss(folder, stage, **distill)
     student = wrap(model(1, 8))
     objective, parts = loss(student, batch(), 0)
@@ -126,7 +125,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def dense(folder: str, temperature: float) -> tuple[float, float]:
-    """KL (times T^2) and cross-entropy over all targets, from whole logits in float64."""
+    """Return KL (times T^2) and cross-entropy over all targets, from whole logits in float64."""
     rows = batch().rows
     student, teacher = model(1, 8), load_model(folder)
     with torch.no_grad():
@@ -135,7 +134,7 @@ def dense(folder: str, temperature: float) -> tuple[float, float]:
             for m in (student, teacher)
         )
     p, log_q = (y / temperature).softmax(-1), (z / temperature).log_softmax(-1)
-    labels = next_token_labels(rows.ids)[rows.mask]
+    labels = torch.roll(rows.ids, -1, dims=1)[rows.mask]
     cross_entropy = torch.nn.functional.cross_entropy(z, labels, reduction="sum")
     return float((p * (p.log() - log_q)).sum() * temperature**2), float(cross_entropy)
 
@@ -251,7 +250,7 @@ def test_the_targets_of_taid_lie_between_student_and_teacher(
     target = ((0.7 * z.detach() + 0.3 * y) / temperature).softmax(-1)
     on_target = -(target * (z / temperature).log_softmax(-1)).sum() * temperature**2
     kl, cross_entropy = dense(folder, temperature)
-    labels = next_token_labels(rows.ids)[rows.mask]
+    labels = torch.roll(rows.ids, -1, dims=1)[rows.mask]
     on_labels = torch.nn.functional.cross_entropy(z, labels, reduction="sum")
     loss = 0.75 * on_target + 0.25 * on_labels
     loss.backward()
@@ -302,8 +301,10 @@ def test_ranks_with_more_targets_than_others_do_not_wait_for_them(folder: str) -
 
 
 def trained_on_layers(folder: str, stages: list[int]) -> dict[int, dict[str, Any]]:
-    """Losses on layers in four steps for each ZeRO stage, of the student and of its teacher, on
-    rows that the ranks share; and what the exported student's files hold."""
+    """Return losses on layers in four steps for each ZeRO stage, of student and of teacher.
+
+    On sequences that the ranks share; and what the exported student's files hold.
+    """
     worker, found = current_rank(), {}
     for stage in stages:
         training = TrainingConfig(

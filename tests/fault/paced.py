@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from kdscale.data.rows.order import uniform_batch
 from kdscale.distributed.rank import current_rank
 from kdscale.teacher import train as teacher_train
+from kdscale.teacher.train import TeacherJob
 
 PATIENCE_SECONDS = 400
 
@@ -31,9 +33,20 @@ class Pace:
         return step < int(self._path.read_text())
 
 
-def train_paced(job: dict[str, Any]) -> None:
-    """`train_teacher` at the pace of `job["pace"]`; a rank that is asked to leave waits no more."""
-    pace: Pace = job["pace"]
+@dataclass(frozen=True)
+class PacedJob(TeacherJob):
+    """Training of a teacher at a pace; a rank that is asked to stop waits no more."""
+
+    pace: Pace
+
+    def run(self) -> None:
+        """Train on this rank."""
+        train_paced(self)
+
+
+def train_paced(job: PacedJob) -> None:
+    """Train, and hold each batch back until it is allowed."""
+    pace = job.pace
     worker = current_rank()
 
     def batch(position: int, rows: int, *rest: Any) -> np.ndarray:
@@ -42,4 +55,4 @@ def train_paced(job: dict[str, Any]) -> None:
         return uniform_batch(position, rows, *rest)
 
     teacher_train.uniform_batch = batch  # type: ignore[assignment]
-    teacher_train.train_teacher(job)
+    TeacherJob.run(job)

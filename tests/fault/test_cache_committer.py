@@ -1,5 +1,6 @@
 """A store that ignores the condition of a put: one process commits for all, may be killed or
-paused, and is followed by another."""
+paused, and is followed by another.
+"""
 
 import time
 import uuid
@@ -18,7 +19,7 @@ from kdscale.store import PutIfAbsent, SingleCommitter, Store, conditional_put, 
 from tests.fault.captures import MOMENTS, Call, Moment, WatchedStore, capture
 from tests.fault.conftest import Start
 from tests.fault.outcome import (
-    UNITS,
+    SHARDS,
     assert_each_of_one,
     assert_same,
     assert_undisturbed,
@@ -36,7 +37,7 @@ pytestmark = [pytest.mark.fault, pytest.mark.s3, pytest.mark.timeout(300)]
 
 LEASE = 60.0
 LATER = LEASE + 1
-RECORDS = 2 + UNITS  # Plan, commits, manifest.
+RECORDS = 2 + SHARDS  # Plan, commits, manifest.
 WORKERS = 3
 
 
@@ -46,7 +47,8 @@ class Office(BaseManager):
 
 def commit_for_all(pipe: Pipe, store: Store, owner: str, later: float = 0.0) -> None:
     """Be the committer until killed, by a clock that is `later` seconds ahead. Says its address, or
-    why it must not commit."""
+    why it must not commit.
+    """
     try:
         committer = SingleCommitter(store, owner, LEASE, clock=lambda: time.time() + later)
     except KdscaleError as error:
@@ -84,7 +86,8 @@ def commit_until_held(pipe: Pipe, store: Store, key: str) -> None:
 
 def capture_through(pipe: Pipe, planted: Planted, address: Any, held_at: str | None = None) -> int:
     """A capture that commits through the process at `address`; waits before the commit `held_at`
-    to be told to go on."""
+    to be told to go on.
+    """
     Office.register("committer")
     office = Office(address)
     office.connect()
@@ -121,7 +124,7 @@ def test_workers_commit_exactly_once_through_one_process(
     attempts = [rounded(planted_in(store), change) for change in range(WORKERS)]
     address = start(commit_for_all, store, "first", **settings).hear()
     workers = [start(capture_through, attempt, address, **settings) for attempt in attempts]
-    assert sum(worker.result() for worker in workers) == UNITS
+    assert sum(worker.result() for worker in workers) == SHARDS
     assert_each_of_one(store, attempts, undisturbed, "no conditional put")
 
 
@@ -167,7 +170,7 @@ def test_a_committer_that_was_frozen_is_fenced_off(
     first.thaw()
     slow.tell("go on")
     assert "first (epoch 1) may not commit to" in slow.failure()
-    expected = committed_by(rounded(planted, 1), undisturbed, units=1)
+    expected = committed_by(rounded(planted, 1), undisturbed, shards=1)
     assert_undisturbed(store, expected, "frozen committer")
 
 
@@ -185,9 +188,9 @@ def test_a_write_that_slips_past_the_lease_is_found_and_mended(
     first.tell("go on")
     assert "first (epoch 1) may not commit to" in slow.failure()
     # Readers have what was published; the commit is of the one that came late.
-    assert_same(decoded(store), committed_by(late, undisturbed, units=1))
+    assert_same(decoded(store), committed_by(late, undisturbed, shards=1))
     assert [damage.key for damage in verify(store).bad] == [commit_key(1)]
     report = repair(store)
     assert (report.mended, report.withdrawn, report.lost) == ([commit_key(1)], [], [])
     assert verify(store).bad == []
-    assert_same(decoded(store), committed_by(late, undisturbed, units=2))
+    assert_same(decoded(store), committed_by(late, undisturbed, shards=2))

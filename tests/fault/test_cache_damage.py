@@ -1,5 +1,6 @@
 """Objects that are truncated, bit-flipped, swapped or gone: each is named, and mended or captured
-again, and whatever does not need it stays readable."""
+again, and whatever does not need it stays readable.
+"""
 
 from dataclasses import fields, replace
 from itertools import product
@@ -31,7 +32,7 @@ NO_DAMAGE = ("manifest", "missing")
 
 
 def appended(store: Store) -> Planted:
-    """More rows, for a second segment."""
+    """More rows, for a second generation."""
     whole = make_planted(store, rows=ROWS + MORE)
     at = np.arange(ROWS, ROWS + MORE)
     stats = RowStats(*(getattr(whole.stats, field.name)[at] for field in fields(RowStats)))
@@ -41,14 +42,14 @@ def appended(store: Store) -> Planted:
 
 
 def capture_both(store: Store) -> None:
-    """Both segments, as the cache stage captures what is missing of them."""
+    """Both generations, as the cache stage captures what is missing of them."""
     for planted in (planted_in(store), appended(store)):
         capture(None, planted)
 
 
 @pytest.fixture(scope="module")
 def intact(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A cache of two segments and two manifests."""
+    """A cache of two generations and two manifests."""
     store = open_store(str(tmp_path_factory.mktemp("intact")))
     capture_both(store)
     return store
@@ -67,16 +68,16 @@ def copy(source: Store, target: Store) -> None:
 def twins(kind: str, store: Store) -> tuple[str, str]:
     """The object that is damaged, and another of its kind."""
     old, new = load_manifest(store, 1), load_manifest(store, 2)
-    first, second = new.segments
+    first, second = new.generations
     assert first.prior_key is not None
     assert second.prior_key is not None
     return {
-        "data": (new.units[0].object, new.units[1].object),
-        "index": (new.units[0].index, new.units[1].index),
+        "data": (new.shards[0].object, new.shards[1].object),
+        "index": (new.shards[0].index, new.shards[1].index),
         "prior": (first.prior_key, second.prior_key),
         "commit": (commit_key(0), commit_key(1)),
         "plan": (plan_key(0), plan_key(1)),
-        "table": (new.record.units_key, old.record.units_key),
+        "table": (new.record.shards_key, old.record.shards_key),
         "manifest": (manifest_key(2), manifest_key(1)),
     }[kind]
 

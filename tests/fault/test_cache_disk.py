@@ -20,7 +20,7 @@ from tests.fault.processes import Pipe
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
 
-BLOCKS = 5
+CHUNKS = 5
 ENOUGH = 1 << 20
 CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
 
@@ -61,17 +61,17 @@ def take_another(path: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, empty, take_another])
-def test_damaged_blocks_on_the_disk_are_fetched_again(
+def test_damaged_chunks_on_the_disk_are_fetched_again(
     cache: Store, tmp_path: Path, undisturbed: CachedRows, damage: Callable[[Path, Path], None]
 ) -> None:
     folder = tmp_path / "disk"
-    assert read_shuffled(cache, folder, undisturbed)["blocks_fetched"] == BLOCKS
-    first, *rest = sorted((folder / "blocks").iterdir())
-    assert len(rest) == BLOCKS - 1
+    assert read_shuffled(cache, folder, undisturbed)["chunks_fetched"] == CHUNKS
+    first, *rest = sorted((folder / "chunks").iterdir())
+    assert len(rest) == CHUNKS - 1
     for path in rest:
         damage(path, first)
-    assert read_shuffled(cache, folder, undisturbed)["blocks_fetched"] == BLOCKS - 1
-    assert read_shuffled(cache, folder, undisturbed)["blocks_fetched"] == 0
+    assert read_shuffled(cache, folder, undisturbed)["chunks_fetched"] == CHUNKS - 1
+    assert read_shuffled(cache, folder, undisturbed)["chunks_fetched"] == 0
 
 
 def mount_tiny_disk(folder: Path, options: str) -> str:
@@ -106,14 +106,14 @@ def test_a_full_disk_is_read_past(
     reason, metrics = worker.result()
     if reason:
         pytest.skip(f"this machine mounts nothing for its users: {reason}")
-    # Some blocks found room and some had to be fetched for each epoch.
-    assert BLOCKS < metrics["blocks_fetched"] <= 2 * BLOCKS
+    # Some chunks found room and some had to be fetched for each epoch.
+    assert CHUNKS < metrics["chunks_fetched"] <= 2 * CHUNKS
 
 
 def read_with_short_files(
     _: Pipe, cache: Store, folder: Path, expected: CachedRows
 ) -> dict[str, float]:
-    """Where no file may grow to a block's size, as a quota would have it."""
+    """Where no file may grow to a chunk's size, as a quota would have it."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
     return read_shuffled(cache, folder, expected)
 
@@ -122,5 +122,5 @@ def test_files_that_may_not_grow_are_read_past(
     cache: Store, tmp_path: Path, start: Start, undisturbed: CachedRows
 ) -> None:
     worker = start(read_with_short_files, cache, tmp_path / "disk", undisturbed)
-    assert worker.result()["blocks_fetched"] == 2 * BLOCKS
-    assert list((tmp_path / "disk" / "blocks").iterdir()) == []
+    assert worker.result()["chunks_fetched"] == 2 * CHUNKS
+    assert list((tmp_path / "disk" / "chunks").iterdir()) == []

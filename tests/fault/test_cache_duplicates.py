@@ -6,7 +6,7 @@ from kdscale.cache.rows import CachedRows
 from kdscale.store import Store
 from tests.fault.captures import capture_together
 from tests.fault.conftest import Start
-from tests.fault.outcome import UNITS, assert_each_of_one, planted_in, rounded
+from tests.fault.outcome import SHARDS, assert_each_of_one, planted_in, rounded
 from tests.fault.processes import meeting
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
@@ -25,5 +25,5 @@ def test_of_simultaneous_duplicates_one_commits_and_the_others_leave_nothing(
         kinds = [rounded(planted, kind) for kind in range(distinct)]
         together = meeting(WORKERS)
         workers = [start(capture_together, kinds[n % distinct], together) for n in range(WORKERS)]
-        assert sum(worker.result() for worker in workers) == UNITS
+        assert sum(worker.result() for worker in workers) == SHARDS
         assert_each_of_one(planted.store, kinds, undisturbed, f"round {number}")

@@ -1,5 +1,6 @@
 """kill -9 of a capture at every call of its store and at every change of its folder, and what goes
-on after it, or beside it."""
+on after it, or beside it.
+"""
 
 import os
 import sys
@@ -20,7 +21,7 @@ from tests.fault.captures import (
 )
 from tests.fault.conftest import Start
 from tests.fault.outcome import (
-    UNITS,
+    SHARDS,
     WRITES,
     assert_only_named,
     assert_undisturbed,
@@ -39,7 +40,8 @@ Case = tuple[Call, Moment]
 
 def boundaries(start: Start, store: Store) -> list[Case]:
     """Where an undisturbed capture can be cut: before each of its calls, and after those that
-    write. After a read all is as before the next call."""
+    write. After a read all is as before the next call.
+    """
     calls = start(capture_recorded, planted_in(store)).result()
     assert len([call for call in calls if call.writes]) == WRITES
     return [
@@ -74,10 +76,10 @@ def test_a_capture_held_at_any_write_is_overtaken_by_another(
             slow.kill()
         else:
             slow.tell("go on")
-            assert slow.result() == UNITS - done
+            assert slow.result() == SHARDS - done
             # It has taken away what it wrote.
             assert_only_named(planted.store)
-        expected = committed_by(rounded(planted, 1), undisturbed, UNITS - done)
+        expected = committed_by(rounded(planted, 1), undisturbed, SHARDS - done)
         assert_undisturbed(planted.store, expected, f"{end} {moment} {call}")
 
     cases = boundaries(start, store.child("recorded"))
@@ -99,7 +101,8 @@ def changes_folder(event: str, arguments: tuple[Any, ...], folder: str) -> bool:
 
 def capture_killed_at_change(pipe: Pipe, planted: Planted, number: int) -> int:
     """A capture that is killed before it changes its folder for the time `number`; the changes, if
-    it comes to its end."""
+    it comes to its end.
+    """
     count = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:

@@ -1,5 +1,6 @@
 """A capture on a real S3 server over a network that loses answers, and through a restart of the
-server."""
+server.
+"""
 
 import uuid
 
@@ -19,7 +20,7 @@ from tests.fault.captures import (
 )
 from tests.fault.conftest import Start
 from tests.fault.outcome import (
-    UNITS,
+    SHARDS,
     WRITES,
     assert_only_named,
     assert_same,
@@ -66,7 +67,7 @@ def test_the_answer_of_any_write_may_be_lost(
         with proxied(s3_env, "PUT", [*[None] * number, "lose_answer"]) as proxy:
             settings = {"AWS_ENDPOINT_URL": proxy.endpoint, "KDSCALE_STORE": backend}
             # Each commit is its own, though some are answered with "already there".
-            assert start(capture, planted, **settings).result() == UNITS
+            assert start(capture, planted, **settings).result() == SHARDS
             assert (proxy.requests.count("PUT"), proxy.faults) == (WRITES + 1, [])
         assert_only_named(planted.store)
         assert_undisturbed(planted.store, undisturbed, f"lost the answer of write {number}")
@@ -84,7 +85,7 @@ def test_capture_and_reading_survive_what_passes(
         with proxied(s3_env, method, [fault if bad else None for bad in lots]) as proxy:
             settings = {"AWS_ENDPOINT_URL": proxy.endpoint, "KDSCALE_STORE": backend}
             assert_same(start(capture_and_read, planted, **settings).result(), undisturbed)
-            assert lots[: proxy.requests.count(method)].sum() > UNITS
+            assert lots[: proxy.requests.count(method)].sum() > SHARDS
         assert_undisturbed(planted.store, undisturbed, f"{fault} of many a {method}")
 
     side_by_side(check, NETWORK)
@@ -106,10 +107,10 @@ def test_a_loser_takes_its_objects_away_over_a_bad_network(
         first = next(call for call in calls if call.key == commit_key(0))
         loser = start(capture_held, rounded(planted, 1), first.number, "before", **settings)
         assert loser.hear() == "held"
-        assert start(capture, planted).result() == UNITS
+        assert start(capture, planted).result() == SHARDS
         loser.tell("go on")
         assert loser.result() == 0
-        assert (proxy.requests.count("DELETE"), proxy.faults) == (2 * UNITS + 3, [])
+        assert (proxy.requests.count("DELETE"), proxy.faults) == (2 * SHARDS + 3, [])
     assert_only_named(planted.store)
     assert_undisturbed(planted.store, undisturbed, f"{fault} of deletes")
 
@@ -142,7 +143,7 @@ def test_captures_outlive_a_restart_of_the_server(
     finally:
         s3_env.start()
     for call, worker in cut.items():
-        assert worker.result() == UNITS
+        assert worker.result() == SHARDS
         cache = store.child(f"cut-{call.number}")
         assert_only_named(cache)
         assert_undisturbed(cache, undisturbed, f"server restarted before {call}")

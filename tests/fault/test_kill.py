@@ -1,5 +1,4 @@
-"""kill -9 of real workers and drivers in the middle of a run on a real S3 server, against an
-undisturbed run."""
+"""Kill -9 of real workers and drivers in a run on a real S3 server, against an undisturbed run."""
 
 import json
 import os
@@ -20,8 +19,11 @@ from tests.watched import Watched
 def disturbed(
     finished_run: FinishedRun, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Watched, str]:
-    """The run of `finished_run` on S3, with a worker of each kind and the driver killed in the
-    middle, and stopped once as the capture is to go on."""
+    """Return the run of `finished_run` on S3, disturbed and completed.
+
+    A worker of each kind and the driver are killed in the middle, and the run is asked to stop as
+    the capture resumes.
+    """
     url = f"{s3_server.url}/disturbed"
     config = tiny_config(finished_run.corpus, url)
     path = write_config(tmp_path_factory.mktemp("disturbed") / "tiny.yaml", config)
@@ -34,14 +36,14 @@ def disturbed(
         def committed() -> int:
             return sum("/commits/" in key for key in store.list("cache/"))
 
-        run.wait_for(lambda: committed() >= 3, "capture of some units")
+        run.wait_for(lambda: committed() >= 3, "capture of some shards")
         run.kill_worker(1, "teacher holds")
         before_the_kill = committed()
         assert before_the_kill < 40
-        run.wait_for(lambda: committed() > before_the_kill, "further units")
+        run.wait_for(lambda: committed() > before_the_kill, "further shards")
         run.lose_driver()
 
-        # Asked while the workers start, they hear of it with their first sign of life.
+        # Asked while the workers start, they learn it with their first heartbeat.
         run.wait_for(lambda: run.log.count("cache: started") == 2, "the capture again")
         run.stop(store, "cache")
 
@@ -76,7 +78,7 @@ pytestmark = [
 
 def test_the_workers_were_really_started_again(disturbed: tuple[Watched, str]) -> None:
     log = disturbed[0].log
-    missing = [int(n) for n in re.findall(r"rank 0 of 2 .*: (\d+) of 40 units to capture", log)]
+    missing = [int(n) for n in re.findall(r"rank 0 of 2 .*: (\d+) of 40 shards to capture", log)]
     assert missing[0] == 40
     assert missing == sorted(missing, reverse=True)
     assert len(missing) >= 2
@@ -98,14 +100,14 @@ def test_the_run_stopped_when_it_was_asked_to(disturbed: tuple[Watched, str]) ->
     assert re.search(f"error: The run ({ended}) by the request", disturbed[0].log)
 
 
-def test_the_cache_holds_each_unit_once_and_verifies(store: Store) -> None:
+def test_the_cache_holds_each_shard_once_and_verifies(store: Store) -> None:
     (name,) = {key.split("/")[1] for key in store.list("cache/")}
     cache = store.child(f"cache/{name}")
     commits = cache.list("commits/")
-    assert commits == [f"commits/{unit:06d}.json" for unit in range(40)]
+    assert commits == [f"commits/{shard:06d}.json" for shard in range(40)]
     report = verify(cache)
     assert report.bad == []
-    assert report.blocks == 80
+    assert report.chunks == 80
     named = {json.loads(cache.get(key))["digest"] for key in commits}
     assert len(named) == 40
 
@@ -116,8 +118,8 @@ def test_cached_bytes_equal_those_of_the_undisturbed_run(
     (name,) = {key.split("/")[1] for key in store.list("cache/")}
     there = store.child(f"cache/{name}")
     here = open_store(str(finished_run.output / "cache" / name))
-    for unit in (0, 3, 20, 39):
-        key = f"commits/{unit:06d}.json"
+    for shard in (0, 3, 20, 39):
+        key = f"commits/{shard:06d}.json"
         mine, theirs = (json.loads(s.get(key)) for s in (there, here))
         assert mine["digest"] == theirs["digest"]
 
@@ -151,7 +153,7 @@ def test_the_store_tells_what_failed_and_that_nothing_is_missing(store: Store) -
     for name in ("cache", "distill"):
         assert stages[name].done == stages[name].total
     assert stages["teacher"].failures == ()
-    assert (stages["cache"].units_committed, stages["cache"].units_planned) == (40, 40)
+    assert (stages["cache"].shards_committed, stages["cache"].shards_planned) == (40, 40)
 
 
 def test_a_second_run_on_s3_skips_every_stage(

@@ -20,8 +20,8 @@ from tests.unit.cache.planted import Planted, make_planted
 pytestmark = [pytest.mark.fault, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(300)]
 
 READERS, WRITERS = 50, 8
-ROWS, ROWS_PER_UNIT = 320, 8
-UNITS = ROWS // ROWS_PER_UNIT
+ROWS, ROWS_PER_SHARD = 320, 8
+SHARDS = ROWS // ROWS_PER_SHARD
 BATCH_ROWS = 32
 
 
@@ -39,7 +39,7 @@ def read_epoch(pipe: Pipe, store: Store, seed: int, expected: CachedRows, start:
 
 
 def fill(pipe: Pipe, planted: Planted, start: Barrier) -> int:
-    """A capture of the whole plan, as if there were no other; the units that it committed."""
+    """Capture the whole plan, as if alone; return the shards that it committed."""
     start.wait()
     return capture(pipe, planted)
 
@@ -48,15 +48,15 @@ def test_fifty_readers_and_eight_writers_at_once_lose_and_repeat_nothing(
     s3_env: S3Server, start: Start
 ) -> None:
     stores = [open_store(f"{s3_env.url}/{uuid.uuid4().hex}") for _ in range(2)]
-    full, growing = (make_planted(s, rows=ROWS, sequences_per_shard=ROWS_PER_UNIT) for s in stores)
+    full, growing = (make_planted(s, rows=ROWS, sequences_per_shard=ROWS_PER_SHARD) for s in stores)
     full.publish()
     expected = decoded(full.store)
     together = meeting(READERS + WRITERS)
     writers = [start(fill, growing, together) for _ in range(WRITERS)]
     readers = [start(read_epoch, full.store, seed, expected, together) for seed in range(READERS)]
     assert [reader.result() for reader in readers] == [ROWS] * READERS
-    assert sum(writer.result() for writer in writers) == UNITS
-    assert growing.store.list("commits/") == [f"commits/{n:06d}.json" for n in range(UNITS)]
+    assert sum(writer.result() for writer in writers) == SHARDS
+    assert growing.store.list("commits/") == [f"commits/{n:06d}.json" for n in range(SHARDS)]
     report = verify(growing.store)
-    assert (report.bad, report.units) == ([], UNITS)
+    assert (report.bad, report.shards) == ([], SHARDS)
     assert_same(decoded(growing.store), expected)

@@ -15,10 +15,9 @@ from kdscale.config import load_config
 from kdscale.data.tokenizer import train_tokenizer
 from kdscale.distill.batches import to_device
 from kdscale.distill.objective import DistillationLoss
-from kdscale.losses.fused import Head
 from kdscale.models.head import ModelWithHead
 from kdscale.store import open_store
-from kdscale.types import SparseTargets
+from kdscale.types import Head, SparseTargets
 from tests.runs import run_kdscale, tiny_config, write_config, write_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
@@ -26,13 +25,12 @@ VOCAB = 300
 
 
 def planted(token: np.ndarray) -> np.ndarray:
-    """The next token that the teacher predicts after `token`, whatever came before."""
+    """Return the token that the teacher predicts after `token`, whatever came before."""
     return (token * 7 + 11) % VOCAB
 
 
 def save_planted_teacher(folder: Path) -> None:
-    """Embeddings are one-hot, layers add nothing, and the head maps each token to its planted
-    one."""
+    """Save a model of one-hot embeddings, idle layers and a head that gives the planted token."""
     config = LlamaConfig(
         vocab_size=VOCAB,
         hidden_size=VOCAB,
@@ -72,7 +70,7 @@ def planted_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         teacher={"load": str(teacher)},
         data__tokenizer={"kind": "teacher"},
         data__overlap=9,
-        cache__rows=None,
+        cache__sequences=None,
     )
     path = write_config(folder / "planted.yaml", config)
     code, log = run_kdscale("run", str(path), "--until", "cache")
@@ -166,7 +164,7 @@ def test_masked_and_padded_positions_have_no_gradient(planted_run: Path) -> None
     loss = DistillationLoss(config, reader.codec, None)
 
     class Constant(ModelWithHead):
-        """Logits of its own at every position."""
+        """A parameter for the logits of every position."""
 
         def __init__(self) -> None:
             torch.nn.Module.__init__(self)

@@ -1,4 +1,4 @@
-"""What can be seen of real nodes and of a real run on them: doctor, Prometheus, status."""
+"""Doctor, Prometheus and status on real nodes and a real run on them."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -16,15 +17,15 @@ from ray.cluster_utils import Cluster
 
 from kdscale.config import dump_config
 from kdscale.config.training import WorkersConfig
-from kdscale.run.progress_file import Heartbeat
+from kdscale.run.progress_file import ProgressFile
 from kdscale.run.record import RunRecord
 from kdscale.run.status import RunStatus, StageStatus, run_status
 from kdscale.store import Store, open_store
-from kdscale.teacher.capture import capture
-from kdscale.tracking.prometheus import METRICS
+from kdscale.teacher.capture import CaptureJob
+from kdscale.tracking.metrics import TABLE
 from kdscale.workers.group import run_workers
 from kdscale.workers.progress import stage_progress
-from tests.runs import FinishedRun, kdscale, run_kdscale
+from tests.runs import FinishedRun, kdscale, run_kdscale, run_program
 from tests.s3 import S3Server
 from tests.unit.teacher.test_capture import CAPTURED, make_subject
 
@@ -37,7 +38,7 @@ SERIES = re.compile(r"^ray_(kdscale_\w+)\{(.*)\} (\S+)$", re.M)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Two nodes of one CPU each on this machine."""
+    """Start two nodes of one CPU each on this machine."""
     # The nodes must find this package where this process does.
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     with pytest.MonkeyPatch.context() as patch:
@@ -58,8 +59,8 @@ def cluster() -> Iterator[Cluster]:
 
 
 def doctor(*arguments: str, env: dict[str, str]) -> tuple[int, dict[str, dict[str, str]]]:
-    """(exit code, findings by name)."""
-    code, text = run_kdscale("doctor", "--json", *arguments, env=env)
+    """Run `kdscale doctor` and return (exit code, findings by name)."""
+    code, text = run_program("doctor", "--json", *arguments, env=env)
     found = json.loads(text.splitlines()[-1])
     return code, {check["name"]: check for check in found["checks"]}
 
@@ -118,7 +119,7 @@ Series = dict[str, list[tuple[dict[str, str], float]]]
 
 
 def scrape() -> Series:
-    """What a Prometheus server would read of all nodes: series by name."""
+    """Return the series of all nodes by name, as a Prometheus server would read them."""
     found: Series = {}
     for node in ray.nodes():
         where = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
@@ -130,26 +131,31 @@ def scrape() -> Series:
 
 
 def of(found: Series, name: str, **tags: str) -> list[float]:
-    """Values of a metric's series that have these tags."""
+    """Return the values of a metric's series that have these tags."""
     return [v for t, v in found.get(name, []) if tags.items() <= t.items()]
 
 
-def capture_and_wait(job: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class WaitingCapture:
     """A real capture, whose workers stay until the test has looked at them."""
-    capture(job)
-    output, deadline = job["capture"].output, time.monotonic() + PATIENCE_SECONDS
-    while not output.exists("seen"):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+
+    job: CaptureJob
+
+    def run(self) -> None:
+        self.job.run()
+        output, deadline = self.job.output, time.monotonic() + PATIENCE_SECONDS
+        while not output.exists("seen"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
 def look(output: Store) -> tuple[Series, RunStatus]:
-    """What Prometheus and status see once both workers have committed; lets the stage end."""
+    """Return the view of Prometheus and status once both workers have committed; end the stage."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     try:
         while True:
             seen, status = scrape(), run_status(output)
-            ranks = {tags["rank"] for tags, _ in seen.get("kdscale_units_committed_total", [])}
+            ranks = {tags["rank"] for tags, _ in seen.get("kdscale_shards_committed_total", [])}
             # The progress follows the workers by a beat.
             if ranks == {"0", "1"} and status.stages[2].done == CAPTURED:
                 return seen, status
@@ -167,18 +173,18 @@ def test_a_stage_is_seen_by_prometheus_and_from_its_store(cluster: Cluster, tmp_
     record = RunRecord(output, "tiny", "f")
     with (
         ThreadPoolExecutor(1) as pool,
-        Heartbeat(output, seconds=0.2) as heartbeat,
+        ProgressFile(output, seconds=0.2) as progress_file,
         record.running("cache", "x"),
         stage_progress("cache", run="tiny") as progress,
     ):
-        heartbeat.begin("cache", "x", progress)
+        progress_file.begin(progress, "x")
         looked = pool.submit(look, output)
-        run_workers(capture_and_wait, {"capture": job}, WorkersConfig(count=2), progress)
+        run_workers(WaitingCapture(job), WorkersConfig(count=2), progress)
         seen, status = looked.result()
 
     tags = {"run": "tiny", "stage": "cache"}
-    assert {name.removesuffix("_total") for name in seen} <= METRICS.keys()
-    assert sum(of(seen, "kdscale_units_committed_total", **tags)) == 4
+    assert {name.removesuffix("_total") for name in seen} <= {metric.exported for metric in TABLE}
+    assert sum(of(seen, "kdscale_shards_committed_total", **tags)) == 4
     assert min(of(seen, "kdscale_bytes_committed_total", **tags)) > 1000
     assert of(seen, "kdscale_attempt", **tags) == [0, 0]
     first = {"rank": "0", "part": "rows", **tags}
@@ -189,13 +195,13 @@ def test_a_stage_is_seen_by_prometheus_and_from_its_store(cluster: Cluster, tmp_
 
     cache = status.stages[2]
     assert (status.state, cache.state, status.driver.pid) == ("running", "running", os.getpid())
-    assert (cache.units_committed, cache.units_planned) == (4, 4)
+    assert (cache.shards_committed, cache.shards_planned) == (4, 4)
     assert (cache.done, cache.total, cache.note) == (CAPTURED, CAPTURED, "rows")
     assert run_status(output).stages[2].state == "complete"
 
 
 class Watched:
-    """A run on the cluster that starts at the cache, with a finished run's teacher."""
+    """Run on the cluster that starts at the cache, with a finished run's teacher."""
 
     def __init__(self, finished: FinishedRun, cluster: Cluster, output: Path) -> None:
         self.store: Store = open_store(str(output))
@@ -203,7 +209,7 @@ class Watched:
         for key in source.list():
             if key.startswith(("prepared/", "teacher/", "run.json")):
                 self.store.put(key, source.get(key))
-        changes = (f"output={output}", f"distill.cache_folder={output}-blocks")
+        changes = (f"output={output}", f"distill.cache_folder={output}-chunks")
         self.process = kdscale(
             "run",
             str(finished.config),
@@ -212,7 +218,7 @@ class Watched:
         )
 
     def wait_for(self, ready: Callable[[], Any]) -> Any:
-        """What `ready` gives once it gives something."""
+        """Wait for a true result of `ready` and return it."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not (found := ready()):
             assert self.process.poll() is None, self.process.stdout.read()[-4000:]
@@ -239,21 +245,21 @@ def watched(
 
 @pytest.mark.slow
 def test_a_run_is_seen_from_its_store_and_by_prometheus(watched: Watched) -> None:
-    found = watched.wait_for(lambda: watched.stage("cache").units_committed and watched.status())
+    found = watched.wait_for(lambda: watched.stage("cache").shards_committed and watched.status())
     assert found.state == "running"
     assert found.driver.pid == watched.process.pid
     assert [stage.state for stage in found.stages[:3]] == ["complete", "complete", "running"]
 
     def captured() -> Series | None:
         seen = scrape()
-        both = {t["rank"] for t, _ in seen.get("kdscale_units_committed_total", [])}
+        both = {t["rank"] for t, _ in seen.get("kdscale_shards_committed_total", [])}
         # A process gives its metrics out now and then: not all of them have to come at once.
         planned = of(seen, "kdscale_planned", part="rows", **tags)
         return seen if both == {"0", "1"} and planned else None
 
     tags = {"run": "tiny", "stage": "cache"}
     seen = watched.wait_for(captured)
-    assert max(of(seen, "kdscale_units_committed_total", **tags)) >= 1
+    assert max(of(seen, "kdscale_shards_committed_total", **tags)) >= 1
     assert max(of(seen, "kdscale_bytes_committed_total", rank="0", **tags)) > 1000
     assert of(seen, "kdscale_planned", part="rows", **tags) == [640]
     assert of(seen, "kdscale_attempt", **tags) == [0, 0]
@@ -275,11 +281,11 @@ def test_the_student_is_seen_too(watched: Watched) -> None:
     assert 0 < of(seen, "kdscale_loss", **tags)[0] < 10
     assert 0 <= of(seen, "kdscale_data_wait_share", **tags)[0] <= 1
     assert 0 <= of(seen, "kdscale_cache_hit_share", **tags)[0] <= 1
-    assert {name.removesuffix("_total") for name in seen} <= METRICS.keys()
+    assert {name.removesuffix("_total") for name in seen} <= {metric.exported for metric in TABLE}
 
     found = watched.wait_for(lambda: watched.stage("distill").done and watched.status())
     cache, distill = found.stages[2:4]
-    assert (cache.state, cache.units_committed, cache.units_planned) == ("complete", 40, 40)
+    assert (cache.state, cache.shards_committed, cache.shards_planned) == ("complete", 40, 40)
     # Whichever it is at by then.
     assert distill.note in ("student", "baseline")
     assert distill.total == 120
@@ -294,5 +300,5 @@ def test_a_killed_driver_is_lost_and_its_successor_says_so(watched: Watched) -> 
     found = run_status(watched.store, heard + 61)
     assert (found.state, found.stages[3].state) == ("lost", "lost")
     code, text = run_kdscale("status", str(watched.store), "--json")
-    assert json.loads(text)["stages"][2]["units_committed"] == 40
+    assert json.loads(text)["stages"][2]["shards_committed"] == 40
     assert code in (0, 1), "a minute may be over or not"

@@ -1,4 +1,4 @@
-"""A whole run with real Ray workers, DeepSpeed and W&B files: what it makes, and what it skips."""
+"""A whole run with real Ray workers, DeepSpeed and W&B files."""
 
 import json
 import re
@@ -142,7 +142,7 @@ def test_cached_statistics_agree_with_the_teacher(finished_run: FinishedRun) -> 
 def test_cache_is_whole_and_verifies(finished_run: FinishedRun) -> None:
     report = verify(open_store(str(cache_folder(finished_run))))
     assert report.bad == []
-    assert report.blocks == 80
+    assert report.chunks == 80
     code, text = run_kdscale("cache", "verify", str(finished_run.output))
     assert code == 0, text
     code, text = run_kdscale("cache", "inspect", str(finished_run.output))
@@ -188,7 +188,7 @@ def test_running_again_skips_every_stage_without_starting_ray(finished_run: Fini
 def test_another_config_does_not_replace_a_finished_student(finished_run: FinishedRun) -> None:
     code, log = run_kdscale("run", str(finished_run.config), "--set", "distill.training.steps=7")
     assert code == 2
-    assert "holds a student that another config made" in log
+    assert "holds a student of another config" in log
     assert "--overwrite" in log
     # What only says how to compute is not another config.
     code, log = run_kdscale(
@@ -209,7 +209,7 @@ def test_a_missing_corpus_ends_before_a_worker_starts(tmp_path: Path) -> None:
 def test_a_cache_of_another_vocabulary_is_refused(
     finished_run: FinishedRun, tmp_path: Path
 ) -> None:
-    """A second run with its own tokenizer, which tries to use the first run's cache."""
+    """A second run with another tokenizer tries to use the first run's cache."""
     tree = yaml.safe_load(finished_run.config.read_text())
     tree["output"] = str(tmp_path / "output")
     tree["data"]["tokenizer"]["vocab_size"] = 400
@@ -245,7 +245,7 @@ def test_a_corrupted_cache_object_ends_in_an_error_that_names_it(
     assert int(re.search(r"(\d+) bad", log)[1]) >= 40
     changes = ("--set", f"output={output}", "--set", "distill.training.steps=9")
     # The machine still holds the blocks as they were, and would read those.
-    changes += ("--set", f"distill.cache_folder={tmp_path}/blocks")
+    changes += ("--set", f"distill.cache_folder={tmp_path}/chunks")
     code, log = run_kdscale("run", str(finished_run.config), *changes, "--overwrite")
     assert code == 2, log[-3000:]
     error = log[log.index("error:") :]

@@ -134,8 +134,8 @@ def test_a_listing_cannot_make_files_elsewhere(tmp_path: Path) -> None:
 
 
 ELSEWHERE = ["../" * 4 + "etc/passwd", "/etc/passwd", "s3://other/data", "..", "", "0" * 31 + "/"]
-UNIT = {
-    "unit": 0,
+SHARD = {
+    "shard": 0,
     "digest": "0" * 32,
     "length": 1,
     "index_digest": "0" * 32,
@@ -159,11 +159,11 @@ def refused(store: Store, kind: type[Record], record: dict[str, Any]) -> None:
 @pytest.mark.parametrize("path", ELSEWHERE)
 def test_records_of_a_cache_name_nothing_outside(path: str, tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    commit = UNIT | {"attempt": "a", "seconds": 1.0}
+    commit = SHARD | {"attempt": "a", "seconds": 1.0}
     assert read_record(Commit, store, write(store, commit)).object.startswith("data/000000-")
     refused(store, Commit, commit | {"digest": path})
     refused(store, Commit, commit | {"index_digest": path})
-    refused(store, Commit, commit | {"unit": path})
+    refused(store, Commit, commit | {"shard": path})
     # Nor can a record say where its objects lie.
     refused(store, Commit, commit | {"object": path})
 
@@ -174,14 +174,14 @@ def test_manifests_name_nothing_outside(path: str, tmp_path: Path) -> None:
 
     store = open_store(str(tmp_path))
     prior = {"digest": "0" * 32, "length": 1}
-    segment = {"first_unit": 0, "first_row": 0, "rows": 1, "sequences_per_shard": 1}
-    segment |= {"sequences_per_chunk": 1, "data": "d", "request": "0" * 32, "prior": prior}
-    manifest: dict[str, Any] = {"format": 3, "version": 1, "identity": {}, "created": "now"}
-    manifest |= {"fingerprint": fingerprint({}), "segments": [segment], "units": prior}
-    assert read_record(ManifestRecord, store, write(store, manifest)).units_key.startswith(
-        "manifests/units-"
+    generation = {"first_shard": 0, "first_row": 0, "rows": 1, "sequences_per_shard": 1}
+    generation |= {"sequences_per_chunk": 1, "data": "d", "request": "0" * 32, "prior": prior}
+    manifest: dict[str, Any] = {"format": 4, "version": 1, "identity": {}, "created": "now"}
+    manifest |= {"fingerprint": fingerprint({}), "generations": [generation], "shards": prior}
+    assert read_record(ManifestRecord, store, write(store, manifest)).shards_key.startswith(
+        "manifests/shards-"
     )
     elsewhere = prior | {"digest": path}
-    refused(store, ManifestRecord, manifest | {"units": elsewhere})
-    refused(store, ManifestRecord, manifest | {"segments": [segment | {"prior": elsewhere}]})
+    refused(store, ManifestRecord, manifest | {"shards": elsewhere})
+    refused(store, ManifestRecord, manifest | {"generations": [generation | {"prior": elsewhere}]})
     refused(store, ManifestRecord, manifest | {"url": path})

@@ -1,8 +1,8 @@
 """Manifests: the one place that says what a cache holds.
 
-A manifest is written when every unit of a segment is committed, under the next free version.
+A manifest is written when every shard of a generation is committed, under the next free version.
 Readers pin one version and never list data, so nothing that happens in the store later changes what
-they read. Its record is small; the units are a table of their own (units.py).
+they read. Its record is small; the shards are a table of their own (shards.py).
 """
 
 from collections.abc import Iterator
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from functools import partial
 
 from kdscale.cache.commit.plan import load_plans
-from kdscale.cache.commit.shards import UnitTable, decode_table, encode_table, make_table
-from kdscale.cache.commit.writer import committed_units
+from kdscale.cache.commit.shards import ShardTable, decode_table, encode_table, make_table
+from kdscale.cache.commit.writer import committed_shards
 from kdscale.cache.format.checked_read import read_object
 from kdscale.cache.format.records import (
     Commit,
+    Generation,
     ManifestRecord,
     ObjectReference,
     PlanRecord,
-    Segment,
-    Unit,
+    Shard,
     commit_key,
     read_record,
     record_bytes,
@@ -40,7 +40,7 @@ class Manifest:
     """One version of a published cache."""
 
     record: ManifestRecord
-    units: UnitTable
+    shards: ShardTable
 
     @property
     def version(self) -> int:
@@ -53,53 +53,55 @@ class Manifest:
         return self.record.identity
 
     @property
-    def segments(self) -> tuple[Segment, ...]:
+    def generations(self) -> tuple[Generation, ...]:
         """In the order of their rows."""
-        return self.record.segments
+        return self.record.generations
 
     @property
     def rows(self) -> int:
-        """Rows in all units."""
-        last = self.segments[-1]
+        """Rows in all shards."""
+        last = self.generations[-1]
         return last.first_row + last.rows
 
 
-def publish(store: Store, segment: Segment, put_if_absent: PutIfAbsent | None = None) -> Manifest:
-    """The manifest over all units up to those of `segment`, written unless the latest one says the
+def publish(
+    store: Store, generation: Generation, put_if_absent: PutIfAbsent | None = None
+) -> Manifest:
+    """The manifest over all shards up to those of `generation`, written unless the latest one says the
     same already.
 
-    Safe to call twice and from several processes. KdscaleError where units are missing.
+    Safe to call twice and from several processes. KdscaleError where shards are missing.
     """
     plans = load_plans(store)
-    last = next(n for n, plan in enumerate(plans) if plan.segment == segment)
+    last = next(n for n, plan in enumerate(plans) if plan.generation == generation)
     while True:
         versions = manifest_versions(store)
         latest = load_manifest(store, max(versions)) if versions else None
-        # What a later segment added stays in.
-        plans_in = plans[: max(last + 1, len(latest.segments) if latest else 0)]
-        units = _committed(store, plans_in)
-        if latest and len(latest.segments) == len(plans_in) and latest.units == units:
+        # What a later generation added stays in.
+        plans_in = plans[: max(last + 1, len(latest.generations) if latest else 0)]
+        shards = _committed(store, plans_in)
+        if latest and len(latest.generations) == len(plans_in) and latest.shards == shards:
             return latest
-        data = encode_table(units)
+        data = encode_table(shards)
         record = ManifestRecord(
             format=FORMAT,
             version=max(versions, default=0) + 1,
             identity=plans[0].identity,
             fingerprint=fingerprint(plans[0].identity),
             created=plans_in[-1].created,
-            segments=tuple(plan.segment for plan in plans_in),
-            units=ObjectReference(digest=object_digest(data), length=len(data)),
+            generations=tuple(plan.generation for plan in plans_in),
+            shards=ObjectReference(digest=object_digest(data), length=len(data)),
         )
-        store.put(record.units_key, data)
+        store.put(record.shards_key, data)
         put = put_if_absent or store.put_if_absent
         if put(manifest_key(record.version), record_bytes(record)):
-            return Manifest(record, units)
+            return Manifest(record, shards)
 
 
 def load_manifest(
-    store: Store, version: int | None = None, segments: int | None = None
+    store: Store, version: int | None = None, generations: int | None = None
 ) -> Manifest:
-    """A version of the manifest, the latest by default; of those with so many `segments`, the
+    """A version of the manifest, the latest by default; of those with so many `generations`, the
     latest, whose rows are always the same. KdscaleError where there is none."""
     versions = manifest_versions(store)
     if not versions:
@@ -108,10 +110,10 @@ def load_manifest(
     for number in wanted:
         if number in versions:
             record = _read_record(store, number)
-            if segments is None or len(record.segments) == segments:
-                data = read_object(store, record.units_key, record.units.digest)
+            if generations is None or len(record.generations) == generations:
+                data = read_object(store, record.shards_key, record.shards.digest)
                 return Manifest(record, decode_table(data))
-    what = f"manifest {version}" if version else f"manifest of {segments} segments"
+    what = f"manifest {version}" if version else f"manifest of {generations} generations"
     raise KdscaleError(
         f"The cache {store} has no {what}; it has {sorted(versions)}.",
         "Read the latest, or run the cache stage again.",
@@ -147,43 +149,43 @@ def _incomplete(store: Store) -> KdscaleError:
             f"{store} holds no cache.",
             "Give the folder of a cache, or make one with `kdscale run CONFIG --only cache`.",
         )
-    segment = plans[0].segment
-    done = len(committed_units(store, segment))
+    generation = plans[0].generation
+    done = len(committed_shards(store, generation))
     return KdscaleError(
-        f"The cache {store} is not complete: {done} of {len(segment.units)} units are committed.",
+        f"The cache {store} is not complete: {done} of {len(generation.shards)} shards are committed.",
         "Run the cache stage again; it continues where it stopped.",
     )
 
 
-def _committed(store: Store, plans: list[PlanRecord]) -> UnitTable:
-    """The commits of all units; KdscaleError where one is missing or of another size."""
-    for segment in (plan.segment for plan in plans):
-        missing = set(range(len(segment.units))) - committed_units(store, segment)
+def _committed(store: Store, plans: list[PlanRecord]) -> ShardTable:
+    """The commits of all shards; KdscaleError where one is missing or of another size."""
+    for generation in (plan.generation for plan in plans):
+        missing = set(range(len(generation.shards))) - committed_shards(store, generation)
         if missing:
             raise KdscaleError(
-                f"{len(missing)} of {len(segment.units)} units of {store} are not captured, "
-                f"the first is unit {segment.first_unit + min(missing)}.",
+                f"{len(missing)} of {len(generation.shards)} shards of {store} are not captured, "
+                f"the first is shard {generation.first_shard + min(missing)}.",
                 "Run the cache stage again; it continues where it stopped.",
             )
-    sizes = [len(rows) for plan in plans for rows in plan.segment.units]
+    sizes = [len(rows) for plan in plans for rows in plan.generation.shards]
     return make_table(_commits(store, sizes), len(sizes))
 
 
-def _commits(store: Store, sizes: list[int]) -> Iterator[Unit]:
+def _commits(store: Store, sizes: list[int]) -> Iterator[Shard]:
     """All commits in order, a bounded number of them in memory at a time."""
     numbers = enumerate(sizes)
     return in_order(partial(_read_commit, store), numbers, threads=_THREADS, ahead=2 * _THREADS)
 
 
-def _read_commit(store: Store, expected: tuple[int, int]) -> Unit:
-    """The commit of a unit; `expected` is its number and its rows."""
-    unit, rows = expected
-    key = commit_key(unit)
+def _read_commit(store: Store, expected: tuple[int, int]) -> Shard:
+    """The commit of a shard; `expected` is its number and its rows."""
+    shard, rows = expected
+    key = commit_key(shard)
     commit = read_record(Commit, store, key)
-    if (commit.unit, commit.rows) != (unit, rows):
+    if (commit.shard, commit.rows) != (shard, rows):
         raise KdscaleError(
-            f"{store}/{key} is of unit {commit.unit} with {commit.rows} rows; "
+            f"{store}/{key} is of shard {commit.shard} with {commit.rows} rows; "
             f"the plan has {rows} rows there.",
             f"Delete {key} and run the cache stage again.",
         )
-    return commit.as_unit()
+    return commit.as_shard()

@@ -1,8 +1,8 @@
-"""Work units, fixed before the run.
+"""Work shards, fixed before the run.
 
-A unit is a range of rows of a segment. It never depends on workers or on the blocks that Ray
+A shard is a range of rows of a generation. It never depends on workers or on the chunks that Ray
 happens to form, so a run with other workers continues what an earlier one left. The first plan
-opens a cache; each later one appends a segment to it.
+opens a cache; each later one appends a generation to it.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,9 @@ from kdscale.cache.format.checked_read import read_object
 from kdscale.cache.format.packing import Packing, packable
 from kdscale.cache.format.prior import Prior, decode_prior, encode_prior
 from kdscale.cache.format.records import (
+    Generation,
     ObjectReference,
     PlanRecord,
-    Segment,
     read_record,
     record_bytes,
 )
@@ -31,7 +31,7 @@ _FOLDER = "plans/"
 
 
 def plan_key(number: int) -> str:
-    """Where the plan of a segment lies, relative to the cache."""
+    """Where the plan of a generation lies, relative to the cache."""
     return f"{_FOLDER}{number:04d}.json"
 
 
@@ -41,35 +41,35 @@ def selection_hash(*numbers: int) -> str:
 
 
 def load_plans(store: Store) -> list[PlanRecord]:
-    """The plans of all segments, in order; none where nothing was captured yet. KdscaleError where
+    """The plans of all generations, in order; none where nothing was captured yet. KdscaleError where
     one is damaged, is missing, or lies in the place of another."""
     plans: list[PlanRecord] = []
-    units = rows = 0
+    shards = rows = 0
     keys = store.list(_FOLDER)
     for number in range(len(keys)):
         if plan_key(number) not in keys:
             raise KdscaleError(
-                f"{store} has plans of later segments, but {plan_key(number)} is missing.",
+                f"{store} has plans of later generations, but {plan_key(number)} is missing.",
                 f"`kdscale cache repair {store}` writes it again, once a manifest has it.",
             )
         plan = read_record(PlanRecord, store, plan_key(number))
-        segment = plan.segment
-        if (segment.first_unit, segment.first_row) != (units, rows):
+        generation = plan.generation
+        if (generation.first_shard, generation.first_row) != (shards, rows):
             raise KdscaleError(
-                f"{store}/{plan_key(number)} starts at unit {segment.first_unit} and row "
-                f"{segment.first_row}; the plans before it end at {units} and {rows}.",
+                f"{store}/{plan_key(number)} starts at shard {generation.first_shard} and row "
+                f"{generation.first_row}; the plans before it end at {shards} and {rows}.",
                 f"`kdscale cache repair {store}` writes it again, once a manifest has it.",
             )
         plans.append(plan)
-        units, rows = units + len(segment.units), rows + segment.rows
+        shards, rows = shards + len(generation.shards), rows + generation.rows
     return plans
 
 
-def find_segment(store: Store, data: str, request: str) -> tuple[int, Segment] | None:
-    """The segment that was planned for `request` of `data`, and how many stand before it."""
+def find_generation(store: Store, data: str, request: str) -> tuple[int, Generation] | None:
+    """The generation that was planned for `request` of `data`, and how many stand before it."""
     for number, plan in enumerate(load_plans(store)):
-        if (plan.segment.data, plan.segment.request) == (data, request):
-            return number, plan.segment
+        if (plan.generation.data, plan.generation.request) == (data, request):
+            return number, plan.generation
     return None
 
 
@@ -84,11 +84,11 @@ def create_or_load_plan(
     sequences_per_chunk: int,
     count_prior: Callable[[], Prior] | None = None,
     put_if_absent: PutIfAbsent | None = None,
-) -> Segment:
-    """The segment for `rows` rows of `data` as `request` (`request_digest`) names them.
+) -> Generation:
+    """The generation for `rows` rows of `data` as `request` (`request_digest`) names them.
 
-    Where an earlier run planned the same request, its segment is given back, and the sizes and the
-    prior are its own. Otherwise a new segment is planned behind those that are there; its payload
+    Where an earlier run planned the same request, its generation is given back, and the sizes and the
+    prior are its own. Otherwise a new generation is planned behind those that are there; its payload
     is packed at rest where `count_prior` is given. Safe to call from several processes at once;
     `put_if_absent` stands in for the store's own, where that is not to be relied on.
     KdscaleError where there are no rows, or where the cache is of another identity.
@@ -97,17 +97,17 @@ def create_or_load_plan(
         plans = load_plans(store)
         for plan in plans:
             check_cache_spec(plan.identity, dict.fromkeys(plan.identity) | identity)
-            if (plan.segment.data, plan.segment.request) == (data, request):
-                return plan.segment
+            if (plan.generation.data, plan.generation.request) == (data, request):
+                return plan.generation
         if min(rows, sequences_per_shard, sequences_per_chunk) < 1:
             raise KdscaleError(
-                f"There is nothing to capture: {rows} rows in units of {sequences_per_shard} and "
-                f"blocks of {sequences_per_chunk}.",
-                "Give a corpus with more text, shorter rows (data.seq_len), or a larger unit.",
+                f"There is nothing to capture: {rows} rows in shards of {sequences_per_shard} and "
+                f"chunks of {sequences_per_chunk}.",
+                "Give a corpus with more text, shorter rows (data.seq_len), or a larger shard.",
             )
-        before = [plan.segment for plan in plans]
-        segment = Segment(
-            first_unit=sum(len(earlier.units) for earlier in before),
+        before = [plan.generation for plan in plans]
+        generation = Generation(
+            first_shard=sum(len(earlier.shards) for earlier in before),
             first_row=sum(earlier.rows for earlier in before),
             rows=rows,
             sequences_per_shard=sequences_per_shard,
@@ -119,21 +119,21 @@ def create_or_load_plan(
         record = PlanRecord(
             format=FORMAT,
             identity=identity,
-            segment=segment,
+            generation=generation,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         put = put_if_absent or store.put_if_absent
         if put(plan_key(len(plans)), record_bytes(record)):
-            return segment
+            return generation
 
 
-def open_layout(store: Store, identity: Identity, segment: Segment) -> Layout:
-    """What it takes to write and read the blocks of a segment; loads its prior."""
+def open_layout(store: Store, identity: Identity, generation: Generation) -> Layout:
+    """What it takes to write and read the chunks of a generation; loads its prior."""
     codec = open_codec(identity["codec"])
     packing = None
-    if segment.prior is not None and segment.prior_key is not None:
+    if generation.prior is not None and generation.prior_key is not None:
         assert packable(codec)
-        data = read_object(store, segment.prior_key, segment.prior.digest)
+        data = read_object(store, generation.prior_key, generation.prior.digest)
         packing = Packing(codec, decode_prior(data))
     length = int(identity["seq_len"])
     return Layout(length, codec.bytes_per_position, packing, has_labels(identity))

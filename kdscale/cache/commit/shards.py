@@ -1,6 +1,6 @@
-"""The units of a manifest as one table: 64 bytes a unit in memory, whatever a unit holds.
+"""The shards of a manifest as one table: 64 bytes a shard in memory, whatever a shard holds.
 
-A cache of 10^12 tokens has a quarter of a million units. As a table of fixed-width columns they are
+A cache of 10^12 tokens has a quarter of a million shards. As a table of fixed-width columns they are
 one small object in the store, and an epoch's readers never hold them as a quarter of a million
 Python objects.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from kdscale.cache.format.columns import as_binary, from_binary, from_numbers
-from kdscale.cache.format.records import Unit
+from kdscale.cache.format.records import Shard
 
 _DTYPE = np.dtype(
     [
@@ -25,8 +25,8 @@ _DTYPE = np.dtype(
 )
 
 
-class UnitTable:
-    """Units 0 .. len - 1."""
+class ShardTable:
+    """Shards 0 .. len - 1."""
 
     def __init__(self, table: np.ndarray) -> None:
         assert table.dtype == _DTYPE
@@ -35,13 +35,13 @@ class UnitTable:
     def __len__(self) -> int:
         return len(self._table)
 
-    def __getitem__(self, number: int) -> Unit:
-        """Unit `number`; IndexError where there is none."""
+    def __getitem__(self, number: int) -> Shard:
+        """Shard `number`; IndexError where there is none."""
         if not 0 <= number < len(self):
-            raise IndexError(f"unit {number} of {len(self)}")
+            raise IndexError(f"shard {number} of {len(self)}")
         entry = self._table[number]
-        return Unit(
-            unit=number,
+        return Shard(
+            shard=number,
             digest=entry["digest"].tobytes().hex(),
             length=int(entry["length"]),
             index_digest=entry["index_digest"].tobytes().hex(),
@@ -50,22 +50,22 @@ class UnitTable:
             targets=int(entry["targets"]),
         )
 
-    def __iter__(self) -> Iterator[Unit]:
+    def __iter__(self) -> Iterator[Shard]:
         return (self[number] for number in range(len(self)))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, UnitTable) and np.array_equal(self._table, other._table)
+        return isinstance(other, ShardTable) and np.array_equal(self._table, other._table)
 
     __hash__ = None  # type: ignore[assignment]  # it compares by content
 
     @property
     def rows(self) -> np.ndarray:
-        """[units] uint64."""
+        """[shards] uint64."""
         return self._table["rows"]
 
     @property
     def targets(self) -> int:
-        """In all units."""
+        """In all shards."""
         return int(self._table["targets"].sum())
 
     @property
@@ -74,26 +74,26 @@ class UnitTable:
         return int(self._table["length"].sum() + self._table["index_length"].sum())
 
 
-def make_table(units: Iterable[Unit], count: int) -> UnitTable:
-    """The table of `count` units that come as 0, 1, 2, ..."""
+def make_table(shards: Iterable[Shard], count: int) -> ShardTable:
+    """The table of `count` shards that come as 0, 1, 2, ..."""
     table = np.empty(count, _DTYPE)
     filled = 0
-    for number, unit in enumerate(units):
-        assert unit.unit == number
+    for number, shard in enumerate(shards):
+        assert shard.shard == number
         table[number] = (
-            np.frombuffer(bytes.fromhex(unit.digest), np.uint8),
-            unit.length,
-            np.frombuffer(bytes.fromhex(unit.index_digest), np.uint8),
-            unit.index_length,
-            unit.rows,
-            unit.targets,
+            np.frombuffer(bytes.fromhex(shard.digest), np.uint8),
+            shard.length,
+            np.frombuffer(bytes.fromhex(shard.index_digest), np.uint8),
+            shard.index_length,
+            shard.rows,
+            shard.targets,
         )
         filled += 1
     assert filled == count
-    return UnitTable(table)
+    return ShardTable(table)
 
 
-def encode_table(table: UnitTable) -> bytes:
+def encode_table(table: ShardTable) -> bytes:
     """An Arrow IPC file with a column a field; equal tables give equal bytes."""
     entries = table._table
     columns = {
@@ -109,7 +109,7 @@ def encode_table(table: UnitTable) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def decode_table(data: bytes) -> UnitTable:
+def decode_table(data: bytes) -> ShardTable:
     """The inverse of `encode_table`."""
     batch = pa.ipc.open_file(pa.py_buffer(data)).get_batch(0)
     table = np.empty(len(batch), _DTYPE)
@@ -119,4 +119,4 @@ def decode_table(data: bytes) -> UnitTable:
             table[name] = from_binary(column)
         else:
             table[name] = from_numbers(column)
-    return UnitTable(table)
+    return ShardTable(table)

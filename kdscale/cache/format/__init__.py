@@ -1,1 +1,1 @@
-"""What is stored and how: records, units as Arrow files, entropy-coded ids, checked reads."""
+"""What is stored and how: records, shards as Arrow files, entropy-coded ids, checked reads."""

@@ -1,42 +1,42 @@
 """Reads that are checked against the manifest before anything decodes them.
 
 A wrong digest may come from the way rather than from the store, so a read is tried twice. Then the
-error names the object, because the data cannot be mended here: the unit must be captured again.
+error names the object, because the data cannot be mended here: the shard must be captured again.
 """
 
 from collections.abc import Callable
 
-from kdscale.cache.format.records import Block, Unit
-from kdscale.cache.format.shard_file import UnitIndex, block_digest, decode_index, object_digest
+from kdscale.cache.format.records import Chunk, Shard
+from kdscale.cache.format.shard_file import ShardIndex, chunk_digest, decode_index, object_digest
 from kdscale.errors import KdscaleError
 from kdscale.store import Store
 
 _ATTEMPTS = 2
 
 
-def read_block(store: Store, unit: Unit, block: Block) -> bytes:
-    """A block's bytes; KdscaleError naming object, offset and digests where they are not intact."""
+def read_chunk(store: Store, shard: Shard, chunk: Chunk) -> bytes:
+    """A chunk's bytes; KdscaleError naming object, offset and digests where they are not intact."""
 
     def read() -> bytes:
         try:
-            return store.get_range(unit.object, block.offset, block.length)
+            return store.get_range(shard.object, chunk.offset, chunk.length)
         except FileNotFoundError:
             raise
         except OSError:
             # A short object and an unreachable store look alike until the size is known.
-            if (size := store.size(unit.object)) == unit.length:
+            if (size := store.size(shard.object)) == shard.length:
                 raise
             raise _damaged(
-                store, unit.object, f"has {size} bytes, the manifest says {unit.length}"
+                store, shard.object, f"has {size} bytes, the manifest says {shard.length}"
             ) from None
 
-    where = f"its block at byte {block.offset} ({block.length} bytes)"
-    return _verified(read, block_digest, block.digest, store, unit.object, where)
+    where = f"its chunk at byte {chunk.offset} ({chunk.length} bytes)"
+    return _verified(read, chunk_digest, chunk.digest, store, shard.object, where)
 
 
-def read_index(store: Store, unit: Unit) -> UnitIndex:
-    """A unit's index; KdscaleError where its object is not intact."""
-    return decode_index(read_object(store, unit.index, unit.index_digest))
+def read_index(store: Store, shard: Shard) -> ShardIndex:
+    """A shard's index; KdscaleError where its object is not intact."""
+    return decode_index(read_object(store, shard.index, shard.index_digest))
 
 
 def read_object(store: Store, key: str, digest: str) -> bytes:
@@ -72,5 +72,5 @@ def _damaged(store: Store, key: str, problem: str) -> KdscaleError:
     return KdscaleError(
         f"{store}/{key} {problem}.",
         f"`kdscale cache verify {store}` lists all damage; `kdscale cache repair {store}` drops "
-        "the damaged units, and the cache stage captures them again.",
+        "the damaged shards, and the cache stage captures them again.",
     )

@@ -1,7 +1,7 @@
 """The JSON records of a cache: plans, commits, manifests.
 
 They are read from storage that anyone may have written to, so each is validated as a whole. Names
-of objects are not free: they follow from the unit and the digest, which also keeps a record from
+of objects are not free: they follow from the shard and the digest, which also keeps a record from
 naming anything outside its cache.
 """
 
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import xxhash
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
+from kdscale.cache.spec import FORMAT
 from kdscale.config import fingerprint
 from kdscale.config.base import Config
 from kdscale.errors import KdscaleError
@@ -25,9 +26,9 @@ Positive = Annotated[int, Field(gt=0)]
 _CHECKSUM = "checksum"
 
 
-def commit_key(unit: int) -> str:
-    """The record that decides which attempt at a unit counts."""
-    return f"commits/{unit:06d}.json"
+def commit_key(shard: int) -> str:
+    """The record that decides which attempt at a shard counts."""
+    return f"commits/{shard:06d}.json"
 
 
 class ObjectReference(Config):
@@ -39,7 +40,7 @@ class ObjectReference(Config):
     length: Count
 
 
-class Block(Config):
+class Chunk(Config):
     """A part of a data object that is read and verified as one."""
 
     offset: Count
@@ -65,16 +66,16 @@ class Record(Config):
         return record
 
 
-class Unit(Config):
-    """The two objects of a captured unit."""
+class Shard(Config):
+    """The two objects of a captured shard."""
 
-    unit: Count
+    shard: Count
     digest: Digest128
     """xxh3_128 of the data object, which holds rows and payload."""
 
     length: Count
     index_digest: Digest128
-    """xxh3_128 of the index object, which holds row statistics and the table of blocks."""
+    """xxh3_128 of the index object, which holds row statistics and the table of chunks."""
 
     index_length: Count
     rows: Positive
@@ -83,38 +84,38 @@ class Unit(Config):
     @property
     def object(self) -> str:
         """Where the data object lies; the same content has the same key."""
-        return f"data/{self.unit:06d}-{self.digest[:16]}.arrow"
+        return f"data/{self.shard:06d}-{self.digest[:16]}.arrow"
 
     @property
     def index(self) -> str:
         """Where the index object lies."""
-        return f"index/{self.unit:06d}-{self.index_digest[:16]}.arrow"
+        return f"index/{self.shard:06d}-{self.index_digest[:16]}.arrow"
 
 
-class Commit(Unit, Record):
-    """commits/<unit>.json: the attempt at a unit that counts."""
+class Commit(Shard, Record):
+    """commits/<shard>.json: the attempt at a shard that counts."""
 
     attempt: str
-    """Tells one attempt at the unit from another."""
+    """Tells one attempt at the shard from another."""
 
     seconds: float
     """Time it took to build and upload the objects."""
 
-    def as_unit(self) -> Unit:
+    def as_shard(self) -> Shard:
         """Without what only this attempt knows."""
-        return Unit(**self.model_dump(exclude={"attempt", "seconds"}))
+        return Shard(**self.model_dump(exclude={"attempt", "seconds"}))
 
 
-class Segment(Config):
+class Generation(Config):
     """Rows that were planned together: those of the first capture, or of one that was appended."""
 
-    first_unit: Count
-    """Units count on from segment to segment, and so do rows."""
+    first_shard: Count
+    """Shards count on from generation to generation, and so do rows."""
 
     first_row: Count
     rows: Positive
     sequences_per_shard: Positive
-    """The last unit may be shorter; so may the last block of every unit."""
+    """The last shard may be shorter; so may the last chunk of every shard."""
 
     sequences_per_chunk: Positive
     data: str
@@ -127,8 +128,8 @@ class Segment(Config):
     """What the payload at rest is packed with; None where it is stored as it is."""
 
     @cached_property
-    def units(self) -> list[range]:
-        """The rows of each unit, counted from the segment's first."""
+    def shards(self) -> list[range]:
+        """The rows of each shard, counted from the generation's first."""
         starts = range(0, self.rows, self.sequences_per_shard)
         return [range(start, min(start + self.sequences_per_shard, self.rows)) for start in starts]
 
@@ -139,11 +140,11 @@ class Segment(Config):
 
 
 class PlanRecord(Record):
-    """plans/<number>.json: what one segment captures. Written before its first unit."""
+    """plans/<number>.json: what one generation captures. Written before its first shard."""
 
-    format: Literal[3]  # identity.FORMAT
+    format: Literal[4]  # spec.FORMAT
     identity: dict[str, Any]
-    segment: Segment
+    generation: Generation
     created: str
     """ISO time."""
 
@@ -151,33 +152,33 @@ class PlanRecord(Record):
 class ManifestRecord(Record):
     """manifests/<version>.json: a published cache. What it does not name does not exist."""
 
-    format: Literal[3]  # identity.FORMAT
+    format: Literal[4]  # spec.FORMAT
     version: Positive
     identity: dict[str, Any]
     fingerprint: str
     created: str
-    """ISO time of the last segment's plan."""
+    """ISO time of the last generation's plan."""
 
-    segments: tuple[Segment, ...]
-    units: ObjectReference
-    """The table of all units, `units_key`."""
+    generations: tuple[Generation, ...]
+    shards: ObjectReference
+    """The table of all shards, `shards_key`."""
 
     @property
-    def units_key(self) -> str:
-        """Where the table of units lies."""
-        return f"manifests/units-{self.units.digest[:16]}.arrow"
+    def shards_key(self) -> str:
+        """Where the table of shards lies."""
+        return f"manifests/shards-{self.shards.digest[:16]}.arrow"
 
     @model_validator(mode="after")
     def _consistent(self) -> "ManifestRecord":
         if self.fingerprint != fingerprint(self.identity):
             raise ValueError(f"fingerprint {self.fingerprint!r} is not that of the identity")
-        units = rows = 0
-        for segment in self.segments:
-            if (segment.first_unit, segment.first_row) != (units, rows):
-                raise ValueError("the segments do not follow on each other")
-            units, rows = units + len(segment.units), rows + segment.rows
+        shards = rows = 0
+        for generation in self.generations:
+            if (generation.first_shard, generation.first_row) != (shards, rows):
+                raise ValueError("the generations do not follow on each other")
+            shards, rows = shards + len(generation.shards), rows + generation.rows
         if not rows:
-            raise ValueError("there is no segment")
+            raise ValueError("there is no generation")
         return self
 
 
@@ -187,6 +188,7 @@ Kind = TypeVar("Kind", bound=Record)
 def read_record(kind: type[Kind], store: Store, key: str) -> Kind:
     """The record at `key`; FileNotFoundError if there is none, KdscaleError if it is invalid."""
     data = store.get(key)
+    _check_format(data, store, key)
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
@@ -197,6 +199,21 @@ def read_record(kind: type[Kind], store: Store, key: str) -> Kind:
             f"{store}/{key} is not a valid record of a cache:\n{causes}",
             "Use the kdscale version that wrote it; if it was damaged, capture the cache again.",
         ) from error
+
+
+def _check_format(data: bytes, store: Store, key: str) -> None:
+    """KdscaleError for a record of another cache format; other damage is for pydantic to name."""
+    try:
+        found = json.loads(data).get("format", FORMAT)
+    except (ValueError, AttributeError):
+        return
+    if found != FORMAT and isinstance(found, int):
+        raise KdscaleError(
+            f"{store}/{key} was written by a kdscale of cache format {found}; "
+            f"this kdscale reads and writes format {FORMAT}.",
+            f"Read the cache with a kdscale of format {found}, or capture it again to another "
+            "output.",
+        )
 
 
 def record_bytes(record: Record) -> bytes:

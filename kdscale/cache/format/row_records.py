@@ -1,6 +1,6 @@
 """Decoded rows one after the other in memory, each with all its fields: taking a row is one copy.
 
-A batch takes single rows out of many blocks. Field by field that would be eight small copies a row,
+A batch takes single rows out of many chunks. Field by field that would be eight small copies a row,
 and on a disk as many pages apart; here a row is one run of bytes, as wide as every other row of the
 cache. The fields of many rows are views with a stride, which NumPy and torch use as they are.
 """

@@ -1,12 +1,12 @@
-"""One unit as an Arrow IPC file: one record batch a block, columns of fixed width.
+"""One shard as an Arrow IPC file: one record batch a chunk, columns of fixed width.
 
-Any Arrow reader opens the whole object. Ours fetches a block with one range read and decodes it
+Any Arrow reader opens the whole object. Ours fetches a chunk with one range read and decodes it
 with the schema alone, which follows from row length and codec. Arrow compresses each column with
 zstd: tokens and masks take 2 bytes a position instead of 9. The payload of a codec that samples is
-packed (packing.py) over the whole block and stands in the block's first row.
+packed (packing.py) over the whole chunk and stands in the chunk's first row.
 
-Checksums are over the bytes as stored: xxh3_64 of a block, xxh3_128 of an object. Beside each unit
-stands its index, a small file with the row statistics and the table of blocks, so that neither a
+Checksums are over the bytes as stored: xxh3_64 of a chunk, xxh3_128 of an object. Beside each shard
+stands its index, a small file with the row statistics and the table of chunks, so that neither a
 curriculum nor a lookup ever touches the data.
 """
 
@@ -22,7 +22,7 @@ import xxhash
 
 from kdscale.cache.format.columns import as_binary, as_lists, from_binary, from_lists, from_numbers
 from kdscale.cache.format.packing import Packing
-from kdscale.cache.format.records import Block
+from kdscale.cache.format.records import Chunk
 from kdscale.cache.format.row_records import FixedRows, new_rows, payload_offsets, row_type
 from kdscale.cache.rows import RowStats
 from kdscale.types import Rows
@@ -33,12 +33,12 @@ _OPTIONS = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", 1), use_threads=F
 
 
 @dataclass(frozen=True)
-class UnitObject:
-    """An encoded unit, ready for one put."""
+class ShardObject:
+    """An encoded shard, ready for one put."""
 
     data: bytes
     digest: str
-    blocks: tuple[Block, ...]
+    chunks: tuple[Chunk, ...]
 
 
 def object_digest(data: bytes) -> str:
@@ -46,19 +46,19 @@ def object_digest(data: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
-def block_digest(data: bytes | memoryview) -> str:
+def chunk_digest(data: bytes | memoryview) -> str:
     """xxh3_64 in hex."""
     return xxhash.xxh3_64_hexdigest(data)
 
 
-def encode_unit(
+def encode_shard(
     rows: Rows,
     payload: np.ndarray,
     stats: RowStats,
     metadata: Mapping[str, str],
     sequences_per_chunk: int,
     packing: Packing | None = None,
-) -> UnitObject:
+) -> ShardObject:
     """Rows, their payload ([R, T, bytes a position] or [R, T * bytes a position] uint8) and their
     statistics as one object; `metadata` goes to the schema. Equal input gives equal bytes.
 
@@ -76,14 +76,14 @@ def encode_unit(
     with pa.ipc.new_file(sink, schema, options=_OPTIONS) as writer:
         for first in range(0, count, sequences_per_chunk):
             part = np.arange(first, min(first + sequences_per_chunk, count))
-            writer.write_batch(_block(rows, payload, stats, part, layout))
+            writer.write_batch(_chunk(rows, payload, stats, part, layout))
             sizes.append(len(part))
     data = sink.getvalue().to_pybytes()
-    return UnitObject(data, object_digest(data), _blocks(data, sizes))
+    return ShardObject(data, object_digest(data), _chunks(data, sizes))
 
 
-def decode_block(data: bytes, layout: "Layout") -> FixedRows:
-    """The rows of one block, from the bytes that its offset and length name. Verify them first."""
+def decode_chunk(data: bytes, layout: "Layout") -> FixedRows:
+    """The rows of one chunk, from the bytes that its offset and length name. Verify them first."""
     message = pa.ipc.read_message(pa.py_buffer(data))
     batch = pa.ipc.read_record_batch(message, layout.schema)
     kind = row_type(layout.seq_len, layout.bytes_per_position, layout.labelled)
@@ -110,34 +110,34 @@ def decode_block(data: bytes, layout: "Layout") -> FixedRows:
 
 
 @dataclass(frozen=True)
-class UnitIndex:
-    """What a unit's index object says."""
+class ShardIndex:
+    """What a shard's index object says."""
 
     stats: RowStats
-    blocks: tuple[Block, ...]
+    chunks: tuple[Chunk, ...]
 
 
-def encode_index(stats: RowStats, blocks: tuple[Block, ...]) -> bytes:
-    """Row statistics as a small Arrow IPC file; the table of blocks is in its metadata."""
+def encode_index(stats: RowStats, chunks: tuple[Chunk, ...]) -> bytes:
+    """Row statistics as a small Arrow IPC file; the table of chunks is in its metadata."""
     columns = [as_binary(stats.sample_ids), *_stats_columns(stats)]
-    table = json.dumps([block.model_dump() for block in blocks])
-    schema = pa.schema([_SAMPLE_ID, *_STATS], metadata={_BLOCKS: table})
+    table = json.dumps([chunk.model_dump() for chunk in chunks])
+    schema = pa.schema([_SAMPLE_ID, *_STATS], metadata={_CHUNKS: table})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
     return sink.getvalue().to_pybytes()
 
 
-def decode_index(data: bytes) -> UnitIndex:
+def decode_index(data: bytes) -> ShardIndex:
     """The inverse of `encode_index`. Verify the bytes first."""
     with pa.ipc.open_file(pa.py_buffer(data)) as file:
         batch, metadata = file.get_batch(0), file.schema.metadata
     statistics = (from_numbers(batch[field.name]) for field in _STATS)
-    blocks = tuple(Block(**entry) for entry in json.loads(metadata[_BLOCKS]))
-    return UnitIndex(RowStats(from_binary(batch["sample_id"]), *statistics), blocks)
+    chunks = tuple(Chunk(**entry) for entry in json.loads(metadata[_CHUNKS]))
+    return ShardIndex(RowStats(from_binary(batch["sample_id"]), *statistics), chunks)
 
 
-_BLOCKS = b"kdscale.blocks"
+_CHUNKS = b"kdscale.chunks"
 _SAMPLE_ID = pa.field("sample_id", pa.binary(16), nullable=False)
 _STATS: list["pa.Field[Any]"] = [
     pa.field("entropy", pa.float32(), nullable=False),
@@ -148,7 +148,7 @@ _STATS: list["pa.Field[Any]"] = [
 
 @dataclass(frozen=True)
 class Layout:
-    """What it takes to decode a block."""
+    """What it takes to decode a chunk."""
 
     seq_len: int
     bytes_per_position: int
@@ -181,7 +181,7 @@ def _schema(seq_len: int, bytes_per_position: int, packed: bool, labelled: bool)
     )
 
 
-def _block(
+def _chunk(
     rows: Rows, payload: np.ndarray, stats: RowStats, part: np.ndarray, layout: Layout
 ) -> pa.RecordBatch:
     """The rows at `part` as a record batch."""
@@ -206,19 +206,19 @@ def _block(
     return pa.RecordBatch.from_arrays(columns, schema=layout.schema)
 
 
-def _blocks(data: bytes, sizes: list[int]) -> tuple[Block, ...]:
+def _chunks(data: bytes, sizes: list[int]) -> tuple[Chunk, ...]:
     """Where each record batch lies in a file: the messages behind its magic word and its schema."""
     source = pa.BufferReader(data)
     source.seek(_MAGIC_BYTES)
     pa.ipc.read_message(source)
-    blocks = []
+    chunks = []
     for rows in sizes:
         offset = source.tell()
         pa.ipc.read_message(source)
         length = source.tell() - offset
-        digest = block_digest(memoryview(data)[offset : offset + length])
-        blocks.append(Block(offset=offset, length=length, rows=rows, digest=digest))
-    return tuple(blocks)
+        digest = chunk_digest(memoryview(data)[offset : offset + length])
+        chunks.append(Chunk(offset=offset, length=length, rows=rows, digest=digest))
+    return tuple(chunks)
 
 
 def _stats_columns(stats: RowStats) -> list["pa.Array[Any]"]:

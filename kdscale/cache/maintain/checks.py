@@ -1,6 +1,6 @@
-"""One unit against its digests, its index and its codec.
+"""One shard against its digests, its index and its codec.
 
-A digest can be right and the writer wrong, so blocks are decoded too: their rows must be those that
+A digest can be right and the writer wrong, so chunks are decoded too: their rows must be those that
 the index names, and their targets distributions over the vocabulary.
 """
 
@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from kdscale.cache.codecs import Codec
-from kdscale.cache.format.records import Unit
+from kdscale.cache.format.records import Shard
 from kdscale.cache.format.shard_file import (
     Layout,
-    UnitIndex,
-    block_digest,
-    decode_block,
+    ShardIndex,
+    chunk_digest,
+    decode_chunk,
     decode_index,
     object_digest,
 )
@@ -30,15 +30,15 @@ _PAYLOAD_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Damage:
-    """Something wrong with an object or a record. `unit` is None where all units share it."""
+    """Something wrong with an object or a record. `shard` is None where all shards share it."""
 
-    unit: int | None
+    shard: int | None
     key: str
     problem: str
 
     def __str__(self) -> str:
         what = f"{self.key} {self.problem}"
-        return what if self.unit is None else f"unit {self.unit}: {what}"
+        return what if self.shard is None else f"shard {self.shard}: {what}"
 
 
 @dataclass
@@ -46,19 +46,19 @@ class Tally:
     """What was read, and what of it is damaged."""
 
     objects: int = 0
-    blocks: int = 0
+    chunks: int = 0
     bytes: int = 0
     bad: list[Damage] = field(default_factory=list)
 
     def add(self, other: "Tally") -> None:
         """Count another's in."""
         self.objects += other.objects
-        self.blocks += other.blocks
+        self.chunks += other.chunks
         self.bytes += other.bytes
         self.bad += other.bad
 
 
-def fetch(store: Store, unit: int | None, key: str, digest: str, tally: Tally) -> bytes | None:
+def fetch(store: Store, shard: int | None, key: str, digest: str, tally: Tally) -> bytes | None:
     """The object at `key`, counted and held against its xxh3_128; None where it is missing."""
     tally.objects += 1
     try:
@@ -67,51 +67,53 @@ def fetch(store: Store, unit: int | None, key: str, digest: str, tally: Tally) -
             # The damage may be of the way: what the store has decides.
             data = store.get(key)
     except FileNotFoundError:
-        tally.bad.append(Damage(unit, key, "is missing"))
+        tally.bad.append(Damage(shard, key, "is missing"))
         return None
     tally.bytes += len(data)
     if (found := object_digest(data)) != digest:
         problem = f"({len(data)} bytes) has digest {found}, not {digest}"
-        tally.bad.append(Damage(unit, key, problem))
+        tally.bad.append(Damage(shard, key, problem))
     return data
 
 
-def check_unit(store: Store, unit: Unit, rows: int, codec: Codec, layout: Layout | None) -> Tally:
-    """Both objects of a unit that the plan gives `rows` rows. Blocks are decoded where `layout` is
-    given. Memory is that of the data object and of one block."""
+def check_shard(
+    store: Store, shard: Shard, rows: int, codec: Codec, layout: Layout | None
+) -> Tally:
+    """Both objects of a shard that the plan gives `rows` rows. Chunks are decoded where `layout` is
+    given. Memory is that of the data object and of one chunk."""
     tally = Tally()
-    stored = fetch(store, unit.unit, unit.index, unit.index_digest, tally)
+    stored = fetch(store, shard.shard, shard.index, shard.index_digest, tally)
     index = None if stored is None or tally.bad else decode_index(stored)
-    data = fetch(store, unit.unit, unit.object, unit.digest, tally)
+    data = fetch(store, shard.shard, shard.object, shard.digest, tally)
     if index is None or data is None:
         return tally
-    tally.blocks = len(index.blocks)
-    problems = [*_index_problems(unit, rows, index), *_block_problems(data, index, codec, layout)]
-    tally.bad += [Damage(unit.unit, unit.object, problem) for problem in problems]
+    tally.chunks = len(index.chunks)
+    problems = [*_index_problems(shard, rows, index), *_chunk_problems(data, index, codec, layout)]
+    tally.bad += [Damage(shard.shard, shard.object, problem) for problem in problems]
     return tally
 
 
-def _index_problems(unit: Unit, rows: int, index: UnitIndex) -> Iterator[str]:
-    """Whether manifest, plan, statistics and table of blocks count the same."""
-    counted = {unit.rows, rows, len(index.stats), sum(block.rows for block in index.blocks)}
+def _index_problems(shard: Shard, rows: int, index: ShardIndex) -> Iterator[str]:
+    """Whether manifest, plan, statistics and table of chunks count the same."""
+    counted = {shard.rows, rows, len(index.stats), sum(chunk.rows for chunk in index.chunks)}
     if len(counted) > 1:
         yield f"should have {rows} rows; manifest and index say {sorted(counted)}"
-    if (targets := int(index.stats.length.sum())) != unit.targets:
-        yield f"should have {unit.targets} targets; its index counts {targets}"
+    if (targets := int(index.stats.length.sum())) != shard.targets:
+        yield f"should have {shard.targets} targets; its index counts {targets}"
 
 
-def _block_problems(
-    data: bytes, index: UnitIndex, codec: Codec, layout: Layout | None
+def _chunk_problems(
+    data: bytes, index: ShardIndex, codec: Codec, layout: Layout | None
 ) -> Iterator[str]:
-    """What is wrong with each block of a data object, wherever the object's own digest is wrong."""
+    """What is wrong with each chunk of a data object, wherever the object's own digest is wrong."""
     first = 0
-    for block in index.blocks:
-        part = memoryview(data)[block.offset : block.offset + block.length]
-        stats = _slice(index.stats, first, first + block.rows)
-        first += block.rows
-        where = f"in its block at byte {block.offset}"
-        if (found := block_digest(part)) != block.digest:
-            yield f"has digest {found}, not {block.digest}, {where}"
+    for chunk in index.chunks:
+        part = memoryview(data)[chunk.offset : chunk.offset + chunk.length]
+        stats = _slice(index.stats, first, first + chunk.rows)
+        first += chunk.rows
+        where = f"in its chunk at byte {chunk.offset}"
+        if (found := chunk_digest(part)) != chunk.digest:
+            yield f"has digest {found}, not {chunk.digest}, {where}"
         elif layout is not None:
             for problem in _content_problems(bytes(part), stats, codec, layout):
                 yield f"{problem} {where}"
@@ -123,29 +125,29 @@ def _slice(stats: RowStats, start: int, stop: int) -> RowStats:
 
 
 def _content_problems(data: bytes, stats: RowStats, codec: Codec, layout: Layout) -> Iterator[str]:
-    """What a block with the right digest holds that it should not."""
+    """What a chunk with the right digest holds that it should not."""
     try:
-        block = decode_block(data, layout)
-        if not _same_rows(block, stats):
+        chunk = decode_chunk(data, layout)
+        if not _same_rows(chunk, stats):
             yield "holds other rows than its index says"
-        elif not _are_distributions(block, codec):
+        elif not _are_distributions(chunk, codec):
             yield "holds targets that are no distribution"
     except Exception as error:  # What a decoder raises on wrong bytes is anybody's guess.
         yield f"cannot be decoded ({type(error).__name__}: {error})"
 
 
-def _same_rows(block: CachedRows, stats: RowStats) -> bool:
+def _same_rows(chunk: CachedRows, stats: RowStats) -> bool:
     return (
-        np.array_equal(block.rows.sample_ids, stats.sample_ids)
-        and np.array_equal(block.entropy, stats.entropy, equal_nan=True)
-        and np.array_equal(block.nll, stats.nll, equal_nan=True)
-        and np.array_equal(block.rows.loss_mask.sum(1), stats.length)
+        np.array_equal(chunk.rows.sample_ids, stats.sample_ids)
+        and np.array_equal(chunk.entropy, stats.entropy, equal_nan=True)
+        and np.array_equal(chunk.nll, stats.nll, equal_nan=True)
+        and np.array_equal(chunk.rows.loss_mask.sum(1), stats.length)
     )
 
 
-def _are_distributions(block: CachedRows, codec: Codec) -> bool:
+def _are_distributions(chunk: CachedRows, codec: Codec) -> bool:
     """Whether all targets have ids of the vocabulary and probabilities that can be such."""
-    payload = block.payload[block.rows.loss_mask]
+    payload = chunk.payload[chunk.rows.loss_mask]
     vocab_size = codec.describe()["vocab_size"]
     step = max(1, _PAYLOAD_BYTES // codec.bytes_per_position)
     for start in range(0, len(payload), step):

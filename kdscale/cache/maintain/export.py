@@ -103,10 +103,10 @@ def decode_columns(cached: CachedRows, codec: Codec) -> Columns:
 
 
 def _rows_per_file(reader: CacheReader, file_bytes: int) -> int:
-    """As many as fit, at least one, and at most a unit's: files then lie evenly over the cache."""
+    """As many as fit, at least one, and at most a shard's: files then lie evenly over the cache."""
     one = decode_columns(reader.read(np.arange(1)), reader.codec)
     row_bytes = sum(column.nbytes for column in one.values())
-    return max(1, min(file_bytes // row_bytes, reader.manifest.segments[0].sequences_per_shard))
+    return max(1, min(file_bytes // row_bytes, reader.manifest.generations[0].sequences_per_shard))
 
 
 def _metadata(reader: CacheReader) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from kdscale.store import Entry, Store
 
 DAY = 24 * 3600.0
 
-_NAMED_FOLDERS = ("data/", "index/", "prior/", "manifests/units-")
-_UNIT_FOLDERS = ("data", "index")
+_NAMED_FOLDERS = ("data/", "index/", "prior/", "manifests/shards-")
+_SHARD_FOLDERS = ("data", "index")
 _MANIFEST = re.compile(r"manifests/(\d+)\.json")
 _THREADS = 16
 
@@ -58,7 +58,7 @@ def gc(
     `grace_seconds`. With `dry_run` nothing is deleted.
 
     keep: leave so many manifests, the latest of them; all when not given. The latest of so many
-    segments stays in any case, because students are pinned to that number; and one that a newer one
+    generations stays in any case, because students are pinned to that number; and one that a newer one
     replaced within the grace time, because a reader may be at work on it. May run beside captures
     and readers, and again after it was killed. KdscaleError, before anything is deleted, where
     there is no cache or where a plan or manifest cannot be read.
@@ -97,12 +97,12 @@ def _dropped(
     versions = sorted(manifests)
     if keep is None or len(versions) <= keep:
         return []
-    segments = {
-        v: len(read_record(ManifestRecord, store, manifests[v].key).segments) for v in versions
+    generations = {
+        v: len(read_record(ManifestRecord, store, manifests[v].key).generations) for v in versions
     }
     dropped = []
     for version in versions[:-keep]:
-        replacing = [v for v in versions if v > version and segments[v] == segments[version]]
+        replacing = [v for v in versions if v > version and generations[v] == generations[version]]
         if replacing and manifests[replacing[0]].modified < before:
             dropped.append(version)
     return dropped
@@ -113,21 +113,21 @@ def _named(store: Store, versions: Iterable[int]) -> set[str]:
     plans = load_plans(store)
     if not plans:
         raise KdscaleError(f"{store} holds no cache.", "Give the folder of a cache.")
-    named = set(priors(tuple(plan.segment for plan in plans)))
+    named = set(priors(tuple(plan.generation for plan in plans)))
     for version in versions:
         manifest = load_manifest(store, version)
-        named |= {manifest.record.units_key, *priors(manifest.segments)}
-        for unit in manifest.units:
-            named |= {unit.object, unit.index}
+        named |= {manifest.record.shards_key, *priors(manifest.generations)}
+        for shard in manifest.shards:
+            named |= {shard.object, shard.index}
     return named
 
 
 def _collect(store: Store, dry_run: bool, entry: Entry) -> bool:
-    """Delete an object unless the commit of its unit names it, which is read at the last moment.
+    """Delete an object unless the commit of its shard names it, which is read at the last moment.
     False where it stays."""
     folder, _, name = entry.key.partition("/")
     number = name.partition("-")[0]
-    if folder in _UNIT_FOLDERS and number.isdigit():
+    if folder in _SHARD_FOLDERS and number.isdigit():
         try:
             commit = read_record(Commit, store, commit_key(int(number)))
             if entry.key in (commit.object, commit.index):

@@ -8,7 +8,7 @@ import torch
 
 from kdscale.cache.codecs import open_codec
 from kdscale.cache.commit.manifest import load_manifest
-from kdscale.cache.format.records import ObjectReference, Segment
+from kdscale.cache.format.records import Generation, ObjectReference
 from kdscale.cache.read.reader import CacheReader
 from kdscale.store import Store
 from kdscale.types import DenseTargets, SparseTargets, labels_of
@@ -25,8 +25,8 @@ def inspect(store: Store, version: int | None = None) -> dict[str, Any]:
     """
     manifest = load_manifest(store, version)
     positions = manifest.rows * int(manifest.identity["seq_len"])
-    prior_bytes = sum(prior.length for prior in priors(manifest.segments).values())
-    stored = manifest.units.nbytes + prior_bytes + manifest.record.units.length
+    prior_bytes = sum(prior.length for prior in priors(manifest.generations).values())
+    stored = manifest.shards.nbytes + prior_bytes + manifest.record.shards.length
     return {
         "url": str(store),
         "version": manifest.version,
@@ -36,10 +36,10 @@ def inspect(store: Store, version: int | None = None) -> dict[str, Any]:
         "codec": manifest.identity["codec"],
         "rows": manifest.rows,
         "positions": positions,
-        "targets": manifest.units.targets,
-        "segments": len(manifest.segments),
-        "units": len(manifest.units),
-        "blocks": sum(map(_blocks, manifest.segments)),
+        "targets": manifest.shards.targets,
+        "generations": len(manifest.generations),
+        "shards": len(manifest.shards),
+        "chunks": sum(map(_chunks, manifest.generations)),
         "bytes": stored,
         "prior_bytes": prior_bytes,
         "payload_bytes_per_position": open_codec(manifest.identity["codec"]).bytes_per_position,
@@ -47,9 +47,9 @@ def inspect(store: Store, version: int | None = None) -> dict[str, Any]:
     }
 
 
-def priors(segments: tuple[Segment, ...]) -> dict[str, ObjectReference]:
-    """The priors of all segments by key; segments of equal text share one."""
-    return {s.prior_key: s.prior for s in segments if s.prior_key and s.prior}
+def priors(generations: tuple[Generation, ...]) -> dict[str, ObjectReference]:
+    """The priors of all generations by key; generations of equal text share one."""
+    return {s.prior_key: s.prior for s in generations if s.prior_key and s.prior}
 
 
 def sample(
@@ -88,11 +88,11 @@ def sample(
     return shown
 
 
-def _blocks(segment: Segment) -> int:
-    """Blocks of all units. All units but the last are of one size."""
-    per_unit = -(-segment.sequences_per_shard // segment.sequences_per_chunk)
-    last = -(-len(segment.units[-1]) // segment.sequences_per_chunk)
-    return per_unit * (len(segment.units) - 1) + last
+def _chunks(generation: Generation) -> int:
+    """Chunks of all shards. All shards but the last are of one size."""
+    per_shard = -(-generation.sequences_per_shard // generation.sequences_per_chunk)
+    last = -(-len(generation.shards[-1]) // generation.sequences_per_chunk)
+    return per_shard * (len(generation.shards) - 1) + last
 
 
 def _most_probable(targets: SparseTargets | DenseTargets) -> list[tuple[int, float]]:

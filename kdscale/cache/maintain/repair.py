@@ -1,6 +1,6 @@
 """Mend what the cache itself has the means to mend, and give back the rest to the capture.
 
-The teacher is expensive, so a unit is captured again only where neither its commit nor the manifest
+The teacher is expensive, so a shard is captured again only where neither its commit nor the manifest
 names intact objects; withdrawing its commit is all it takes. Plans and manifests follow from each
 other and from the commits, a prior from the tokens of the rows, so these are written again. Where
 records disagree, intact objects decide first, then the manifest.
@@ -23,22 +23,22 @@ from kdscale.cache.commit.manifest import (
     publish,
 )
 from kdscale.cache.commit.plan import load_plans, plan_key
-from kdscale.cache.commit.writer import committed_units
+from kdscale.cache.commit.writer import committed_shards
 from kdscale.cache.format.checked_read import read_object
 from kdscale.cache.format.columns import from_lists
 from kdscale.cache.format.prior import count_prior, counted_rows, encode_prior
 from kdscale.cache.format.records import (
     Commit,
+    Generation,
     PlanRecord,
-    Segment,
-    Unit,
+    Shard,
     commit_key,
     read_record,
     record_bytes,
 )
 from kdscale.cache.format.shard_file import object_digest
 from kdscale.cache.maintain.checks import Damage
-from kdscale.cache.maintain.verify import UnitChecker, verify
+from kdscale.cache.maintain.verify import ShardChecker, verify
 from kdscale.cache.prefetch import in_order
 from kdscale.errors import KdscaleError
 from kdscale.store import PutIfAbsent, Store
@@ -54,10 +54,10 @@ class RepairReport:
     """Keys that are right again, without the teacher."""
 
     withdrawn: list[int]
-    """Units that the cache stage has to capture again."""
+    """Shards that the cache stage has to capture again."""
 
     lost: list[Damage]
-    """What nothing here can mend. Units are then left as they are."""
+    """What nothing here can mend. Shards are then left as they are."""
 
 
 def repair(
@@ -71,11 +71,11 @@ def repair(
 
     put_if_absent: stands in for the store's own, see `kdscale.workers.commit_actor`. Safe to
     run again after it was killed. KdscaleError where there is no cache, or where one without
-    a readable manifest lacks units.
+    a readable manifest lacks shards.
     """
     bad = verify(store, workers=workers, progress=progress).bad
     mended: list[str] = []
-    while shared := [damage for damage in bad if damage.unit is None]:
+    while shared := [damage for damage in bad if damage.shard is None]:
         more = [key for key in _mend_shared(store, shared, put_if_absent) if key not in mended]
         if not more:
             return RepairReport(mended, [], shared)
@@ -88,20 +88,20 @@ def repair(
     return RepairReport(mended + kept, withdrawn, [])
 
 
-# Units
+# Shards
 
 
 def _settle(
     store: Store, bad: Sequence[Damage], put_if_absent: PutIfAbsent
 ) -> tuple[list[str], list[int]]:
-    """Let each damaged unit have a commit that names intact objects, or none. Gives the commits
-    that were kept or written, and the units withdrawn."""
+    """Let each damaged shard have a commit that names intact objects, or none. Gives the commits
+    that were kept or written, and the shards withdrawn."""
     manifest = load_manifest(store)
-    checker = UnitChecker(store, manifest, with_commit=False)
+    checker = ShardChecker(store, manifest, with_commit=False)
     kept, withdrawn = [], []
-    for number in sorted({damage.unit for damage in bad if damage.unit is not None}):
+    for number in sorted({damage.shard for damage in bad if damage.shard is not None}):
         key = commit_key(number)
-        named = manifest.units[number]
+        named = manifest.shards[number]
         committed = _commit_of(store, number)
         if committed is not None and _is_intact(checker, committed):
             kept.append(key)
@@ -115,24 +115,24 @@ def _settle(
             withdrawn.append(number)
     if not withdrawn:
         # Otherwise the cache stage does it, once it has captured them.
-        publish(store, manifest.segments[-1], put_if_absent)
+        publish(store, manifest.generations[-1], put_if_absent)
     return kept, withdrawn
 
 
-def _commit_of(store: Store, number: int) -> Unit | None:
-    """What the unit's commit names; None where it is missing or says nonsense."""
+def _commit_of(store: Store, number: int) -> Shard | None:
+    """What the shard's commit names; None where it is missing or says nonsense."""
     try:
         commit = read_record(Commit, store, commit_key(number))
     except (FileNotFoundError, KdscaleError):
         return None
-    return commit.as_unit() if commit.unit == number else None
+    return commit.as_shard() if commit.shard == number else None
 
 
-def _is_intact(checker: UnitChecker, unit: Unit) -> bool:
-    return not checker.check(unit).bad
+def _is_intact(checker: ShardChecker, shard: Shard) -> bool:
+    return not checker.check(shard).bad
 
 
-# What all units share
+# What all shards share
 
 
 def _mend_shared(
@@ -147,11 +147,11 @@ def _mend_shared(
         return manifests
     manifest = load_manifest(store)
     mended = []
-    for number, segment in enumerate(manifest.segments):
+    for number, generation in enumerate(manifest.generations):
         if plan_key(number) in damaged:
-            store.put(plan_key(number), record_bytes(_plan_again(manifest, segment)))
+            store.put(plan_key(number), record_bytes(_plan_again(manifest, generation)))
             mended.append(plan_key(number))
-    by_prior = {segment.prior_key: segment for segment in manifest.segments}
+    by_prior = {generation.prior_key: generation for generation in manifest.generations}
     for key in damaged & by_prior.keys():
         if _mend_prior(store, manifest, by_prior[key]):
             mended.append(key)
@@ -162,7 +162,7 @@ def _mend_manifest(store: Store, key: str, put_if_absent: PutIfAbsent | None) ->
     """Publish again from plans and commits; the same content gives the same record and table.
 
     What nobody can open is taken away first, and so are those before it that nobody can open. Where
-    units of the first segment are missing nothing takes their place: the cache is then one whose
+    shards of the first generation are missing nothing takes their place: the cache is then one whose
     capture is not finished.
     """
     complete = [*takewhile(partial(_is_committed, store), load_plans(store))]
@@ -173,49 +173,54 @@ def _mend_manifest(store: Store, key: str, put_if_absent: PutIfAbsent | None) ->
             break
         except KdscaleError:
             store.delete(manifest_key(version))
-    # One by one: a student may have been promised the rows of the first segments only.
+    # One by one: a student may have been promised the rows of the first generations only.
     for plan in complete:
-        publish(store, plan.segment, put_if_absent)
+        publish(store, plan.generation, put_if_absent)
 
 
 def _is_committed(store: Store, plan: PlanRecord) -> bool:
-    return len(committed_units(store, plan.segment)) == len(plan.segment.units)
+    return len(committed_shards(store, plan.generation)) == len(plan.generation.shards)
 
 
-def _plan_again(manifest: Manifest, segment: Segment) -> PlanRecord:
-    """The plan of a published segment; of the time only that of the manifest is known."""
+def _plan_again(manifest: Manifest, generation: Generation) -> PlanRecord:
+    """The plan of a published generation; of the time only that of the manifest is known."""
     record = manifest.record
     return PlanRecord(
-        format=record.format, identity=record.identity, segment=segment, created=record.created
+        format=record.format,
+        identity=record.identity,
+        generation=generation,
+        created=record.created,
     )
 
 
-def _mend_prior(store: Store, manifest: Manifest, segment: Segment) -> bool:
-    """Count a segment's prior again from its rows' tokens, which are stored without its help."""
-    assert segment.prior is not None
-    assert segment.prior_key is not None
-    numbers = range(segment.first_unit, segment.first_unit + len(segment.units))
-    units = (manifest.units[number] for number in numbers)
-    every = counted_rows(segment.rows, int(manifest.identity["seq_len"])).step
-    counted = partial(_counted_tokens, store, segment, every)
+def _mend_prior(store: Store, manifest: Manifest, generation: Generation) -> bool:
+    """Count a generation's prior again from its rows' tokens, which are stored without its help."""
+    assert generation.prior is not None
+    assert generation.prior_key is not None
+    numbers = range(generation.first_shard, generation.first_shard + len(generation.shards))
+    shards = (manifest.shards[number] for number in numbers)
+    every = counted_rows(generation.rows, int(manifest.identity["seq_len"])).step
+    counted = partial(_counted_tokens, store, generation, every)
     try:
-        texts = in_order(counted, units, threads=_THREADS, ahead=_THREADS)
+        texts = in_order(counted, shards, threads=_THREADS, ahead=_THREADS)
         data = encode_prior(count_prior(texts, int(manifest.identity["vocab_size"])))
     except KdscaleError:
-        return False  # Units are damaged as well.
-    if object_digest(data) != segment.prior.digest:
+        return False  # Shards are damaged as well.
+    if object_digest(data) != generation.prior.digest:
         return False
-    store.put(segment.prior_key, data)
+    store.put(generation.prior_key, data)
     return True
 
 
 def _counted_tokens(
-    store: Store, segment: Segment, every: int, unit: Unit
+    store: Store, generation: Generation, every: int, shard: Shard
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids [R, T] and loss mask [R, T] of those of a unit's rows that are an `every`-th of the
-    segment; KdscaleError where its object is damaged."""
-    with pa.ipc.open_file(pa.py_buffer(read_object(store, unit.object, unit.digest))) as file:
+    """Token ids [R, T] and loss mask [R, T] of those of a shard's rows that are an `every`-th of the
+    generation; KdscaleError where its object is damaged."""
+    with pa.ipc.open_file(pa.py_buffer(read_object(store, shard.object, shard.digest))) as file:
         rows = file.read_all()
     ids, mask = (from_lists(rows[name].combine_chunks()) for name in ("input_ids", "loss_mask"))
-    counted = slice(-segment.units[unit.unit - segment.first_unit].start % every, None, every)
+    counted = slice(
+        -generation.shards[shard.shard - generation.first_shard].start % every, None, every
+    )
     return ids[counted], mask[counted].astype(np.bool_)

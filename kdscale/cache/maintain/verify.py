@@ -1,6 +1,6 @@
 """Is a cache sound? Every stored byte against its digest, and every record against the others.
 
-Units are independent, so they are checked side by side; whoever wants a quick answer takes a
+Shards are independent, so they are checked side by side; whoever wants a quick answer takes a
 sample. Damage is reported, never raised.
 """
 
@@ -14,9 +14,9 @@ import numpy as np
 from kdscale.cache.codecs import open_codec
 from kdscale.cache.commit.manifest import Manifest, load_manifest, manifest_key, manifest_versions
 from kdscale.cache.commit.plan import open_layout, plan_key
-from kdscale.cache.format.records import Commit, PlanRecord, Unit, commit_key, read_record
+from kdscale.cache.format.records import Commit, PlanRecord, Shard, commit_key, read_record
 from kdscale.cache.format.shard_file import Layout
-from kdscale.cache.maintain.checks import Damage, Tally, check_unit, fetch
+from kdscale.cache.maintain.checks import Damage, Tally, check_shard, fetch
 from kdscale.cache.maintain.inspect import priors
 from kdscale.cache.prefetch import in_order
 from kdscale.errors import KdscaleError
@@ -28,12 +28,12 @@ class VerifyReport:
     """What `verify` read, and what of it is damaged."""
 
     version: int
-    units: int
-    """Units that were checked, of `units_of_cache`."""
+    shards: int
+    """Shards that were checked, of `shards_of_cache`."""
 
-    units_of_cache: int
+    shards_of_cache: int
     objects: int
-    blocks: int
+    chunks: int
     bytes: int
     bad: list[Damage]
 
@@ -47,10 +47,10 @@ def verify(
     version: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
-    """Hold a manifest's objects and records against each other, and decode every block.
+    """Hold a manifest's objects and records against each other, and decode every chunk.
 
-    sample: share of the units, chosen by `seed`; all of them when not given. Memory is that of
-    `workers` units. progress: called with (units done, units in all). KdscaleError where there is
+    sample: share of the shards, chosen by `seed`; all of them when not given. Memory is that of
+    `workers` shards. progress: called with (shards done, shards in all). KdscaleError where there is
     no such manifest or share.
     """
     if sample is not None and not 0 < sample <= 1:
@@ -61,10 +61,10 @@ def verify(
     if manifest is None:
         return VerifyReport(version, 0, 0, tally.objects, 0, tally.bytes, tally.bad)
     tally.bad += _plan_damage(store, manifest)
-    for key, prior in priors(manifest.segments).items():
+    for key, prior in priors(manifest.generations).items():
         fetch(store, None, key, prior.digest, tally)
-    check = UnitChecker(store, manifest, with_commit=version == newest)
-    chosen = _chosen(len(manifest.units), sample, seed)
+    check = ShardChecker(store, manifest, with_commit=version == newest)
+    chosen = _chosen(len(manifest.shards), sample, seed)
     checked = in_order(check, chosen.tolist(), threads=workers, ahead=2 * workers)
     for done, found in enumerate(checked, start=1):
         tally.add(found)
@@ -72,47 +72,47 @@ def verify(
             progress(done, len(chosen))
     return VerifyReport(
         version=version,
-        units=len(chosen),
-        units_of_cache=len(manifest.units),
+        shards=len(chosen),
+        shards_of_cache=len(manifest.shards),
         objects=tally.objects,
-        blocks=tally.blocks,
+        chunks=tally.chunks,
         bytes=tally.bytes,
         bad=tally.bad,
     )
 
 
-class UnitChecker:
-    """Checks units of one manifest by number. Safe in many threads."""
+class ShardChecker:
+    """Checks shards of one manifest by number. Safe in many threads."""
 
     def __init__(self, store: Store, manifest: Manifest, *, with_commit: bool) -> None:
-        """`with_commit` also compares the unit's commit with the manifest."""
+        """`with_commit` also compares the shard's commit with the manifest."""
         self._store = store
         self._manifest = manifest
         self._codec = open_codec(manifest.identity["codec"])
-        self._first_units = [segment.first_unit for segment in manifest.segments]
+        self._first_shards = [generation.first_shard for generation in manifest.generations]
         self._with_commit = with_commit
-        # Units come in order: of many segments' priors only the latest are needed.
+        # Shards come in order: of many generations' priors only the latest are needed.
         self._layout = lru_cache(maxsize=2)(self._open_layout)
 
     def __call__(self, number: int) -> Tally:
-        """The unit as the manifest names it."""
-        tally = self.check(self._manifest.units[number])
+        """The shard as the manifest names it."""
+        tally = self.check(self._manifest.shards[number])
         if self._with_commit:
             tally.bad += self._commit_damage(number)
         return tally
 
-    def check(self, unit: Unit) -> Tally:
-        """The objects of a unit, whoever names them."""
-        number = bisect_right(self._first_units, unit.unit) - 1
-        segment = self._manifest.segments[number]
-        rows = len(segment.units[unit.unit - segment.first_unit])
-        return check_unit(self._store, unit, rows, self._codec, self._layout(number))
+    def check(self, shard: Shard) -> Tally:
+        """The objects of a shard, whoever names them."""
+        number = bisect_right(self._first_shards, shard.shard) - 1
+        generation = self._manifest.generations[number]
+        rows = len(generation.shards[shard.shard - generation.first_shard])
+        return check_shard(self._store, shard, rows, self._codec, self._layout(number))
 
     def _open_layout(self, number: int) -> Layout | None:
-        """None where the segment's prior is damaged, which is reported for the prior."""
-        segment = self._manifest.segments[number]
+        """None where the generation's prior is damaged, which is reported for the prior."""
+        generation = self._manifest.generations[number]
         try:
-            return open_layout(self._store, self._manifest.identity, segment)
+            return open_layout(self._store, self._manifest.identity, generation)
         except KdscaleError:
             return None
 
@@ -121,7 +121,7 @@ class UnitChecker:
         key = commit_key(number)
         try:
             commit = read_record(Commit, self._store, key)
-            if commit.as_unit() != self._manifest.units[number]:
+            if commit.as_shard() != self._manifest.shards[number]:
                 yield Damage(number, key, "is of another attempt than the manifest's")
         except FileNotFoundError:
             yield Damage(number, key, "is missing")
@@ -138,7 +138,7 @@ def _versions(store: Store, version: int | None) -> tuple[int, int]:
 
 
 def _open_manifest(store: Store, version: int, tally: Tally) -> Manifest | None:
-    """The manifest; None where it, or its table of units, is damaged."""
+    """The manifest; None where it, or its table of shards, is damaged."""
     key = manifest_key(version)
     try:
         manifest = load_manifest(store, version)
@@ -146,21 +146,21 @@ def _open_manifest(store: Store, version: int, tally: Tally) -> Manifest | None:
         tally.bad.append(Damage(None, key, f"cannot be read: {error.problem}"))
         return None
     tally.objects += 1
-    tally.bytes += manifest.record.units.length
-    sizes = [len(rows) for segment in manifest.segments for rows in segment.units]
-    if manifest.units.rows.tolist() != sizes:
-        tally.bad.append(Damage(None, key, "names other units than its segments have"))
+    tally.bytes += manifest.record.shards.length
+    sizes = [len(rows) for generation in manifest.generations for rows in generation.shards]
+    if manifest.shards.rows.tolist() != sizes:
+        tally.bad.append(Damage(None, key, "names other shards than its generations have"))
         return None
     return manifest
 
 
 def _plan_damage(store: Store, manifest: Manifest) -> Iterator[Damage]:
-    """Segments whose plan is not as the manifest has it: an append would go wrong on it."""
-    for number, segment in enumerate(manifest.segments):
+    """Generations whose plan is not as the manifest has it: an append would go wrong on it."""
+    for number, generation in enumerate(manifest.generations):
         key = plan_key(number)
         try:
             plan = read_record(PlanRecord, store, key)
-            if (plan.segment, plan.identity) != (segment, manifest.identity):
+            if (plan.generation, plan.identity) != (generation, manifest.identity):
                 yield Damage(None, key, "plans something else than the manifest has")
         except FileNotFoundError:
             yield Damage(None, key, "is missing")
@@ -168,9 +168,9 @@ def _plan_damage(store: Store, manifest: Manifest) -> Iterator[Damage]:
             yield Damage(None, key, f"cannot be read: {error.problem}")
 
 
-def _chosen(units: int, sample: float | None, seed: int) -> np.ndarray:
-    """Ascending numbers of the units to check; at least one."""
+def _chosen(shards: int, sample: float | None, seed: int) -> np.ndarray:
+    """Ascending numbers of the shards to check; at least one."""
     if sample is None:
-        return np.arange(units)
-    count = max(1, round(sample * units))
-    return np.sort(np.random.default_rng(seed).choice(units, count, replace=False))
+        return np.arange(shards)
+    count = max(1, round(sample * shards))
+    return np.sort(np.random.default_rng(seed).choice(shards, count, replace=False))

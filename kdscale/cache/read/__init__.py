@@ -1,1 +1,1 @@
-"""How rows come back in any order: blocks through memory and a local disk, batches, epochs."""
+"""How rows come back in any order: chunks through memory and a local disk, batches, epochs."""

@@ -1,6 +1,6 @@
 """Batches read ahead, several of them in one go.
 
-A batch takes single rows out of many blocks, and finding a block costs as much as copying a dozen
+A batch takes single rows out of many chunks, and finding a chunk costs as much as copying a dozen
 rows of it. So batches that are asked for one after the other are read together and handed out as
 parts: first one, so that a loop starts soon, then twice as many each time, up to what `ahead`
 allows.

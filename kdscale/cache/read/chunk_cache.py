@@ -1,12 +1,12 @@
-"""Decoded blocks in memory: fetched in parallel, each once at a time, within a budget of bytes.
+"""Decoded chunks in memory: fetched in parallel, each once at a time, within a budget of bytes.
 
-Random rows share blocks, and batches read ahead want the same block at the same time. So the table
+Random rows share chunks, and batches read ahead want the same chunk at the same time. So the table
 holds futures: who comes second waits for the first one's fetch.
 
-The budget covers what is held, what is on its way and what waits to be used. How large a block gets
-is known from those before it (all but a unit's last are of one size), so the first is fetched
-alone. Fetching ahead stops where nothing more can be dropped, and one block may always go beyond
-the budget, or a small budget would read nothing. Who waits for room holds no block, so no two can
+The budget covers what is held, what is on its way and what waits to be used. How large a chunk gets
+is known from those before it (all but a shard's last are of one size), so the first is fetched
+alone. Fetching ahead stops where nothing more can be dropped, and one chunk may always go beyond
+the budget, or a small budget would read nothing. Who waits for room holds no chunk, so no two can
 wait for each other.
 """
 
@@ -20,7 +20,7 @@ from kdscale.cache.format.row_records import FixedRows
 from kdscale.cache.read.chunk_file import MappedRows
 
 _THREADS = 8
-# A mapped block is the kernel's memory, dropped when it is needed elsewhere. It still counts a
+# A mapped chunk is the kernel's memory, dropped when it is needed elsewhere. It still counts a
 # little: a deleted file keeps its place on the disk while it is mapped, and a process may have
 # 65,530 mappings.
 _MAPPED_SHARE = 8
@@ -29,7 +29,7 @@ _MOST_MAPPED = 8192
 
 @dataclass(eq=False)
 class _Entry:
-    """A block in the table."""
+    """A chunk in the table."""
 
     number: int
     users: int
@@ -40,11 +40,11 @@ class _Entry:
     """Bytes of the budget, once it is loaded."""
 
 
-class BlockCache:
-    """An LRU of decoded blocks of at most `memory_bytes`, and the threads that fill it.
+class ChunkCache:
+    """An LRU of decoded chunks of at most `memory_bytes`, and the threads that fill it.
 
-    load: from a block's number to its rows and the bytes that were fetched from the store for them
-    (0 where a local disk had them). What it raises reaches everyone who waits for that block, and
+    load: from a chunk's number to its rows and the bytes that were fetched from the store for them
+    (0 where a local disk had them). What it raises reaches everyone who waits for that chunk, and
     the next request tries again.
     """
 
@@ -58,9 +58,9 @@ class BlockCache:
         self._on_the_way = 0
         self._held_bytes = 0
         self._idle_bytes = 0
-        self._largest_block = 0
+        self._largest_chunk = 0
         self._largest_charge = 0
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="cache-block")
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="cache-chunk")
         self.fetched = 0
         self.fetched_bytes = 0
         self.hits = 0
@@ -74,26 +74,26 @@ class BlockCache:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Requests for a block by where it was found: `block_hits` in memory (or on its way there),
-        `disk_hits`, `blocks_fetched` from the store; and `bytes_fetched`."""
+        """Requests for a chunk by where it was found: `chunk_hits` in memory (or on its way there),
+        `disk_hits`, `chunks_fetched` from the store; and `bytes_fetched`."""
         with self._room:
             return {
-                "blocks_fetched": self.fetched,
+                "chunks_fetched": self.fetched,
                 "bytes_fetched": self.fetched_bytes,
-                "block_hits": self.hits,
+                "chunk_hits": self.hits,
                 "disk_hits": self.disk_hits,
             }
 
     def stream(self, numbers: Iterable[int]) -> Iterator[tuple[int, FixedRows]]:
-        """Each block with its number, in the order asked for, fetched ahead as far as there is
-        room. Let a block go when you ask for the next, and have one stream open in a thread."""
+        """Each chunk with its number, in the order asked for, fetched ahead as far as there is
+        room. Let a chunk go when you ask for the next, and have one stream open in a thread."""
         wanted = deque(numbers)
         waiting: deque[_Entry] = deque()
         used: list[_Entry] = []
         try:
             while wanted or waiting:
                 if wanted:
-                    # One visit to the table for many blocks, unless there is no room for them.
+                    # One visit to the table for many chunks, unless there is no room for them.
                     self._release(used)
                     used = []
                     self._request(wanted, waiting)
@@ -103,7 +103,7 @@ class BlockCache:
             self._release([*waiting, *used])
 
     def _request(self, wanted: deque[int], waiting: deque[_Entry]) -> None:
-        """Move blocks from `wanted` to `waiting`, as their user, while there is room for them; wait
+        """Move chunks from `wanted` to `waiting`, as their user, while there is room for them; wait
         for room for the first."""
         with self._room:
             while wanted:
@@ -127,7 +127,7 @@ class BlockCache:
         entry.users += 1
 
     def _submit(self, number: int) -> _Entry:
-        """Start to fetch a block, for its first stream. Needs the lock."""
+        """Start to fetch a chunk, for its first stream. Needs the lock."""
         entry = _Entry(number, users=2)
         self._pool.submit(self._fetch, entry)
         self._entries[number] = entry
@@ -136,7 +136,7 @@ class BlockCache:
 
     def _fetch(self, entry: _Entry) -> None:
         try:
-            block, fetched = self._load(entry.number)
+            chunk, fetched = self._load(entry.number)
         except BaseException as error:
             with self._room:
                 self._on_the_way -= 1
@@ -146,22 +146,22 @@ class BlockCache:
         else:
             with self._room:
                 self._on_the_way -= 1
-                self._hold(entry, block)
+                self._hold(entry, chunk)
                 self.fetched += fetched > 0
                 self.fetched_bytes += fetched
                 self.disk_hits += fetched == 0
-            # Before: who has the block and lets it go makes room for another at once.
+            # Before: who has the chunk and lets it go makes room for another at once.
             self._release([entry])
-            entry.future.set_result(block)
+            entry.future.set_result(chunk)
 
-    def _hold(self, entry: _Entry, block: FixedRows) -> None:
-        entry.charge = block.nbytes
-        if isinstance(block, MappedRows):
+    def _hold(self, entry: _Entry, chunk: FixedRows) -> None:
+        entry.charge = chunk.nbytes
+        if isinstance(chunk, MappedRows):
             least = self._memory_bytes // _MOST_MAPPED
-            entry.charge = max(block.nbytes // _MAPPED_SHARE, least)
+            entry.charge = max(chunk.nbytes // _MAPPED_SHARE, least)
         self._held_bytes += entry.charge
         self._largest_charge = max(self._largest_charge, entry.charge)
-        self._largest_block = max(self._largest_block, block.nbytes, entry.charge)
+        self._largest_chunk = max(self._largest_chunk, chunk.nbytes, entry.charge)
 
     def _release(self, entries: list[_Entry]) -> None:
         """One user less of each."""
@@ -176,8 +176,8 @@ class BlockCache:
             self._room.notify_all()
 
     def _make_room(self) -> bool:
-        """Drop what is least recently used until another block fits, if that is possible or nothing
-        but idle blocks is there. Needs the lock."""
+        """Drop what is least recently used until another chunk fits, if that is possible or nothing
+        but idle chunks is there. Needs the lock."""
         needed = self._bytes(self._on_the_way + 1)
         all_idle = self._on_the_way == 0 and self._idle_bytes == self._held_bytes
         if needed - self._idle_bytes > self._memory_bytes and not all_idle:
@@ -187,11 +187,11 @@ class BlockCache:
         return True
 
     def _bytes(self, on_the_way: int) -> int:
-        """What is held and so many blocks on the way take. Only those that have a thread are being
-        decoded, which takes a whole block; what they leave in memory may be less."""
-        if self._largest_block == 0:
+        """What is held and so many chunks on the way take. Only those that have a thread are being
+        decoded, which takes a whole chunk; what they leave in memory may be less."""
+        if self._largest_chunk == 0:
             return on_the_way * self._memory_bytes
-        decoding = min(on_the_way, _THREADS) * (self._largest_block - self._largest_charge)
+        decoding = min(on_the_way, _THREADS) * (self._largest_chunk - self._largest_charge)
         return self._held_bytes + on_the_way * self._largest_charge + decoding
 
     def _drop_oldest(self) -> None:

@@ -1,9 +1,9 @@
-"""One decoded block as one file that is used where it lies.
+"""One decoded chunk as one file that is used where it lies.
 
     8 bytes   magic word with the version of this format
     8 bytes   xxh3_64 of everything that follows
     8 bytes   length of the description
-    JSON      the key that the block is kept under, rows, positions in a row, bytes a position,
+    JSON      the key that the chunk is kept under, rows, positions in a row, bytes a position,
               whether rows have labels
     records   the rows as in rowform.py, from a multiple of 64 bytes on
 
@@ -33,30 +33,30 @@ class MappedRows(FixedRows):
     """Rows that are read-only views of a mapped file: the kernel can drop their memory."""
 
 
-def pack_block(key: str, block: FixedRows) -> list[bytes | memoryview]:
-    """The file of `block`, in pieces to be written one after the other; rows are not copied."""
-    shape = [len(block), *block.payload.shape[1:]]
-    labelled = block.rows.labels is not None
+def pack_chunk(key: str, chunk: FixedRows) -> list[bytes | memoryview]:
+    """The file of `chunk`, in pieces to be written one after the other; rows are not copied."""
+    shape = [len(chunk), *chunk.payload.shape[1:]]
+    labelled = chunk.rows.labels is not None
     description = json.dumps({"key": key, "shape": shape, "labels": labelled}).encode()
     length = struct.pack("<Q", len(description))
     padded = description + bytes(-(_HEAD.size + len(description)) % _ALIGNMENT)
-    records = block.records.view(np.uint8).data
+    records = chunk.records.view(np.uint8).data
     digest = xxhash.xxh3_64(length + padded)
     digest.update(records)
     return [_MAGIC + struct.pack("<Q", digest.intdigest()) + length + padded, records]
 
 
-def map_block(path: Path, key: str, *, verify: bool) -> MappedRows:
-    """The block in the file `path`, mapped, not copied.
+def map_chunk(path: Path, key: str, *, verify: bool) -> MappedRows:
+    """The chunk in the file `path`, mapped, not copied.
 
-    ValueError where it is not the whole block of `key`. `verify` reads everything and compares the
+    ValueError where it is not the whole chunk of `key`. `verify` reads everything and compares the
     digest; without it only the description is read, which is right for a file verified before.
     """
-    # Python's own mmap keeps a descriptor open for each mapping; thousands of blocks are mapped.
+    # Python's own mmap keeps a descriptor open for each mapping; thousands of chunks are mapped.
     with pa.memory_map(str(path)) as file:
         data = memoryview(file.read_buffer())
     if len(data) < _HEAD.size:
-        raise ValueError(f"has {len(data)} bytes, which is no block")
+        raise ValueError(f"has {len(data)} bytes, which is no chunk")
     magic, digest, description_bytes = _HEAD.unpack_from(data)
     if magic != _MAGIC:
         raise ValueError(f"starts with {magic!r}, not {_MAGIC!r}")
@@ -65,7 +65,7 @@ def map_block(path: Path, key: str, *, verify: bool) -> MappedRows:
     end = _HEAD.size + description_bytes
     description = json.loads(bytes(data[_HEAD.size : end]))
     if description["key"] != key:
-        raise ValueError(f"is of block {description['key']}, not {key}")
+        raise ValueError(f"is of chunk {description['key']}, not {key}")
     count, seq_len, bytes_per_position = description["shape"]
     kind = row_type(seq_len, bytes_per_position, description["labels"])
     width = np.dtype((np.void, kind.itemsize))

@@ -1,7 +1,7 @@
-"""Where a block comes from: the local disk, else the store, fetched once for all of a host.
+"""Where a chunk comes from: the local disk, else the store, fetched once for all of a host.
 
-Everything slow is in here, so everything in here runs on the threads of `BlockCache`: fetching,
-decoding and keeping the decoded block on the disk. A block that was written to the disk is used
+Everything slow is in here, so everything in here runs on the threads of `ChunkCache`: fetching,
+decoding and keeping the decoded chunk on the disk. A chunk that was written to the disk is used
 from there at once, so that its memory is the page cache's.
 """
 
@@ -13,11 +13,11 @@ from kdscale.cache.format.row_records import FixedRows
 from kdscale.cache.read.disk_cache import DiskCache
 
 
-class Blocks(Protocol):
-    """Blocks as the store has them, by number."""
+class Chunks(Protocol):
+    """Chunks as the store has them, by number."""
 
     def key(self, number: int) -> str:
-        """What the disk knows a block under: it names the stored bytes and all that decoding
+        """What the disk knows a chunk under: it names the stored bytes and all that decoding
         depends on, in whatever cache or manifest."""
         ...
 
@@ -30,11 +30,11 @@ class Blocks(Protocol):
         ...
 
 
-class BlockSource:
-    """Blocks by number, through the disk where there is one; safe in many threads."""
+class ChunkSource:
+    """Chunks by number, through the disk where there is one; safe in many threads."""
 
-    def __init__(self, blocks: Blocks, disk: DiskCache | None) -> None:
-        self._blocks = blocks
+    def __init__(self, chunks: Chunks, disk: DiskCache | None) -> None:
+        self._chunks = chunks
         self._disk = disk
         self._lock = threading.Lock()
         self._decode_seconds = 0.0
@@ -45,26 +45,26 @@ class BlockSource:
         return self._decode_seconds
 
     def load(self, number: int) -> tuple[FixedRows, int]:
-        """A block, and the bytes fetched from the store for it: 0 where the disk had it. Raises
+        """A chunk, and the bytes fetched from the store for it: 0 where the disk had it. Raises
         what fetching and decoding raise."""
         if self._disk is None:
             return self._load_from_store(number)
-        key = self._blocks.key(number)
+        key = self._chunks.key(number)
         if (kept := self._disk.get(key)) is not None:
             return kept, 0
         with self._disk.exclusive(key):
             # Another process may have fetched it while this one waited.
             if (kept := self._disk.get(key)) is not None:
                 return kept, 0
-            block, fetched = self._load_from_store(number)
-            self._disk.put(key, block)
+            chunk, fetched = self._load_from_store(number)
+            self._disk.put(key, chunk)
         kept = self._disk.get(key)
-        return (block if kept is None else kept), fetched
+        return (chunk if kept is None else kept), fetched
 
     def _load_from_store(self, number: int) -> tuple[FixedRows, int]:
-        data = self._blocks.fetch(number)
+        data = self._chunks.fetch(number)
         started = time.thread_time()
-        block = self._blocks.decode(number, data)
+        chunk = self._chunks.decode(number, data)
         with self._lock:
             self._decode_seconds += time.thread_time() - started
-        return block, len(data)
+        return chunk, len(data)

@@ -74,7 +74,7 @@ class ConcatReader(PrefetchingReader):
 
     @property
     def sequences_per_chunk(self) -> int:
-        """Rows of the caches' largest blocks."""
+        """Rows of the caches' largest chunks."""
         return max(reader.sequences_per_chunk for reader in self._readers)
 
     @cached_property
@@ -147,7 +147,7 @@ def source_rows(places: np.ndarray, rows: np.ndarray | int, drawn: np.ndarray | 
     """The row at each of `places` ([B] int64 in 0 .. drawn - 1) of a cache of `rows` rows.
 
     Whole copies of the cache come one after the other, then the part of one that is left, evenly
-    spread: consecutive places stay in few blocks, and the same row comes back late.
+    spread: consecutive places stay in few chunks, and the same row comes back late.
     """
     part = np.asarray(drawn % rows)
     after = places - (drawn - part)

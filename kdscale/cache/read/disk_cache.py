@@ -1,6 +1,6 @@
-"""Decoded blocks on a local disk: shared by the processes of a host, and there after a restart.
+"""Decoded chunks on a local disk: shared by the processes of a host, and there after a restart.
 
-A block's file is written aside and renamed, so nobody sees half of one, and its digest is compared
+A chunk's file is written aside and renamed, so nobody sees half of one, and its digest is compared
 the first time a process opens it. That makes the folder safe to lose, to damage and to share, and
 flushing needless: what a power cut leaves broken is found, deleted and fetched again.
 
@@ -10,7 +10,7 @@ use are counted in a file under flock, which the kernel releases with its proces
 only ever too high after a kill, and a sweep over the folder sets it right, when it says that the
 folder is full and once in the life of each process. There is no shared memory and no daemon.
 
-    blocks/<key>.blk   blocks/<random>.tmp (being written)   locks/<number>   used
+    chunks/<key>.blk   chunks/<random>.tmp (being written)   locks/<number>   used
 """
 
 import fcntl
@@ -27,7 +27,7 @@ from typing import Any
 import xxhash
 
 from kdscale.cache.format.row_records import FixedRows
-from kdscale.cache.read.chunk_file import MappedRows, map_block, pack_block
+from kdscale.cache.read.chunk_file import MappedRows, map_chunk, pack_chunk
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 _PAUSE_SECONDS = 300.0
 # How old a temporary file is when its writer must be dead.
 _GRACE_SECONDS = 3600.0
-# How long to wait for a process that fetches the same block, or sweeps. It may be stopped.
+# How long to wait for a process that fetches the same chunk, or sweeps. It may be stopped.
 _LOCK_SECONDS = 30.0
-# Locks are few files for all blocks: two blocks that share one only wait for each other.
+# Locks are few files for all chunks: two chunks that share one only wait for each other.
 _LOCKS = 1024
 # A sweep frees this share of the folder, so that the next one is far away.
 _SWEPT_SHARE = 16
@@ -45,8 +45,8 @@ _COUNT = struct.Struct("<Q")
 
 
 class DiskCache:
-    """Blocks by key in `folder`, at most `max_bytes` of them. Usable by many threads and processes,
-    picklable and safe under fork. No trouble with the disk is ever raised: a block that cannot be
+    """Chunks by key in `folder`, at most `max_bytes` of them. Usable by many threads and processes,
+    picklable and safe under fork. No trouble with the disk is ever raised: a chunk that cannot be
     read is a miss, one that cannot be written is not kept, and a warning says so once.
     """
 
@@ -78,11 +78,11 @@ class DiskCache:
             return False
 
     def get(self, key: str) -> MappedRows | None:
-        """The block under `key`, or None. Its arrays stay valid when the file is deleted."""
+        """The chunk under `key`, or None. Its arrays stay valid when the file is deleted."""
         path = self._path(key)
         try:
             inode = path.stat().st_ino
-            rows = map_block(path, key, verify=self._verified.get(key) != inode)
+            rows = map_chunk(path, key, verify=self._verified.get(key) != inode)
         except OSError:
             return None
         except (ValueError, KeyError, TypeError) as error:
@@ -93,18 +93,18 @@ class DiskCache:
         return rows
 
     def put(self, key: str, rows: FixedRows) -> None:
-        """Keep a block under `key`, which must name its content for ever: a digest."""
+        """Keep a chunk under `key`, which must name its content for ever: a digest."""
         if not self.is_writing:
             return
         try:
-            self._write(key, pack_block(key, rows))
+            self._write(key, pack_chunk(key, rows))
         except OSError as error:
             self._paused_until = time.monotonic() + _PAUSE_SECONDS
-            self._warn(f"cannot be written ({error}); blocks are read from the store meanwhile")
+            self._warn(f"cannot be written ({error}); chunks are read from the store meanwhile")
 
     @contextmanager
     def exclusive(self, key: str) -> Iterator[None]:
-        """Held by one thread of all processes of the host at a time: who fetches the block.
+        """Held by one thread of all processes of the host at a time: who fetches the chunk.
 
         It is a courtesy that saves downloads, not a guard: after a while, or where the disk does
         not work, the body runs without it.
@@ -122,7 +122,7 @@ class DiskCache:
         size = sum(len(piece) for piece in pieces)
         if size > self._max_bytes:
             return
-        temporary = self._folder / "blocks" / f"{uuid.uuid4().hex}.tmp"
+        temporary = self._folder / "chunks" / f"{uuid.uuid4().hex}.tmp"
         temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
             with self._counting() as count:
@@ -165,7 +165,7 @@ class DiskCache:
         """Make room for `size` bytes and remove what killed writers left. The bytes then in use."""
         used, files = 0, []
         oldest = time.time() - _GRACE_SECONDS
-        with os.scandir(self._folder / "blocks") as entries:
+        with os.scandir(self._folder / "chunks") as entries:
             for entry in entries:
                 try:
                     found = entry.stat(follow_symlinks=False)
@@ -189,10 +189,10 @@ class DiskCache:
 
     def _path(self, key: str) -> Path:
         assert key.replace("-", "").isalnum(), key
-        return self._folder / "blocks" / f"{key}.blk"
+        return self._folder / "chunks" / f"{key}.blk"
 
     def _drop(self, path: Path, problem: Exception) -> None:
-        log.warning("%s %s; it is deleted and the block fetched again.", path, problem)
+        log.warning("%s %s; it is deleted and the chunk fetched again.", path, problem)
         try:
             path.unlink(missing_ok=True)
         except OSError as error:

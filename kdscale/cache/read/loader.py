@@ -2,7 +2,7 @@
 
 The rows of a global batch follow from its step alone, so ranks and workers never talk, and a run
 may go on with other numbers of both. Workers are threads: reading is waiting, hashing, decoding and
-copying, all outside the interpreter's lock, and they share one table of blocks. Processes would
+copying, all outside the interpreter's lock, and they share one table of chunks. Processes would
 pickle every batch, which takes longer than reading it, and hold a table each.
 """
 
@@ -134,10 +134,10 @@ class CacheLoader:
     @property
     def metrics(self) -> dict[str, float]:
         """Tokens read a second and the share of the time that the loop waited for them, since it
-        began; the shares of blocks found in memory and on disk; and what the reader counts."""
+        began; the shares of chunks found in memory and on disk; and what the reader counts."""
         elapsed = time.monotonic() - self._started if self._started is not None else 0.0
         counts = self._reader.metrics
-        found = [counts.get(name, 0.0) for name in ("block_hits", "disk_hits", "blocks_fetched")]
+        found = [counts.get(name, 0.0) for name in ("chunk_hits", "disk_hits", "chunks_fetched")]
         return counts | {
             "tokens": float(self._tokens),
             "tokens_per_second": _share(self._tokens, elapsed),

@@ -1,9 +1,9 @@
 """The order of an epoch as a function: which row stands at which position, without a table.
 
-A full shuffle makes every batch open as many blocks as it has rows. Here chunks of consecutive rows
-(as many as a block has, or a unit) are shuffled, and rows are shuffled inside windows of several
-shuffled chunks. So an epoch meets every row once, opens every block once, and has at most a window
-of blocks open; what it costs is that rows of one chunk stay within a window of each other. The same
+A full shuffle makes every batch open as many chunks as it has rows. Here chunks of consecutive rows
+(as many as a chunk has, or a shard) are shuffled, and rows are shuffled inside windows of several
+shuffled chunks. So an epoch meets every row once, opens every chunk once, and has at most a window
+of chunks open; what it costs is that rows of one chunk stay within a window of each other. The same
 idea is in MosaicML Streaming's `py1e` and `py1br` shuffles; this one needs no memory, no number of
 nodes and no divisibility.
 """
@@ -21,8 +21,8 @@ _SHORT_SLOT, _CHUNKS, _ROWS = 1, 2, 3
 class EpochOrder:
     """Endless epochs over `rows` rows. Position p lies in epoch p // rows.
 
-    `chunk_rows` should be a multiple of the rows of a block, or the rows of a unit where a unit
-    ends in a short block: other values are as right, and fetch the blocks across two chunks twice.
+    `chunk_rows` should be a multiple of the rows of a chunk, or the rows of a shard where a shard
+    ends in a short chunk: other values are as right, and fetch the chunks across two chunks twice.
     `window_chunks` None shuffles the whole epoch. Equal fields give equal orders on every machine.
     """
 

@@ -1,8 +1,8 @@
-"""The reader of a cache: any rows, in any order, at the price of a block each.
+"""The reader of a cache: any rows, in any order, at the price of a chunk each.
 
 It pins one manifest, so its rows never change, and it knows nothing of epochs or ranks: the order
-comes from outside, as indices. Each block is verified before it is decoded. Where a row lies is
-arithmetic; only the tables of blocks, which stand in the units' indexes, are fetched when met.
+comes from outside, as indices. Each chunk is verified before it is decoded. Where a row lies is
+arithmetic; only the tables of chunks, which stand in the shards' indexes, are fetched when met.
 """
 
 import os
@@ -17,14 +17,14 @@ import numpy as np
 from kdscale.cache.codecs import Codec, open_codec
 from kdscale.cache.commit.manifest import Manifest, load_manifest
 from kdscale.cache.format.checked_read import read_index
-from kdscale.cache.format.records import Unit
+from kdscale.cache.format.records import Shard
 from kdscale.cache.format.row_records import FixedRows, row_type, view_rows
 from kdscale.cache.jit import compiled
 from kdscale.cache.read.batches import MOST_BYTES, THREADS, PrefetchingReader
 from kdscale.cache.read.buffer_pool import BufferPool
-from kdscale.cache.read.chunk_cache import BlockCache
-from kdscale.cache.read.chunk_loader import BlockSource
-from kdscale.cache.read.chunk_store import BlockMap, StoredBlocks
+from kdscale.cache.read.chunk_cache import ChunkCache
+from kdscale.cache.read.chunk_loader import ChunkSource
+from kdscale.cache.read.chunk_store import ChunkMap, StoredChunks
 from kdscale.cache.read.disk_cache import DiskCache
 from kdscale.cache.rows import RowStats
 from kdscale.cache.spec import Identity, check_cache_spec, has_labels
@@ -37,11 +37,11 @@ _KEPT_BATCHES = THREADS
 
 @dataclass(frozen=True)
 class CacheSource:
-    """What a student reads of a cache: its first `segments` segments, whatever is appended later,
+    """What a student reads of a cache: its first `generations` generations, whatever is appended later,
     and each of their rows `weight` times an epoch."""
 
     store: Store
-    segments: int
+    generations: int
     weight: float = 1.0
 
 
@@ -49,7 +49,7 @@ class CacheReader(PrefetchingReader):
     """Rows 0 .. len - 1 of a published cache, in the order of its plans.
 
     expected: fields of the identity that the student depends on; KdscaleError where one differs.
-    version, segments: which manifest, see `load_manifest`. memory_bytes: for decoded blocks; disk:
+    version, generations: which manifest, see `load_manifest`. memory_bytes: for decoded chunks; disk:
     where the machine keeps more of them. Safe in many threads; picklable, and usable after a fork.
     """
 
@@ -59,11 +59,11 @@ class CacheReader(PrefetchingReader):
         *,
         expected: Identity | None = None,
         version: int | None = None,
-        segments: int | None = None,
+        generations: int | None = None,
         memory_bytes: int = 512 << 20,
         disk: DiskCache | None = None,
     ) -> None:
-        manifest = load_manifest(store, version, segments)
+        manifest = load_manifest(store, version, generations)
         check_cache_spec(manifest.identity, expected or {})
         self._open(store, manifest, memory_bytes, disk)
 
@@ -79,21 +79,21 @@ class CacheReader(PrefetchingReader):
         self._row_type = row_type(
             self.seq_len, self.codec.bytes_per_position, has_labels(self.identity)
         )
-        self._map = BlockMap(manifest.segments)
+        self._map = ChunkMap(manifest.generations)
         self._memory = BufferPool(MOST_BYTES, _KEPT_BATCHES)
         self._start_cache()
 
     def _start_cache(self) -> None:
         disk = self._disk if self._needs_disk else None
-        self._source = BlockSource(StoredBlocks(self._store, self.manifest), disk)
-        self._cache = BlockCache(self._source.load, self._memory_bytes)
+        self._source = ChunkSource(StoredChunks(self._store, self.manifest), disk)
+        self._cache = ChunkCache(self._source.load, self._memory_bytes)
         self._process = os.getpid()
 
     @property
     def _needs_disk(self) -> bool:
-        """Not for blocks that lie on that disk already and need no unpacking."""
+        """Not for chunks that lie on that disk already and need no unpacking."""
         path = self._store.local_path()
-        is_packed = any(segment.prior is not None for segment in self.manifest.segments)
+        is_packed = any(generation.prior is not None for generation in self.manifest.generations)
         return self._disk is not None and (
             is_packed or path is None or not self._disk.is_beside(path)
         )
@@ -124,14 +124,14 @@ class CacheReader(PrefetchingReader):
 
     @property
     def sequences_per_chunk(self) -> int:
-        """Rows that are fetched together, in the first segment."""
-        return self.manifest.segments[0].sequences_per_chunk
+        """Rows that are fetched together, in the first generation."""
+        return self.manifest.generations[0].sequences_per_chunk
 
     @cached_property
     def statistics(self) -> RowStats:
         """Statistics of all rows, [R], from the small index objects alone: 28 bytes a row."""
         with ThreadPoolExecutor(_INDEX_THREADS) as pool:
-            parts = list(pool.map(partial(_load_stats, self._store), self.manifest.units))
+            parts = list(pool.map(partial(_load_stats, self._store), self.manifest.shards))
         return RowStats(
             *(
                 np.concatenate([getattr(part, name) for part in parts])
@@ -141,9 +141,9 @@ class CacheReader(PrefetchingReader):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Since this process opened the reader: what `BlockCache.metrics` counts, processor seconds
+        """Since this process opened the reader: what `ChunkCache.metrics` counts, processor seconds
         spent decoding, and seconds that the consumer of `batches` waited."""
-        return self._blocks.metrics | {
+        return self._chunks.metrics | {
             "decode_seconds": self._source.decode_seconds,
             "seconds_waited": self.seconds_waited,
         }
@@ -159,19 +159,19 @@ class CacheReader(PrefetchingReader):
         memory = self._memory.take(len(indices) * self.row_bytes)
         records = memory.view(np.dtype((np.void, self.row_bytes)))
         words = _as_words(records)
-        # Places in the batch, block by block.
-        by_block = np.argsort(numbers, kind="stable")
-        blocks, starts = np.unique(numbers[by_block], return_index=True)
+        # Places in the batch, chunk by chunk.
+        by_chunk = np.argsort(numbers, kind="stable")
+        chunks, starts = np.unique(numbers[by_chunk], return_index=True)
         spans = pairwise([*starts.tolist(), len(numbers)])
-        stream = self._blocks.stream(blocks.tolist())
-        for (start, end), (_, block) in zip(spans, stream, strict=True):
-            wanted = by_block[start:end]
-            _copy_rows(words, wanted, _as_words(block.records), places[wanted])
+        stream = self._chunks.stream(chunks.tolist())
+        for (start, end), (_, chunk) in zip(spans, stream, strict=True):
+            wanted = by_chunk[start:end]
+            _copy_rows(words, wanted, _as_words(chunk.records), places[wanted])
         return view_rows(records, self._row_type)
 
     @property
-    def _blocks(self) -> BlockCache:
-        """This process's blocks: threads do not survive a fork, and a lock may be held in it."""
+    def _chunks(self) -> ChunkCache:
+        """This process's chunks: threads do not survive a fork, and a lock may be held in it."""
         if self._process != os.getpid():
             self._start_cache()
         return self._cache
@@ -191,5 +191,5 @@ def _copy_rows(out: np.ndarray, to: np.ndarray, rows: np.ndarray, at: np.ndarray
             out[target, word] = rows[source, word]
 
 
-def _load_stats(store: Store, unit: Unit) -> RowStats:
-    return read_index(store, unit).stats
+def _load_stats(store: Store, shard: Shard) -> RowStats:
+    return read_index(store, shard).stats

@@ -14,7 +14,7 @@ from kdscale.cache.spec import Identity
 
 
 class SubsetReader(PrefetchingReader):
-    """Row i is row `chosen`[i] of `reader`, which keeps its blocks and its metrics."""
+    """Row i is row `chosen`[i] of `reader`, which keeps its chunks and its metrics."""
 
     def __init__(self, reader: CacheReader | ConcatReader, chosen: np.ndarray) -> None:
         self._reader = reader

@@ -1,4 +1,4 @@
-"""Blocks of made-up rows."""
+"""Chunks of made-up rows."""
 
 from dataclasses import fields
 
@@ -26,10 +26,10 @@ def make_rows(rows: int, length: int, width: int, seed: int = 0) -> CachedRows:
     )
 
 
-def fixed(block: CachedRows) -> FixedRows:
-    """A copy of `block`, field by field."""
-    rows = new_rows(len(block), row_type(*block.payload.shape[1:]))
-    for whole, part in ((rows, block), (rows.rows, block.rows)):
+def fixed(chunk: CachedRows) -> FixedRows:
+    """A copy of `chunk`, field by field."""
+    rows = new_rows(len(chunk), row_type(*chunk.payload.shape[1:]))
+    for whole, part in ((rows, chunk), (rows.rows, chunk.rows)):
         for field in fields(part):
             if field.name not in ("rows", "labels"):
                 getattr(whole, field.name)[:] = getattr(part, field.name)

@@ -12,11 +12,11 @@ import xxhash
 from kdscale.cache.codecs import Codec, make_codec, uniforms
 from kdscale.cache.commit.manifest import load_manifest, publish
 from kdscale.cache.commit.plan import create_or_load_plan, selection_hash
-from kdscale.cache.commit.writer import UnitWriter
+from kdscale.cache.commit.writer import ShardWriter
 from kdscale.cache.format.checked_read import read_index
 from kdscale.cache.format.packing import Packing, packable
 from kdscale.cache.format.prior import Prior, count_prior
-from kdscale.cache.format.records import Block, Segment
+from kdscale.cache.format.records import Chunk, Generation
 from kdscale.cache.rows import RowStats
 from kdscale.cache.spec import FORMAT
 from kdscale.config.cache import CodecConfig, VaroptCodec
@@ -42,16 +42,16 @@ class Planted:
     packed: bool
 
     @cached_property
-    def segment(self) -> Segment:
-        """The agreed plan, with blocks of three rows."""
+    def generation(self) -> Generation:
+        """The agreed plan, with chunks of three rows."""
         return self.agree()
 
     @property
-    def writer(self) -> UnitWriter:
-        """A writer of units."""
-        return UnitWriter(self.store, self.identity, self.segment)
+    def writer(self) -> ShardWriter:
+        """A writer of shards."""
+        return ShardWriter(self.store, self.identity, self.generation)
 
-    def agree(self, **changes: Any) -> Segment:
+    def agree(self, **changes: Any) -> Generation:
         """Fix the plan, or find it."""
         options: dict[str, Any] = {
             "data": DATA,
@@ -63,23 +63,23 @@ class Planted:
         }
         return create_or_load_plan(self.store, self.identity, **(options | changes))
 
-    def unit(self, unit: int) -> tuple[int, Rows, np.ndarray, RowStats]:
-        """What `UnitWriter.commit` takes for a unit."""
-        at = np.array(self.segment.units[unit])
+    def shard(self, shard: int) -> tuple[int, Rows, np.ndarray, RowStats]:
+        """What `ShardWriter.commit` takes for a shard."""
+        at = np.array(self.generation.shards[shard])
         s = self.stats
         stats = RowStats(s.sample_ids[at], s.entropy[at], s.nll[at], s.length[at])
-        return unit, self.rows.take(at), self.payload[at], stats
+        return shard, self.rows.take(at), self.payload[at], stats
 
     def publish(self) -> "Planted":
         """Make the cache complete."""
-        for unit in range(len(self.segment.units)):
-            assert self.writer.commit(*self.unit(unit))
-        publish(self.store, self.segment)
+        for shard in range(len(self.generation.shards)):
+            assert self.writer.commit(*self.shard(shard))
+        publish(self.store, self.generation)
         return self
 
-    def blocks(self, unit: int) -> tuple[Block, ...]:
-        """The table of blocks of a published unit."""
-        return read_index(self.store, load_manifest(self.store).units[unit]).blocks
+    def chunks(self, shard: int) -> tuple[Chunk, ...]:
+        """The table of chunks of a published shard."""
+        return read_index(self.store, load_manifest(self.store).shards[shard]).chunks
 
     def damage(self, key: str, at: int) -> None:
         """Flip one bit of a stored object."""

@@ -12,8 +12,8 @@ import pytest
 
 from kdscale.cache.commit.manifest import load_manifest, manifest_versions, publish
 from kdscale.cache.commit.plan import load_plans
-from kdscale.cache.commit.writer import UnitWriter, committed_units
-from kdscale.cache.format.records import Commit, Segment, read_record
+from kdscale.cache.commit.writer import ShardWriter, committed_shards
+from kdscale.cache.format.records import Commit, Generation, read_record
 from kdscale.cache.maintain.repair import repair
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import RowStats
@@ -65,9 +65,9 @@ class DyingStore(LocalStore):
         return bool(self._counted("put_if_absent", key, data))
 
 
-def test_units_cover_every_row_once(plant: Plant) -> None:
-    assert plant().segment.units == [range(8), range(8, 16), range(16, 23)]
-    assert plant(rows=16).agree(request="0" * 32).units == [range(8), range(8, 16)]
+def test_shards_cover_every_row_once(plant: Plant) -> None:
+    assert plant().generation.shards == [range(8), range(8, 16), range(16, 23)]
+    assert plant(rows=16).agree(request="0" * 32).shards == [range(8), range(8, 16)]
 
 
 def test_nothing_to_capture_is_refused(plant: Plant) -> None:
@@ -78,11 +78,11 @@ def test_nothing_to_capture_is_refused(plant: Plant) -> None:
 def test_plan_is_fixed_by_the_first_run_and_found_by_the_next(plant: Plant) -> None:
     planted = plant()
     first = planted.agree()
-    # Sizes and packing are no part of what is asked for: units of other runs go on as planned.
+    # Sizes and packing are no part of what is asked for: shards of other runs go on as planned.
     assert planted.agree(sequences_per_shard=4, sequences_per_chunk=1, count_prior=None) == first
     (plan,) = load_plans(planted.store)
-    assert (plan.segment, plan.identity) == (first, planted.identity)
-    assert (first.rows, first.sequences_per_shard, first.first_row, first.first_unit) == (
+    assert (plan.generation, plan.identity) == (first, planted.identity)
+    assert (first.rows, first.sequences_per_shard, first.first_row, first.first_shard) == (
         23,
         8,
         0,
@@ -93,12 +93,12 @@ def test_plan_is_fixed_by_the_first_run_and_found_by_the_next(plant: Plant) -> N
 def test_simultaneous_planners_agree(plant: Plant) -> None:
     planted, barrier = plant(), threading.Barrier(8)
 
-    def work(_: int) -> Segment:
+    def work(_: int) -> Generation:
         barrier.wait()
         return planted.agree()
 
     with ThreadPoolExecutor(8) as pool:
-        assert len({segment.model_dump_json() for segment in pool.map(work, range(8))}) == 1
+        assert len({generation.model_dump_json() for generation in pool.map(work, range(8))}) == 1
     assert len(load_plans(planted.store)) == 1
 
 
@@ -136,17 +136,17 @@ def appended(planted: Planted, count: int = 10) -> Planted:
     payload = stored_payload(more.codec, rows, more.payload[at])
     more = replace(more, rows=rows, stats=stats, payload=payload)
     more.agree(request="1" * 32)
-    segment = load_plans(planted.store)[-1].segment
-    more.__dict__["segment"] = segment
-    for unit in range(len(segment.units)):
-        assert more.writer.commit(*more.unit(unit))
+    generation = load_plans(planted.store)[-1].generation
+    more.__dict__["generation"] = generation
+    for shard in range(len(generation.shards)):
+        assert more.writer.commit(*more.shard(shard))
     return more
 
 
 def test_a_plan_missing_before_others_is_named_and_mended(plant: Plant) -> None:
     planted = plant().publish()
     more = appended(planted)
-    publish(planted.store, more.segment)
+    publish(planted.store, more.generation)
     whole = load_plans(planted.store)
     planted.store.delete("plans/0000.json")
     with pytest.raises(KdscaleError, match=r"plans/0000.json is missing(.|\n)*cache repair"):
@@ -154,7 +154,7 @@ def test_a_plan_missing_before_others_is_named_and_mended(plant: Plant) -> None:
     repair(planted.store)
     # When it was planned, only the plan itself knew.
     again = load_plans(planted.store)
-    assert [plan.segment for plan in again] == [plan.segment for plan in whole]
+    assert [plan.generation for plan in again] == [plan.generation for plan in whole]
     assert [plan.identity for plan in again] == [plan.identity for plan in whole]
 
 
@@ -162,9 +162,9 @@ def test_appended_rows_are_a_new_version_behind_the_old_rows(plant: Plant) -> No
     planted = plant().publish()
     before = CacheReader(planted.store)
     more = appended(planted)
-    assert (more.segment.first_row, more.segment.first_unit) == (23, 3)
+    assert (more.generation.first_row, more.generation.first_shard) == (23, 3)
     assert len(CacheReader(planted.store)) == 23
-    assert publish(planted.store, more.segment).version == 2
+    assert publish(planted.store, more.generation).version == 2
     reader = CacheReader(planted.store)
     assert len(reader) == 33
     order = np.random.default_rng(2).permutation(33)
@@ -176,22 +176,22 @@ def test_appended_rows_are_a_new_version_behind_the_old_rows(plant: Plant) -> No
     assert len(before) == 23
     assert before.manifest == CacheReader(planted.store, version=1).manifest
     # The first capture's stage, run again, leaves what was appended in.
-    assert publish(planted.store, planted.segment).version == 2
+    assert publish(planted.store, planted.generation).version == 2
 
 
-def test_an_append_waits_for_the_segment_before_it(plant: Plant) -> None:
+def test_an_append_waits_for_the_generation_before_it(plant: Plant) -> None:
     planted = plant()
     planted.agree()
     more = appended(planted)
-    with pytest.raises(KdscaleError, match=r"3 of 3 units .* the first is unit 0"):
-        publish(planted.store, more.segment)
+    with pytest.raises(KdscaleError, match=r"3 of 3 shards .* the first is shard 0"):
+        publish(planted.store, more.generation)
 
 
 def test_commit_names_what_it_stored(plant: Plant) -> None:
     planted = plant()
-    assert committed_units(planted.store, planted.segment) == set()
-    assert planted.writer.commit(*planted.unit(2))
-    assert committed_units(planted.store, planted.segment) == {2}
+    assert committed_shards(planted.store, planted.generation) == set()
+    assert planted.writer.commit(*planted.shard(2))
+    assert committed_shards(planted.store, planted.generation) == {2}
     commit = read_record(Commit, planted.store, "commits/000002.json")
     assert commit.rows == 7
     assert commit.targets == planted.rows.loss_mask[16:].sum()
@@ -202,30 +202,30 @@ def test_commit_names_what_it_stored(plant: Plant) -> None:
 
 def test_second_attempt_with_equal_content_keeps_the_object(plant: Plant) -> None:
     planted = plant()
-    assert planted.writer.commit(*planted.unit(0))
+    assert planted.writer.commit(*planted.shard(0))
     before = planted.store.list()
-    assert not planted.writer.commit(*planted.unit(0))
+    assert not planted.writer.commit(*planted.shard(0))
     assert planted.store.list() == before
 
 
 def test_second_attempt_with_other_content_leaves_nothing(plant: Plant) -> None:
     planted = plant()
-    assert planted.writer.commit(*planted.unit(0))
+    assert planted.writer.commit(*planted.shard(0))
     before = planted.store.list()
-    unit, rows, payload, stats = planted.unit(0)
-    assert not planted.writer.commit(unit, rows, changed(payload), stats)
+    shard, rows, payload, stats = planted.shard(0)
+    assert not planted.writer.commit(shard, rows, changed(payload), stats)
     assert planted.store.list() == before
 
 
 def race(planted: Planted, number: int) -> list[bool]:
-    """What eight simultaneous attempts at one unit are told."""
-    unit, rows, payload, stats = planted.unit(number)
+    """What eight simultaneous attempts at one shard are told."""
+    shard, rows, payload, stats = planted.shard(number)
     barrier = threading.Barrier(8)
 
     def work(change: int) -> bool:
         barrier.wait()
         # Half of them differ, as a GPU's rounding would make them.
-        return planted.writer.commit(unit, rows, changed(payload, change % 4), stats) is not None
+        return planted.writer.commit(shard, rows, changed(payload, change % 4), stats) is not None
 
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(work, range(8)))
@@ -234,7 +234,7 @@ def race(planted: Planted, number: int) -> list[bool]:
 def test_of_simultaneous_workers_exactly_one_commits(plant: Plant) -> None:
     planted = plant()
     planted.agree()
-    for number in range(len(planted.segment.units)):
+    for number in range(len(planted.generation.shards)):
         assert sorted(race(planted, number)) == [False] * 7 + [True]
     commits = [read_record(Commit, planted.store, key) for key in planted.store.list("commits/")]
     assert planted.store.list("data/") == [commit.object for commit in commits]
@@ -245,8 +245,8 @@ def test_an_attempt_whose_twin_has_lost_and_cleaned_up_loses_too(plant: Plant) -
     """Same content, same key: the twin deletes it between this attempt's write and its look."""
     planted = plant()
     planted.agree()
-    unit, rows, payload, stats = planted.unit(0)
-    assert planted.writer.commit(unit, rows, payload, stats)
+    shard, rows, payload, stats = planted.shard(0)
+    assert planted.writer.commit(shard, rows, payload, stats)
     before = planted.store.list()
 
     class Cleaned(LocalStore):
@@ -255,15 +255,15 @@ def test_an_attempt_whose_twin_has_lost_and_cleaned_up_loses_too(plant: Plant) -
                 self.delete(key)
             return super().size(key)
 
-    writer = UnitWriter(Cleaned(planted.store.url), planted.identity, planted.segment)
-    assert not writer.commit(unit, rows, changed(payload), stats)
+    writer = ShardWriter(Cleaned(planted.store.url), planted.identity, planted.generation)
+    assert not writer.commit(shard, rows, changed(payload), stats)
     assert planted.store.list() == before
     with pytest.raises(KdscaleError, match="holds 0 bytes after a write"):
-        writer.commit(*planted.unit(1))
+        writer.commit(*planted.shard(1))
 
 
-def commit(_: Pipe, writer: UnitWriter, unit: tuple[Any, ...]) -> None:
-    writer.commit(*unit)
+def commit(_: Pipe, writer: ShardWriter, shard: tuple[Any, ...]) -> None:
+    writer.commit(*shard)
 
 
 @pytest.mark.fault
@@ -275,14 +275,14 @@ def test_writer_killed_at_any_store_call_loses_and_doubles_nothing(
     planted = plant()
     planted.agree()
     store = DyingStore(planted.store.url, call=call, after=after)
-    writer = UnitWriter(store, planted.identity, planted.segment)
-    Worker(commit, writer, planted.unit(0)).await_death()
+    writer = ShardWriter(store, planted.identity, planted.generation)
+    Worker(commit, writer, planted.shard(0)).await_death()
     committed = call > COMMITTING_CALL or (call == COMMITTING_CALL and after)
-    assert committed_units(planted.store, planted.segment) == ({0} if committed else set())
+    assert committed_shards(planted.store, planted.generation) == ({0} if committed else set())
 
-    for unit in sorted({0, 1, 2} - committed_units(planted.store, planted.segment)):
-        assert planted.writer.commit(*planted.unit(unit))
-    publish(planted.store, planted.segment)
+    for shard in sorted({0, 1, 2} - committed_shards(planted.store, planted.generation)):
+        assert planted.writer.commit(*planted.shard(shard))
+    publish(planted.store, planted.generation)
     reader = CacheReader(planted.store)
     assert_same_rows(reader.read(np.arange(23)).rows, planted.rows)
 
@@ -293,7 +293,7 @@ def test_killed_commit_makes_exactly_the_calls_that_the_test_kills(
     planted = plant()
     planted.agree()
     store = DyingStore(planted.store.url, call=99)
-    UnitWriter(store, planted.identity, planted.segment).commit(*planted.unit(0))
+    ShardWriter(store, planted.identity, planted.generation).commit(*planted.shard(0))
     assert store.calls == ["put", "size", "put", "size", "put_if_absent", "size", "size"]
 
 
@@ -307,8 +307,8 @@ def test_objects_that_were_collected_before_the_commit_are_put_again(plant: Plan
             planted.store.delete(name)
         return planted.store.put_if_absent(key, data)
 
-    writer = UnitWriter(planted.store, planted.identity, planted.segment, collected)
-    commit = writer.commit(*planted.unit(0))
+    writer = ShardWriter(planted.store, planted.identity, planted.generation, collected)
+    commit = writer.commit(*planted.shard(0))
     assert commit is not None
     assert planted.store.size(commit.object) == commit.length
     assert planted.store.size(commit.index) == commit.index_length
@@ -321,17 +321,17 @@ def test_object_that_arrived_short_is_not_committed(plant: Plant, tmp_path: Path
 
     planted = plant(store=Short(str(tmp_path / "short")))
     with pytest.raises(KdscaleError, match=r"data/000000-.* bytes after a write of"):
-        planted.writer.commit(*planted.unit(0))
-    assert committed_units(planted.store, planted.segment) == set()
+        planted.writer.commit(*planted.shard(0))
+    assert committed_shards(planted.store, planted.generation) == set()
 
 
-def test_publishing_needs_every_unit(plant: Plant) -> None:
+def test_publishing_needs_every_shard(plant: Plant) -> None:
     planted = plant()
     planted.agree()
-    planted.writer.commit(*planted.unit(0))
-    with pytest.raises(KdscaleError, match=r"2 of 3 units .* the first is unit 1"):
-        publish(planted.store, planted.segment)
-    with pytest.raises(KdscaleError, match="1 of 3 units are committed"):
+    planted.writer.commit(*planted.shard(0))
+    with pytest.raises(KdscaleError, match=r"2 of 3 shards .* the first is shard 1"):
+        publish(planted.store, planted.generation)
+    with pytest.raises(KdscaleError, match="1 of 3 shards are committed"):
         load_manifest(planted.store)
 
 
@@ -343,7 +343,7 @@ def test_no_cache_at_all_is_said_so(plant: Plant) -> None:
 def test_publishing_twice_changes_nothing(plant: Plant) -> None:
     planted = plant().publish()
     first = load_manifest(planted.store)
-    assert publish(planted.store, planted.segment) == first
+    assert publish(planted.store, planted.generation) == first
     assert manifest_versions(planted.store) == {1}
     assert first.version == 1
     assert first.rows == 23
@@ -353,13 +353,13 @@ def test_publishing_twice_changes_nothing(plant: Plant) -> None:
 def test_simultaneous_publishers_agree_on_one_manifest(plant: Plant) -> None:
     planted = plant()
     planted.agree()
-    for unit in range(3):
-        planted.writer.commit(*planted.unit(unit))
+    for shard in range(3):
+        planted.writer.commit(*planted.shard(shard))
     found, barrier = [], threading.Barrier(6)
 
     def work() -> None:
         barrier.wait()
-        found.append(publish(planted.store, planted.segment))
+        found.append(publish(planted.store, planted.generation))
 
     threads = [threading.Thread(target=work) for _ in range(6)]
     for thread in threads:
@@ -370,13 +370,13 @@ def test_simultaneous_publishers_agree_on_one_manifest(plant: Plant) -> None:
     assert found == [load_manifest(planted.store)] * 6
 
 
-def test_unit_captured_again_gives_a_new_version_and_leaves_the_old_one(plant: Plant) -> None:
+def test_shard_captured_again_gives_a_new_version_and_leaves_the_old_one(plant: Plant) -> None:
     planted = plant().publish()
     reader = CacheReader(planted.store)
     planted.store.delete("commits/000001.json")
-    unit, rows, payload, stats = planted.unit(1)
-    planted.writer.commit(unit, rows, changed(payload), stats)
-    assert publish(planted.store, planted.segment).version == 2
+    shard, rows, payload, stats = planted.shard(1)
+    planted.writer.commit(shard, rows, changed(payload), stats)
+    assert publish(planted.store, planted.generation).version == 2
     assert np.array_equal(reader.read(np.arange(8, 16)).payload, payload)
     again = CacheReader(planted.store)
     assert np.array_equal(again.read(np.arange(8, 16)).payload, changed(payload))
@@ -388,14 +388,18 @@ def test_unit_captured_again_gives_a_new_version_and_leaves_the_old_one(plant: P
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (["segments", 0, "first_row"], 1, "do not follow on each other"),
-        (["segments", 0, "rows"], 0, "greater than 0"),
-        (["segments"], [], "there is no segment"),
-        (["segments", 0, "prior", "digest"], "../../../etc/passwd", "should match pattern"),
-        (["units", "digest"], "x" * 32, "should match pattern"),
-        (["units", "length"], -1, "greater than or equal to 0"),
+        (["generations", 0, "first_row"], 1, "do not follow on each other"),
+        (["generations", 0, "rows"], 0, "greater than 0"),
+        (["generations"], [], "there is no generation"),
+        (["generations", 0, "prior", "digest"], "../../../etc/passwd", "should match pattern"),
+        (["shards", "digest"], "x" * 32, "should match pattern"),
+        (["shards", "length"], -1, "greater than or equal to 0"),
         (["identity", "teacher"], "other", "not that of the identity"),
-        (["format"], 2, "format: Input should be 3"),
+        (
+            ["format"],
+            2,
+            "written by a kdscale of cache format 2; this kdscale reads and writes format 4",
+        ),
         (["surplus"], 1, "Extra inputs are not permitted"),
     ],
 )
@@ -419,23 +423,23 @@ def test_manifest_that_reaches_outside_or_contradicts_itself_is_refused(
         load_manifest(planted.store)
 
 
-def test_damaged_table_of_units_or_prior_is_refused(plant: Plant) -> None:
+def test_damaged_table_of_shards_or_prior_is_refused(plant: Plant) -> None:
     planted = plant().publish()
     record = load_manifest(planted.store).record
-    planted.damage(record.units_key, 700)
-    with pytest.raises(KdscaleError, match=f"{record.units_key} is corrupt"):
+    planted.damage(record.shards_key, 700)
+    with pytest.raises(KdscaleError, match=f"{record.shards_key} is corrupt"):
         CacheReader(planted.store)
-    planted.damage(record.units_key, 700)
-    assert planted.segment.prior_key is not None
-    planted.damage(planted.segment.prior_key, 100)
-    with pytest.raises(KdscaleError, match=f"{planted.segment.prior_key} is corrupt"):
+    planted.damage(record.shards_key, 700)
+    assert planted.generation.prior_key is not None
+    planted.damage(planted.generation.prior_key, 100)
+    with pytest.raises(KdscaleError, match=f"{planted.generation.prior_key} is corrupt"):
         CacheReader(planted.store).read(np.array([0]))
 
 
-def test_commit_of_another_unit_is_not_published(plant: Plant) -> None:
+def test_commit_of_another_shard_is_not_published(plant: Plant) -> None:
     planted = plant()
-    for unit in range(3):
-        planted.writer.commit(*planted.unit(unit))
+    for shard in range(3):
+        planted.writer.commit(*planted.shard(shard))
     planted.store.put("commits/000001.json", planted.store.get("commits/000000.json"))
-    with pytest.raises(KdscaleError, match=r"commits/000001\.json is of unit 0 with 8 rows"):
-        publish(planted.store, planted.segment)
+    with pytest.raises(KdscaleError, match=r"commits/000001\.json is of shard 0 with 8 rows"):
+        publish(planted.store, planted.generation)

@@ -109,7 +109,7 @@ def test_columns_are_of_the_types_that_the_index_says(plant: Plant, out: Store) 
     assert (described["version"], described["identity"]) == (1, index["cache"]["identity"])
 
 
-def test_files_are_no_larger_than_asked_for_and_no_more_than_a_unit(
+def test_files_are_no_larger_than_asked_for_and_no_more_than_a_shard(
     plant: Plant, out: Store
 ) -> None:
     reader = CacheReader(plant().publish().store)
@@ -135,7 +135,7 @@ def test_only_the_first_rows(plant: Plant, out: Store) -> None:
 def test_appended_rows_are_exported_behind_the_others(plant: Plant, out: Store) -> None:
     planted = plant().publish()
     more = appended(planted)
-    publish(planted.store, more.segment)
+    publish(planted.store, more.generation)
     found = exported(out, export(CacheReader(planted.store), out, "parquet"))
     assert np.array_equal(found["input_ids"][23:], more.rows.input_ids)
 
@@ -150,7 +150,7 @@ def test_a_place_that_is_not_empty_is_refused(plant: Plant, out: Store) -> None:
 def test_an_export_that_fails_has_no_index(plant: Plant, out: Store) -> None:
     planted = plant().publish()
     reader = CacheReader(planted.store)
-    planted.damage(reader.manifest.units[2].object, planted.blocks(2)[0].offset + 50)
+    planted.damage(reader.manifest.shards[2].object, planted.chunks(2)[0].offset + 50)
     with pytest.raises(KdscaleError, match="is corrupt"):
         export(reader, out, "parquet")
     assert "index.json" not in out.list()

@@ -9,7 +9,7 @@ import pytest
 
 from kdscale.cache.commit.manifest import load_manifest, manifest_versions, publish
 from kdscale.cache.format.records import commit_key
-from kdscale.cache.format.shard_file import encode_index, encode_unit
+from kdscale.cache.format.shard_file import encode_index, encode_shard
 from kdscale.cache.maintain.checks import Damage
 from kdscale.cache.maintain.gc import DAY, gc
 from kdscale.cache.maintain.repair import repair
@@ -26,7 +26,7 @@ STRAYS = (
     "index/000001-0123456789abcdef.arrow",
     "data/000777-0123456789abcdef.arrow",
     "prior/0123456789abcdef.arrow",
-    "manifests/units-0123456789abcdef.arrow",
+    "manifests/shards-0123456789abcdef.arrow",
 )
 OTHERS = ("store-probe.json", "committer.json", "notes/data/x")
 
@@ -77,13 +77,13 @@ def test_what_killed_writers_left_goes_too(plant: Plant) -> None:
         assert not temporary.exists()
 
 
-def upload(planted: Planted, unit: int) -> tuple[str, str]:
-    """The objects of a unit whose writer has not come to the commit yet."""
-    _, rows, payload, stats = planted.unit(unit)
-    encoded = encode_unit(rows, payload, stats, {"attempt": "other"}, 3)
-    keys = f"data/{unit:06d}-{encoded.digest[:16]}.arrow", f"index/{unit:06d}-{'0' * 16}.arrow"
+def upload(planted: Planted, shard: int) -> tuple[str, str]:
+    """The objects of a shard whose writer has not come to the commit yet."""
+    _, rows, payload, stats = planted.shard(shard)
+    encoded = encode_shard(rows, payload, stats, {"attempt": "other"}, 3)
+    keys = f"data/{shard:06d}-{encoded.digest[:16]}.arrow", f"index/{shard:06d}-{'0' * 16}.arrow"
     planted.store.put(keys[0], encoded.data)
-    planted.store.put(keys[1], encode_index(stats, encoded.blocks))
+    planted.store.put(keys[1], encode_index(stats, encoded.chunks))
     return keys
 
 
@@ -94,16 +94,16 @@ def make_old(planted: Planted) -> None:
 
 def test_a_capture_under_way_loses_nothing(plant: Plant) -> None:
     planted = plant()
-    assert planted.writer.commit(*planted.unit(0))
+    assert planted.writer.commit(*planted.shard(0))
     old = upload(planted, 2)
     make_old(planted)
     named = set(planted.store.list()) - set(old)
     young = upload(planted, 1)
     assert {entry.key for entry in gc(planted.store).entries} == set(old)
     assert set(planted.store.list()) == named | set(young)
-    for unit in (1, 2):
-        assert planted.writer.commit(*planted.unit(unit))
-    publish(planted.store, planted.segment)
+    for shard in (1, 2):
+        assert planted.writer.commit(*planted.shard(shard))
+    publish(planted.store, planted.generation)
     assert verify(planted.store).bad == []
 
 
@@ -112,7 +112,7 @@ def test_an_append_under_way_loses_nothing(plant: Plant) -> None:
     more = appended(planted)
     make_old(planted)
     assert gc(planted.store).entries == []
-    publish(planted.store, more.segment)
+    publish(planted.store, more.generation)
     assert verify(planted.store).bad == []
 
 
@@ -137,32 +137,32 @@ def test_what_is_committed_after_the_listing_stays(plant: Plant) -> None:
     make_old(planted)
 
     def commit() -> None:
-        assert planted.writer.commit(*planted.unit(1))
+        assert planted.writer.commit(*planted.shard(1))
 
     busy = BusyStore(planted.store.url, meanwhile=[commit])
     # The table was the manifest's, and is written again.
     (left,) = gc(busy).entries
-    assert left.key.startswith("manifests/units-")
-    publish(planted.store, planted.segment)
+    assert left.key.startswith("manifests/shards-")
+    publish(planted.store, planted.generation)
     assert planted.store.list() == kept
     assert verify(planted.store).bad == []
 
 
-def repaired(planted: Planted, unit: int) -> None:
+def repaired(planted: Planted, shard: int) -> None:
     """A new version, by a capture that does not come out as before."""
-    planted.damage(load_manifest(planted.store).units[unit].object, 900)
-    assert repair(planted.store).withdrawn == [unit]
-    rows = slice(8 * unit, 8 * unit + 8)
+    planted.damage(load_manifest(planted.store).shards[shard].object, 900)
+    assert repair(planted.store).withdrawn == [shard]
+    rows = slice(8 * shard, 8 * shard + 8)
     planted.payload[rows] = planted.payload[rows][:, ::-1]
     planted.payload[rows] *= planted.rows.loss_mask[rows, :, None]
-    assert planted.writer.commit(*planted.unit(unit))
-    publish(planted.store, planted.segment)
+    assert planted.writer.commit(*planted.shard(shard))
+    publish(planted.store, planted.generation)
 
 
 def test_all_manifests_keep_their_objects_unless_told_otherwise(plant: Plant) -> None:
     planted = plant(packed=False).publish()
-    for unit in (0, 1):
-        repaired(planted, unit)
+    for shard in (0, 1):
+        repaired(planted, shard)
     before = planted.store.list()
     assert manifest_versions(planted.store) == {1, 2, 3}
     assert gc(planted.store, now=later(2 * DAY)).entries == []
@@ -176,18 +176,18 @@ def test_older_manifests_go_with_what_they_alone_name(
     plant: Plant, keep: int, versions: set[int]
 ) -> None:
     planted = plant(packed=False).publish()
-    for unit in (0, 1):
-        repaired(planted, unit)
+    for shard in (0, 1):
+        repaired(planted, shard)
     named = set()
     for version in versions:
-        for unit in load_manifest(planted.store, version).units:
-            named |= {unit.object, unit.index}
+        for shard in load_manifest(planted.store, version).shards:
+            named |= {shard.object, shard.index}
     report = gc(planted.store, keep=keep, now=later(2 * DAY))
     assert report.versions == sorted({1, 2, 3} - versions)
     assert manifest_versions(planted.store) == versions
     stored = planted.store.list("data/") + planted.store.list("index/")
     assert set(stored) == named
-    assert len(planted.store.list("manifests/units-")) == len(versions)
+    assert len(planted.store.list("manifests/shards-")) == len(versions)
     bad = verify(planted.store).bad
     assert bad == []
 
@@ -205,12 +205,12 @@ def test_a_manifest_that_was_just_replaced_stays(plant: Plant) -> None:
     assert manifest_versions(planted.store) == {2, 3}
 
 
-def test_the_manifest_that_students_of_fewer_segments_read_stays(plant: Plant) -> None:
+def test_the_manifest_that_students_of_fewer_generations_read_stays(plant: Plant) -> None:
     planted = plant(packed=False).publish()
     repaired(planted, 0)
-    publish(planted.store, appended(planted).segment)
+    publish(planted.store, appended(planted).generation)
     assert gc(planted.store, keep=1, now=later(2 * DAY)).versions == [1]
-    assert load_manifest(planted.store, segments=1).version == 2
+    assert load_manifest(planted.store, generations=1).version == 2
     assert load_manifest(planted.store).version == 3
 
 

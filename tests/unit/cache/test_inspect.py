@@ -14,13 +14,13 @@ from tests.unit.cache.test_commit import appended
 def test_inspect_tells_the_facts(plant: Plant) -> None:
     planted = plant().publish()
     facts = inspect(planted.store)
-    folders = ("data/", "index/", "prior/", "manifests/units-")
+    folders = ("data/", "index/", "prior/", "manifests/shards-")
     sizes = {f: sum(map(planted.store.size, planted.store.list(f))) for f in folders}
     stored = sum(sizes.values())
     assert facts["identity"] == planted.identity
     assert facts["codec"] == {"kind": "varopt", "k": 4, "head": 2, "head_bits": 8, "vocab_size": 50}
-    assert (facts["rows"], facts["positions"], facts["units"], facts["blocks"]) == (23, 368, 3, 9)
-    assert (facts["version"], facts["segments"]) == (1, 1)
+    assert (facts["rows"], facts["positions"], facts["shards"], facts["chunks"]) == (23, 368, 3, 9)
+    assert (facts["version"], facts["generations"]) == (1, 1)
     assert facts["targets"] == planted.rows.loss_mask.sum()
     assert (facts["bytes"], facts["prior_bytes"]) == (stored, sizes["prior/"])
     # Two codes of a byte and four ids of six bits.
@@ -32,11 +32,11 @@ def test_inspect_tells_the_facts(plant: Plant) -> None:
 def test_inspect_of_a_version(plant: Plant) -> None:
     planted = plant().publish()
     first = inspect(planted.store)
-    publish(planted.store, appended(planted).segment)
+    publish(planted.store, appended(planted).generation)
     latest = inspect(planted.store)
-    # The ten new rows are two units of four rows and one of two, in blocks of three.
-    assert (latest["version"], latest["segments"], latest["units"]) == (2, 2, 6)
-    assert (latest["rows"], latest["blocks"]) == (33, 14)
+    # The ten new rows are two shards of four rows and one of two, in chunks of three.
+    assert (latest["version"], latest["generations"], latest["shards"]) == (2, 2, 6)
+    assert (latest["rows"], latest["chunks"]) == (33, 14)
     assert inspect(planted.store, version=1) == first
     with pytest.raises(KdscaleError, match="has no manifest 3"):
         inspect(planted.store, version=3)

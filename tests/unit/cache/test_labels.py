@@ -1,4 +1,4 @@
-"""Rows that bring their labels: in a unit, a block's file, a mixture and a subset."""
+"""Rows that bring their labels: in a shard, a chunk's file, a mixture and a subset."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_labels_come_back_in_any_order(tmp_path: Path, has_disk: bool) -> None:
     at = np.array([22, 0, 7, 7, 13])
     for _ in range(2):
         # The second time from the local disk.
-        disk = DiskCache(tmp_path / "blocks", 1 << 20) if has_disk else None
+        disk = DiskCache(tmp_path / "chunks", 1 << 20) if has_disk else None
         assert_rows(CacheReader(planted.store, disk=disk).read(at), planted, at)
     assert verify(planted.store).bad == []
 

@@ -212,7 +212,7 @@ def test_all_that_differs_is_listed(plant: Plant) -> None:
 
 def test_an_error_surfaces_at_its_batch_and_threads_end(plant: Plant) -> None:
     planted = plant(rows=ROWS).publish()
-    planted.store.delete(CacheReader(planted.store).manifest.units[2].object)
+    planted.store.delete(CacheReader(planted.store).manifest.shards[2].object)
     first_bad = next(
         step
         for step in range(99)
@@ -226,11 +226,11 @@ def test_an_error_surfaces_at_its_batch_and_threads_end(plant: Plant) -> None:
     assert not [t.name for t in threading.enumerate() if "cache-ahead" in t.name]
 
 
-def test_metrics_tell_tokens_waiting_and_where_blocks_were_found(plant: Plant) -> None:
+def test_metrics_tell_tokens_waiting_and_where_chunks_were_found(plant: Plant) -> None:
     reader = CacheReader(plant(rows=ROWS).publish().store)
     loader = load(reader, workers=0, ahead=0)
     assert loader.metrics["tokens_per_second"] == loader.metrics["memory_hit_rate"] == 0
-    # Two epochs: every block is fetched once.
+    # Two epochs: every chunk is fetched once.
     for _ in islice(loader, 10):
         pass
     metrics = loader.metrics
@@ -239,12 +239,12 @@ def test_metrics_tell_tokens_waiting_and_where_blocks_were_found(plant: Plant) -
     assert 0 < metrics["data_wait_share"] <= 1
     assert metrics["bytes_fetched"] == reader.metrics["bytes_fetched"] > 0
     rows = ORDER.rows_at(np.arange(10 * BATCH))
-    # Units of 8 rows in blocks of 3, 3 and 2.
-    block_of = rows // 8 * 3 + rows % 8 // 3
-    requests = sum(len(set(batch)) for batch in block_of.reshape(10, BATCH))
-    blocks = len(set(block_of))
-    assert metrics["blocks_fetched"] == blocks
-    assert metrics["memory_hit_rate"] == pytest.approx((requests - blocks) / requests)
+    # Shards of 8 rows in chunks of 3, 3 and 2.
+    chunk_of = rows // 8 * 3 + rows % 8 // 3
+    requests = sum(len(set(batch)) for batch in chunk_of.reshape(10, BATCH))
+    chunks = len(set(chunk_of))
+    assert metrics["chunks_fetched"] == chunks
+    assert metrics["memory_hit_rate"] == pytest.approx((requests - chunks) / requests)
     assert metrics["disk_hit_rate"] == 0
 
 

@@ -67,7 +67,7 @@ def test_packed_positions_mean_what_they_meant(config: CodecConfig, vocab_size: 
     before, after = (ids_of(codec, p) for p in (payload, found))
     leading = np.arange(codec.k) < ordered[:, None]
     assert np.array_equal(before[leading], after[leading])
-    # What was unpacked packs to the same bytes: a unit that is copied keeps its name.
+    # What was unpacked packs to the same bytes: a shard that is copied keeps its name.
     assert packing.pack(tokens.ravel(), found) == data
 
 

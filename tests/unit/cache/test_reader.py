@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from kdscale.cache.maintain.verify import verify
-from kdscale.cache.read.chunk_cache import BlockCache
+from kdscale.cache.read.chunk_cache import ChunkCache
 from kdscale.cache.read.disk_cache import DiskCache
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows
@@ -58,7 +58,7 @@ def test_statistics_are_those_of_all_rows_in_order(plant: Plant) -> None:
     reader = CacheReader(planted.store)
     for name in ("sample_ids", "entropy", "nll", "length"):
         assert np.array_equal(getattr(reader.statistics, name), getattr(planted.stats, name))
-    assert reader.metrics["blocks_fetched"] == 0
+    assert reader.metrics["chunks_fetched"] == 0
 
 
 @pytest.mark.parametrize("config", [FullCodec(), TopkCodec(k=3), VaroptCodec(k=4, head=1)])
@@ -93,37 +93,37 @@ def test_student_of_another_tokenizer_is_refused(plant: Plant) -> None:
     assert "seed" not in caught.value.problem
 
 
-def test_corrupt_block_is_refused_before_it_is_decoded(plant: Plant) -> None:
+def test_corrupt_chunk_is_refused_before_it_is_decoded(plant: Plant) -> None:
     """The flipped bit is in the message's flatbuffer, which a decoder could crash on."""
     planted = plant().publish()
-    unit, block = CacheReader(planted.store).manifest.units[1], planted.blocks(1)[1]
-    planted.damage(unit.object, block.offset + 9)
+    shard, chunk = CacheReader(planted.store).manifest.shards[1], planted.chunks(1)[1]
+    planted.damage(shard.object, chunk.offset + 9)
     reader = CacheReader(planted.store)
     with pytest.raises(KdscaleError) as caught:
         reader.read(np.array([0, 12]))
     problem = caught.value.problem
-    assert f"{planted.store}/{unit.object} is corrupt" in problem
-    assert f"at byte {block.offset}" in problem
-    assert f"not {block.digest}" in problem
+    assert f"{planted.store}/{shard.object} is corrupt" in problem
+    assert f"at byte {chunk.offset}" in problem
+    assert f"not {chunk.digest}" in problem
     assert "kdscale cache verify" in caught.value.fix
-    # Only that block: its neighbours in the object are fine.
+    # Only that chunk: its neighbours in the object are fine.
     assert np.array_equal(reader.read(np.array([8, 15])).payload, planted.payload[[8, 15]])
 
 
-def test_every_byte_of_a_block_is_guarded(plant: Plant) -> None:
+def test_every_byte_of_a_chunk_is_guarded(plant: Plant) -> None:
     planted = plant(rows=3).publish()
-    unit, block = CacheReader(planted.store).manifest.units[0], planted.blocks(0)[0]
-    for at in range(block.offset, block.offset + block.length, 97):
-        planted.damage(unit.object, at)
+    shard, chunk = CacheReader(planted.store).manifest.shards[0], planted.chunks(0)[0]
+    for at in range(chunk.offset, chunk.offset + chunk.length, 97):
+        planted.damage(shard.object, at)
         with pytest.raises(KdscaleError, match="is corrupt"):
             CacheReader(planted.store).read(np.array([1]))
-        planted.damage(unit.object, at)
+        planted.damage(shard.object, at)
     assert np.array_equal(
         CacheReader(planted.store).read(np.array([1])).payload[0], planted.payload[1]
     )
 
 
-def test_block_that_is_corrupt_once_is_fetched_again(plant: Plant, tmp_path: Path) -> None:
+def test_chunk_that_is_corrupt_once_is_fetched_again(plant: Plant, tmp_path: Path) -> None:
     class OnceWrong(LocalStore):
         wrong = threading.Lock()
 
@@ -139,7 +139,7 @@ def test_block_that_is_corrupt_once_is_fetched_again(plant: Plant, tmp_path: Pat
 
 def test_truncated_and_missing_objects_are_named(plant: Plant) -> None:
     planted = plant().publish()
-    first, second, third = CacheReader(planted.store).manifest.units
+    first, second, third = CacheReader(planted.store).manifest.shards
     planted.store.put(first.object, planted.store.get(first.object)[:1000])
     planted.store.delete(second.object)
     reader = CacheReader(planted.store)
@@ -155,48 +155,48 @@ def test_truncated_and_missing_objects_are_named(plant: Plant) -> None:
 def test_damage_that_was_repaired_is_read_without_a_new_reader(plant: Plant) -> None:
     planted = plant().publish()
     reader = CacheReader(planted.store)
-    unit = reader.manifest.units[0]
-    planted.damage(unit.object, planted.blocks(0)[0].offset + 50)
+    shard = reader.manifest.shards[0]
+    planted.damage(shard.object, planted.chunks(0)[0].offset + 50)
     with pytest.raises(KdscaleError):
         reader.read(np.array([0]))
-    planted.damage(unit.object, planted.blocks(0)[0].offset + 50)
+    planted.damage(shard.object, planted.chunks(0)[0].offset + 50)
     assert np.array_equal(reader.read(np.array([0])).payload[0], planted.payload[0])
 
 
-def test_blocks_in_memory_are_not_fetched_again(plant: Plant) -> None:
+def test_chunks_in_memory_are_not_fetched_again(plant: Plant) -> None:
     planted = plant().publish()
     reader = CacheReader(planted.store)
     reader.read(np.arange(23))
     reader.read(shuffled(23))
-    blocks = [block for unit in range(3) for block in planted.blocks(unit)]
-    assert reader.metrics["blocks_fetched"] == len(blocks) == 9
-    assert reader.metrics["bytes_fetched"] == sum(block.length for block in blocks)
-    assert reader.metrics["block_hits"] == 9
+    chunks = [chunk for shard in range(3) for chunk in planted.chunks(shard)]
+    assert reader.metrics["chunks_fetched"] == len(chunks) == 9
+    assert reader.metrics["bytes_fetched"] == sum(chunk.length for chunk in chunks)
+    assert reader.metrics["chunk_hits"] == 9
 
 
 def test_memory_stays_within_its_bound(plant: Plant) -> None:
     planted = plant(rows=60, sequences_per_shard=30).publish()
-    block_bytes = CacheReader(planted.store).read(np.arange(3)).nbytes
-    reader = CacheReader(planted.store, memory_bytes=int(4.5 * block_bytes))
+    chunk_bytes = CacheReader(planted.store).read(np.arange(3)).nbytes
+    reader = CacheReader(planted.store, memory_bytes=int(4.5 * chunk_bytes))
     for order in np.split(shuffled(60), 12):
         assert np.array_equal(reader.read(order).payload, planted.payload[order])
-        assert reader._blocks.nbytes <= 4.5 * block_bytes
-    assert reader._blocks.nbytes > 3 * block_bytes
+        assert reader._chunks.nbytes <= 4.5 * chunk_bytes
+    assert reader._chunks.nbytes > 3 * chunk_bytes
     reader.read(np.array([0, 3, 6, 9]))
-    fetched = reader.metrics["blocks_fetched"]
+    fetched = reader.metrics["chunks_fetched"]
     reader.read(np.array([2, 5, 8, 11]))
-    assert reader.metrics["blocks_fetched"] == fetched
+    assert reader.metrics["chunks_fetched"] == fetched
 
 
-def test_a_block_larger_than_the_memory_is_read_all_the_same(plant: Plant) -> None:
+def test_a_chunk_larger_than_the_memory_is_read_all_the_same(plant: Plant) -> None:
     planted = plant().publish()
     reader = CacheReader(planted.store, memory_bytes=1)
     assert np.array_equal(reader.read(np.arange(23)).payload, planted.payload)
-    assert reader._blocks.nbytes == 0
+    assert reader._chunks.nbytes == 0
 
 
-def test_the_least_recently_used_block_goes_first() -> None:
-    def block(number: int) -> tuple[CachedRows, int]:
+def test_the_least_recently_used_chunk_goes_first() -> None:
+    def chunk(number: int) -> tuple[CachedRows, int]:
         loaded.append(number)
         return sample, 7
 
@@ -204,7 +204,7 @@ def test_the_least_recently_used_block_goes_first() -> None:
     rows = Rows(nothing, nothing, nothing, nothing, nothing)
     sample = CachedRows(rows, np.zeros(100, np.uint8), nothing, nothing)
     loaded: list[int] = []
-    cache = BlockCache(block, memory_bytes=250)
+    cache = ChunkCache(chunk, memory_bytes=250)
     for number in (0, 1, 0, 2, 0, 1):
         assert [found for found, _ in cache.stream([number])] == [number]
     assert loaded == [0, 1, 2, 1]
@@ -246,14 +246,14 @@ def test_only_so_many_batches_are_taken_ahead(plant: Plant) -> None:
 
 def test_an_error_surfaces_at_its_batch(plant: Plant) -> None:
     planted = plant().publish()
-    unit = CacheReader(planted.store).manifest.units[2]
-    planted.damage(unit.object, planted.blocks(2)[0].offset + 100)
+    shard = CacheReader(planted.store).manifest.shards[2]
+    planted.damage(shard.object, planted.chunks(2)[0].offset + 100)
     reader = CacheReader(planted.store)
     orders = [np.array([0]), np.array([9]), np.array([1]), np.array([16]), np.array([2])]
     batches = reader.batches(orders, ahead=4)
     for expected in (0, 9, 1):
         assert np.array_equal(next(batches).payload[0], planted.payload[expected])
-    with pytest.raises(KdscaleError, match=unit.object):
+    with pytest.raises(KdscaleError, match=shard.object):
         next(batches)
     assert reader_threads() == []
 
@@ -282,7 +282,7 @@ def test_reader_pickles_with_its_manifest_pinned(plant: Plant) -> None:
     reader.read(np.arange(5))
     copy = pickle.loads(pickle.dumps(reader))
     assert copy.manifest == reader.manifest
-    assert copy.metrics["blocks_fetched"] == 0
+    assert copy.metrics["chunks_fetched"] == 0
     assert np.array_equal(copy.read(np.array([21, 3])).payload, planted.payload[[21, 3]])
 
 
@@ -304,41 +304,41 @@ def test_reader_works_in_a_forked_process(plant: Plant) -> None:
 def test_cache_on_s3_is_made_read_and_verified(plant: Plant, s3_env: S3Server) -> None:
     store = open_store(f"{s3_env.url}/cache-reader")
     planted = plant(store=store).publish()
-    unit, rows, payload, stats = planted.unit(0)
-    assert not planted.writer.commit(unit, rows, changed(payload), stats)
+    shard, rows, payload, stats = planted.shard(0)
+    assert not planted.writer.commit(shard, rows, changed(payload), stats)
     reader = CacheReader(store)
     orders = [shuffled(23, seed)[:7] for seed in range(6)]
     for batch, order in zip(reader.batches(orders, ahead=2), orders, strict=True):
         assert_same_rows(batch.rows, planted.rows.take(order))
         assert np.array_equal(batch.payload, planted.payload[order])
     assert verify(store).bad == []
-    broken = reader.manifest.units[1]
-    planted.damage(broken.object, planted.blocks(1)[0].offset + 70)
+    broken = reader.manifest.shards[1]
+    planted.damage(broken.object, planted.chunks(1)[0].offset + 70)
     with pytest.raises(KdscaleError, match=f"{broken.object} is corrupt"):
         CacheReader(store).read(np.array([8]))
-    assert {damage.unit for damage in verify(store).bad} == {1}
+    assert {damage.shard for damage in verify(store).bad} == {1}
     store.put(broken.object, store.get(broken.object)[:500])
     with pytest.raises(KdscaleError, match="has 500 bytes, the manifest says"):
         CacheReader(store).read(np.array([8]))
 
 
-def test_blocks_that_need_no_unpacking_are_not_copied_to_the_disk_they_lie_on(
+def test_chunks_that_need_no_unpacking_are_not_copied_to_the_disk_they_lie_on(
     plant: Plant, tmp_path: Path
 ) -> None:
     plain = plant(packed=False).publish()
-    disk = DiskCache(tmp_path / "blocks", 1 << 20)
+    disk = DiskCache(tmp_path / "chunks", 1 << 20)
     reader = CacheReader(plain.store, disk=disk)
     assert np.array_equal(reader.read(np.arange(23)).payload, plain.payload)
-    assert not (tmp_path / "blocks").exists()
+    assert not (tmp_path / "chunks").exists()
     packed = plant(store=open_store(str(tmp_path / "packed"))).publish()
     CacheReader(packed.store, disk=disk).read(np.arange(23))
-    assert len(list((tmp_path / "blocks" / "blocks").iterdir())) == 9
+    assert len(list((tmp_path / "chunks" / "chunks").iterdir())) == 9
 
 
 @pytest.mark.skipif(not Path("/dev/shm").exists(), reason="needs a second file system")
-def test_blocks_on_another_disk_are_kept(plant: Plant, tmp_path: Path) -> None:
+def test_chunks_on_another_disk_are_kept(plant: Plant, tmp_path: Path) -> None:
     plain = plant(packed=False).publish()
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         assert os.stat(folder).st_dev != os.stat(tmp_path).st_dev
         CacheReader(plain.store, disk=DiskCache(Path(folder), 1 << 20)).read(np.arange(23))
-        assert len(list((Path(folder) / "blocks").iterdir())) == 9
+        assert len(list((Path(folder) / "chunks").iterdir())) == 9

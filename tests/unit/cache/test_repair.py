@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kdscale.cache.commit.manifest import load_manifest, publish
-from kdscale.cache.commit.writer import committed_units
+from kdscale.cache.commit.writer import committed_shards
 from kdscale.cache.format.records import Commit, commit_key, read_record
 from kdscale.cache.maintain.repair import RepairReport, repair
 from kdscale.cache.maintain.verify import verify
@@ -32,8 +32,8 @@ def assert_whole(planted: Planted) -> None:
     assert np.array_equal(found.payload, planted.payload)
 
 
-def harm(planted: Planted, unit: int) -> None:
-    planted.damage(load_manifest(planted.store).units[unit].object, 900)
+def harm(planted: Planted, shard: int) -> None:
+    planted.damage(load_manifest(planted.store).shards[shard].object, 900)
 
 
 def test_a_sound_cache_is_left_alone(plant: Plant) -> None:
@@ -43,15 +43,15 @@ def test_a_sound_cache_is_left_alone(plant: Plant) -> None:
     assert content(planted.store) == before
 
 
-def test_a_damaged_unit_alone_is_captured_again(plant: Plant) -> None:
+def test_a_damaged_shard_alone_is_captured_again(plant: Plant) -> None:
     planted = plant().publish()
     before = {key: data for key, data in content(planted.store).items() if "commits/" not in key}
     harm(planted, 1)
     assert repair(planted.store) == RepairReport([], [1], [])
-    assert committed_units(planted.store, planted.segment) == {0, 2}
-    assert planted.writer.commit(*planted.unit(1))
+    assert committed_shards(planted.store, planted.generation) == {0, 2}
+    assert planted.writer.commit(*planted.shard(1))
     # The same capture gives the same bytes, and nothing is left to publish.
-    assert publish(planted.store, planted.segment).version == 1
+    assert publish(planted.store, planted.generation).version == 1
     assert {k: v for k, v in content(planted.store).items() if "commits/" not in k} == before
     assert_whole(planted)
 
@@ -62,8 +62,8 @@ def test_a_capture_that_comes_out_otherwise_is_a_new_version(plant: Plant) -> No
     harm(planted, 1)
     assert repair(planted.store).withdrawn == [1]
     planted.payload[8:16] = np.roll(planted.payload[8:16], 1, axis=1)
-    assert planted.writer.commit(*planted.unit(1))
-    assert publish(planted.store, planted.segment).version == 2
+    assert planted.writer.commit(*planted.shard(1))
+    assert publish(planted.store, planted.generation).version == 2
     assert (old.manifest.version, load_manifest(planted.store).version) == (1, 2)
     found = CacheReader(planted.store).read(np.arange(23))
     assert np.array_equal(found.payload, planted.payload)
@@ -80,24 +80,24 @@ def test_a_lost_commit_is_written_again_from_the_manifest(plant: Plant, left: by
     after = content(planted.store)
     old, new = before.pop(commit_key(2)), after.pop(commit_key(2))
     assert after == before
-    assert Commit.model_validate_json(old).as_unit() == Commit.model_validate_json(new).as_unit()
+    assert Commit.model_validate_json(old).as_shard() == Commit.model_validate_json(new).as_shard()
     assert_whole(planted)
 
 
-def test_a_commit_of_another_unit_gives_way_to_the_manifest(plant: Plant) -> None:
+def test_a_commit_of_another_shard_gives_way_to_the_manifest(plant: Plant) -> None:
     planted = plant().publish()
     planted.store.put(commit_key(0), planted.store.get(commit_key(1)))
     assert repair(planted.store) == RepairReport([commit_key(0)], [], [])
-    assert read_record(Commit, planted.store, commit_key(0)).unit == 0
+    assert read_record(Commit, planted.store, commit_key(0)).shard == 0
     assert_whole(planted)
 
 
-def test_a_unit_captured_again_but_not_published_is_not_captured_once_more(plant: Plant) -> None:
+def test_a_shard_captured_again_but_not_published_is_not_captured_once_more(plant: Plant) -> None:
     planted = plant(packed=False).publish()
     harm(planted, 1)
     repair(planted.store)
     planted.payload[8:16] = np.roll(planted.payload[8:16], 1, axis=1)
-    assert planted.writer.commit(*planted.unit(1))
+    assert planted.writer.commit(*planted.shard(1))
     # The driver died here. The manifest names the damaged object still.
     assert {damage.key[:7] for damage in verify(planted.store).bad} == {"data/00", "commits"}
     assert repair(planted.store) == RepairReport([commit_key(1)], [], [])
@@ -106,7 +106,7 @@ def test_a_unit_captured_again_but_not_published_is_not_captured_once_more(plant
 
 
 def drop_table(planted: Planted) -> None:
-    (key,) = planted.store.list("manifests/units-")
+    (key,) = planted.store.list("manifests/shards-")
     planted.store.delete(key)
 
 
@@ -133,7 +133,7 @@ SHARED = [drop_table, cut_manifest, drop_plan, change_prior, drop_prior]
 
 
 @pytest.mark.parametrize("damage", SHARED)
-def test_what_units_share_is_written_again_byte_by_byte(
+def test_what_shards_share_is_written_again_byte_by_byte(
     plant: Plant, damage: Callable[[Planted], None]
 ) -> None:
     planted = plant().publish()
@@ -159,13 +159,13 @@ def test_everything_at_once(plant: Plant) -> None:
     assert_whole(planted)
 
 
-def test_a_damaged_table_and_a_damaged_unit(plant: Plant) -> None:
+def test_a_damaged_table_and_a_damaged_shard(plant: Plant) -> None:
     planted = plant().publish()
     harm(planted, 2)
     drop_table(planted)
     report = repair(planted.store)
     assert report == RepairReport(["manifests/00000001.json"], [2], [])
-    assert planted.writer.commit(*planted.unit(2))
+    assert planted.writer.commit(*planted.shard(2))
     assert_whole(planted)
 
 
@@ -173,10 +173,10 @@ def test_a_manifest_without_its_commits_waits_for_the_capture(plant: Plant) -> N
     planted = plant().publish()
     planted.store.delete(commit_key(1))
     cut_manifest(planted)
-    with pytest.raises(KdscaleError, match="is not complete: 2 of 3 units"):
+    with pytest.raises(KdscaleError, match="is not complete: 2 of 3 shards"):
         repair(planted.store)
-    assert planted.writer.commit(*planted.unit(1))
-    publish(planted.store, planted.segment)
+    assert planted.writer.commit(*planted.shard(1))
+    publish(planted.store, planted.generation)
     assert_whole(planted)
 
 
@@ -193,9 +193,9 @@ def test_a_prior_that_cannot_be_counted_again_is_lost_and_nothing_is_withdrawn(
     assert content(planted.store) == before
 
 
-def test_each_segment_s_prior_is_counted_from_its_own_rows(plant: Plant) -> None:
+def test_each_generation_s_prior_is_counted_from_its_own_rows(plant: Plant) -> None:
     planted = plant().publish()
-    publish(planted.store, appended(planted).segment)
+    publish(planted.store, appended(planted).generation)
     before = content(planted.store)
     keys = planted.store.list("prior/")
     assert len(keys) == 2
@@ -248,7 +248,7 @@ def test_a_repair_that_is_killed_anywhere_is_done_by_the_next(
                 assert (report.withdrawn, report.lost) == ([], [])
             else:
                 # The cache stage would find nothing to capture, and publish.
-                publish(planted.store, planted.segment)
+                publish(planted.store, planted.generation)
         else:
             assert change > 0
             break

@@ -12,16 +12,16 @@ ROW_FIELDS = ("sample_ids", "input_ids", "segment_ids", "loss_mask", "byte_count
 OWN_FIELDS = ("payload", "entropy", "nll")
 
 
-def arrays(block: CachedRows) -> list[np.ndarray]:
-    own = [getattr(block, name) for name in OWN_FIELDS]
-    return own + [getattr(block.rows, name) for name in ROW_FIELDS]
+def arrays(chunk: CachedRows) -> list[np.ndarray]:
+    own = [getattr(chunk, name) for name in OWN_FIELDS]
+    return own + [getattr(chunk.rows, name) for name in ROW_FIELDS]
 
 
 @pytest.mark.parametrize(("length", "width"), [(1, 1), (16, 7), (33, 28), (512, 20)])
 def test_every_value_and_type_is_kept(length: int, width: int) -> None:
-    block = make_rows(5, length, width)
-    own = fixed(block)
-    for found, expected in zip(arrays(own), arrays(block), strict=True):
+    chunk = make_rows(5, length, width)
+    own = fixed(chunk)
+    for found, expected in zip(arrays(own), arrays(chunk), strict=True):
         assert found.dtype == expected.dtype
         assert np.array_equal(found, expected)
         assert np.shares_memory(found, own.records)
@@ -38,12 +38,12 @@ def test_a_row_takes_its_bytes_and_up_to_63_more() -> None:
 
 
 def test_rows_taken_as_records_are_those_of_the_fields() -> None:
-    block = make_rows(9, 16, 7)
+    chunk = make_rows(9, 16, 7)
     kind = row_type(16, 7)
     out = empty_records(5, kind)
     to, at = np.array([4, 0, 2, 3, 1]), np.array([8, 8, 0, 3, 5])
-    out[to] = fixed(block).records[at]
-    for found, expected in zip(arrays(view_rows(out, kind)), arrays(block), strict=True):
+    out[to] = fixed(chunk).records[at]
+    for found, expected in zip(arrays(view_rows(out, kind)), arrays(chunk), strict=True):
         assert np.array_equal(found[to], expected[at])
 
 

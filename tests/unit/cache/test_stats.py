@@ -19,7 +19,7 @@ def test_parts_add_up_to_all_bytes(plant: Plant, config: CodecConfig) -> None:
     whole = parts.pop("all")
     assert whole == facts["bytes_per_position"]
     assert sum(parts.values()) == pytest.approx(whole)
-    for part, folder in (("index", "index/"), ("prior", "prior/"), ("manifest", "manifests/unit")):
+    for part, folder in (("index", "index/"), ("prior", "prior/"), ("manifest", "manifests/shard")):
         size = sum(map(planted.store.size, planted.store.list(folder)))
         assert parts[part] == pytest.approx(size / (60 * 16))
 
@@ -29,8 +29,8 @@ def test_the_payload_s_part_is_that_of_its_column(plant: Plant) -> None:
     parts = stats(planted.store)["bytes_per_position"]
     # What zstd makes of the column alone, 300 bytes of an Arrow message beside it.
     sizes = []
-    for unit in load_manifest(planted.store).units:
-        with pa.ipc.open_file(planted.store.get(unit.object)) as file:
+    for shard in load_manifest(planted.store).shards:
+        with pa.ipc.open_file(planted.store.get(shard.object)) as file:
             for number in range(file.num_record_batches):
                 column = file.get_batch(number)["payload"].buffers()[1]
                 sizes.append(len(pa.Codec("zstd", 1).compress(column, asbytes=True)))
@@ -67,23 +67,23 @@ def test_rows_without_targets_count_for_no_entropy(plant: Plant) -> None:
     assert found["targets"]["min"] == 0
 
 
-def test_units_versions_and_what_lies_about(plant: Plant) -> None:
+def test_shards_versions_and_what_lies_about(plant: Plant) -> None:
     planted = plant().publish()
-    units = load_manifest(planted.store).units
+    shards = load_manifest(planted.store).shards
     more = appended(planted)
     planted.store.put("data/000001-0123456789abcdef.arrow", b"stray")
     found = stats(planted.store)
     assert found["versions"] == [1]
-    assert found["units"]["count"] == 3
-    assert found["units"]["committed_beyond_manifest"] == 3
-    sizes = [unit.length for unit in units]
-    assert (found["units"]["bytes"]["min"], found["units"]["bytes"]["max"]) == (
+    assert found["shards"]["count"] == 3
+    assert found["shards"]["committed_beyond_manifest"] == 3
+    sizes = [shard.length for shard in shards]
+    assert (found["shards"]["bytes"]["min"], found["shards"]["bytes"]["max"]) == (
         min(sizes),
         max(sizes),
     )
-    assert found["units"]["bytes"]["mean"] == pytest.approx(sum(sizes) / 3)
+    assert found["shards"]["bytes"]["mean"] == pytest.approx(sum(sizes) / 3)
     assert found["unnamed"] == {"objects": 1, "bytes": 5}
-    publish(planted.store, more.segment)
+    publish(planted.store, more.generation)
     found = stats(planted.store)
     assert (found["versions"], found["rows"]) == ([1, 2], 33)
-    assert found["units"]["committed_beyond_manifest"] == 0
+    assert found["shards"]["committed_beyond_manifest"] == 0

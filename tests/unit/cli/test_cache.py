@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from kdscale.cache.commit.manifest import load_manifest
-from kdscale.cache.commit.writer import committed_units
+from kdscale.cache.commit.writer import committed_shards
 from kdscale.cache.maintain.inspect import inspect
 from kdscale.cache.maintain.stats import stats
 from kdscale.cli import main
@@ -21,7 +21,7 @@ from tests.unit.cache.planted import Planted, make_planted
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Planted:
-    """23 rows in units of 8, at the place where a run keeps its cache."""
+    """23 rows in shards of 8, at the place where a run keeps its cache."""
     return make_planted(open_store(str(tmp_path / "run")).child("cache/0123")).publish()
 
 
@@ -41,7 +41,7 @@ def test_inspect_by_folder_and_by_run(
 ) -> None:
     assert run("inspect", cache.store.url) == 0
     facts = yaml.safe_load(capsys.readouterr().out)
-    assert (facts["rows"], facts["units"], facts["version"]) == (23, 3, 1)
+    assert (facts["rows"], facts["shards"], facts["version"]) == (23, 3, 1)
     assert facts["identity"]["vocab_size"] == 50
     record(tmp_path / "run", "0123")
     assert run("inspect", str(tmp_path / "run")) == 0
@@ -92,34 +92,34 @@ def test_verify_finds_damage_and_repair_withdraws_it(
 ) -> None:
     url = cache.store.url
     assert run("verify", url) == 0
-    assert "3 of 3 units, 8 objects, 9 blocks" in capsys.readouterr().out
+    assert "3 of 3 shards, 8 objects, 9 chunks" in capsys.readouterr().out
     assert run("repair", url) == 0
     assert "nothing is damaged" in capsys.readouterr().out
 
-    unit = load_manifest(cache.store).units[1]
-    cache.damage(unit.object, cache.blocks(1)[0].offset + 64)
+    shard = load_manifest(cache.store).shards[1]
+    cache.damage(shard.object, cache.chunks(1)[0].offset + 64)
     assert run("verify", url) == 1
     out, err = capsys.readouterr()
-    # The block and, with it, the object.
+    # The chunk and, with it, the object.
     assert ", 2 bad\n" in out
-    assert f"bad: unit 1: {unit.object} " in out
+    assert f"bad: shard 1: {shard.object} " in out
     assert f"kdscale cache repair {url}" in err
 
     assert run("repair", url) == 0
     out, err = capsys.readouterr()
-    assert "withdrew units 1\n" in out
-    assert "units 1 are to be captured again" in err
+    assert "withdrew shards 1\n" in out
+    assert "shards 1 are to be captured again" in err
     assert "--only cache" in err
-    assert committed_units(cache.store, cache.segment) == {0, 2}
+    assert committed_shards(cache.store, cache.generation) == {0, 2}
 
 
 def test_verify_of_a_sample(cache: Planted, capsys: pytest.CaptureFixture[str]) -> None:
-    cache.store.delete(load_manifest(cache.store).units[1].object)
+    cache.store.delete(load_manifest(cache.store).shards[1].object)
     codes = [
         run("verify", cache.store.url, "--sample", "0.3", "--seed", str(seed)) for seed in range(9)
     ]
     assert set(codes) == {0, 1}
-    assert capsys.readouterr().out.count("1 of 3 units") == 9
+    assert capsys.readouterr().out.count("1 of 3 shards") == 9
     assert run("verify", cache.store.url, "--sample", "2") == 2
     assert "error: The sample 2.0 is no share" in capsys.readouterr().err
 
@@ -132,12 +132,12 @@ def test_repair_says_what_it_mended_and_what_it_cannot(
     assert run("repair", cache.store.url) == 0
     assert f"mended {prior}\n" in capsys.readouterr().out
     cache.damage(prior, 40)
-    cache.store.delete(load_manifest(cache.store).units[2].object)
+    cache.store.delete(load_manifest(cache.store).shards[2].object)
     assert run("repair", cache.store.url) == 1
     out, err = capsys.readouterr()
     assert f"cannot mend: {prior} " in out
     assert "fix: restore" in err
-    assert committed_units(cache.store, cache.segment) == {0, 1, 2}
+    assert committed_shards(cache.store, cache.generation) == {0, 1, 2}
 
 
 def test_gc_tells_and_deletes_what_is_old(
@@ -175,7 +175,7 @@ def test_gc_of_a_capture_that_was_given_up(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     planted = make_planted(open_store(str(tmp_path / "cache")))
-    assert planted.writer.commit(*planted.unit(0))
+    assert planted.writer.commit(*planted.shard(0))
     stray = "data/000001-0123456789abcdef.arrow"
     planted.store.put(stray, b"stray")
     for key in planted.store.list():
@@ -183,8 +183,8 @@ def test_gc_of_a_capture_that_was_given_up(
     assert run("inspect", planted.store.url) == 2
     assert run("gc", planted.store.url) == 0
     assert "deleted 1 objects, 5 bytes" in capsys.readouterr().out
-    for unit in (1, 2):
-        assert planted.writer.commit(*planted.unit(unit))
+    for shard in (1, 2):
+        assert planted.writer.commit(*planted.shard(shard))
 
 
 @pytest.mark.parametrize("file_format", ["parquet", "safetensors"])

@@ -10,8 +10,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from kdscale.config.curriculum import FusionConfig
-from kdscale.curriculum.difficulty import combine, fuse_ranks, needs, student_gap
-from kdscale.curriculum.rarity import count_targets, row_rarity
+from kdscale.curriculum.difficulty import (
+    combine,
+    count_targets,
+    fuse_ranks,
+    needs,
+    row_rarity,
+    student_gap,
+)
 
 VOCAB = 11
 

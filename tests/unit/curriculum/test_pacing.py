@@ -16,7 +16,7 @@ from kdscale.curriculum.pacing import (
     warmup_stages,
     warmup_steps,
 )
-from kdscale.curriculum.stages import stage_of, stage_starts
+from kdscale.curriculum.schedule import stage_of, stage_starts
 
 STEPS = 200
 PACINGS = ("linear", "root", "geometric", "step", "baby_step")
@@ -27,7 +27,7 @@ def config(**fields: object) -> CurriculumConfig:
 
 
 def naive_starts(shares: list[Fraction], steps: int) -> list[int]:
-    """The first step that lies in each stage, found by walking over all steps."""
+    """Return the first step that lies in each stage, found by walking over all steps."""
     ends = list(itertools.accumulate(shares))
     starts = []
     for begin in [Fraction(0), *ends[:-1]]:

@@ -18,7 +18,28 @@ def sampler(
     table: np.ndarray = DIFFICULTY, *, seed: int = 7, steps: int = STEPS, **fields: object
 ) -> CurriculumSampler:
     config = CurriculumConfig(**{"warmup_share": 0.5, "start_share": 0.1, **fields})
-    return CurriculumSampler(config, table, global_batch_size=BATCH, steps=steps, seed=seed)
+    return ranked(config, table, steps=steps, seed=seed)
+
+
+def ranked(
+    config: CurriculumConfig,
+    table: np.ndarray,
+    *,
+    batch: int = BATCH,
+    steps: int = STEPS,
+    seed: int = 7,
+    sequences_per_chunk: int = 1,
+) -> CurriculumSampler:
+    made = CurriculumSampler(
+        config,
+        len(table),
+        global_batch_size=batch,
+        steps=steps,
+        seed=seed,
+        sequences_per_chunk=sequences_per_chunk,
+    )
+    made.set_difficulty(0, table)
+    return made
 
 
 def met(made: CurriculumSampler, steps: range) -> np.ndarray:
@@ -101,14 +122,8 @@ def test_after_the_warmup_every_epoch_meets_every_row_once() -> None:
 
 def test_many_rows_are_shuffled_within_windows_of_blocks() -> None:
     rows = 1000
-    windowed = CurriculumSampler(
-        CurriculumConfig(warmup_share=0.0, shuffle_sequences=64),
-        np.zeros(rows),
-        global_batch_size=BATCH,
-        steps=STEPS,
-        seed=7,
-        sequences_per_chunk=8,
-    )
+    config = CurriculumConfig(warmup_share=0.0, shuffle_sequences=64)
+    windowed = ranked(config, np.zeros(rows), sequences_per_chunk=8)
     for epoch in np.split(met(windowed, range(125)), 2):
         assert sorted(epoch) == list(range(rows))
         # A window of 64 rows is 8 blocks, from all over the cache and in no order.
@@ -150,7 +165,7 @@ def test_pools_grow_and_batches_come_from_them(
     hardness = np.random.default_rng(seed).permutation(rows)
 
     def make() -> CurriculumSampler:
-        return CurriculumSampler(config, hardness, global_batch_size=batch, steps=steps, seed=seed)
+        return ranked(config, hardness, batch=batch, steps=steps, seed=seed)
 
     made, twin, before = make(), make(), 0
     for step in range(steps):
@@ -192,7 +207,7 @@ def gap_tables() -> dict[int, np.ndarray]:
 def measured(tables: dict[int, np.ndarray]) -> CurriculumSampler:
     made = sampler(tables[0], difficulty="gap", stages=3, pacing="linear")
     for step in sorted(tables)[1:]:
-        made.refresh(step, tables[step])
+        made.set_difficulty(step, tables[step])
     return made
 
 
@@ -202,9 +217,9 @@ def test_a_refreshed_gap_sorts_the_rows_from_its_stage_on() -> None:
     for step in range(100):
         table = tables[max(due for due in tables if due <= step)]
         assert table[made.batch(step)].max() < made.pool_size(step), step
-        mean = made.metrics(step)["curriculum/mean_difficulty"]
+        mean = made.metrics(step, made.batch(step))["curriculum/mean_difficulty"]
         assert mean == pytest.approx(table[made.batch(step)].mean())
-    assert made.metrics(150)["curriculum/mean_difficulty"] == pytest.approx(
+    assert made.metrics(150, made.batch(150))["curriculum/mean_difficulty"] == pytest.approx(
         tables[67][made.batch(150)].mean()
     )
 
@@ -214,53 +229,62 @@ def test_a_run_resumed_with_its_stored_tables_meets_the_same_rows() -> None:
     whole = []
     for step in range(STEPS):
         if step in tables and step:
-            stepwise.refresh(step, tables[step])
+            stepwise.set_difficulty(step, tables[step])
         whole.append(stepwise.batch(step))
     resumed = measured(tables)
     assert np.array_equal(np.concatenate(whole[50:]), met(resumed, range(50, STEPS)))
-    assert SeenRows(resumed, 1000).metrics(150) == SeenRows(stepwise, 1000).metrics(150)
+    assert seen(resumed, 1000, 150) == seen(stepwise, 1000, 150)
 
 
 def test_batches_of_a_stage_that_was_not_measured_are_refused() -> None:
     made = measured({step: table for step, table in gap_tables().items() if step < 67})
     assert len(made.batch(66)) == BATCH
-    with pytest.raises(AssertionError, match="no difficulties for step 67 are there"):
+    with pytest.raises(AssertionError, match="step 67 needs the difficulties of step 67"):
         made.batch(67)
     with pytest.raises(AssertionError):
-        made.refresh(35, DIFFICULTY)
+        made.set_difficulty(35, DIFFICULTY)
     with pytest.raises(AssertionError):
-        made.refresh(67, DIFFICULTY[:999])
+        made.set_difficulty(67, DIFFICULTY[:999])
+
+
+def seen(made: CurriculumSampler, rows: int, step: int) -> dict[str, float]:
+    """As a run counts that was resumed just before `step`."""
+    counter = SeenRows(made, rows)
+    counter.add(step, made.batch(step))
+    return counter.metrics()
 
 
 def test_rows_that_were_seen_are_counted_as_if_one_by_one() -> None:
     made = sampler()
     counts = np.zeros(1000, dtype=int)
-    seen = SeenRows(made, 1000)
+    counter = SeenRows(made, 1000)
     for step in range(0, 120, 7):
         counts[:] = 0
         for row in met(made, range(step + 1)):
             counts[row] += 1
-        assert seen.metrics(step) == {
+        counter.add(step, made.batch(step))
+        assert counter.metrics() == {
             "curriculum/unique_seen_share": (counts > 0).sum() / 1000,
             "curriculum/repeats": counts.sum() / (counts > 0).sum(),
         }
 
 
 def test_seen_rows_count_the_same_after_a_resume() -> None:
-    one, other = SeenRows(sampler(), 1000), SeenRows(sampler(), 1000)
+    made = sampler()
+    stepwise = SeenRows(made, 1000)
     for step in range(120):
-        last = one.metrics(step)
-    assert other.metrics(119) == last
+        stepwise.add(step, made.batch(step))
+    assert seen(sampler(), 1000, 119) == stepwise.metrics()
 
 
 def test_a_row_twice_in_a_batch_is_one_row_seen() -> None:
-    few = SeenRows(sampler(DIFFICULTY[:5]), 5)
-    assert few.metrics(0) == {"curriculum/unique_seen_share": 1.0, "curriculum/repeats": 16 / 5}
+    few = seen(sampler(DIFFICULTY[:5]), 5, 0)
+    assert few == {"curriculum/unique_seen_share": 1.0, "curriculum/repeats": 16 / 5}
 
 
 def test_what_is_logged_of_a_step() -> None:
     made = sampler(pacing="linear")
-    assert made.metrics(50) == {
+    assert made.metrics(50, made.batch(50)) == {
         "curriculum/competence": pytest.approx(0.55),
         "curriculum/pool_size": 550.0,
         "curriculum/mean_difficulty": pytest.approx(DIFFICULTY[made.batch(50)].mean()),

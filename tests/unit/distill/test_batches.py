@@ -38,8 +38,9 @@ def steps_of(
 ) -> list[Step[MicroBatch]]:
     reader = CacheReader(planted.store)
     sampler = CurriculumSampler(
-        distill.curriculum, reader.statistics.entropy, global_batch_size=BATCH, steps=STEPS, seed=1
+        distill.curriculum, len(reader), global_batch_size=BATCH, steps=STEPS, seed=1
     )
+    sampler.set_difficulty(0, reader.statistics.entropy)
     worker = Rank(rank, world, torch.device("cpu"))
     return list(read_steps(distill, worker, reader, sampler, range(start, STEPS)))
 
@@ -101,3 +102,16 @@ def test_rows_are_cut_as_the_schedule_says(planted: Planted) -> None:
             # The last position speaks of a token that is cut off.
             assert not short.rows.mask[:, -1].any()
             assert (short.entropy is None) == (length < ROW_LENGTH)
+
+
+def test_a_batch_is_drawn_once_a_step(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    batch = CurriculumSampler.batch
+
+    def counted(sampler: CurriculumSampler, step: int) -> np.ndarray:
+        drawn.append(step)
+        return batch(sampler, step)
+
+    monkeypatch.setattr(CurriculumSampler, "batch", counted)
+    assert all(len(step.indices) == BATCH for step in steps_of(planted, config()))
+    assert drawn == list(range(STEPS))

@@ -29,7 +29,7 @@ def make_finished_run(folder: Path, **changes: Any) -> Store:
     """The run in `folder`/output; `changes` as of `tiny_config`."""
     corpus = write_corpus(folder / "corpus", _MODULES)
     store = open_store(str(folder / "output"))
-    config = tiny_config(corpus, store.url, data__row_length=T, **changes)
+    config = tiny_config(corpus, store.url, data__seq_len=T, **changes)
     config["tracking"] = {"wandb": "disabled"}
     store.put("config.resolved.yaml", yaml.safe_dump(config).encode())
     record = {"stages": {"prepare": {"state": "complete", "fingerprint": "rows"}}}

@@ -9,7 +9,7 @@ import pytest
 from kdscale.config import parse_config
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.external_models import write_external_references
-from kdscale.evaluate.worker import MEASURED_KEY, EvaluateJob, evaluate
+from kdscale.evaluate.worker import MEASURED_KEY, EvaluateJob
 from kdscale.models.hf_folder import read_marker
 from kdscale.run.artifacts import RunArtifacts
 from kdscale.run.finished_run import FinishedRun
@@ -44,7 +44,7 @@ def test_another_folder_becomes_a_row(output: Path) -> None:
         teacher=teacher,
         models={"student": student, **others},
     )
-    evaluate({"evaluate": job})
+    job.run()
     found = json.loads(run.output.get(MEASURED_KEY))["models"]
     assert list(found) == ["teacher", "student", "copy"]
     assert found["copy"]["parameters"] == student.parameters

@@ -19,7 +19,7 @@ from kdscale.evaluate.results import write_results
 from kdscale.models.hf_folder import publish
 from kdscale.models.load import build_model, count_parameters, make_config
 from kdscale.models.tasks import TaskSpec
-from kdscale.run.record import RUN_KEY
+from kdscale.run.finished_run import CONFIG_KEY, RECORD_KEY
 from kdscale.run.stage_names import STAGES
 from kdscale.store import Store, open_store, upload_folder
 from tests.unit.report.sample import CONFIG, sample_results
@@ -68,7 +68,7 @@ def plant_run(
         parameters=count_parameters(model),
     )
     write_results(output, {**sample_results(), "task": task, "classes": list(classes)})
-    output.put("config.resolved.yaml", dump_config(parse_config(CONFIG)).encode())
+    output.put(CONFIG_KEY, dump_config(parse_config(CONFIG)).encode())
     write_record(output)
     return output
 
@@ -76,7 +76,7 @@ def plant_run(
 def write_record(output: Store, **states: str) -> None:
     """`run.json` with all stages complete but those given."""
     stages = {name: {"state": states.get(name, "complete"), "fingerprint": "fp"} for name in STAGES}
-    output.put(RUN_KEY, json.dumps({"stages": stages}).encode())
+    output.put(RECORD_KEY, json.dumps({"stages": stages}).encode())
 
 
 def documents(vocab_size: int, count: int = 24) -> list[TokenDocument]:
@@ -89,7 +89,7 @@ def documents(vocab_size: int, count: int = 24) -> list[TokenDocument]:
     ]
 
 
-def random_model(architecture: str, vocab_size: int, purpose: TaskSpec) -> Any:
+def random_model(architecture: str, vocab_size: int, task_spec: TaskSpec) -> Any:
     """Weights so large that logits are of the order of 1, norms and biases not left out."""
     options = SIZES | ({"num_key_value_heads": 4} if architecture == "llama" else {})
     shape = make_config(
@@ -97,7 +97,7 @@ def random_model(architecture: str, vocab_size: int, purpose: TaskSpec) -> Any:
         vocab_size,
         {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0},
         LENGTH,
-        purpose,
+        task_spec,
     )
     model = build_model(shape, seed=0).eval()
     generator = torch.Generator().manual_seed(1)

@@ -244,7 +244,9 @@ def test_another_models_logits_are_refused_and_nothing_is_left(
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(KdscaleError, match=r"There is no run in .*nothing: it has no run.json"):
+    with pytest.raises(
+        KdscaleError, match="nothing is not the output of a run: it has no run.json"
+    ):
         find_source(str(tmp_path / "nothing"), "student")
     run = plant_run(str(tmp_path / "run"), tmp_path)
     with pytest.raises(KdscaleError, match="has no complete baseline"):

@@ -7,7 +7,7 @@ import pytest
 from kdscale.config import dump_config, parse_config
 from kdscale.errors import KdscaleError
 from kdscale.plan.fit import check_fits, shortage
-from kdscale.plan.inputs import Setting
+from kdscale.plan.inputs import PlanInputs
 from tests.unit.plan.settings import setting
 
 BILLIONS = {
@@ -20,16 +20,16 @@ BILLIONS = {
 EIGHT = {"count": 8, "gpus": 1}
 
 
-def large(part: str, **changes: object) -> Setting:
+def large(part: str, **changes: object) -> PlanInputs:
     """A run whose `part` (teacher or distill__student) has 7 B parameters, on 8 workers a stage."""
     model = {"architecture": "llama", "options": BILLIONS}
     changes = {f"{part}__model": model, "distill__workers": EIGHT, **changes}
     changes = {"cache__capture__workers": EIGHT, "teacher__workers": EIGHT, **changes}
     changes = {"evaluate": {"workers": EIGHT}, **changes}
-    return setting("A100-80", data__row_length=2048, tokens=2048 * 640, **changes)
+    return setting("A100-80", data__seq_len=2048, tokens=2048 * 640, **changes)
 
 
-def refused(found: Setting) -> KdscaleError:
+def refused(found: PlanInputs) -> KdscaleError:
     with pytest.raises(KdscaleError) as caught:
         check_fits(found)
     return caught.value
@@ -93,7 +93,7 @@ def test_waiting_logits_are_met_with_a_shorter_queue() -> None:
 
 def test_what_nothing_helps_is_said() -> None:
     model = {"architecture": "llama", "options": BILLIONS | {"num_hidden_layers": 400}}
-    found = setting("L4", teacher__model=model, data__row_length=512, tokens=512 * 640)
+    found = setting("L4", teacher__model=model, data__seq_len=512, tokens=512 * 640)
     assert refused(found).fix.startswith("No ZeRO stage, micro-batch, checkpointing or offload")
 
 

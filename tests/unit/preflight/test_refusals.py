@@ -117,7 +117,7 @@ CASES: dict[str, tuple[Changes, str]] = {
         {
             **layers([0, 1], width={"hidden_size": 16}),
             "teacher__load": "{}/gpt2",
-            "data__row_length": 32,
+            "data__seq_len": 32,
         },
         "architecture 'gpt2' cannot be made narrower",
     ),
@@ -292,7 +292,7 @@ CASES: dict[str, tuple[Changes, str]] = {
     ),
     # Evaluation
     "generated-positions": (
-        {"teacher__load": "{}/gpt2", "data__row_length": 32},
+        {"teacher__load": "{}/gpt2", "data__seq_len": 32},
         "The teacher has 40 positions, and evaluate.speed lets it write 32 tokens after 16",
     ),
     "model-task": (

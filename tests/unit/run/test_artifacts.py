@@ -24,7 +24,7 @@ def run(corpus: Path, **changes: object) -> RunArtifacts:
 def test_rows_are_named_by_their_config_and_their_source(corpus: Path) -> None:
     first = run(corpus).prepare_fingerprint
     assert run(corpus, seed=9, cache__sequences=32).prepare_fingerprint == first
-    assert run(corpus, data__row_length=32).prepare_fingerprint != first
+    assert run(corpus, data__seq_len=32).prepare_fingerprint != first
     (corpus / "bisect.py").write_text("# another text, long enough to be kept by the cleaning\n")
     assert run(corpus).prepare_fingerprint != first
 
@@ -32,13 +32,13 @@ def test_rows_are_named_by_their_config_and_their_source(corpus: Path) -> None:
 def test_other_evaluation_sets_leave_the_teacher_as_it_is(corpus: Path, tmp_path: Path) -> None:
     other = write_corpus(tmp_path / "other", ["queue"])
     first = run(corpus)
-    tree = tiny_config(corpus, str(tmp_path / "output"), data__evaluation_rows=7)
+    tree = tiny_config(corpus, str(tmp_path / "output"), data__evaluation_sequences=7)
     tree["data"]["evaluate"] = {"more": {"kind": "text", "path": str(other)}}
     tree["data"]["evaluation_context"] = 16
     second = RunArtifacts(RunConfig.model_validate(tree))
     assert second.prepare_fingerprint != first.prepare_fingerprint
     assert second.teacher_fingerprint == first.teacher_fingerprint
-    assert run(corpus, data__row_length=32).teacher_fingerprint != first.teacher_fingerprint
+    assert run(corpus, data__seq_len=32).teacher_fingerprint != first.teacher_fingerprint
 
 
 def test_a_teacher_is_named_by_its_recipe_not_by_its_workers(corpus: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_teacher_is_named_by_its_recipe_not_by_its_workers(corpus: Path) -> No
     same = run(
         corpus,
         teacher__workers={"count": 5},
-        teacher__training__micro_batch_rows=2,
+        teacher__training__micro_batch_size=2,
         teacher__training__zero={"stage": 3},
         teacher__training__checkpoint_every=7,
     )

@@ -6,18 +6,19 @@ from typing import Any
 
 import pytest
 
-from kdscale.cache.format.records import PlanRecord, Segment, record_bytes
+from kdscale.cache.format.records import Generation, PlanRecord, record_bytes
 from kdscale.cache.spec import FORMAT
 from kdscale.errors import KdscaleError
+from kdscale.run.finished_run import CONFIG_KEY
 from kdscale.run.progress_file import (
     LOST_SECONDS,
     PROGRESS_KEY,
     Driver,
     ProgressRecord,
-    StageProgressRecord,
+    RecordedProgress,
 )
 from kdscale.run.stage_names import STAGES
-from kdscale.run.status import CONFIG_KEY, StageStatus, run_status
+from kdscale.run.status import StageStatus, run_status
 from kdscale.store import Store, open_store
 from tests.runs import tiny_config
 
@@ -48,11 +49,11 @@ def write_progress(store: Store, state: str = "running", **stages: dict[str, Any
         heard=HEARD,
         state=state,  # type: ignore[arg-type]
     )
-    told = {
-        name: StageProgressRecord(**{"fingerprint": f"f-{name}", "started": 990.0, **fields})
+    recorded = {
+        name: RecordedProgress(**{"fingerprint": f"f-{name}", "started": 990.0, **fields})
         for name, fields in stages.items()
     }
-    record = ProgressRecord(drivers=(driver,), stages=told)
+    record = ProgressRecord(drivers=(driver,), stages=recorded)
     store.put(PROGRESS_KEY, record.model_dump_json().encode())
 
 
@@ -108,13 +109,13 @@ def test_seconds_of_a_running_stage_go_on(store: Store) -> None:
     assert (stage(store, "teacher").seconds, stage(store, "teacher").done) == (5.0, 0)
 
 
-def test_units_are_counted_from_their_commits(store: Store) -> None:
+def test_shards_are_counted_from_their_commits(store: Store) -> None:
     write_record(store, cache="running")
     write_progress(store, cache={"done": 500, "total": 640})
-    assert stage(store, "cache").units_committed is None
+    assert stage(store, "cache").shards_committed is None
     cache = store.child("cache/f-cache")
-    segment = Segment(
-        first_unit=0,
+    generation = Generation(
+        first_shard=0,
         first_row=0,
         rows=640,
         sequences_per_shard=16,
@@ -123,12 +124,12 @@ def test_units_are_counted_from_their_commits(store: Store) -> None:
         request="0" * 32,
         prior=None,
     )
-    plan = PlanRecord(format=FORMAT, identity={}, segment=segment, created="2026")
+    plan = PlanRecord(format=FORMAT, identity={}, generation=generation, created="2026")
     cache.put("plans/0000.json", record_bytes(plan))
-    for unit in (0, 7):
-        cache.put(f"commits/{unit:06d}.json", b"{}")
-    assert stage(store, "cache").units_committed == 2
-    assert stage(store, "cache").units_planned == 40
+    for shard in (0, 7):
+        cache.put(f"commits/{shard:06d}.json", b"{}")
+    assert stage(store, "cache").shards_committed == 2
+    assert stage(store, "cache").shards_planned == 40
 
 
 def test_losses_come_from_the_end_of_the_metrics(store: Store) -> None:

@@ -24,7 +24,7 @@ from kdscale.data.rows.splits import SplitWriter
 from kdscale.data.tokenizer import train_tokenizer
 from kdscale.models.hf_folder import ModelReference
 from kdscale.store import Store, open_store, upload_folder
-from kdscale.teacher.capture import CaptureJob, capture
+from kdscale.teacher.capture import CaptureJob
 from kdscale.types import DenseTargets, Rows
 from tests.runs import read_metrics
 
@@ -40,7 +40,7 @@ class Subject:
     model: PreTrainedModel
 
     def run(self) -> None:
-        capture({"capture": self.job})
+        self.job.run()
 
     @property
     def metrics(self) -> list[dict[str, float]]:
@@ -48,7 +48,7 @@ class Subject:
 
 
 def write_prepared(store: Store, folder: Path, length: int = T) -> tuple[Rows, int]:
-    """Rows of `length` random tokens by the real writer; also the size of the vocabulary."""
+    """Write sequences of `length` random tokens; return them and the size of the vocabulary."""
     info = train_tokenizer(["some words for a tokenizer"], 300, folder)
     upload_folder(folder, store, "tokenizer")
     generator = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def subject(tmp_path: Path) -> Subject:
 
 
 def make_llama(vocab_size: int) -> PreTrainedModel:
-    """A small model with padded embeddings: the ids past the tokenizer's must not be seen."""
+    """Return a small model with padded embeddings: ids past the tokenizer's must not be seen."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
@@ -91,8 +91,10 @@ def make_subject(
     count: int = CAPTURED,
     stage: int = 0,
 ) -> Subject:
-    """`count` rows in units of 6, in batches of 4, of the model that `make_model` gives for a size
-    of vocabulary, at a ZeRO stage."""
+    """Return a job of `count` sequences in shards of 6, in batches of 4, at a ZeRO stage.
+
+    `make_model` gives the teacher for a size of vocabulary.
+    """
     output = open_store(str(tmp_path / "output"))
     rows, vocab_size = write_prepared(output.child("prepared/x"), tmp_path / "tokenizer", length)
     model = make_model(vocab_size)
@@ -153,8 +155,10 @@ def make_subject(
 
 @torch.no_grad()
 def worst_target(subject: Subject) -> float:
-    """How far a log-probability in the cache is from the model's, run by transformers on each
-    document alone; the likely ones, as float16 rounds the others more."""
+    """Return how far a log-probability in the cache is from the model's, at the likely ids.
+
+    The model is run by transformers on each document alone; float16 rounds unlikely ids more.
+    """
     reader = CacheReader(subject.job.cache)
     count = len(subject.rows)
     cached = reader.read(np.arange(count))
@@ -188,8 +192,8 @@ def test_a_line_a_round_with_what_capture_cost(subject: Subject) -> None:
     lines = subject.metrics
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert [line["tokens"] for line in lines] == [6 * T, 12 * T, 18 * T, CAPTURED * T]
-    units = CacheReader(subject.job.cache).manifest.units
-    size = sum(unit.length + unit.index_length for unit in units)
+    shards = CacheReader(subject.job.cache).manifest.shards
+    size = sum(shard.length + shard.index_length for shard in shards)
     last = lines[-1]
     assert last["bytes_committed"] == size
     assert last["bytes_per_token"] == pytest.approx(size / (CAPTURED * T))
@@ -211,10 +215,10 @@ def test_run_again_captures_only_what_is_missing(
     cache.delete(commit_key(2))
     capsys.readouterr()
     subject.run()
-    assert "1 of 4 units to capture" in capsys.readouterr().out
+    assert "1 of 4 shards to capture" in capsys.readouterr().out
     after = {key: cache.get(key) for key in cache.list("")}
     assert after.keys() == before.keys()
-    # The same bytes, though the first batch of a unit is another one.
+    # The same bytes, though the first batch of a shard is another one.
     found = json.loads(cache.get(commit_key(2)))
     volatile = {"attempt", "seconds", "checksum"}
     assert {k: v for k, v in found.items() if k not in volatile} == {
@@ -223,4 +227,4 @@ def test_run_again_captures_only_what_is_missing(
     differing = {key for key in before if before[key] != after[key]}
     assert differing == {commit_key(2)}
     subject.run()
-    assert "0 of 4 units to capture" in capsys.readouterr().out
+    assert "0 of 4 shards to capture" in capsys.readouterr().out

@@ -33,25 +33,25 @@ def some_logits(rows: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, LENGTH, VOCAB, generator=torch.Generator().manual_seed(seed))
 
 
-def forward(unit: int, rows: Rows, logits: torch.Tensor, *, last: bool) -> Forward:
-    return Forward(unit, rows, logits[torch.from_numpy(rows.loss_mask)], last)
+def forward(shard: int, rows: Rows, logits: torch.Tensor, *, last: bool) -> Forward:
+    return Forward(shard, rows, logits[torch.from_numpy(rows.loss_mask)], last)
 
 
 class Commits:
     """Keeps what is committed, behind a gate that a test may hold shut."""
 
     def __init__(self, gate: threading.Semaphore | None = None) -> None:
-        self.units: dict[int, tuple[Rows, np.ndarray, RowStats]] = {}
+        self.shards: dict[int, tuple[Rows, np.ndarray, RowStats]] = {}
         self.entered = threading.Semaphore(0)
         self._gate = gate
 
-    def __call__(self, unit: int, rows: Rows, payload: np.ndarray, stats: RowStats) -> Commit:
+    def __call__(self, shard: int, rows: Rows, payload: np.ndarray, stats: RowStats) -> Commit:
         self.entered.release()
         if self._gate is not None:
             assert self._gate.acquire(timeout=PATIENCE_SECONDS)
-        self.units[unit] = rows, payload, stats
+        self.shards[shard] = rows, payload, stats
         return Commit(
-            unit=unit,
+            shard=shard,
             digest="0" * 32,
             length=100,
             index_digest="0" * 32,
@@ -73,14 +73,14 @@ def encoder(commits: Commits, config: CacheConfig | None = None) -> Encoder:
     )
 
 
-def test_a_unit_is_committed_when_its_last_forward_is_through() -> None:
+def test_a_shard_is_committed_when_its_last_forward_is_through() -> None:
     commits = Commits()
     with encoder(commits) as subject:
         subject.submit(forward(3, some_rows(2), some_logits(2), last=False))
         subject.submit(forward(3, some_rows(1, 2), some_logits(1), last=True))
         subject.submit(forward(4, some_rows(2), some_logits(2), last=False))
-    assert set(commits.units) == {3}
-    rows, payload, stats = commits.units[3]
+    assert set(commits.shards) == {3}
+    rows, payload, stats = commits.shards[3]
     assert rows.sample_ids.tolist() == [
         *some_rows(2).sample_ids.tolist(),
         *some_rows(1, 2).sample_ids.tolist(),
@@ -102,7 +102,7 @@ def test_payload_and_statistics_are_those_of_each_position(temperature: float) -
     commits = Commits()
     with encoder(commits, config) as subject:
         subject.submit(forward(0, rows, logits, last=True))
-    _, payload, stats = commits.units[0]
+    _, payload, stats = commits.shards[0]
     codec = make_codec(config.codec, VOCAB)
     cells = payload.reshape(3, LENGTH, codec.bytes_per_position)
     assert not cells[~rows.loss_mask].any()
@@ -121,7 +121,7 @@ def test_payload_and_statistics_are_those_of_each_position(temperature: float) -
     assert stats.entropy[1] == stats.nll[1] == 0
 
 
-def test_a_unit_has_the_same_bytes_in_other_batches() -> None:
+def test_a_shard_has_the_same_bytes_in_other_batches() -> None:
     config = CacheConfig(codec=VaroptCodec(k=3, head=1))
     rows, logits = some_rows(5), some_logits(5)
     payloads = []
@@ -131,7 +131,7 @@ def test_a_unit_has_the_same_bytes_in_other_batches() -> None:
             for part in np.split(np.arange(5), np.cumsum(sizes)[:-1]):
                 last = bool(part[-1] == 4)
                 subject.submit(forward(0, rows.take(part), logits[part], last=last))
-        payloads.append(commits.units[0][1])
+        payloads.append(commits.shards[0][1])
     assert np.array_equal(payloads[0], payloads[1])
     assert np.array_equal(payloads[0], payloads[2])
     noise = uniforms(SEED, torch.from_numpy(rows.sample_ids), LENGTH, 2)[3, 1:2]
@@ -140,16 +140,18 @@ def test_a_unit_has_the_same_bytes_in_other_batches() -> None:
 
 
 def test_memory_is_bounded_when_the_store_is_slow() -> None:
-    """Two commits that hang, one unit that waits: the teacher is stopped at the next one, and no
-    logits are alive but those in its hands."""
+    """Two commits that hang, one shard that waits: the teacher is stopped at the next one.
+
+    No logits are alive but those in its hands.
+    """
     gate = threading.Semaphore(0)
     commits = Commits(gate)
     alive: list[weakref.ref[torch.Tensor]] = []
     submitted = threading.Semaphore(0)
 
     def teach(subject: Encoder) -> None:
-        for unit in range(12):
-            made = forward(unit, some_rows(1), some_logits(1), last=True)
+        for shard in range(12):
+            made = forward(shard, some_rows(1), some_logits(1), last=True)
             alive.append(weakref.ref(made.logits))
             subject.submit(made)
             del made
@@ -169,7 +171,7 @@ def test_memory_is_bounded_when_the_store_is_slow() -> None:
         assert sum(each() is not None for each in alive) <= 1
         gate.release(12)
         teacher.join(PATIENCE_SECONDS)
-    assert set(commits.units) == set(range(12))
+    assert set(commits.shards) == set(range(12))
     assert subject.progress.waiting > 0
 
 
@@ -183,28 +185,28 @@ def test_logits_that_cannot_be_encoded_end_the_capture() -> None:
 
     with pytest.raises(KdscaleError, match="NaN or infinity at 6 of 6"):
         run()
-    assert commits.units == {}
+    assert commits.shards == {}
 
 
 def test_a_failing_commit_ends_the_capture() -> None:
-    """More units than the queue holds: a thread that had died would block here for ever."""
+    """More shards than the queue holds: a thread that had died would wait here for ever."""
 
-    def refuse(unit: int, rows: Rows, payload: np.ndarray, stats: RowStats) -> None:
+    def refuse(shard: int, rows: Rows, payload: np.ndarray, stats: RowStats) -> None:
         raise KdscaleError("The store is gone.", "Bring it back.")
 
     def run() -> None:
         device = torch.device("cpu")
         config = CacheConfig(codec=FullCodec())
         with Encoder(config, refuse, vocab_size=VOCAB, seed=0, device=device) as subject:
-            for unit in range(50):
-                subject.submit(forward(unit, some_rows(1), some_logits(1), last=True))
+            for shard in range(50):
+                subject.submit(forward(shard, some_rows(1), some_logits(1), last=True))
 
     with pytest.raises(KdscaleError, match="The store is gone"):
         run()
 
 
-def test_a_unit_that_another_attempt_committed_first_is_not_counted() -> None:
-    def lost(unit: int, rows: Rows, payload: np.ndarray, stats: RowStats) -> None:
+def test_a_shard_that_another_attempt_committed_first_is_not_counted() -> None:
+    def lost(shard: int, rows: Rows, payload: np.ndarray, stats: RowStats) -> None:
         return None
 
     device = torch.device("cpu")

@@ -35,7 +35,7 @@ def spies(monkeypatch: pytest.MonkeyPatch) -> dict[str, Spy]:
 
 def test_outside_of_a_worker_nothing_is_measured_or_imported() -> None:
     code = (
-        "import sys; from kdscale import metrics; metrics.gauge('kdscale_loss', 1.0); "
+        "import sys; from kdscale.tracking import prometheus as metrics; metrics.gauge('kdscale_loss', 1.0); "
         "metrics.count('kdscale_tokens', 1); metrics.progress('rows', 1, 2, 3); "
         "metrics.logged({'train/loss': 1.0}); print('ray' in sys.modules)"
     )

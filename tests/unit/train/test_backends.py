@@ -12,7 +12,6 @@ from kdscale.config.training import TrainingConfig
 from kdscale.distributed.rank import Rank
 from kdscale.errors import KdscaleError
 from kdscale.losses.fused import head_and_loss
-from kdscale.models.forward import next_token_labels
 from kdscale.models.head import ModelWithHead
 from kdscale.models.load import build_model, make_config
 from kdscale.train.backends.base import Backend, make_backend
@@ -38,12 +37,12 @@ def make(architecture: str, seed: int = 0, **fields: Any) -> Backend:
 
 
 def step(backend: Backend) -> float:
-    """One update on fixed rows; the loss before it."""
+    """Make one update on fixed sequences; return the loss before it."""
     ids = torch.arange(24).view(2, 12)
 
     def loss_of(model: ModelWithHead) -> torch.Tensor:
         hidden = model.hidden(ids, torch.ones_like(ids))[:, :-1].flatten(0, 1)
-        labels = next_token_labels(ids)[:, :-1].flatten()
+        labels = torch.roll(ids, -1, dims=1)[:, :-1].flatten()
         return head_and_loss(hidden, model.head, labels).objective
 
     with backend.micro_batch(last=True):
