@@ -19,7 +19,6 @@ from kdscale.cli import (
     data,
     doctor,
     export,
-    graph,
     init,
     jobs,
     lm_eval,
@@ -46,7 +45,7 @@ app.command("report", rich_help_panel="Run")(results.report)
 app.command("export", rich_help_panel="Run")(export.export)
 app.command("plan", rich_help_panel="Run")(plan.plan)
 app.command("submit", rich_help_panel="Jobs")(submit.submit)
-app.command("run-graph", hidden=True)(graph.run_graph)
+app.command("run-graph", hidden=True)(submit.run_graph)
 app.command("list", rich_help_panel="Jobs")(jobs.list_)
 app.command("status", rich_help_panel="Jobs")(status.status)
 app.command("logs", rich_help_panel="Jobs")(jobs.logs)

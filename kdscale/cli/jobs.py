@@ -119,7 +119,7 @@ def stop(
     """Stop a job and wait until it has ended: it writes a checkpoint, then leaves."""
     _check_id(job)
     from kdscale.submit import describe, follow, open_backend
-    from kdscale.submit.exit_codes import WaitTimeoutError
+    from kdscale.submit.job import WaitTimeoutError
 
     at = open_backend(backend, address, kube, say=say)
     if not at.stop(job, grace):

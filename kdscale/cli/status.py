@@ -79,7 +79,7 @@ def _job_status(
     """A job's status. Where no cluster is named and nobody knows the job, what is said covers a
     mistyped folder too.
     """
-    from kdscale.submit.exit_codes import UnknownJobError, UnreachableError
+    from kdscale.submit.job import UnknownJobError, UnreachableError
 
     try:
         jobs.status(thing, address, backend, kube, as_json)

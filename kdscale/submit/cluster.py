@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdscale.config.text import read_text
 from kdscale.errors import KdscaleError
-from kdscale.submit.exit_codes import UnreachableError
+from kdscale.submit.job import UnreachableError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -44,8 +44,16 @@ def connect(address: str | None) -> "JobSubmissionClient":
     except AuthenticationError as error:
         raise refused(url) from error
     except (ConnectionError, requests.RequestException, RuntimeError) as error:
+        cause = str(error).splitlines()[0]
+        if url == DEFAULT_ADDRESS:
+            raise UnreachableError(
+                f"No address was given, and no Ray job server answers on this machine, {url}: "
+                f"{cause}",
+                "Start one here, `ray start --head`, and repeat the command; or give the address "
+                "of a cluster's dashboard, --address http://HEAD:8265.",
+            ) from error
         raise UnreachableError(
-            f"No Ray job server answers at {url}: {str(error).splitlines()[0]}",
+            f"No Ray job server answers at {url}: {cause}",
             "Give the dashboard's address, --address http://HEAD:8265. Through a firewall, forward "
             "the port: `ray dashboard ray_cluster.yaml`, or `ssh -L 8265:localhost:8265 HEAD`.",
         ) from error

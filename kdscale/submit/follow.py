@@ -12,8 +12,7 @@ from collections.abc import Callable
 
 from kdscale.errors import KdscaleError
 from kdscale.submit.backend import Backend
-from kdscale.submit.exit_codes import UnreachableError, WaitTimeoutError
-from kdscale.submit.job import Job
+from kdscale.submit.job import Job, UnreachableError, WaitTimeoutError
 
 Write = Callable[[str], None]
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from kdscale.errors import KdscaleError
-from kdscale.submit.exit_codes import UnknownJobError, UnreachableError
+from kdscale.submit.job import UnknownJobError, UnreachableError
 from kdscale.submit.kuberay import DIGEST, LABELS, object_name
 
 _SELECTOR = ",".join(f"{name}={value}" for name, value in LABELS.items())

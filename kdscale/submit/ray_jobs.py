@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any, cast
 from kdscale.errors import ExitCode, KdscaleError, last_line
 from kdscale.run.stop import request_stop
 from kdscale.store import open_store
-from kdscale.submit import sealed, upload
+from kdscale.submit import package, secrets
 from kdscale.submit.cluster import check_versions, connect
 from kdscale.submit.environment import read_secrets
-from kdscale.submit.exit_codes import (
+from kdscale.submit.job import (
     DuplicateJobError,
+    Job,
+    Status,
     UnknownJobError,
     UnreachableError,
 )
-from kdscale.submit.job import Job, Status
 from kdscale.submit.job_plan import JobPlan
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ class RayJobs:
         if not self.allow_skew:
             check_versions(client)
         with tempfile.TemporaryDirectory(prefix="kdscale-package-") as scratch:
-            archive = upload.pack(folder, Path(scratch) / "package.zip")
-            files = upload.publish(archive, self.upload_to, self.say)
+            archive = package.pack(folder, Path(scratch) / "package.zip")
+            files = package.publish(archive, self.upload_to, self.say)
             runtime_env: dict[str, Any] = {"working_dir": files, "env_vars": dict(plan.environment)}
             metadata = plan.metadata | self._seal(plan, runtime_env)
             try:
@@ -75,7 +76,7 @@ class RayJobs:
             except BaseException:
                 # Nobody's: a job of this id that is there already has an object of its own.
                 if _SEALED in metadata:
-                    sealed.discard_secrets(metadata[_SEALED])
+                    secrets.discard_secrets(metadata[_SEALED])
                 raise
 
     def details(self, job_id: str) -> Job:
@@ -141,7 +142,7 @@ class RayJobs:
         if ended_itself or _SEALED not in job.metadata:
             return
         try:
-            sealed.discard_secrets(job.metadata[_SEALED])
+            secrets.discard_secrets(job.metadata[_SEALED])
         except OSError as error:
             self.say(f"note: the job's sealed secrets could not be deleted from here: {error}")
 
@@ -152,10 +153,10 @@ class RayJobs:
         if not plan.secrets:
             return {}
         values = read_secrets(plan.secrets)
-        keys = sealed.seal_secrets(values, plan.output, plan.submission_id)
+        keys = secrets.seal_secrets(values, plan.output, plan.submission_id)
         runtime_env["env_vars"] |= keys
-        runtime_env["worker_process_setup_hook"] = sealed.HOOK
-        return {_SEALED: keys[sealed.LOCATION_VARIABLE]}
+        runtime_env["worker_process_setup_hook"] = secrets.HOOK
+        return {_SEALED: keys[secrets.LOCATION_VARIABLE]}
 
     def _send(self, plan: JobPlan, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
         deadline = time.monotonic() + _AGENT_SECONDS

@@ -24,7 +24,7 @@ import requests
 import kdscale.submit as room
 from kdscale.cli import main
 from kdscale.store import open_store
-from kdscale.submit.exit_codes import UnreachableError
+from kdscale.submit.job import UnreachableError
 from kdscale.submit.job_plan import ENVIRONMENT, JobPlan
 from kdscale.submit.ray_jobs import RayJobs
 from tests.proxy import CuttableProxy
@@ -48,7 +48,7 @@ import yaml
 from kdscale.config import load_config
 from kdscale.errors import KdscaleError
 from kdscale.store import open_store
-from kdscale.submit.sealed import discard_secrets, open_secrets
+from kdscale.submit.secrets import discard_secrets, open_secrets
 from kdscale.tracking.trackers import open_tracker
 
 def digest():
@@ -286,7 +286,7 @@ def test_code_and_secret_through_an_object_store(
     """
     root = checkout_with(
         "import os, kdscale\n"
-        "from kdscale.submit.sealed import discard_secrets, open_secrets\n"
+        "from kdscale.submit.secrets import discard_secrets, open_secrets\n"
         "open_secrets()\n"
         "print(kdscale.__file__, len(os.environ['HF_TOKEN']))\n"
         "discard_secrets()\n"

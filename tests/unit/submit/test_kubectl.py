@@ -11,7 +11,7 @@ import pytest
 from kdscale.config import KubeOptions, load_config
 from kdscale.errors import KdscaleError
 from kdscale.submit import kubectl, kuberay, plan_job
-from kdscale.submit.exit_codes import UnknownJobError, UnreachableError
+from kdscale.submit.job import UnknownJobError, UnreachableError
 from tests.kube import Kubernetes
 
 ROOT = Path(__file__).parents[3]
