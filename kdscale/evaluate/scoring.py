@@ -11,7 +11,7 @@ from kdscale.evaluate.harness import HarnessOptions, merge, run_tasks
 from kdscale.evaluate.heldout import task_names, write_tasks
 from kdscale.evaluate.results import HarnessTask, Results, read_results, write_results
 from kdscale.run.finished_run import FinishedRun
-from kdscale.tracking.trackers import open_gallery
+from kdscale.tracking.wandb_run import open_wandb_run
 
 _RUNS_OWN = ("teacher", "student", "baseline")
 
@@ -57,7 +57,7 @@ def score_run(
 def _track(run: FinishedRun, scores: dict[str, HarnessTask]) -> None:
     """The scores as a run of W&B, where the run's config wants one."""
     config = run.config
-    gallery = open_gallery(config, "lm-eval", run.output)
+    gallery = open_wandb_run(config, "lm-eval", run.output)
     rows = [
         (task, metric, model, score["value"], score["stderr"])
         for task, entry in scores.items()

@@ -25,7 +25,7 @@ from kdscale.models.hf_folder import ModelReference
 from kdscale.models.sequence_check import check_sequences
 from kdscale.models.sharded import load_teacher
 from kdscale.store import Store
-from kdscale.tracking.trackers import open_gallery
+from kdscale.tracking.wandb_run import open_wandb_run
 from kdscale.train.batches import sequence_spec
 
 MEASURED_KEY = "evaluation.json"
@@ -115,7 +115,7 @@ def _side_by_side(spec: EvaluateJob, prepared: Prepared, worker: Rank) -> dict[s
 def _track(spec: EvaluateJob, measured: dict[str, Any]) -> None:
     """The figures of all models, and what they write, to W&B."""
     config = spec.config
-    gallery = open_gallery(config, "evaluate", spec.output)
+    gallery = open_wandb_run(config, "evaluate", spec.output)
     gallery.summary(
         {
             f"{domain}/{figure}/{model}": value

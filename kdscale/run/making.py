@@ -31,7 +31,7 @@ from kdscale.run.cache_stage import is_complete, own_store, plan_capture, readab
 from kdscale.run.record import RunRecord
 from kdscale.teacher.pretrained import check_teacher, own_tokenizer
 from kdscale.teacher.train import TeacherJob
-from kdscale.tracking.trackers import open_gallery
+from kdscale.tracking.wandb_run import open_wandb_run
 from kdscale.train.job import TrainingJob
 from kdscale.workers.commit_actor import committing
 from kdscale.workers.group import WorkerGroups
@@ -229,7 +229,7 @@ def _report(
 def _show(run: RunArtifacts) -> None:
     """The report's charts and tables in W&B."""
     config, found = run.config, load_report_data(run.output)
-    gallery = open_gallery(config, "report", run.output)
+    gallery = open_wandb_run(config, "report", run.output)
     gallery.summary(summary(found))
     gallery.show(panels(found))
     gallery.finish()
