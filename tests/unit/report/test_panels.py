@@ -45,7 +45,7 @@ def test_every_chart_of_the_page_is_a_panel(tmp_path: Path) -> None:
 def test_lines_have_their_points_and_levels_their_length(tmp_path: Path) -> None:
     run = _run(tmp_path)
     chart = _by_key(panels(run))["training/student-and-baseline"]
-    assert chart.columns == ("optimiser step", "nats a token", "line")
+    assert chart.columns == ("optimiser step", "nats per token", "line")
     validation = [(x, y) for x, y, name in chart.rows if name == "student, validation"]
     assert validation == run.series("distill", "validation/loss")
     assert [row for row in chart.rows if row[2] == "teacher, evaluated"] == [
