@@ -428,7 +428,9 @@ def _drawing(
     if not bottom:  # a drawing without axes
         top = 0
     out = io.StringIO()
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": identifier}), warnings.catch_warnings():
+    with mpl.rc_context(), warnings.catch_warnings():
+        mpl.rcdefaults()  # a reader's own matplotlibrc may have another style
+        mpl.rcParams.update({**_STYLE, "svg.hashsalt": identifier})
         warnings.filterwarnings("ignore", "Glyph")  # the reader's fonts count, not ours
         figure = Figure(figsize=(width / 72, height / 72), dpi=72)
         inner = (width - left - right) / width, (height - top - bottom) / height

@@ -331,7 +331,7 @@ def confusion_table(results: Results, model: str, domain: str) -> Table | None:
     if not names or not counts:
         return None
     rows = [[name, *map(str, line)] for name, line in zip(names, counts, strict=True)]
-    caption = f"{domain}: what the {model} takes each class for"
+    caption = f"{domain}: predictions of the {model} by label"
     return Table(caption, ["Class", *names], rows)
 
 

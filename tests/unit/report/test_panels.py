@@ -56,7 +56,7 @@ def test_lines_have_their_points_and_levels_their_length(tmp_path: Path) -> None
 
 def test_confusions_count_documents(tmp_path: Path) -> None:
     found = _by_key(panels(_run(tmp_path, class_results())))
-    chart = found["quality/validation-what-the-student-takes-each-class-for"]
+    chart = found["quality/validation-predictions-of-the-student-by-label"]
     assert chart.kind == "confusion"
     assert chart.rows[:2] == [
         ["business", "business", 93],

@@ -146,7 +146,7 @@ def test_charts_bring_the_data_they_draw(page: Element) -> None:
 def test_confusions_are_shaded_by_their_share_of_the_class(tmp_path: Path) -> None:
     _, page = _report(tmp_path, class_results())
     tables = {t.all("caption")[0].text: t for t in page.all("table")}
-    cells = tables["validation: what the student takes each class for"].all("td")
+    cells = tables["validation: predictions of the student by label"].all("td")
     assert [cell.text for cell in cells[:3]] == ["93", "4", "3"]
     assert [cell.attributes["style"] for cell in cells[:3]] == [
         "--share: 93%",
