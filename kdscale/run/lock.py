@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kdscale.errors import KdscaleError
+from kdscale.errors import ExitCode, KdscaleError
 from kdscale.store import HeldLease, Lease, Store, Terms, conditional_put, read_lease
 
 LEASE_KEY = "lease.json"
@@ -26,7 +26,7 @@ _PAUSE_SECONDS = 2.0
 class RunLockedError(KdscaleError):
     """A run that another driver has locked."""
 
-    exit_code = 7
+    exit_code = ExitCode.LOCKED
 
 
 @contextmanager

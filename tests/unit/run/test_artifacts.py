@@ -23,7 +23,7 @@ def run(corpus: Path, **changes: object) -> RunArtifacts:
 
 def test_rows_are_named_by_their_config_and_their_source(corpus: Path) -> None:
     first = run(corpus).prepare_fingerprint
-    assert run(corpus, seed=9, cache__rows=32).prepare_fingerprint == first
+    assert run(corpus, seed=9, cache__sequences=32).prepare_fingerprint == first
     assert run(corpus, data__seq_len=32).prepare_fingerprint != first
     (corpus / "bisect.py").write_text("# another text, long enough to be kept by the cleaning\n")
     assert run(corpus).prepare_fingerprint != first
