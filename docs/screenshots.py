@@ -1,4 +1,4 @@
-"""Writes docs/report-light.png and docs/report-dark.png: parts of the report of a finished run.
+"""Write docs/report-light.png and docs/report-dark.png: parts of the report of a finished run.
 
     make quickstart && .venv/bin/python docs/screenshots.py [RUN]
 
@@ -29,7 +29,7 @@ MARGIN = 16
 
 
 def main() -> None:
-    """A picture for each scheme."""
+    """Write a picture for each scheme."""
     run = sys.argv[1] if len(sys.argv) > 1 else str(DOCS.parent / "runs" / "quickstart")
     browser = _browser()
     try:

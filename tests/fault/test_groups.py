@@ -24,7 +24,7 @@ from kdscale.config.training import WorkersConfig
 from kdscale.distributed.rank import GracefulStopError, current_rank
 from kdscale.errors import KdscaleError
 from kdscale.store import Store
-from kdscale.teacher.train import TeacherJob, train_teacher
+from kdscale.teacher.train import TeacherJob
 from kdscale.train.job import TrainingJob
 from kdscale.workers.group import run_workers
 from kdscale.workers.progress import RunningStage
@@ -134,7 +134,7 @@ class Running:
 def undisturbed(prepared: Store, tmp_path_factory: pytest.TempPathFactory) -> Lines:
     """Return the log of two undisturbed ranks."""
     made = session(tmp_path_factory.mktemp("undisturbed"), **TRAINING)
-    run_ranks(train_teacher, 2, TeacherJob(made, prepared))
+    run_ranks(TeacherJob.run, 2, TeacherJob(made, prepared))
     return lines(made)
 
 
@@ -165,7 +165,7 @@ def test_a_run_that_is_asked_to_stop_saves_at_its_step_and_goes_on_from_there(
     first.go_slowly(12)
     first.end()
     assert isinstance(first.error, GracefulStopError), first.log()
-    (left,) = re.findall(r"rank 0 .*: left at step (\d+)", first.log())
+    (left,) = re.findall(r"rank 0 .*: stopped on request at step (\d+)", first.log())
     assert 11 <= int(left) < STEPS
     assert first.session.checkpoints.exists(f"step-{int(left):08d}/complete.json")
     assert not first.session.is_complete()
@@ -210,7 +210,11 @@ def test_a_student_goes_on_with_fewer_workers_and_grows_again(
     assert f"resumed at step 8 of {STEPS}" in run.log()
     run.come_to(20)
     cluster.add_node(num_cpus=1)
-    left = int(run.until(lambda: re.findall(r"rank 0 of 2 .*: left at step (\d+)", run.log()))[-1])
+    left = int(
+        run.until(
+            lambda: re.findall(r"rank 0 of 2 .*: stopped on request at step (\d+)", run.log())
+        )[-1]
+    )
     assert 20 <= left < STEPS
     # Nothing is lost when it grows.
     run.until(lambda: re.search(rf"rank 0 of 3 .* resumed at step {left} of {STEPS}", run.log()))
@@ -229,7 +233,11 @@ def test_a_group_leaves_a_node_that_will_be_taken_away(
     run.come_to(11)
     node = cluster.list_all_nodes()[-1]
     drain(node.node_id, cluster.address, seconds=60)
-    left = int(run.until(lambda: re.findall(r"rank 0 of 3 .*: left at step (\d+)", run.log()))[0])
+    left = int(
+        run.until(
+            lambda: re.findall(r"rank 0 of 3 .*: stopped on request at step (\d+)", run.log())
+        )[0]
+    )
     assert 11 <= left < STEPS
     run.until(lambda: run.started_with(2))
     cluster.remove_node(node)

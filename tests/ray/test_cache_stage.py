@@ -1,4 +1,4 @@
-"""The cache stage beyond one capture: appended rows, several caches read as one, one committer."""
+"""The cache stage beyond one capture: generations, several caches read as one, one committer."""
 
 import json
 import os
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def appended(finished_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the finished run whose cache got the rows of a larger choice."""
+    """Copy the finished run and append the rows of a larger selection to its cache."""
     output = tmp_path_factory.mktemp("append") / "output"
     shutil.copytree(finished_run.output, output)
     config = larger(finished_run, output)
