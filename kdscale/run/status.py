@@ -42,7 +42,7 @@ class StageStatus(StageProgress):
     """Wall seconds over all attempts at the present fingerprint."""
 
     attempts: int = 0
-    """How many drivers began with it."""
+    """Number of drivers that began with it."""
 
     shards_committed: int | None = None
     """Shards of the cache, counted from its commits; None for other stages."""

@@ -13,7 +13,7 @@ from kdscale.errors import KdscaleError
 from kdscale.run import lock as module
 from kdscale.run.lock import LEASE_KEY, RunLockedError, lease_owner, run_lease, this_driver
 from kdscale.run.record import RunRecord
-from kdscale.store import HeldLease, Store, Terms, open_store
+from kdscale.store import HeldLease, LeaseConfig, Store, open_store
 
 NOW = 1_000_000.0
 
@@ -25,8 +25,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 def held(store: Store, owner: str, now: float = NOW, process: str = "") -> HeldLease:
-    terms = Terms(60, claim=store.put_if_absent, clock=lambda: now)
-    return HeldLease(store, LEASE_KEY, owner, terms, process)
+    config = LeaseConfig(60, claim=store.put_if_absent, clock=lambda: now)
+    return HeldLease(store, LEASE_KEY, owner, config, process)
 
 
 def test_a_second_run_is_refused_with_the_owner_and_a_fix(store: Store) -> None:
@@ -55,7 +55,7 @@ def test_an_owner_that_renews_is_alive_and_the_waiting_end(store: Store) -> None
 
 def test_a_dead_owner_is_followed_when_its_lease_ends(store: Store) -> None:
     # This one is not renewed; its owner is on another machine.
-    first = HeldLease(store, LEASE_KEY, "first", Terms(3600))
+    first = HeldLease(store, LEASE_KEY, "first", LeaseConfig(3600))
     with run_lease(store, "second", seconds=1) as lease:
         lease.check()
         with pytest.raises(KdscaleError, match=r"second .* has taken over"):
