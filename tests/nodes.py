@@ -212,7 +212,7 @@ class Nodes:
         subprocess.run(["ip", "link", "del", self._bridge], capture_output=True, check=False)
 
     def _environment(self) -> dict[str, str]:
-        """Return Ray's environment on a node, with the key to the bucket, so that no job carries it."""
+        """Return Ray's environment on a node, which has the key to the bucket."""
         foreign = ("RAY_", "AWS_", "WANDB_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         return {

@@ -149,7 +149,7 @@ def capture_cut_off(pipe: Pipe, planted: Planted, number: int) -> int:
 
 
 def read_cut_off(pipe: Pipe, store: Store, expected: CachedRows) -> int:
-    """Read batches, fetched ahead, until a message comes, and an epoch more; return the number of epochs.
+    """Read batches, fetched ahead, until a message, and an epoch more; return the epochs.
 
     Says when it has read one epoch, and when a fetch has to be tried again.
     """

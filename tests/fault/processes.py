@@ -65,7 +65,7 @@ class Worker:
         return str(value)
 
     def end(self) -> tuple[str, Any]:
-        """Return the end of `work`: ("returned", value), ("failed", traceback) or ("died", None)."""
+        """Return how it ended: ("returned", value), ("failed", traceback) or ("died", None)."""
         return self._receive()
 
     def await_death(self) -> None:
