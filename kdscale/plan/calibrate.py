@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from kdscale.cache.codecs import make_codec, uniforms
-from kdscale.cache.fidelity.stored_size import AtRest
+from kdscale.cache.fidelity.stored_size import StoredSize
 from kdscale.cache.format.prior import count_prior
 from kdscale.config import RunConfig
 from kdscale.config.training import TrainingConfig
@@ -255,7 +255,7 @@ def _stored_payload(job: MeasureJob, prepared: Store, rank: Rank, model: torch.n
     texts = table.take(spread(_PRIOR_ROWS, len(table)))
     codec = make_codec(cache.codec, job.vocab_size)
     prior = count_prior([(texts.input_ids, texts.loss_mask)], job.vocab_size)
-    stored = AtRest(codec, prior, chunk=cache.sequences_per_chunk * length)
+    stored = StoredSize(codec, prior, chunk=cache.sequences_per_chunk * length)
     chosen = spread(max(size, _STORED_POSITIONS // length), len(table))
     for first in range(0, len(chosen), size):
         rows = table.take(chosen[first : first + size])

@@ -10,7 +10,7 @@ import pytest
 from kdscale.cache.rows import CachedRows
 from kdscale.store import Store, open_store
 from tests.fault.captures import capture
-from tests.fault.outcome import UNITS, decoded, planted_in
+from tests.fault.outcome import SHARDS, decoded, planted_in
 from tests.fault.processes import Worker
 
 Start = Callable[..., Worker]
@@ -52,5 +52,5 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> CachedRows:
     """Return the decoded cache of an undisturbed capture."""
     planted = planted_in(open_store(str(tmp_path_factory.mktemp("undisturbed"))))
     worker = Worker(capture, planted)
-    assert worker.result() == UNITS
+    assert worker.result() == SHARDS
     return decoded(planted.store)
