@@ -11,7 +11,7 @@ out. `folders` moves whole folders, `redact` hides credentials.
 
 from kdscale.store.errors import explain, explained
 from kdscale.store.folders import download_folder, upload_folder
-from kdscale.store.lease import Fence, HeldLease, Lease, PutIfAbsent, Terms, read_lease
+from kdscale.store.lease import Fence, HeldLease, Lease, LeaseConfig, PutIfAbsent, read_lease
 from kdscale.store.open import file_at, open_store
 from kdscale.store.probe import Verdict, conditional_put, probe
 from kdscale.store.single_committer import SingleCommitter
@@ -22,10 +22,10 @@ __all__ = [
     "Fence",
     "HeldLease",
     "Lease",
+    "LeaseConfig",
     "PutIfAbsent",
     "SingleCommitter",
     "Store",
-    "Terms",
     "Verdict",
     "conditional_put",
     "download_folder",

@@ -40,7 +40,7 @@ class Lease:
 
 
 @dataclass(frozen=True)
-class Terms:
+class LeaseConfig:
     """How a lease is held. seconds: after which an unrenewed one counts as dead; clocks of the
     hosts must agree within a small part of it. verb: what its owner does, for messages. claim: what
     decides between processes that start together. is_dead: knows of holders that are gone."""
@@ -59,7 +59,9 @@ class HeldLease:
     lease over at once, so give each run its own; so does one that knows the owner to be dead.
     """
 
-    def __init__(self, store: Store, key: str, owner: str, terms: Terms, process: str = "") -> None:
+    def __init__(
+        self, store: Store, key: str, owner: str, terms: LeaseConfig, process: str = ""
+    ) -> None:
         """KdscaleError where another one holds it."""
         self._store = store
         self._key = key
