@@ -25,7 +25,7 @@ from kdscale.cache.format.records import (
     record_bytes,
 )
 from kdscale.cache.format.shard_file import object_digest
-from kdscale.cache.prefetch import in_order
+from kdscale.cache.prefetch import ordered_map
 from kdscale.cache.spec import FORMAT, Identity
 from kdscale.config import fingerprint
 from kdscale.errors import KdscaleError
@@ -174,7 +174,7 @@ def _committed(store: Store, plans: list[PlanRecord]) -> ShardTable:
 def _commits(store: Store, sizes: list[int]) -> Iterator[Shard]:
     """All commits in order, a bounded number of them in memory at a time."""
     numbers = enumerate(sizes)
-    return in_order(partial(_read_commit, store), numbers, threads=_THREADS, ahead=2 * _THREADS)
+    return ordered_map(partial(_read_commit, store), numbers, threads=_THREADS, ahead=2 * _THREADS)
 
 
 def _read_commit(store: Store, expected: tuple[int, int]) -> Shard:

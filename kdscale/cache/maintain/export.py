@@ -17,6 +17,7 @@ import torch
 
 from kdscale.cache.codecs import Codec
 from kdscale.cache.format.columns import as_binary
+from kdscale.cache.read.loader import read_batches
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows
 from kdscale.errors import KdscaleError
@@ -55,7 +56,7 @@ def export(
     orders = (np.arange(start, min(start + rows_per_file, total)) for start in starts)
     files = []
     columns: Columns = {}
-    for number, cached in enumerate(reader.batches(orders, ahead=1)):
+    for number, cached in enumerate(read_batches(reader, orders, prefetch=1)):
         columns = decode_columns(cached, reader.codec)
         name = f"part-{number:06d}.{format}"
         out.put(name, _ENCODE[format](columns, _metadata(reader)))

@@ -16,7 +16,7 @@ from kdscale.cache.commit.manifest import load_manifest
 from kdscale.cache.commit.plan import load_plans
 from kdscale.cache.format.records import Commit, ManifestRecord, commit_key, read_record
 from kdscale.cache.maintain.inspect import priors
-from kdscale.cache.prefetch import in_order
+from kdscale.cache.prefetch import ordered_map
 from kdscale.errors import KdscaleError
 from kdscale.store import Entry, Store
 
@@ -79,7 +79,7 @@ def gc(
         for entry in garbage:
             store.delete(entry.key)
     collect = partial(_collect, store, dry_run)
-    collected = in_order(collect, unnamed, threads=_THREADS, ahead=4 * _THREADS)
+    collected = ordered_map(collect, unnamed, threads=_THREADS, ahead=4 * _THREADS)
     deleted = [entry for entry, is_gone in zip(unnamed, collected, strict=True) if is_gone]
     return GcReport(garbage + deleted, dropped, dry_run)
 

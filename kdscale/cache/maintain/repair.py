@@ -39,7 +39,7 @@ from kdscale.cache.format.records import (
 from kdscale.cache.format.shard_file import object_digest
 from kdscale.cache.maintain.checks import Damage
 from kdscale.cache.maintain.verify import ShardChecker, verify
-from kdscale.cache.prefetch import in_order
+from kdscale.cache.prefetch import ordered_map
 from kdscale.errors import KdscaleError
 from kdscale.store import PutIfAbsent, Store
 
@@ -202,7 +202,7 @@ def _mend_prior(store: Store, manifest: Manifest, generation: Generation) -> boo
     every = counted_rows(generation.rows, int(manifest.identity["seq_len"])).step
     counted = partial(_counted_tokens, store, generation, every)
     try:
-        texts = in_order(counted, shards, threads=_THREADS, ahead=_THREADS)
+        texts = ordered_map(counted, shards, threads=_THREADS, ahead=_THREADS)
         data = encode_prior(count_prior(texts, int(manifest.identity["vocab_size"])))
     except KdscaleError:
         return False  # Shards are damaged as well.

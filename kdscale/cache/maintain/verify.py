@@ -18,7 +18,7 @@ from kdscale.cache.format.records import Commit, PlanRecord, Shard, commit_key, 
 from kdscale.cache.format.shard_file import Layout
 from kdscale.cache.maintain.checks import Damage, Tally, check_shard, fetch
 from kdscale.cache.maintain.inspect import priors
-from kdscale.cache.prefetch import in_order
+from kdscale.cache.prefetch import ordered_map
 from kdscale.errors import KdscaleError
 from kdscale.store import Store
 
@@ -65,7 +65,7 @@ def verify(
         fetch(store, None, key, prior.digest, tally)
     check = ShardChecker(store, manifest, with_commit=version == newest)
     chosen = _chosen(len(manifest.shards), sample, seed)
-    checked = in_order(check, chosen.tolist(), threads=workers, ahead=2 * workers)
+    checked = ordered_map(check, chosen.tolist(), threads=workers, ahead=2 * workers)
     for done, found in enumerate(checked, start=1):
         tally.add(found)
         if progress:

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from kdscale.cache.format.row_records import FixedRows
-from kdscale.cache.read.chunk_file import MappedRows
+from kdscale.cache.read.disk_cache import MappedRows
 
 _THREADS = 8
 # A mapped chunk is the kernel's memory, dropped when it is needed elsewhere. It still counts a

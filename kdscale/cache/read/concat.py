@@ -14,7 +14,6 @@ import numpy as np
 
 from kdscale.cache.codecs import Codec
 from kdscale.cache.format.row_records import empty_records, row_type, view_rows
-from kdscale.cache.read.batches import PrefetchingReader
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows, RowStats
 from kdscale.cache.spec import Identity, has_labels
@@ -24,7 +23,7 @@ from kdscale.errors import KdscaleError
 ALIKE = ("task", "codec", "tokenizer", "vocab_size", "seq_len", "temperature")
 
 
-class ConcatReader(PrefetchingReader):
+class ConcatReader:
     """Rows of several caches as rows 0 .. len - 1, of cache i weights[i] times as many as it has.
 
     A weight of 2 gives every row twice, 0.5 an evenly spread half, 1.5 every row once and such a
@@ -96,7 +95,7 @@ class ConcatReader(PrefetchingReader):
         for reader in self._readers:
             for name, value in reader.metrics.items():
                 total[name] = total.get(name, 0.0) + value
-        return total | {"seconds_waited": self.seconds_waited}
+        return total
 
     def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The cache [B] and the row in it [B] of each of `indices` [B]."""

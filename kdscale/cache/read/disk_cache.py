@@ -14,6 +14,7 @@ folder is full and once in the life of each process. There is no shared memory a
 """
 
 import fcntl
+import json
 import logging
 import os
 import struct
@@ -21,13 +22,15 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import xxhash
 
-from kdscale.cache.format.row_records import FixedRows
-from kdscale.cache.read.chunk_file import MappedRows, map_chunk, pack_chunk
+from kdscale.cache.format.row_records import FixedRows, row_type, view_rows
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,15 @@ _LOCKS = 1024
 # A sweep frees this share of the folder, so that the next one is far away.
 _SWEPT_SHARE = 16
 _COUNT = struct.Struct("<Q")
+_MAGIC = b"KDSBLK\x00\x02"
+_HEAD = struct.Struct("<8sQQ")
+_DIGEST_END = 16
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class MappedRows(FixedRows):
+    """Rows that are read-only views of a mapped file: the kernel can drop their memory."""
 
 
 class DiskCache:
@@ -251,3 +263,43 @@ def _acquire(descriptor: int) -> bool:
             return False
         time.sleep(delay)
         delay = min(1.5 * delay, 0.02)
+
+
+def pack_chunk(key: str, chunk: FixedRows) -> list[bytes | memoryview]:
+    """The file of `chunk`, in pieces to be written one after the other; rows are not copied."""
+    shape = [len(chunk), *chunk.payload.shape[1:]]
+    labelled = chunk.rows.labels is not None
+    description = json.dumps({"key": key, "shape": shape, "labels": labelled}).encode()
+    length = struct.pack("<Q", len(description))
+    padded = description + bytes(-(_HEAD.size + len(description)) % _ALIGNMENT)
+    records = chunk.records.view(np.uint8).data
+    digest = xxhash.xxh3_64(length + padded)
+    digest.update(records)
+    return [_MAGIC + struct.pack("<Q", digest.intdigest()) + length + padded, records]
+
+
+def map_chunk(path: Path, key: str, *, verify: bool) -> MappedRows:
+    """The chunk in the file `path`, mapped, not copied.
+
+    ValueError where it is not the whole chunk of `key`. `verify` reads everything and compares the
+    digest; without it only the description is read, which is right for a file verified before.
+    """
+    # Python's own mmap keeps a descriptor open for each mapping; thousands of chunks are mapped.
+    with pa.memory_map(str(path)) as file:
+        data = memoryview(file.read_buffer())
+    if len(data) < _HEAD.size:
+        raise ValueError(f"has {len(data)} bytes, which is no chunk")
+    magic, digest, description_bytes = _HEAD.unpack_from(data)
+    if magic != _MAGIC:
+        raise ValueError(f"starts with {magic!r}, not {_MAGIC!r}")
+    if verify and (found := xxhash.xxh3_64_intdigest(data[_DIGEST_END:])) != digest:
+        raise ValueError(f"has digest {found:016x}, not {digest:016x}")
+    end = _HEAD.size + description_bytes
+    description = json.loads(bytes(data[_HEAD.size : end]))
+    if description["key"] != key:
+        raise ValueError(f"is of chunk {description['key']}, not {key}")
+    count, seq_len, bytes_per_position = description["shape"]
+    kind = row_type(seq_len, bytes_per_position, description["labels"])
+    width = np.dtype((np.void, kind.itemsize))
+    rows = view_rows(np.frombuffer(data, width, count, end + -end % _ALIGNMENT), kind)
+    return MappedRows(rows.rows, rows.payload, rows.entropy, rows.nll, rows.records)

@@ -23,8 +23,7 @@ import pytest
 
 from kdscale.cache.format.row_records import FixedRows
 from kdscale.cache.read import disk_cache as disk
-from kdscale.cache.read.chunk_file import MappedRows
-from kdscale.cache.read.disk_cache import DiskCache
+from kdscale.cache.read.disk_cache import DiskCache, MappedRows
 from kdscale.cache.rows import CachedRows
 from kdscale.types import Rows
 from tests.unit.cache.made import fixed, make_rows
