@@ -9,7 +9,13 @@ context = multiprocessing.get_context("forkserver")
 # The rest is what these import when they are first used. A process has one such server.
 context.set_forkserver_preload(
     [
-        *("tests.fault.captures", "pandas", "pyarrow.compute", "kdscale.store.native", "s3fs"),
+        *(
+            "tests.fault.captures",
+            "pandas",
+            "pyarrow.compute",
+            "kdscale.store.obstore_backend",
+            "s3fs",
+        ),
         *("torch.distributed", "deepspeed", "transformers.models.llama", "kdscale.train.job"),
     ]
 )

@@ -36,7 +36,7 @@ _DATA = "0" * 16
 
 
 def write(records: Records, folder: Path, *, packed: bool = True) -> None:
-    """A published cache with shards and chunks of the default size."""
+    """Write a published cache with shards and chunks of the default size."""
     store, sizes = open_store(str(folder)), CacheConfig.model_fields
     identity = {
         "format": FORMAT,
@@ -70,7 +70,7 @@ def write(records: Records, folder: Path, *, packed: bool = True) -> None:
 
 
 def _rows(records: Records, at: np.ndarray) -> Rows:
-    """The records at `at` as rows of one document each."""
+    """Return the records at `at` as rows of one document each."""
     input_ids = records.input_ids[at]
     return Rows(
         sample_ids=records.sample_ids[at],
@@ -87,7 +87,7 @@ def _statistics(rows: Rows) -> RowStats:
 
 
 def open_loader(place: Place) -> "KdscaleLoader":
-    """A loader over the cache where it lies."""
+    """Return a loader over the cache where it lies."""
     reader = _reader(place)
     order = EpochOrder(
         len(reader), seed=SEED, chunk_rows=reader.sequences_per_chunk, window_chunks=_WINDOW_CHUNKS
@@ -98,7 +98,7 @@ def open_loader(place: Place) -> "KdscaleLoader":
 
 
 def _reader(place: Place) -> CacheReader:
-    """A reader over the cache where it lies, decoded chunks in memory and on the local disk."""
+    """Return a reader of the cache where it lies, with chunks in memory and on the local disk."""
     return CacheReader(open_store(place.url), disk=DiskCache(place.cache, _DISK_BYTES))
 
 
@@ -110,15 +110,15 @@ class KdscaleLoader:
         self._steps = steps
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of the next epoch."""
+        """Return the batches of the next epoch."""
         return self._batches(self._steps)
 
     def state(self) -> Any:
-        """A few integers."""
+        """Return a few integers."""
         return self._loader.state_dict()
 
     def resume(self, state: Any) -> Iterator[Batch]:
-        """The rest of the epoch."""
+        """Return the rest of the epoch."""
         self._loader.load_state_dict(state)
         return self._batches(self._steps - state["step"])
 
@@ -137,10 +137,10 @@ def _fields(batch: CachedRows) -> Batch:
 
 
 def measure(place: Place) -> dict[str, Any]:
-    """Seconds from cached chunks on the local disk to decoded arrays, chunk by chunk, and of a
-    plain copy of the same bytes into new arrays.
+    """Measure the way from cached chunks on the local disk to decoded arrays, chunk by chunk.
 
-    One thread, a new reader each time, so that every chunk is verified and mapped again.
+    Beside it a plain copy of the same bytes into new arrays, in seconds. One thread, a new
+    reader each time, so that every chunk is verified and mapped again.
     """
     filled = _reader(place)
     rows, size = len(filled), filled.sequences_per_chunk

@@ -62,8 +62,10 @@ def read_steps(
 def to_device(
     cached: CachedRows, part: slice, valid: np.ndarray, length: int, device: torch.device
 ) -> MicroBatch:
-    """Return the first `length` positions of sequences `part` of `cached` as tensors; those that
-    are not `valid` ([m] bool) get an empty mask."""
+    """Return the first `length` positions of sequences `part` of `cached` as tensors.
+
+    Those that are not `valid` ([m] bool) get an empty mask.
+    """
     whole = row_tensors(cached.rows.take(np.arange(part.start, part.stop)), device, valid)
     is_whole = length >= whole.ids.shape[1]
     payload = torch.from_numpy(cached.payload[part]).to(device)

@@ -76,8 +76,8 @@ def payload_at_rest(codec: CodecConfig, vocab_size: int, pack: bool = True) -> f
 
 def cache_bytes(config: CacheConfig, codec: CodecConfig, setting: Setting) -> CacheBytes:
     """A whole cache of `codec`: targets x payload + positions x 0.11 log2(V) bytes of tokens and
-    masks + 60 bytes a row + 1,070 a chunk + 3,600 a shard + the prior of codecs that are packed. The
-    payload is what a calibration measured of this teacher, text and codec, else
+    masks + 60 bytes a row + 1,070 a chunk + 3,600 a shard + the prior of codecs that are packed.
+    The payload is what a calibration measured of this teacher, text and codec, else
     `payload_at_rest`."""
     tokens = setting.tokens
     shards = math.ceil(tokens.captured_rows / config.sequences_per_shard)

@@ -63,7 +63,7 @@ def _encrypt(values: np.ndarray, half_bits: int, salts: list[np.uint64]) -> np.n
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014), elementwise on uint64."""
+    """Apply the finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014) to each uint64."""
     values = values + np.uint64(_GOLDEN)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(_FIRST)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(_SECOND)

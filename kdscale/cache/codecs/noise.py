@@ -42,6 +42,6 @@ def _shift(state: Tensor, bits: int) -> Tensor:
 
 
 def _signed(value: int) -> int:
-    """The int64 with the low 64 bits of `value`."""
+    """Return the int64 with the low 64 bits of `value`."""
     value &= _MASK
     return value - (1 << 64) if value >> 63 else value

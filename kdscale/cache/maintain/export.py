@@ -121,7 +121,7 @@ def _metadata(reader: CacheReader) -> dict[str, Any]:
 
 
 def _parquet(columns: Columns, metadata: dict[str, Any]) -> bytes:
-    """A file with a row a record; every page has a checksum."""
+    """Encode as a file with a row a record; every page has a checksum."""
     arrays = {name: _arrow(name, values) for name, values in columns.items()}
     table = pa.table(arrays).replace_schema_metadata({"kdscale": json.dumps(metadata)})
     sink = pa.BufferOutputStream()
@@ -140,7 +140,7 @@ def _arrow(name: str, values: np.ndarray) -> "pa.Array[Any]":
 
 
 def _safetensors(columns: Columns, metadata: dict[str, Any]) -> bytes:
-    """A file with a tensor a column."""
+    """Encode as a file with a tensor a column."""
     contiguous = {name: np.ascontiguousarray(values) for name, values in columns.items()}
     return safetensors.numpy.save(contiguous, {"kdscale": json.dumps(metadata)})
 

@@ -54,14 +54,14 @@ def gc(
     keep: int | None = None,
     now: Callable[[], float] = time.time,
 ) -> GcReport:
-    """Delete unnamed objects, and temporary files of killed local writers, that are older than
-    `grace_seconds`. With `dry_run` nothing is deleted.
+    """Delete unnamed objects, and killed writers' temporary files, older than `grace_seconds`.
 
-    keep: leave so many manifests, the latest of them; all when not given. The latest of so many
-    generations stays in any case, because students are pinned to that number; and one that a newer one
-    replaced within the grace time, because a reader may be at work on it. May run beside captures
-    and readers, and again after it was killed. KdscaleError, before anything is deleted, where
-    there is no cache or where a plan or manifest cannot be read.
+    dry_run: delete nothing. keep: leave so many manifests, the latest ones; by default all. The
+    latest manifest of each number of generations stays in any case, because students are pinned
+    to that number; and one that a newer one replaced within the grace time, because a reader
+    may be using it. May run beside captures and readers, and again after it was killed.
+    KdscaleError, before anything is deleted, where there is no cache or where a plan or
+    manifest cannot be read.
     """
     if keep is not None and keep < 1:
         raise KdscaleError(f"keep is {keep}.", "Keep at least 1 manifest: without one is no cache.")
@@ -85,7 +85,7 @@ def gc(
 
 
 def _manifests(entries: Iterable[Entry]) -> dict[int, Entry]:
-    """Records of manifests by version."""
+    """Return the records of manifests by version."""
     matches = ((_MANIFEST.fullmatch(entry.key), entry) for entry in entries)
     return {int(match[1]): entry for match, entry in matches if match}
 
@@ -123,8 +123,10 @@ def _named(store: Store, versions: Iterable[int]) -> set[str]:
 
 
 def _collect(store: Store, dry_run: bool, entry: Entry) -> bool:
-    """Delete an object unless the commit of its shard names it, which is read at the last moment.
-    False where it stays."""
+    """Delete an object unless the commit of its shard, read at the last moment, names it.
+
+    False where it stays.
+    """
     folder, _, name = entry.key.partition("/")
     number = name.partition("-")[0]
     if folder in _SHARD_FOLDERS and number.isdigit():

@@ -1,7 +1,7 @@
 """The numbers behind a cache: where its bytes go, how its rows are spread, what lies about unused.
 
-Shards are alike, so row statistics and the split of bytes come from a bounded number of them, evenly
-spread; sizes and counts are of all.
+Shards are alike, so row statistics and the split of bytes come from a bounded number of them,
+evenly spread; sizes and counts are of all.
 """
 
 import math

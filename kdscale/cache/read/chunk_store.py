@@ -97,8 +97,10 @@ class StoredChunks:
         return open_layout(self._store, manifest.identity, manifest.generations[generation])
 
     def _fetch_table(self, shard: int) -> np.ndarray:
-        """Return the shard's chunks, [chunks, 4] uint64: a chunk takes a thousand bytes as an
-        object."""
+        """Return the shard's chunks, [chunks, 4] uint64.
+
+        As an object a chunk takes a thousand bytes.
+        """
         chunks = read_index(self._store, self._manifest.shards[shard]).chunks
         entries = [(c.offset, c.length, c.rows, int(c.digest, 16)) for c in chunks]
         return np.array(entries, np.uint64)

@@ -52,8 +52,10 @@ class ConcatReader:
 
     @property
     def identity(self) -> Identity:
-        """What the caches have in common; fields in which they differ have a list, in the order of
-        the caches. `weights` is one more field."""
+        """Return what the caches have in common, and `weights`.
+
+        Fields in which they differ have a list, in the order of the caches.
+        """
         each = [reader.identity for reader in self._readers]
         shared: Identity = {}
         for name in dict.fromkeys(name for identity in each for name in identity):
@@ -98,7 +100,7 @@ class ConcatReader:
         return total
 
     def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The cache [B] and the row in it [B] of each of `indices` [B]."""
+        """Return the cache [B] and the row in it [B] of each of `indices` [B]."""
         caches = np.searchsorted(self._ends, indices, side="right")
         before = indices - (self._ends - self._drawn)[caches]
         return caches, source_rows(before, self._rows[caches], self._drawn[caches])
@@ -143,10 +145,12 @@ def drawn_rows(rows: int, weight: float) -> int:
 
 
 def source_rows(places: np.ndarray, rows: np.ndarray | int, drawn: np.ndarray | int) -> np.ndarray:
-    """The row at each of `places` ([B] int64 in 0 .. drawn - 1) of a cache of `rows` rows.
+    """Return the row at each of `places` ([B] int64 in 0 ..
 
-    Whole copies of the cache come one after the other, then the part of one that is left, evenly
-    spread: consecutive places stay in few chunks, and the same row comes back late.
+    drawn - 1) of a cache of `rows` rows.
+
+    Whole copies of the cache come one after the other, then the part of one that is left,
+    evenly spread: consecutive places stay in few chunks, and the same row comes back late.
     """
     part = np.asarray(drawn % rows)
     after = places - (drawn - part)

@@ -57,9 +57,11 @@ class MappedRows(FixedRows):
 
 
 class DiskCache:
-    """Chunks by key in `folder`, at most `max_bytes` of them. Usable by many threads and processes,
-    picklable and safe under fork. No trouble with the disk is ever raised: a chunk that cannot be
-    read is a miss, one that cannot be written is not kept, and a warning says so once.
+    """Chunks by key in `folder`, at most `max_bytes` of them.
+
+    Usable by many threads and processes, picklable and safe under fork. No trouble with the
+    disk is ever raised: a chunk that cannot be read is a miss, one that cannot be written is
+    not kept, and a warning says so once.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -90,7 +92,7 @@ class DiskCache:
             return False
 
     def get(self, key: str) -> MappedRows | None:
-        """The chunk under `key`, or None. Its arrays stay valid when the file is deleted."""
+        """Return the chunk under `key`, or None. Its arrays stay valid when the file is deleted."""
         path = self._path(key)
         try:
             inode = path.stat().st_ino
@@ -156,15 +158,16 @@ class DiskCache:
 
     @contextmanager
     def _counting(self) -> Iterator[int | None]:
-        """The open file of the count while it is ours alone; None where another process does not
-        let us."""
+        """Yield the open file of the count, locked; None where another process keeps the lock."""
         descriptor = os.open(self._folder / "used", os.O_RDWR | os.O_CREAT, 0o666)
         with _locked(descriptor) as is_ours:
             yield descriptor if is_ours else None
 
     def _reserve(self, count: int, temporary: Path, size: int) -> None:
-        """Make room for `size` bytes and count them. The temporary file has its final size at once,
-        so that a sweep sees it whole."""
+        """Make room for `size` bytes and count them.
+
+        The temporary file has its final size at once, so that a sweep sees it whole.
+        """
         used = _read_count(count)
         if used is None or used + size > self._max_bytes or not self._has_swept:
             used = self._sweep(size)
@@ -266,7 +269,10 @@ def _acquire(descriptor: int) -> bool:
 
 
 def pack_chunk(key: str, chunk: FixedRows) -> list[bytes | memoryview]:
-    """The file of `chunk`, in pieces to be written one after the other; rows are not copied."""
+    """Return the file of `chunk`, in pieces to be written one after the other.
+
+    Rows are not copied.
+    """
     shape = [len(chunk), *chunk.payload.shape[1:]]
     labelled = chunk.rows.labels is not None
     description = json.dumps({"key": key, "shape": shape, "labels": labelled}).encode()
@@ -279,10 +285,11 @@ def pack_chunk(key: str, chunk: FixedRows) -> list[bytes | memoryview]:
 
 
 def map_chunk(path: Path, key: str, *, verify: bool) -> MappedRows:
-    """The chunk in the file `path`, mapped, not copied.
+    """Map the chunk in the file `path`, without a copy.
 
-    ValueError where it is not the whole chunk of `key`. `verify` reads everything and compares the
-    digest; without it only the description is read, which is right for a file verified before.
+    ValueError where it is not the whole chunk of `key`. `verify` reads everything and compares
+    the digest; without it only the description is read, which is right for a file verified
+    before.
     """
     # Python's own mmap keeps a descriptor open for each mapping; thousands of chunks are mapped.
     with pa.memory_map(str(path)) as file:

@@ -56,8 +56,10 @@ class EpochOrder:
         return found
 
     def batches(self, size: int, start_step: int = 0) -> Iterator[np.ndarray]:
-        """Yield the rows [size] of step `start_step` and every later one, without an end. A batch
-        may hold the end of an epoch and the start of the next."""
+        """Yield the rows [size] of step `start_step` and every later one, without an end.
+
+        A batch may hold the end of an epoch and the start of the next.
+        """
         # A call costs the same for one position as for many, as long as they are of one window.
         together = max(1, min(_POSITIONS, self.window_rows) // size)
         for step in count(start_step, together):
@@ -119,7 +121,7 @@ class _Epoch:
         return min((window + 1) * self.window_chunks, self.chunks) * self.chunk_rows
 
     def _chunk_at(self, slots: np.ndarray) -> np.ndarray:
-        """The chunk in each of `slots`."""
+        """Return the chunk in each of `slots`."""
         full = self.chunks - 1
         is_short = slots == self.short_slot
         others = np.where(is_short, 0, slots - (slots > self.short_slot))

@@ -38,8 +38,10 @@ _KEPT_BATCHES = THREADS
 
 @dataclass(frozen=True)
 class CacheSource:
-    """What a student reads of a cache: its first `generations` generations, whatever is appended later,
-    and each of their rows `weight` times an epoch."""
+    """One of a student's caches: its first `generations`, each row `weight` times an epoch.
+
+    Generations appended later are not read.
+    """
 
     store: Store
     generations: int
@@ -50,8 +52,9 @@ class CacheReader:
     """Rows 0 .. len - 1 of a published cache, in the order of its plans.
 
     expected: fields of the identity that the student depends on; KdscaleError where one differs.
-    version, generations: which manifest, see `load_manifest`. memory_bytes: for decoded chunks; disk:
-    where the machine keeps more of them. Safe in many threads; picklable, and usable after a fork.
+    version, generations: which manifest, see `load_manifest`. memory_bytes: for decoded chunks;
+    disk: where the machine keeps more of them. Safe in many threads; picklable, and usable after a
+    fork.
     """
 
     def __init__(
@@ -142,14 +145,16 @@ class CacheReader:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Since this process opened the reader: what `ChunkCache.metrics` counts, processor seconds
-        spent decoding, and seconds that the consumer of `batches` waited."""
+        """Return the counts of `ChunkCache.metrics` and processor seconds spent decoding.
+
+        Since this process opened the reader.
+        """
         return self._chunks.metrics | {
             "decode_seconds": self._source.decode_seconds,
         }
 
     def read(self, indices: np.ndarray) -> FixedRows:
-        """The rows at `indices` ([B] integers, repeats allowed), in that order, as a copy.
+        """Return a copy of the rows at `indices` ([B] integers, repeats allowed), in that order.
 
         IndexError for an index outside 0 .. len - 1; KdscaleError for damaged data.
         """
@@ -196,16 +201,22 @@ def _load_stats(store: Store, shard: Shard) -> RowStats:
 
 
 class BufferPool:
-    """Arrays of up to `nbytes` bytes. Of those that came back the last `most` are kept; larger ones
-    are not. Safe in many threads."""
+    """Arrays of up to `nbytes` bytes, used again when their last view goes.
+
+    The kernel maps fresh memory page by page and clears it, which takes longer than copying
+    rows into it. Of arrays that came back the last `most` are kept; larger ones are not. Safe
+    in many threads.
+    """
 
     def __init__(self, nbytes: int, most: int) -> None:
         self._nbytes = nbytes
         self._free: deque[np.ndarray] = deque(maxlen=most)
 
     def take(self, nbytes: int) -> np.ndarray:
-        """[nbytes] uint8 of any content. Its memory comes back when the last array or tensor that
-        is a view of it goes."""
+        """Return [nbytes] uint8 of any content.
+
+        Its memory comes back when the last array or tensor that is a view of it goes.
+        """
         if nbytes > self._nbytes:
             return np.empty(nbytes, np.uint8)
         try:

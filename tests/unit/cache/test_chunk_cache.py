@@ -23,7 +23,7 @@ CHUNK_BYTES = 1000
 
 
 def chunk(number: int, nbytes: int = CHUNK_BYTES) -> FixedRows:
-    """A chunk of so many bytes whose payload is its number."""
+    """Return a chunk of so many bytes whose payload is its number."""
     nothing = np.zeros(0, np.uint8)
     payload = np.full((1, 1, nbytes), number % 251, np.uint8)
     return FixedRows(Rows(*[nothing] * 5), payload, nothing, nothing, records=nothing)
@@ -34,7 +34,7 @@ def mapped(rows: FixedRows) -> MappedRows:
 
 
 def decoded(number: int) -> FixedRows:
-    """A chunk of two rows, as it comes from decoding."""
+    """Return a chunk of two rows, as it comes from decoding."""
     words = np.full((2, 3), number, np.int32)
     rows = Rows(np.zeros((2, 16), np.uint8), words, words, words > 5, np.ones(2))
     halves = np.full(2, 0.5, np.float32)

@@ -444,7 +444,7 @@ def _put_at_once(connection: Connection, folder: Path, barrier: Any) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 256 KiB."""
+    """Yield a real file system of 256 KiB."""
     folder = tmp_path / "mounted"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "kdscale-test", str(folder)]

@@ -38,7 +38,7 @@ def sample_ids(batch: CachedRows) -> list[bytes]:
 def read_global(
     reader: CacheReader, start: int, steps: int, world_size: int, threads: int
 ) -> list[list[bytes]]:
-    """The sample ids of each global batch, put together from all ranks."""
+    """Return the sample ids of each global batch, put together from all ranks."""
     batches: list[list[bytes]] = [[b""] * BATCH for _ in range(steps)]
     for rank in range(world_size):
         loader = load(reader, rank=rank, world_size=world_size, threads=threads, start_step=start)
@@ -54,8 +54,7 @@ def read_global(
 def test_global_batches_do_not_depend_on_ranks_and_threads(
     plant: Plant, world_size: int, threads: int
 ) -> None:
-    """Two epochs and more, against the rows that were planted and the other trainings' rule for a
-    rank's."""
+    """Two epochs and more, against the planted rows and the other trainings' rule for a rank."""
     planted = plant(rows=ROWS).publish()
     reader = CacheReader(planted.store)
     for rank in range(world_size):

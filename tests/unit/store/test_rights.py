@@ -31,7 +31,7 @@ def actions(policy: dict[str, Any]) -> set[str]:
 
 
 def needed(method: str, target: str) -> str:
-    """The right that a request needs, by Amazon's documentation of S3's operations."""
+    """Return the right that a request needs, by Amazon's documentation of S3's operations."""
     path, _, query = target.partition("?")
     on_bucket = path.strip("/").count("/") == 0
     if method == "GET" and on_bucket:
