@@ -1,4 +1,4 @@
-"""kdscale's own cache, as a student reads it: packed at rest, checksums on.
+"""kdscale's own cache, as a student reads it: packed ids, checksums on.
 
 Threads do the work of loader processes: with `workers` 0 a batch is read where the loop runs.
 """
@@ -27,7 +27,7 @@ from kdscale.store import open_store
 from kdscale.types import Rows
 
 PACKAGES = ("kdscale",)
-RESUME = "CacheLoader.state_dict"
+RESUME = "the number of the step"
 # Rows are shuffled within 64 chunks of 64 rows: four times the peers' buffers of 1,000.
 _WINDOW_CHUNKS = 64
 _DISK_BYTES = 8 << 30
@@ -87,14 +87,10 @@ def _statistics(rows: Rows) -> RowStats:
 
 
 def open_loader(place: Place) -> "KdscaleLoader":
-    """Return a loader over the cache where it lies."""
+    """Return a loader over the cache where it lies: the one that students train with."""
     reader = _reader(place)
-    order = EpochOrder(
-        len(reader), seed=SEED, chunk_rows=reader.sequences_per_chunk, window_chunks=_WINDOW_CHUNKS
-    )
-    loader = CacheLoader(reader, order, global_batch_size=BATCH_ROWS, workers=place.workers)
     assert len(reader) % BATCH_ROWS == 0
-    return KdscaleLoader(loader, len(reader) // BATCH_ROWS)
+    return KdscaleLoader(reader, place.workers)
 
 
 def _reader(place: Place) -> CacheReader:
@@ -105,26 +101,41 @@ def _reader(place: Place) -> CacheReader:
 class KdscaleLoader:
     """Steps of an endless order, counted off into epochs."""
 
-    def __init__(self, loader: CacheLoader, steps: int) -> None:
-        self._loader = loader
-        self._steps = steps
+    def __init__(self, reader: CacheReader, threads: int) -> None:
+        self._reader = reader
+        self._threads = threads
+        self._steps = len(reader) // BATCH_ROWS
+        self._step = 0
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """Return the batches of the next epoch."""
+        """Yield the batches of the next epoch."""
         return self._batches(self._steps)
 
     def state(self) -> Any:
-        """Return a few integers."""
-        return self._loader.state_dict()
+        """Return the number of the next step."""
+        return self._step
 
     def resume(self, state: Any) -> Iterator[Batch]:
-        """Return the rest of the epoch."""
-        self._loader.load_state_dict(state)
-        return self._batches(self._steps - state["step"])
+        """Yield the rest of the epoch."""
+        self._step = state
+        return self._batches(self._steps - state)
 
     def _batches(self, steps: int) -> Iterator[Batch]:
-        for batch in islice(iter(self._loader), steps):
-            yield _fields(batch)
+        order = EpochOrder(
+            len(self._reader),
+            seed=SEED,
+            chunk_rows=self._reader.sequences_per_chunk,
+            window_chunks=_WINDOW_CHUNKS,
+        )
+        loader = CacheLoader(
+            self._reader,
+            order.batches(BATCH_ROWS, self._step),
+            threads=self._threads,
+            start_step=self._step,
+        )
+        for batch in islice(loader, steps):
+            self._step = batch.step + 1
+            yield _fields(batch.sequences)
 
 
 def _fields(batch: CachedRows) -> Batch:

@@ -10,6 +10,7 @@ import numpy as np
 from kdscale.data.rows.classes import UNKNOWN_LABEL
 from kdscale.data.rows.selection import LAST_PLACE, first_training_place
 from kdscale.errors import KdscaleError
+from kdscale.utils.splitmix import splitmix64
 
 
 def first_training_places(
@@ -60,7 +61,4 @@ def used_labels(places: np.ndarray, labels: np.ndarray, bounds: np.ndarray) -> n
 def rehash(places: np.ndarray) -> np.ndarray:
     """[N] uint64: another hash, so that being held out says nothing of another choice.
     SplitMix64's finaliser (Steele, Lea, Flood, OOPSLA 2014)."""
-    z = places.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    return splitmix64(places.astype(np.uint64))

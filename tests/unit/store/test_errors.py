@@ -30,7 +30,7 @@ USES: dict[str, Callable[[Store], object]] = {
 }
 
 
-@pytest.fixture(params=["fsspec", "native"])
+@pytest.fixture(params=["fsspec", "obstore"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let stores of the test open this client, with no bucket having answered yet."""
     monkeypatch.setenv("KDSCALE_STORE", request.param)

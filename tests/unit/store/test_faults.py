@@ -23,7 +23,7 @@ from tests.proxy import Fault, FaultProxy
 from tests.s3 import S3Server, free_ports
 
 
-@pytest.fixture(params=["fsspec", "native"])
+@pytest.fixture(params=["fsspec", "obstore"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Which client the stores of the test open."""
     monkeypatch.setenv("KDSCALE_STORE", request.param)

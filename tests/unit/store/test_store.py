@@ -21,7 +21,7 @@ from kdscale.store import Store, open_store
     params=[
         "local",
         pytest.param("fsspec", marks=pytest.mark.s3),
-        pytest.param("native", marks=pytest.mark.s3),
+        pytest.param("obstore", marks=pytest.mark.s3),
     ]
 )
 def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
