@@ -41,7 +41,7 @@ class CurriculumSampler:
         seed: int,
         sequences_per_chunk: int = 1,
     ) -> None:
-        """A sampler over `rows` sequences, before `set_difficulty`.
+        """Make a sampler over `rows` sequences; `set_difficulty` comes before the first batch.
 
         Sequences of equal difficulty come in a random order, so that the order of the corpus
         decides nothing. `sequences_per_chunk` is the cache's.
@@ -110,7 +110,7 @@ def _rank(difficulty: np.ndarray, order: str, seed: int) -> np.ndarray:
 
 
 def _epochs(config: CurriculumConfig, rows: int, sequences_per_chunk: int, seed: int) -> EpochOrder:
-    """Return the order of epochs: shuffled as a whole for few sequences, in windows of chunks for many."""
+    """Return the order of epochs: few sequences shuffled as a whole, many in windows of chunks."""
     if rows <= config.shuffle_rows:
         return EpochOrder(rows, seed, chunk_rows=rows, window_chunks=None)
     chunks = max(1, config.shuffle_rows // sequences_per_chunk)

@@ -35,8 +35,8 @@ def check_other(
             f"{config.task!r}.",
             "Leave it out, or give a model of the run's task.",
         )
-    purpose = TaskSpec(config.task, chunks=config.data.chunks)
-    check_positions(shape, longest_input(purpose, config.data.seq_len), what)
+    task_spec = TaskSpec(config.task, chunks=config.data.chunks)
+    check_positions(shape, longest_input(task_spec, config.data.seq_len), what)
     classes = tuple(shape.id2label[number] for number in sorted(shape.id2label))
     if data is not None and data.classes and classes != data.classes:
         raise KdscaleError(

@@ -1,1 +1,1 @@
-"""Build, load, shard and publish causal language models of transformers."""
+"""Models of transformers: loaded, checked, sharded, and run from token ids to logits."""

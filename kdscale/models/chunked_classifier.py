@@ -1,4 +1,4 @@
-"""A classifier of long documents: it scores a row chunk by chunk and combines the scores.
+"""Classifier of long documents: it scores a sequence chunk by chunk and combines the scores.
 
 The class is made over any sequence classifier of transformers. Its folder is one of that classifier
 with `kdscale_chunks` in the config, so that transformers loads it too, for texts of one chunk.
@@ -17,8 +17,10 @@ CHUNKS = "kdscale_chunks"
 
 
 def set_chunks(config: Any, length: int, pooling: str) -> None:
-    """Make `config` that of a classifier that takes rows as chunks of `length` tokens, and combines
-    their scores by `pooling` (mean, max or attention), in place."""
+    """Make `config`, in place, that of a classifier of sequences in chunks of `length` tokens.
+
+    `pooling` (mean, max or attention) combines the chunks' scores.
+    """
     setattr(config, CHUNKS, {"length": length, "pooling": pooling})
 
 
@@ -28,13 +30,15 @@ def is_chunked(config: Any) -> bool:
 
 
 def row_multiple(config: Any) -> int:
-    """Return what the length of a model's rows is a multiple of: a chunk, or one token."""
+    """Return the number that sequence lengths are a multiple of: a chunk's length, or 1."""
     return int(getattr(config, CHUNKS)["length"]) if is_chunked(config) else 1
 
 
 def computed_tokens(config: Any, used: torch.Tensor) -> torch.Tensor:
-    """[N, L] bool: which of the tokens that the model's layers see are `used` ([B, T] bool). Of a
-    classifier of chunks these are the chunks that are not empty; of all others the rows."""
+    """Return which of the tokens that the model's layers see are `used` ([B, T] bool), [N, L] bool.
+
+    A classifier of chunks sees the N chunks that are not empty; all other models see [B, T].
+    """
     if not is_chunked(config):
         return used
     chunks = used.unflatten(1, (-1, getattr(config, CHUNKS)["length"]))
@@ -43,10 +47,10 @@ def computed_tokens(config: Any, used: torch.Tensor) -> torch.Tensor:
 
 @cache
 def chunked_class(plain: Any) -> Any:
-    """The class over `plain`, a sequence classifier of transformers."""
+    """Return the class over `plain`, a sequence classifier of transformers."""
 
     class Chunked(plain):
-        """input_ids and attention_mask are [B, chunks * length]; logits [B, classes]."""
+        """Classifier of ids and mask [B, chunks * length]; its logits are [B, classes]."""
 
         def __init__(self, config: Any) -> None:
             super().__init__(config)
@@ -93,9 +97,11 @@ def pool_chunks(
     pooling: str,
     scores: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """[B, classes] from the logits [N, classes] of those chunks where `present` [B, chunks] bool is
-    True: their mean, their largest, or their mean weighted by the softmax of `scores` [N, 1] over a
-    row's chunks."""
+    """Return [B, classes] from the logits [N, classes] of the chunks that are `present`.
+
+    That is [B, chunks] bool. The result is their mean, their largest, or their mean weighted by the
+    softmax of `scores` [N, 1] over the chunks of a sequence.
+    """
     shape = (*present.shape, logits.shape[-1])
     if pooling == "max":
         spread = logits.new_full(shape, -torch.inf).masked_scatter(present[..., None], logits)
@@ -108,6 +114,6 @@ def pool_chunks(
 
 
 def _token_mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """[N, D]: mean of `hidden` [N, L, D] where `mask` [N, L] is not 0."""
+    """Return the mean of `hidden` [N, L, D] where `mask` [N, L] is not 0, [N, D]."""
     weights = mask[..., None].to(hidden.dtype)
     return (hidden * weights).sum(dim=1) / weights.sum(dim=1)

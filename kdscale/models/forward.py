@@ -1,9 +1,9 @@
-"""From rows to logits, with attention kept inside each document of a row.
+"""From token ids to logits, with attention kept inside each document of a sequence.
 
-Models that are no causal language models see all of a row but its padding. For those that are,
+Models that are no causal language models see all of a sequence but its padding. For those that are,
 packed documents get positions that start again and masks that end with the document, so that a
-document gives the same logits packed as alone (`sequence_check.py` compares them). Rows of a single
-document take the model's own causal path, which is the fast one.
+document gives the same logits packed as alone (`sequence_check.py` compares them). Sequences of a
+single document take the model's own causal path, which is the fast one.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from kdscale.types import Rows, labels_of
 
 
 class RowTensors(NamedTuple):
-    """Rows as a model and its loss take them. A tuple, because ZeRO looks for tensors in it."""
+    """Sequences for a model and its loss. A tuple, because ZeRO looks for tensors in it."""
 
     ids: torch.Tensor  # [B, T] int64
     segments: torch.Tensor  # [B, T] int64
@@ -29,12 +29,12 @@ class RowTensors(NamedTuple):
 
     @property
     def known(self) -> torch.Tensor:
-        """[B, T] bool: the positions that count and have a label."""
+        """The positions that count and have a label, [B, T] bool."""
         return self.mask & (self.labels >= 0)
 
 
 def row_tensors(rows: Rows, device: torch.device, valid: np.ndarray | None = None) -> RowTensors:
-    """`rows` on `device`. Rows that are not `valid` ([B] bool) get an empty mask."""
+    """Return `rows` on `device`. Those that are not `valid` ([B] bool) get an empty mask."""
     mask = torch.from_numpy(rows.loss_mask).to(device, torch.bool)
     if valid is not None:
         mask = mask & torch.from_numpy(valid).to(device)[:, None]
@@ -46,12 +46,12 @@ def row_tensors(rows: Rows, device: torch.device, valid: np.ndarray | None = Non
 
 
 def attention_inputs(model: torch.nn.Module, segments: torch.Tensor) -> dict[str, Any]:
-    """Return position_ids [B, T] and attention_mask of a transformers `model` where a row holds
-    several documents; `segments` is [B, T] int64, 0 where there is padding.
+    """Return position_ids [B, T] and attention_mask of a transformers `model` for packed documents.
 
-    The mask is what transformers makes for the model's attention implementation: one for each kind
-    of its layers (full, sliding window, chunks), each inside a document. Rows of one document need
-    none: the model's own causal attention does, as padding comes after the document.
+    `segments` is [B, T] int64, 0 where there is padding. The mask is what transformers makes for
+    the model's attention implementation: one for each kind of its layers (full, sliding window,
+    chunks), each inside a document. Sequences of one document need none: the model's own causal
+    attention does, as padding comes after the document.
     """
     positions = document_positions(segments)
     if not (positions[:, 1:] == 0).any():
@@ -66,8 +66,10 @@ def attention_inputs(model: torch.nn.Module, segments: torch.Tensor) -> dict[str
 
 
 def document_positions(segments: torch.Tensor) -> torch.Tensor:
-    """Return each token's position in its document, [B, T] int64, of `segments` [B, T]. Padding
-    continues the document before it."""
+    """Return each token's position in its document, [B, T] int64, of `segments` [B, T].
+
+    Padding continues the document before it.
+    """
     starts = torch.zeros_like(segments, dtype=torch.bool)
     starts[:, 1:] = (segments[:, 1:] != segments[:, :-1]) & (segments[:, 1:] != 0)
     index = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
@@ -77,15 +79,17 @@ def document_positions(segments: torch.Tensor) -> torch.Tensor:
 def model_inputs(
     model: torch.nn.Module, input_ids: torch.Tensor, segments: torch.Tensor
 ) -> dict[str, Any]:
-    """What a forward of a transformers `model` takes for rows [B, T]."""
+    """Return the arguments of a forward of a transformers `model` for sequences [B, T]."""
     if model_task(model) != "causal-lm":
         return {"input_ids": input_ids, "attention_mask": (segments != 0).long()}
     return {"input_ids": input_ids, "use_cache": False, **attention_inputs(model, segments)}
 
 
 def broadcast_logits(model: torch.nn.Module, logits: torch.Tensor, length: int) -> torch.Tensor:
-    """The logits of `model` as [B, T, classes], where T is `length`: a classifier gives [B,
-    classes], which then stand at every position, without a copy."""
+    """Return the logits of `model` as [B, T, classes], where T is `length`.
+
+    A classifier gives [B, classes], which then stand at every position, without a copy.
+    """
     if model_task(model) != "sequence-classification":
         return logits
     return logits[:, None].expand(-1, length, -1)
@@ -94,15 +98,19 @@ def broadcast_logits(model: torch.nn.Module, logits: torch.Tensor, length: int) 
 def compute_logits(
     model: torch.nn.Module, input_ids: torch.Tensor, segments: torch.Tensor, vocab_size: int
 ) -> torch.Tensor:
-    """Logits [B, T, vocab_size] of `input_ids` [B, T], padding ids of the embedding cut off;
-    `vocab_size` is the number of classes where rows are classified."""
+    """Return the logits [B, T, vocab_size] of `input_ids` [B, T], without padding ids.
+
+    `vocab_size` is the number of classes where sequences are classified.
+    """
     logits = model(**model_inputs(model, input_ids, segments)).logits[..., :vocab_size]
     return broadcast_logits(model, logits, input_ids.shape[1])
 
 
 def target_logits(model: torch.nn.Module, rows: RowTensors, vocab_size: int) -> torch.Tensor:
-    """Logits [P, vocab_size] at the P positions of `rows` that count, row after row; see
-    compute_logits. Of a language model no others are made."""
+    """Return the logits [P, vocab_size] at the P positions of `rows` that count, in order.
+
+    See compute_logits. A language model computes no others.
+    """
     mask = rows.mask
     with intercept_lm_head(
         unwrapped(model), mask.shape, lambda hidden: hidden[mask][None]
@@ -118,9 +126,9 @@ def intercept_lm_head(
     """Inside, let the last linear map of `model` compute only some positions.
 
     Logits are the largest array of a forward, and mostly a good part of its time. Here the map
-    takes `pick` of the hidden states [B, T, D] that it is given for `rows` [B, T]; the list collects
-    these. It stays empty where the model has no such map, does not call it, or gives it something
-    else, as do models that take the padding out.
+    takes `pick` of the hidden states [B, T, D] that it is given for `rows` [B, T]; the list
+    collects them. It stays empty where the model has no such map, does not call it, or gives it
+    something else, as do models that take the padding out.
     """
     given: list[torch.Tensor] = []
     output: Any = getattr(model, "get_output_embeddings", lambda: None)()

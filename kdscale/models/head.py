@@ -1,9 +1,10 @@
 """A model as hidden states and a head, for losses that never see all logits.
 
 Most architectures end in a linear map, some with a bias, a factor or a soft cap; masked language
-models have a transform of their own before it. What a model says of itself is compared with its own
-logits once; one that does something else keeps its logits whole, which costs their memory, and
-their time at positions that no loss asks for. So does a classifier, whose logits are few.
+models have a transform of their own before it. What the config says of it is compared with the
+model's own logits once; a model that does something else keeps its logits whole, which costs their
+memory, and their time at positions that no loss asks for. So does a classifier, whose logits are
+few.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -27,21 +28,26 @@ _POSITIONS = 8
 _TOLERANCE = 1e-3
 
 HeadInput = Literal["body", "projection", "logits"]
-"""What a head takes: the last hidden states of the model's body, those that the model itself gives
+"""Input of a head: the last hidden states of the model's body, those that the model itself gives
 its last linear map, or its logits, as they are."""
 
 LayerOutput = Literal["hidden", "attention"]
-"""What a layer gives, [B, T, D], the last one behind the final norm; or its attention weights, the
-mean over heads, [B, T, T]: a row for each query."""
+"""Output of a layer: its hidden states [B, T, D], the last one's behind the final norm, or its
+attention weights [B, T, T], a row for each query, as the mean over heads."""
 
 _FLAGS = {"hidden": "output_hidden_states", "attention": "output_attentions"}
 
 
 class ModelWithHead(torch.nn.Module):
-    """A model in the form that a back end wraps: every use of it is one call of this module.
+    """A transformers model in the form that a back end wraps; every use is one call of this module.
 
-    Data parallelism and ZeRO act around the calls of the module they wrap; a loss that took the
-    head's weight from outside of one would get no gradients reduced, or an empty shard.
+    Data parallelism and ZeRO act around the calls of the module that they wrap: a loss that read
+    the head's weight outside of such a call would get gradients that are not reduced, or an empty
+    shard. So the code that needs the model is passed to it as a function, with its arguments:
+
+        engine = DistributedDataParallel(ModelWithHead(model, vocab_size))
+        loss = engine(compute_loss, batch, step)         # returns compute_loss(model, batch, step)
+        engine(ModelWithHead.detect_head, device)        # methods are such functions, too
     """
 
     def __init__(
@@ -52,8 +58,11 @@ class ModelWithHead(torch.nn.Module):
         *,
         gives_attention: bool = False,
     ) -> None:
-        """`projections` are trained with the model and belong to the loss, not to the model.
-        `gives_attention`: it computes its attention in the way that has the weights."""
+        """Wrap `model`, of which the first `vocab_size` logits count.
+
+        `projections` are trained with the model and belong to the loss. With `gives_attention` the
+        model computes attention in the way that has the weights.
+        """
         super().__init__()
         self.gives_attention = gives_attention
         if gives_attention:
@@ -63,12 +72,12 @@ class ModelWithHead(torch.nn.Module):
         self.projections = torch.nn.ModuleList(projections)
         self._head_input: HeadInput = "body"
 
-    def forward(self, use: Callable[..., Any], *arguments: Any) -> Any:
-        """`use(self, *arguments)`."""
-        return use(self, *arguments)
+    def forward(self, fn: Callable[..., Any], *arguments: Any) -> Any:
+        """Return `fn(self, *arguments)`: the one way in, see the class."""
+        return fn(self, *arguments)
 
     def hidden(self, input_ids: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
-        """What goes into `head`, [B, T, D], of `input_ids` [B, T] and `segments` [B, T]."""
+        """Return the input of `head`, [B, T, D], for `input_ids` [B, T] and `segments` [B, T]."""
         return self.hidden_and_layers(input_ids, segments)[0]
 
     def hidden_and_layers(
@@ -77,7 +86,7 @@ class ModelWithHead(torch.nn.Module):
         segments: torch.Tensor,
         outputs: Collection[LayerOutput] = (),
     ) -> tuple[torch.Tensor, dict[str, list[torch.Tensor]]]:
-        """`hidden`, and the `outputs` of all layers by name."""
+        """Return `hidden`, and the `outputs` of all layers by name."""
         flags = {_FLAGS[name]: True for name in outputs}
         inputs = model_inputs(self.model, input_ids, segments) | flags
         if self._head_input == "body":
@@ -96,16 +105,18 @@ class ModelWithHead(torch.nn.Module):
         return hidden, layers
 
     def _body(self, inputs: dict[str, Any]) -> Any:
-        """Run the model below its head. LookupError where it has no such part by itself."""
+        """Run the model below its head. Raises LookupError where it has no such part."""
         found = self.model.base_model(**inputs)
         if not hasattr(found, "last_hidden_state"):
             raise LookupError(f"the body of a {self.model.config.model_type} has a head")
         return found
 
     def _before_projection(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
-        """What the last linear map was given, [B, T, D], and the model's outputs, whose logits are
-        of no position: those are for the loss to make, where it counts. LookupError where the map
-        was not given that."""
+        """Return the input of the last linear map, [B, T, D], and the model's outputs.
+
+        Their logits are empty: the loss makes those that it needs. Raises LookupError where the map
+        did not get hidden states of all positions.
+        """
         rows = inputs["input_ids"].shape
         with intercept_lm_head(self.model, rows, lambda hidden: hidden[:, :0]) as given:
             found = self.model(**inputs)
@@ -114,19 +125,23 @@ class ModelWithHead(torch.nn.Module):
         return given[0], found
 
     def logits_at(self, rows: RowTensors) -> torch.Tensor:
-        """Logits [P, V] at the P positions of `rows` that count, as a loss makes them."""
+        """Return logits [P, V] at the P positions of `rows` that count, as a loss makes them."""
         return self.head.logits(self.hidden(rows.ids, rows.segments)[rows.mask])
 
-    def check_sequences(self, kind: SequenceSpec) -> None:
-        """Refuse a model that takes rows of this kind for something else, see sequence_check.py. Call
-        it as a use of this module."""
+    def check_sequences(self, spec: SequenceSpec) -> None:
+        """Refuse a model that misreads such sequences, see sequence_check.py.
+
+        Call it as `model(ModelWithHead.check_sequences, spec)`.
+        """
         with evaluation_mode(self):
-            check_sequences(self.model, self.logits_at, kind)
+            check_sequences(self.model, self.logits_at, spec)
 
     @property
     def head(self) -> Head:
-        """From hidden states to logits. Inside of a call of this module only: its weight may be
-        sharded, and DeepSpeed gathers what is read during its engine's forward."""
+        """The map from hidden states to logits, to be used inside of a call of this module only.
+
+        Its weight may be sharded, and DeepSpeed gathers what is read during its engine's forward.
+        """
         if self._head_input == "logits":
             return Head(None, None, self.vocab_size)
         config = self.model.config.get_text_config()
@@ -137,7 +152,7 @@ class ModelWithHead(torch.nn.Module):
 
     @torch.no_grad()
     def detect_head(self, device: torch.device) -> None:
-        """Find out what the head takes. Call it as a use of this module."""
+        """Find out what the head takes. Call it as `model(ModelWithHead.detect_head, device)`."""
         self._head_input = "logits"
         if getattr(self.model.get_output_embeddings(), "weight", None) is None:
             return
@@ -152,7 +167,7 @@ class ModelWithHead(torch.nn.Module):
                     break
 
     def _gives(self, ids: torch.Tensor, own: torch.Tensor) -> bool:
-        """Whether hidden states and head make the model's `own` logits [1, T, V] of `ids`."""
+        """Return whether hidden states and head make the model's `own` logits [1, T, V]."""
         try:
             hidden = self.hidden(ids, torch.ones_like(ids))
         except LookupError:

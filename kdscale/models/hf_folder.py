@@ -1,4 +1,4 @@
-"""Hugging Face folders in a store: where they are, what marks them complete, how they get there."""
+"""Hugging Face folders in a store: where they are, when they are complete, how they get there."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ _TEMPLATES = "additional_chat_templates"
 
 @dataclass(frozen=True)
 class ModelReference:
-    """A model that is complete, and where its weights are.
+    """A complete model, and where its weights are.
 
     `source` is a local folder, a store's URL or a hub name; `digest` names the weights' bytes (of a
     hub model: its revision).
@@ -44,14 +44,19 @@ class ModelReference:
         return not is_folder(self.source)
 
     def local(self, *, weights: bool = True) -> str:
-        """What `from_pretrained` takes on this machine: a folder (fetched if need be) or a name.
-        Without `weights` what it loads config and tokenizer from."""
+        """Return what `from_pretrained` takes on this machine: a local folder, or a hub name.
+
+        A remote folder is fetched. Without `weights` only config and tokenizer can be loaded from
+        it.
+        """
         return loadable(self.source, weights=weights)
 
 
 def loadable(source: str, *, weights: bool = True) -> str:
-    """What `from_pretrained` takes on this machine for the model at `source`: a folder, a store's
-    URL or a hub name. See `local_folder`. KdscaleError where it looks like a path and is no folder.
+    """Return what `from_pretrained` takes on this machine for the model at `source`.
+
+    That is a folder, a store's URL or a hub name. See `local_folder`. Raises KdscaleError where it
+    looks like a path and is no folder.
     """
     if is_folder(source):
         return str(local_folder(source, weights=weights))
@@ -60,10 +65,10 @@ def loadable(source: str, *, weights: bool = True) -> str:
 
 
 def local_folder(url: str, *, weights: bool = True) -> Path:
-    """A local folder with the files at `url`; remote ones are fetched once a machine. Without
-    `weights` only config and tokenizer are: kilobytes of a model that may fill a disk.
+    """Return a local folder with the files at `url`; remote ones are fetched once a machine.
 
-    KdscaleError where a remote place holds no files.
+    Without `weights` only config and tokenizer are: kilobytes of a model that may fill a disk.
+    Raises KdscaleError where a remote place holds no files.
     """
     store = open_store(url)
     here = store.local_path()
@@ -89,13 +94,13 @@ def local_folder(url: str, *, weights: bool = True) -> Path:
 
 
 def _is_small(key: str) -> bool:
-    """Whether a file of a model is of its config or tokenizer, by its name."""
+    """Return whether a file of a model is of its config or tokenizer, by its name."""
     folder, _, name = key.rpartition("/")
     return folder in ("", _TEMPLATES) and name.endswith(_SMALL)
 
 
 def read_marker(store: Store) -> ModelReference | None:
-    """The model that is complete in `store`, None where there is none."""
+    """Return the model that is complete in `store`, None where there is none."""
     if not store.exists(MARKER):
         return None
     return ModelReference(**json.loads(store.get(MARKER))["model"])
@@ -131,9 +136,11 @@ def write_reference(store: Store, source: str, revision: str | None, fingerprint
 
 
 def reference_to(source: str, revision: str | None, fingerprint: str) -> ModelReference:
-    """The existing model at `source`: a folder, a store's URL or a hub name. Raises KdscaleError
-    where its weights are damaged, or not those of its config."""
-    from kdscale.models.weight_check import check_weights  # which stands on this module
+    """Return the existing model at `source`: a folder, a store's URL or a hub name.
+
+    Raises KdscaleError where its weights are damaged, or not those of its config.
+    """
+    from kdscale.models.stored_tensors import check_weights  # which stands on this module
 
     stored, where = is_folder(source), source
     if stored:
@@ -145,9 +152,9 @@ def reference_to(source: str, revision: str | None, fingerprint: str) -> ModelRe
 
 
 def source_identity(source: str, revision: str | None) -> dict[str, Any]:
-    """What tells one state of an existing model from another, without reading its weights.
+    """Return what tells one state of an existing model from another, without reading its weights.
 
-    Raises KdscaleError where `source` looks like a path and is no folder, or is one of no model.
+    Raises KdscaleError where `source` looks like a path and is no folder, or holds no model.
     """
     if not is_folder(source):
         check_is_name(source)
@@ -165,7 +172,7 @@ def source_identity(source: str, revision: str | None) -> dict[str, Any]:
 
 
 def weights_digest(folder: Path) -> str:
-    """xxh3_128 (hex) over names and bytes of the folder's *.safetensors."""
+    """Return the xxh3_128 (hex) over names and bytes of the folder's *.safetensors."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise KdscaleError(
@@ -186,14 +193,14 @@ def _marker(reference: ModelReference) -> str:
 
 
 def _count(source: str, revision: str | None) -> int:
-    """Parameters of a model that is not loaded: built without memory from its config."""
+    """Return the parameters of a model that is not loaded: built without memory from its config."""
     shape = load_config_of(source, revision)
     with torch.device("meta"):
         return count_parameters(build_model(shape, seed=0))
 
 
 def check_is_name(source: str) -> None:
-    """KdscaleError where what is no folder cannot be a hub name either."""
+    """Raise KdscaleError where `source`, which is no folder, cannot be a hub name either."""
     open_store(source)  # refuses what is nearly a URL
     if Path(source).expanduser().is_file():
         raise KdscaleError(
@@ -208,5 +215,5 @@ def check_is_name(source: str) -> None:
 
 
 def is_folder(source: str) -> bool:
-    """Whether a model is in a folder or a store, and not a hub's."""
+    """Return whether a model is in a folder or a store, and not a hub's."""
     return "://" in source or Path(source).expanduser().is_dir()

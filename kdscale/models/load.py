@@ -1,4 +1,4 @@
-"""A model from our config, or from a Hugging Face folder."""
+"""Build a model from a config, or load one from a Hugging Face folder."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ from kdscale.models.tasks import (
     describe_task,
     model_class,
     name_class,
-    set_purpose,
+    set_task,
     task_of,
 )
 
@@ -32,12 +32,12 @@ def make_config(
     vocab_size: int,
     special_ids: Mapping[str, int | None],
     seq_len: int,
-    purpose: TaskSpec = CAUSAL_LM,
+    task_spec: TaskSpec = CAUSAL_LM,
 ) -> Any:
-    """The transformers config of `model` for `purpose`, over a tokenizer of `vocab_size` ids.
+    """Return the transformers config of `model` for a task, over a tokenizer of `vocab_size` ids.
 
     Raises KdscaleError for an architecture that transformers lacks, an option that it does not
-    know, options that contradict each other, or a purpose that the architecture does not serve.
+    know, options that contradict each other, or a task that the architecture does not serve.
     """
     if model.architecture not in CONFIG_MAPPING:
         raise KdscaleError(
@@ -71,14 +71,14 @@ def make_config(
             "Correct `options` of the model.",
         ) from error
     if positions and not chooses:
-        name_class(config, purpose.task)
+        name_class(config, task_spec.task)
         setattr(config, positions, options[positions] + lost_positions(config))
-    set_purpose(config, purpose, seq_len)
+    set_task(config, task_spec, seq_len)
     return config
 
 
 def build_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
-    """A model with random float32 weights: the same ones for the same seed."""
+    """Return a model with random float32 weights: the same ones for the same seed."""
     torch.manual_seed(seed)
     try:
         return model_class(config).from_config(config, dtype=torch.float32, trust_remote_code=False)
@@ -97,7 +97,7 @@ def load_model(
     *,
     config: Any | None = None,
 ) -> PreTrainedModel:
-    """The model in a Hugging Face folder or of a hub name, on the CPU.
+    """Return the model in a Hugging Face folder or of a hub name, on the CPU.
 
     Only safetensors are read, and no code that comes with a model is run: where transformers has no
     class for it, KdscaleError. With `config`, in place of the folder's own, a model to be trained
@@ -116,7 +116,7 @@ def load_model(
         )
     except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as error:
         # Files that are damaged, or of another model, have better words than theirs.
-        from kdscale.models.weight_check import check_weights  # it stands on this module
+        from kdscale.models.stored_tensors import check_weights  # it stands on this module
 
         check_weights(str(folder), revision, shape, trained_further=config is not None)
         if isinstance(error, OSError | ValueError):
@@ -129,7 +129,7 @@ def load_model(
 
 
 def load_config_of(folder: str | Path, revision: str | None = None) -> Any:
-    """The transformers config in a Hugging Face folder or of a hub name."""
+    """Return the transformers config in a Hugging Face folder or of a hub name."""
     try:
         return AutoConfig.from_pretrained(str(folder), revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -140,6 +140,7 @@ def check_vocabulary(config: Any, vocab_size: int, what: str) -> None:
     """Refuse a model whose embedding has fewer rows than the tokenizer has ids.
 
     More rows are padding: kdscale cuts logits to the tokenizer's `vocab_size` ids everywhere.
+    `what` names the model in the message.
     """
     have = config.get_text_config().vocab_size
     if have < vocab_size:
@@ -150,7 +151,7 @@ def check_vocabulary(config: Any, vocab_size: int, what: str) -> None:
 
 
 def lacks_weights(source: str, config: Any, names: Iterable[str]) -> KdscaleError:
-    """The error for a model at `source` whose files lack the tensors `names` of its class."""
+    """Return the error for a model at `source` whose files lack the tensors `names`."""
     what = describe_task(task_of(config))
     return KdscaleError(
         f"{source!r} is no {what}: it has no weights for {', '.join(sorted(names)[:3])}.",
@@ -159,7 +160,7 @@ def lacks_weights(source: str, config: Any, names: Iterable[str]) -> KdscaleErro
 
 
 def count_parameters(model: torch.nn.Module) -> int:
-    """Parameters of the whole model, tied ones once; sharded ones count in full."""
+    """Return the parameters of the whole model, tied ones once; sharded ones count in full."""
     return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
 
 

@@ -1,4 +1,4 @@
-"""How many tokens a model takes.
+"""Number of tokens that a model takes.
 
 Some architectures look positions up in a table and fail beyond its end; of these, RoBERTa and its
 relatives keep the first positions for padding. Others, with rotary or relative positions, take any
@@ -21,7 +21,7 @@ from kdscale.errors import KdscaleError
 from kdscale.models.init.layers import keep_layers
 
 POSITION_FIELDS = ("max_position_embeddings", "max_seq_len")
-"""What transformers' configs call the number of positions."""
+"""Names of the number of positions in the configs of transformers."""
 
 # What the small copy has of each, where its config has such a field.
 _SMALL = {
@@ -40,42 +40,47 @@ _MOST_PARAMETERS = 20_000_000
 
 
 class _Lost(NamedTuple):
-    """Positions of a table that are not for tokens: so many, and so many for each padding id below
-    the model's own."""
+    """Positions of a table that are not for tokens: `always`, and `each` for a lower padding id."""
 
     always: int
     each: int
 
 
 def claimed_positions(config: Any) -> int | None:
-    """Positions that a transformers `config` gives its model; None where it gives no number."""
+    """Return the positions that a transformers `config` gives its model; None without a number."""
     text = config.get_text_config()
     found = (getattr(text, name, None) for name in POSITION_FIELDS)
     return next((number for number in found if isinstance(number, int)), None)
 
 
 def lost_positions(config: Any) -> int:
-    """How many of the positions of the model of `config` are not for tokens."""
+    """Return how many of the positions of the model of `config` are not for tokens."""
     lost = _lost_by(config)
     return 0 if lost is None else _count(lost, config)
 
 
 def usable_positions(config: Any) -> int | None:
-    """Tokens that the model of a transformers `config` takes; None where no table ends, or where
-    that cannot be found out. The class is the one that the config names."""
+    """Return the tokens that the model of a transformers `config` takes.
+
+    None where no table ends, or where that cannot be found out. The class is the one that the
+    config names.
+    """
     claimed, lost = claimed_positions(config), _lost_by(config)
     return None if claimed is None or lost is None else claimed - _count(lost, config)
 
 
 def check_positions(config: Any, length: int, what: str) -> None:
-    """Refuse `length` tokens for a model that looks positions up in a shorter table, or scales all
-    positions of a row that is longer than a limit; `what` it is called in the message."""
+    """Refuse `length` tokens for a model that looks positions up in a shorter table.
+
+    And for one that scales all positions of a sequence longer than a limit. `what` names the model
+    in the message. Raises KdscaleError.
+    """
     for kind, limit in _row_limits(config):
         if length > limit:
             raise KdscaleError(
-                f"The {what}, a {config.model_type!r}, scales the positions of rows of more than "
-                f"{limit} tokens ({kind}), those of short documents in them too: in rows of "
-                f"{length} tokens a document would get other logits than alone.",
+                f"The {what}, a {config.model_type!r}, scales the positions of sequences of more "
+                f"than {limit} tokens ({kind}), those of short documents in them too: in sequences "
+                f"of {length} tokens a document would get other logits than alone.",
                 f"Set data.seq_len to at most {limit}.",
             )
     usable = usable_positions(config)
@@ -92,7 +97,7 @@ def check_positions(config: Any, length: int, what: str) -> None:
 
 
 def position_notes(config: Any, length: int, what: str) -> list[str]:
-    """A line to tell the user where the model takes `length` tokens and was made for fewer."""
+    """Return a note for the user if `length` tokens are more than the model was made for."""
     claimed = claimed_positions(config)
     if claimed is None or usable_positions(config) is not None:
         return []
@@ -100,14 +105,13 @@ def position_notes(config: Any, length: int, what: str) -> list[str]:
     if length <= extent:
         return []
     return [
-        f"Rows of {length:,} tokens are longer than the {extent:,} positions that the {what} "
+        f"Sequences of {length:,} tokens are longer than the {extent:,} positions that the {what} "
         f"({config.model_type}) was made for: what it says beyond them may be worth little."
     ]
 
 
 def _row_limits(config: Any) -> Iterator[tuple[str, int]]:
-    """Each kind of scaling that goes by the longest row of a batch, and the length from which it
-    does."""
+    """Yield each kind of scaling that goes by a batch's longest sequence, and where it begins."""
     text = config.get_text_config()
     for each in _rope_parameters(text):
         kind = each.get("rope_type")
@@ -119,13 +123,13 @@ def _row_limits(config: Any) -> Iterator[tuple[str, int]]:
 
 
 def _rope_parameters(text: Any) -> list[dict[str, Any]]:
-    """Those of the config, and of each kind of its layers."""
+    """Return the rotary parameters of the config, and of each kind of its layers."""
     parameters = getattr(text, "rope_parameters", None) or {}
     return [parameters, *(each for each in parameters.values() if isinstance(each, dict))]
 
 
 def _scaled(text: Any, claimed: int) -> Iterator[int]:
-    """How far the scaling of rotary positions reaches, where the config has one."""
+    """Yield how far the scaling of rotary positions reaches, where the config has one."""
     for each in _rope_parameters(text):
         if each.get("factor"):
             start = each.get("original_max_position_embeddings") or claimed
@@ -138,7 +142,7 @@ def _count(lost: _Lost, config: Any) -> int:
 
 
 def _lost_by(config: Any) -> _Lost | None:
-    """None of a model that takes any number of tokens, or of which that is not known."""
+    """Return None for a model that takes any number of tokens, or for which that is not known."""
     name = next(iter(config.architectures or ()), "")
     if claimed_positions(config) is None or not hasattr(transformers, name):
         return None
@@ -146,7 +150,7 @@ def _lost_by(config: Any) -> _Lost | None:
 
 
 class _ByJson:
-    """A transformers config that is equal to others of the same content."""
+    """Transformers config that is equal to others of the same content."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -170,7 +174,7 @@ def _tried(of: _ByJson) -> _Lost | None:
 
 
 def _lost_with(config: Any, padding: int) -> int | None:
-    """Positions that are not for tokens in a small copy with this padding id."""
+    """Return the positions that are not for tokens in a small copy with this padding id."""
     try:
         model = _small_model(config, padding)
     except Exception:  # sizes that this architecture does not take, whatever they lead to
@@ -182,8 +186,10 @@ def _lost_with(config: Any, padding: int) -> int | None:
 
 
 def _small_model(config: Any, padding: int) -> Any | None:
-    """The copy; None where even that is large. Made without transformers' loaders, which would
-    partition it where ZeRO-3 is on."""
+    """Return the copy; None where even that is large.
+
+    Made without transformers' loaders, which would partition it where ZeRO-3 is on.
+    """
     small = copy.deepcopy(config)
     text = small.get_text_config()
     sizes = _SMALL | {"pad_token_id": padding} | dict.fromkeys(POSITION_FIELDS, _TABLE)
@@ -205,7 +211,7 @@ def _small_model(config: Any, padding: int) -> Any | None:
 
 @torch.no_grad()
 def _takes(model: Any, length: int) -> bool:
-    """Whether a forward of so many tokens goes through."""
+    """Return whether a forward of so many tokens succeeds."""
     ids = torch.full((1, length), _TOKEN)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     known = inspect.signature(model.forward).parameters

@@ -1,9 +1,9 @@
-"""Compare what rows give with each document alone, before anything is computed from them.
+"""Compare the logits of documents in sequences with those of each document alone.
 
 Whether a model keeps packed documents apart, minds its sliding windows, leaves padding alone and
 draws no noise hangs on its architecture, its options and its attention kernel. What goes wrong
 there makes no error but wrong targets, so it is tried at the start of every capture, training and
-evaluation: on the model at hand, in its precision, over rows of the run's own length.
+evaluation: on the model at hand, in its precision, over sequences of the run's own length.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 
-from kdscale.distributed.failures import is_mendable
 from kdscale.errors import KdscaleError
 from kdscale.models.chunked_classifier import row_multiple
 from kdscale.models.forward import RowTensors, intercept_lm_head, model_task, unwrapped
 from kdscale.models.tasks import describe_task
 
 LogitsAt = Callable[[RowTensors], torch.Tensor]
-"""The logits [P, V] that a run computes at the P positions of rows that count, row after row."""
+"""The logits [P, V] that a run computes at the P positions of sequences that count, in order."""
 
 _SHORT = 8  # tokens of the last packed document
 _FIRST, _LAST = 16, 48  # positions of a document that are compared
@@ -36,7 +35,7 @@ _REFUSALS = (
 
 @dataclass(frozen=True)
 class SequenceSpec:
-    """The rows of a run."""
+    """The sequences of a run."""
 
     vocab_size: int  # ids of the tokenizer
     outputs: int  # logits of a position: the ids, or the classes
@@ -47,18 +46,18 @@ class SequenceSpec:
 
 @torch.no_grad()
 def check_sequences(model: torch.nn.Module, logits_at: LogitsAt, kind: SequenceSpec) -> None:
-    """Refuse a model for which a document in a row does not give the logits that it gives alone.
+    """Refuse a model for which a document in a sequence has other logits than alone.
 
     `model`, of transformers or an engine around one, is run on a document alone as transformers
-    runs it; `logits_at` is what the run computes for rows. The model stays in the mode that it is
-    in. Collective where it is sharded. Raises KdscaleError.
+    runs it; `logits_at` is what the run computes for sequences. The model stays in the mode that it
+    is in. Collective where it is sharded. Raises KdscaleError.
     """
     trial = _Trial(model, logits_at, kind)
     rows = [[document] for document in trial.single]
     found = trial.in_rows(rows)
     trial.refuse(
         trial.error(trial.in_rows(rows), found),
-        "gives other logits when the same rows are run again",
+        "gives other logits when the same sequences are run again",
         "Dropout or noise stays on in it: set the dropouts in its config to 0, or choose another "
         "model.",
     )
@@ -73,7 +72,7 @@ def check_sequences(model: torch.nn.Module, logits_at: LogitsAt, kind: SequenceS
         )
     trial.refuse(
         trial.error(found, alone),
-        f"gives a document other logits in a row of {kind.seq_len} tokens than alone",
+        f"gives a document other logits in a sequence of {kind.seq_len} tokens than alone",
         "Set data.seq_len to what the model was trained with, or choose another architecture.",
     )
     if kind.packs and trial.packed:
@@ -83,13 +82,15 @@ def check_sequences(model: torch.nn.Module, logits_at: LogitsAt, kind: SequenceS
 def _check_packed(
     trial: "_Trial", rows: list[list["_Document"]], alone: list[torch.Tensor]
 ) -> None:
-    """Check a row of several documents in a micro-batch with `rows`."""
+    """Check a sequence of several documents in a micro-batch with `rows`."""
     rows = [trial.packed, *rows]
     alone = [*map(trial.alone, trial.packed), *alone]
     try:
         found = trial.in_rows(rows)
     except _REFUSALS as error:
-        if isinstance(error, torch.OutOfMemoryError) or is_mendable(error):
+        from kdscale.distributed.failures import is_retryable  # which needs the store
+
+        if isinstance(error, torch.OutOfMemoryError) or is_retryable(error):
             raise  # of the machine, not of the architecture
         raise KdscaleError(
             f"{trial.name} cannot keep packed documents apart: {error}", "Set data.pack to false."
@@ -108,13 +109,13 @@ class _Document:
 
     @property
     def compared(self) -> torch.Tensor:
-        """[L] bool: its positions that are compared."""
+        """Positions that are compared, [L] bool."""
         index = torch.arange(len(self.ids), device=self.ids.device)
         return (index < _FIRST) | (index >= len(self.ids) - _LAST)
 
 
 class _Trial:
-    """Documents of random tokens, and what a model makes of them."""
+    """Documents of random tokens, and the logits of a model for them."""
 
     def __init__(self, model: torch.nn.Module, logits_at: LogitsAt, kind: SequenceSpec) -> None:
         self._model, self._bare = model, unwrapped(model)
@@ -163,11 +164,12 @@ class _Trial:
         return found
 
     def error(self, found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
-        """Return the worst document's error: the distance of two logit vectors over the length of
-        the expected one, both without their mean, of which a softmax takes no notice.
+        """Return the worst document's error.
 
-        In float32 that is the error of its worst position. In half precision rounding may turn one
-        position to another expert: there it is the largest median of a few positions.
+        That is the distance of two logit vectors over the length of the expected one, both without
+        their mean, of which a softmax takes no notice. In float32 it is the error of the document's
+        worst position. In half precision rounding may turn one position to another expert: there it
+        is the largest median of a few positions.
         """
         worst = 0.0
         for pair in zip(found, expected, strict=True):
@@ -200,7 +202,7 @@ class _Trial:
         return RowTensors(ids, segments, counted, torch.full_like(ids, -1))
 
     def _random_ids(self, count: int) -> torch.Tensor:
-        """[count] int64, none of them one that the architecture treats differently."""
+        """Return [count] int64, none of them one that the architecture treats differently."""
         config = self._bare.config.get_text_config()
         special = {getattr(config, name, None) for name in _SPECIAL}
         ordinary = [i for i in range(min(self._kind.vocab_size, 1024)) if i not in special]
@@ -209,9 +211,11 @@ class _Trial:
 
 
 def _cut(ids: torch.Tensor) -> list[_Document]:
-    """Cut the tokens of a row [T] into documents: a short one, one longer than any window that
-    matters in such rows, a very short one, and a rest that is padding. A row of less than 4 tokens
-    has none."""
+    """Cut the tokens of a sequence [T] into documents.
+
+    A short one, one longer than any window that matters in such sequences, a very short one, and a
+    rest that is padding. A sequence of less than 4 tokens has none.
+    """
     if len(ids) < 4:
         return []
     first = max(1, len(ids) // 8)

@@ -1,4 +1,4 @@
-"""A teacher under ZeRO-3: spread over all ranks, gathered layer by layer in the forward.
+"""Teacher under ZeRO-3: spread over all ranks, gathered layer by layer in the forward.
 
 The only import of deepspeed. transformers partitions every parameter as it is built while an
 `HfDeepSpeedConfig` is alive, so that no rank ever holds the whole model. That object is global: it
@@ -21,7 +21,7 @@ from kdscale.models.load import load_model
 
 
 def zero3_config(worker: Rank, offload: str) -> dict[str, Any]:
-    """DeepSpeed config of a model without optimiser, sharded over all ranks."""
+    """Return the DeepSpeed config of a model without optimiser, sharded over all ranks."""
     zero: dict[str, Any] = {"stage": 3}
     if offload == "cpu":
         zero["offload_param"] = {"device": "cpu", "pin_memory": worker.device.type == "cuda"}
@@ -37,7 +37,7 @@ def zero3_config(worker: Rank, offload: str) -> dict[str, Any]:
 
 @contextmanager
 def partitioned_construction(config: dict[str, Any]) -> Iterator[None]:
-    """Inside, transformers partitions every model it builds, if `config` asks for stage 3."""
+    """Inside, let transformers partition every model it builds, if `config` asks for stage 3."""
     from transformers.integrations import HfDeepSpeedConfig
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -61,7 +61,7 @@ def load_teacher(
     *,
     wrap: Callable[[PreTrainedModel], torch.nn.Module] = lambda model: model,
 ) -> torch.nn.Module:
-    """The teacher in a folder or of a hub name, placed as `place_teacher` does."""
+    """Return the teacher in a folder or of a hub name, placed as `place_teacher` does."""
     return place_teacher(
         lambda: load_model(folder, worker.dtype, revision), worker, zero, wrap=wrap
     )
@@ -74,8 +74,10 @@ def place_teacher(
     *,
     wrap: Callable[[PreTrainedModel], torch.nn.Module] = lambda model: model,
 ) -> torch.nn.Module:
-    """The model that `load` gives in evaluation mode, inside of what `wrap` makes of it; sharded at
-    stage 3 and whole at stage 0."""
+    """Return the model that `load` gives in evaluation mode, inside of what `wrap` makes of it.
+
+    Sharded at stage 3 and whole at stage 0.
+    """
     if zero.stage == 0:
         return wrap(load().to(worker.device)).eval()
     config = zero3_config(worker, zero.offload)
@@ -92,7 +94,7 @@ def initialize_engine(
     config: dict[str, Any],
     parameter_groups: list[dict[str, Any]] | None = None,
 ) -> Any:
-    """The DeepSpeed engine around `model`; with `parameter_groups` it has an optimiser."""
+    """Return the DeepSpeed engine around `model`; with `parameter_groups` it has an optimiser."""
     engine, *_ = _deepspeed().initialize(
         model=model, model_parameters=parameter_groups, config=config
     )
@@ -100,7 +102,7 @@ def initialize_engine(
 
 
 def parameters_held(model: torch.nn.Module) -> tuple[int, int]:
-    """(parameters this rank holds now, parameters of the whole model)."""
+    """Return (parameters this rank holds now, parameters of the whole model)."""
     held = total = 0
     parameter: Any
     for parameter in model.parameters():
@@ -115,10 +117,10 @@ def parameters_held(model: torch.nn.Module) -> tuple[int, int]:
 
 
 def _deepspeed() -> Any:
-    """The module, with the one operator switched off that it would compile at its first collective.
+    """Import deepspeed with an operator switched off that it would compile at its first collective.
 
     That is a shared-memory all-reduce for inference on CPUs, a minute on every new machine. Neither
-    ZeRO nor we call it.
+    ZeRO nor kdscale calls it.
     """
     import deepspeed
 

@@ -1,7 +1,7 @@
-"""What a model predicts: the class of transformers that a config stands for.
+"""Task of a model: the class of transformers that a config stands for.
 
 A config names its class in `architectures`, in every folder that transformers saved; so does one
-that is made here. Nothing else has to be told which task it is working on.
+that is made here. Nothing else needs to know the task that it is working on.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ _CALLED: dict[Task, str] = {
 
 
 def task_of(config: Any) -> Task:
-    """The task of a transformers config; causal language models have many names."""
+    """Return the task of a transformers config; causal language models have many names."""
     for name in config.architectures or ():
         for ending, task in _ENDINGS.items():
             if name.endswith(ending):
@@ -46,8 +46,7 @@ def task_of(config: Any) -> Task:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What a model is for: its task, the classes that it tells apart, and the chunks that it takes
-    long documents in."""
+    """Task of a model, the classes that it tells apart, and the chunks of its long documents."""
 
     task: Task = "causal-lm"
     classes: tuple[str, ...] = ()
@@ -57,14 +56,13 @@ class TaskSpec:
 CAUSAL_LM = TaskSpec()
 
 
-def set_purpose(config: Any, purpose: TaskSpec, seq_len: int) -> None:
-    """Make a transformers `config` that of a model for `purpose` and rows of `seq_len` tokens,
-    in place.
+def set_task(config: Any, task_spec: TaskSpec, seq_len: int) -> None:
+    """Make a transformers `config`, in place, that of a model for a task and `seq_len` tokens.
 
-    Raises KdscaleError for an architecture that has no such model, or not the positions for them.
+    Raises KdscaleError for an architecture that has no such model, or too few positions.
     """
-    classes, chunks = purpose.classes, purpose.chunks
-    name_class(config, purpose.task)
+    classes, chunks = task_spec.classes, task_spec.chunks
+    name_class(config, task_spec.task)
     if classes:
         config.id2label = dict(enumerate(classes))
         config.label2id = {name: number for number, name in enumerate(classes)}
@@ -72,12 +70,14 @@ def set_purpose(config: Any, purpose: TaskSpec, seq_len: int) -> None:
         config.problem_type = "single_label_classification"
     if chunks is not None:
         set_chunks(config, chunks.length, chunks.pooling)
-    check_positions(config, longest_input(purpose, seq_len), "model")
+    check_positions(config, longest_input(task_spec, seq_len), "model")
 
 
 def name_class(config: Any, task: Task) -> None:
-    """Put into a transformers `config`, in place, the class for `task`. Raises KdscaleError for an
-    architecture that has none."""
+    """Put the class for `task` into a transformers `config`, in place.
+
+    Raises KdscaleError for an architecture that has none.
+    """
     try:
         found = _AUTO[task]._model_mapping[type(config)]
     except KeyError as error:
@@ -89,22 +89,22 @@ def name_class(config: Any, task: Task) -> None:
     config.architectures = [found.__name__]
 
 
-def longest_input(purpose: TaskSpec, seq_len: int) -> int:
-    """Tokens of a model's longest text: a row, or a chunk of it."""
-    return seq_len if purpose.chunks is None else purpose.chunks.length
+def longest_input(task_spec: TaskSpec, seq_len: int) -> int:
+    """Return the tokens of a model's longest text: a sequence, or a chunk of it."""
+    return seq_len if task_spec.chunks is None else task_spec.chunks.length
 
 
 def model_class(config: Any) -> Any:
-    """What builds the model of `config` (`from_config`) and loads it (`from_pretrained`)."""
+    """Return what builds (`from_config`) or loads (`from_pretrained`) the model of `config`."""
     return concrete_class(config) if is_chunked(config) else _AUTO[task_of(config)]
 
 
 def concrete_class(config: Any) -> Any:
-    """The class of the model of `config`. Called, it makes one that ZeRO-3 does not partition."""
+    """Return the class of the model of `config`; called, it makes one that ZeRO-3 leaves whole."""
     found = _AUTO[task_of(config)]._model_mapping[type(config)]
     return chunked_class(found) if is_chunked(config) else found
 
 
 def describe_task(task: Task) -> str:
-    """What a model for `task` is called in a message."""
+    """Return the name in messages of a model for `task`."""
     return _CALLED[task]

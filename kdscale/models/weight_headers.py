@@ -1,4 +1,4 @@
-"""What the weights of a model are, from the headers of its *.safetensors: never the weights.
+"""Headers of a model's *.safetensors: names, types and shapes of its tensors without the weights.
 
 A header stands at a file's start: its length in 8 bytes, then JSON with the type, the shape and the
 place of each tensor. So the tensors of a model that fills a disk are known after a few kilobytes,
@@ -46,7 +46,7 @@ _BITS = {
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """A stored tensor: `dtype` by safetensors' name, such as "BF16"; `file` is its file's name."""
+    """Header of a stored tensor: `dtype` by safetensors' name, such as "BF16", and its file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -54,11 +54,11 @@ class TensorHeader:
 
 
 def weight_headers(source: str, revision: str | None = None) -> dict[str, TensorHeader]:
-    """The tensors by name of the model at `source`: a folder, a store's URL or a hub name, of which
-    `revision` is taken. The files' own names, which may differ from those of the model's class.
+    """Return the headers of the model at `source` by the tensors' names in its files.
 
-    Reads only headers, whatever is asked. KdscaleError names the file that is missing, empty, cut
-    off, a git-lfs pointer or no safetensors file at all.
+    `source` is a folder, a store's URL or a hub name, of which `revision` is taken. The names may
+    differ from those of the model's class. Raises KdscaleError with the file that is missing,
+    empty, cut off, a git-lfs pointer or no safetensors file at all.
     """
     if is_folder(source):
         return _stored_headers(open_store(source))
@@ -74,7 +74,7 @@ def _stored_headers(store: Store) -> dict[str, TensorHeader]:
 
 
 def _weight_files(store: Store) -> list[str]:
-    """The names that transformers loads: of the single file, else of those in the index."""
+    """Return the names that transformers loads: of the single file, else of those in the index."""
     if store.exists(SINGLE):
         return [SINGLE]
     try:
@@ -101,7 +101,7 @@ def _weight_files(store: Store) -> list[str]:
 
 
 def _file_headers(store: Store, name: str) -> dict[str, TensorHeader]:
-    """The tensors of one file, which is whole. KdscaleError says what else it is."""
+    """Return the headers of one file, which is whole. Raises KdscaleError if it is not."""
     size = store.size(name)
     if size < _LENGTH:
         _refuse_bytes(store, name, store.get(name), size, "it is too short for a header")
@@ -126,7 +126,7 @@ def _file_headers(store: Store, name: str) -> dict[str, TensorHeader]:
 
 
 def _tensor(found: Mapping[str, Any], file: str) -> TensorHeader:
-    """ValueError where the tensor's bytes are not those of its type and shape."""
+    """Return a header. Raises ValueError where the bytes are not those of its type and shape."""
     start, end = found["data_offsets"]
     dtype, shape = str(found["dtype"]), tuple(map(int, found["shape"]))
     if dtype in _BITS and -(-math.prod(shape) * _BITS[dtype] // 8) != end - start:
@@ -135,7 +135,7 @@ def _tensor(found: Mapping[str, Any], file: str) -> TensorHeader:
 
 
 def _refuse_bytes(store: Store, name: str, start: bytes, size: int, what: str) -> NoReturn:
-    """KdscaleError for a file that is none of ours, by its first bytes."""
+    """Raise KdscaleError for a file of the wrong kind, by its first bytes."""
     if start.startswith(_LFS):
         raise KdscaleError(
             f"{store}/{name} is a git-lfs pointer of {size} bytes, not the file that it stands "
@@ -187,7 +187,7 @@ def _hub_headers(name: str, revision: str | None) -> dict[str, TensorHeader]:
 
 
 def _cached_folder(name: str, revision: str | None) -> Path | None:
-    """Where the hub's client has kept all of the model's weights; None where it has not."""
+    """Return the folder of the hub's client with all of the model's weights, if it has them."""
     for file in (SINGLE, INDEX):
         found = try_to_load_from_cache(name, file, revision=revision)
         if isinstance(found, str):

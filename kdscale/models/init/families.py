@@ -1,4 +1,4 @@
-"""Architectures whose width can be cut: where their parts are, and what runs along each tensor.
+"""Architectures whose width can be cut: where their parts are, and the axes of each tensor.
 
 Llama-like models have RMSNorms before attention and MLP and one after the last layer; BERT-like
 ones LayerNorms behind both. Either way their outputs show how active the channels are that all
@@ -99,7 +99,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(config: Any) -> Family:
-    """Of a transformers config. KdscaleError for an architecture that cannot be cut."""
+    """Return the family of a transformers config. Raises KdscaleError if it cannot be cut."""
     if config.model_type not in FAMILIES:
         raise KdscaleError(
             f"A teacher of the architecture {config.model_type!r} cannot be made narrower.",
@@ -109,7 +109,10 @@ def family_of(config: Any) -> Family:
 
 
 def axes_at(family: Family, name: str) -> Axes:
-    """Of the tensor `name`; () for one that is not known. The longest end of its name decides."""
+    """Return the axes of the tensor `name`; () if it is not known.
+
+    The longest end of its name decides.
+    """
     *path, kind = name.split(".")
     for start in range(len(path)):
         axes = family.axes.get(".".join(path[start:]))

@@ -1,8 +1,8 @@
-"""A narrower copy of a model: its sizes, and which of the teacher's dimensions it keeps.
+"""A narrower copy of a model: its sizes, and the dimensions of the teacher that it keeps.
 
-Kept are the dimensions with the largest activations on a calibration sample (Minitron,
-arXiv:2407.14679): channels of the residual stream, one set for the whole model because it is one
-stream; neurons and attention heads layer by layer. The kept ones stay in their order.
+Those with the largest activations on a calibration sample (Minitron, arXiv:2407.14679): channels of
+the residual stream, one set for the whole model because it is one stream; neurons and attention
+heads layer by layer. The kept ones stay in their order.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Sizes:
 
     @staticmethod
     def of(config: Any) -> "Sizes":
-        """Of a transformers config."""
+        """Return those of a transformers config."""
         head = getattr(config, "head_dim", None)
         return Sizes(
             config.hidden_size,
@@ -43,7 +43,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class WidthStatistics:
-    """How active a teacher of L layers is, each a mean over the tokens of a sample; float64."""
+    """Activity of a teacher of L layers, each a mean over the tokens of a sample; float64."""
 
     channels: np.ndarray  # [L + 1, H] |norm output|, a layer's two norms added; last the final one
     neurons: np.ndarray  # [L, I] |input of the MLP's last projection|
@@ -60,7 +60,7 @@ class Kept:
     keys: list[np.ndarray]  # [K' * head size] each
 
     def cut(self, tensor: torch.Tensor, axes: tuple[str, ...], layer: int | None) -> torch.Tensor:
-        """The kept part of a teacher's `tensor` along `axes`, for `layer` of the student."""
+        """Return the kept part of a teacher's `tensor` along `axes`, for `layer` of the student."""
         for dimension, axis in enumerate(axes):
             if axis == "hidden":
                 tensor = tensor.index_select(dimension, torch.from_numpy(self.hidden))
@@ -72,8 +72,10 @@ class Kept:
 
 
 def axes_of(name: str, shape: tuple[int, ...], sizes: Sizes, family: Family) -> tuple[str, ...]:
-    """What runs along each dimension of the teacher's tensor `name`. Raises KdscaleError for one
-    that is not known, or has another shape than its kind."""
+    """Return the axis along each dimension of the teacher's tensor `name`.
+
+    Raises KdscaleError for one that is not known, or has another shape than its kind.
+    """
     axes = axes_at(family, name)
     lengths = {
         "hidden": sizes.hidden,
@@ -91,7 +93,7 @@ def axes_of(name: str, shape: tuple[int, ...], sizes: Sizes, family: Family) -> 
 
 
 def narrow_sizes(config: Any, width: WidthConfig) -> Sizes:
-    """The student's sizes. Raises KdscaleError for what the teacher's `config` cannot give."""
+    """Return the student's sizes. Raises KdscaleError for those that the teacher cannot give."""
     family = family_of(config)
     have = Sizes.of(config)
     # Where every query head has its own keys, the one size is the other.
@@ -150,7 +152,7 @@ def narrow_config(config: Any, sizes: Sizes) -> None:
 
 
 def choose(student: Sizes, teacher: Sizes, layers: list[int], statistics: WidthStatistics) -> Kept:
-    """What a student of `layers` keeps. Only these layers and the final norm have a say."""
+    """Return the dimensions that a student of `layers` keeps, by them and by the final norm."""
     used = [*layers, -1]
     heads = [_top_heads(statistics.heads[layer], student, teacher) for layer in layers]
     return Kept(
@@ -162,15 +164,18 @@ def choose(student: Sizes, teacher: Sizes, layers: list[int], statistics: WidthS
 
 
 def _top(importance: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the `count` largest, ascending; of equal ones the first."""
+    """Return the indices of the `count` largest, ascending; of equal ones the first."""
     return np.sort(np.argsort(-importance, kind="stable")[:count])
 
 
 def _top_heads(
     importance: np.ndarray, student: Sizes, teacher: Sizes
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(query heads, key and value heads) to keep. A query head stays with its keys, so that a group
-    is worth what its heads that would be kept are worth together."""
+    """Return the (query heads, key and value heads) to keep.
+
+    A query head stays with its keys, so that a group is worth what its heads that would be kept are
+    worth together.
+    """
     by_group = importance.reshape(teacher.groups, -1)
     each = student.heads // student.groups
     worth = np.sort(by_group, axis=1)[:, -each:].sum(axis=1)
@@ -180,5 +185,5 @@ def _top_heads(
 
 
 def _spans(heads: np.ndarray, size: int) -> np.ndarray:
-    """Dimensions of `heads`, each `size` long."""
+    """Return the dimensions of `heads`, each `size` long."""
     return (heads[:, None] * size + np.arange(size)).ravel()

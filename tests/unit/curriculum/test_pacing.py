@@ -27,7 +27,7 @@ def config(**fields: object) -> CurriculumConfig:
 
 
 def naive_starts(shares: list[Fraction], steps: int) -> list[int]:
-    """The first step that lies in each stage, found by walking over all steps."""
+    """Return the first step that lies in each stage, found by walking over all steps."""
     ends = list(itertools.accumulate(shares))
     starts = []
     for begin in [Fraction(0), *ends[:-1]]:

@@ -18,7 +18,7 @@ OPTIONS = {
 
 
 def make_student(seed: int) -> ModelWithHead:
-    """A llama over the planted cache's vocabulary, far enough from uniform to tell rows apart."""
+    """Return a llama over the planted cache's vocabulary, far from uniform to tell rows apart."""
     config = ModelConfig(architecture="llama", options=OPTIONS)
     model = build_model(make_config(config, VOCAB, SPECIAL, ROW_LENGTH), seed)
     for parameter in model.parameters():

@@ -89,7 +89,7 @@ def documents(vocab_size: int, count: int = 24) -> list[TokenDocument]:
     ]
 
 
-def random_model(architecture: str, vocab_size: int, purpose: TaskSpec) -> Any:
+def random_model(architecture: str, vocab_size: int, task_spec: TaskSpec) -> Any:
     """Weights so large that logits are of the order of 1, norms and biases not left out."""
     options = SIZES | ({"num_key_value_heads": 4} if architecture == "llama" else {})
     shape = make_config(
@@ -97,7 +97,7 @@ def random_model(architecture: str, vocab_size: int, purpose: TaskSpec) -> Any:
         vocab_size,
         {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0},
         LENGTH,
-        purpose,
+        task_spec,
     )
     model = build_model(shape, seed=0).eval()
     generator = torch.Generator().manual_seed(1)

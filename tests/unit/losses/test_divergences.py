@@ -127,8 +127,7 @@ def test_merging_loses_information_of_every_f_divergence() -> None:
 
 @pytest.mark.parametrize("kind", NAIVE)
 def test_mass_where_the_teacher_has_none_costs_something(kind: str) -> None:
-    """But for squared logits, of which there are none there. What cannot be finite counts 87
-    nats."""
+    """Except for squared logits, of which there are none. What cannot be finite counts 87 nats."""
     p = torch.tensor([[0.6, 0.4, 0.0, 0.0]])
     logits = torch.tensor([[0.6, 0.4, 0.1, 0.3]]).log().requires_grad_()
     log_q = logits.log_softmax(-1)

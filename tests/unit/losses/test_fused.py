@@ -49,7 +49,7 @@ def dense_probs(targets: Targets, vocab: int) -> torch.Tensor:
 
 
 def classes(logits: torch.Tensor, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
-    """log p and log q over the ids, or over the listed ones and one class for all others."""
+    """Return log p and log q over the ids, or the listed ones and one class for all others."""
     q = logits.softmax(-1)
     if isinstance(targets, DenseTargets):
         return targets.log_probs.double(), q.log()
@@ -71,7 +71,7 @@ def naive(
     objective: Objective,
     label_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The objective from dense float64 logits, by definition."""
+    """Return the objective from dense float64 logits, by definition."""
     z = head.scale * (hidden @ weight.T + (0 if bias is None else bias))[:, : head.vocab_size]
     if head.softcap is not None:
         z = head.softcap * torch.tanh(z / head.softcap)

@@ -44,7 +44,7 @@ def value_and_gradient(
 def exact(
     logits: torch.Tensor, targets: SparseTargets, objective: Objective
 ) -> tuple[float, torch.Tensor]:
-    """By autograd in float64, the bucket's share as a sum over its ids."""
+    """Return both by autograd in float64, the bucket's share as a sum over its ids."""
     assert targets.ghost is not None
     z = logits.double().requires_grad_()
     scaled = z / objective.temperature
@@ -64,8 +64,10 @@ def exact(
 
 
 def long_tailed(vocab: int, tail: float, ghost: float) -> tuple[torch.Tensor, SparseTargets]:
-    """Logits of two positions whose unlisted ids share `tail`, one listed id having most of the
-    rest, and targets that give these ids `ghost`. Label 0 is listed."""
+    """Return logits of two positions and targets that give the unlisted ids `ghost`.
+
+    The unlisted ids share `tail`, and one listed id has most of the rest. Label 0 is listed.
+    """
     generator = torch.Generator().manual_seed(vocab)
     ids = torch.stack([torch.randperm(vocab, generator=generator)[:20] for _ in range(2)])
     ids[:, 5] = 0
@@ -123,7 +125,7 @@ def test_all_ids_are_listed_and_the_bucket_is_empty() -> None:
 
 
 def peaked(vocab: int) -> torch.Tensor:
-    """Positions with a top id of 0.5 to 0.9999 and a tail of which rounding leaves nothing."""
+    """Return positions with a top id of 0.5 to 0.9999 and a tail that rounds to nothing."""
     generator = torch.Generator().manual_seed(vocab)
     logits = 1.5 * torch.randn(200, vocab, generator=generator)
     others = logits.scatter(-1, torch.full((200, 1), 3), -math.inf).logsumexp(-1)
@@ -132,7 +134,7 @@ def peaked(vocab: int) -> torch.Tensor:
 
 
 def impossible(vocab: int) -> torch.Tensor:
-    """The same, but half of the ids without probability."""
+    """Return the same, but half of the ids without probability."""
     return peaked(vocab).index_fill(-1, torch.arange(4, vocab, 2), -math.inf)
 
 

@@ -11,10 +11,10 @@ from kdscale.config.initial import WidthConfig
 from kdscale.config.student import StudentConfig
 from kdscale.config.teacher import ModelConfig
 from kdscale.models.init.calibrate import measure
-from kdscale.models.init.student_init import Plan, build_student, plan_student
-from kdscale.models.init.tensors import TensorFiles
+from kdscale.models.init.plan import InitPlan, build_student, plan_student
 from kdscale.models.init.width import Kept
 from kdscale.models.load import build_model, load_config_of, make_config
+from kdscale.models.stored_tensors import StoredTensors
 from kdscale.types import Rows
 
 VOCAB, LENGTH = 97, 12
@@ -37,7 +37,7 @@ SLICED = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 
 
 def make_teacher(folder: Path, architecture: str = "llama", **options: Any) -> PreTrainedModel:
-    """A teacher, saved to `folder`; its biases and norms are drawn too: none is like another."""
+    """Save a teacher to `folder`, with random biases and norms, so that none is like another."""
     own = GPT2 if architecture == "gpt2" else LLAMA_LIKE
     if architecture == "qwen3":
         own = own | {"head_dim": HEAD}
@@ -68,27 +68,27 @@ def make_rows(count: int = 6) -> Rows:
     )
 
 
-def plan(folder: Path, **student: Any) -> Plan:
-    """The plan of a student of the teacher in `folder`."""
+def plan(folder: Path, **student: Any) -> InitPlan:
+    """Return the plan of a student of the teacher in `folder`."""
     config = StudentConfig.model_validate(student)
     return plan_student(config, load_config_of(folder), **TOKENIZER)
 
 
 def start(folder: Path, teacher: PreTrainedModel | None = None, **student: Any) -> PreTrainedModel:
-    """A student of the teacher in `folder`; a narrower one needs `teacher` itself too."""
+    """Return a student of the teacher in `folder`; a narrower one needs `teacher` itself too."""
     planned, kept = plan(folder, **student), None
     if teacher is not None:
         kept = keep(planned, teacher)
     return build_student(planned, files(folder), kept, seed=9).eval()
 
 
-def files(folder: Path) -> TensorFiles:
-    """The weights of the teacher in `folder`."""
-    return TensorFiles(folder, load_config_of(folder))
+def files(folder: Path) -> StoredTensors:
+    """Open the weights of the teacher in `folder`."""
+    return StoredTensors.open(folder, load_config_of(folder))
 
 
-def keep(planned: Plan, teacher: PreTrainedModel) -> Kept:
-    """What the plan keeps of `teacher` by its own activations."""
+def keep(planned: InitPlan, teacher: PreTrainedModel) -> Kept:
+    """Return the dimensions that the plan keeps of `teacher` by its own activations."""
     return planned.keep(measure(teacher, make_rows(), torch.device("cpu")))
 
 

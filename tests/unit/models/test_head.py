@@ -45,10 +45,10 @@ MASKED: dict[str, dict[str, Any]] = {
 }
 
 
-def make(name: str, options: dict[str, Any], purpose: TaskSpec = CAUSAL_LM) -> ModelWithHead:
+def make(name: str, options: dict[str, Any], task_spec: TaskSpec = CAUSAL_LM) -> ModelWithHead:
     model = ModelConfig(architecture=name.split()[0], options=options, pad_vocab_to_multiple_of=8)
     torch.manual_seed(1)
-    found = build_model(make_config(model, VOCAB, SPECIAL, LENGTH, purpose), 0)
+    found = build_model(make_config(model, VOCAB, SPECIAL, LENGTH, task_spec), 0)
     for parameter in found.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return ModelWithHead(found, VOCAB).eval()
@@ -106,11 +106,11 @@ def test_a_masked_language_model_projects_only_what_the_loss_asks_for(name: str)
 
 
 @pytest.mark.parametrize(
-    ("name", "purpose"),
+    ("name", "task_spec"),
     [*((name, CAUSAL_LM) for name in LINEAR), *((name, TaskSpec("masked-lm")) for name in MASKED)],
 )
-def test_only_the_logits_of_targets_are_made(name: str, purpose: TaskSpec) -> None:
-    model = make(name, (LINEAR if purpose is CAUSAL_LM else MASKED)[name], purpose).model
+def test_only_the_logits_of_targets_are_made(name: str, task_spec: TaskSpec) -> None:
+    model = make(name, (LINEAR if task_spec is CAUSAL_LM else MASKED)[name], task_spec).model
     ids, segments = rows()
     made = []
     output: Any = model.get_output_embeddings()

@@ -13,7 +13,7 @@ from kdscale.models.chunked_classifier import pool_chunks
 from kdscale.models.forward import compute_logits
 from kdscale.models.head import ModelWithHead
 from kdscale.models.load import build_model, load_config_of, load_model, make_config
-from kdscale.models.tasks import TaskSpec, set_purpose, task_of
+from kdscale.models.tasks import TaskSpec, set_task, task_of
 
 V, T = 60, 12
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -35,9 +35,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def shape_of(architecture: str, purpose: TaskSpec) -> Any:
+def shape_of(architecture: str, task_spec: TaskSpec) -> Any:
     model = ModelConfig(architecture=architecture, options=OPTIONS[architecture])
-    return make_config(model, V, SPECIAL, T, purpose)
+    return make_config(model, V, SPECIAL, T, task_spec)
 
 
 def rows(lengths: tuple[int, ...], length: int = T) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,7 +108,7 @@ def test_a_model_without_the_head_is_trained_further_or_refused(tmp_path: Path) 
     bare.save_pretrained(tmp_path)
     shape = load_config_of(tmp_path)
     assert task_of(shape) == "causal-lm"
-    set_purpose(shape, CLASSIFIER, T)
+    set_task(shape, CLASSIFIER, T)
     model = load_model(tmp_path, config=shape)
     body, loaded = bare.state_dict(), model.base_model.state_dict()
     assert all(torch.equal(body[name], loaded[name]) for name in body)
@@ -161,8 +161,10 @@ def test_chunks_are_combined_as_they_say(pooling: ChunkPooling) -> None:
 def test_a_chunked_classifier_scores_each_chunk_alone(
     architecture: str, pooling: ChunkPooling, tmp_path: Path
 ) -> None:
-    purpose = TaskSpec("sequence-classification", CLASSES, ChunksConfig(length=8, pooling=pooling))
-    model: Any = build_model(shape_of(architecture, purpose), 0).eval()
+    task_spec = TaskSpec(
+        "sequence-classification", CLASSES, ChunksConfig(length=8, pooling=pooling)
+    )
+    model: Any = build_model(shape_of(architecture, task_spec), 0).eval()
     if pooling == "attention":
         torch.nn.init.normal_(model.chunk_score.weight)
     ids, segments = rows((20, 6), 24)

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from kdscale.config.teacher import ModelConfig
 from kdscale.errors import KdscaleError
 from kdscale.models.hf_folder import reference_to
-from kdscale.models.init.student_init import build_student
+from kdscale.models.init.plan import build_student
 from kdscale.models.load import build_model, load_config_of, load_model, make_config
-from kdscale.models.tasks import TaskSpec, set_purpose
-from kdscale.models.weight_check import check_sources, check_weights
+from kdscale.models.stored_tensors import check_weights
+from kdscale.models.tasks import TaskSpec, set_task
 from tests.unit.models.teachers import LLAMA_LIKE, TOKENIZER, files, make_teacher, plan
 
 FILE = "model.safetensors"
@@ -130,7 +130,7 @@ def test_further_layers_in_the_files_are_left_alone(whole: Path, tmp_path: Path)
 def test_a_model_to_be_trained_further_may_lack_its_head_and_no_more(tmp_path: Path) -> None:
     teacher = make_teacher(tmp_path, "llama")
     shape = load_config_of(tmp_path)
-    set_purpose(shape, CLASSIFIER, 12)
+    set_task(shape, CLASSIFIER, 12)
     check_weights(str(tmp_path), None, shape, trained_further=True)
     load_model(tmp_path, config=shape)
     with pytest.raises(KdscaleError, match="is no sequence classifier: it has no weights for scor"):
@@ -146,7 +146,7 @@ def test_a_classifier_of_another_number_of_classes_is_refused(tmp_path: Path) ->
     config = make_config(model, 97, TOKENIZER["special_ids"], 12, CLASSIFIER)
     build_model(config, 0).save_pretrained(tmp_path)
     shape = load_config_of(tmp_path)
-    set_purpose(shape, TaskSpec("sequence-classification", ("a", "b")), 12)
+    set_task(shape, TaskSpec("sequence-classification", ("a", "b")), 12)
     with pytest.raises(KdscaleError, match=r"'score.weight' is \[3, 24\] in .* for \[2, 24\]"):
         check_weights(str(tmp_path), None, shape, trained_further=True)
     with pytest.raises(KdscaleError, match=r"'score.weight' is \[3, 24\]"):
@@ -156,17 +156,17 @@ def test_a_classifier_of_another_number_of_classes_is_refused(tmp_path: Path) ->
 def test_a_student_is_refused_from_the_headers_of_its_teacher(tmp_path: Path) -> None:
     make_teacher(tmp_path)
     shape, planned = load_config_of(tmp_path), plan(tmp_path, teacher_layers=[1])
-    check_sources(planned, str(tmp_path), None, shape)
+    planned.check_sources(str(tmp_path), None, shape)
     tensors = load_file(tmp_path / FILE)
     name = "model.layers.1.mlp.up_proj.weight"
     save_file(tensors | {name: tensors[name].to(torch.float8_e4m3fn)}, tmp_path / FILE)
     for source in (str(tmp_path), tmp_path.as_uri()):
         with pytest.raises(KdscaleError, match=f"'{name}' is quantised \\(F8_E4M3\\)"):
-            check_sources(planned, source, None, shape)
+            planned.check_sources(source, None, shape)
     save_file({n: t for n, t in tensors.items() if n != name}, tmp_path / FILE)
     for source in (str(tmp_path), tmp_path.as_uri()):
         with pytest.raises(KdscaleError, match=f"lack 1 tensors .*, such as '{name}'"):
-            check_sources(planned, source, None, shape)
+            planned.check_sources(source, None, shape)
 
 
 def test_two_tensors_that_the_config_takes_for_one_are_refused(tmp_path: Path) -> None:
@@ -175,10 +175,10 @@ def test_two_tensors_that_the_config_takes_for_one_are_refused(tmp_path: Path) -
     tensors = load_file(tmp_path / FILE)
     embedding = tensors["model.embed_tokens.weight"]
     save_file(tensors | {"lm_head.weight": embedding.clone()}, tmp_path / FILE)
-    check_sources(planned, str(tmp_path), None, shape)
+    planned.check_sources(str(tmp_path), None, shape)
     save_file(tensors | {"lm_head.weight": embedding + 1}, tmp_path / FILE)
     with pytest.raises(KdscaleError, match="are one tensor, and its files hold two different ones"):
-        check_sources(planned, str(tmp_path), None, shape)
+        planned.check_sources(str(tmp_path), None, shape)
 
 
 def test_a_shared_tensor_may_be_stored_under_its_other_name(tmp_path: Path) -> None:

@@ -70,17 +70,17 @@ def write_teacher(
     folder: Path,
     architecture: str = "llama",
     options: dict[str, Any] | None = None,
-    purpose: TaskSpec = CAUSAL_LM,
+    task_spec: TaskSpec = CAUSAL_LM,
     seq_len: int = 64,
     words: tuple[str, ...] = tuple(WORDS),
 ) -> Path:
     """A Hugging Face folder with weights and a tokenizer."""
     text = " ".join(words) + " "
-    info = train_tokenizer([text * 4] * 4, IDS, folder, masks=purpose.task == "masked-lm")
+    info = train_tokenizer([text * 4] * 4, IDS, folder, masks=task_spec.task == "masked-lm")
     special = {"bos_token_id": info.start_id, "eos_token_id": info.end_id}
     special["pad_token_id"] = info.pad_id
     model = ModelConfig(architecture=architecture, options=options or LLAMA)
-    shape = make_config(model, info.vocab_size, special, seq_len, purpose)
+    shape = make_config(model, info.vocab_size, special, seq_len, task_spec)
     build_model(shape, 0).save_pretrained(folder)
     return folder
 

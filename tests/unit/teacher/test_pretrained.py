@@ -18,7 +18,7 @@ from kdscale.errors import KdscaleError
 from kdscale.models.load import build_model, load_config_of, make_config
 from kdscale.models.tasks import TaskSpec, task_of
 from kdscale.teacher.pretrained import check_teacher, config_to_train, own_tokenizer
-from kdscale.teacher.train import _build
+from kdscale.teacher.train import build_teacher
 
 VOCAB, LENGTH = 60, 32
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -47,9 +47,9 @@ def prepared(**fields: Any) -> Prepared:
     return cast(Prepared, Data(**fields))
 
 
-def shape(purpose: TaskSpec) -> Any:
+def shape(task_spec: TaskSpec) -> Any:
     model = ModelConfig(architecture="bert", options=ENCODER)
-    return make_config(model, VOCAB, SPECIAL, LENGTH, purpose)
+    return make_config(model, VOCAB, SPECIAL, LENGTH, task_spec)
 
 
 def run_config(folder: Path, *, trains: bool = False, **data: Any) -> RunConfig:
@@ -73,8 +73,8 @@ def run_config(folder: Path, *, trains: bool = False, **data: Any) -> RunConfig:
     )
 
 
-def save(folder: Path, purpose: TaskSpec) -> None:
-    build_model(shape(purpose), 0).save_pretrained(folder)
+def save(folder: Path, task_spec: TaskSpec) -> None:
+    build_model(shape(task_spec), 0).save_pretrained(folder)
 
 
 def test_a_classifier_of_the_same_classes_is_taken(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_bare_encoder_is_trained_further_from_its_own_weights(tmp_path: Path) 
     found = config_to_train(config, prepared())
     assert task_of(found) == "sequence-classification"
     assert list(found.id2label.values()) == ["a", "b"]
-    one, other = (_build(config, prepared()) for _ in range(2))
+    one, other = (build_teacher(config, prepared()) for _ in range(2))
     weights = one.base_model.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in bare.state_dict().items())
     # The head starts at random, the same on every rank.

@@ -13,7 +13,7 @@ from kdscale.config.teacher import ModelConfig
 from kdscale.errors import KdscaleError
 from kdscale.models.forward import compute_logits
 from kdscale.models.init.calibrate import measure
-from kdscale.models.init.student_init import Plan, build_student, plan_student
+from kdscale.models.init.plan import InitPlan, build_student, plan_student
 from kdscale.models.init.width import Kept
 from kdscale.models.load import build_model, load_config_of, make_config
 from kdscale.models.tasks import TaskSpec
@@ -26,7 +26,7 @@ IDS = torch.arange(3, 3 + LENGTH)[None]
 EVERYTHING = torch.ones_like(IDS)
 
 
-def make_teacher(folder: Path, architecture: str, purpose: TaskSpec) -> PreTrainedModel:
+def make_teacher(folder: Path, architecture: str, task_spec: TaskSpec) -> PreTrainedModel:
     options = {
         "hidden_size": HIDDEN,
         "intermediate_size": NEURONS,
@@ -36,7 +36,7 @@ def make_teacher(folder: Path, architecture: str, purpose: TaskSpec) -> PreTrain
     }
     model = ModelConfig(architecture=architecture, options=options)
     teacher = build_model(
-        make_config(model, VOCAB, TOKENIZER["special_ids"], LENGTH, purpose), seed=1
+        make_config(model, VOCAB, TOKENIZER["special_ids"], LENGTH, task_spec), seed=1
     ).eval()
     with torch.no_grad():
         for parameter in teacher.parameters():
@@ -49,7 +49,7 @@ def make_teacher(folder: Path, architecture: str, purpose: TaskSpec) -> PreTrain
 
 def start(
     folder: Path, teacher: PreTrainedModel, layers: list[int], **width: int
-) -> tuple[PreTrainedModel, Plan, Kept]:
+) -> tuple[PreTrainedModel, InitPlan, Kept]:
     student = StudentConfig.model_validate({"teacher_layers": layers, "width": width})
     planned = plan_student(student, load_config_of(folder), **TOKENIZER)
     kept = planned.keep(measure(teacher, make_rows(), torch.device("cpu")))
@@ -79,13 +79,13 @@ def cut_by_hand(name: str, whole: np.ndarray, kept: Kept, layer: int) -> np.ndar
 
 
 @pytest.mark.parametrize(
-    ("architecture", "purpose"),
+    ("architecture", "task_spec"),
     [("bert", CLASSIFIER), ("bert", TaskSpec("masked-lm")), ("roberta", CLASSIFIER)],
 )
 def test_a_narrower_encoder_is_cut_as_by_hand(
-    tmp_path: Path, architecture: str, purpose: TaskSpec
+    tmp_path: Path, architecture: str, task_spec: TaskSpec
 ) -> None:
-    teacher = make_teacher(tmp_path, architecture, purpose)
+    teacher = make_teacher(tmp_path, architecture, task_spec)
     student, planned, kept = start(tmp_path, teacher, [0, 2], **SMALL)
     theirs = teacher.state_dict()
     for name, tensor in student.state_dict().items():
@@ -94,7 +94,7 @@ def test_a_narrower_encoder_is_cut_as_by_hand(
         assert np.array_equal(tensor.numpy(), cut_by_hand(name, whole, kept, layer)), name
     assert student.config.hidden_size == 12
     assert "random" not in str(planned.provenance).splitlines()[0]
-    outputs = 3 if purpose is CLASSIFIER else VOCAB
+    outputs = 3 if task_spec is CLASSIFIER else VOCAB
     assert compute_logits(student, IDS, EVERYTHING, outputs).shape == (1, LENGTH, outputs)
 
 
