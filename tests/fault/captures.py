@@ -12,6 +12,7 @@ import numpy as np
 
 from kdscale.cache.commit.manifest import publish
 from kdscale.cache.commit.writer import ShardWriter, committed_shards
+from kdscale.cache.read.loader import read_batches
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows
 from kdscale.store import PutIfAbsent, Store
@@ -160,7 +161,7 @@ def read_cut_off(pipe: Pipe, store: Store, expected: CachedRows) -> int:
     for epoch in itertools.count():
         order = generator.permutation(len(reader))
         orders = np.array_split(order, 4)
-        for batch, rows in zip(reader.batches(orders, ahead=3), orders, strict=True):
+        for batch, rows in zip(read_batches(reader, orders, prefetch=3), orders, strict=True):
             assert_same(batch, rows_of(expected, rows))
         if epoch == 0:
             pipe.say("reading")
