@@ -28,7 +28,7 @@ class Family:
     """Whether the size of a head is a number of its own, not the width over the heads."""
 
     axes: dict[str, Axes]
-    """What runs along each dimension of a module's weight, by the end of the module's name; a bias
+    """Axes of a module's weight, a name for each dimension, by the end of the module's name; a bias
     has the first of them."""
 
 
