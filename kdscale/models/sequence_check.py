@@ -88,9 +88,9 @@ def _check_packed(
     try:
         found = trial.in_rows(rows)
     except _REFUSALS as error:
-        from kdscale.distributed.failures import is_mendable  # which needs the store
+        from kdscale.distributed.failures import is_retryable  # which needs the store
 
-        if isinstance(error, torch.OutOfMemoryError) or is_mendable(error):
+        if isinstance(error, torch.OutOfMemoryError) or is_retryable(error):
             raise  # of the machine, not of the architecture
         raise KdscaleError(
             f"{trial.name} cannot keep packed documents apart: {error}", "Set data.pack to false."
