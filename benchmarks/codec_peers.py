@@ -1,4 +1,4 @@
-"""What rivals keep of a distribution, rebuilt from their documented formats to be measured.
+"""Formats of rivals for a distribution, rebuilt from their documentation to be measured.
 
 DistillKit (https://github.com/arcee-ai/DistillKit, README and `DistributionQuantizationConfig` at
 a61c2e7): the K largest log-probabilities, falling. The first `exact` stand in bfloat16, the others
@@ -65,7 +65,7 @@ class DistillKit:
         return 2 * self.exact + 4 * len(self.terms) + (self.k * id_bits + 7) // 8
 
     def targets(self, largest: Largest) -> SparseTargets:
-        """What its loss aims at: [P, K] ids and probabilities."""
+        """Return the targets of its loss: [P, K] ids and probabilities."""
         values, ids = largest
         kept = self.restore(values)
         log_mass = kept.logsumexp(-1)
@@ -77,11 +77,11 @@ class DistillKit:
         return SparseTargets(ids, probs, rest)
 
     def at_rest(self, largest: Sequence[Largest]) -> float:
-        """Its Parquet cannot compress its bytes (0.4% more, measured)."""
+        """Return the stored bytes: Parquet does not compress them (0.4% more, measured)."""
         return self.bytes_per_position
 
     def restore(self, values: Tensor) -> Tensor:
-        """[P, K] float32 falling log-probabilities as they come back from its bytes."""
+        """Return the [P, K] float32 falling log-probabilities that its bytes give back."""
         exact, rest = values[:, : self.exact], values[:, self.exact :]
         left, scale, right = self._inverse
         coefficients = ((rest.to(self.fit) @ left) * scale @ right).float()
@@ -96,19 +96,18 @@ class DistillKit:
 
     @cached_property
     def _inverse(self) -> tuple[Tensor, Tensor, Tensor]:
-        """U, the inverted singular values, and V^T of the curves: their pseudo-inverse, factored as
-        in the original."""
+        """Pseudo-inverse of the curves: U, inverted singular values and V^T, as in the original."""
         left, values, right = torch.linalg.svd(self._curves, full_matrices=False)
         return left, torch.where(values > _TOLERANCE, 1 / values, 0.0), right
 
 
 def recommended(vocab_size: int) -> DistillKit:
-    """The README's "recommended configuration": 312 bytes at 16 bits an id."""
+    """Return the README's "recommended configuration": 312 bytes at 16 bits an id."""
     return DistillKit(128, 16, tuple(CURVES), vocab_size)
 
 
 def budget_pick(vocab_size: int) -> DistillKit:
-    """The README's "budget pick": 114 bytes at 16 bits an id."""
+    """Return the README's "budget pick": 114 bytes at 16 bits an id."""
     return DistillKit(50, 1, ("1", "t", "sqrt t"), vocab_size)
 
 
@@ -124,14 +123,14 @@ class Megatron:
         return 4 * self.k + (self.k + 7) // 8
 
     def targets(self, largest: Largest) -> SparseTargets:
-        """[P, K] ids, probabilities and the bucket."""
+        """Return [P, K] ids, probabilities and the bucket."""
         values, ids = largest
         probs = values.half().float().exp()
         rest = (1 - probs.sum(-1)).clamp(_SMALLEST_MASS, 1 - _SMALLEST_MASS)
         return SparseTargets(ids, probs, rest)
 
     def at_rest(self, largest: Sequence[Largest]) -> float:
-        """Bytes a position after zstd, level 3, as one microbatch."""
+        """Return the bytes a position after zstd, level 3, as one micro-batch."""
         values = torch.cat([part.values for part in largest])
         ids = torch.cat([part.indices for part in largest])
         columns = (

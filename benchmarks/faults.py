@@ -1,4 +1,4 @@
-"""What a fault costs: each of them in the middle of a capture and of a student's training.
+"""Cost of faults: each of them in the middle of a capture and of a student's training.
 
     python benchmarks/faults.py [--quick]
 
@@ -12,36 +12,31 @@ The last line is one JSON object, also kept in results/faults.json; --quick take
 keeps nothing.
 """
 
-import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import typer
 
-ROOT = Path(__file__).parents[1]
-# Of a script only its own folder is on the path.
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from kdscale.store import open_store  # noqa: E402  after the path is set
-from tests.nodes import HEALTH_CHECKS, Nodes, why_not  # noqa: E402
-from tests.recovery import FAULTS, STEPS, UNITS, Ended, Stages, submit  # noqa: E402
-from tests.runs import write_corpus  # noqa: E402
+from benchmarks.common import Quick, Row, goal, log, report
+from kdscale.store import open_store
+from tests.nodes import HEALTH_CHECKS, Nodes, why_not
+from tests.recovery import FAULTS, SHARDS, STEPS, Ended, Stages, submit
+from tests.runs import write_corpus
 
-KEPT = ROOT / "benchmarks" / "results" / "faults.json"
-# Neither the teacher nor the evaluation is what is measured.
+# Teacher and evaluation are not measured.
 CHANGES: dict[str, Any] = {"teacher__training__steps": 50, "data__evaluate": {}}
-TOTAL = {"cache": UNITS, "distill": STEPS}
+TOTAL = {"cache": SHARDS, "distill": STEPS}
 UNDISTURBED = 3
 
 
-def main(quick: bool = typer.Option(False, help="One fault, to see that it works.")) -> None:
+def main(quick: Quick = False) -> None:
     """Measure, print and keep."""
     if (reason := why_not()) is not None:
         raise SystemExit(f"No nodes can be made here: {reason}.")
@@ -55,45 +50,36 @@ def main(quick: bool = typer.Option(False, help="One fault, to see that it works
             assert job.finish() == 0, job.log[-6000:]
             stages = Stages(nodes, corpus, open_store(whole), **CHANGES)
             rows = [row for stage in TOTAL for row in measure(stages, stage, quick)]
-    result = {
-        "benchmark": "faults",
-        "machine": {"cpu": platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("kdscale", "torch", "ray")},
-        "health_checks": HEALTH_CHECKS,
-        "seconds": round(time.perf_counter() - started),
-        "rows": rows,
-        "goals": [
-            {
-                "name": "stages_equal_after_fault",
-                "value": sum(row["equal"] for row in rows) / len(rows),
-                "goal": ">=1",
-            }
-        ],
-    }
-    if not quick:
-        KEPT.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    equal = sum(row["equal"] for row in rows) / len(rows)
+    report(
+        "faults",
+        rows,
+        [goal("stages_equal_after_fault", equal, ">=1")],
+        keep=not quick,
+        health_checks=HEALTH_CHECKS,
+        seconds=round(time.perf_counter() - started),
+    )
 
 
-def measure(stages: Stages, stage: str, quick: bool) -> list[dict[str, Any]]:
-    """A row for the undisturbed stage and one for each fault in it, printed as they come."""
+def measure(stages: Stages, stage: str, quick: bool) -> list[Row]:
+    """Return a row for each fault in one stage."""
     undisturbed = [stages.run(stage) for _ in range(1 if quick else UNDISTURBED)]
-    base = statistics.median(ended.seconds for ended in undisturbed)
-    spread = max(ended.seconds for ended in undisturbed) - min(e.seconds for e in undisturbed)
-    print(f"{stage}: undisturbed {base:.1f} s, spread {spread:.1f} s", flush=True)
+    seconds = [ended.seconds for ended in undisturbed]
+    base, spread = statistics.median(seconds), max(seconds) - min(seconds)
+    log(f"{stage}: undisturbed {base:.1f} s, spread {spread:.1f} s")
     rows = []
     for name, fault in list(FAULTS.items())[: 1 if quick else None]:
         ended = stages.run(stage, fault)
         wrong = stages.differences(ended, stage)
         rows.append(describe(stage, name, ended, base, spread, wrong))
-        print(rows[-1], flush=True)
+        log(rows[-1])
     return rows
 
 
 def describe(
     stage: str, fault: str, ended: Ended, base: float, spread: float, wrong: list[str]
-) -> dict[str, Any]:
-    """One fault: when it struck, what it cost, where the stage went on."""
+) -> Row:
+    """Return the row of one fault: when it struck, what it cost, where the stage resumed."""
     return {
         "stage": stage,
         "fault": fault,

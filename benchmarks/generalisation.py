@@ -1,4 +1,4 @@
-"""Does a student hold on domains that it was not trained on, and what helps?
+"""Generalisation: does a student hold on domains that it was not trained on, and what helps?
 
     python benchmarks/assets.py
     python benchmarks/generalisation.py [--quick] [--seeds 3] [--keep runs/generalisation]
@@ -21,13 +21,10 @@ results/generalisation.json; --quick takes a few steps and keeps nothing.
 """
 
 import json
-import os
-import platform
 import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -35,17 +32,26 @@ from typing import Any
 import typer
 import yaml
 
-ROOT = Path(__file__).parents[1]
-# Of a script only its own folder is on the path.
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.finished import finished, run, spread  # noqa: E402  after the path is set
+from benchmarks.common import (
+    ASSETS,
+    ROOT,
+    Assets,
+    Keep,
+    Quick,
+    Row,
+    Seeds,
+    finished,
+    interval,
+    kdscale,
+    report,
+)
 
-KEPT = ROOT / "benchmarks" / "results" / "generalisation.json"
 LEFT_OUT = "sports"
 TRAINED_ON = "heldout"
 ARTICLES, MODULES = 300, 120
-MOST_CHARACTERS = 20_000  # of a module: a few long ones are not to be most of the code
+MOST_CHARACTERS = 20_000  # of a module, so that a few long ones are not most of the code
 DROPOUT = 0.1
 AUGMENT = {
     "steps": [{"kind": "crop", "least": 0.5}, {"kind": "delete", "share": 0.1}],
@@ -57,41 +63,29 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "augment": {"data.augment": AUGMENT},
     "both": {"distill.training.dropout": DROPOUT, "data.augment": AUGMENT},
 }
-# What changes the student alone learns from the cache of the variant without it.
+# Dropout changes the student alone, which learns from the cache of the variant without it.
 CACHE_OF = {"dropout": "plain", "both": "augment"}
 QUICK = {"distill.training.steps": 4, "distill.training.validate_every": 4, "cache.rows": 64}
 
 
 def main(
-    quick: bool = typer.Option(False, help="A few steps, to see that it works."),
-    assets: Path = typer.Option(ROOT / "assets", help="Folder that assets.py wrote."),
-    keep_in: Path = typer.Option(
-        ROOT / "runs" / "generalisation", "--keep", help="Finished runs are kept here."
-    ),
-    seeds: int = typer.Option(3, min=1, help="Students of each variant."),
+    quick: Quick = False,
+    assets: Assets = ASSETS,
+    keep_in: Keep = ROOT / "runs" / "generalisation",
+    seeds: Seeds = 3,
 ) -> None:
-    """Make what is missing, print and keep."""
+    """Run what is missing, print and keep."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if quick else keep_in
         corpora = write_corpora(assets, folder / "corpora")
-        teacher = train_teacher(corpora, folder, 8 if quick else 800)
+        teacher = train_teacher(corpora["teacher"], folder, 8 if quick else 800)
         config = write(folder / "student.yaml", student_config(corpora, teacher))
         rows = measure(config, folder, range(1 if quick else seeds), QUICK if quick else {})
-    found = {
-        "benchmark": "generalisation",
-        "machine": {"cpu": platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("kdscale", "torch", "transformers")},
-        "trained_on": TRAINED_ON,
-        "rows": rows,
-        "goals": [],
-    }
-    if not quick:
-        KEPT.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found))
+    report("generalisation", rows, [], keep=not quick, trained_on=TRAINED_ON)
 
 
 def write_corpora(assets: Path, folder: Path) -> dict[str, Path]:
-    """The files: `teacher` and `train` to learn from, and the sets to be evaluated on."""
+    """Write `teacher` and `train` to learn from, and the sets to evaluate on; return the files."""
     news = {
         split: [json.loads(line) for line in (assets / "bbc" / f"{split}.jsonl").open()]
         for split in ("train", "heldout")
@@ -122,31 +116,26 @@ def write_corpora(assets: Path, folder: Path) -> dict[str, Path]:
 
 
 def modules() -> Iterator[dict[str, str]]:
-    """Modules of the standard library, by name."""
+    """Yield modules of the standard library, by name."""
     library = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(library.glob("*.py"))[:MODULES]:
         text = path.read_text(encoding="utf-8", errors="replace")
         yield {"name": path.name, "text": text[:MOST_CHARACTERS]}
 
 
-def train_teacher(corpora: dict[str, Path], folder: Path, steps: int) -> Path:
-    """Its folder."""
+def train_teacher(corpus: Path, folder: Path, steps: int) -> Path:
+    """Train the teacher where it is missing, and return its folder."""
     config = {
         "name": "generalisation-teacher",
         "output": "unused",
         "data": {
-            "train": _jsonl(corpora["teacher"]),
+            "train": _jsonl(corpus),
             "tokenizer": {"kind": "train", "vocab_size": 4096},
             "seq_len": 128,
         },
         "teacher": {
             "model": {"architecture": "gpt2", "options": _gpt2(layers=4, width=256)},
-            "training": {
-                "steps": steps,
-                "global_batch_size": 16,
-                "micro_batch_size": 8,
-                "optimiser": {"learning_rate": 1e-3},
-            },
+            "training": _training(steps, 1e-3),
         },
         "distill": {
             "student": {"teacher_layers": [0]},
@@ -155,12 +144,12 @@ def train_teacher(corpora: dict[str, Path], folder: Path, steps: int) -> Path:
     }
     output = folder / "teacher"
     if not (output / "teacher" / "kdscale.json").exists():
-        run(write(folder / "teacher.yaml", config), output, {}, "--until", "teacher")
+        kdscale(write(folder / "teacher.yaml", config), output, {}, "--until", "teacher")
     return output / "teacher"
 
 
 def student_config(corpora: dict[str, Path], teacher: Path) -> dict[str, Any]:
-    """Of the variant `plain`."""
+    """Return the config of the variant `plain`."""
     sets: dict[str, Any] = {name: _jsonl(corpora[name]) for name in (TRAINED_ON, "sport", "code")}
     return {
         "name": "generalisation",
@@ -175,25 +164,15 @@ def student_config(corpora: dict[str, Path], teacher: Path) -> dict[str, Any]:
         "teacher": {"load": str(teacher)},
         "distill": {
             "student": {"model": {"architecture": "gpt2", "options": _gpt2(layers=2, width=128)}},
-            "training": {
-                "steps": 600,
-                "global_batch_size": 16,
-                "micro_batch_size": 8,
-                "dropout": 0.0,
-                "optimiser": {"learning_rate": 2e-3},
-                "validate_every": 100,
-                "checkpoint_every": 300,
-            },
+            "training": _training(600, 2e-3)
+            | {"dropout": 0.0, "validate_every": 100, "checkpoint_every": 300},
             "baseline": False,
         },
     }
 
 
-def measure(
-    config: Path, folder: Path, seeds: range, settings: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """A row for each variant and set: its loss, and what it is better by than `plain`, seed by
-    seed; with the cost of the variant."""
+def measure(config: Path, folder: Path, seeds: range, settings: dict[str, Any]) -> list[Row]:
+    """Return a row for each variant and set: its loss, its gain over `plain`, and its cost."""
     runs: dict[str, list[dict[str, Any]]] = {}
     for name, changes in VARIANTS.items():
         runs[name] = []
@@ -202,29 +181,31 @@ def measure(
             if name in CACHE_OF:
                 own["cache.reuse"] = runs[CACHE_OF[name]][at]["cache"]["url"]
             runs[name].append(finished(config, folder / f"{name}-{seed}", own))
-    rows = []
-    for name, found in runs.items():
-        for domain in found[0]["models"]["student"]["domains"]:
-            losses, plain = (
-                [run["models"]["student"]["domains"][domain]["loss"] for run in each]
-                for each in (found, runs["plain"])
-            )
-            gains = [before - after for before, after in zip(plain, losses, strict=True)]
-            rows.append(
-                {
-                    "variant": name,
-                    "domain": domain,
-                    "loss": spread(losses),
-                    "gain": spread(gains),
-                    "teacher_loss": found[0]["models"]["teacher"]["domains"][domain]["loss"],
-                    **cost(found, runs[CACHE_OF.get(name, name)]),
-                }
-            )
-    return rows
+
+    def losses(name: str, domain: str) -> list[float]:
+        return [run["models"]["student"]["domains"][domain]["loss"] for run in runs[name]]
+
+    return [
+        {
+            "variant": name,
+            "domain": domain,
+            "loss": interval(losses(name, domain)),
+            "gain": interval(
+                [
+                    p - own
+                    for p, own in zip(losses("plain", domain), losses(name, domain), strict=True)
+                ]
+            ),
+            "teacher_loss": found[0]["models"]["teacher"]["domains"][domain]["loss"],
+            **cost(found, runs[CACHE_OF.get(name, name)]),
+        }
+        for name, found in runs.items()
+        for domain in found[0]["models"]["student"]["domains"]
+    ]
 
 
-def cost(runs: Sequence[dict[str, Any]], captured: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What `runs` took, which learn from the caches of `captured`; seconds are means."""
+def cost(runs: Sequence[dict[str, Any]], captured: Sequence[dict[str, Any]]) -> Row:
+    """Return size and mean seconds of `runs`, which learn from the caches of `captured`."""
     cache = runs[0]["cache"]
     return {
         "cache_rows": cache["rows"],
@@ -235,7 +216,7 @@ def cost(runs: Sequence[dict[str, Any]], captured: Sequence[dict[str, Any]]) -> 
 
 
 def write(path: Path, config: dict[str, Any]) -> Path:
-    """`config` as YAML."""
+    """Write `config` as YAML and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(config))
     return path
@@ -245,8 +226,13 @@ def _jsonl(path: Path) -> dict[str, str]:
     return {"kind": "jsonl", "path": str(path)}
 
 
+def _training(steps: int, rate: float) -> dict[str, Any]:
+    batch = {"global_batch_size": 16, "micro_batch_size": 8}
+    return {"steps": steps, **batch, "optimiser": {"learning_rate": rate}}
+
+
 def _gpt2(layers: int, width: int) -> dict[str, Any]:
-    """An architecture that has dropouts to set."""
+    """Return options of an architecture that has dropouts to set."""
     return {"n_layer": layers, "n_embd": width, "n_head": 4, "n_positions": 128}
 
 

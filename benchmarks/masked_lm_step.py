@@ -1,8 +1,8 @@
-"""What a masked language model costs where 15 % of the positions count: kdscale over transformers.
+"""Cost of a masked language model where 15 % of the positions count: kdscale over transformers.
 
     python benchmarks/masked_lm_step.py [--quick] [--repeats 7]
 
-8 rows of 128 ids of BERT's vocabulary, float32 on one thread. Arms take turns on the same model:
+8 rows of 128 ids of BERT's vocabulary, float32 on one thread. Variants take turns on one model:
 
     step     forward and backward, without optimiser. kdscale has the last linear map and its loss
              in one, at the positions that count; transformers its own loss of `labels`; `logits` is
@@ -10,36 +10,28 @@
     targets  the logits of the positions that count, without gradients, as a capture and an
              evaluation take them: kdscale's, and those of transformers' forward
 
-All arms must give the same. The last line is one JSON object, also kept in
+All variants must give the same. The last line is one JSON object, also kept in
 results/masked_lm_step.json; --quick takes a small model once and keeps nothing.
 """
 
-import json
-import os
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import typer
 
-ROOT = Path(__file__).parents[1]
-# Of a script only its own folder is on the path.
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from kdscale.config.teacher import ModelConfig  # noqa: E402  after the path is set
-from kdscale.losses.fused import head_and_loss  # noqa: E402
-from kdscale.models.forward import RowTensors, target_logits  # noqa: E402
-from kdscale.models.head import HeadInput, ModelWithHead  # noqa: E402
-from kdscale.models.load import build_model, make_config  # noqa: E402
-from kdscale.models.tasks import TaskSpec  # noqa: E402
+from benchmarks.common import Quick, Row, Turns, ratios, report, spread, take_turns
+from kdscale.config.teacher import ModelConfig
+from kdscale.losses.fused import head_and_loss
+from kdscale.models.forward import RowTensors, target_logits
+from kdscale.models.head import HeadInput, ModelWithHead
+from kdscale.models.load import build_model, make_config
+from kdscale.models.tasks import TaskSpec
 
-KEPT = ROOT / "benchmarks" / "results" / "masked_lm_step.json"
 VOCABULARY, ROWS, LENGTH, MASKED = 30_522, 8, 128, 0.15
 SHAPES = {"MiniLM": (6, 384, 12), "DistilBERT": (6, 768, 12)}  # layers, width, heads
 QUICK_SHAPES = {"small": (1, 64, 2)}
@@ -47,29 +39,17 @@ TOKENS = {"bos_token_id": 101, "eos_token_id": 102, "pad_token_id": 0}
 _IGNORED = -100  # by transformers' loss
 
 
-def main(
-    quick: bool = typer.Option(False, help="A small model once, to see that it works."),
-    repeats: int = typer.Option(7, min=1, help="Measured turns of each arm."),
-) -> None:
+def main(quick: Quick = False, repeats: Turns = 7) -> None:
     """Measure, print and keep."""
     torch.set_num_threads(1)
     shapes = QUICK_SHAPES if quick else SHAPES
     repeats = 1 if quick else repeats
     rows = [row for name, shape in shapes.items() for row in measure(name, *shape, repeats)]
-    found = {
-        "benchmark": "masked_lm_step",
-        "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "threads": 1},
-        "versions": {name: version(name) for name in ("kdscale", "torch", "transformers")},
-        "rows": rows,
-        "goals": [],
-    }
-    if not quick:
-        KEPT.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found))
+    report("masked_lm_step", rows, [], keep=not quick, threads=1)
 
 
 def measure(name: str, layers: int, width: int, heads: int, repeats: int) -> list[dict[str, Any]]:
-    """Both comparisons at one shape."""
+    """Return the rows of both comparisons at one shape."""
     model = ModelWithHead(_bert(layers, width, heads), VOCABULARY)
     model(ModelWithHead.detect_head, torch.device("cpu"))
     rows = _rows()
@@ -88,25 +68,25 @@ def measure(name: str, layers: int, width: int, heads: int, repeats: int) -> lis
     return [{"shape": name, "of": of, **figures} for of, figures in found]
 
 
-def compare(arms: dict[str, Callable[[], torch.Tensor]], repeats: int) -> dict[str, Any]:
-    """Median seconds of every arm, and how many times as fast as the others kdscale is: the median
-    over turns, the least and the most."""
-    results = [arm() for arm in arms.values()]
+def compare(variants: dict[str, Callable[[], torch.Tensor]], repeats: int) -> Row:
+    """Return the median seconds of every variant, and the seconds of each over those of kdscale.
+
+    AssertionError where they do not compute the same.
+    """
+    results = [variant() for variant in variants.values()]
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], rtol=1e-4, atol=1e-4)
-    turns = [{name: _seconds(arm) for name, arm in arms.items()} for _ in range(repeats)]
+    turns = take_turns(variants, repeats)
     return {
-        "seconds": {name: statistics.median(turn[name] for turn in turns) for name in arms},
+        "seconds": {name: spread([turn[name] for turn in turns])["median"] for name in variants},
         "times_as_fast": {
-            name: _spread([turn[name] / turn["kdscale"] for turn in turns])
-            for name in arms
-            if name != "kdscale"
+            name: spread(ratios(turns, name, "kdscale")) for name in variants if name != "kdscale"
         },
     }
 
 
 def ours(model: ModelWithHead, rows: RowTensors, head_input: HeadInput) -> torch.Tensor:
-    """A step of kdscale; the mean loss."""
+    """Take a step of kdscale and return the mean loss."""
     model.zero_grad()
     model._head_input = head_input
     hidden = model.hidden(rows.ids, rows.segments)[rows.mask]
@@ -117,7 +97,7 @@ def ours(model: ModelWithHead, rows: RowTensors, head_input: HeadInput) -> torch
 
 
 def theirs(model: ModelWithHead, rows: RowTensors) -> torch.Tensor:
-    """A step of transformers; the mean loss."""
+    """Take a step of transformers and return the mean loss."""
     model.zero_grad()
     labels = rows.labels.masked_fill(~rows.mask, _IGNORED)
     loss: torch.Tensor = model.model(input_ids=rows.ids, labels=labels).loss
@@ -131,7 +111,7 @@ def _bert(layers: int, width: int, heads: int) -> Any:
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "intermediate_size": 4 * width,
-        # The arms must compute the same.
+        # All variants must compute the same.
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     }
@@ -146,16 +126,6 @@ def _rows() -> RowTensors:
     ids, labels = torch.randint(VOCABULARY, (2, ROWS, LENGTH), generator=generator)
     mask = torch.rand(ROWS, LENGTH, generator=generator) < MASKED
     return RowTensors(ids, torch.ones_like(ids), mask, labels)
-
-
-def _seconds(arm: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    arm()
-    return time.perf_counter() - started
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 if __name__ == "__main__":

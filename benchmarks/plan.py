@@ -1,12 +1,12 @@
-"""How right is `kdscale plan`? Predicted over measured time, memory and bytes of real runs.
+"""Accuracy of `kdscale plan`: predicted over measured time, memory and bytes of real runs.
 
-    python benchmarks/plan.py [--quick] [--folder DIR [--finished]]
+    python benchmarks/plan.py [--quick] [--keep FOLDER]
 
-Each configuration is calibrated once its teacher is there (`kdscale plan --calibrate`, a worker
-group of its own), then run as it is: real Ray workers, real files. They share one corpus, and those
-with the same teacher share its stage. Measured: a stage's seconds from run.json, the peak memory of
-a worker from its metrics, the cache's bytes from its manifest. Predicted: the plan with that
-calibration. All is kept in the folder, so that a benchmark that was cut short goes on with the next
+Each configuration (plan_configs.py) is calibrated once its teacher exists (`kdscale plan
+--calibrate`, in a worker group started for it), then run: real Ray workers, real files. They share
+one corpus, and those with the same teacher share its stage. Measured: a stage's seconds from
+run.json, the peak memory of a worker from its metrics, the cache's bytes from its manifest.
+Predicted: the plan with that calibration. A benchmark that was interrupted resumes with the next
 configuration.
 
 The last line is one JSON object, also kept in results/plan.json. --quick runs the first
@@ -19,17 +19,15 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import typer
 
-# Of a script only its own folder is on the path.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.plan_configs import CONFIGURATIONS, write_corpus
+from benchmarks.common import ROOT, Keep, Quick, Row, goal, log, report
+from benchmarks.plan_configs import CONFIGURATIONS
 from kdscale.cache.maintain.inspect import inspect
 from kdscale.config import RunConfig
-from kdscale.evaluate.results import environment
 from kdscale.plan.calibrate import calibrate
 from kdscale.plan.calibration import KEY, find
 from kdscale.plan.hardware import this_machine
@@ -41,17 +39,14 @@ from kdscale.run.finished_run import RECORD_KEY
 from kdscale.run.pipeline import run_pipeline
 from kdscale.store import Store, open_store
 from kdscale.workers.ray_session import ray_session
+from tests.runs import write_corpus
 
-KEPT = Path(__file__).parent / "results" / "plan.json"
 STAGES = ("teacher", "cache", "distill")
 WITHIN = {"seconds": 0.25, "memory": 0.25, "bytes": 0.15}
 
-Result = dict[str, Any]
-
 
 def run_all(config: RunConfig, known: Path | None) -> None:
-    """Make rows and teacher (or copy those of `known`, another run's folder), calibrate with them,
-    then capture and distil."""
+    """Make rows and teacher, or copy those of the folder `known`; calibrate, capture and distil."""
     folder = Path(config.output)
     shutil.rmtree(folder, ignore_errors=True)
     if known is not None:
@@ -65,7 +60,7 @@ def run_all(config: RunConfig, known: Path | None) -> None:
 
 
 def is_finished(config: RunConfig) -> bool:
-    """Whether the run is there, whole, with its calibration."""
+    """Return whether the run is complete and has its calibration."""
     output = open_store(config.output)
     if not (output.exists(RECORD_KEY) and output.exists(KEY)):
         return False
@@ -74,7 +69,7 @@ def is_finished(config: RunConfig) -> bool:
 
 
 def peak_memory(output: Store, stage: str) -> float | None:
-    """Bytes of the worker that logged most, from the stage's metrics."""
+    """Return the bytes of the worker that logged most, from the stage's metrics."""
     names = {"distill": ("distill", "baseline")}.get(stage, (stage,))
     peaks = []
     for name in names:
@@ -85,9 +80,8 @@ def peak_memory(output: Store, stage: str) -> float | None:
     return max(peaks) if peaks else None
 
 
-def compared(name: str, config: RunConfig, stages: Sequence[str]) -> list[Result]:
-    """A row for each figure of a finished run's `stages`: predicted, measured, one over the
-    other."""
+def compared(name: str, config: RunConfig, stages: Sequence[str]) -> list[Row]:
+    """Return a row for each figure of a finished run's `stages`: predicted, measured, ratio."""
     output = open_store(config.output)
     inputs = read_inputs(config, this_machine())
     plan = make_plan(inputs.with_measured(find(output, "cpu")))
@@ -116,52 +110,33 @@ def compared(name: str, config: RunConfig, stages: Sequence[str]) -> list[Result
     return rows
 
 
-def goals(rows: list[Result]) -> list[Result]:
-    """Of each figure the share of predictions within its bound, and the worst of them."""
+def goals(rows: list[Row]) -> list[Row]:
+    """Return the share of predictions within the bound of each figure, and the worst of them."""
     found = []
     for figure, bound in WITHIN.items():
         errors = [abs(row["ratio"] - 1) for row in rows if row["figure"] == figure]
         if errors:
             within = sum(error <= bound for error in errors) / len(errors)
-            found.append({"name": f"{figure}_within_{bound:.0%}", "value": within, "goal": "1"})
-            worst = {"name": f"{figure}_worst_error", "value": max(errors), "goal": f"<={bound}"}
-            found.append(worst)
+            found.append(goal(f"{figure}_within_{bound:.0%}", within, "1"))
+            found.append(goal(f"{figure}_worst_error", max(errors), f"<={bound}"))
     return found
 
 
-def main(
-    quick: bool = typer.Option(False, help="The first configuration alone."),
-    folder: Path | None = typer.Option(None, help="Where runs are kept; a new one by default."),
-    finished: bool = typer.Option(False, help="Run nothing: report what is finished there."),
-) -> None:
+def main(quick: Quick = False, keep_in: Keep = ROOT / "runs" / "plan") -> None:
     """Run every configuration that is not finished in the folder."""
-    base = folder or Path(tempfile.mkdtemp(prefix="kdscale-plan-"))
-    base.mkdir(parents=True, exist_ok=True)
-    corpus = write_corpus(base / "corpus")
-    rows: list[Result] = []
-    chosen = dict(list(CONFIGURATIONS.items())[:1]) if quick else CONFIGURATIONS
-    for name, make in chosen.items():
-        tree, teacher_of = make(corpus, base / name)
-        config = resolve_paths(RunConfig.model_validate(tree))
-        if not is_finished(config):
-            if finished:
-                continue
-            run_all(config, base / teacher_of if teacher_of else None)
-        for row in compared(name, config, STAGES[1:] if teacher_of else STAGES):
-            print(json.dumps(row), flush=True)
-            rows.append(row)
-    versions, hardware = environment()
-    result = {
-        "benchmark": "plan",
-        "machine": hardware,
-        "versions": versions,
-        "rows": rows,
-        "goals": goals(rows),
-    }
-    if not quick:
-        KEPT.parent.mkdir(exist_ok=True)
-        KEPT.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        base = Path(scratch) if quick else keep_in
+        corpus = base / "corpus" if (base / "corpus").exists() else write_corpus(base / "corpus")
+        for name, make in list(CONFIGURATIONS.items())[: 1 if quick else None]:
+            tree, teacher_of = make(corpus, base / name)
+            config = resolve_paths(RunConfig.model_validate(tree))
+            if not is_finished(config):
+                run_all(config, base / teacher_of if teacher_of else None)
+            for row in compared(name, config, STAGES[1:] if teacher_of else STAGES):
+                log(row)
+                rows.append(row)
+    report("plan", rows, goals(rows), keep=not quick)
 
 
 if __name__ == "__main__":

@@ -1,38 +1,18 @@
-"""The runs that `plan.py` predicts and measures: models, codecs, worker counts and parallelism."""
+"""Runs that `plan.py` predicts and measures: models, codecs, worker counts and parallelism."""
 
-import shutil
-import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 Tree = dict[str, Any]
 
-MODULES = (
-    *("argparse", "ast", "calendar", "configparser", "csv", "dataclasses", "datetime", "decimal"),
-    *("difflib", "dis", "doctest", "enum", "fractions", "ftplib", "functools", "gettext"),
-    *("imaplib", "inspect", "ipaddress", "locale", "mailbox", "mimetypes", "ntpath", "optparse"),
-    *("os", "pathlib", "pdb", "pickle", "pickletools", "platform", "plistlib", "poplib", "random"),
-    *("shutil", "smtplib", "socket", "ssl", "statistics", "string", "subprocess", "tarfile"),
-    *("tempfile", "textwrap", "threading", "tokenize", "traceback", "typing", "uuid", "zipfile"),
-)
 _MEDIUM = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4}
 _LARGE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6}
 _HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True}
 
 
-def write_corpus(folder: Path) -> Path:
-    """Modules of the interpreter's own library as text files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    library = Path(sysconfig.get_paths()["stdlib"])
-    for name in MODULES:
-        if (library / f"{name}.py").exists() and not (folder / f"{name}.py").exists():
-            shutil.copy(library / f"{name}.py", folder / f"{name}.py")
-    return folder
-
-
 def _tree(corpus: Path, output: Path, codec: Tree, workers: int) -> Tree:
-    """A run of a 3 M teacher and a 0.4 M student."""
+    """Return a run of a 3 M teacher and a 0.4 M student."""
     group = {"count": workers}
     return {
         "name": output.name,
@@ -84,19 +64,19 @@ def _tree(corpus: Path, output: Path, codec: Tree, workers: int) -> Tree:
 
 
 def _varopt(corpus: Path, output: Path) -> tuple[Tree, str | None]:
-    """The default codec, two workers."""
+    """Take the default codec and two workers."""
     return _tree(corpus, output, {"kind": "varopt", "k": 16, "head": 2}, 2), None
 
 
 def _topk_single(corpus: Path, output: Path) -> tuple[Tree, str | None]:
-    """Another codec, one worker, a whole teacher on it."""
+    """Take another codec, and one worker with the whole teacher."""
     tree = _tree(corpus, output, {"kind": "topk", "k": 50}, 1)
     tree["cache"]["capture"]["zero"] = {"stage": 0}
     return tree, "varopt"
 
 
 def _sample_single(corpus: Path, output: Path) -> tuple[Tree, str | None]:
-    """Random-Sampling KD, one worker, longer steps."""
+    """Take Random-Sampling KD, one worker, longer steps."""
     tree = _tree(corpus, output, {"kind": "sample", "draws": 50}, 1)
     tree["cache"]["capture"]["zero"] = {"stage": 0}
     tree["distill"]["training"] |= {"global_batch_size": 16, "micro_batch_size": 16, "steps": 40}
@@ -104,14 +84,14 @@ def _sample_single(corpus: Path, output: Path) -> tuple[Tree, str | None]:
 
 
 def _full_two(corpus: Path, output: Path) -> tuple[Tree, str | None]:
-    """The whole distribution, two workers."""
+    """Take the whole distribution, two workers."""
     tree = _tree(corpus, output, {"kind": "full"}, 2)
     tree["cache"] |= {"rows": 256, "sequences_per_shard": 32, "sequences_per_chunk": 8}
     return tree, "varopt"
 
 
 def _zero_student(corpus: Path, output: Path) -> tuple[Tree, str | None]:
-    """A student of 3 M parameters under ZeRO-2 with activation checkpointing, two workers."""
+    """Train a student of 3 M under ZeRO-2 with activation checkpointing, two workers."""
     tree = _tree(corpus, output, {"kind": "varopt", "k": 32, "head": 2}, 2)
     tree["distill"]["student"]["model"]["options"] = _MEDIUM | _HEADS
     tree["distill"]["training"] |= {"zero": {"stage": 2}, "activation_checkpointing": True}
@@ -119,7 +99,7 @@ def _zero_student(corpus: Path, output: Path) -> tuple[Tree, str | None]:
 
 
 def _large(corpus: Path, output: Path) -> tuple[Tree, str | None]:
-    """A teacher of 20 M parameters and a student of 3 M, one worker, few steps."""
+    """Take a teacher of 20 M and a student of 3 M, one worker, few steps."""
     tree = _tree(corpus, output, {"kind": "varopt", "k": 12, "head": 4}, 1)
     tree["teacher"]["model"]["options"] = _LARGE | _HEADS
     tree["teacher"]["training"] |= {"steps": 16, "zero": {"stage": 0}}

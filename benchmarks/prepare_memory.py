@@ -1,28 +1,26 @@
-"""What `prepare` takes of memory for a corpus larger than it, and what a kill half-way costs.
+"""Memory of `prepare` over a corpus larger than it, and the cost of a kill half-way.
 
-    python benchmarks/prepare_memory.py [--gigabytes 5] [--no-compare] [--folder DIR] [--keep]
+    python benchmarks/prepare_memory.py [--quick] [--gigabytes 5] [--no-compare] [--folder FOLDER]
 
 Makes a corpus of JSON lines from the text of the interpreter's standard library: documents of about
 2 kB, each of randomly chosen passages, so that no two are alike. `kdscale run --only prepare` goes
-over it on this machine's Ray with two cores, in a process of its own, which is killed (SIGKILL of
-the driver) when half of the documents are tokenised, and started again. Unless --no-compare, it is
-then made once more in another place, undisturbed; both must be equal byte for byte.
+over it on this machine's Ray with two cores, in a process that is killed (SIGKILL of the driver)
+when half of the documents are tokenised, and started again. Unless --no-compare, it is then made
+once more in another place, undisturbed; both must be equal byte for byte.
 
 Memory is the proportional set size (/proc/PID/smaps_rollup) of the driver and all its descendants:
-Ray's own processes, the workers, and the object store, which is shared memory that they map; each
-page counts once. A sample every half second.
+Ray's processes, the workers, and the object store, which is shared memory that they map; each page
+counts once. A sample every half second.
 
-Corpus and output take three times the corpus on the disk, four at the peak, and go at the end
-unless --keep. The last line is one JSON object; its rows take the place of those of the same size
-in results/prepare_memory.json. --quick takes 50 MB and keeps nothing.
+Corpus and output take up to four times the corpus on the disk, and are deleted at the end. The last
+line is one JSON object; its rows take the place of those of the same size in
+results/prepare_memory.json. --quick takes 50 MB and keeps nothing.
 """
 
 import hashlib
 import json
 import os
-import platform
 import random
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -31,16 +29,17 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import psutil
 import typer
 import yaml
 
-ROOT = Path(__file__).parents[1]
-KEPT = ROOT / "benchmarks" / "results" / "prepare_memory.json"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.common import RESULTS, ROOT, Quick, Row, goal, log, report
+
 FILE_BYTES = 128 * 10**6
 PASSAGES, PASSAGE_LINES = 6, 10
 SAMPLE_SECONDS = 0.5
@@ -57,76 +56,55 @@ MODEL = {
 
 
 def main(
-    gigabytes: float = typer.Option(5.0, help="Text of the corpus, in 10^9 bytes."),
-    compare: bool = typer.Option(True, help="Make it once more, undisturbed, and compare."),
-    folder: Path | None = typer.Option(None, help="Where corpus and output are made."),
-    keep: bool = typer.Option(False, help="Leave corpus and outputs where they are."),
-    quick: bool = typer.Option(False, help="50 MB, to see that it works."),
+    quick: Quick = False,
+    gigabytes: Annotated[float, typer.Option(help="Text of the corpus, in 10^9 bytes.")] = 5.0,
+    compare: Annotated[bool, typer.Option(help="Make it again, undisturbed, and compare.")] = True,
+    folder: Annotated[Path | None, typer.Option(help="Where corpus and output are made.")] = None,
 ) -> None:
     """Make the corpus, measure, print and keep."""
-    here = Path(tempfile.mkdtemp(prefix="kdscale-prepare-", dir=folder))
-    print(f"working in {here}", flush=True)
     size = 0.05 if quick else gigabytes
-    try:
-        rows = measure(here, size, compare)
-    finally:
-        if not keep:
-            shutil.rmtree(here, ignore_errors=True)
-    if KEPT.exists() and not quick:
-        kept = json.loads(KEPT.read_text())["rows"]
-        rows = [*(row for row in kept if row["gigabytes"] != size), *rows]
-        rows.sort(key=lambda row: row["gigabytes"])
-    found = {
-        "benchmark": "prepare_memory",
-        "machine": {"cpu": platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("kdscale", "ray", "pyarrow", "tokenizers")},
-        "rows": rows,
-        "goals": goals(rows),
-    }
-    if not quick:
-        KEPT.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found))
+    with tempfile.TemporaryDirectory(prefix="kdscale-prepare-", dir=folder) as scratch:
+        rows = measure(Path(scratch), size, compare)
+    kept = RESULTS / "prepare_memory.json"
+    if kept.exists() and not quick:
+        others = [row for row in json.loads(kept.read_text())["rows"] if row["gigabytes"] != size]
+        rows = sorted([*others, *rows], key=lambda row: row["gigabytes"])
+    report("prepare_memory", rows, goals(rows), keep=not quick)
 
 
-def measure(folder: Path, gigabytes: float, compare: bool) -> list[dict[str, Any]]:
-    """A row for each run."""
-    started = time.perf_counter()
-    documents = write_corpus(folder / "corpus", round(10**9 * gigabytes))
-    print(f"{documents:,} documents in {time.perf_counter() - started:.0f} s", flush=True)
+def measure(folder: Path, gigabytes: float, compare: bool) -> list[Row]:
+    """Return a row for each run."""
+    corpus = {"gigabytes": gigabytes}
+    corpus["documents"] = write_corpus(folder / "corpus", round(10**9 * gigabytes))
     killed = Prepare(folder, "killed")
     killed.kill_half_way()
-    print(f"killed: {killed.told()}", flush=True)
     again = Prepare(folder, "killed")
     again.wait()
-    print(f"started again: {again.told()}", flush=True)
-    corpus = {"gigabytes": gigabytes, "documents": documents}
     rows = [
-        {**corpus, "run": "killed half-way", **killed.told()},
-        {**corpus, "run": "started again", **again.told()},
+        {**corpus, "run": "killed half-way", **killed.figures()},
+        {**corpus, "run": "started again", **again.figures()},
     ]
     if compare:
         whole = Prepare(folder, "whole")
         whole.wait()
-        print(f"undisturbed: {whole.told()}", flush=True)
         equal = whole.digests() == again.digests()
-        rows.append({**corpus, "run": "undisturbed", **whole.told(), "equal": equal})
+        rows.append({**corpus, "run": "undisturbed", **whole.figures(), "equal": equal})
+    for row in rows:
+        log(row)
     return rows
 
 
-def goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Peak of the largest corpus; whether every comparison was equal."""
+def goals(rows: list[Row]) -> list[Row]:
+    """Return the peak of the largest corpus, and whether every comparison was equal."""
     largest = max(row["gigabytes"] for row in rows)
     peak = max(row["peak_bytes"] for row in rows if row["gigabytes"] == largest)
-    equal = min((int(row["equal"]) for row in rows if "equal" in row), default=None)
-    found = [
-        {"name": f"peak_gib_{largest:g}_gb", "value": peak / 2**30, "goal": "<4"},
-        {"name": "equal_after_kill", "value": equal, "goal": ">=1"},
-    ]
-    return [goal for goal in found if goal["value"] is not None]
+    equal = [int(row["equal"]) for row in rows if "equal" in row]
+    found = [goal(f"peak_gib_{largest:g}_gb", peak / 2**30, "<4")]
+    return [*found, goal("equal_after_kill", min(equal), ">=1")] if equal else found
 
 
 def write_corpus(folder: Path, text_bytes: int) -> int:
-    """Files of JSON lines; how many documents they hold."""
+    """Write files of JSON lines and return the number of documents."""
     folder.mkdir()
     made = documents = 0
     texts = passages(random.Random(0))
@@ -142,7 +120,7 @@ def write_corpus(folder: Path, text_bytes: int) -> int:
 
 
 def passages(chance: random.Random) -> Iterator[str]:
-    """Documents without end, of passages of the standard library."""
+    """Yield documents without end, of passages of the standard library."""
     library = Path(sysconfig.get_path("stdlib"))
     files = [path for path in sorted(library.rglob("*.py")) if "-packages" not in str(path)]
     lines: list[str] = []
@@ -155,7 +133,7 @@ def passages(chance: random.Random) -> Iterator[str]:
 
 
 class Prepare:
-    """`kdscale run --only prepare` in a process of its own, watched from its start."""
+    """`kdscale run --only prepare` in a process that is watched from its start."""
 
     def __init__(self, folder: Path, name: str) -> None:
         config = {
@@ -192,14 +170,14 @@ class Prepare:
         self._watcher.start()
 
     def wait(self) -> None:
-        """Until it has ended well."""
+        """Wait for its end; SystemExit with the log where it failed."""
         code = self._process.wait()
         self._end()
         if code:
             raise SystemExit(Path(self._log.name).read_text()[-4000:])
 
     def kill_half_way(self) -> None:
-        """kill -9 of the driver when half of the parts are tokenised; Ray's own follow it."""
+        """Kill the driver when half of the parts are tokenised; Ray's processes end with it."""
         while not 0 < self.most["cleaned"] <= 2 * self.most["tokenised"]:
             if self._process.poll() is not None:
                 raise SystemExit("The run ended before it was to be killed.")
@@ -210,8 +188,8 @@ class Prepare:
         psutil.wait_procs(family, timeout=60)
         self._end()
 
-    def told(self) -> dict[str, Any]:
-        """Its figures."""
+    def figures(self) -> Row:
+        """Return time and memory."""
         return {
             "seconds": round(self.seconds, 1),
             "peak_bytes": sum(self.peak.values()),
@@ -221,7 +199,7 @@ class Prepare:
         }
 
     def digests(self) -> dict[str, str]:
-        """sha256 of every file of the prepared data."""
+        """Return the SHA-256 of every file of the prepared data."""
         [manifest] = self._output.glob("prepared/*/manifest.json")
         found = {}
         for path in sorted(manifest.parent.rglob("*")):
@@ -254,7 +232,7 @@ class Prepare:
 
 
 def _pss(pid: int) -> int:
-    """Proportional set size in bytes; 0 of a process that is gone."""
+    """Return the proportional set size in bytes; 0 where the process has ended."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):

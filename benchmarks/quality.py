@@ -1,10 +1,10 @@
-"""What a student of a cache is worth, by bytes, between labels alone and the full distribution.
+"""Quality of students by bytes of their cache, between labels alone and the full distribution.
 
     python benchmarks/assets.py
     python benchmarks/quality.py [--quick] [--assets FOLDER] [--keep FOLDER] [--seeds 3]
 
 SmolLM2-135M-Instruct is the teacher, 102,400 tokens of BBC news the corpus, and the student has
-three of the teacher's layers at a third of its width. All arms of a seed start from the same
+three of the teacher's layers at a third of its width. All variants of a seed start from the same
 weights and meet the same rows in the same order, once:
 
     labels          cross-entropy alone: where the way begins
@@ -13,43 +13,32 @@ weights and meet the same rows in the same order, once:
     topk-K          K ids and a ghost bucket for the rest; `renormalised` scales them up to 1, as
                     rivals do (in this benchmark only)
     sample-N        Random-Sampling KD, N draws (arXiv 2503.16870); published at 3 bytes an id
-    varopt-B        2 head values and as many ids as fit in B bytes at rest, prior included; the
+    varopt-B        2 head values and as many ids as fit in B stored bytes, prior included; the
                     default is varopt-20
     varopt-B-head-4 the same with 4 head values in place of 2
 
-Scores are of held-out articles. An arm that is finished is kept in --keep and not run again, so a
-run that was stopped goes on where it was. The last line is one JSON object, also kept in
-results/quality.json; --quick trains a few steps and keeps nothing.
+Scores are of held-out articles. A finished variant is kept in --keep and not run again, so a run
+that was stopped resumes there. The last line is one JSON object, also kept in results/quality.json;
+--quick trains a few steps and keeps nothing.
 """
 
-import json
 import os
-import platform
-import statistics
 import sys
 import tempfile
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import torch
 import typer
 
-ROOT = Path(__file__).parents[1]
-# Of a script only its own folder is on the path.
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.ablation.corpus import Corpus, load_corpora  # noqa: E402  after the path is set
-from benchmarks.ablation.kept import (  # noqa: E402
-    Kept,
-    Renormalised,
-    WholeDistribution,
-    keep,
-)
-from benchmarks.ablation.noise import gradient_noise  # noqa: E402
-from benchmarks.ablation.setting import (  # noqa: E402
+from benchmarks.ablation.corpus import Corpus, load_corpora
+from benchmarks.ablation.kept import Kept, Renormalised, WholeDistribution, keep
+from benchmarks.ablation.noise import gradient_noise
+from benchmarks.ablation.setting import (
     BATCH_ROWS,
     HELD_OUT_ROWS,
     ROW_LENGTH,
@@ -58,11 +47,23 @@ from benchmarks.ablation.setting import (  # noqa: E402
     make_config,
     once,
 )
-from benchmarks.ablation.student import Arm, Students, run_arm, train_student  # noqa: E402
-from kdscale.cache.codecs import make_codec  # noqa: E402
-from kdscale.config.cache import CodecConfig, SampleCodec, TopkCodec, VaroptCodec  # noqa: E402
+from benchmarks.ablation.student import Students, Variant, run_variant, train_student
+from benchmarks.common import (
+    ASSETS,
+    ROOT,
+    TEACHER,
+    Assets,
+    Keep,
+    Quick,
+    Row,
+    Seeds,
+    deviation,
+    goal,
+    report,
+)
+from kdscale.cache.codecs import make_codec
+from kdscale.config.cache import CodecConfig, SampleCodec, TopkCodec, VaroptCodec
 
-KEPT = ROOT / "benchmarks" / "results" / "quality.json"
 VAROPT = {8: 5, 12: 8, 16: 12, 20: 16, 24: 20, 32: 29}  # {bytes at rest: the most ids that fit}
 HEAD_4 = {16: 10, 24: 17, 32: 24}
 CODECS: dict[str, CodecConfig] = {
@@ -71,19 +72,18 @@ CODECS: dict[str, CodecConfig] = {
     **{f"varopt-{budget}": VaroptCodec(k=k, head=2) for budget, k in VAROPT.items()},
     **{f"varopt-{budget}-head-4": VaroptCodec(k=k, head=4) for budget, k in HEAD_4.items()},
 }
-"""Of every arm that has one."""
 PUBLISHED_BYTES = 3.0  # of an id of Random-Sampling KD: 17 bits of id and 7 of count
 
 
 def main(
-    quick: bool = typer.Option(False, help="A few steps, to see that it works."),
-    assets: Path = typer.Option(ROOT / "assets", help="Folder that assets.py wrote."),
-    keep_in: Path = typer.Option(ROOT / "runs" / "quality", "--keep", help="What is finished."),
-    seeds: int = typer.Option(3, min=1, help="Students of each arm."),
-    rows: int = typer.Option(ROWS, min=1, help="Rows of the one pass."),
-    global_batch_size: int = typer.Option(BATCH_ROWS, min=1, help="Rows of a step."),
+    quick: Quick = False,
+    assets: Assets = ASSETS,
+    keep_in: Keep = ROOT / "runs" / "quality",
+    seeds: Seeds = 3,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the one pass.")] = ROWS,
+    global_batch_size: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = BATCH_ROWS,
 ) -> None:
-    """Measure all arms, print and keep."""
+    """Measure all variants, print and keep."""
     torch.set_num_threads(os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if quick else keep_in
@@ -91,65 +91,64 @@ def main(
         counts = {"train": rows, "heldout": 2 if quick else HELD_OUT_ROWS}
         corpora = load_corpora(assets, folder, ROW_LENGTH, counts)
         train, held_out = corpora["train"], corpora["heldout"]
-        found = measure(train, held_out, assets, folder, range(seeds), global_batch_size)
-    if not quick:
-        KEPT.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found))
+        found, noise = measure(
+            train, held_out, assets / TEACHER, folder, range(seeds), global_batch_size
+        )
+    report(
+        "quality",
+        found,
+        goals(found),
+        keep=not quick,
+        tokens=train.targets,
+        held_out_tokens=held_out.targets,
+        positions_a_step=global_batch_size * ROW_LENGTH,
+        seeds=seeds,
+        noise=noise,
+    )
 
 
 def measure(
     train: Corpus,
     held_out: Corpus,
-    assets: Path,
+    teacher: Path,
     folder: Path,
     seeds: range,
     global_batch_size: int,
-) -> dict[str, Any]:
-    """All arms at all seeds, the noise of their gradients, and the goals."""
-    teacher = assets / "smollm2-135m-instruct"
+) -> tuple[list[Row], list[Row]]:
+    """Return the rows of all variants at all seeds, and the noise of their gradients."""
     kept = keep(CODECS, train, folder / "codecs")
-    arms = {"labels": Arm(), **targets_of(train, kept)}
-    scores: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
+    variants = {"labels": Variant(), **targets_of(train, kept)}
+    unordered = np.zeros(len(train))
+    scores: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
     for seed in seeds:
         config = make_config(len(train), seed, global_batch_size=global_batch_size)
         students = Students(config, teacher, train)
-        for name, arm in arms.items():
+        for name, variant in variants.items():
             codec = CODECS.get(name)
             settings = [arguments_of(config), codec and codec.model_dump()]
-            run = partial(run_arm, config, students, train, held_out, arm, np.zeros(len(train)))
+            run = partial(run_variant, config, students, train, held_out, variant, unordered)
             scores[name].append(once(folder / "arms", f"{name}-{seed}", settings, run))
-    rows = [{**size_of(name, kept.get(name)), **summary(name, scores)} for name in arms]
+    rows = [{**size_of(name, kept.get(name)), **summary(name, scores)} for name in variants]
     config = make_config(len(train), 0, global_batch_size=global_batch_size)
     students = Students(config, teacher, train)
-    trained = train_student(config, students, train, arms["full"], np.zeros(len(train)))
-    return {
-        "benchmark": "quality",
-        "machine": {"cpu": platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("kdscale", "torch", "transformers")},
-        "tokens": train.targets,
-        "held_out_tokens": held_out.targets,
-        "positions_a_step": global_batch_size * ROW_LENGTH,
-        "seeds": len(seeds),
-        "rows": rows,
-        "noise": gradient_noise(trained, config, train, arms),
-        "goals": goals(rows),
-    }
+    trained = train_student(config, students, train, variants["full"], unordered)
+    return rows, gradient_noise(trained, config, train, variants)
 
 
-def targets_of(train: Corpus, kept: dict[str, Kept]) -> dict[str, Arm]:
-    """What every arm but `labels` learns from."""
+def targets_of(train: Corpus, kept: dict[str, Kept]) -> dict[str, Variant]:
+    """Return the targets of every variant but `labels`."""
     hidden = np.asarray(train.hidden).view(np.uint8)
-    arms = {"full": Arm(hidden, WholeDistribution(train.head))}
+    variants = {"full": Variant(hidden, WholeDistribution(train.head))}
     for name, config in CODECS.items():
         codec = make_codec(config, train.vocab_size)
-        arms[name] = Arm(kept[name].payload, codec)
+        variants[name] = Variant(kept[name].payload, codec)
         if config.kind == "topk":
-            arms[f"{name}-renormalised"] = Arm(kept[name].payload, Renormalised(codec))
-    return arms
+            variants[f"{name}-renormalised"] = Variant(kept[name].payload, Renormalised(codec))
+    return variants
 
 
-def size_of(name: str, kept: Kept | None) -> dict[str, Any]:
-    """What an arm is, and what it takes."""
+def size_of(name: str, kept: Kept | None) -> Row:
+    """Return codec and bytes of a variant."""
     config = CODECS.get(name)
     if kept is None or config is None:
         return {"arm": name}
@@ -164,54 +163,40 @@ def size_of(name: str, kept: Kept | None) -> dict[str, Any]:
     }
 
 
-def summary(name: str, scores: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """Mean and deviation over seeds; shares of the way from `labels` to `full`, seed by seed."""
-    found: dict[str, Any] = {}
+def summary(name: str, scores: dict[str, list[dict[str, float]]]) -> Row:
+    """Return scores over seeds, and shares of the way from `labels` to `full`, seed by seed."""
+    found: Row = {}
     for score in ("loss", "kl", "agreement", "ece"):
-        values = [each[score] for each in scores[name]]
-        found |= {score: statistics.mean(values), f"{score}_deviation": _deviation(values)}
+        found |= deviation(score, [each[score] for each in scores[name]])
     for score in ("loss", "kl"):
         ends = zip(scores["labels"], scores["full"], scores[name], strict=True)
         shares = [
-            (labels[score] - arm[score]) / (labels[score] - full[score])
-            for labels, full, arm in ends
+            (labels[score] - own[score]) / (labels[score] - full[score])
+            for labels, full, own in ends
         ]
-        found |= {
-            f"gap_closed_{score}": statistics.mean(shares),
-            f"gap_closed_{score}_deviation": _deviation(shares),
-        }
+        found |= deviation(f"gap_closed_{score}", shares)
     return found
 
 
-def goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """DESIGN.md section 8: at 24 bytes, and beside Random-Sampling KD."""
-    arms = {row["arm"]: row for row in rows}
-    best = arms["varopt-24"]
+def goals(rows: list[Row]) -> list[Row]:
+    """Compare 24 bytes with the full distribution, and `varopt` with Random-Sampling KD."""
+    variants = {row["arm"]: row for row in rows}
+    best = variants["varopt-24"]
     found = [
-        {"name": "gap_closed_loss_24_bytes", "value": best["gap_closed_loss"], "goal": ">=0.9"},
-        {"name": "gap_closed_kl_24_bytes", "value": best["gap_closed_kl"], "goal": ">=0.95"},
+        goal("gap_closed_loss_24_bytes", best["gap_closed_loss"], ">=0.9"),
+        goal("gap_closed_kl_24_bytes", best["gap_closed_kl"], ">=0.95"),
     ]
     for draws in (25, 50):
-        rival = arms[f"sample-{draws}"]
+        rival = variants[f"sample-{draws}"]
         as_good = [
             (row["bytes_at_rest"], name)
-            for name, row in arms.items()
+            for name, row in variants.items()
             if name.startswith("varopt") and row["kl"] <= rival["kl"]
         ]
         least, name = min(as_good, default=(None, None))
-        found.append(
-            {
-                "name": f"bytes_vs_random_sampling_{draws}",
-                "value": least and least / rival["bytes_published"],
-                "goal": "<=0.5",
-                "arm": name,
-            }
-        )
+        share = least and least / rival["bytes_published"]
+        found.append(goal(f"bytes_vs_random_sampling_{draws}", share, "<=0.5", arm=name))
     return found
-
-
-def _deviation(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 if __name__ == "__main__":

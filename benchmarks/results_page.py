@@ -1,4 +1,4 @@
-"""Writes the tables of docs/results.md and its plot from what the benchmarks gave.
+"""Tables of docs/results.md and its plot, written from the results of the benchmarks.
 
     python benchmarks/results_page.py
 
@@ -9,22 +9,25 @@ script writes, from results/*.json, so that no figure is typed by hand.
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-# Of a script only its own folder is on the path.
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from kdscale.report.charts import Series, line_chart  # noqa: E402  after the path is set
-from kdscale.report.style import CSS  # noqa: E402
+from benchmarks.common import RESULTS, ROOT, Row
+from kdscale.report.charts import line_chart
+from kdscale.report.curves import Series
 
-RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "results.md"
 PLOT = ROOT / "docs" / "quality.svg"
+STYLE = ROOT / "kdscale" / "report" / "templates" / "style.css"
 WITH_GOALS = ("quality", "step_cost", "loss", "classification", "masked_lm", "prepare_memory")
-_CHUNK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Column = Callable[[Row], str]
+"""Text of one cell."""
+
+_BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> None:
@@ -34,195 +37,185 @@ def main() -> None:
 
 
 def filled(page: str) -> str:
-    """`page` with every table as the results have it."""
+    """Return `page` with every table filled from the results."""
 
     def table(block: re.Match[str]) -> str:
         return f"{block[1]}\n{TABLES[block[2]]()}\n\n{block[3]}"
 
-    return _CHUNK.sub(table, page)
+    return _BLOCK.sub(table, page)
 
 
 def quality_table() -> str:
-    """Arms by bytes, with the share of the way."""
+    """Return quality by bytes, and the gap closed."""
     return _table(
-        "target | ids | bytes decoded | bytes at rest | loss | KL | agreement | ECE "
-        "| way in loss | way in KL",
-        (
-            (
-                row["arm"],
-                _number(row.get("distinct_ids"), 1),
+        "quality",
+        {
+            "target": _text("arm"),
+            "ids": _figure("distinct_ids", 1),
+            "in-memory bytes": lambda row: (
                 _number(row.get("bytes_published") or row.get("bytes_decoded"), 1)
-                + (" as published" if row.get("bytes_published") else ""),
-                _number(row.get("bytes_at_rest"), 1),
-                _with_deviation(row, "loss", 3),
-                _with_deviation(row, "kl", 3),
-                _percent(row["agreement"]),
-                _number(row["ece"], 3),
-                _share_of_way(row, "loss"),
-                _share_of_way(row, "kl"),
-            )
-            for row in _load("quality")["rows"]
-        ),
+                + (" as published" if row.get("bytes_published") else "")
+            ),
+            "stored bytes": _figure("bytes_at_rest", 1),
+            "loss": _with_deviation("loss", 3),
+            "KL": _with_deviation("kl", 3),
+            "agreement": _percent("agreement"),
+            "ECE": _figure("ece", 3),
+            "gap closed in loss": _gap_closed("loss"),
+            "gap closed in KL": _gap_closed("kl"),
+        },
     )
 
 
 def noise_table() -> str:
-    """Gradient errors by positions a step."""
-    found = _load("quality")["noise"]
-    sizes = sorted({each["positions"] for each in found})
-    errors = {(each["arm"], each["positions"]): each["error"] for each in found}
-    names = dict.fromkeys(each["arm"] for each in found)
-    head = " | ".join(["target", *(f"{size:,}" for size in sizes)])
+    """Return gradient errors by positions a step."""
+    rows: dict[str, Row] = {}
+    for each in _load("quality")["noise"]:
+        row = rows.setdefault(each["arm"], {"target": each["arm"]})
+        row[f"{each['positions']:,}"] = each["error"]
+    _, *sizes = next(iter(rows.values()))
     return _table(
-        head, ([name, *(_number(errors[name, size], 3) for size in sizes)] for name in names)
+        rows.values(), {"target": _text("target"), **{size: _figure(size, 3) for size in sizes}}
     )
 
 
 def curriculum_table() -> str:
-    """Orders, beside `uniform`."""
+    """Return orders, beside `uniform`."""
     return _table(
-        "start | order | loss | KL | agreement | loss over uniform | KL over uniform",
-        (
-            (
-                row["start"],
-                row["order"],
-                _with_deviation(row, "loss", 3),
-                _with_deviation(row, "kl", 3),
-                _percent(row["agreement"]),
-                _with_deviation(row, "loss_over_uniform", 3, sign="+"),
-                _with_deviation(row, "kl_over_uniform", 3, sign="+"),
-            )
-            for row in _load("curriculum")["rows"]
-        ),
+        "curriculum",
+        {
+            "start": _text("start"),
+            "order": _text("order"),
+            "loss": _with_deviation("loss", 3),
+            "KL": _with_deviation("kl", 3),
+            "agreement": _percent("agreement"),
+            "loss over uniform": _with_deviation("loss_over_uniform", 3, sign="+"),
+            "KL over uniform": _with_deviation("kl_over_uniform", 3, sign="+"),
+        },
     )
 
 
 def step_table() -> str:
-    """Seconds a step, as ratios."""
-    found = _load("step_cost")
-    rows = {row["arm"]: row["seconds_a_step"] for row in found["rows"]}
+    """Return seconds a step, and ratios."""
+    rows = _load("step_cost")["rows"]
+    labels = next(row["seconds_a_step"] for row in rows if row["arm"] == "labels")
     return _table(
-        "arm | seconds a step | over cross-entropy",
-        (
-            (name, _number(seconds, 2), _number(seconds / rows["labels"], 3))
-            for name, seconds in rows.items()
-        ),
+        rows,
+        {
+            "targets": _text("arm"),
+            "seconds a step": _figure("seconds_a_step", 2),
+            "over cross-entropy": lambda row: _number(row["seconds_a_step"] / labels, 3),
+        },
     )
 
 
 def loss_table() -> str:
-    """Time and memory of every loss, by vocabulary."""
+    """Return time and memory of every loss, by vocabulary."""
     return _table(
-        "loss | vocabulary | seconds | peak memory, MiB",
-        (
-            (
-                row["arm"],
-                f"{row['vocab_size']:,}",
-                _number(row["seconds"]["median"], 2) if "seconds" in row else row["failure"],
-                _number(row.get("peak_mib"), 0),
-            )
-            for row in _load("loss")["rows"]
-        ),
+        "loss",
+        {
+            "loss": _text("arm"),
+            "vocabulary": _figure("vocab_size", 0),
+            "seconds": lambda row: (
+                _number(row["seconds"]["median"], 2) if "seconds" in row else row["failure"]
+            ),
+            "peak memory, MiB": _figure("peak_mib", 0),
+        },
     )
 
 
 def classification_table() -> str:
-    """Experiments and models, with what the student has over its baseline."""
-    scores = ("accuracy", "precision_macro", "recall_macro", "f1_macro")
+    """Return experiments and models, with the student's lead over its baseline."""
     return _table(
-        "experiment | model | parameters | accuracy | precision | recall | F1",
-        (
-            (
-                row["experiment"],
-                row["model"],
-                _millions(row.get("parameters")),
-                *(_points(row[score]) for score in scores),
-            )
-            for row in _load("classification")["rows"]
-        ),
+        "classification",
+        {
+            "experiment": _text("experiment"),
+            "model": _text("model"),
+            "parameters": _millions,
+            "accuracy": _interval("accuracy", 1, scale=100),
+            "precision": _interval("precision_macro", 1, scale=100),
+            "recall": _interval("recall_macro", 1, scale=100),
+            "F1": _interval("f1_macro", 1, scale=100),
+        },
     )
 
 
 def generalisation_table() -> str:
-    """Variants by domain, with what each is better by than the plain one."""
+    """Return variants by domain, with their gain over the plain one."""
     return _table(
-        "domain | variant | loss | better than plain by | teacher's loss",
-        (
-            (
-                row["domain"],
-                row["variant"],
-                _interval(row["loss"], 3),
-                "" if row["variant"] == "plain" else _interval(row["gain"], 3, sign="+"),
-                _number(row["teacher_loss"], 3),
-            )
-            for row in sorted(_load("generalisation")["rows"], key=lambda row: row["domain"])
-        ),
+        sorted(_load("generalisation")["rows"], key=_text("domain")),
+        {
+            "domain": _text("domain"),
+            "variant": _text("variant"),
+            "loss": _interval("loss", 3),
+            "better than plain by": lambda row: (
+                "" if row["variant"] == "plain" else _interval("gain", 3, sign="+")(row)
+            ),
+            "teacher's loss": _figure("teacher_loss", 3),
+        },
     )
 
 
 def generalisation_cost_table() -> str:
-    """What each variant takes."""
-    rows = {row["variant"]: row for row in _load("generalisation")["rows"]}
+    """Return the cost of each variant."""
     return _table(
-        "variant | rows in the cache | bytes of the cache | capture, s | distillation, s",
-        (
-            (
-                name,
-                _number(row["cache_rows"], 0),
-                _number(row["cache_bytes"], 0),
-                _number(row["capture_seconds"], 0),
-                _number(row["distill_seconds"], 0),
-            )
-            for name, row in rows.items()
-        ),
+        {row["variant"]: row for row in _load("generalisation")["rows"]}.values(),
+        {
+            "variant": _text("variant"),
+            "rows in the cache": _figure("cache_rows", 0),
+            "bytes of the cache": _figure("cache_bytes", 0),
+            "capture, s": _figure("capture_seconds", 0),
+            "distillation, s": _figure("distill_seconds", 0),
+        },
     )
 
 
 def masked_lm_table() -> str:
-    """Models by domain."""
+    """Return models by domain."""
     return _table(
-        "domain | model | parameters | loss | KL | agreement | ECE",
-        (
-            (
-                row["domain"],
-                row["model"],
-                _millions(row["parameters"]),
-                _number(row["loss"], 3),
-                _number(row["kl_teacher_student"], 3),
-                "" if row["agreement_top1"] is None else _percent(row["agreement_top1"]),
-                _number(row["ece"], 3),
-            )
-            for row in sorted(_load("masked_lm")["rows"], key=lambda row: row["domain"])
-        ),
+        sorted(_load("masked_lm")["rows"], key=_text("domain")),
+        {
+            "domain": _text("domain"),
+            "model": _text("model"),
+            "parameters": _millions,
+            "loss": _figure("loss", 3),
+            "KL": _figure("kl_teacher_student", 3),
+            "agreement": _percent("agreement_top1"),
+            "ECE": _figure("ece", 3),
+        },
     )
 
 
 def prepare_table() -> str:
-    """Time and memory of each run."""
+    """Return time and memory of each run."""
+
+    def peak(part: str) -> Column:
+        return lambda row: _number(row["peak_of"][part] / 2**20, 0)
+
     return _table(
-        "corpus, GB | run | seconds | peak, MiB | driver | workers | Ray and its store",
-        (
-            (
-                f"{row['gigabytes']:g}",
-                row["run"],
-                _number(row["seconds"], 0),
-                _mib(row["peak_bytes"]),
-                *(_mib(row["peak_of"][part]) for part in ("driver", "workers", "ray")),
-            )
-            for row in _load("prepare_memory")["rows"]
-        ),
+        "prepare_memory",
+        {
+            "corpus, GB": lambda row: f"{row['gigabytes']:g}",
+            "run": _text("run"),
+            "seconds": _figure("seconds", 0),
+            "peak, MiB": lambda row: _number(row["peak_bytes"] / 2**20, 0),
+            "driver": peak("driver"),
+            "workers": peak("workers"),
+            "Ray and its store": peak("ray"),
+        },
     )
 
 
 def goal_table() -> str:
-    """What was to be reached, and what was."""
+    """Return goals, and the values reached."""
     return _table(
-        "benchmark | figure | value | goal",
-        (
-            (name, goal["name"], _number(goal["value"], 4), goal["goal"])
-            for name in WITH_GOALS
-            for goal in _load(name)["goals"]
-        ),
+        [goal | {"benchmark": name} for name in WITH_GOALS for goal in _load(name)["goals"]],
+        {
+            "benchmark": _text("benchmark"),
+            "figure": _text("name"),
+            "value": _figure("value", 4),
+            "goal": _text("goal"),
+        },
     )
 
 
@@ -242,7 +235,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def plot(found: dict[str, Any]) -> str:
-    """Quality against bytes at rest, as an SVG file of its own."""
+    """Return the plot of quality against stored bytes, an SVG file."""
     rows = [row for row in found["rows"] if row.get("bytes_at_rest")]
 
     def series(name: str, role: str, size: str, prefix: str, without: str = "-head") -> Series:
@@ -251,63 +244,75 @@ def plot(found: dict[str, Any]) -> str:
 
     chart = line_chart(
         "quality",
-        "Share of the way from labels only to the full distribution, by bytes a token",
+        "Gap closed from labels only to the full distribution, by bytes a token",
         [
-            series("varopt, at rest", "student", "bytes_at_rest", "varopt"),
+            series("varopt, stored", "student", "bytes_at_rest", "varopt"),
             series("Random-Sampling KD, as published", "second", "bytes_published", "sample"),
-            series("top-k and a ghost bucket, at rest", "baseline", "bytes_at_rest", "topk"),
+            series("top-k and a ghost bucket, stored", "baseline", "bytes_at_rest", "topk"),
         ],
-        "way in KL to the teacher, %",
+        "gap closed in KL to the teacher, %",
         x_label="bytes a token",
     )
+    style = STYLE.read_text(encoding="utf-8")
     page = "svg { background: var(--card); font: 12px sans-serif; }"
     drawn = str(chart).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    return drawn.replace(">", f"><style>{CSS}{page}</style>", 1) + "\n"
+    return drawn.replace(">", f"><style>{style}{page}</style>", 1) + "\n"
 
 
-def _table(head: str, rows: Iterable[Sequence[str]]) -> str:
-    columns = head.count(" | ") + 1
-    lines = [head, " | ".join(["---"] * columns), *(" | ".join(row) for row in rows)]
-    return "\n".join(f"| {line} |" for line in lines)
+def _table(rows: str | Iterable[Row], columns: dict[str, Column]) -> str:
+    """Return a Markdown table of `rows`, or of those of the benchmark of that name."""
+    if isinstance(rows, str):
+        rows = _load(rows)["rows"]
+    lines = [list(columns), ["---"] * len(columns)]
+    lines += [[column(row) for column in columns.values()] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _number(value: float | None, digits: int, sign: str = "") -> str:
     return "" if value is None else f"{value:{sign},.{digits}f}"
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}%"
+def _text(name: str) -> Column:
+    return lambda row: str(row[name])
 
 
-def _millions(value: float | None) -> str:
-    return "" if value is None else f"{value / 1e6:.1f} M"
+def _figure(name: str, digits: int) -> Column:
+    return lambda row: _number(row.get(name), digits)
 
 
-def _mib(value: float) -> str:
-    return _number(value / 2**20, 0)
+def _percent(name: str) -> Column:
+    return lambda row: "" if row[name] is None else f"{100 * row[name]:.1f}%"
 
 
-def _points(spread: dict[str, Any]) -> str:
-    """A mean of shares, in percent."""
-    return _interval(spread, 1, scale=100)
+def _millions(row: Row) -> str:
+    return f"{row['parameters'] / 1e6:.1f} M" if row.get("parameters") else ""
 
 
-def _interval(spread: dict[str, Any], digits: int, sign: str = "", scale: float = 1) -> str:
-    """A mean, with half its interval where it has one."""
-    half = spread["half_width"]
-    within = "" if half is None else f" ± {_number(scale * half, digits)}"
-    return _number(scale * spread["mean"], digits, sign) + within
+def _interval(name: str, digits: int, sign: str = "", scale: float = 1) -> Column:
+    """Return a column of means, with half their interval where they have one."""
+
+    def text(row: Row) -> str:
+        half = row[name]["half_width"]
+        within = "" if half is None else f" ± {_number(scale * half, digits)}"
+        return _number(scale * row[name]["mean"], digits, sign) + within
+
+    return text
 
 
-def _with_deviation(row: dict[str, Any], name: str, digits: int, sign: str = "") -> str:
-    return f"{_number(row[name], digits, sign)} ± {_number(row[f'{name}_deviation'], digits)}"
+def _with_deviation(name: str, digits: int, sign: str = "") -> Column:
+    return lambda row: (
+        f"{_number(row[name], digits, sign)} ± {_number(row[f'{name}_deviation'], digits)}"
+    )
 
 
-def _share_of_way(row: dict[str, Any], name: str) -> str:
-    if row["arm"] in ("labels", "full"):
-        return ""
-    value, deviation = row[f"gap_closed_{name}"], row[f"gap_closed_{name}_deviation"]
-    return f"{100 * value:.1f} ± {100 * deviation:.1f}%"
+def _gap_closed(name: str) -> Column:
+    def text(row: Row) -> str:
+        if row["arm"] in ("labels", "full"):
+            return ""
+        value, deviation = row[f"gap_closed_{name}"], row[f"gap_closed_{name}_deviation"]
+        return f"{100 * value:.1f} ± {100 * deviation:.1f}%"
+
+    return text
 
 
 def _load(name: str) -> dict[str, Any]:

@@ -1,18 +1,18 @@
-"""A cache of 10^12 tokens and 1,024 ranks, simulated: what do plan, manifest, index and order cost?
+"""Scale: plan, manifest, index and order of a simulated cache of 10^12 tokens and 1,024 ranks.
 
     python benchmarks/scale.py [--quick]
 
-Each part is kdscale's own code on records of the full size, in a process of its own; only rows and
-payload are left out. It runs at a quarter of the size too, so that growth shows: shards may cost
-linearly, tokens must cost nothing. Object counts and request rates follow from the plan.
+Each part is kdscale's code on records of the full size, in a fresh process; only rows and payload
+are left out. It runs at a quarter of the size too, so that growth shows: shards may cost linearly,
+tokens must cost nothing. Object counts and request rates follow from the plan.
 
 The last line is one JSON object, also kept in results/scale.json. --quick takes a hundredth of the
 tokens, and keeps nothing.
 """
 
-import json
 import multiprocessing
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +22,9 @@ from typing import Any
 import numpy as np
 import typer
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.common import Quick, Row, goal, log, report
 from kdscale.cache.commit.manifest import Manifest
 from kdscale.cache.commit.plan import create_or_load_plan, selection_hash
 from kdscale.cache.commit.shards import ShardTable, decode_table, encode_table, make_table
@@ -31,14 +34,12 @@ from kdscale.cache.read.order import EpochOrder
 from kdscale.cache.spec import FORMAT
 from kdscale.config import fingerprint
 from kdscale.data.rows.order import EvenRows
-from kdscale.evaluate.results import environment
 from kdscale.store import open_store
 
-KEPT = Path(__file__).parent / "results" / "scale.json"
 TOKENS = 10**12
 RANKS = 1024
 ROW_LENGTH = 4096
-BYTES_PER_TOKEN = 18.5  # at rest, tokens and index included: results/codec_fidelity.json
+BYTES_PER_TOKEN = 18.5  # stored, tokens and index included: results/codec_fidelity.json
 OBJECT_BYTES = 64 << 20
 CHUNK_BYTES = 2 << 20
 BATCH_ROWS = 4096
@@ -46,11 +47,9 @@ TOKENS_PER_SECOND_OF_A_RANK = 20_000
 CAPTURE_TOKENS_PER_SECOND_OF_A_RANK = 5_000
 IDENTITY = {"format": FORMAT, "teacher": "simulated", "seq_len": ROW_LENGTH}
 
-Result = dict[str, Any]
-
 
 def generation_of(tokens: int) -> Generation:
-    """The plan of a cache of so many tokens."""
+    """Return the plan of a cache of so many tokens."""
     rows = tokens // ROW_LENGTH
     row_bytes = ROW_LENGTH * BYTES_PER_TOKEN
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +65,7 @@ def generation_of(tokens: int) -> Generation:
 
 
 def table_of(generation: Generation) -> ShardTable:
-    """A commit for every shard, as they would be read back, then the table."""
+    """Read back a commit for every shard, and return the table."""
 
     def commits() -> Any:
         for number, rows in enumerate(generation.shards):
@@ -86,8 +85,8 @@ def table_of(generation: Generation) -> ShardTable:
     return make_table(commits(), len(generation.shards))
 
 
-def plan(tokens: int) -> Result:
-    """Agree on the plan, read it back, and take the shards that one of the ranks captures."""
+def plan(tokens: int) -> Row:
+    """Make the plan, read it back, and take the shards that one of the ranks captures."""
     generation = generation_of(tokens)
     rows = EvenRows(generation.rows, generation.rows)
     mine = generation.shards[7::RANKS]
@@ -95,15 +94,15 @@ def plan(tokens: int) -> Result:
     return {"shards": len(generation.shards), "rows_of_a_rank": taken}
 
 
-def publish(tokens: int) -> Result:
-    """All commits into the table of shards, and the manifest's two objects."""
+def publish(tokens: int) -> Row:
+    """Encode all commits as the table of shards."""
     generation = generation_of(tokens)
     table = encode_table(table_of(generation))
     return {"shards": len(generation.shards), "manifest_bytes": len(table)}
 
 
-def open_manifest(tokens: int, table: bytes) -> Result:
-    """What every reader does when it starts."""
+def open_manifest(tokens: int, table: bytes) -> Row:
+    """Open the manifest, as every reader does when it starts."""
     generation = generation_of(tokens)
     shards = decode_table(table)
     record = ManifestRecord(
@@ -123,8 +122,8 @@ def open_manifest(tokens: int, table: bytes) -> Result:
     }
 
 
-def order(tokens: int) -> Result:
-    """1,000 global batches of an epoch, from its middle, and where their rows lie."""
+def order(tokens: int) -> Row:
+    """Locate the rows of 1,000 global batches from the middle of an epoch."""
     generation = generation_of(tokens)
     epoch = EpochOrder(generation.rows, 0, generation.sequences_per_chunk, 4096)
     chunks = ChunkMap((generation,))
@@ -138,7 +137,7 @@ def order(tokens: int) -> Result:
     return {"steps": 1000, "chunks_opened_by_a_rank": len(opened)}
 
 
-PARTS: dict[str, Callable[..., Result]] = {
+PARTS: dict[str, Callable[..., Row]] = {
     "plan": plan,
     "publish": publish,
     "open_manifest": open_manifest,
@@ -146,8 +145,8 @@ PARTS: dict[str, Callable[..., Result]] = {
 }
 
 
-def measured(part: str, *arguments: Any) -> Result:
-    """Seconds and growth of the peak memory of one part, in a fresh process."""
+def measured(part: str, *arguments: Any) -> Row:
+    """Return seconds and growth of the peak memory of one part, in a fresh process."""
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     process = context.Process(target=_measure, args=(queue, part, arguments))
@@ -158,7 +157,7 @@ def measured(part: str, *arguments: Any) -> Result:
 
 
 def _measure(queue: Any, part: str, arguments: tuple[Any, ...]) -> None:
-    # A small one first, so that what is imported late counts for nobody.
+    # A small one first: late imports are not measured.
     generation_of(10**8)
     before, started = _peak_bytes(), time.perf_counter()
     result = PARTS[part](*arguments)
@@ -170,8 +169,8 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def counts(tokens: int) -> Result:
-    """Objects in the store, and requests a second that it sees."""
+def counts(tokens: int) -> Row:
+    """Return the objects in the store and the requests a second that it sees."""
     generation = generation_of(tokens)
     shards = len(generation.shards)
     chunks = shards * -(-generation.sequences_per_shard // generation.sequences_per_chunk)
@@ -196,37 +195,27 @@ def counts(tokens: int) -> Result:
     }
 
 
-def main(quick: bool = typer.Option(False, help="A hundredth of the tokens.")) -> None:
-    """Measure every part at a quarter of the size and at the whole of it."""
+def main(quick: Quick = False) -> None:
+    """Measure every part at a quarter of the size and at full size."""
     tokens = TOKENS // 100 if quick else TOKENS
     rows = [counts(tokens)]
     for part in PARTS:
         for size in (tokens // 4, tokens):
             more = [encode_table(table_of(generation_of(size)))] if part == "open_manifest" else []
             rows.append(measured(part, size, *more))
-            print(json.dumps(rows[-1]), flush=True)
-    versions, hardware = environment()
-    result = {
-        "benchmark": "scale",
-        "machine": hardware,
-        "versions": versions,
-        "rows": rows,
-        "goals": [
-            growth(rows, part, figure) for part in PARTS for figure in ("seconds", "peak_bytes")
-        ],
-    }
-    if not quick:
-        KEPT.parent.mkdir(exist_ok=True)
-        KEPT.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+            log(rows[-1])
+    goals = [growth(rows, part, figure) for part in PARTS for figure in ("seconds", "peak_bytes")]
+    report("scale", rows, goals, keep=not quick)
 
 
-def growth(rows: list[Result], part: str, figure: str) -> Result:
-    """How a figure grows when everything is four times as much: 4 is linear. Figures below 50 ms or
-    2 MiB are noise and count as that."""
+def growth(rows: list[Row], part: str, figure: str) -> Row:
+    """Return the growth of a figure when everything is four times as much: 4 is linear.
+
+    Figures below 50 ms or 2 MiB are noise and count as that.
+    """
     least = {"seconds": 0.05, "peak_bytes": 2 << 20}[figure]
     quarter, whole = (max(least, row[figure]) for row in rows if row["part"] == part)
-    return {"name": f"{part}_{figure}_growth_at_4x", "value": whole / quarter, "goal": "<=5"}
+    return goal(f"{part}_{figure}_growth_at_4x", whole / quarter, "<=5")
 
 
 if __name__ == "__main__":

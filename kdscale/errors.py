@@ -32,3 +32,9 @@ class StoreError(OSError):
         super().__init__(text)
         # Not in args: OSError takes two or more for an errno and its text. A pickle has them.
         self.problem, self.what, self.fix, self.passes = problem, what, fix, passes
+
+
+def last_line(error: BaseException | str) -> str:
+    """Return the last line of an error's text, of a traceback what was raised; else its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else "" if isinstance(error, str) else type(error).__name__

@@ -1,4 +1,4 @@
-"""What a model gives for documents in rows, beside what transformers gives for each alone."""
+"""Logits of documents in packed rows, compared with transformers on each document alone."""
 
 from functools import partial
 from typing import Any
@@ -22,8 +22,10 @@ def logits_at(model: torch.nn.Module) -> Any:
 
 
 def rows() -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, int, torch.Tensor]]]:
-    """Rows [3, T]: of three documents and padding, of one, and of one and padding; their segments;
-    and the documents as (row, start, ids)."""
+    """Return rows [3, T], their segments, and the documents as (row, start, ids).
+
+    The rows hold three documents and padding, one document, and one and padding.
+    """
     generator = torch.Generator().manual_seed(1)
     drawn = torch.randint(1, VOCAB, (3, LENGTH), generator=generator)
     ids, segments = torch.zeros(3, LENGTH, dtype=torch.int64), torch.zeros(3, LENGTH).long()
@@ -40,7 +42,7 @@ def rows() -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, int, torch.Tenso
 
 @torch.no_grad()
 def worst_difference(model: torch.nn.Module, packs: bool = True) -> float:
-    """Of two logits, over all positions of all documents, in standard deviations of logits."""
+    """Return the largest difference of two logits, in standard deviations of logits."""
     ids, segments, documents = rows()
     if not packs:
         ids, segments = ids[1:], segments[1:]
@@ -55,7 +57,7 @@ def worst_difference(model: torch.nn.Module, packs: bool = True) -> float:
 
 
 def outcome(kind: str, masked: bool) -> str:
-    """`equal`, `equal where rows hold one document`, `refused`, or why it was not built."""
+    """Return `equal`, `equal where rows hold one document`, `refused`, or the error of building."""
     try:
         model = tiny_model(kind, masked)
         model(input_ids=torch.ones(1, 8, dtype=torch.int64), **({} if masked else NO_CACHE))

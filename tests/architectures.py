@@ -144,7 +144,7 @@ NOT_BUILT = {
 
 
 class TooLargeError(Exception):
-    """An architecture whose config does not say how it is made small."""
+    """Error of an architecture whose config has no sizes to reduce."""
 
 
 def tiny_config(kind: str, **options: Any) -> Any:
@@ -162,8 +162,7 @@ def tiny_config(kind: str, **options: Any) -> Any:
 
 
 def tiny_model(kind: str, masked: bool = False, **options: Any) -> PreTrainedModel:
-    """Return a small float32 model of the model type `kind` in evaluation mode, with large random
-    weights: causal, or `masked`."""
+    """Return a small float32 model of a type, causal or `masked`, with large random weights."""
     config = tiny_config(kind, **options)
     auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
     if not masked and "is_decoder" in vars(config):
@@ -179,8 +178,10 @@ def tiny_model(kind: str, masked: bool = False, **options: Any) -> PreTrainedMod
 
 @torch.no_grad()
 def strengthen(model: PreTrainedModel) -> PreTrainedModel:
-    """Give every matrix of `model` random values that keep the size of what goes through it, so
-    that attention and positions matter; vectors keep theirs."""
+    """Give every matrix of `model` random values, so that attention and positions matter.
+
+    The values keep the size of activations; vectors stay as they are.
+    """
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.dim() > 1:

@@ -1,12 +1,13 @@
-"""Where the tests' processes are forked from: a server that has imported what takes long, once, and
-opened nothing. A start takes milliseconds, so that a test can afford one for every call of a
+"""Fork server of the tests' processes, which has imported the slow modules once.
+
+It has opened nothing. A start takes milliseconds, so that a test can afford one for every call of a
 capture, or a group of ranks for every case.
 """
 
 import multiprocessing
 
 context = multiprocessing.get_context("forkserver")
-# The rest is what these import when they are first used. A process has one such server.
+# Modules after the first are imported by it at first use. A process has one such server.
 context.set_forkserver_preload(
     [
         *("tests.fault.captures", "pandas", "pyarrow.compute", "kdscale.store.native", "s3fs"),

@@ -51,7 +51,7 @@ shift 3
 
 
 def why_not() -> str | None:
-    """Why nodes cannot be made here; None where they can."""
+    """Return why nodes cannot be made here, None if they can."""
     if sys.platform != "linux":
         return "network namespaces are Linux's"
     if os.geteuid() != 0:
@@ -105,8 +105,9 @@ class Node:
 
 
 class Nodes:
-    """A head and `workers` nodes with one CPU each, with an S3 server beside them. A context
-    manager; `shared` is a folder that is at the same path on every node, as NFS would have it.
+    """A head and `workers` nodes with one CPU each, and an S3 server beside them.
+
+    A context manager; `shared` is a folder that is at the same path on every node, as with NFS.
 
     `env` is what reaches the cluster and the server from outside.
     """
@@ -178,7 +179,7 @@ class Nodes:
         self.start(node)
 
     def running(self, title: str) -> list[Node]:
-        """The nodes with a process whose command line matches `title`."""
+        """Return the nodes with a process whose command line matches `title`."""
         return [node for node in self.nodes if node.find(title)]
 
     def __enter__(self) -> Self:
@@ -229,7 +230,7 @@ class Nodes:
         }
 
     def _make_bridge(self) -> str:
-        """A bridge in a network that nobody uses; its first three numbers."""
+        """Make a bridge in a free network; return the network's first three numbers."""
         with (Path(tempfile.gettempdir()) / "kdscale-nodes.lock").open("w") as lock:
             # Two sessions at once must not choose the same.
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -263,7 +264,7 @@ def wait_until(ready: Callable[[], bool], what: str, seconds: float = PATIENCE_S
 
 
 def kill(pid: int) -> None:
-    """kill -9 of one process."""
+    """Kill -9 of one process."""
     os.kill(pid, signal.SIGKILL)
 
 
@@ -275,5 +276,5 @@ def _command_line(pid: int) -> str:
 
 
 def _run(*command: str) -> str:
-    """The output of a command that must succeed."""
+    """Run a command that must succeed; return its output."""
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""A TCP proxy before an S3 server that injects the faults which no server produces on demand."""
+"""TCP proxies: one before an S3 server injects faults, one cuts its connections."""
 
 import re
 import socket
@@ -27,7 +27,7 @@ _SLOW_DOWN = b"HTTP/1.1 503 Slow Down\r\nContent-Length: %d\r\nConnection: close
 
 
 class FaultProxy:
-    """Listens on `endpoint`, passes on to `upstream` ("host:port"), one request a connection.
+    """Proxy from `endpoint` to `upstream` ("host:port"), one request a connection.
 
     `faults` are used up in order, one by each request whose method is `method`; None is no fault,
     and after the last all is passed on as it is. `requests` lists the methods seen, `targets` with
@@ -92,11 +92,11 @@ class FaultProxy:
             return self.faults.pop(0) if self.faults and method == self.method else None
 
     def _changed(self, head: bytes, body: bytes) -> bytes:
-        """The head to pass on."""
+        """Return the head to pass on."""
         return head
 
     def _ask(self, request: bytes, method: str) -> tuple[bytes, bytes]:
-        """The upstream's answer to one request: its head, and its body up to the end of stream."""
+        """Return the upstream's answer to one request: its head, and its body up to the end."""
         with socket.create_connection(self.upstream, timeout=30) as server:
             server.sendall(request)
             head, body = _read_head(server)
@@ -108,7 +108,7 @@ class FaultProxy:
 
 
 class UnconditionalProxy(FaultProxy):
-    """Makes the S3 server one without conditional put: `If-None-Match` never reaches it.
+    """Proxy that hides conditional put: `If-None-Match` never reaches the S3 server.
 
     The client has signed that header with the rest, so the request is signed again, with the
     server's own credentials (`env` of S3Server).
@@ -137,13 +137,13 @@ class UnconditionalProxy(FaultProxy):
 
 
 def _close(listener: socket.socket) -> None:
-    """And end the thread that waits in its `accept`."""
+    """Close the socket and end the thread that waits in its `accept`."""
     listener.shutdown(socket.SHUT_RDWR)
     listener.close()
 
 
 def _read_head(connection: socket.socket, data: bytes = b"") -> tuple[bytes, bytes]:
-    """The bytes up to the empty line, and what came after; an empty head at the end of stream."""
+    """Return the bytes up to the empty line and those after; an empty head at the end of stream."""
     while b"\r\n\r\n" not in data:
         chunk = connection.recv(1 << 16)
         if not chunk:
@@ -169,15 +169,15 @@ def _content_length(head: bytes) -> int:
 
 
 def _one_request(head: bytes) -> bytes:
-    """The head, asking the server to close the connection after its answer."""
+    """Return the head with the request to close the connection after the answer."""
     kept = re.sub(rb"(?i)\r\nconnection:[^\r\n]*", b"", head)
     return kept.removesuffix(b"\r\n\r\n") + b"\r\nConnection: close\r\n\r\n"
 
 
 class CuttableProxy:
-    """A TCP proxy before any server, whose connections can all be cut at a chosen moment.
+    """TCP proxy before any server, whose connections can all be cut at a chosen moment.
 
-    Passes bytes on as they come, so that web sockets work too. A context manager.
+    It passes bytes on as they come, so that web sockets work too. A context manager.
     """
 
     def __init__(self, upstream: str) -> None:

@@ -1,4 +1,4 @@
-"""Run a function on real gloo ranks, one process each, and collect what each returns."""
+"""Run a function on real gloo ranks, one process each, and collect the results."""
 
 import os
 import tempfile
@@ -18,9 +18,9 @@ TIMEOUT_SECONDS = 240
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
-    """`function(*arguments)` on each rank of a fresh gloo group; results by rank.
+    """Run `function(*arguments)` on each rank of a fresh gloo group; return results by rank.
 
-    `function` and what it returns must be picklable. A rank that fails or hangs fails the caller
+    `function` and its result must be picklable. A rank that fails or hangs fails the caller
     with its traceback; only processes started here are ended.
     """
     deadline = time.monotonic() + TIMEOUT_SECONDS
@@ -49,7 +49,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) ->
 
 
 def _receive(pipe: Connection, deadline: float) -> tuple[Any, str | None]:
-    """A rank's result, or what became of it instead."""
+    """Return (result, None) of a rank, or (None, failure)."""
     if not pipe.poll(max(0.0, deadline - time.monotonic())):
         return None, "hung"
     try:

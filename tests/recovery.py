@@ -1,7 +1,7 @@
 """One stage of a small run, submitted to real nodes, with a fault in the middle of it.
 
 A stage starts from copies of what an undisturbed run made before it, so that every fault strikes
-the same work, and what comes out is compared with that run: the cache shard by shard, the losses step
+the same work, and its output is compared with that run: the cache shard by shard, the losses step
 by step.
 """
 
@@ -47,12 +47,12 @@ class Ended:
         return [SHARDS - int(shard) for shard in shards] or [int(step or 0) for step in steps]
 
 
-# Each does its harm to the running stage, waits where it takes a time, and gives the node that has
-# to be started again afterwards.
+# Each harms the running stage, waits if that takes a time, and returns the node that has to be
+# started again afterwards.
 
 
 def kill_worker(nodes: Nodes) -> Node | None:
-    """kill -9 of one rank."""
+    """Kill -9 of one rank."""
     (pid,) = _busy(nodes).find(TRAIN_WORKER)
     kill(pid)
     return None
@@ -66,25 +66,25 @@ def kill_node(nodes: Nodes) -> Node | None:
 
 
 def cut_node(nodes: Nodes) -> Node | None:
-    """A node that has a rank is off the network for a minute: longer than the cluster waits."""
+    """Cut a node with a rank off the network for a minute: longer than the cluster waits."""
     return _cut(nodes, CUT_SECONDS)
 
 
 def blink_node(nodes: Nodes) -> Node | None:
-    """A node that has a rank is off the network for a moment that the cluster waits out."""
+    """Cut a node with a rank off the network for a moment that the cluster waits out."""
     _cut(nodes, BLINK_SECONDS)
     return None
 
 
 def kill_driver(nodes: Nodes) -> Node | None:
-    """kill -9 of the job's driver on the head. The job fails, and is submitted again."""
+    """Kill -9 of the job's driver on the head. The job fails, and is submitted again."""
     for pid in nodes.head.find(DRIVER):
         kill(pid)
     return None
 
 
 def stop_store(nodes: Nodes) -> Node | None:
-    """The S3 server is down for half a minute."""
+    """Stop the S3 server for half a minute."""
     nodes.server.stop()
     time.sleep(OUTAGE_SECONDS)
     nodes.server.start()
@@ -102,7 +102,7 @@ FAULTS: dict[str, Callable[[Nodes], Node | None]] = {
 
 
 def _busy(nodes: Nodes) -> Node:
-    """A node with a rank on it."""
+    """Return a node with a rank on it."""
     return nodes.running(TRAIN_WORKER)[0]
 
 
@@ -158,7 +158,7 @@ class Stages:
         return submit(self._nodes, self._corpus, store.url, "--only", stage, **self._changes)
 
     def differences(self, ended: Ended, stage: str) -> list[str]:
-        """What is not as in the undisturbed run; nothing, if all went well."""
+        """Return the differences from the undisturbed run."""
         if stage == "cache":
             return _unequal("shard", _digests(ended.store), _digests(self._base))
         return [

@@ -1,5 +1,6 @@
 """A run small enough for a test, but with every stage and two real workers in each."""
 
+import io
 import json
 import os
 import shutil
@@ -7,12 +8,14 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from kdscale.cli import main
 from kdscale.config import RunConfig
 
 
@@ -134,7 +137,7 @@ MODULES = [
 
 
 def write_corpus(folder: Path, modules: Sequence[str] = MODULES) -> Path:
-    """Some modules of the interpreter's own library as text files."""
+    """Write some modules of the interpreter's library as text files."""
     folder.mkdir(parents=True, exist_ok=True)
     library = Path(sysconfig.get_paths()["stdlib"])
     for name in modules:
@@ -145,7 +148,7 @@ def write_corpus(folder: Path, modules: Sequence[str] = MODULES) -> Path:
 
 
 def tiny_config(corpus: Path, output: str, **changes: Any) -> dict[str, Any]:
-    """A config of seconds a stage; `changes` are dotted keys with `__` for the dot."""
+    """Return a config of seconds a stage; `changes` are dotted keys with `__` for the dot."""
     config: dict[str, Any] = {
         "name": "tiny",
         "output": output,
@@ -222,36 +225,49 @@ def tiny_config(corpus: Path, output: str, **changes: Any) -> dict[str, Any]:
 
 
 def write_config(path: Path, config: dict[str, Any]) -> Path:
-    """The config as a YAML file."""
+    """Write the config as a YAML file."""
     path.write_text(yaml.safe_dump(config))
     return path
 
 
 def kdscale(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    """The real program in a process of its own, stdout and stderr in one stream of lines."""
+    """Start the installed program as a process, stdout and stderr in one stream of lines."""
     return subprocess.Popen(
         [str(Path(sys.executable).with_name("kdscale")), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, **clean_environment(), **(env or {})},
+        env={**os.environ, **CLEAN, **(env or {})},
     )
 
 
-def run_kdscale(
-    *arguments: str, env: dict[str, str] | None = None, timeout: float = 500
-) -> tuple[int, str]:
-    """(exit code, output) of the program."""
+def run_program(*arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
+    """Run the installed program as a process and return (exit code, output)."""
     process = kdscale(*arguments, env=env)
-    output, _ = process.communicate(timeout=timeout)
+    output, _ = process.communicate()
     return process.returncode, output
 
 
-def clean_environment() -> dict[str, str]:
-    """What keeps a test's run to itself: no W&B account, no color, one thread a worker."""
-    return {"WANDB_MODE": "offline", "NO_COLOR": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+def run_kdscale(*arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
+    """Run the program inside this process, which has the imports, and return (code, output)."""
+    output, before = io.StringIO(), dict(os.environ)
+    os.environ.update({**CLEAN, **(env or {})})
+    try:
+        with redirect_stdout(output), redirect_stderr(output):
+            main(arguments)
+        code: Any = 0
+    except SystemExit as ended:
+        code = ended.code or 0
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return code, output.getvalue()
+
+
+CLEAN = {"WANDB_MODE": "offline", "NO_COLOR": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+"""Environment that keeps a test's run to itself: no W&B account, no colour, one thread a worker."""
 
 
 def read_metrics(text: bytes) -> list[dict[str, Any]]:
-    """The lines of a metrics file."""
+    """Return the lines of a metrics file."""
     return [json.loads(line) for line in text.decode().splitlines()]

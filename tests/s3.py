@@ -1,4 +1,4 @@
-"""A real S3 server for tests: SeaweedFS, one process, on free ports of one address."""
+"""Real S3 server for tests: SeaweedFS, one process, on free ports of one address."""
 
 import ctypes
 import json
@@ -39,7 +39,7 @@ class S3Server:
             "AWS_ACCESS_KEY_ID": secrets.token_hex(10),
             "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20),
             "AWS_REGION": "us-east-1",
-            # Otherwise a client without credentials asks the cloud machine it believes to run on.
+            # Otherwise a client without credentials asks the metadata service of a cloud machine.
             "AWS_EC2_METADATA_DISABLED": "true",
         }
         self._take_ports()
@@ -98,7 +98,7 @@ class S3Server:
         self.stop()
 
     def client(self) -> Any:
-        """A plain botocore client, for what the tests do behind the store's back."""
+        """Return a plain botocore client, for changes behind the store's back."""
         return botocore.session.Session().create_client(
             "s3",
             endpoint_url=self.env["AWS_ENDPOINT_URL"],
@@ -154,7 +154,7 @@ class S3Server:
             "s3.port.grpc": self.ports["s3.grpc"],
             "s3.port.iceberg": 0,
             "s3.port.lance": 0,
-            # As Amazon does: a bucket that nobody made does not exist.
+            # As on Amazon, a bucket must be created.
             "s3.autoCreateBucket": "false",
             "master.port": self.ports["master"],
             "master.port.grpc": self.ports["master.grpc"],
@@ -175,14 +175,14 @@ class S3Server:
 
 
 def die_with_parent() -> None:
-    """Linux ends this process when its parent dies, so that a killed test run leaves no server."""
+    """Have Linux end this process when its parent dies, so that no server is left behind."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Ports of `host` that nobody listens on; all different."""
+    """Return free ports of `host`, all different."""
     sockets = [socket.create_server((host, 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:

@@ -1,19 +1,21 @@
-"""Rows of BBC news with what SmolLM2-135M-Instruct says of them, computed once.
+"""Rows of BBC news with the last hidden states of SmolLM2-135M-Instruct, computed once.
 
-What is kept of the teacher are its last hidden states, 2.3 kB a position: times its head they are
-its logits again, so that every codec and the full distribution come from one forward.
+Times the teacher's head, 2.3 kB a position are its logits again, so that every codec and the full
+distribution come from one forward.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
+from benchmarks.common import TEACHER, log
+from kdscale.cache.format.prior import Prior, count_prior, encode_prior
 from kdscale.models.forward import model_inputs, row_tensors
 from kdscale.models.load import load_model
 from kdscale.types import Rows
@@ -42,72 +44,85 @@ class Corpus:
         return int(self.rows.loss_mask.sum())
 
     def logits(self, row: int) -> torch.Tensor:
-        """[P, V] float32 at the targets of a row."""
+        """Return [P, V] float32 at the targets of a row."""
         hidden = torch.from_numpy(self.hidden[row][self.rows.loss_mask[row]])
         return hidden @ self.head.T
 
     def log_probs(self, row: int) -> torch.Tensor:
-        """[P, V] float32 at the targets of a row; kept, for corpora that are scored on often."""
+        """Return [P, V] float32 at the targets of a row, and keep them for the next call."""
         if row not in self._log_probs:
             self._log_probs[row] = self.logits(row).log_softmax(-1)
         return self._log_probs[row]
 
     def labels(self, row: int) -> torch.Tensor:
-        """[P] int64: the tokens at the targets of a row."""
+        """Return the tokens at the targets of a row: [P] int64."""
         found = row_tensors(self.rows.take(np.array([row])), torch.device("cpu"))
         return found.labels[found.mask]
 
     @cached_property
-    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean entropy of the teacher and its mean negative log-likelihood of the labels, in nats,
-        of each row: [R] float32 both."""
-        found = np.empty((2, len(self)), np.float32)
+    def entropy(self) -> np.ndarray:
+        """Mean entropy of the teacher over each row, in nats: [R] float32."""
+        found = np.empty(len(self), np.float32)
         for row in range(len(self)):
             log_probs = self.logits(row).log_softmax(-1)
-            at_labels = log_probs.gather(-1, self.labels(row)[:, None])
-            found[:, row] = -(log_probs.exp() * log_probs).sum(-1).mean(), -at_labels.mean()
-        return found[0], found[1]
+            found[row] = -(log_probs.exp() * log_probs).sum(-1).mean()
+        return found
 
 
 def load_corpora(
     assets: Path, folder: Path, seq_len: int, counts: dict[str, int]
 ) -> dict[str, Corpus]:
-    """The first `counts` rows of `train` and `heldout`; what is missing is made in `folder`."""
-    from transformers import AutoTokenizer
-
-    teacher = assets / "smollm2-135m-instruct"
-    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    """Return the first `counts` rows of `train` and `heldout`; make what is missing in `folder`."""
+    teacher = assets / TEACHER
+    vocab_size, articles = _articles(assets)
     found = {}
     for name, count in counts.items():
-        rows = read_rows(tokenizer, assets / "bbc" / f"{name}.jsonl", seq_len, count)
+        rows = cut(articles[name], seq_len, count)
         path = folder / f"hidden-{name}-{count}x{seq_len}.npy"
         if not path.exists():
             _write_hidden(teacher, rows, path)
-        found[name] = Corpus(rows, np.load(path, mmap_mode="r"), _head(teacher, len(tokenizer)))
+        found[name] = Corpus(rows, np.load(path, mmap_mode="r"), _head(teacher, vocab_size))
     return found
 
 
-def read_rows(tokenizer: Any, path: Path, seq_len: int, count: int) -> Rows:
-    """The articles of a file one after the other, each closed by the token that ends a document,
-    cut into `count` rows."""
-    stream: list[int] = []
-    documents: list[int] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-        ids = [*tokenizer(json.loads(line)["text"]).input_ids, tokenizer.eos_token_id]
-        stream += ids
-        documents += [number] * len(ids)
-        if len(stream) >= count * seq_len:
-            break
-    else:
-        raise ValueError(f"{path.name} has {len(stream):,} tokens, too few for {count} rows")
+def corpus_prior(assets: Path, vocab_size: int) -> tuple[Prior, float]:
+    """Return the prior that ids are packed by, of all articles, and its stored bytes a token."""
+    articles = [ids for part in _articles(assets)[1].values() for ids in part]
+    prior = count_prior(
+        ((ids[None], (np.arange(len(ids)) < len(ids) - 1)[None]) for ids in articles), vocab_size
+    )
+    return prior, len(encode_prior(prior)) / sum(map(len, articles))
+
+
+@cache
+def _articles(assets: Path) -> tuple[int, dict[str, list[np.ndarray]]]:
+    """Return the vocabulary's size and all articles as ids, each with the end of a document."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(assets / TEACHER)
+
+    def read(name: str) -> list[np.ndarray]:
+        lines = (assets / "bbc" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        texts = [json.loads(line)["text"] for line in lines]
+        end = tokenizer.eos_token_id
+        return [np.array([*tokenizer(text).input_ids, end], np.int32) for text in texts]
+
+    return len(tokenizer), {name: read(name) for name in ("train", "heldout")}
+
+
+def cut(articles: Sequence[np.ndarray], seq_len: int, count: int) -> Rows:
+    """Cut articles, one after the other, into `count` rows; ValueError where they are too few."""
+    ids = np.concatenate(articles)
+    numbers = np.repeat(np.arange(len(articles), dtype=np.int32), [len(each) for each in articles])
     shape = (count, seq_len)
-    input_ids = np.array(stream[: count * seq_len], np.int32).reshape(shape)
-    document = np.array(documents[: count * seq_len], np.int32).reshape(shape)
+    if len(ids) < count * seq_len:
+        raise ValueError(f"the articles have {len(ids):,} tokens, too few for {count} rows")
+    input_ids, document = (each[: count * seq_len].reshape(shape) for each in (ids, numbers))
     same = np.zeros(shape, np.bool_)
     same[:, :-1] = document[:, 1:] == document[:, :-1]
-    numbers = np.arange(count, dtype=np.uint64)
+    samples = np.arange(count, dtype=np.uint64)
     return Rows(
-        sample_ids=np.stack([numbers, numbers], axis=1).view(np.uint8),
+        sample_ids=np.stack([samples, samples], axis=1).view(np.uint8),
         input_ids=input_ids,
         segment_ids=document - document[:, :1] + 1,
         loss_mask=same,
@@ -122,7 +137,7 @@ def _head(teacher: Path, vocab_size: int) -> torch.Tensor:
 
 @torch.no_grad()
 def _write_hidden(teacher: Path, rows: Rows, path: Path) -> None:
-    """[R, T, D] float32 to `path`, visible only when it is whole."""
+    """Write [R, T, D] float32 to `path`, visible only when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     model = load_model(teacher).eval()
     part = path.with_suffix(".part")
@@ -133,6 +148,6 @@ def _write_hidden(teacher: Path, rows: Rows, path: Path) -> None:
         ids, segments, _, _ = row_tensors(rows.take(some), torch.device("cpu"))
         found = model.base_model(**model_inputs(model, ids, segments)).last_hidden_state
         out[some] = found.numpy()
-        print(f"teacher: {some[-1] + 1} of {len(rows)} rows", flush=True)
+        log(f"teacher: {some[-1] + 1} of {len(rows)} rows")
     out.flush()
     part.rename(path)

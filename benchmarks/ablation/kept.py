@@ -1,4 +1,4 @@
-"""What each codec keeps of a corpus: the payload of every row, and its bytes at rest."""
+"""Payload of every row of a corpus through each codec, and its stored bytes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from benchmarks.ablation.corpus import Corpus
+from benchmarks.common import log
 from kdscale.cache.codecs import Codec, make_codec, uniforms
 from kdscale.cache.fidelity.codec_families import label
-from kdscale.cache.fidelity.stored_size import AtRest
+from kdscale.cache.fidelity.stored_size import StoredSize
 from kdscale.cache.format.packing import packable
-from kdscale.cache.format.prior import Prior, count_prior, encode_prior
+from kdscale.cache.format.prior import count_prior, encode_prior
 from kdscale.config.cache import CodecConfig
 from kdscale.types import DenseTargets, SparseTargets
 
@@ -31,41 +32,33 @@ class Kept:
 
 
 class WholeDistribution:
-    """The codec of the full distribution: a position's payload is the teacher's hidden state."""
+    """Codec of the full distribution: a position's payload is the teacher's hidden state."""
 
     def __init__(self, head: torch.Tensor) -> None:
         self._head = head
 
     def decode(self, payload: torch.Tensor) -> DenseTargets:
-        """[P, 4 D] uint8 -> the teacher's distribution [P, V]."""
+        """Decode [P, 4 D] uint8 to the teacher's distribution [P, V]."""
         hidden = payload.contiguous().view(torch.float32)
         return DenseTargets((hidden @ self._head.T).log_softmax(-1))
 
 
 class Renormalised:
-    """A top-k codec as rivals read it: what the k have is scaled up to 1."""
+    """Top-k codec as rivals read it: the mass of the k ids is scaled up to 1."""
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
 
     def decode(self, payload: torch.Tensor) -> SparseTargets:
-        """[P, bytes] uint8 -> the k listed ids, their probabilities summing to 1."""
+        """Decode [P, bytes] uint8 to the k listed ids, their probabilities summing to 1."""
         found = self._codec.decode(payload)
         assert isinstance(found, SparseTargets)
         return SparseTargets(found.ids, found.probs / found.probs.sum(-1, keepdim=True))
 
 
-def count_corpus_prior(corpus: Corpus) -> tuple[Prior, float]:
-    """The prior of the corpus' own tokens, and its bytes over the targets."""
-    rows = corpus.rows
-    prior = count_prior([(rows.input_ids, rows.loss_mask)], corpus.vocab_size)
-    return prior, len(encode_prior(prior)) / corpus.targets
-
-
 @torch.no_grad()
 def keep(configs: Mapping[str, CodecConfig], corpus: Corpus, folder: Path) -> dict[str, Kept]:
-    """`corpus` through every codec, by name. What `folder` has is read from there: encoding takes a
-    product with the teacher's head a row."""
+    """Return `corpus` through every codec, by name; `folder` keeps what was encoded before."""
     paths = {name: folder / f"{_stem(config, corpus)}.npz" for name, config in configs.items()}
     missing = {path: configs[name] for name, path in paths.items() if not path.exists()}
     if missing:
@@ -74,10 +67,12 @@ def keep(configs: Mapping[str, CodecConfig], corpus: Corpus, folder: Path) -> di
 
 
 def _encode(configs: Mapping[Path, CodecConfig], corpus: Corpus) -> None:
-    prior, share = count_corpus_prior(corpus)
+    rows = corpus.rows
+    prior = count_prior([(rows.input_ids, rows.loss_mask)], corpus.vocab_size)
+    share = len(encode_prior(prior)) / corpus.targets
     codecs = {path: make_codec(config, corpus.vocab_size) for path, config in configs.items()}
-    rests = {path: AtRest(codec, prior) for path, codec in codecs.items()}
-    shape = corpus.rows.input_ids.shape
+    rests = {path: StoredSize(codec, prior) for path, codec in codecs.items()}
+    shape = rows.input_ids.shape
     whole = {
         path: np.zeros((*shape, codec.bytes_per_position), np.uint8)
         for path, codec in codecs.items()
@@ -89,7 +84,7 @@ def _encode(configs: Mapping[Path, CodecConfig], corpus: Corpus) -> None:
             whole[path][row, mask] = payload
             rests[path].add(_contexts(corpus, row), payload)
             ids[path] += _distinct(codecs[path], payload)
-        print(f"codecs: {row + 1} of {len(corpus)} rows", flush=True)
+        log(f"codecs: {row + 1} of {len(corpus)} rows")
     for path, codec in codecs.items():
         rest = rests[path].bytes_per_position() + (share if packable(codec) else 0)
         figures = np.array([codec.bytes_per_position, rest, ids[path] / corpus.targets])
@@ -100,7 +95,7 @@ def _encode(configs: Mapping[Path, CodecConfig], corpus: Corpus) -> None:
 
 
 def _payloads(codecs: Mapping[Any, Codec], corpus: Corpus, row: int) -> dict[Any, np.ndarray]:
-    """The targets of a row through each codec, [P, bytes] uint8."""
+    """Return the targets of a row through each codec, [P, bytes] uint8."""
     logits, found = corpus.logits(row), {}
     mask = torch.from_numpy(corpus.rows.loss_mask[row])
     sample = torch.from_numpy(corpus.rows.sample_ids[row : row + 1])
@@ -115,7 +110,7 @@ def _contexts(corpus: Corpus, row: int) -> np.ndarray:
 
 
 def _distinct(codec: Codec, payload: np.ndarray) -> int:
-    """How many ids with some probability the positions have, an id once a position."""
+    """Count the ids with some probability, each once a position."""
     found = codec.decode(torch.from_numpy(payload))
     assert isinstance(found, SparseTargets)
     ids = torch.where(found.probs > 0, found.ids, -1).sort(dim=-1).values

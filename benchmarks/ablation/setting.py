@@ -1,4 +1,4 @@
-"""The run that all arms share, and what is kept of an arm that is finished."""
+"""The run that all variants share, and the scores of finished variants."""
 
 import hashlib
 import json
@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import log
 from kdscale.config import RunConfig
 from kdscale.config.base import Config
 
 ROW_LENGTH, ROWS, HELD_OUT_ROWS = 256, 400, 32
 BATCH_ROWS = 4
 CALM = {"learning_rate": 2e-3, "warmup_share": 0.1, "final_learning_rate_share": 0}
-"""Slower than what trains fastest: arms are to differ by their targets, not by chaos."""
+"""Slower than the fastest rate, so that variants differ by their targets, not by chaos."""
 
 NARROW = {
     "hidden_size": 192,
@@ -37,7 +38,7 @@ def make_config(
     optimiser: dict[str, Any] | None = None,
     global_batch_size: int = BATCH_ROWS,
 ) -> RunConfig:
-    """One pass over as many rows as `rows`; by default in a uniform order."""
+    """Return the config of one pass over `rows` rows, by default in a uniform order."""
     return RunConfig.model_validate(
         {
             "name": "ablation",
@@ -64,7 +65,7 @@ def make_config(
 
 
 def arguments_of(config: Config) -> dict[str, Any]:
-    """What is set in a config, as plain JSON: fields that others add later change nothing."""
+    """Return what is set in a config as plain JSON; fields added later change nothing."""
     kind = getattr(config, "kind", None)
     return config.model_dump(mode="json", exclude_defaults=True) | {"kind": kind}
 
@@ -72,7 +73,7 @@ def arguments_of(config: Config) -> dict[str, Any]:
 def once(
     folder: Path, name: str, settings: list[Any], run: Callable[[], dict[str, float]]
 ) -> dict[str, float]:
-    """What `run` gives, or what it gave before with equal `settings` (plain JSON)."""
+    """Return the result of `run`, or the one kept from a call with equal `settings`, plain JSON."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / f"{name}-{digest}.json"
     if not path.exists():
@@ -82,7 +83,5 @@ def once(
         part.write_text(json.dumps(found))
         part.rename(path)
     found = json.loads(path.read_text())
-    print(
-        f"{name:26} " + "  ".join(f"{key} {value:.4f}" for key, value in found.items()), flush=True
-    )
+    log(f"{name:26} " + "  ".join(f"{key} {value:.4f}" for key, value in found.items()))
     return found

@@ -1,4 +1,4 @@
-"""A student of one arm: trained by kdscale's own loop, loss and back end, on rows in memory."""
+"""Student of one variant: trained by kdscale's loop, loss and back end, on rows in memory."""
 
 import time
 from collections.abc import Iterator
@@ -32,16 +32,15 @@ WORKER = Rank(0, 1, torch.device("cpu"))
 
 
 @dataclass(frozen=True)
-class Arm:
-    """What an arm learns from: payload [R, T, bytes] uint8 and the codec that reads it; without
-    one, from the labels alone."""
+class Variant:
+    """Targets of a variant: payload [R, T, bytes] uint8 and its codec, or labels alone."""
 
     payload: np.ndarray | None = None
     codec: Any = None
 
 
 class Students:
-    """Starts students, each with the same weights for the same seed."""
+    """Factory of students, each with the same weights for the same seed."""
 
     def __init__(self, config: RunConfig, teacher: Path, corpus: Corpus) -> None:
         student, shape = config.distill.student, load_config_of(teacher)
@@ -59,7 +58,7 @@ class Students:
             self._kept = self._plan.keep(calibrate(student.width, teacher, None, sample, WORKER))
 
     def start(self, config: RunConfig, vocab_size: int) -> Backend:
-        """A student before its first step."""
+        """Return a student before its first step."""
         return make_backend(
             lambda: build_student(self._plan, self._teacher, self._kept, config.seed),
             partial(ModelWithHead, vocab_size=vocab_size),
@@ -69,17 +68,17 @@ class Students:
         )
 
 
-def run_arm(
+def run_variant(
     config: RunConfig,
     students: Students,
     corpus: Corpus,
     held_out: Corpus,
-    arm: Arm,
+    variant: Variant,
     difficulty: np.ndarray,
 ) -> dict[str, float]:
-    """What a student trained on `corpus` scores on `held_out`."""
+    """Train a student on `corpus` and return its scores on `held_out`."""
     started = time.perf_counter()
-    found = evaluate(train_student(config, students, corpus, arm, difficulty), held_out)
+    found = evaluate(train_student(config, students, corpus, variant, difficulty), held_out)
     return {
         "loss": found["loss"],
         "kl": found["kl_teacher_student"],
@@ -93,35 +92,28 @@ def train_student(
     config: RunConfig,
     students: Students,
     corpus: Corpus,
-    arm: Arm,
+    variant: Variant,
     difficulty: np.ndarray,
 ) -> Backend:
-    """A student that was trained on `corpus`, in the order that the config gives rows of such
-    difficulty ([R])."""
+    """Train a student on `corpus`, its rows ordered by the config and their `difficulty` [R]."""
     backend = students.start(config, corpus.vocab_size)
-    loss = LabelsLoss() if arm.codec is None else DistillationLoss(config, arm.codec, None)
+    loss = LabelsLoss() if variant.codec is None else DistillationLoss(config, variant.codec, None)
     train(
         backend=backend,
         training=config.distill.training,
         worker=WORKER,
         start=Progress(),
-        steps=read_steps(config, corpus, arm, difficulty),
+        steps=read_steps(config, corpus, variant, difficulty),
         compute_loss=loss,
-        hooks=Callbacks(
-            log=lambda step, tokens, metrics: None,
-            validate=lambda: {"loss": 0.0},  # no decision hangs on it here
-            save=lambda progress: None,
-            progress=lambda done, tokens: None,
-            extra=lambda step, indices: {},
-        ),
+        callbacks=Callbacks(validate=lambda: {"loss": 0.0}),  # no decision hangs on it here
     )
     return backend
 
 
 def read_steps(
-    config: RunConfig, corpus: Corpus, arm: Arm, difficulty: np.ndarray
+    config: RunConfig, corpus: Corpus, variant: Variant, difficulty: np.ndarray
 ) -> Iterator[Step[MicroBatch]]:
-    """The rows of every step, in micro-batches."""
+    """Yield the rows of every step, in micro-batches."""
     training = config.distill.training
     sampler = CurriculumSampler(
         config.distill.curriculum,
@@ -134,21 +126,21 @@ def read_steps(
     for step in range(training.steps):
         batch = sampler.batch(step)
         parts = np.array_split(batch, _micro_batches(config))
-        micro_batches = [micro_batch(corpus, arm, part) for part in parts]
+        micro_batches = [micro_batch(corpus, variant, part) for part in parts]
         yield Step(micro_batches, sum(int(each.rows.mask.sum()) for each in micro_batches), batch)
 
 
-def micro_batch(corpus: Corpus, arm: Arm, rows: np.ndarray) -> MicroBatch:
-    """Rows as a step has them."""
+def micro_batch(corpus: Corpus, variant: Variant, rows: np.ndarray) -> MicroBatch:
+    """Return rows as one micro-batch."""
     made, shape = row_tensors(corpus.rows.take(rows), WORKER.device), corpus.rows.input_ids.shape
     empty = np.empty((len(rows), shape[1], 0), np.uint8)
-    payload = empty if arm.payload is None else arm.payload[rows]
+    payload = empty if variant.payload is None else variant.payload[rows]
     return MicroBatch(made, torch.from_numpy(payload), None)
 
 
 @torch.no_grad()
 def evaluate(backend: Backend, corpus: Corpus) -> DomainMetrics:
-    """Scores on all rows, against the labels and against the teacher's own distribution."""
+    """Score all rows against the labels and the teacher's distribution."""
     backend.model.eval()
     sums = LanguageModelSums()
     for row in range(len(corpus)):

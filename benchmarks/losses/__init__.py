@@ -1,1 +1,1 @@
-"""The losses that benchmarks/loss.py compares, one module a library."""
+"""Losses that benchmarks/loss.py compares."""

@@ -1,9 +1,8 @@
-"""The work that all arms do, and what its gradients are, by definition and in float64.
+"""The work of all losses, and its gradients by definition, in float64.
 
 P positions of a student's hidden states [P, D] and its head's weight [V, D], and a teacher's. The
-teacher is narrow, so that multiplying its head too costs an arm little. An arm gives the mean over
-positions of w KL(t || q) + (1 - w) cross-entropy, for its own w and its own t, which is what it is
-given of the teacher.
+teacher is narrow, so that multiplying its head too costs little. A loss is the mean over positions
+of w KL(t || q) + (1 - w) cross-entropy, for its own w and its own t, the targets it is given.
 """
 
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ _SLICE = 128
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Hidden states and weight are leaves, whose gradients are wanted."""
+    """One problem; hidden states and weight are leaves, whose gradients are wanted."""
 
     hidden: Tensor  # [P, D] float32
     weight: Tensor  # [V, D] float32
@@ -31,45 +30,45 @@ class Problem:
 
     @property
     def vocab_size(self) -> int:
-        """V."""
+        """Size of the vocabulary, V."""
         return len(self.weight)
 
     @property
     def gradient_bytes(self) -> int:
-        """Of the result itself, which no arm can do without."""
+        """Size of the result itself, which no loss can do without."""
         return 4 * (self.hidden.numel() + self.weight.numel())
 
     def slices(self) -> list[slice]:
-        """Few positions at a time, for what is prepared."""
+        """Return slices of a few positions, for preparation."""
         return [slice(start, start + _SLICE) for start in range(0, len(self.labels), _SLICE)]
 
     @torch.no_grad()
     def teacher_logits(self, part: slice = slice(None)) -> Tensor:
-        """[P, V] float32, of some positions or of all."""
+        """Return the teacher's logits of some positions or all, [P, V] float32."""
         return self.teacher_hidden[part] @ self.teacher_weight.T
 
 
-class Arm(Protocol):
+class Loss(Protocol):
     """One way to get from hidden states and weight to the loss and both gradients."""
 
     packages: tuple[str, ...]
     kd_weight: float
 
     def prepare(self, problem: Problem) -> Any:
-        """What is given of the teacher; neither timed nor counted."""
+        """Return the teacher's targets in its own form; neither timed nor counted."""
         ...
 
     def loss(self, problem: Problem, given: Any) -> Tensor:
-        """The mean over positions, for autograd to differentiate."""
+        """Return the mean over positions, for autograd to differentiate."""
         ...
 
     def target(self, problem: Problem, given: Any) -> Tensor:
-        """[P, V] float64: t. What it lacks to 1 is the mass of all ids of probability 0, as one."""
+        """Return t, [P, V] float64; ids of probability 0 have the mass it lacks, as one."""
         ...
 
 
 def make_problem(positions: int, vocab_size: int, width: int) -> Problem:
-    """Equal arguments give equal problems."""
+    """Return the problem of these sizes, always the same one."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(vocab_size, (positions,), generator=generator)
     tensors = [
@@ -83,19 +82,19 @@ def make_problem(positions: int, vocab_size: int, width: int) -> Problem:
     )
 
 
-def gradient_error(arm: Arm, problem: Problem) -> float:
-    """How far the arm's gradients are from those of its objective in float64, relative."""
-    given = arm.prepare(problem)
-    arm.loss(problem, given).backward()
+def gradient_error(loss: Loss, problem: Problem) -> float:
+    """Return the relative error of a loss's gradients against its objective in float64."""
+    given = loss.prepare(problem)
+    loss.loss(problem, given).backward()
     leaves = [leaf.detach().double().requires_grad_() for leaf in (problem.hidden, problem.weight)]
     log_q = (leaves[0] @ leaves[1].T).log_softmax(-1)
-    t = arm.target(problem, given)
+    t = loss.target(problem, given)
     listed = (t > 0).double()
     rest = (1 - t.sum(-1)).clamp_min(0)
     others = (1 - (listed * log_q.exp()).sum(-1)).clamp_min(1e-12)
     distillation = -(t * log_q).sum(-1) - rest * others.log()
     cross_entropy = F.nll_loss(log_q, problem.labels, reduction="none")
-    w = arm.kd_weight
+    w = loss.kd_weight
     (w * distillation + (1 - w) * cross_entropy).mean().backward()
     errors = []
     for found, exact in zip((problem.hidden, problem.weight), leaves, strict=True):

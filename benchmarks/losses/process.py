@@ -1,15 +1,14 @@
-"""The processes that the arms live in."""
+"""Processes that the losses live in."""
 
 import json
 import subprocess
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from benchmarks.common import ROOT
 
 
 class Process:
-    """An arm's process. One that fails is left out from then on, and `failure` says why."""
+    """Process of one loss. After a failure, whose reason is in `failure`, it is left out."""
 
     def __init__(self, name: str, module: str, python: str) -> None:
         self.name = name
@@ -25,7 +24,7 @@ class Process:
 
     @property
     def about(self) -> dict[str, Any]:
-        """Its first line, `gradient_error` and `versions`; empty where it has failed.
+        """First line, with `gradient_error` and `versions`; empty where the process has failed.
 
         All processes are started before the first of them is waited for.
         """
@@ -34,7 +33,7 @@ class Process:
         return self._about
 
     def measure(self, positions: int, vocab_size: int) -> dict[str, Any] | None:
-        """One loss; None where the process has failed."""
+        """Measure once; None where the process has failed."""
         if not self.about or self.failure is not None:
             return None
         assert self._process.stdin
@@ -44,7 +43,7 @@ class Process:
         return self._read()
 
     def end(self) -> None:
-        """No more jobs."""
+        """Close the input and wait for the process."""
         assert self._process.stdin
         self._process.stdin.close()
         self._process.wait()

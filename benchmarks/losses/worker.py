@@ -1,12 +1,11 @@
-"""One arm in a process of its own, which measures what it is told to.
+"""Process of one loss, which measures on request.
 
-    python -m benchmarks.losses.worker MODULE ARM
+    python -m benchmarks.losses.worker MODULE NAME
 
-The first line it prints says how far the arm's gradients are from the exact ones on a small
-problem, and its libraries' versions. From then on it answers every line on its input, positions and
-vocabulary, with one measurement: loss and both gradients, once. Dense teacher logits are made anew
-each time and freed after it, so that all arms fit into memory. An arm that cannot run answers with
-its `failure`, and ends.
+The first line it prints has the error of the loss's gradients on a small problem and its libraries'
+versions. Then it answers every line on its input, positions and vocabulary, with one measurement:
+loss and both gradients, once. Dense teacher logits are made anew each time and freed after it, so
+that all losses fit into memory. A loss that cannot run answers with its `failure`, and ends.
 
 Peak memory is the high-water mark of the process over the measurement, set back before it, less
 what was resident then: inputs and what is given of the teacher are not counted, both gradients are.
@@ -25,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.losses.problem import Arm, Problem, gradient_error, make_problem
+from benchmarks.losses.problem import Loss, Problem, gradient_error, make_problem
 
 THREADS = 2
 WIDTH = 576
@@ -35,7 +34,7 @@ _LONGEST_FAILURE = 300
 
 
 def main(module: str, name: str) -> None:
-    """Answer, or say why not."""
+    """Serve, or answer with the failure."""
     try:
         serve(module, name)
     except Exception as error:
@@ -44,28 +43,28 @@ def main(module: str, name: str) -> None:
 
 
 def serve(module: str, name: str) -> None:
-    """Check the arm, then measure."""
+    """Check the gradients, then measure."""
     torch.set_num_threads(THREADS)
-    arm: Arm = importlib.import_module(f"benchmarks.losses.{module}").ARMS[name]
-    error = gradient_error(arm, make_problem(*_SMALL))
+    loss: Loss = importlib.import_module(f"benchmarks.losses.{module}").LOSSES[name]
+    error = gradient_error(loss, make_problem(*_SMALL))
     assert error < _LARGEST_ERROR, f"{name}: gradients are off by {error:.2g}"
-    versions = {package: version(package) for package in arm.packages}
+    versions = {package: version(package) for package in loss.packages}
     _answer({"gradient_error": error, "versions": versions})
     for line in sys.stdin:
-        _answer(measure(arm, **json.loads(line)))
+        _answer(measure(loss, **json.loads(line)))
 
 
-def measure(arm: Arm, positions: int, vocab_size: int) -> dict[str, Any]:
-    """Seconds and MiB of one loss with its gradients."""
+def measure(function: Loss, positions: int, vocab_size: int) -> dict[str, Any]:
+    """Return seconds and MiB of one loss with its gradients."""
     problem = _problem(positions, vocab_size)
-    given = arm.prepare(problem)
+    given = function.prepare(problem)
     gc.collect()
     # What the allocator keeps of freed memory would hide as much of the peak.
     ctypes.CDLL(None).malloc_trim(0)
     _reset_peak()
     before = _status_mib("VmRSS")
     started = time.perf_counter()
-    loss = arm.loss(problem, given)
+    loss = function.loss(problem, given)
     loss.backward()
     seconds = time.perf_counter() - started
     peak = _status_mib("VmHWM") - before
@@ -89,7 +88,7 @@ def _reset_peak() -> None:
 
 
 def _status_mib(field: str) -> float:
-    """A field of /proc/self/status in MiB."""
+    """Return a field of /proc/self/status in MiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024

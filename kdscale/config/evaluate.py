@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from kdscale.config.base import Config, Place, Temperature
+from kdscale.config.operational import Operational
 from kdscale.config.training import WorkersConfig
 
 
@@ -46,12 +47,12 @@ class SamplesConfig(Config):
 class EvaluateConfig(Config):
     """The evaluate stage."""
 
-    workers: WorkersConfig = WorkersConfig()
+    workers: Operational[WorkersConfig] = WorkersConfig()
 
-    micro_batch_size: int = Field(default=8, gt=0)
+    micro_batch_size: Operational[int] = Field(default=8, gt=0)
     """Rows of one forward on one rank."""
 
-    teacher_zero: Literal[0, 3] = 3
+    teacher_zero: Operational[Literal[0, 3]] = 3
     """ZeRO stage of the teacher here; students are whole on each worker."""
 
     speed: SpeedConfig | None = SpeedConfig()

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from kdscale.config.base import Config
+from kdscale.config.operational import Operational
 
 
 class LayerChoice(Config):
@@ -49,7 +50,7 @@ class WidthConfig(Config):
     calibration_sequences: int = Field(default=64, gt=0)
     """Training rows that the teacher reads to find out which dimensions are active."""
 
-    teacher_zero: Literal[0, 3] = 3
+    teacher_zero: Operational[Literal[0, 3]] = 3
     """ZeRO stage of the teacher there: 3 shards it over the workers, 0 gives each a whole copy."""
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from kdscale.config.base import LEAST_TEMPERATURE, MOST_TEMPERATURE, Config
 from kdscale.config.curriculum import Schedule
+from kdscale.config.operational import Operational
 
 LayerPairs = Annotated[tuple[tuple[int, int], ...], Field(min_length=1)]
 
@@ -63,7 +64,7 @@ class OnlineConfig(Config):
     distribution, for every divergence and at any temperature, and what its layers do.
     """
 
-    zero: Literal[0, 3] = 0
+    zero: Operational[Literal[0, 3]] = 0
     """0: the teacher whole on every worker; 3: sharded over them (DeepSpeed ZeRO-3)."""
 
     temperature: Schedule | None = None

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from kdscale.config.base import Config, Place, not_finite
+from kdscale.config.operational import Operational
 from kdscale.config.training import TrainingConfig, WorkersConfig, ZeroConfig
 
 
@@ -45,7 +46,7 @@ class TeacherConfig(Config):
     """How a teacher is trained here: from the start, or further from `load`. What the model in
     `load` lacks for the run's task, such as a classifier's head, starts at random."""
 
-    workers: WorkersConfig = WorkersConfig()
+    workers: Operational[WorkersConfig] = WorkersConfig()
     """Workers that train it."""
 
     @model_validator(mode="after")
@@ -60,13 +61,13 @@ class TeacherConfig(Config):
 class CaptureConfig(Config):
     """How the teacher runs over the rows to be cached."""
 
-    workers: WorkersConfig = WorkersConfig()
+    workers: Operational[WorkersConfig] = WorkersConfig()
 
-    zero: ZeroConfig = ZeroConfig(stage=3)
+    zero: Operational[ZeroConfig] = ZeroConfig(stage=3)
     """3 shards the teacher, so that no rank ever holds all of it; 0 gives each worker a whole
     copy."""
 
-    micro_batch_size: int = Field(default=8, gt=0)
+    micro_batch_size: Operational[int] = Field(default=8, gt=0)
     """Rows of one forward on one rank."""
 
     queue_batches: int = Field(default=4, ge=1)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from kdscale.config.base import Config
+from kdscale.config.operational import Operational
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -143,18 +144,18 @@ class TrainingConfig(Config):
     global_batch_size: int = Field(gt=0)
     """Rows in a global batch, over all ranks and micro-batches."""
 
-    micro_batch_size: int = Field(default=8, gt=0)
+    micro_batch_size: Operational[int] = Field(default=8, gt=0)
     """Rows of one forward and backward on one rank; gradients accumulate over them."""
 
     optimiser: OptimiserConfig = OptimiserConfig()
 
-    zero: ZeroConfig = ZeroConfig()
+    zero: Operational[ZeroConfig] = ZeroConfig()
 
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Sets every dropout that the architecture has, against overfitting. As the architecture or the
     teacher has it, if not given."""
 
-    activation_checkpointing: bool = False
+    activation_checkpointing: Operational[bool] = False
     """Compute the activations of each layer again in the backward pass instead of keeping them:
     less memory for about a third more time."""
 
@@ -165,7 +166,7 @@ class TrainingConfig(Config):
     keep: Literal["best", "last"] = "last"
     """The model to publish: the one with the lowest validation loss, or that of the last step."""
 
-    log_every: int = Field(default=10, gt=0)
+    log_every: Operational[int] = Field(default=10, gt=0)
     """Steps between two logged lines."""
 
     validate_every: int = Field(default=100, gt=0)
@@ -174,6 +175,6 @@ class TrainingConfig(Config):
     validation_sequences: int = Field(default=64, gt=0)
     """Rows of such a pass."""
 
-    checkpoint_every: int = Field(default=100, gt=0)
+    checkpoint_every: Operational[int] = Field(default=100, gt=0)
     """Steps between two checkpoints. The last two, and of `keep: best` the best one, are kept until
     the model is published."""

@@ -78,9 +78,9 @@ def check_positions(config: Any, length: int, what: str) -> None:
     for kind, limit in _row_limits(config):
         if length > limit:
             raise KdscaleError(
-                f"The {what}, a {config.model_type!r}, scales the positions of rows of more than "
-                f"{limit} tokens ({kind}), those of short documents in them too: in rows of "
-                f"{length} tokens a document would get other logits than alone.",
+                f"The {what}, a {config.model_type!r}, scales the positions of sequences of more "
+                f"than {limit} tokens ({kind}), those of short documents in them too: in sequences "
+                f"of {length} tokens a document would get other logits than alone.",
                 f"Set data.seq_len to at most {limit}.",
             )
     usable = usable_positions(config)
@@ -105,7 +105,7 @@ def position_notes(config: Any, length: int, what: str) -> list[str]:
     if length <= extent:
         return []
     return [
-        f"Rows of {length:,} tokens are longer than the {extent:,} positions that the {what} "
+        f"Sequences of {length:,} tokens are longer than the {extent:,} positions that the {what} "
         f"({config.model_type}) was made for: what it says beyond them may be worth little."
     ]
 

@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 
-from kdscale.distributed.failures import is_mendable
 from kdscale.errors import KdscaleError
 from kdscale.models.chunked_classifier import row_multiple
 from kdscale.models.forward import RowTensors, intercept_lm_head, model_task, unwrapped
 from kdscale.models.tasks import describe_task
 
 LogitsAt = Callable[[RowTensors], torch.Tensor]
-"""The logits [P, V] that a run computes at the P positions of rows that count, row after row."""
+"""The logits [P, V] that a run computes at the P positions of sequences that count, in order."""
 
 _SHORT = 8  # tokens of the last packed document
 _FIRST, _LAST = 16, 48  # positions of a document that are compared
@@ -58,7 +57,7 @@ def check_sequences(model: torch.nn.Module, logits_at: LogitsAt, kind: SequenceS
     found = trial.in_rows(rows)
     trial.refuse(
         trial.error(trial.in_rows(rows), found),
-        "gives other logits when the same rows are run again",
+        "gives other logits when the same sequences are run again",
         "Dropout or noise stays on in it: set the dropouts in its config to 0, or choose another "
         "model.",
     )
@@ -73,7 +72,7 @@ def check_sequences(model: torch.nn.Module, logits_at: LogitsAt, kind: SequenceS
         )
     trial.refuse(
         trial.error(found, alone),
-        f"gives a document other logits in a row of {kind.seq_len} tokens than alone",
+        f"gives a document other logits in a sequence of {kind.seq_len} tokens than alone",
         "Set data.seq_len to what the model was trained with, or choose another architecture.",
     )
     if kind.packs and trial.packed:
@@ -89,7 +88,9 @@ def _check_packed(
     try:
         found = trial.in_rows(rows)
     except _REFUSALS as error:
-        if isinstance(error, torch.OutOfMemoryError) or is_mendable(error):
+        from kdscale.distributed.failures import is_retryable  # which needs the store
+
+        if isinstance(error, torch.OutOfMemoryError) or is_retryable(error):
             raise  # of the machine, not of the architecture
         raise KdscaleError(
             f"{trial.name} cannot keep packed documents apart: {error}", "Set data.pack to false."

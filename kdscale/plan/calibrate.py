@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from kdscale.cache.codecs import make_codec, uniforms
-from kdscale.cache.fidelity.stored_size import AtRest
+from kdscale.cache.fidelity.stored_size import StoredSize
 from kdscale.cache.format.prior import count_prior
 from kdscale.config import RunConfig
 from kdscale.config.training import TrainingConfig
@@ -46,7 +46,7 @@ from kdscale.run.artifacts import RunArtifacts
 from kdscale.store import Store, open_store
 from kdscale.train.backends.base import make_backend
 from kdscale.train.batches import micro_batches_per_rank
-from kdscale.train.loop import Callbacks, LossSums, Progress, Step, train
+from kdscale.train.loop import Callbacks, MicroBatchLoss, Progress, Step, train
 from kdscale.train.throughput import peak_memory
 from kdscale.workers.group import run_workers
 from kdscale.workers.progress import stage_progress
@@ -255,7 +255,7 @@ def _stored_payload(job: MeasureJob, prepared: Store, rank: Rank, model: torch.n
     texts = table.take(spread(_PRIOR_ROWS, len(table)))
     codec = make_codec(cache.codec, job.vocab_size)
     prior = count_prior([(texts.input_ids, texts.loss_mask)], job.vocab_size)
-    stored = AtRest(codec, prior, chunk=cache.sequences_per_chunk * length)
+    stored = StoredSize(codec, prior, chunk=cache.sequences_per_chunk * length)
     chosen = spread(max(size, _STORED_POSITIONS // length), len(table))
     for first in range(0, len(chosen), size):
         rows = table.take(chosen[first : first + size])
@@ -290,7 +290,7 @@ def _teacher_step(job: MeasureJob, training: TrainingConfig, rank: Rank) -> floa
     ids, segments = _random_rows(job, rows, rank.device)
     mask = _next_token_mask(ids)
 
-    def loss(model: ModelWithHead, batch: Any, step: int) -> LossSums:
+    def loss(model: ModelWithHead, batch: Any, step: int) -> MicroBatchLoss:
         labels = torch.roll(ids, -1, dims=1)[mask]
         found = head_and_loss(model.hidden(ids, segments)[mask], model.head, labels).objective
         return found, {"loss": found.detach()}
@@ -314,13 +314,6 @@ def _step_seconds(
     wrap = partial(ModelWithHead, vocab_size=job.vocab_size)
     backend = make_backend(partial(build_model, shape, 0), wrap, training, count, rank)
     step = Step([batch] * count, count * targets, np.arange(training.global_batch_size))
-    hooks = Callbacks(
-        log=lambda step, tokens, metrics: None,
-        validate=lambda: {"loss": 0.0},
-        save=lambda progress: None,
-        progress=lambda done, tokens: None,
-        extra=lambda step, indices: {},
-    )
 
     def run(steps: int) -> list[float]:
         stamps: list[float] = []
@@ -339,7 +332,7 @@ def _step_seconds(
             start=Progress(),
             steps=timed(),
             compute_loss=loss,
-            hooks=hooks,
+            callbacks=Callbacks(validate=lambda: {"loss": 0.0}),
         )
         stamps.append(time.perf_counter())
         return [after - before for before, after in pairwise(stamps)]

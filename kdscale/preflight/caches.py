@@ -10,12 +10,15 @@ from kdscale.cache.commit.manifest import load_manifest
 from kdscale.cache.origin import read_facts, read_tokenizer
 from kdscale.cache.read.concat import check_alike, drawn_rows
 from kdscale.cache.spec import FORMAT, Identity
+from kdscale.config import RunConfig
+from kdscale.config.base import Config
 from kdscale.config.loss import check_defined
+from kdscale.config.operational import recipe
 from kdscale.data.tokenizer import TOKENIZER_FILE
 from kdscale.errors import KdscaleError
 from kdscale.models.hf_folder import is_folder, read_marker, weights_digest
 from kdscale.preflight.context import KnownData
-from kdscale.run.artifacts import NEEDED_OF_CACHE, NEEDED_OF_CACHES, OPERATIONAL, RunArtifacts
+from kdscale.run.artifacts import NEEDED_OF_CACHE, NEEDED_OF_CACHES, RunArtifacts
 from kdscale.run.finished_run import FinishedRun
 from kdscale.store import Store, open_store
 
@@ -170,13 +173,15 @@ def differing_fields(run: RunArtifacts) -> list[str]:
         base = FinishedRun(run.source).config
     except KdscaleError:
         return []
-    theirs, mine = base.model_dump(mode="json"), run.config.model_dump(mode="json")
     return [
         f"{field}: the base has {json.dumps(have)}, this run {json.dumps(want)}"
-        for field, have, want in _differing(
-            {name: theirs[name] for name in _SHARED}, {name: mine[name] for name in _SHARED}
-        )
+        for field, have, want in _differing(_shared(base), _shared(run.config))
     ]
+
+
+def _shared(config: RunConfig) -> dict[str, Any]:
+    parts = {name: getattr(config, name) for name in _SHARED}
+    return {n: recipe(part) if isinstance(part, Config) else part for n, part in parts.items()}
 
 
 def _differing(theirs: Any, mine: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -185,9 +190,8 @@ def _differing(theirs: Any, mine: Any, name: str = "") -> Iterator[tuple[str, An
             yield name, theirs, mine
         return
     for key in {**theirs, **mine}:
-        if key not in OPERATIONAL:
-            field = f"{name}.{key}" if name else str(key)
-            yield from _differing(theirs.get(key), mine.get(key), field)
+        field = f"{name}.{key}" if name else str(key)
+        yield from _differing(theirs.get(key), mine.get(key), field)
 
 
 def describe_difference(theirs: bytes, mine: Path) -> str:

@@ -20,7 +20,7 @@ from kdscale.models.tasks import TaskSpec, longest_input
 from kdscale.preflight.context import Context, KnownData
 from kdscale.preflight.small_model import Probe
 from kdscale.teacher.pretrained import teacher_config
-from kdscale.train.optimiser import parameter_groups
+from kdscale.train.state import parameter_groups
 
 # Of a tokenizer that is out of sight.
 _SOME_IDS = 32_000

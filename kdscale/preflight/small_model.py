@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kdscale.errors import KdscaleError
-from kdscale.models.attention import check_attention
+from kdscale.models.attention_check import check_attention
 from kdscale.models.chunked_classifier import CHUNKS
 from kdscale.models.forward import compute_logits, model_task, target_logits
 from kdscale.models.head import ModelWithHead

@@ -1,4 +1,4 @@
-"""What the processes of the fault tests do to a cache."""
+"""Captures of the fault tests, each in a process."""
 
 import itertools
 import logging
@@ -67,13 +67,15 @@ class WatchedStore:
 
 
 def watched(planted: Planted, watch: Callable[[Call, Moment], None]) -> Planted:
-    """The same content behind a watched store."""
+    """Return the same content behind a watched store."""
     return replace(planted, store=cast(Store, WatchedStore(planted.store, watch)))
 
 
 def capture(_: Pipe | None, planted: Planted, put_if_absent: PutIfAbsent | None = None) -> int:
-    """A capture from its plan to its manifest, which goes on where an earlier one ended. The number
-    of shards that it committed."""
+    """Capture from the plan to the manifest; return how many shards were committed.
+
+    It resumes where an earlier capture ended.
+    """
     generation = planted.agree(put_if_absent=put_if_absent)
     vars(planted)["generation"] = generation  # It need not agree a second time.
     writer = ShardWriter(planted.store, planted.identity, generation, put_if_absent)
@@ -84,7 +86,7 @@ def capture(_: Pipe | None, planted: Planted, put_if_absent: PutIfAbsent | None 
 
 
 def capture_recorded(pipe: Pipe, planted: Planted) -> list[Call]:
-    """The store calls of an undisturbed capture."""
+    """Return the store calls of an undisturbed capture."""
     calls: list[Call] = []
 
     def watch(call: Call, moment: Moment) -> None:
@@ -96,7 +98,7 @@ def capture_recorded(pipe: Pipe, planted: Planted) -> list[Call]:
 
 
 def capture_killed(pipe: Pipe, planted: Planted, number: int, moment: Moment) -> None:
-    """A capture that is killed at a call."""
+    """Capture, and be killed at a call."""
 
     def watch(call: Call, now: Moment) -> None:
         if (call.number, now) == (number, moment):
@@ -106,7 +108,7 @@ def capture_killed(pipe: Pipe, planted: Planted, number: int, moment: Moment) ->
 
 
 def capture_held(pipe: Pipe, planted: Planted, number: int, moment: Moment) -> int:
-    """A capture that says so when it comes to a call, and waits there to be told to go on."""
+    """Capture, say so at a call, and wait there for a message."""
 
     def watch(call: Call, now: Moment) -> None:
         if (call.number, now) == (number, moment):
@@ -116,7 +118,7 @@ def capture_held(pipe: Pipe, planted: Planted, number: int, moment: Moment) -> i
 
 
 def capture_together(pipe: Pipe, planted: Planted, meeting: Barrier) -> int:
-    """A capture that starts, and makes each of its commits, at the same moment as the others."""
+    """Capture, starting and committing at the same moment as the others."""
     planted.store.exists("connected")
 
     def commit(key: str, data: bytes) -> bool:
@@ -135,7 +137,7 @@ def capture_together(pipe: Pipe, planted: Planted, meeting: Barrier) -> int:
 
 
 def capture_and_read(pipe: Pipe, planted: Planted) -> CachedRows:
-    """A capture, and what it decodes to for a reader in the same process."""
+    """Capture, and return the cache as a reader in this process decodes it."""
     capture(pipe, planted)
     return decoded(planted.store)
 

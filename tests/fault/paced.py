@@ -55,4 +55,4 @@ def train_paced(job: PacedJob) -> None:
         return uniform_batch(position, rows, *rest)
 
     teacher_train.uniform_batch = batch  # type: ignore[assignment]
-    teacher_train.train_teacher(job)
+    TeacherJob.run(job)

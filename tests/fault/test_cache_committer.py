@@ -1,5 +1,6 @@
 """A store that ignores the condition of a put: one process commits for all, may be killed or
-paused, and is followed by another."""
+paused, and is followed by another.
+"""
 
 import time
 import uuid
@@ -46,7 +47,8 @@ class Office(BaseManager):
 
 def commit_for_all(pipe: Pipe, store: Store, owner: str, later: float = 0.0) -> None:
     """Be the committer until killed, by a clock that is `later` seconds ahead. Says its address, or
-    why it must not commit."""
+    why it must not commit.
+    """
     try:
         committer = SingleCommitter(store, owner, LEASE, clock=lambda: time.time() + later)
     except KdscaleError as error:
@@ -84,7 +86,8 @@ def commit_until_held(pipe: Pipe, store: Store, key: str) -> None:
 
 def capture_through(pipe: Pipe, planted: Planted, address: Any, held_at: str | None = None) -> int:
     """A capture that commits through the process at `address`; waits before the commit `held_at`
-    to be told to go on."""
+    to be told to go on.
+    """
     Office.register("committer")
     office = Office(address)
     office.connect()

@@ -1,5 +1,6 @@
 """Objects that are truncated, bit-flipped, swapped or gone: each is named, and mended or captured
-again, and whatever does not need it stays readable."""
+again, and whatever does not need it stays readable.
+"""
 
 from dataclasses import fields, replace
 from itertools import product

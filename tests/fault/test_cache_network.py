@@ -1,5 +1,6 @@
 """A capture on a real S3 server over a network that loses answers, and through a restart of the
-server."""
+server.
+"""
 
 import uuid
 

@@ -39,7 +39,7 @@ def read_epoch(pipe: Pipe, store: Store, seed: int, expected: CachedRows, start:
 
 
 def fill(pipe: Pipe, planted: Planted, start: Barrier) -> int:
-    """A capture of the whole plan, as if there were no other; the shards that it committed."""
+    """Capture the whole plan, as if alone; return the shards that it committed."""
     start.wait()
     return capture(pipe, planted)
 

@@ -25,13 +25,12 @@ VOCAB = 300
 
 
 def planted(token: np.ndarray) -> np.ndarray:
-    """The next token that the teacher predicts after `token`, whatever came before."""
+    """Return the token that the teacher predicts after `token`, whatever came before."""
     return (token * 7 + 11) % VOCAB
 
 
 def save_planted_teacher(folder: Path) -> None:
-    """Embeddings are one-hot, layers add nothing, and the head maps each token to its planted
-    one."""
+    """Save a model of one-hot embeddings, idle layers and a head that gives the planted token."""
     config = LlamaConfig(
         vocab_size=VOCAB,
         hidden_size=VOCAB,
@@ -165,7 +164,7 @@ def test_masked_and_padded_positions_have_no_gradient(planted_run: Path) -> None
     loss = DistillationLoss(config, reader.codec, None)
 
     class Constant(ModelWithHead):
-        """Logits of its own at every position."""
+        """A parameter for the logits of every position."""
 
         def __init__(self) -> None:
             torch.nn.Module.__init__(self)

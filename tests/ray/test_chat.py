@@ -1,4 +1,4 @@
-"""A whole run on conversations: teacher, cache and student see the answers alone as targets."""
+"""A whole run on conversations: the answers alone are targets of teacher, cache and student."""
 
 import json
 import random
@@ -23,7 +23,7 @@ END = "<|im_end|>"
 
 
 def write_talks(path: Path, count: int, seed: int) -> None:
-    """Questions whose answers can be learned, with words around them that cannot."""
+    """Write questions whose answers can be learned, between words that cannot."""
     generator = random.Random(seed)
     with path.open("w") as file:
         for _ in range(count):
@@ -43,7 +43,7 @@ def write_talks(path: Path, count: int, seed: int) -> None:
 
 
 def chat_config(folder: Path) -> dict[str, Any]:
-    """A mixture of two files, of which the second is twice as long as it may be."""
+    """Return the config of a mixture of two files, of which the second is twice too long."""
     write_talks(folder / "first.jsonl", 500, seed=0)
     write_talks(folder / "second.jsonl", 1000, seed=1)
     config = tiny_config(folder / "none", str(folder / "output"))

@@ -1,6 +1,5 @@
-"""Every kdscale command that README and docs/ give is run by a test: here, or by the test named."""
+"""Every kdscale command of README and docs/ is run by a test: here, or by the test named."""
 
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +8,13 @@ import fsspec
 import pytest
 
 from kdscale.cli import main
+from tests.pages import PAGES, commands
 from tests.runs import FinishedRun, tiny_config, write_config
 from tests.s3 import S3Server
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 LLAMA = "jobs/configs/llama-70b.yaml"
 SHAPE = "jobs/configs/shapes/llama-3.1-70b"
 
@@ -54,9 +53,13 @@ HERE = {
     "kdscale submit run.yaml --dry-run": "jobs/run.py",
     "kdscale submit CONFIG --backend kuberay --kube cluster/kuberay.yaml --dry-run": "RayJob",
 }
-"""What each prints, for those that need no cluster of jobs. The empty one may say nothing."""
+"""Commands that need no cluster of jobs, with a text that each prints."""
 
-LONG = ("kdscale run run.yaml --only evaluate",)
+LONG = (
+    "kdscale run run.yaml --only evaluate",
+    # From a folder: test_export.py.
+    "kdscale export s3://bucket/run --to exported --format hf --format onnx --format onnx-int8",
+)
 
 SUBMITTED = "ray/test_submit.py"
 ELSEWHERE = {
@@ -67,6 +70,7 @@ ELSEWHERE = {
     "kdscale doctor [--output URL] [--cluster auto|HEAD:6379] [--json]": (
         "unit/cli/test_doctor.py::test_json"
     ),
+    "kdscale run run.yaml": "ray/test_pipeline.py::test_everything_a_run_promises_is_there",
     "kdscale run run.yaml --set distill.training.steps=500": (
         "ray/test_pipeline.py::test_another_config_does_not_replace_a_finished_student"
     ),
@@ -100,9 +104,6 @@ ELSEWHERE = {
     "kdscale plan run.yaml --tokens 100e9 --teacher FOLDER": (
         "ray/test_plan.py::test_a_calibration_with_the_teacher_at_hand_knows_its_bytes"
     ),
-    "kdscale submit run.yaml --backend local": (
-        "unit/cli/test_submit.py::test_jobs_of_this_machine_through_the_same_commands"
-    ),
     "kdscale submit run.yaml --backend kuberay": (
         "unit/cli/test_submit.py::test_dry_run_for_kubernetes_prints_the_rayjob"
     ),
@@ -127,29 +128,23 @@ ELSEWHERE = {
     "kdscale stop JOB": f"{SUBMITTED}::test_stop_winds_down",
     "kdscale stop JOB --grace 2m": f"{SUBMITTED}::test_stop_winds_down",
 }
-"""Those that need a cluster, a real model, a network or minutes: the test that does the same."""
+"""Commands that need a cluster, a real model, a network or minutes: the test that runs them."""
 
 
 def documented() -> list[str]:
-    """The commands of all pages, each once, without what explains them."""
-    found: dict[str, None] = {}
-    for page in PAGES:
-        for line in page.read_text(encoding="utf-8").splitlines():
-            if line.startswith("    kdscale "):
-                text = re.split(r"\s+#|\s{2,}", line.strip())[0]
-                found |= dict.fromkeys(part.strip() for part in text.split(";"))
-    return list(found)
+    """Return the commands of all pages, each once, without comments."""
+    return list(dict.fromkeys(commands(*PAGES)))
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where commands are run: what documents call their reader's own, and what it is here."""
+    """Place where commands are run, with its stand-ins for the paths of the documentation."""
 
     stands_for: dict[str, str]
     new: Path
 
     def arguments(self, command: str) -> list[str]:
-        """Of the documented `command`."""
+        """Return the arguments of a documented command."""
         return [self.stands_for.get(word, word) for word in command.split()[1:]]
 
 
@@ -157,7 +152,7 @@ class Place:
 def place(
     finished_run: FinishedRun, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Place:
-    """Copies of the finished run: here, twice more, and in a bucket."""
+    """Make copies of the finished run for reports and comparisons."""
     folder = tmp_path_factory.mktemp("documented")
     runs = {name: folder / name for name in ("run", "second", "third")}
     for copy in runs.values():
@@ -190,7 +185,7 @@ def place(
 
 @pytest.fixture(scope="module")
 def uploaded(finished_run: FinishedRun, s3_server: S3Server) -> None:
-    """The finished run in a bucket."""
+    """Copy the finished run to a bucket."""
     files = fsspec.filesystem(
         "s3",
         key=s3_server.env["AWS_ACCESS_KEY_ID"],

@@ -1,4 +1,4 @@
-"""The command on a run that really went through all stages."""
+"""`kdscale export` on a run that went through all stages."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What can be seen of real nodes and of a real run on them: doctor, Prometheus, status."""
+"""Doctor, Prometheus and status on real nodes and a real run on them."""
 
 import json
 import os
@@ -17,15 +17,15 @@ from ray.cluster_utils import Cluster
 
 from kdscale.config import dump_config
 from kdscale.config.training import WorkersConfig
-from kdscale.run.progress_file import Heartbeat
+from kdscale.run.progress_file import ProgressFile
 from kdscale.run.record import RunRecord
 from kdscale.run.status import RunStatus, StageStatus, run_status
 from kdscale.store import Store, open_store
 from kdscale.teacher.capture import CaptureJob
-from kdscale.tracking.prometheus import METRICS
+from kdscale.tracking.metrics import TABLE
 from kdscale.workers.group import run_workers
 from kdscale.workers.progress import stage_progress
-from tests.runs import FinishedRun, kdscale, run_kdscale
+from tests.runs import FinishedRun, kdscale, run_kdscale, run_program
 from tests.s3 import S3Server
 from tests.unit.teacher.test_capture import CAPTURED, make_subject
 
@@ -38,7 +38,7 @@ SERIES = re.compile(r"^ray_(kdscale_\w+)\{(.*)\} (\S+)$", re.M)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Two nodes of one CPU each on this machine."""
+    """Start two nodes of one CPU each on this machine."""
     # The nodes must find this package where this process does.
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     with pytest.MonkeyPatch.context() as patch:
@@ -59,8 +59,8 @@ def cluster() -> Iterator[Cluster]:
 
 
 def doctor(*arguments: str, env: dict[str, str]) -> tuple[int, dict[str, dict[str, str]]]:
-    """(exit code, findings by name)."""
-    code, text = run_kdscale("doctor", "--json", *arguments, env=env)
+    """Run `kdscale doctor` and return (exit code, findings by name)."""
+    code, text = run_program("doctor", "--json", *arguments, env=env)
     found = json.loads(text.splitlines()[-1])
     return code, {check["name"]: check for check in found["checks"]}
 
@@ -119,7 +119,7 @@ Series = dict[str, list[tuple[dict[str, str], float]]]
 
 
 def scrape() -> Series:
-    """What a Prometheus server would read of all nodes: series by name."""
+    """Return the series of all nodes by name, as a Prometheus server would read them."""
     found: Series = {}
     for node in ray.nodes():
         where = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
@@ -131,7 +131,7 @@ def scrape() -> Series:
 
 
 def of(found: Series, name: str, **tags: str) -> list[float]:
-    """Values of a metric's series that have these tags."""
+    """Return the values of a metric's series that have these tags."""
     return [v for t, v in found.get(name, []) if tags.items() <= t.items()]
 
 
@@ -150,7 +150,7 @@ class WaitingCapture:
 
 
 def look(output: Store) -> tuple[Series, RunStatus]:
-    """What Prometheus and status see once both workers have committed; lets the stage end."""
+    """Return the view of Prometheus and status once both workers have committed; end the stage."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     try:
         while True:
@@ -173,17 +173,17 @@ def test_a_stage_is_seen_by_prometheus_and_from_its_store(cluster: Cluster, tmp_
     record = RunRecord(output, "tiny", "f")
     with (
         ThreadPoolExecutor(1) as pool,
-        Heartbeat(output, seconds=0.2) as heartbeat,
+        ProgressFile(output, seconds=0.2) as progress_file,
         record.running("cache", "x"),
         stage_progress("cache", run="tiny") as progress,
     ):
-        heartbeat.begin("cache", "x", progress)
+        progress_file.begin(progress, "x")
         looked = pool.submit(look, output)
         run_workers(WaitingCapture(job), WorkersConfig(count=2), progress)
         seen, status = looked.result()
 
     tags = {"run": "tiny", "stage": "cache"}
-    assert {name.removesuffix("_total") for name in seen} <= METRICS.keys()
+    assert {name.removesuffix("_total") for name in seen} <= {metric.exported for metric in TABLE}
     assert sum(of(seen, "kdscale_shards_committed_total", **tags)) == 4
     assert min(of(seen, "kdscale_bytes_committed_total", **tags)) > 1000
     assert of(seen, "kdscale_attempt", **tags) == [0, 0]
@@ -201,7 +201,7 @@ def test_a_stage_is_seen_by_prometheus_and_from_its_store(cluster: Cluster, tmp_
 
 
 class Watched:
-    """A run on the cluster that starts at the cache, with a finished run's teacher."""
+    """Run on the cluster that starts at the cache, with a finished run's teacher."""
 
     def __init__(self, finished: FinishedRun, cluster: Cluster, output: Path) -> None:
         self.store: Store = open_store(str(output))
@@ -218,7 +218,7 @@ class Watched:
         )
 
     def wait_for(self, ready: Callable[[], Any]) -> Any:
-        """What `ready` gives once it gives something."""
+        """Wait for a true result of `ready` and return it."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not (found := ready()):
             assert self.process.poll() is None, self.process.stdout.read()[-4000:]
@@ -281,7 +281,7 @@ def test_the_student_is_seen_too(watched: Watched) -> None:
     assert 0 < of(seen, "kdscale_loss", **tags)[0] < 10
     assert 0 <= of(seen, "kdscale_data_wait_share", **tags)[0] <= 1
     assert 0 <= of(seen, "kdscale_cache_hit_share", **tags)[0] <= 1
-    assert {name.removesuffix("_total") for name in seen} <= METRICS.keys()
+    assert {name.removesuffix("_total") for name in seen} <= {metric.exported for metric in TABLE}
 
     found = watched.wait_for(lambda: watched.stage("distill").done and watched.status())
     cache, distill = found.stages[2:4]

@@ -1,4 +1,4 @@
-"""A whole run with real Ray workers, DeepSpeed and W&B files: what it makes, and what it skips."""
+"""A whole run with real Ray workers, DeepSpeed and W&B files."""
 
 import json
 import re
@@ -188,7 +188,7 @@ def test_running_again_skips_every_stage_without_starting_ray(finished_run: Fini
 def test_another_config_does_not_replace_a_finished_student(finished_run: FinishedRun) -> None:
     code, log = run_kdscale("run", str(finished_run.config), "--set", "distill.training.steps=7")
     assert code == 2
-    assert "holds a student that another config made" in log
+    assert "holds a student of another config" in log
     assert "--overwrite" in log
     # What only says how to compute is not another config.
     code, log = run_kdscale(
@@ -209,7 +209,7 @@ def test_a_missing_corpus_ends_before_a_worker_starts(tmp_path: Path) -> None:
 def test_a_cache_of_another_vocabulary_is_refused(
     finished_run: FinishedRun, tmp_path: Path
 ) -> None:
-    """A second run with its own tokenizer, which tries to use the first run's cache."""
+    """A second run with another tokenizer tries to use the first run's cache."""
     tree = yaml.safe_load(finished_run.config.read_text())
     tree["output"] = str(tmp_path / "output")
     tree["data"]["tokenizer"]["vocab_size"] = 400

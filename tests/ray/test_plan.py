@@ -1,4 +1,4 @@
-"""A plan beside a real run: the bytes it foretells, and a calibration by real workers."""
+"""A plan beside a real run: predicted bytes, and a calibration by real workers."""
 
 import json
 import shutil

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,22 @@ pytestmark = pytest.mark.ray
 DOCUMENTS = 60
 
 
-@pytest.fixture
-def cluster() -> Iterator[None]:
-    """Ray on this machine, with the environment of this moment."""
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="warning")
+@pytest.fixture(scope="module")
+def ray_stopped() -> Iterator[None]:
+    """Stop Ray after the tests of this module."""
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def cluster(ray_stopped: None, s3_server: S3Server) -> None:
+    """Ray on this machine, shared by the tests; after one that stops it, the next starts it again.
+
+    Its workers can reach the S3 server.
+    """
+    if not ray.is_initialized():
+        os.environ.update(s3_server.env)
+        ray.init(num_cpus=2, include_dashboard=False, logging_level="warning")
 
 
 def text(number: int) -> str:
@@ -40,7 +51,7 @@ def text(number: int) -> str:
 
 
 def write_corpus(folder: Path) -> Path:
-    """DOCUMENTS good documents of growing length, and one of each kind that is left out."""
+    """Write DOCUMENTS good documents of growing length, and one of each kind that is dropped."""
     folder.mkdir()
     for number in range(1, DOCUMENTS + 1):
         (folder / f"{number:03}.txt").write_text(text(number), newline="\r\n")
@@ -73,7 +84,7 @@ def rows_of(prepared: Prepared, split: str) -> Rows:
 
 
 def texts_of(prepared: Prepared, split: str) -> list[str]:
-    """The documents of a split, put together again from the targets of its rows."""
+    """Return the documents of a split, joined from the targets of its rows."""
     rows = rows_of(prepared, split)
     tokenizer = Tokenizer.from_file(str(prepared.tokenizer_folder() / "tokenizer.json"))
     end = prepared.manifest["tokenizer"]["end_id"]
@@ -108,7 +119,7 @@ def contents(store: Store) -> dict[str, bytes]:
 
 
 def sentences(seed: int, count: int = 12) -> str:
-    """English that nobody wrote twice."""
+    """Return English text that no other seed gives."""
     words = "the bank said that its new office near the river would open in spring with more staff"
     random = np.random.default_rng(seed)
     lines = (" ".join(random.choice(words.split(), 12)) for _ in range(count))
@@ -217,7 +228,7 @@ def test_a_corpus_becomes_rows_and_rows_the_corpus(cluster: None, tmp_path: Path
 
 
 def write_talks(path: Path, talks: list[list[str]]) -> None:
-    """Conversations of what a user and an assistant say by turns."""
+    """Write conversations of a user and an assistant."""
     records = [
         {"conversations": [{"from": who, "value": said} for who, said in zip(_TURNS, talk)]}  # noqa: B905
         for talk in talks
@@ -310,47 +321,6 @@ def test_varied_copies_are_for_the_stages_that_ask_for_them(cluster: None, tmp_p
     assert np.bincount(rows.labels[24:, 0]).tolist() == [24, 24]
 
 
-def test_the_same_input_gives_the_same_bytes(cluster: None, tmp_path: Path) -> None:
-    chosen = config(write_corpus(tmp_path / "corpus"), evaluation_sequences=20)
-    first, second = (open_store(str(tmp_path / name)) for name in ("first", "second"))
-    run(chosen, first)
-    ray.shutdown()
-    # Another size of cluster cuts the corpus into other blocks.
-    ray.init(num_cpus=1, include_dashboard=False, logging_level="warning")
-    # An earlier run was killed and left something that is not its own.
-    second.put("manifest.json", b"{}")
-    second.put("rows/train-00000.arrow", b"half")
-    second.put("work/another/train/documents/00000.end", b"[1]")
-
-    def die(done: int, total: int, note: str) -> None:
-        if note == "rows of validation":
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        prepare(chosen, store=second, teacher_tokenizer=None, progress=die)
-    left = {entry.key: entry.modified for entry in second.entries("work/")}
-    assert {key.rpartition(".")[2] for key in left} == {"texts", "facts", "end", "json", "tokens"}
-    notes, found = [], dict[str, float]()
-
-    def watch(done: int, total: int, note: str) -> None:
-        notes.append((done, total, note))
-        if note == "rows of validation":
-            found.update({entry.key: entry.modified for entry in second.entries("work/")})
-
-    manifest = prepare(chosen, store=second, teacher_tokenizer=None, progress=watch)
-    # Nothing that was there has been made again.
-    assert left == found
-    assert contents(first) == contents(second)
-    assert {"manifest.json", "rows/train-00000.arrow", "tokenizer/tokenizer.json"} <= set(
-        contents(first)
-    )
-    assert len(open_prepared(second).split("validation")) == 20
-    counts = manifest["splits"]["validation"]["counts"]
-    assert counts["rows_written"] == 20 < counts["rows"]
-    assert (0, 1, "reading train") in notes
-    assert (0, manifest["splits"]["train"]["counts"]["documents"], "rows of train") in notes
-
-
 def test_the_built_in_sources_and_the_teachers_tokenizer(cluster: None, tmp_path: Path) -> None:
     chosen = DataConfig(
         train=SourceConfig(kind="python-stdlib", limit=40),
@@ -419,7 +389,68 @@ def test_what_the_user_can_mend_is_said_plainly(cluster: None, tmp_path: Path) -
     assert not store.exists("manifest.json")
 
 
+@pytest.mark.s3
+def test_from_s3_to_s3(s3_env: S3Server, cluster: None, tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path / "corpus")
+    upload_folder(folder, open_store(f"{s3_env.url}/prepare"), "corpus")
+    chosen = config(folder)
+    local, remote = open_store(str(tmp_path / "p")), open_store(f"{s3_env.url}/prepare/prepared")
+    source = SourceConfig(kind="text", path=f"{s3_env.url}/prepare/corpus/*.txt")
+    run(chosen, local)
+    run(chosen.model_copy(update={"train": source}), remote)
+    assert contents(remote) == contents(local)
+    prepared = open_prepared(remote)
+    np.testing.assert_array_equal(
+        rows_of(prepared, "train").input_ids, rows_of(open_prepared(local), "train").input_ids
+    )
+    files = {path.name: path.read_bytes() for path in prepared.tokenizer_folder().iterdir()}
+    assert files == {key: local.get(f"tokenizer/{key}") for key in files}
+    assert "tokenizer.json" in files
+
+
+def test_the_same_input_gives_the_same_bytes(cluster: None, tmp_path: Path) -> None:
+    chosen = config(write_corpus(tmp_path / "corpus"), evaluation_sequences=20)
+    first, second = (open_store(str(tmp_path / name)) for name in ("first", "second"))
+    run(chosen, first)
+    ray.shutdown()
+    # Another size of cluster cuts the corpus into other blocks.
+    ray.init(num_cpus=1, include_dashboard=False, logging_level="warning")
+    # An earlier run was killed and left something that is not its own.
+    second.put("manifest.json", b"{}")
+    second.put("rows/train-00000.arrow", b"half")
+    second.put("work/another/train/documents/00000.end", b"[1]")
+
+    def die(done: int, total: int, note: str) -> None:
+        if note == "rows of validation":
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        prepare(chosen, store=second, teacher_tokenizer=None, progress=die)
+    left = {entry.key: entry.modified for entry in second.entries("work/")}
+    assert {key.rpartition(".")[2] for key in left} == {"texts", "facts", "end", "json", "tokens"}
+    notes, found = [], dict[str, float]()
+
+    def watch(done: int, total: int, note: str) -> None:
+        notes.append((done, total, note))
+        if note == "rows of validation":
+            found.update({entry.key: entry.modified for entry in second.entries("work/")})
+
+    manifest = prepare(chosen, store=second, teacher_tokenizer=None, progress=watch)
+    # Nothing that was there has been made again.
+    assert left == found
+    assert contents(first) == contents(second)
+    assert {"manifest.json", "rows/train-00000.arrow", "tokenizer/tokenizer.json"} <= set(
+        contents(first)
+    )
+    assert len(open_prepared(second).split("validation")) == 20
+    counts = manifest["splits"]["validation"]["counts"]
+    assert counts["rows_written"] == 20 < counts["rows"]
+    assert (0, 1, "reading train") in notes
+    assert (0, manifest["splits"]["train"]["counts"]["documents"], "rows of train") in notes
+
+
 def test_bad_names_and_missing_corpora_are_found_before_any_work(tmp_path: Path) -> None:
+    ray.shutdown()  # of another test
     folder = write_corpus(tmp_path / "corpus")
     store = open_store(str(tmp_path / "prepared"))
     missing = SourceConfig(kind="text", path=str(tmp_path / "missing"))
@@ -438,22 +469,3 @@ def test_bad_names_and_missing_corpora_are_found_before_any_work(tmp_path: Path)
     assert identity == data_identity(config(folder))
     assert identity != data_identity(config(folder, overlap=6))
     assert json.loads(json.dumps(identity)) == identity
-
-
-@pytest.mark.s3
-def test_from_s3_to_s3(s3_env: S3Server, cluster: None, tmp_path: Path) -> None:
-    folder = write_corpus(tmp_path / "corpus")
-    upload_folder(folder, open_store(f"{s3_env.url}/prepare"), "corpus")
-    chosen = config(folder)
-    local, remote = open_store(str(tmp_path / "p")), open_store(f"{s3_env.url}/prepare/prepared")
-    source = SourceConfig(kind="text", path=f"{s3_env.url}/prepare/corpus/*.txt")
-    run(chosen, local)
-    run(chosen.model_copy(update={"train": source}), remote)
-    assert contents(remote) == contents(local)
-    prepared = open_prepared(remote)
-    np.testing.assert_array_equal(
-        rows_of(prepared, "train").input_ids, rows_of(open_prepared(local), "train").input_ids
-    )
-    files = {path.name: path.read_bytes() for path in prepared.tokenizer_folder().iterdir()}
-    assert files == {key: local.get(f"tokenizer/{key}") for key in files}
-    assert "tokenizer.json" in files

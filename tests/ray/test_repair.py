@@ -1,4 +1,4 @@
-"""`kdscale cache repair` on a run: the teacher comes back for damaged shards, and no other."""
+"""`kdscale cache repair` on a run captures damaged shards again, and no others."""
 
 import json
 import re
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
 
 def attempts(cache: Store) -> dict[str, str]:
-    """Which attempt at each shard counts."""
+    """Return the attempt of each shard's commit."""
     return {key: json.loads(cache.get(key))["attempt"] for key in cache.list("commits/")}
 
 

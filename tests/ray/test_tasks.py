@@ -36,7 +36,7 @@ ENCODER = {
 
 
 def write_documents(path: Path, count: int, seed: int) -> None:
-    """Texts of 10 to 60 words, of which a few tell the class."""
+    """Write texts of 10 to 60 words, a few of which tell the class."""
     generator = random.Random(seed)
     with path.open("w") as file:
         for number in range(count):

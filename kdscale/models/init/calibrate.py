@@ -30,14 +30,14 @@ Strength = Callable[[torch.Tensor], torch.Tensor]
 
 
 def calibrate(
-    width: WidthConfig, teacher: str | Path, revision: str | None, rows: Rows, rank: Rank
+    width: WidthConfig, teacher: str | Path, revision: str | None, rows: Rows, worker: Rank
 ) -> WidthStatistics:
     """Return statistics of the teacher in a folder or of a hub name over `rows`. Collective."""
-    model = load_teacher(teacher, rank, ZeroConfig(stage=width.teacher_zero), revision)
-    statistics = measure(model, rows, rank.device)
+    model = load_teacher(teacher, worker, ZeroConfig(stage=width.teacher_zero), revision)
+    statistics = measure(model, rows, worker.device)
     del model
     gc.collect()
-    result: WidthStatistics = rank.broadcast(statistics)
+    result: WidthStatistics = worker.broadcast(statistics)
     return result
 
 

@@ -16,7 +16,7 @@ from kdscale.preflight import PreflightOptions, preflight
 from kdscale.preflight.caches import check_caches, describe_difference
 from kdscale.preflight.context import KnownData
 from kdscale.run.artifacts import RunArtifacts
-from kdscale.run.pipeline import check_run
+from kdscale.run.checks import check_run
 from kdscale.store import open_store
 from tests.unit.preflight.runs import (
     BERT,
@@ -197,7 +197,7 @@ NOTES: dict[str, tuple[dict[str, Any], str]] = {
                 "options": {**SMALL, "max_position_embeddings": 600},
             },
         },
-        "Rows of 600 tokens are longer than the 512 positions that the teacher (llama)",
+        "Sequences of 600 tokens are longer than the 512 positions that the teacher (llama)",
     ),
     "large batch": (
         {"cache__rows": None, "distill__training": {"steps": 1, "global_batch_size": 900}},

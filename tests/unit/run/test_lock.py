@@ -11,7 +11,7 @@ import pytest
 
 from kdscale.errors import KdscaleError
 from kdscale.run import lock as module
-from kdscale.run.lock import LEASE_KEY, RunLockedError, holder, run_lease, this_driver
+from kdscale.run.lock import LEASE_KEY, RunLockedError, lease_owner, run_lease, this_driver
 from kdscale.run.record import RunRecord
 from kdscale.store import HeldLease, Store, Terms, open_store
 
@@ -39,7 +39,7 @@ def test_a_second_run_is_told_who_holds_it_and_what_to_do(store: Store) -> None:
         assert "--wait-for-lease" in caught.value.fix
         assert caught.value.exit_code == 7
     with run_lease(store, "job second"):
-        found = holder(store)
+        found = lease_owner(store)
         assert found is not None
         assert (found.owner, found.epoch) == ("job second", 2)
 
@@ -103,7 +103,7 @@ def test_a_process_that_died_between_claim_and_lease_is_passed_by(store: Store) 
     held(store, "first").close()
     assert store.put_if_absent(f"{LEASE_KEY}.epochs/000002", b"of a dead one")
     held(store, "second")
-    found = holder(store)
+    found = lease_owner(store)
     assert found is not None
     assert found.epoch == 3
 

@@ -15,7 +15,7 @@ from kdscale.run.progress_file import (
     PROGRESS_KEY,
     Driver,
     ProgressRecord,
-    StageProgressRecord,
+    RecordedProgress,
 )
 from kdscale.run.stage_names import STAGES
 from kdscale.run.status import StageStatus, run_status
@@ -49,11 +49,11 @@ def write_progress(store: Store, state: str = "running", **stages: dict[str, Any
         heard=HEARD,
         state=state,  # type: ignore[arg-type]
     )
-    told = {
-        name: StageProgressRecord(**{"fingerprint": f"f-{name}", "started": 990.0, **fields})
+    recorded = {
+        name: RecordedProgress(**{"fingerprint": f"f-{name}", "started": 990.0, **fields})
         for name, fields in stages.items()
     }
-    record = ProgressRecord(drivers=(driver,), stages=told)
+    record = ProgressRecord(drivers=(driver,), stages=recorded)
     store.put(PROGRESS_KEY, record.model_dump_json().encode())
 
 

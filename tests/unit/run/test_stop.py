@@ -46,10 +46,10 @@ def test_the_first_signal_asks_and_the_second_ends(store: Store, number: int) ->
     before = signal.getsignal(number)
     with StopRequests(store) as requests:
         requests.check()
-        with requests.obeyed():
-            assert not requests.asked()
+        with requests.graceful():
+            assert not requests.stop_requested()
             os.kill(os.getpid(), number)
-            until(requests.asked)
+            until(requests.stop_requested)
             with pytest.raises(StoppedError, match="at once"):
                 signalled(number)
         with pytest.raises(StoppedError, match="as asked by SIG"):
@@ -63,9 +63,9 @@ def test_a_signal_ends_what_has_nothing_to_save(store: Store) -> None:
 
 
 def test_a_request_in_the_store_is_heard_and_cleared_at_the_end(store: Store) -> None:
-    with StopRequests(store) as requests, requests.obeyed():
+    with StopRequests(store) as requests, requests.graceful():
         name = request_stop(store, seconds=3600)
-        until(requests.asked)
+        until(requests.stop_requested)
         assert f"asked by the request {name[:8]}" in requests.error().problem
     assert not store.exists(STOP_KEY)
 
@@ -76,17 +76,17 @@ def test_a_request_ends_what_has_nothing_to_save(store: Store) -> None:
 
 
 def test_after_the_time_that_was_given_the_run_ends(store: Store) -> None:
-    with StopRequests(store) as requests, requests.obeyed():
+    with StopRequests(store) as requests, requests.graceful():
         request_stop(store, seconds=0)
         with pytest.raises(StoppedError, match="did not stop within the time"):
-            until(lambda: requests.asked() and False)
+            until(lambda: requests.stop_requested() and False)
 
 
 def test_a_request_from_before_the_run_is_dropped(store: Store) -> None:
     request_stop(store, seconds=1)
-    with StopRequests(store) as requests, requests.obeyed():
+    with StopRequests(store) as requests, requests.graceful():
         assert not store.exists(STOP_KEY)
-        assert not requests.asked()
+        assert not requests.stop_requested()
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b'{"id": 3}', b"[]"])

@@ -18,7 +18,7 @@ DOCS = Path(__file__).parents[3] / "docs" / "security.md"
 
 def policies() -> list[dict[str, Any]]:
     text = DOCS.read_text(encoding="utf-8")
-    blocks = re.findall(r"^    \{\n(?:    .*\n)+", text, re.M)
+    blocks = re.findall(r"^```json\n(.*?)^```", text, re.M | re.S)
     return [json.loads(block) for block in blocks]
 
 

@@ -9,7 +9,7 @@ from kdscale.train.early_stopping import ValidationHistory
 
 
 def follow(losses: list[float], stopping: EarlyStoppingConfig | None) -> list[ValidationHistory]:
-    """What is known after each of the validations, at steps 10, 20, ..."""
+    """Return the history after each of the validations, at steps 10, 20, ..."""
     found = [ValidationHistory()]
     for index, loss in enumerate(losses):
         found.append(found[-1].after(10 * (index + 1), loss, stopping))
@@ -17,7 +17,7 @@ def follow(losses: list[float], stopping: EarlyStoppingConfig | None) -> list[Va
 
 
 def ends_after(losses: list[float], patience: int, least_gain: float = 0.0) -> int | None:
-    """The number of validations after which the training ends."""
+    """Return the number of validations after which the training ends."""
     stopping = EarlyStoppingConfig(patience=patience, least_gain=least_gain)
     for index, validated in enumerate(follow(losses, stopping)):
         if validated.ends(stopping):

@@ -15,7 +15,7 @@ def sign(rank: int, **changes: object) -> RankHeartbeat:
 
 
 def silent(watch: HangDetector, now: float) -> list[int]:
-    return [each.sign.rank for each in watch.silent(TERM, now)]
+    return [each.heartbeat.rank for each in watch.hung(TERM, now)]
 
 
 def test_a_rank_without_signs_is_named_after_its_term() -> None:
@@ -78,13 +78,12 @@ def test_a_newer_group_ends_the_watch_over_the_older() -> None:
 
 
 def test_a_message_names_rank_process_node_and_place() -> None:
-    assert str(HungRank(sign(1), 12.4, breathes=False)) == (
-        "rank 1 (pid 101 on node) hangs: it gives no sign of life since step 3, for 12 s"
+    assert str(HungRank(sign(1), 12.4, process_alive=False)) == (
+        "rank 1 (pid 101 on node) hangs: no heartbeat since step 3, for 12 s"
     )
     stuck = sign(1, frame="loop.py:90 train")
-    assert str(HungRank(stuck, 12.4, breathes=True)) == (
-        "rank 1 (pid 101 on node) hangs: its work stands still since step 3, for 12 s, "
-        "in loop.py:90 train"
+    assert str(HungRank(stuck, 12.4, process_alive=True)) == (
+        "rank 1 (pid 101 on node) hangs: no progress since step 3, for 12 s, in loop.py:90 train"
     )
 
 
@@ -109,7 +108,7 @@ def test_a_heart_tells_how_far_the_work_is_and_hears_what_is_asked(
     heart.beat("step 2")
     assert gone_on.wait(60)
     heart.stop()
-    assert heart.asked == "stop"
+    assert heart.signal == "stop"
     assert {(sign.rank, sign.attempt) for sign in signs} == {(3, 1)}
     stuck = next(sign for sign in signs if sign.frame)
     assert (stuck.place, stuck.beats, stuck.waits) == ("step 1", 1, True)

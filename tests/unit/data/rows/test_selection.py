@@ -47,7 +47,9 @@ def test_the_first_of_equal_digests_stays() -> None:
 def test_dropped_documents_are_counted_by_reason() -> None:
     kept, short, bad = Status.KEPT, Status.SHORT, Status.UNDECODABLE
     # Documents left out share the digest of the empty text: they are no duplicates of each other.
-    selection = filter_documents(facts([1, 2, 0, 1, 0, 0, 3], [kept, kept, short, kept, bad, short, kept]))
+    selection = filter_documents(
+        facts([1, 2, 0, 1, 0, 0, 3], [kept, kept, short, kept, bad, short, kept])
+    )
     assert selection.kept.tolist() == [True, True, False, False, False, False, True]
     assert selection.counts == {
         "read": 7,
@@ -61,7 +63,9 @@ def test_dropped_documents_are_counted_by_reason() -> None:
 
 
 def test_an_evaluation_document_that_is_in_training_is_dropped() -> None:
-    selection = filter_documents(facts([1, 2, 2, 3, 3], [Status.KEPT] * 5), DedupIndex(digests(9, 3, 3, 1), None))
+    selection = filter_documents(
+        facts([1, 2, 2, 3, 3], [Status.KEPT] * 5), DedupIndex(digests(9, 3, 3, 1), None)
+    )
     assert selection.kept.tolist() == [False, True, False, False, False]
     counts = selection.counts
     assert (counts["leaked"], counts["dropped_duplicate"], counts["kept"]) == (2, 2, 1)

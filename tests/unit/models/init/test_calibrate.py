@@ -16,7 +16,7 @@ from tests.unit.models.teachers import GROUPS, HEAD, HEADS, LAYERS, make_rows, m
 
 
 def documents() -> list[torch.Tensor]:
-    """The documents of `make_rows`, each [1, n], without padding."""
+    """Return the documents of `make_rows`, each [1, n], without padding."""
     rows = make_rows()
     return [
         torch.from_numpy(ids[segments == segment]).long()[None]
@@ -28,8 +28,10 @@ def documents() -> list[torch.Tensor]:
 
 @torch.no_grad()
 def activations(teacher: torch.nn.Module, ids: torch.Tensor) -> list[list[torch.Tensor]]:
-    """Of one document and each layer: |norm| summed [n, H], |neurons| [n, I], head norms [n, A];
-    at the end |final norm|."""
+    """Return the activations of one document in each layer, and |final norm| at the end.
+
+    |norm| summed [n, H], |neurons| [n, I], norms of heads [n, A].
+    """
     base, n = teacher.model, ids.shape[1]
     x = base.embed_tokens(ids)
     rotary = base.rotary_emb(x, torch.arange(n)[None])
