@@ -54,7 +54,7 @@ def lm_eval(
     from kdscale.evaluate.heldout import task_names
     from kdscale.evaluate.scoring import named_folders, score_run
     from kdscale.report import write_model_card, write_report
-    from kdscale.report.measured import harness_table
+    from kdscale.report.tables import harness_table
     from kdscale.run.finished_run import FinishedRun
     from kdscale.store import open_store
 

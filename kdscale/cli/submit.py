@@ -172,12 +172,12 @@ def submit(
 def _preflight(configs: set[str], backend: str, stages: Sequence[str] = STAGES) -> None:
     """Look at all that `stages` of the configs will need, as far as it is to be seen from here."""
     from kdscale.config import parse_config
-    from kdscale.preflight import Sight, preflight
+    from kdscale.preflight import PreflightOptions, preflight
 
     notes: dict[str, None] = {}
     for text in sorted(configs):
-        sight = Sight(elsewhere=backend != "local")
-        notes |= dict.fromkeys(preflight(parse_config(text), stages, sight).notes)
+        preflight_options = PreflightOptions(runs_elsewhere=backend != "local")
+        notes |= dict.fromkeys(preflight(parse_config(text), stages, preflight_options).notes)
     for note in notes:
         say(f"note: {note}")
 

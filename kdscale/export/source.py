@@ -13,8 +13,8 @@ from kdscale.errors import KdscaleError
 from kdscale.evaluate.results import RESULTS_KEY
 from kdscale.models.hf_folder import ModelReference
 from kdscale.report.card import model_card
-from kdscale.report.labels import Words, words_of
-from kdscale.report.load import Run, load_run
+from kdscale.report.facts import TaskLabels, task_labels
+from kdscale.report.load import ReportData, load_report_data
 from kdscale.run.finished_run import FinishedRun
 from kdscale.store import Store, open_store
 
@@ -25,7 +25,7 @@ ModelName = Literal["student", "baseline", "teacher"]
 class Source:
     """A model of a run that is complete and evaluated."""
 
-    run: Run
+    run: ReportData
     name: ModelName
     reference: ModelReference
     prepared: Prepared
@@ -37,9 +37,9 @@ class Source:
         return self.reference.local()
 
     @property
-    def words(self) -> Words:
+    def words(self) -> TaskLabels:
         """What its task's results are called."""
-        return words_of(self.run.results)
+        return task_labels(self.run.results)
 
 
 def find_source(uri: str, name: ModelName) -> Source:
@@ -55,7 +55,7 @@ def find_source(uri: str, name: ModelName) -> Source:
         _check_complete(finished, stage)
     if not output.exists(RESULTS_KEY):
         raise _incomplete(output, "evaluate", "has no results")
-    run = load_run(output)
+    run = load_report_data(output)
     card = model_card(run.results, name, run.config)
     reference = finished.model(name)
     if reference is None:

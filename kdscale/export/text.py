@@ -6,8 +6,8 @@ from typing import Any
 from kdscale.export import Format
 from kdscale.export.to_onnx import WEIGHT_LIMIT
 from kdscale.report import formatting as units
-from kdscale.report.facts import Table
 from kdscale.report.markdown import table
+from kdscale.report.tables import Table
 
 
 def render(facts: Mapping[str, Any]) -> str:

@@ -15,7 +15,6 @@ reading.py       rows that nobody reads; tokens.py: how many rows there are
 """
 
 from kdscale.preflight.check import preflight
-from kdscale.preflight.findings import Findings
-from kdscale.preflight.view import HERE, Sight
+from kdscale.preflight.context import DEFAULTS, Findings, PreflightOptions
 
-__all__ = ["HERE", "Findings", "Sight", "preflight"]
+__all__ = ["DEFAULTS", "Findings", "PreflightOptions", "preflight"]

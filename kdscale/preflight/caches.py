@@ -1,6 +1,8 @@
-"""A cache that the run reuses or appends to: whether it is one of this run's, field by field."""
+"""Caches and base runs that a run builds on, compared with it field by field."""
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from kdscale.cache.codecs import make_codec
@@ -8,12 +10,16 @@ from kdscale.cache.commit.manifest import load_manifest
 from kdscale.cache.origin import read_facts, read_tokenizer
 from kdscale.cache.read.concat import check_alike, drawn_rows
 from kdscale.cache.spec import FORMAT, Identity
+from kdscale.config import RunConfig
+from kdscale.config.base import Config
 from kdscale.config.loss import check_defined
+from kdscale.config.operational import recipe
+from kdscale.data.tokenizer import TOKENIZER_FILE
 from kdscale.errors import KdscaleError
 from kdscale.models.hf_folder import is_folder, read_marker, weights_digest
-from kdscale.preflight.view import KnownData
-from kdscale.preflight.vocabularies import describe_difference
+from kdscale.preflight.context import KnownData
 from kdscale.run.artifacts import NEEDED_OF_CACHE, NEEDED_OF_CACHES, RunArtifacts
+from kdscale.run.finished_run import FinishedRun
 from kdscale.store import Store, open_store
 
 # Bytes of weights whose digest takes no more than a second or two.
@@ -149,3 +155,90 @@ def _both(name: str, have: Any, expected: Any) -> str:
 def _plain(value: Any) -> Any:
     """As JSON gives it back."""
     return json.loads(json.dumps(value))
+
+
+_SHARED = ("task", "seed", "data", "teacher", "cache")
+
+
+def differing_fields(run: RunArtifacts) -> list[str]:
+    """A line for each field of data, teacher and cache in which the run differs from the config
+    that its base was started with; none where that is not there."""
+    try:
+        base = FinishedRun(run.source).config
+    except KdscaleError:
+        return []
+    return [
+        f"{field}: the base has {json.dumps(have)}, this run {json.dumps(want)}"
+        for field, have, want in _differing(_shared(base), _shared(run.config))
+    ]
+
+
+def _shared(config: RunConfig) -> dict[str, Any]:
+    parts = {name: getattr(config, name) for name in _SHARED}
+    return {n: recipe(part) if isinstance(part, Config) else part for n, part in parts.items()}
+
+
+def _differing(theirs: Any, mine: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if not (isinstance(theirs, dict) and isinstance(mine, dict)):
+        if theirs != mine:
+            yield name, theirs, mine
+        return
+    for key in {**theirs, **mine}:
+        field = f"{name}.{key}" if name else str(key)
+        yield from _differing(theirs.get(key), mine.get(key), field)
+
+
+def describe_difference(theirs: bytes, mine: Path) -> str:
+    """What differs between the cache's tokenizer.json and that in the folder `mine`: the first id,
+    else the first setting."""
+    there = json.loads(theirs)
+    here = json.loads((mine / TOKENIZER_FILE).read_text(encoding="utf-8"))
+    their_ids, my_ids = _tokens(there), _tokens(here)
+    differing = sorted(
+        number
+        for number in their_ids.keys() | my_ids.keys()
+        if their_ids.get(number) != my_ids.get(number)
+    )
+    if differing:
+        first = differing[0]
+        sizes = f"{len(their_ids):,} ids in the cache, {len(my_ids):,} here"
+        return (
+            f"id {first} is {_shown(their_ids, first)} in the cache and {_shown(my_ids, first)} "
+            f"here, the first of {len(differing):,} that differ ({sizes})"
+        )
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            return f"all {len(my_ids):,} ids are the same, but {_setting(name, there, here)}"
+    return "the same ids and settings, in another file: saved by another version of transformers"
+
+
+def _setting(name: str, there: dict[str, Any], here: dict[str, Any]) -> str:
+    have, want = there.get(name), here.get(name)
+    if name == "model" and isinstance(have, dict) and isinstance(want, dict):
+        keys = [key for key in have.keys() | want.keys() if have.get(key) != want.get(key)]
+        return f"`model.{min(keys)}` of tokenizer.json differs"
+    if name == "added_tokens" and isinstance(have, list) and isinstance(want, list):
+        for one, other in zip(have, want, strict=False):
+            if one != other:
+                return f"the special token {one['content']!r} has other settings"
+    return f"`{name}` of tokenizer.json is {_short(have)} in the cache and {_short(want)} here"
+
+
+def _tokens(tokenizer: dict[str, Any]) -> dict[int, str]:
+    """The tokens by id, added ones too."""
+    vocabulary = tokenizer["model"].get("vocab", {})
+    if isinstance(vocabulary, dict):
+        found = {int(number): token for token, number in vocabulary.items()}
+    else:
+        # Unigram models list (token, score) by id.
+        found = {number: token for number, (token, _) in enumerate(vocabulary)}
+    return found | {each["id"]: each["content"] for each in tokenizer.get("added_tokens", ())}
+
+
+def _shown(tokens: dict[int, str], number: int) -> str:
+    return repr(tokens[number]) if number in tokens else "no token"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

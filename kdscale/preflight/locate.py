@@ -9,12 +9,12 @@ from huggingface_hub import constants, try_to_load_from_cache
 
 from kdscale.errors import KdscaleError
 from kdscale.models.hf_folder import loadable, source_identity
-from kdscale.preflight.view import View
+from kdscale.preflight.context import Context
 
 _HUB_SECONDS = 3.0
 
 
-def locate(view: View, field: str, source: str) -> str | None:
+def locate(context: Context, field: str, source: str) -> str | None:
     """What `from_pretrained` takes on this machine for config and tokenizer of the model `source`,
     which the config names in `field`: a folder or a hub name.
 
@@ -23,31 +23,31 @@ def locate(view: View, field: str, source: str) -> str | None:
     """
     if "://" not in source and not Path(source).expanduser().is_dir():
         if not source.startswith((".", "/", "~")):
-            return _hub_name(view, field, source)
-        if not view.sight.elsewhere:
+            return _hub_name(context, field, source)
+        if not context.options.runs_elsewhere:
             source_identity(source, None)  # says what is wrong with the path
-        view.findings.unseen(field, source)
+        context.findings.unseen(field, source)
         return None
     if "://" not in source:
         return str(Path(source).expanduser())
     try:
         return loadable(source, weights=False)
     except (KdscaleError, OSError) as error:
-        if not view.sight.elsewhere or not is_out_of_reach(error):
+        if not context.options.runs_elsewhere or not is_out_of_reach(error):
             raise
-        view.findings.unseen(field, source)
+        context.findings.unseen(field, source)
         return None
 
 
-def _hub_name(view: View, field: str, name: str) -> str | None:
+def _hub_name(context: Context, field: str, name: str) -> str | None:
     """A name of the hub; elsewhere the hub may be within reach where it is not from here."""
     if isinstance(cached := try_to_load_from_cache(name, "config.json"), str):
         # Without this the hub's client asks for newer files, and tries again for half a minute.
         return name if hub_answers() else str(Path(cached).parent)
     if hub_answers():
         return name
-    if view.sight.elsewhere:
-        view.findings.unseen(field, name)
+    if context.options.runs_elsewhere:
+        context.findings.unseen(field, name)
         return None
     raise KdscaleError(
         f"{field} {name!r} is no folder here, it is not in the hub's cache on this machine, and "

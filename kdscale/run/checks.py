@@ -4,7 +4,7 @@ from kdscale.config import RunConfig
 from kdscale.errors import KdscaleError
 from kdscale.models.hf_folder import read_marker
 from kdscale.preflight import Findings, preflight
-from kdscale.preflight.base import differing_fields
+from kdscale.preflight.caches import differing_fields
 from kdscale.run.artifacts import RunArtifacts, resolve_paths
 from kdscale.run.record import RunRecord
 from kdscale.run.stage_names import chosen_stages

@@ -8,6 +8,7 @@ keeps for this. It speaks to W&B's server, so a view is made only of runs that a
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from kdscale.tracking.metrics import VIEW_KEYS
 from kdscale.tracking.panels import Panel
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ CHARTS = {
     "confusion": ("wandb/confusion_matrix/v1", ("Actual", "Predicted", "nPredictions")),
 }
 """W&B's drawing of each kind, and what it calls the columns in their order."""
-
-CURVES = ("train/loss", "train/kl", "validation/loss", "lr", "tokens_per_second")
 
 
 def build_view(
@@ -34,7 +33,7 @@ def build_view(
         ws.Section(name=name, panels=[_panel(p) for p in panels if p.section == name], is_open=True)
         for name in dict.fromkeys(panel.section for panel in panels)
     ]
-    curves = [wr.LinePlot(title=key, x="trainer/global_step", y=[key]) for key in CURVES]
+    curves = [wr.LinePlot(title=key, x="trainer/global_step", y=[key]) for key in VIEW_KEYS]
     return ws.Workspace(
         entity=entity,
         project=project,

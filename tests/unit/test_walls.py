@@ -101,6 +101,8 @@ WALLS = {
     "numba": {"cache"},
     "onnxruntime": {"export"},
     "lm_eval": {"evaluate.harness"},
+    "matplotlib": {"report.charts"},
+    "jinja2": {"report.pages", "data.chat"},
 }
 
 
@@ -192,7 +194,7 @@ def test_one_wall_an_outside_library(library: str) -> None:
         ("kdscale.run.status", "torch ray deepspeed transformers wandb"),
         # The process of an actor of its own.
         ("kdscale.workers.channel", "torch ray deepspeed transformers numpy pydantic"),
-        ("kdscale.report", "torch ray deepspeed transformers wandb"),
+        ("kdscale.report", "torch ray deepspeed transformers wandb matplotlib"),
         ("kdscale.cli", "torch ray deepspeed transformers wandb pydantic numpy pyarrow yaml"),
     ],
 )

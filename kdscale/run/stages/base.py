@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from kdscale.models.hf_folder import read_marker
 from kdscale.preflight.caches import check_caches, other_caches
-from kdscale.preflight.tokenizer import of_prepared
+from kdscale.preflight.data import of_prepared
 from kdscale.run.artifacts import RunArtifacts
 from kdscale.run.record import RunRecord
 from kdscale.workers.group import WorkerGroups

@@ -2,7 +2,7 @@
 
 from kdscale.evaluate.results import read_results, write_results
 from kdscale.report import write_model_card, write_report
-from kdscale.report.load import load_run
+from kdscale.report.load import load_report_data
 from kdscale.report.panels import panels, summary
 from kdscale.run.stages.base import Stage, StageContext
 from kdscale.tracking.trackers import open_gallery
@@ -17,7 +17,7 @@ def _make(context: StageContext) -> list[str]:
     write_report(run.output)
     for name in run.student_names:
         write_model_card(run.output, name)
-    found = load_run(run.output)
+    found = load_report_data(run.output)
     gallery = open_gallery(run.config, "report", run.output)
     gallery.summary(summary(found))
     gallery.show(panels(found))

@@ -6,9 +6,8 @@ import pytest
 
 from kdscale.plan.cache_size import Requests
 from kdscale.plan.calibration import Calibration
-from kdscale.plan.cost import break_even, store_money
+from kdscale.plan.cost import break_even, scaling, store_money
 from kdscale.plan.hardware import find_hardware
-from kdscale.plan.scaling import scaling
 from kdscale.plan.timing import (
     all_reduce,
     capture_seconds,

@@ -12,10 +12,9 @@ from kdscale.cli import main
 from kdscale.config import RunConfig, dump_config
 from kdscale.errors import KdscaleError
 from kdscale.models.tasks import TaskSpec
-from kdscale.preflight import Sight, preflight
-from kdscale.preflight.caches import check_caches
-from kdscale.preflight.view import KnownData
-from kdscale.preflight.vocabularies import describe_difference
+from kdscale.preflight import PreflightOptions, preflight
+from kdscale.preflight.caches import check_caches, describe_difference
+from kdscale.preflight.context import KnownData
 from kdscale.run.artifacts import RunArtifacts
 from kdscale.run.checks import check_run
 from kdscale.store import open_store
@@ -29,7 +28,7 @@ from tests.unit.preflight.runs import (
     write_teacher,
 )
 
-ELSEWHERE = Sight(elsewhere=True)
+ELSEWHERE = PreflightOptions(runs_elsewhere=True)
 TRAINED: dict[str, Any] = {
     "teacher": {
         "model": {"architecture": "llama", "options": LLAMA},
@@ -60,8 +59,8 @@ def config(place: Path, tmp_path: Path) -> Callable[..., RunConfig]:
     return make
 
 
-def notes(config: RunConfig, sight: Sight | None = None) -> str:
-    found = preflight(config) if sight is None else preflight(config, sight=sight)
+def notes(config: RunConfig, options: PreflightOptions | None = None) -> str:
+    found = preflight(config) if options is None else preflight(config, options=options)
     return "\n".join(found.notes)
 
 
@@ -270,7 +269,7 @@ def test_what_only_the_cluster_has_is_noted_by_a_submission_and_refused_by_a_run
     # And all that does not depend on it is still looked at.
     bad = {"distill__student__model": {"architecture": "lama", "options": {}}}
     with pytest.raises(KdscaleError, match="no architecture 'lama'"):
-        preflight(config(**UNSEEN[field], **bad), sight=ELSEWHERE)
+        preflight(config(**UNSEEN[field], **bad), options=ELSEWHERE)
 
 
 def test_a_local_submission_sees_what_the_run_sees(

@@ -17,7 +17,7 @@ import wandb
 
 from kdscale.config.run import RunConfig, TrackingConfig
 from kdscale.evaluate.results import Results
-from kdscale.report.load import load_run
+from kdscale.report.load import load_report_data
 from kdscale.report.panels import panels
 from kdscale.store import Store, open_store
 from kdscale.tracking import trackers as tracking
@@ -299,7 +299,7 @@ def test_every_panel_of_a_report_is_in_its_run(
     make: Callable[[], Results], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     output = tmp_path / "output"
-    shown = panels(load_run(sample_run(output, make())))
+    shown = panels(load_report_data(sample_run(output, make())))
     tables = {panel.key for panel in shown if panel.kind == "table"}
     assert "quality/speed" in tables
     assert ("quality/lm-eval" in tables) == (make is with_harness)

@@ -1,55 +1,58 @@
-"""The corpora and what is done to them: files that open, fields that are there, steps that can be
-made."""
+"""Corpora, cleaning steps, tokenizer and chat template."""
 
 import json
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from kdscale.config import RunConfig
 from kdscale.config.augment import AugmentConfig
 from kdscale.config.data import DataConfig, SourceConfig
 from kdscale.data.cleaning.augment import Augmenter, table_paths
 from kdscale.data.cleaning.cleaner import Cleaner
-from kdscale.data.prepare import named_sources
+from kdscale.data.prepare import adopt_for_task, named_sources
 from kdscale.data.rows.classes import Classes
+from kdscale.data.rows.prepared import Prepared
 from kdscale.data.sources.corpus import find_corpus
 from kdscale.data.sources.fields import Document, Fields
-from kdscale.data.sources.readers import is_saved_dataset, load_hub_dataset, read_piece
+from kdscale.data.sources.readers import is_saved_dataset, load_hub_dataset, read_shard
+from kdscale.data.tokenizer import TokenizerInfo, train_tokenizer
 from kdscale.errors import KdscaleError
+from kdscale.preflight.context import Context, KnownData
 from kdscale.preflight.locate import hub_answers, is_out_of_reach
-from kdscale.preflight.view import View
 from kdscale.store import Store, open_store
+from kdscale.teacher.pretrained import save_tokenizer
 
 _LOOKED_AT = 16  # documents of a source
 _ONE_EACH = ("text", "python-stdlib", "python-docs")  # a piece is a document
 
 
-def check_text(view: View) -> None:
+def check_text(context: Context) -> None:
     """KdscaleError where a source cannot be read, or a step of cleaning cannot be made."""
-    data = view.config.data
+    data = context.config.data
     classes = None
-    with view.findings.check("cleaning, augmentation and classes"):
+    with context.findings.check("cleaning, augmentation and classes"):
         Cleaner(data)
         if data.augment is not None:
-            _check_augment(view, data.augment)
+            _check_augment(context, data.augment)
         if data.labels is not None and data.labels.classes is not None:
             classes = Classes(data.labels.classes, data.labels.aliases)
-    with view.findings.check("the first documents of each source"):
+    with context.findings.check("the first documents of each source"):
         for field, source in _sources(data):
-            found = _look(view, field, source)
+            found = _look(context, field, source)
             if classes is not None:
                 for document in found:
                     classes.number(document.label)
 
 
-def _check_augment(view: View, augment: AugmentConfig) -> None:
+def _check_augment(context: Context, augment: AugmentConfig) -> None:
     try:
         Augmenter(augment)
     except KdscaleError:
         absent = [path for path in table_paths(augment) if "://" in path or not _is_here(path)]
-        if not view.sight.elsewhere or not absent:
+        if not context.options.runs_elsewhere or not absent:
             raise
-        view.findings.unseen("data.augment.steps", absent[0])
+        context.findings.unseen("data.augment.steps", absent[0])
 
 
 def _sources(data: DataConfig) -> list[tuple[str, SourceConfig]]:
@@ -63,32 +66,32 @@ def _sources(data: DataConfig) -> list[tuple[str, SourceConfig]]:
     return found
 
 
-def _look(view: View, field: str, source: SourceConfig) -> list[Document]:
+def _look(context: Context, field: str, source: SourceConfig) -> list[Document]:
     """The first documents of a source; none of one that is out of sight."""
-    data = view.config.data
+    data = context.config.data
     label = None if data.labels is None else data.labels.field
     path = str(source.path)
     try:
         if source.kind == "huggingface":
-            _check_columns(view, Fields(source.text_field, label, data.chat), source)
+            _check_columns(context, Fields(source.text_field, label, data.chat), source)
             return []
-        pieces = find_corpus(source).pieces
-        found = list(islice(read_piece(pieces[0], source, label, data.chat), _LOOKED_AT))
+        inputs = find_corpus(source).inputs
+        found = list(islice(read_shard(inputs[0], source, label, data.chat), _LOOKED_AT))
     except (KdscaleError, OSError) as error:
         absent = is_out_of_reach(error) if "://" in path else not _is_here(path)
-        if not view.sight.elsewhere or not absent:
+        if not context.options.runs_elsewhere or not absent:
             raise
-        view.findings.unseen(field, path)
+        context.findings.unseen(field, path)
         return []
-    if field == "data.train.path" and source.kind in _ONE_EACH and len(pieces) < 2:
+    if field == "data.train.path" and source.kind in _ONE_EACH and len(inputs) < 2:
         raise KdscaleError(
-            f"{len(pieces)} document is all that data.train has: training and validation need one.",
+            f"{len(inputs)} document is all that data.train has: training and validation need one.",
             "Give more documents.",
         )
     return found
 
 
-def _check_columns(view: View, fields: Fields, source: SourceConfig) -> None:
+def _check_columns(context: Context, fields: Fields, source: SourceConfig) -> None:
     """Of a data set of Hugging Face, as far as it says what it has: it is not fetched for this."""
     path = str(source.path)
     if is_saved_dataset(path):
@@ -96,7 +99,7 @@ def _check_columns(view: View, fields: Fields, source: SourceConfig) -> None:
         if have is not None:
             fields.require(have, path)
         return
-    if view.sight.elsewhere and not hub_answers():
+    if context.options.runs_elsewhere and not hub_answers():
         raise OSError("the hub does not answer")
     info: Any = load_hub_dataset(path, source.subset, None).info
     if info.features:
@@ -130,3 +133,56 @@ def _is_here(path: str) -> bool:
     root = path.split("*")[0].split("?")[0]
     root = root if root == path else root.rpartition("/")[0] or "."
     return Path(root).expanduser().exists()
+
+
+_SMALLEST = 300  # ids: the bytes, the special tokens and a few more
+
+
+def look_at_tokenizer(context: Context) -> KnownData | None:
+    """What is known of the run's rows: from those that are there, else from the teacher's
+    tokenizer, else from the config. None where the tokenizer is out of sight.
+
+    Raises KdscaleError for a tokenizer, or a chat template, that does not serve.
+    """
+    config, prepared = context.config, context.prepared
+    if prepared is not None:
+        return of_prepared(prepared)
+    labels = config.data.labels
+    classes: tuple[str, ...] = ()
+    if labels is not None and labels.classes is not None:
+        classes = Classes(labels.classes, labels.aliases).names
+    if config.data.tokenizer.kind == "train":
+        if config.data.chat is not None:
+            with context.findings.check("the chat template"):
+                folder = context.scratch / "trained"
+                train_tokenizer(["a"], _SMALLEST, folder, chat=config.data.chat)
+        return KnownData(config.data.tokenizer.vocab_size, classes)
+    if context.teacher_source is None or context.options.teacher_shape is not None:
+        return None
+    with context.findings.check("the teacher's tokenizer"):
+        folder, info = _adopted(config, context.teacher_source, context.scratch)
+    special = {
+        "bos_token_id": info.start_id,
+        "eos_token_id": info.end_id,
+        "pad_token_id": info.pad_id,
+    }
+    return KnownData(info.vocab_size, classes, special, True, folder, info.sha256)
+
+
+def _adopted(config: RunConfig, source: str, scratch: Path) -> tuple[Path, TokenizerInfo]:
+    """The tokenizer that the prepare stage will make of the teacher's."""
+    saved, folder = scratch / "saved", scratch / "tokenizer"
+    save_tokenizer(config, source, saved)
+    return folder, adopt_for_task(config.data, config.task, saved, folder)
+
+
+def of_prepared(prepared: Prepared) -> KnownData:
+    """What rows that are there say of themselves."""
+    return KnownData(
+        prepared.vocab_size,
+        prepared.classes,
+        prepared.special_ids,
+        True,
+        prepared.tokenizer_folder(),
+        prepared.manifest["tokenizer"]["sha256"],
+    )

@@ -1,4 +1,4 @@
-"""How much text a run has: known where it is prepared, else estimated before anything is read."""
+"""Number of sequences of a run: counted where they are prepared, else estimated."""
 
 import math
 from dataclasses import dataclass
@@ -7,9 +7,10 @@ from pathlib import Path
 from kdscale.config import RunConfig
 from kdscale.config.data import DataConfig, SourceConfig
 from kdscale.data.rows.prepared import Prepared
+from kdscale.data.rows.selection import mixture_bytes
 from kdscale.data.sources.corpus import find_corpus
-from kdscale.data.sources.mixture import mixture_bytes
 from kdscale.errors import KdscaleError
+from kdscale.preflight.context import Context
 from kdscale.run.artifacts import RunArtifacts
 from kdscale.store import open_store
 
@@ -139,10 +140,54 @@ def corpus_bytes(source: SourceConfig) -> int:
             f"How much text data.train ({source.kind}) has is not known before it is read.",
             "Plan with --tokens N, or run the prepare stage first.",
         )
-    pieces = find_corpus(source).pieces
-    local = [Path(piece.root) / piece.key for piece in pieces]
+    inputs = find_corpus(source).inputs
+    local = [Path(shard.root) / shard.key for shard in inputs]
     if all(path.is_file() for path in local):
         total = sum(path.stat().st_size for path in local)
     else:
-        total = sum(open_store(piece.root).size(piece.key) for piece in pieces)
+        total = sum(open_store(shard.root).size(shard.key) for shard in inputs)
     return int(total * (_PARQUET_TEXT if source.kind == "parquet" else 1))
+
+
+_MUCH = 1.5  # times as many rows captured as read
+
+
+def note_unread(context: Context) -> None:
+    """Note rows that the cache captures and the student will never read, and batches that are
+    larger than the cache."""
+    config, training = context.config, context.config.distill.training
+    if config.cache.reuse is not None:
+        return
+    captured = _captured(context)
+    if captured is None:
+        return
+    rows, is_exact = captured
+    about = "" if is_exact else "about "
+    read = training.steps * training.global_batch_size
+    if rows > _MUCH * read and context.makes("cache"):
+        share = f"{read / rows:.0%}" if read >= rows / 100 else "less than 1%"
+        context.findings.note(
+            f"The student reads {read:,} rows ({training.steps:,} steps of "
+            f"{training.global_batch_size:,}), {share} of the {about}{rows:,} that the cache "
+            f"captures: set cache.rows to {read}, or train it for longer."
+        )
+    if training.global_batch_size > rows:
+        context.findings.note(
+            f"A batch has {training.global_batch_size:,} rows "
+            f"(distill.training.global_batch_size), and the cache {about}{rows:,}: "
+            "it will have some of them more than once."
+        )
+
+
+def _captured(context: Context) -> tuple[int, bool] | None:
+    """Rows of the cache, and whether these are counted; None where nobody knows."""
+    if context.prepared is not None:
+        return len(context.run.selected), True
+    if context.data is None and context.options.tokens is None:
+        return None
+    ids = context.data.vocab_size if context.data is not None else 32_000
+    try:
+        found = count_tokens(context.config, ids, context.options.tokens)
+    except (KdscaleError, OSError):
+        return None
+    return found.captured_rows, found.prepared

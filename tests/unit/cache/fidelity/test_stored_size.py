@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdscale.cache.codecs import make_codec
-from kdscale.cache.fidelity.stored_size import AtRest
+from kdscale.cache.fidelity.stored_size import StoredSize
 from kdscale.cache.format.packing import Packing
 from kdscale.cache.format.prior import count_prior
 from kdscale.config.cache import FullCodec, TopkCodec, VaroptCodec
@@ -16,12 +16,12 @@ CONTEXTS = torch.randint(VOCAB, (COUNT,), generator=GENERATOR).numpy()
 PRIOR = count_prior([(CONTEXTS[None], np.ones((1, COUNT), np.bool_))], VOCAB)
 
 
-def fill(config: VaroptCodec | TopkCodec | FullCodec) -> tuple[AtRest, np.ndarray]:
+def fill(config: VaroptCodec | TopkCodec | FullCodec) -> tuple[StoredSize, np.ndarray]:
     """In three parts."""
     codec = make_codec(config, VOCAB)
     noise = torch.rand(COUNT, codec.streams, generator=GENERATOR, dtype=torch.float64)
     payload = codec.encode(LOGITS, noise).payload.numpy()
-    rest = AtRest(codec, PRIOR)
+    rest = StoredSize(codec, PRIOR)
     for part in np.array_split(np.arange(COUNT), 3):
         rest.add(CONTEXTS[part], payload[part])
     return rest, payload

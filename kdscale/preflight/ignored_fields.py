@@ -10,7 +10,7 @@ from kdscale.config.evaluate import EvaluateConfig
 from kdscale.config.teacher import ModelConfig
 from kdscale.config.training import OptimiserConfig, WorkersConfig
 from kdscale.models.hf_folder import is_folder
-from kdscale.preflight.findings import Findings
+from kdscale.preflight.context import Findings
 
 # Options of every architecture that the run decides.
 _DECIDED = {

@@ -1,6 +1,7 @@
-"""A run as it is looked at before it starts: what is to be made, from where it is seen, what is
-known of it by then."""
+"""A run before it starts: the stages to make, what is known of its inputs, what was found."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,40 @@ from typing import Any
 from kdscale.config import RunConfig
 from kdscale.data.rows.prepared import Prepared
 from kdscale.models.init.plan import InitPlan
-from kdscale.preflight.findings import Findings
 from kdscale.run.artifacts import RunArtifacts
 
 
+@dataclass
+class Findings:
+    """`notes` are sentences for a person; `checked` names what was looked at, in its order."""
+
+    notes: list[str] = field(default_factory=list)
+    checked: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Add a note, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def unseen(self, field_name: str, what: str) -> None:
+        """Say that the config's `field_name`, which names `what`, is out of sight."""
+        self.note(
+            f"{field_name} {what} cannot be seen from here: what depends on it is checked where "
+            "the run starts."
+        )
+
+    @contextmanager
+    def check(self, what: str) -> Iterator[None]:
+        """What goes through in the block was checked."""
+        yield
+        self.checked.append(what)
+
+
 @dataclass(frozen=True)
-class Sight:
+class PreflightOptions:
     """From where a run is looked at."""
 
-    elsewhere: bool = False
+    runs_elsewhere: bool = False
     """It will run on other machines: what is not to be seen from here is noted, not refused."""
 
     tokens: float | None = None
@@ -26,7 +52,7 @@ class Sight:
     """Folder with a config.json, in place of a teacher that is not at hand."""
 
 
-HERE = Sight()
+DEFAULTS = PreflightOptions()
 
 
 @dataclass(frozen=True)
@@ -49,12 +75,12 @@ class KnownData:
 
 
 @dataclass
-class View:
+class Context:
     """One look at a run."""
 
     run: RunArtifacts
     stages: frozenset[str]  # that are to be made
-    sight: Sight
+    options: PreflightOptions
     findings: Findings
     scratch: Path
     prepared: Prepared | None = None
@@ -73,7 +99,7 @@ class View:
     @property
     def teacher_weights(self) -> str | None:
         """Where the files of a teacher that exists can be looked at, if they can."""
-        if self.teacher_source is None or self.sight.teacher_shape is not None:
+        if self.teacher_source is None or self.options.teacher_shape is not None:
             return None
         load = self.config.teacher.load
         # The config and tokenizer of a remote one have been fetched; its weights have not.
