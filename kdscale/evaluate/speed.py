@@ -41,7 +41,7 @@ def measure_speed(
 ) -> Speed:
     """Measure `models` on sequences of the first evaluation set."""
     table = prepared.split(prepared.evaluation_sets[0])
-    batch = row_tensors(table.take(np.arange(config.rows) % len(table)), worker.device)
+    batch = row_tensors(table.take(np.arange(config.sequences) % len(table)), worker.device)
     actions = {
         name: _actions(model, batch.ids, batch.segments, prepared, config.new_tokens)
         for name, model in models.items()

@@ -59,7 +59,7 @@ def evaluate(spec: EvaluateJob) -> None:
     worker = current_rank()
     config = spec.config.evaluate
     prepared = open_prepared(spec.prepared)
-    zero = ZeroConfig(stage=config.teacher_zero)
+    zero = ZeroConfig.for_teacher(config.teacher_sharding)
     models = {"teacher": load_teacher(spec.teacher.local(), worker, zero, spec.teacher.revision)}
     for name, reference in spec.models.items():
         whole = ZeroConfig(stage=0)

@@ -36,7 +36,7 @@ def test_every_turn_measures_every_model(
     run: FinishedRun, references: dict[str, ModelReference]
 ) -> None:
     models = load_models(references, current_rank())
-    config = SpeedConfig(turns=2, rows=3, new_tokens=5)
+    config = SpeedConfig(turns=2, sequences=3, new_tokens=5)
     found = measure_speed(models, references, run.prepared(), config, current_rank())
     assert (found["device"], found["dtype"]) == ("CPU", "float32")
     assert (found["rows"], found["seq_len"], found["turns"]) == (3, T, 2)
@@ -55,7 +55,7 @@ def test_a_speed_has_an_interval_over_turns_that_compare(
     run: FinishedRun, references: dict[str, ModelReference], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = load_models(references, current_rank())
-    config = SpeedConfig(turns=9, rows=2, new_tokens=1, seconds=600)
+    config = SpeedConfig(turns=9, sequences=2, new_tokens=1, seconds=600)
     # A machine that gets slower from turn to turn, on which the student takes a third as long.
     order: list[str] = []
 
@@ -78,7 +78,7 @@ def test_a_speed_has_an_interval_over_turns_that_compare(
 
 def test_turns_end_with_their_time(run: FinishedRun, references: dict[str, ModelReference]) -> None:
     models = load_models(references, current_rank())
-    config = SpeedConfig(turns=50, rows=1, new_tokens=1, seconds=1e-9)
+    config = SpeedConfig(turns=50, sequences=1, new_tokens=1, seconds=1e-9)
     found = measure_speed(models, references, run.prepared(), config, current_rank())
     assert found["turns"] == 1
 
