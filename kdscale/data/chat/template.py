@@ -89,7 +89,7 @@ def check_template(template: ChatTemplate) -> None:
     if "strftime_now" in template.text and "date_string" not in template.text:
         raise KdscaleError(
             "The chat template writes the date of today: rows would differ from day to day.",
-            _OWN_TEMPLATE + "writes none, or one of its own.",
+            _OWN_TEMPLATE + "writes none, or a fixed one.",
         )
     question, answer = Message("user", "Why?", False), Message("assistant", "So.", True)
     try:
@@ -208,7 +208,7 @@ def _find_answer(template: ChatTemplate, messages: Sequence[Message], at: int, t
         lead = ""
         if not (asks and after.endswith(end)):
             _refuse_changes(messages, at, _CHANGES_TEXT)
-    # Without a prompt for the answer, the turn's heading is in `lead`, and nobody generates that.
+    # Without a prompt for the answer, the turn's heading is in `lead`, which is not generated.
     start = len(before) if asks or not lead.strip() else len(before) + len(lead)
     return start, len(after) - len(end) + _turn_end(template, end)
 
@@ -240,7 +240,7 @@ def _turn_end(template: ChatTemplate, tail: str) -> int:
 def _refuse_changes(messages: Sequence[Message], at: int, what: str) -> NoReturn:
     raise KdscaleError(
         f"The chat template {what} ({messages[at].content[:60]!r}), so that which tokens are "
-        "answers cannot be told.",
+        "answers cannot be found.",
         _OWN_TEMPLATE + "writes every turn as it is, or marks answers with {% generation %}.",
     )
 

@@ -33,7 +33,7 @@ def calibrate(
     width: WidthConfig, teacher: str | Path, revision: str | None, rows: Rows, worker: Rank
 ) -> WidthStatistics:
     """Return statistics of the teacher in a folder or of a hub name over `rows`. Collective."""
-    model = load_teacher(teacher, worker, ZeroConfig(stage=width.teacher_zero), revision)
+    model = load_teacher(teacher, worker, ZeroConfig.for_teacher(width.teacher_sharding), revision)
     statistics = measure(model, rows, worker.device)
     del model
     gc.collect()

@@ -14,7 +14,7 @@ from kdscale.errors import KdscaleError
 from kdscale.models.weight_headers import INDEX, SINGLE, TensorHeader, weight_headers
 from kdscale.store import open_store, upload_folder
 from kdscale.store.fsspec_backend import FsspecBackend
-from tests.files_hub import files_hub, use_hub
+from tests.hub import files_hub, use_hub
 from tests.unit.models.teachers import make_teacher
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
