@@ -32,15 +32,17 @@ from kdscale.types import DataFacts
 class TeacherJob:
     """Training of a teacher, as each worker does it."""
 
-    session: TrainingJob
+    training: TrainingJob
     prepared: Store
 
     def run(self) -> None:
         """Train on this rank, with all others."""
-        if self.session.is_complete():
+        if self.training.is_complete():
             return
         worker, prepared = current_rank(), open_prepared(self.prepared)
-        run_training(self.session, TeacherRecipe(self.session, worker, prepared), worker, prepared)
+        run_training(
+            self.training, TeacherRecipe(self.training, worker, prepared), worker, prepared
+        )
 
 
 class TeacherRecipe:
