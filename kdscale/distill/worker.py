@@ -35,7 +35,7 @@ from kdscale.models.hf_folder import ModelReference
 from kdscale.store import Store
 from kdscale.train.batches import batch_digest
 from kdscale.train.job import TrainingJob, run_training
-from kdscale.train.label_weights import EQUAL, LabelWeights, class_weights
+from kdscale.train.label_loss import EQUAL, LabelWeights, class_weights
 from kdscale.train.loop import MicroBatchLoss, StatefulLoss, Step
 from kdscale.utils.local_cache_dir import local_cache_dir
 
