@@ -37,7 +37,7 @@ SIZES = {
 def plant_run(
     url: str, scratch: Path, task: Task = "causal-lm", architecture: str = "llama", **data: Any
 ) -> Store:
-    """A run at `url` with a student; `data` are fields of the data's config."""
+    """Write a run at `url` with a student; `data` are fields of the data's config."""
     output = open_store(url)
     if task == "sequence-classification":
         data = {"labels": {"classes": CLASSES}, **data}
