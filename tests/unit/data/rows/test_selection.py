@@ -14,7 +14,7 @@ from kdscale.data.rows.selection import (
     first_training_rank,
 )
 from kdscale.errors import KdscaleError
-from tests.unit.data.tables import digests
+from tests.unit.data.tables import digests, table
 
 
 def test_the_first_of_equal_digests_stays() -> None:
