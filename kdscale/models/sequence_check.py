@@ -40,7 +40,7 @@ class SequenceSpec:
     vocab_size: int  # ids of the tokenizer
     outputs: int  # logits of a position: the ids, or the classes
     seq_len: int
-    packs: bool  # whether a row may hold several documents
+    packs: bool  # whether a sequence may hold several documents
     micro_batch_size: int = 1
 
 
@@ -105,7 +105,7 @@ def _check_packed(
 @dataclass(frozen=True)
 class _Document:
     ids: torch.Tensor  # [L] int64
-    start: int = 0  # its place in the row
+    start: int = 0  # its place in the sequence
 
     @property
     def compared(self) -> torch.Tensor:
@@ -131,11 +131,11 @@ class _Trial:
         ids = self._random_ids(2 * length).to(parameter.device)
         half = max(multiple, length // 2 // multiple * multiple)
         self.single = [_Document(ids[:length]), _Document(ids[:half])]
-        """One as long as a row, and its first half."""
+        """One as long as a sequence, and its first half."""
         self.otherwise = _Document(torch.cat([ids[:half], ids[-(length - half) :]]))
         """As long, with another second half."""
         self.packed = _cut(ids[length:])
-        """Those of one row."""
+        """Those of one sequence."""
 
     def alone(self, document: _Document) -> torch.Tensor:
         """Compute the logits [P, outputs] of a document by itself, as transformers does."""
@@ -153,7 +153,7 @@ class _Trial:
         return logits if given else logits[where]
 
     def in_rows(self, rows: Sequence[Sequence[_Document]]) -> list[torch.Tensor]:
-        """Compute the logits [P, outputs] of each document of `rows` as the run does."""
+        """Compute the logits [P, outputs] of each document of sequences as the run does."""
         found: list[torch.Tensor] = []
         size = self._kind.micro_batch_size
         for first in range(0, len(rows), size):

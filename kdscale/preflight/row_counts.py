@@ -69,7 +69,7 @@ def count_tokens(config: RunConfig, vocab_size: int, given: float | None = None)
     rows = max(1, round(tokens / config.data.seq_len))
     return Tokens(
         rows=rows,
-        captured_rows=min(config.cache.rows or rows, rows),
+        captured_rows=min(config.cache.sequences or rows, rows),
         seq_len=config.data.seq_len,
         targets_share=_targets_share(config),
         vocab_size=vocab_size,
@@ -111,7 +111,7 @@ def _of_prepared(config: RunConfig, prepared: Prepared) -> Tokens:
     written = train["rows_written"] * config.data.seq_len
     return Tokens(
         rows=rows,
-        captured_rows=min(config.cache.rows or rows, rows),
+        captured_rows=min(config.cache.sequences or rows, rows),
         seq_len=config.data.seq_len,
         targets_share=train["targets_written"] / max(1, written),
         vocab_size=prepared.vocab_size,
@@ -168,7 +168,7 @@ def note_unread(context: Context) -> None:
         context.findings.note(
             f"The student reads {read:,} rows ({training.steps:,} steps of "
             f"{training.global_batch_size:,}), {share} of the {about}{rows:,} that the cache "
-            f"captures: set cache.rows to {read}, or train it for longer."
+            f"captures: set cache.sequences to {read}, or train it for longer."
         )
     if training.global_batch_size > rows:
         context.findings.note(

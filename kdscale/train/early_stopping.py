@@ -27,7 +27,7 @@ class ValidationHistory:
         Any fall of the loss makes a new best. A gain for `stopping` is a fall by its least gain
         since the last gain, so that smaller ones add up. A loss that is not a number is neither.
         """
-        least = stopping.least_gain if stopping is not None else 0.0
+        least = stopping.min_delta if stopping is not None else 0.0
         found = replace(self, without_gain=self.without_gain + 1)
         if loss < self.best_loss:
             found = replace(found, best_loss=loss, best_step=step)

@@ -13,7 +13,7 @@ class LabelWeights:
     """Weight of each label in the cross-entropy."""
 
     of_class: torch.Tensor | None = None  # [classes] float32; None where all count alike
-    known_share: float = 1.0  # of the rows; those whose label is known count for the others
+    known_share: float = 1.0  # of the sequences; those with a known label count for the others
 
     def at(self, labels: torch.Tensor) -> torch.Tensor | None:
         """Return [P] float32 for labels [P], 0 where one is -1; None where every one counts 1."""

@@ -60,7 +60,10 @@ def make_session(output: str, stage: int) -> TrainingJob:
         "teacher": {"load": "unused"},
         "distill": {
             "targets": "online",
-            "online": {"taid": {"start": START, "alpha": ALPHA, "beta": BETA}, "zero": stage},
+            "online": {
+                "taid": {"start": START, "alpha": ALPHA, "beta": BETA},
+                "teacher_sharding": "zero3" if stage == 3 else "none",
+            },
             "student": {"model": {"architecture": "llama", "options": SHAPE}},
             "training": {
                 "steps": STEPS,

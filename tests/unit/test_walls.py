@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "utils": {"errors"},
     "config": {"errors", "utils"},
     "store": {"errors", "utils"},
-    "distributed": set(),
+    "distributed": {"errors", "store"},
     "tracking": {"config", "store"},
     "data": {"config", "errors", "store", "types", "utils"},
     "cache": {"config", "errors", "store", "types", "utils"},
