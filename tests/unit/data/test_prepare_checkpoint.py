@@ -1,4 +1,4 @@
-"""What a killed prepare leaves, and what the next one makes of it."""
+"""Checkpoints of a killed prepare, and how the next one continues."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What does not fit is refused, with the part, the size and a change that does fit."""
+"""Runs that do not fit are refused, with the part, the size and a change that fits."""
 
 import re
 

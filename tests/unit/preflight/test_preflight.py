@@ -1,4 +1,4 @@
-"""What a look at a run leaves alone, what it notes, and what it cannot see from here."""
+"""Preflight: its notes, models and data out of reach, and nothing left behind."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What each kind of source consists of, and the documents in it."""
+"""Inputs of each kind of source, and the documents in them."""
 
 import gzip
 import http.server

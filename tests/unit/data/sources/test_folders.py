@@ -1,4 +1,4 @@
-"""What is in a folder and is not read is named and counted."""
+"""Files of a folder that are not read are named and counted."""
 
 import json
 import os
