@@ -34,8 +34,8 @@ from kdscale.data.rows.prepared import open_prepared
 from kdscale.distributed.rank import current_rank
 from kdscale.models.sharded import load_teacher
 from kdscale.run.artifacts import RunArtifacts
-from kdscale.run.cache_stage import own_store, plan_capture
 from kdscale.run.pipeline import run_pipeline
+from kdscale.run.stages.cache import own_store, plan_capture
 from kdscale.teacher.capture import CaptureJob
 from kdscale.workers.group import run_workers
 from kdscale.workers.progress import stage_progress
@@ -83,10 +83,10 @@ def make_config(assets: Path, output: str, rows: int) -> RunConfig:
             },
             "teacher": {"load": str(assets / TEACHER)},
             "cache": {
-                "rows": rows,
+                "sequences": rows,
                 "sequences_per_shard": rows // 4,
                 "sequences_per_chunk": max(1, rows // 8),
-                "capture": {"zero": {"stage": 0}, "micro_batch_size": min(4, rows // 4)},
+                "capture": {"teacher_sharding": "none", "micro_batch_size": min(4, rows // 4)},
             },
             # Not run, but required in a config.
             "distill": {

@@ -35,7 +35,7 @@ from kdscale.cache.codecs import make_codec, uniforms
 from kdscale.cache.fidelity.codec_families import label
 from kdscale.cache.fidelity.gradient import Truth, make_truth
 from kdscale.cache.fidelity.measure import CHUNK, Fidelity, Measure
-from kdscale.cache.fidelity.stored_size import AtRest
+from kdscale.cache.fidelity.stored_size import StoredSize
 from kdscale.cache.format.packing import packable
 from kdscale.cache.format.prior import Prior
 from kdscale.config.cache import CodecConfig, SampleCodec, TopkCodec, VaroptCodec
@@ -152,7 +152,7 @@ class CodecVariant:
         self._prior_bytes = positions.prior_bytes if packable(self._codec) else 0.0
         self._draws = draws if self._codec.streams else 1
         self._measure = measure
-        self._rest = AtRest(self._codec, positions.prior)
+        self._rest = StoredSize(self._codec, positions.prior)
 
     def add(self, start: int, truth: Truth, logits: Tensor, contexts: np.ndarray) -> None:
         """Add the positions from `start` on."""

@@ -31,7 +31,7 @@ from kdscale.config import RunConfig
 from kdscale.plan.calibrate import calibrate
 from kdscale.plan.calibration import KEY, find
 from kdscale.plan.hardware import this_machine
-from kdscale.plan.inputs import make_setting
+from kdscale.plan.inputs import read_inputs
 from kdscale.plan.plan import make_plan
 from kdscale.plan.timing import group_start, start_up
 from kdscale.run.artifacts import RunArtifacts, resolve_paths
@@ -55,7 +55,7 @@ def run_all(config: RunConfig, known: Path | None) -> None:
             shutil.copytree(known / part, folder / part)
     with ray_session():
         run_pipeline(config, until=STAGES[0])
-        calibrate(make_setting(config, this_machine()))
+        calibrate(read_inputs(config, this_machine()))
         run_pipeline(config, start=STAGES[1], until=STAGES[-1])
 
 
@@ -83,8 +83,8 @@ def peak_memory(output: Store, stage: str) -> float | None:
 def compared(name: str, config: RunConfig, stages: Sequence[str]) -> list[Row]:
     """Return a row for each figure of a finished run's `stages`: predicted, measured, ratio."""
     output = open_store(config.output)
-    setting = make_setting(config, this_machine())
-    plan = make_plan(setting.with_measured(find(output, "cpu")))
+    inputs = read_inputs(config, this_machine())
+    plan = make_plan(inputs.with_measured(find(output, "cpu")))
     record = json.loads(output.get(RECORD_KEY))["stages"]
     rows = []
 
@@ -98,15 +98,15 @@ def compared(name: str, config: RunConfig, stages: Sequence[str]) -> list[Row]:
         if stage.name in stages:
             assert stage.memory is not None
             # The calibration came between teacher and capture, so that workers were started anew.
-            start = group_start(plan.setting) - start_up("cache", plan.setting)
+            start = group_start(plan.inputs) - start_up("cache", plan.inputs)
             more = start if stage.name == "cache" else 0.0
             seconds = stage.seconds.total + more
             add(stage.name, "seconds", seconds, record[stage.name]["seconds"])
             add(stage.name, "memory", stage.memory.total, peak_memory(output, stage.name))
     facts = inspect(RunArtifacts(config).cache_stores[0][0])
-    add("cache", "bytes", plan.caches[0].at_rest, facts["bytes"])
+    add("cache", "bytes", plan.caches[0].stored, facts["bytes"])
     decoded = facts["payload_bytes_per_position"]
-    add("cache", "bytes decoded", plan.caches[0].decoded_position, decoded)
+    add("cache", "bytes decoded", plan.caches[0].in_memory_position, decoded)
     return rows
 
 

@@ -121,8 +121,10 @@ def measure(
 
 @contextmanager
 def _counted(measured: Measured) -> Iterator[None]:
-    """A peer that ends in an error, as where two of its workers fetch one shard, goes without this
-    run; kdscale's error is the benchmark's."""
+    """Go without a peer's run that ends in an error, as where two workers fetch one shard.
+
+    An error of kdscale is the benchmark's.
+    """
     try:
         yield
     except ArmFailedError as error:
@@ -134,7 +136,7 @@ def _counted(measured: Measured) -> Iterator[None]:
 
 @contextmanager
 def _folder(work: Path | None) -> Iterator[Path]:
-    """The folder for all data."""
+    """Yield the folder for all data."""
     if work is not None:
         work.mkdir(parents=True, exist_ok=True)
         if any(work.iterdir()):

@@ -16,11 +16,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.common import RESULTS, ROOT, Row
-from kdscale.report.charts import Series, line_chart
-from kdscale.report.style import CSS
+from kdscale.report.charts import line_chart
+from kdscale.report.curves import Series
 
 PAGE = ROOT / "docs" / "results.md"
 PLOT = ROOT / "docs" / "quality.svg"
+STYLE = ROOT / "kdscale" / "report" / "templates" / "style.css"
 WITH_GOALS = ("quality", "step_cost", "loss", "classification", "masked_lm", "prepare_memory")
 
 Column = Callable[[Row], str]
@@ -252,9 +253,10 @@ def plot(found: dict[str, Any]) -> str:
         "gap closed in KL to the teacher, %",
         x_label="bytes a token",
     )
+    style = STYLE.read_text(encoding="utf-8")
     page = "svg { background: var(--card); font: 12px sans-serif; }"
     drawn = str(chart).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    return drawn.replace(">", f"><style>{CSS}{page}</style>", 1) + "\n"
+    return drawn.replace(">", f"><style>{style}{page}</style>", 1) + "\n"
 
 
 def _table(rows: str | Iterable[Row], columns: dict[str, Column]) -> str:

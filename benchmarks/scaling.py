@@ -49,8 +49,8 @@ from kdscale.models.head import ModelWithHead
 from kdscale.models.load import build_model, make_config
 from kdscale.models.sharded import load_teacher
 from kdscale.run.artifacts import RunArtifacts
-from kdscale.run.cache_stage import own_store, plan_capture
 from kdscale.run.pipeline import run_pipeline
+from kdscale.run.stages.cache import own_store, plan_capture
 from kdscale.teacher.capture import CaptureJob, fill_cache
 from kdscale.train.backends.base import Backend, make_backend
 from kdscale.train.loop import Step
@@ -98,7 +98,7 @@ def make_run(output: str, turns: int) -> RunConfig:
         "data.evaluate.python-docs.limit": 10,
         "data.evaluation_sequences": 16,
         "teacher.training.steps": 1,
-        "cache.rows": ROWS,
+        "cache.sequences": ROWS,
         "cache.sequences_per_shard": ROWS // 8,
         "cache.sequences_per_chunk": ROWS // 8,
         "cache.capture.micro_batch_size": ROWS // 8,

@@ -173,7 +173,7 @@ class Ours:
 
 
 def make_config(cache: str, steps: int) -> RunConfig:
-    """What the parts of the distill stage read of a config."""
+    """Return a config with what the parts of the distill stage read of it."""
     return RunConfig.model_validate(
         {
             "name": "step-cost",

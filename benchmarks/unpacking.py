@@ -103,7 +103,7 @@ def unpack_ids(records: Records) -> Callable[[], Any]:
 
 
 def decode(folder: Path, count: int) -> Callable[[], Any]:
-    """Decodes every chunk of the cache in `folder` from its bytes."""
+    """Decode every chunk of the cache in `folder` from its bytes."""
     store = open_store(str(folder))
     chunks = StoredChunks(store, load_manifest(store))
     data = [chunks.fetch(number) for number in range(count)]

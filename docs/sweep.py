@@ -1,4 +1,4 @@
-"""Writes docs/architectures.md: what the row check says of every text architecture.
+"""Write docs/architectures.md: what the row check says of every text architecture.
 
     .venv/bin/python docs/sweep.py
 
@@ -17,30 +17,31 @@ sys.path.insert(0, str(ROOT))
 from tests.alone import outcome  # noqa: E402
 from tests.architectures import CAUSAL, MASKED  # noqa: E402
 
-TEXT = """# Architectures
+TEXT = """# Supported architectures
 
-What `python docs/sweep.py` found with transformers {version}: a tiny model of every text
-architecture that the Auto classes know, with large random weights and windows shorter than a
-document. *Equal* is a document whose logits in a row, at every position and beside other rows, are
+`python docs/sweep.py` wrote this page with transformers {version}. It builds a tiny model of every text
+architecture that the Auto classes know, with large random weights and windows shorter than a document.
+
+A model is *equal* if a document's logits in a sequence, at every position and beside other documents, are
 those that transformers computes for the document alone (to 0.1% of a standard deviation, float32).
-What is not equal is refused before anything is computed from it: every capture, training and
-evaluation makes the same comparison on its own model, in its own precision, over rows of
-`data.seq_len` tokens (`kdscale/models/sequence_check.py`).
+Anything else is refused before it is used: every capture, training and evaluation makes the same
+comparison on its own model, in its own precision, over sequences of `data.seq_len` tokens
+(`kdscale/models/sequence_check.py`).
 
-| models | equal in packed rows | equal with one document a row | refused | not built here | silently different |
+| models | equal when packed | equal with one document per sequence | refused | not built here | silently different |
 | --- | --- | --- | --- | --- | --- |
 {counts}
 
 {lists}
-One document a row is `data.pack: false` for causal models, and all that others have. Recurrent
-layers carry their state from one packed document to the next, some decoders count positions from
-the row's start, and some encoders read their padding. *Not built here*: its config has no sizes to
-cut, it needs a package for images or sound, or it takes other inputs than text; the comparison at
-the start of a run is made for these too.
+Set `data.pack: false` for causal models that need one document per sequence; the other tasks never pack.
+Recurrent layers carry their state from one packed document to the next, some decoders count positions
+from the start of the sequence, and some encoders read their padding. *Not built here*: the config has no
+sizes to cut, the model needs a package for images or sound, or it takes inputs other than text; the
+comparison at the start of a run is made for these too.
 """  # noqa: E501
 GROUPS = {
-    "equal": "equal in packed rows",
-    "equal where rows hold one document": "equal with one document a row",
+    "equal": "equal when packed",
+    "equal where rows hold one document": "equal with one document per sequence",
     "refused": "refused",
     "not built": "not built here",
     "silently": "silently different",

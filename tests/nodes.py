@@ -34,7 +34,7 @@ HEALTH_CHECKS = {
     "RAY_health_check_failure_threshold": "4",
 }
 _PROGRAMS = Path(sys.executable).parent
-# What a node does before Ray: a host name that the others can resolve, and folders of its own.
+# A node's setup before Ray: a host name that the others can resolve, and private folders.
 # $1 its name, $2 the folder of all nodes, $3 the folder that they share; then the command.
 _ENTER = """
 set -e
@@ -51,7 +51,7 @@ shift 3
 
 
 def why_not() -> str | None:
-    """Why nodes cannot be made here; None where they can."""
+    """Return why nodes cannot be made here, None if they can."""
     if sys.platform != "linux":
         return "network namespaces are Linux's"
     if os.geteuid() != 0:
@@ -96,17 +96,18 @@ class Node:
         wait_until(lambda: not self.pids(), f"{self.name}'s processes to be gone")
 
     def cut(self) -> None:
-        """Take it off the network: nothing gets in or out, and nobody is told."""
+        """Take it off the network: nothing gets in or out, without notice."""
         _run("ip", "link", "set", self.link, "down")
 
-    def mend(self) -> None:
+    def reconnect(self) -> None:
         """Put it back."""
         _run("ip", "link", "set", self.link, "up")
 
 
 class Nodes:
-    """A head and `workers` nodes with one CPU each, with an S3 server beside them. A context
-    manager; `shared` is a folder that is at the same path on every node, as NFS would have it.
+    """A head and `workers` nodes with one CPU each, and an S3 server beside them.
+
+    A context manager; `shared` is a folder that is at the same path on every node, as with NFS.
 
     `env` is what reaches the cluster and the server from outside.
     """
@@ -173,12 +174,12 @@ class Nodes:
 
     def restart(self, node: Node) -> None:
         """Start a node again, as a supervisor or an autoscaler would, whatever is left of it."""
-        node.mend()
+        node.reconnect()
         node.kill()
         self.start(node)
 
     def running(self, title: str) -> list[Node]:
-        """The nodes with a process whose command line matches `title`."""
+        """Return the nodes with a process whose command line matches `title`."""
         return [node for node in self.nodes if node.find(title)]
 
     def __enter__(self) -> Self:
@@ -211,7 +212,7 @@ class Nodes:
         subprocess.run(["ip", "link", "del", self._bridge], capture_output=True, check=False)
 
     def _environment(self) -> dict[str, str]:
-        """Of Ray on a node: the key to the bucket is the nodes', so that no job has to carry it."""
+        """Return Ray's environment on a node, which has the key to the bucket."""
         foreign = ("RAY_", "AWS_", "WANDB_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         return {
@@ -229,7 +230,7 @@ class Nodes:
         }
 
     def _make_bridge(self) -> str:
-        """A bridge in a network that nobody uses; its first three numbers."""
+        """Make a bridge in a free network; return the network's first three numbers."""
         with (Path(tempfile.gettempdir()) / "kdscale-nodes.lock").open("w") as lock:
             # Two sessions at once must not choose the same.
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -251,7 +252,7 @@ class Nodes:
         _run(*inside, "address", "add", f"{node.address}/24", "dev", "eth0")
         for link in ("lo", "eth0"):
             _run(*inside, "link", "set", link, "up")
-        node.mend()
+        node.reconnect()
 
 
 def wait_until(ready: Callable[[], bool], what: str, seconds: float = PATIENCE_SECONDS) -> None:
@@ -263,7 +264,7 @@ def wait_until(ready: Callable[[], bool], what: str, seconds: float = PATIENCE_S
 
 
 def kill(pid: int) -> None:
-    """kill -9 of one process."""
+    """Kill -9 of one process."""
     os.kill(pid, signal.SIGKILL)
 
 
@@ -275,5 +276,5 @@ def _command_line(pid: int) -> str:
 
 
 def _run(*command: str) -> str:
-    """The output of a command that must succeed."""
+    """Run a command that must succeed; return its output."""
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout

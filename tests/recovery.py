@@ -1,7 +1,7 @@
 """One stage of a small run, submitted to real nodes, with a fault in the middle of it.
 
 A stage starts from copies of what an undisturbed run made before it, so that every fault strikes
-the same work, and what comes out is compared with that run: the cache shard by shard, the losses step
+the same work, and its output is compared with that run: the cache shard by shard, the losses step
 by step.
 """
 
@@ -41,18 +41,18 @@ class Ended:
 
     @property
     def starts(self) -> list[int]:
-        """Where each attempt of the workers began: shards committed, or the student's step."""
+        """The start of each attempt of the workers: shards committed, or the student's step."""
         shards = re.findall(rf"rank 0 of 2 .*: (\d+) of {SHARDS} shards to capture", self.log)
         steps = re.findall(r"rank 0 of 2 .*student: .* (?:resumed at step (\d+)|started)", self.log)
         return [SHARDS - int(shard) for shard in shards] or [int(step or 0) for step in steps]
 
 
-# Each does its harm to the running stage, waits where it takes a time, and gives the node that has
-# to be started again afterwards.
+# Each harms the running stage, waits if that takes a time, and returns the node that has to be
+# started again afterwards.
 
 
 def kill_worker(nodes: Nodes) -> Node | None:
-    """kill -9 of one rank."""
+    """Kill -9 of one rank."""
     (pid,) = _busy(nodes).find(TRAIN_WORKER)
     kill(pid)
     return None
@@ -66,25 +66,25 @@ def kill_node(nodes: Nodes) -> Node | None:
 
 
 def cut_node(nodes: Nodes) -> Node | None:
-    """A node that has a rank is off the network for a minute: longer than the cluster waits."""
+    """Cut a node with a rank off the network for a minute: longer than the cluster waits."""
     return _cut(nodes, CUT_SECONDS)
 
 
 def blink_node(nodes: Nodes) -> Node | None:
-    """A node that has a rank is off the network for a moment that the cluster waits out."""
+    """Cut a node with a rank off the network for a moment that the cluster waits out."""
     _cut(nodes, BLINK_SECONDS)
     return None
 
 
 def kill_driver(nodes: Nodes) -> Node | None:
-    """kill -9 of the job's driver on the head. The job fails, and is submitted again."""
+    """Kill -9 of the job's driver on the head. The job fails, and is submitted again."""
     for pid in nodes.head.find(DRIVER):
         kill(pid)
     return None
 
 
 def stop_store(nodes: Nodes) -> Node | None:
-    """The S3 server is down for half a minute."""
+    """Stop the S3 server for half a minute."""
     nodes.server.stop()
     time.sleep(OUTAGE_SECONDS)
     nodes.server.start()
@@ -102,7 +102,7 @@ FAULTS: dict[str, Callable[[Nodes], Node | None]] = {
 
 
 def _busy(nodes: Nodes) -> Node:
-    """A node with a rank on it."""
+    """Return a node with a rank on it."""
     return nodes.running(TRAIN_WORKER)[0]
 
 
@@ -110,7 +110,7 @@ def _cut(nodes: Nodes, seconds: float) -> Node:
     node = _busy(nodes)
     node.cut()
     time.sleep(seconds)
-    node.mend()
+    node.reconnect()
     return node
 
 
@@ -124,7 +124,7 @@ class Stages:
         self._changes = changes
 
     def run(self, stage: str, fault: Callable[[Nodes], Node | None] | None = None) -> Ended:
-        """`stage` in an output of its own, struck in the middle; AssertionError where it fails."""
+        """Run `stage` in a new output, with a fault in the middle. AssertionError if it fails."""
         store = open_store(f"{self._nodes.server.url}/{uuid.uuid4().hex[:12]}")
         for key in self._base.list():
             if key.startswith(INPUTS[stage]):
@@ -158,7 +158,7 @@ class Stages:
         return submit(self._nodes, self._corpus, store.url, "--only", stage, **self._changes)
 
     def differences(self, ended: Ended, stage: str) -> list[str]:
-        """What is not as in the undisturbed run; nothing, if all went well."""
+        """Return the differences from the undisturbed run."""
         if stage == "cache":
             return _unequal("shard", _digests(ended.store), _digests(self._base))
         return [
@@ -192,14 +192,14 @@ def _done(store: Store, stage: str) -> int:
 
 
 def _digests(store: Store) -> dict[Any, Any]:
-    """Of every shard, the digest of its object."""
+    """Return the digest of every shard's object."""
     keys = [key for key in store.list("cache/") if "/commits/" in key]
     commits = [json.loads(store.get(key)) for key in keys]
     return {commit["shard"]: commit["digest"] for commit in commits}
 
 
 def _losses(store: Store, name: str) -> dict[Any, Any]:
-    """Of every step, all that was logged of its losses."""
+    """Return the losses that were logged at every step."""
     lines = read_metrics(store.get(f"metrics/{name}.jsonl"))
     return {line["step"]: [line.get(key) for key in _LOSSES] for line in lines}
 

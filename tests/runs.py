@@ -137,7 +137,7 @@ MODULES = [
 
 
 def write_corpus(folder: Path, modules: Sequence[str] = MODULES) -> Path:
-    """Some modules of the interpreter's own library as text files."""
+    """Write some modules of the interpreter's library as text files."""
     folder.mkdir(parents=True, exist_ok=True)
     library = Path(sysconfig.get_paths()["stdlib"])
     for name in modules:
@@ -148,7 +148,7 @@ def write_corpus(folder: Path, modules: Sequence[str] = MODULES) -> Path:
 
 
 def tiny_config(corpus: Path, output: str, **changes: Any) -> dict[str, Any]:
-    """A config of seconds a stage; `changes` are dotted keys with `__` for the dot."""
+    """Return a config of seconds a stage; `changes` are dotted keys with `__` for the dot."""
     config: dict[str, Any] = {
         "name": "tiny",
         "output": output,
@@ -183,7 +183,7 @@ def tiny_config(corpus: Path, output: str, **changes: Any) -> dict[str, Any]:
         },
         "cache": {
             "codec": {"kind": "varopt", "k": 12, "head": 4},
-            "rows": 640,
+            "sequences": 640,
             "sequences_per_shard": 16,
             "sequences_per_chunk": 8,
             "capture": {"micro_batch_size": 8},
@@ -225,7 +225,7 @@ def tiny_config(corpus: Path, output: str, **changes: Any) -> dict[str, Any]:
 
 
 def write_config(path: Path, config: dict[str, Any]) -> Path:
-    """The config as a YAML file."""
+    """Write the config as a YAML file."""
     path.write_text(yaml.safe_dump(config))
     return path
 
@@ -269,5 +269,5 @@ CLEAN = {"WANDB_MODE": "offline", "NO_COLOR": "1", "OMP_NUM_THREADS": "1", "COLU
 
 
 def read_metrics(text: bytes) -> list[dict[str, Any]]:
-    """The lines of a metrics file."""
+    """Return the lines of a metrics file."""
     return [json.loads(line) for line in text.decode().splitlines()]

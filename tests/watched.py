@@ -1,4 +1,4 @@
-"""The program while it runs: its log as it grows, and what is done to it in the middle."""
+"""The program while it runs: its log as it grows, and faults in the middle."""
 
 import json
 import os
@@ -16,7 +16,7 @@ PATIENCE_SECONDS = 600
 
 
 class Watched:
-    """`kdscale` with `arguments` in a process of its own, with its log and its workers' pids."""
+    """`kdscale` with `arguments` in a process, with its log and its workers' pids."""
 
     def __init__(self, *arguments: str, env: dict[str, str]) -> None:
         self.lines: list[str] = []
@@ -42,17 +42,17 @@ class Watched:
             time.sleep(0.02)
 
     def kill_worker(self, rank: int, marker: str) -> None:
-        """kill -9 the process that said `marker` as `rank`, which the log names."""
+        """Kill -9 the process that said `marker` as `rank`, which the log names."""
         pattern = rf"rank {rank} of 2 \(pid (\d+)\): {marker}"
         pid = int(re.findall(pattern, self.log)[-1])
         os.kill(pid, signal.SIGKILL)
 
     def lose_driver(self) -> None:
-        """kill -9 the driver, and start the same command again."""
+        """Kill -9 the driver, and start the same command again."""
         self.end()
         # Its workers end with it: the next driver is not to meet them.
         self._reader.join(timeout=PATIENCE_SECONDS)
-        assert not self._reader.is_alive(), "processes of the killed run go on"
+        assert not self._reader.is_alive(), "processes of the killed run are left"
         self._start()
 
     def stop(self, output: Store, stage: str) -> None:
@@ -64,13 +64,13 @@ class Watched:
         self._start()
 
     def finish(self) -> int:
-        """The exit code."""
+        """Wait for its end; return the exit code."""
         code = self._process.wait(timeout=PATIENCE_SECONDS)
         self._reader.join(timeout=10)
         return code
 
     def end(self) -> None:
-        """kill -9, where it still runs."""
+        """Kill -9, where it still runs."""
         self._process.kill()
         self._process.wait()
 

@@ -12,7 +12,7 @@ from benchmarks.ablation.corpus import Corpus
 from benchmarks.common import log
 from kdscale.cache.codecs import Codec, make_codec, uniforms
 from kdscale.cache.fidelity.codec_families import label
-from kdscale.cache.fidelity.stored_size import AtRest
+from kdscale.cache.fidelity.stored_size import StoredSize
 from kdscale.cache.format.packing import packable
 from kdscale.cache.format.prior import count_prior, encode_prior
 from kdscale.config.cache import CodecConfig
@@ -71,7 +71,7 @@ def _encode(configs: Mapping[Path, CodecConfig], corpus: Corpus) -> None:
     prior = count_prior([(rows.input_ids, rows.loss_mask)], corpus.vocab_size)
     share = len(encode_prior(prior)) / corpus.targets
     codecs = {path: make_codec(config, corpus.vocab_size) for path, config in configs.items()}
-    rests = {path: AtRest(codec, prior) for path, codec in codecs.items()}
+    rests = {path: StoredSize(codec, prior) for path, codec in codecs.items()}
     shape = rows.input_ids.shape
     whole = {
         path: np.zeros((*shape, codec.bytes_per_position), np.uint8)

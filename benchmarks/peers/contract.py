@@ -55,7 +55,7 @@ class Records:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """What `save` wrote, memory-mapped."""
+        """Return what `save` wrote, memory-mapped."""
         return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in FIELDS))
 
 
@@ -84,7 +84,7 @@ class Place:
         return self.url.startswith("s3://")
 
     def urls(self, suffix: str) -> list[str]:
-        """The files that end in `suffix`, in order."""
+        """Return the files that end in `suffix`, in order."""
         return [f"{self.url}/{name}" for name in self.names if name.endswith(suffix)]
 
 
@@ -100,5 +100,5 @@ class Loader(Protocol):
         ...
 
     def resume(self, state: Any) -> Iterator[Batch]:
-        """The rest of epoch 0, on a fresh loader."""
+        """Return the rest of epoch 0, on a fresh loader."""
         ...

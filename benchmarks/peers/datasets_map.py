@@ -25,7 +25,7 @@ RESUME = "StatefulDataLoader.state_dict"
 
 
 def open_loader(place: Place) -> "DatasetsLoader":
-    """A loader over the Arrow file in the cache, which is made where it is missing."""
+    """Return a loader over the Arrow file in the cache, which is made where it is missing."""
     table = datasets.load_dataset(**load_options(place)).with_format("arrow")
     rows = RandomSampler(table, generator=torch.Generator().manual_seed(SEED))
     return DatasetsLoader(
@@ -45,7 +45,7 @@ def _arrays(table: pa.Table) -> dict[str, np.ndarray]:
 
 
 def _column(name: str, column: Any) -> np.ndarray:
-    """A chunked array of binaries of one width."""
+    """Return a chunked array of binaries of one width."""
     array: Any = pa.concat_arrays(column.chunks)
     _, offsets, data = array.buffers()
     ends = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1]
@@ -59,14 +59,14 @@ class DatasetsLoader:
         self._loader = loader
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The next epoch."""
+        """Return the next epoch."""
         return iter(self._loader)
 
     def state(self) -> Any:
-        """The samplers' and the workers' states."""
+        """Return the samplers' and the workers' states."""
         return self._loader.state_dict()
 
     def resume(self, state: Any) -> Iterator[Batch]:
-        """The rest of the epoch."""
+        """Return the rest of the epoch."""
         self._loader.load_state_dict(state)
         return iter(self._loader)

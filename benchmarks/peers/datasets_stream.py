@@ -26,7 +26,7 @@ datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0
 
 
 def open_loader(place: Place) -> DatasetsLoader:
-    """A loader that reads the Parquet files where they are."""
+    """Return a loader that reads the Parquet files where they are."""
     stream = datasets.load_dataset(**load_options(place), streaming=True)
     return DatasetsLoader(
         StatefulDataLoader(

@@ -56,7 +56,7 @@ def _lists(values: np.ndarray, kind: Any) -> Any:
 
 
 def open_loader(place: Place) -> "DistillKitLoader":
-    """A loader over the Arrow file in the cache, which is made where it is missing."""
+    """Return a loader over the Arrow file in the cache, which is made where it is missing."""
     return DistillKitLoader(datasets.load_dataset(**load_options(place)), place.workers)
 
 
@@ -74,7 +74,7 @@ class DistillKitLoader:
         self._taken = 0
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of an epoch."""
+        """Return the batches of an epoch."""
         return self._batches(number, skipped=0)
 
     def state(self) -> Any:
@@ -82,7 +82,7 @@ class DistillKitLoader:
         return self._taken
 
     def resume(self, state: Any) -> Iterator[Batch]:
-        """The rest of the epoch."""
+        """Return the rest of the epoch."""
         return self._batches(0, skipped=state)
 
     def _batches(self, epoch: int, skipped: int) -> Iterator[Batch]:

@@ -56,7 +56,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def goals(measured: Iterable[Measured], decode: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """The benchmark's goals; `best_peer` says which one it was."""
+    """Return the benchmark's goals; `best_peer` says which one it was."""
     arms = list(measured)
     found = [
         _against_best(arms, f"{storage}_{phase}_vs_best_peer{suffix}", ours, storage, phase)
@@ -72,7 +72,7 @@ def goals(measured: Iterable[Measured], decode: dict[str, list[float]]) -> list[
 
 
 def lines(rows: Iterable[dict[str, Any]]) -> Iterable[str]:
-    """A table for the terminal."""
+    """Yield a table for the terminal."""
     head = ("arm", "storage", "workers", "cold Mtok/s", "warm", "first s", "peak MiB")
     yield "{:<17}{:<9}{:>8}{:>13}{:>9}{:>9}{:>10}  resume s, lost, repeated".format(*head)
     for row in rows:

@@ -31,7 +31,7 @@ def write(records: Records, folder: Path) -> None:
 
 
 def open_loader(place: Place) -> "LitDataLoader":
-    """A loader that maps a local folder's chunks, and copies those of S3 to the cache."""
+    """Return a loader that maps a local folder's chunks, and copies those of S3 to the cache."""
     options = None
     if place.is_remote:
         options = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]}
@@ -61,7 +61,7 @@ class LitDataLoader:
         self._loader = loader
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The next epoch."""
+        """Return the next epoch."""
         return iter(self._loader)
 
     def state(self) -> Any:
@@ -69,6 +69,6 @@ class LitDataLoader:
         return self._loader.state_dict()
 
     def resume(self, state: Any) -> Iterator[Batch]:
-        """The rest of the epoch."""
+        """Return the rest of the epoch."""
         self._loader.load_state_dict(state)
         return iter(self._loader)

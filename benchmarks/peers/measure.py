@@ -32,7 +32,7 @@ Result = dict[str, Any]
 
 
 def write(job: Job) -> Result:
-    """The records in the formats of the arms `arms`, each in a folder of its name in `formats`."""
+    """Write the records in the formats of `arms`, each to a folder of its name in `formats`."""
     records = Records.load(Path(job["records"]))
     found = {}
     for name in job["arms"]:
@@ -76,19 +76,19 @@ def stop(job: Job) -> Result:
 
 
 def restart(job: Job) -> Result:
-    """A new process that goes on from `state`: `seconds` to its first batch."""
+    """Start a process that resumes from `state`; `seconds` to its first batch."""
     return {"seconds": _resumed(job)[1]}
 
 
 def resume(job: Job) -> Result:
-    """The same, and the rest of that epoch, whose rows' ids go to `ids`."""
+    """Return the same, and the rest of that epoch, whose rows' ids go to `ids`."""
     batches, seconds = _resumed(job)
     records = Records.load(Path(job["records"]))
     return {"seconds": seconds, "wrong_rows": _compare(batches, records, Path(job["ids"]))}
 
 
 def special(job: Job) -> Result:
-    """A measurement that only one arm has: its function `measure`."""
+    """Return a measurement that only one arm has: its function `measure`."""
     result: Result = _arm(job["arm"]).measure(_place(job))
     return result
 
@@ -106,7 +106,7 @@ def _place(job: Job) -> Place:
 
 
 def _resumed(job: Job) -> tuple[Iterator[Batch], float]:
-    """The batches after `state`, and the seconds until the first of them was there."""
+    """Return the batches after `state`, and the seconds until the first of them was there."""
     arm = _arm(job["arm"])
     # What `stop` has written itself.
     state = pickle.loads(Path(job["state"]).read_bytes())
@@ -148,7 +148,7 @@ def _compare(batches: Iterator[Batch], records: Records, ids: Path) -> int:
 
 
 def _status_mib(field: str, process: int) -> float:
-    """A field of /proc/<pid>/status in MiB."""
+    """Return a field of /proc/<pid>/status in MiB."""
     text = Path(f"/proc/{process}/status").read_text()
     found = re.search(rf"{field}:\s*(\d+) kB", text)
     assert found, f"no {field} of process {process}"

@@ -41,7 +41,7 @@ def write(records: Records, folder: Path) -> None:
 
 
 def open_loader(place: Place) -> "MosaicLoader":
-    """A loader that reads a local folder in place, and copies shards from S3 to the cache."""
+    """Return a loader that reads a local folder in place, and copies shards of S3 to the cache."""
     if place.is_remote:
         os.environ["S3_ENDPOINT_URL"] = os.environ["AWS_ENDPOINT_URL"]
         where = {"remote": place.url, "local": str(place.cache)}
@@ -67,7 +67,7 @@ class MosaicLoader:
         self._loader = loader
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The next epoch."""
+        """Return the next epoch."""
         return iter(self._loader)
 
     def state(self) -> Any:
@@ -75,6 +75,6 @@ class MosaicLoader:
         return self._loader.state_dict()
 
     def resume(self, state: Any) -> Iterator[Batch]:
-        """The rest of the epoch."""
+        """Return the rest of the epoch."""
         self._loader.load_state_dict(state)
         return iter(self._loader)

@@ -30,7 +30,7 @@ def write(records: Records, folder: Path) -> None:
 
 
 def load_options(place: Place) -> dict[str, Any]:
-    """What `datasets.load_dataset` is to be called with."""
+    """Return the arguments of `datasets.load_dataset`."""
     return {
         "path": "parquet",
         "data_files": place.urls(".parquet"),
@@ -40,7 +40,7 @@ def load_options(place: Place) -> dict[str, Any]:
 
 
 def from_binary(name: str, data: bytes | memoryview, rows: int) -> np.ndarray:
-    """A field's bytes of `rows` rows as [rows, values]."""
+    """Return a field's bytes of `rows` rows as [rows, values]."""
     return np.frombuffer(data, np.int32 if name == "input_ids" else np.uint8).reshape(rows, -1)
 
 

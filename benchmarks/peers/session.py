@@ -53,8 +53,11 @@ class Session:
         return self.work / "formats"
 
     def write(self, arms: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Write the arms' files. Of each arm: versions of its libraries, its way to resume, and
-        its bytes on disk."""
+        """Write the arms' files.
+
+        Returns for each arm the versions of its libraries, its way to resume, and its bytes
+        on disk.
+        """
         found: dict[str, dict[str, Any]] = {}
         for ours in (True, False):
             some = [arm for arm in arms if (arm in (OURS, CAUSAL_LM)) == ours]
@@ -65,16 +68,19 @@ class Session:
         return found
 
     def epochs(self, arm: str, storage: Storage, workers: int) -> dict[str, Any]:
-        """A cold and a warm epoch."""
+        """Run a cold and a warm epoch."""
         return self._run(arm, "epochs", storage.env, place=self._cold(arm, storage, workers))
 
     def special(self, arm: str, storage: Storage) -> dict[str, Any]:
-        """The measurement that only this arm has."""
+        """Return the measurement that only this arm has."""
         return self._run(arm, "special", storage.env, place=self._cold(arm, storage, 0))
 
     def resumed(self, arm: str, storage: Storage, workers: int) -> dict[str, Any]:
-        """Half an epoch in one process and the rest in another, with the local cache kept. Seconds
-        to the first batch of several such processes; rows lost and repeated by the change."""
+        """Run half an epoch in one process and the rest in another, with the local cache kept.
+
+        Returns seconds to the first batch of several such processes; rows lost and
+        repeated.
+        """
         details = {
             "place": self._cold(arm, storage, workers),
             "state": str(self.work / "state"),
@@ -97,7 +103,7 @@ class Session:
         }
 
     def _cold(self, arm: str, storage: Storage, workers: int) -> dict[str, Any]:
-        """A place with an empty local cache, and nothing of the arm in the page cache."""
+        """Return a place with an empty local cache, and nothing of the arm in the page cache."""
         cache = self.work / "cache"
         shutil.rmtree(cache, ignore_errors=True)
         cache.mkdir()

@@ -33,13 +33,13 @@ class Storage:
     """Whether it answers LATENCY_MS late."""
 
     def url(self, arm: str) -> str:
-        """The folder of an arm."""
+        """Return the folder of an arm."""
         return f"{self.base}/{arm}"
 
 
 @contextmanager
 def serve(work: Path, formats: Path) -> Iterator[list[Storage]]:
-    """The folder `formats`, an S3 server with a copy of it, and that server LATENCY_MS away."""
+    """Serve the folder `formats`, a copy of it on an S3 server, and that server LATENCY_MS away."""
     local = Storage("local", str(formats), formats)
     with S3Server(work / "s3") as server, _delayed(server.ports["s3"]) as port:
         _upload(formats, server)
@@ -81,7 +81,7 @@ def _upload(formats: Path, server: S3Server) -> None:
 
 @contextmanager
 def _delayed(port: int) -> Iterator[int]:
-    """The port of a proxy before `port`."""
+    """Start a proxy before `port` and yield its port."""
     command = [sys.executable, "-m", "benchmarks.peers.latency", str(port), str(LATENCY_MS)]
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

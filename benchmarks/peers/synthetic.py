@@ -36,7 +36,7 @@ def codec() -> Codec:
 
 
 def prior(records: Records) -> Prior:
-    """What packs the records' payload at rest."""
+    """Return the prior that the records' payload is packed under."""
     return count_prior([(records.input_ids, records.loss_mask.astype(bool))], VOCAB)
 
 
@@ -77,8 +77,10 @@ def _zipf(generator: np.random.Generator, count: int, size: int) -> np.ndarray:
 
 
 def _favoured(contexts: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """The id that stands at `ranks` among those that `contexts` favour; more often a frequent one.
-    A multiplicative hash, without a table."""
+    """Return the id at each of `ranks` among those that `contexts` favour.
+
+    Frequent ids come more often. It is a multiplicative hash, without a table.
+    """
     mixed = (contexts.astype(np.uint64) * 40_503 + ranks.astype(np.uint64)) * 0x9E3779B97F4A7C15
     uniform = (mixed >> np.uint64(11)) * 2.0**-53
     return np.floor((VOCAB + 1) ** uniform).astype(np.int64) - 1
@@ -114,14 +116,16 @@ def _encoded(generator: np.random.Generator, contexts: np.ndarray) -> Iterator[n
 
 
 def _zipf_weights(size: int) -> torch.Tensor:
-    """The probabilities [size] float32 of `_zipf`."""
+    """Return the probabilities [size] float32 of `_zipf`."""
     edges = torch.arange(size + 1, dtype=torch.float64) + 1
     return (edges.log().diff() / math.log(size + 1)).float()
 
 
 def _set_stored_order(records: Records) -> None:
-    """Put the ids of each position's set in the order in which kdscale gives them back, in place:
-    the arms' rows are compared byte by byte, and the order of a set means nothing."""
+    """Put the ids of each position's set in the order in which kdscale stores them, in place.
+
+    The arms' rows are compared byte by byte, and the order of a set means nothing.
+    """
     encoder = codec()
     assert packable(encoder)
     packing = Packing(encoder, prior(records))

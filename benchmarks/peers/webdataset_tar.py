@@ -39,7 +39,7 @@ def write(records: Records, folder: Path) -> None:
 
 
 def open_loader(place: Place) -> "WebDatasetLoader":
-    """A loader that reads local tar files in place, and copies those of S3 to the cache."""
+    """Return a loader that reads local tar files in place, and copies those of S3 to the cache."""
     urls = place.urls(".tar")
     dataset = webdataset.WebDataset(
         [_signed(url) for url in urls] if place.is_remote else urls,
@@ -66,7 +66,7 @@ def open_loader(place: Place) -> "WebDatasetLoader":
 
 
 def _signed(url: str) -> str:
-    """An http URL that curl may read without credentials."""
+    """Return an http URL that curl may read without credentials."""
     parts = urlparse(url)
     client = boto3.client("s3", config=Config(signature_version="s3v4"))
     names = {"Bucket": parts.netloc, "Key": parts.path.lstrip("/")}
@@ -91,7 +91,7 @@ class WebDatasetLoader:
         self._taken = 0
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The next epoch."""
+        """Yield the next epoch."""
         self._taken = 0
         for batch in self._loader:
             self._taken += 1
@@ -102,5 +102,5 @@ class WebDatasetLoader:
         return self._taken
 
     def resume(self, state: Any) -> Iterator[Batch]:
-        """What is left after as many batches."""
+        """Return what is left after as many batches."""
         return islice(self.epoch(0), state, None)

@@ -14,10 +14,10 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def compiled(function: Function) -> Function:
-    """`function`, compiled. It takes and returns numbers, arrays and plain tuples of them.
+    """Return `function` compiled. It takes and returns numbers, arrays and plain tuples of them.
 
-    The machine code that is kept knows neither other files nor the names of classes: a function
-    uses no code and no class of ours beyond its own file, or it would survive their change.
+    The kept machine code depends neither on other files nor on the names of classes: a function
+    may use no code and no class of ours beyond its own file, or it would survive their change.
     """
     try:
         return njit(nogil=True, cache=True)(function)

@@ -21,7 +21,7 @@ def audit(
         typer.Option(
             min=1,
             callback=options.finite,
-            help="Bytes at rest a token to recommend a codec for.",
+            help="Stored bytes a token to recommend a codec for.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=2, help="Draws of each target.")] = 4,
@@ -41,7 +41,7 @@ def audit(
     from transformers.utils.logging import disable_progress_bar
 
     from kdscale.cache.fidelity.audit import audit as audit_cache
-    from kdscale.cache.fidelity.page import render_page
+    from kdscale.cache.fidelity.page import render_audit
     from kdscale.cache.fidelity.tables import advice, audit_table, proof_sentence
     from kdscale.cli.find import find_cache
 
@@ -55,7 +55,7 @@ def audit(
         say=lambda line: typer.echo(line, err=True),
     )
     if out is not None:
-        out.write_text(render_page(found), encoding="utf-8")
+        out.write_text(render_audit(found), encoding="utf-8")
         typer.echo(f"wrote {out}", err=True)
     if as_json:
         typer.echo(json.dumps(found.as_dict()))

@@ -7,7 +7,7 @@ import typer
 from kdscale.cli import options
 
 if TYPE_CHECKING:
-    from kdscale.data.preview import Preview, ShownRow
+    from kdscale.data.preview import Preview, RowPreview
 
 app = typer.Typer(help="Look at data before it is prepared.", no_args_is_help=True)
 
@@ -70,7 +70,7 @@ def _print(found: "Preview") -> None:
         size = f"{seen.before:,} -> {len(seen.text):,}" if seen.text else f"{seen.before:,}"
         start = " ".join(seen.text.split())[:_SHOWN_CHARACTERS]
         label = f"[{seen.label}] " if seen.label else ""
-        cells = (seen.name, size, seen.fate, ", ".join(seen.changed_by), label + start)
+        cells = (seen.name, size, seen.outcome, ", ".join(seen.changed_by), label + start)
         table.add_row(*map(_plain, cells))
     console.print(table)
     for name, share in found.mixture:
@@ -100,7 +100,7 @@ def _plain(text: str) -> Any:
     return Text(text)
 
 
-def _row(number: int, row: "ShownRow", brackets: tuple[str, str]) -> Any:
+def _row(number: int, row: "RowPreview", brackets: tuple[str, str]) -> Any:
     """A row's tokens, those that are predicted as the next token in green and between `brackets`.
     Where another token is to be predicted at a position, it stands behind it in square brackets."""
     from rich.text import Text

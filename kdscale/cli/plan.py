@@ -46,10 +46,10 @@ def plan(
     resolved = load_config(config, overrides or ())
     from kdscale.plan.calibration import find
     from kdscale.plan.hardware import find_hardware
-    from kdscale.plan.inputs import make_setting
+    from kdscale.plan.inputs import read_inputs
     from kdscale.plan.plan import make_plan
     from kdscale.plan.render import render
-    from kdscale.preflight import Sight, preflight
+    from kdscale.preflight import PreflightOptions, preflight
     from kdscale.run.artifacts import resolve_paths
     from kdscale.store import open_store
 
@@ -57,18 +57,18 @@ def plan(
     name = hardware or ("H100" if resolved.cache.capture.workers.gpus else "cpu")
     chosen = find_hardware(name)
     elsewhere = tokens is not None or teacher is not None
-    for note in preflight(resolved, sight=Sight(elsewhere, tokens, teacher)).notes:
+    for note in preflight(resolved, options=PreflightOptions(elsewhere, tokens, teacher)).notes:
         typer.echo(f"note: {note}", err=True)
-    setting = make_setting(resolved, chosen, tokens=tokens, teacher_shape=teacher)
+    inputs = read_inputs(resolved, chosen, tokens=tokens, teacher_shape=teacher)
     measured = None
     if calibrate:
         from kdscale.plan.calibrate import calibrate as measure
 
-        measured = measure(setting, say=lambda line: typer.echo(line, err=True))
+        measured = measure(inputs, say=lambda line: typer.echo(line, err=True))
     else:
         # With --tokens nothing remote is looked at: a plan of a cluster that is out of reach.
         store = open_store(resolved.output)
         is_near = tokens is None or store.local_path() is not None
         measured = find(store if is_near else None, chosen.name)
-    found = make_plan(setting.with_measured(measured))
+    found = make_plan(inputs.with_measured(measured))
     typer.echo(json.dumps(found.as_dict()) if as_json else render(found))

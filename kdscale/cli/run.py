@@ -31,7 +31,8 @@ def run(
 
     # Before the pipeline, whose imports take seconds: a mistake in the config is told at once.
     resolved = load_config(config, overrides or ())
-    from kdscale.run.pipeline import check_run, run_pipeline
+    from kdscale.run.checks import check_run
+    from kdscale.run.pipeline import run_pipeline
 
     if dry_run:
         found = check_run(resolved, only, start, overwrite, until)

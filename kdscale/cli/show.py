@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kdscale.report.facts import Table
+    from kdscale.report.tables import Table
 
 _LOG_WIDTH = 140
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from kdscale.config.base import Config, Place, Temperature
+from kdscale.config.operational import Operational
 from kdscale.config.teacher import CaptureConfig
 
 
@@ -84,32 +85,32 @@ class CacheConfig(Config):
     temperature: Temperature = 1.0
     """Teacher logits are divided by this before the softmax. A cache is made at one temperature."""
 
-    reuse: Place | tuple[ReusedCache, ...] | None = None
+    reuse: Operational[Place | tuple[ReusedCache, ...] | None] = None
     """Folder or URL of a finished cache (`<output>/cache/<fingerprint>`) to distil from, or several
     of them with weights, read as one; nothing is captured then. One is refused where its tokenizer,
     vocabulary, row length or temperature is not this run's, and a single one also where its teacher
     is not."""
 
-    append_to: Place | None = None
+    append_to: Operational[Place | None] = None
     """Folder or URL of a finished cache of the same teacher, tokenizer, codec and seed: those of
     this run's rows that it lacks are captured into it, as its next version, and the student learns
     from all of them."""
 
-    rows: int | None = Field(default=None, gt=0)
+    sequences: int | None = Field(default=None, gt=0)
     """Capture so many training rows, evenly spread over the corpus; all of them when not given."""
 
-    sequences_per_shard: int = Field(default=512, gt=0)
+    sequences_per_shard: Operational[int] = Field(default=512, gt=0)
     """Rows of a work shard: what one worker captures and commits at a time. Aim at 64 MiB."""
 
-    sequences_per_chunk: int = Field(default=64, gt=0)
+    sequences_per_chunk: Operational[int] = Field(default=64, gt=0)
     """Rows of a chunk: what a reader fetches and verifies at a time. Aim at 1 to 4 MiB."""
 
-    pack: bool = True
+    pack: Operational[bool] = True
     """Store the ids of codecs that sample as their ranks under the text's own statistics, entropy
     coded: about 40 % fewer bytes, unpacked once when a chunk is read. False stores them as they
     are."""
 
-    capture: CaptureConfig = CaptureConfig()
+    capture: Operational[CaptureConfig] = CaptureConfig()
 
     @model_validator(mode="after")
     def _one_source(self) -> "CacheConfig":

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from kdscale.config.base import Config
+from kdscale.config.operational import Operational
+from kdscale.config.training import TeacherSharding
 
 
 class LayerChoice(Config):
@@ -32,7 +34,8 @@ TeacherLayers = Annotated[
 class WidthConfig(Config):
     """Sizes of a student narrower than its teacher. What is kept of the teacher are the dimensions
     with the largest activations on a calibration sample; a size left out stays the teacher's, and
-    the size of a head always does."""
+    the size of a head always does.
+    """
 
     hidden_size: int | None = Field(default=None, gt=0)
     """Dimensions of the residual stream."""
@@ -49,8 +52,8 @@ class WidthConfig(Config):
     calibration_sequences: int = Field(default=64, gt=0)
     """Training rows that the teacher reads to find out which dimensions are active."""
 
-    teacher_zero: Literal[0, 3] = 3
-    """ZeRO stage of the teacher there: 3 shards it over the workers, 0 gives each a whole copy."""
+    teacher_sharding: Operational[TeacherSharding] = "zero3"
+    """`zero3`: the teacher sharded over the workers for that; `none`: a whole copy on each."""
 
     @model_validator(mode="after")
     def _some_size(self) -> "WidthConfig":

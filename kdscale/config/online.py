@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from kdscale.config.base import LEAST_TEMPERATURE, MOST_TEMPERATURE, Config
 from kdscale.config.curriculum import Schedule
+from kdscale.config.operational import Operational
+from kdscale.config.training import TeacherSharding
 
 LayerPairs = Annotated[tuple[tuple[int, int], ...], Field(min_length=1)]
 
@@ -27,7 +29,8 @@ class HiddenConfig(Config):
 
 class AttentionConfig(Config):
     """Attention of student and teacher is to agree, layer by layer. Heads are averaged first, as
-    their numbers differ."""
+    their numbers differ.
+    """
 
     kind: Literal["kl", "mse"] = "kl"
     """`kl`: KL(teacher || student) over the keys that a query looks at; `mse`: the squared
@@ -44,7 +47,8 @@ class AttentionConfig(Config):
 
 class TaidConfig(Config):
     """TAID (Shing et al., arXiv:2501.16937): the target moves from the student's own distribution
-    to the teacher's. t is the teacher's part in it, 1 at the last step."""
+    to the teacher's. t is the teacher's part in it, 1 at the last step.
+    """
 
     start: float = Field(default=0.4, ge=0, lt=1)
     """t at the first step."""
@@ -63,8 +67,8 @@ class OnlineConfig(Config):
     distribution, for every divergence and at any temperature, and what its layers do.
     """
 
-    zero: Literal[0, 3] = 0
-    """0: the teacher whole on every worker; 3: sharded over them (DeepSpeed ZeRO-3)."""
+    teacher_sharding: Operational[TeacherSharding] = "none"
+    """`none`: the teacher whole on every worker; `zero3`: sharded over them (DeepSpeed ZeRO-3)."""
 
     temperature: Schedule | None = None
     """Logits of teacher and student are divided by this before the softmax; by default the cache's

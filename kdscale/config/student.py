@@ -4,11 +4,12 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from kdscale.config.base import Config, Place
+from kdscale.config.base import Config, Place, PlaceForm
 from kdscale.config.curriculum import CurriculumConfig
 from kdscale.config.initial import TeacherLayers, WidthConfig
 from kdscale.config.loss import LossConfig
 from kdscale.config.online import OnlineConfig
+from kdscale.config.operational import Operational
 from kdscale.config.teacher import ModelConfig
 from kdscale.config.training import TrainingConfig, WorkersConfig
 
@@ -71,23 +72,27 @@ class DistillConfig(Config):
     loss: LossConfig = LossConfig()
     training: TrainingConfig
     curriculum: CurriculumConfig = CurriculumConfig()
-    workers: WorkersConfig = WorkersConfig()
+    workers: Operational[WorkersConfig] = WorkersConfig()
 
-    baseline: bool = True
+    baseline: Operational[bool] = True
     """Train the baseline too: the same student, seed, order and steps on the labels alone."""
 
-    cache_memory_mib: int = Field(default=512, gt=0)
+    cache_memory_mib: Operational[int] = Field(default=512, gt=0)
     """Memory for decoded cache chunks on a worker."""
 
-    cache_disk_gib: float = Field(default=32.0, ge=0)
+    cache_disk_gib: Operational[float] = Field(default=32.0, ge=0)
     """Disk for decoded cache chunks on each machine, shared by its workers and kept for the next
     run; the least recently used go first. 0 reads every chunk from the store."""
 
-    cache_folder: Place | None = None
+    cache_folder: Operational[Place | None] = None
     """Where they are kept: best a local NVMe disk. By default in the folder for temporary files."""
 
-    prefetch_batches: int = Field(default=4, ge=1)
+    prefetch_batches: Operational[int] = Field(default=4, ge=1)
     """Batches read ahead of the training step."""
+
+    def place_form(self, field: str) -> PlaceForm:
+        """Return what `field`, of the type Place, holds."""
+        return "node"
 
     @model_validator(mode="after")
     def _online_where_online(self) -> "DistillConfig":

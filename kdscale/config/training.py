@@ -1,13 +1,19 @@
 """Config of what trains: workers, optimiser, learning rate, parallelism. Teacher and student share
-it."""
+it.
+"""
 
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from kdscale.config.base import Config
+from kdscale.config.operational import Operational
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
+TeacherSharding = Literal["none", "zero3"]
+"""How a teacher that is not trained lies on the workers: `none`, whole on each of them, or `zero3`,
+sharded over them (DeepSpeed ZeRO-3), so that none holds all of it."""
 
 
 class WorkersConfig(Config):
@@ -66,6 +72,13 @@ class ZeroConfig(Config):
 
     offload: Literal["none", "cpu"] = "none"
     """Where sharded optimiser states (and, at stage 3, parameters) live between uses."""
+
+    @classmethod
+    def for_teacher(
+        cls, sharding: TeacherSharding, offload: Literal["none", "cpu"] = "none"
+    ) -> "ZeroConfig":
+        """Return the ZeRO settings of a teacher that is not trained."""
+        return cls(stage=3 if sharding == "zero3" else 0, offload=offload)
 
     @model_validator(mode="after")
     def _offload_needs_zero(self) -> "ZeroConfig":
@@ -130,7 +143,7 @@ class EarlyStoppingConfig(Config):
     patience: int = Field(gt=0)
     """Validations in a row without a gain after which it ends."""
 
-    least_gain: float = Field(default=0.0, ge=0)
+    min_delta: float = Field(default=0.0, ge=0)
     """What the validation loss, nats a token, has to fall by for a gain. Smaller gains add up."""
 
 
@@ -143,29 +156,29 @@ class TrainingConfig(Config):
     global_batch_size: int = Field(gt=0)
     """Rows in a global batch, over all ranks and micro-batches."""
 
-    micro_batch_size: int = Field(default=8, gt=0)
+    micro_batch_size: Operational[int] = Field(default=8, gt=0)
     """Rows of one forward and backward on one rank; gradients accumulate over them."""
 
     optimiser: OptimiserConfig = OptimiserConfig()
 
-    zero: ZeroConfig = ZeroConfig()
+    zero: Operational[ZeroConfig] = ZeroConfig()
 
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Sets every dropout that the architecture has, against overfitting. As the architecture or the
     teacher has it, if not given."""
 
-    activation_checkpointing: bool = False
+    activation_checkpointing: Operational[bool] = False
     """Compute the activations of each layer again in the backward pass instead of keeping them:
     less memory for about a third more time."""
 
     early_stopping: EarlyStoppingConfig | None = None
-    """{patience: n, least_gain: x} ends the training after n validations in a row without a gain of
+    """{patience: n, min_delta: x} ends the training after n validations in a row without a gain of
     x nats a token."""
 
     keep: Literal["best", "last"] = "last"
     """The model to publish: the one with the lowest validation loss, or that of the last step."""
 
-    log_every: int = Field(default=10, gt=0)
+    log_every: Operational[int] = Field(default=10, gt=0)
     """Steps between two logged lines."""
 
     validate_every: int = Field(default=100, gt=0)
@@ -174,6 +187,6 @@ class TrainingConfig(Config):
     validation_sequences: int = Field(default=64, gt=0)
     """Rows of such a pass."""
 
-    checkpoint_every: int = Field(default=100, gt=0)
+    checkpoint_every: Operational[int] = Field(default=100, gt=0)
     """Steps between two checkpoints. The last two, and of `keep: best` the best one, are kept until
     the model is published."""

@@ -1,9 +1,9 @@
-"""Reads, cleans and tokenises a corpus on the cluster, streaming and in a fixed order.
+"""Documents of a corpus, read, cleaned and tokenised on the cluster in a fixed order.
 
-Tasks write what they make to the store (`work`), a part at a time, and tell the driver how much it
-is; the driver reads the hashes of documents, then their tokens, a part at a time. So neither Ray's
-object store nor any process holds a corpus, and what a killed prepare has made is not made again.
-This module loads no torch: its functions run in Ray's workers.
+Ray tasks write a part of the documents at a time to the store (`prepare_checkpoint`); the driver
+reads their hashes, then their tokens, a part at a time. So neither Ray's object store nor any
+process holds a corpus, and a restarted prepare makes only what is missing. No torch in here: the
+functions run in Ray's workers.
 """
 
 import json
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +19,7 @@ import pyarrow as pa
 from kdscale.config.data import DataConfig, SourceConfig
 from kdscale.data.chat.template import ChatTemplate
 from kdscale.data.cleaning.augment import Augmenter
-from kdscale.data.cleaning.cleaner import Cleaner
-from kdscale.data.cleaning.normalise import Status, name_hash, text_digest
+from kdscale.data.cleaning.cleaner import Cleaner, Status, name_hash, text_digest
 from kdscale.data.prepare_checkpoint import (
     Part,
     all_parts,
@@ -33,21 +32,22 @@ from kdscale.data.prepare_checkpoint import (
     write_batches,
     write_end,
 )
-from kdscale.data.ray_map import stream
+from kdscale.data.ray_map import ray_map
 from kdscale.data.rows.classes import Classes
-from kdscale.data.rows.selection import Facts, no_facts
+from kdscale.data.rows.selection import DocumentTable, empty_table
 from kdscale.data.sources.corpus import Corpus
 from kdscale.data.sources.fields import Document, readable
-from kdscale.data.sources.readers import Piece, read_piece
+from kdscale.data.sources.readers import InputShard, read_shard
 from kdscale.data.tokenizer import TokenizerInfo, encode
 from kdscale.store import Store
 
 # Characters of a part, and those that are encoded at a time: an encoding takes about a hundred
-# times more than its text.
+# times more memory than its text.
 CLEAN_CHARACTERS = 16 * 2**20
 ENCODE_CHARACTERS = 2**20
+NAMED_DOCUMENTS = 3
 _COLUMNS: dict[str, pa.DataType] = {
-    "place": pa.uint64(),
+    "rank": pa.uint64(),
     "digest": pa.binary(16),
     "size": pa.int64(),  # UTF-8 bytes
     "status": pa.uint8(),  # a Status, or FIRST_STEP + the step that dropped it
@@ -56,33 +56,32 @@ _COLUMNS: dict[str, pa.DataType] = {
     "label": pa.string(),
 }
 _FACTS = pa.schema(_COLUMNS)
+# Metadata of a part's facts: JSON of the names of its first undecodable documents.
 _UNDECODABLE = b"undecodable"
-"""In the metadata of a part's facts: JSON of the names of the first documents that are so."""
-
-NAMED_DOCUMENTS = 3
 _TEXTS = pa.schema({"text": pa.large_string()})
 _TOKENS = pa.schema(
     {
         "tokens": pa.large_list(pa.int32()),
         "bytes": pa.int64(),
         "label": pa.int32(),
-        "targets": pa.binary(),  # a byte a token, of conversations alone
+        "targets": pa.binary(),  # a byte a token; null but for conversations
     }
 )
+T = TypeVar("T")
 
 
 class TokenDocument(NamedTuple):
     """A document as rows are built from it."""
 
-    tokens: np.ndarray  # [n] int32, with start and end; see `encode` of conversations
-    byte_count: int  # UTF-8, of what the targets stand for
+    tokens: np.ndarray  # [n] int32, with start and end; see `encode` for conversations
+    byte_count: int  # UTF-8 bytes of the text that the targets stand for
     label: int  # -1 where none is known, or none is to be used
-    targets: np.ndarray | None = None  # [n] bool: what is to be predicted; None: all but the first
+    targets: np.ndarray | None = None  # [n] bool: tokens to predict; None: all but the first
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """Which of a source's N documents, and their labels as they are used."""
+class Selection:
+    """Chosen documents of a source's N, and their labels as they are used."""
 
     covered: np.ndarray  # [N] bool
     labels: np.ndarray  # [N] int32
@@ -90,18 +89,18 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How texts become tokens."""
+    """Tokenizer of a split, and the augmenter whose copies take the place of the documents."""
 
     tokenizer_json: str
     info: TokenizerInfo
-    augmenter: Augmenter | None = None  # their varied copies in place of themselves
+    augmenter: Augmenter | None = None
 
 
 class Documents:
-    """The cleaned documents of a source, in the order of its pieces: on the store, in parts."""
+    """Cleaned documents of a source in the order of its inputs, kept in the store in parts."""
 
     def __init__(self, work: Store, source: str, parts: list[Part], here: bool) -> None:
-        """`here`: tasks run on this machine only."""
+        """Open the `parts` of `source` in `work`; `here` keeps tasks on this machine."""
         self._work = work
         self._texts = _cleaned(work, source)
         self._parts = parts
@@ -111,71 +110,66 @@ class Documents:
         return self._parts[-1].stop if self._parts else 0
 
     def labels(self) -> Iterator[str | None]:
-        """The labels of all documents that were kept, as they are written."""
+        """Yield the labels of all documents that were kept, as they are written."""
         for _, batch in self._facts():
             kept = batch["status"].to_numpy() == Status.KEPT
             yield from batch["label"].filter(pa.array(kept)).to_pylist()
 
-    def sizes(self) -> np.ndarray:
-        """[N] int64: UTF-8 bytes of each."""
-        sizes = np.zeros(len(self), np.int64)
-        for part, batch in self._facts():
-            sizes[part.first : part.stop] = batch["size"].to_numpy()
-        return sizes
+    def table(self, classes: Classes | None = None, mixture: Corpus | None = None) -> DocumentTable:
+        """Return the facts by which documents are chosen; of a `mixture` sizes and sources too.
 
-    def sources(self, corpus: Corpus) -> np.ndarray:
-        """[N] uint32: the number in its mixture of the source of each."""
-        of_batch = [pieces[0].source for pieces in in_batches(corpus.pieces)]
-        sources = np.zeros(len(self), np.uint32)
-        for part in self._parts:
-            sources[part.first : part.stop] = of_batch[batch_of(part.name)]
-        return sources
-
-    def facts(self, classes: Classes | None = None) -> Facts:
-        """What the driver needs to know of them. KdscaleError for a label that is none of the
-        classes."""
-        facts = no_facts(len(self))
+        Raises KdscaleError for a label that is none of the classes.
+        """
+        table = empty_table(len(self))
+        if mixture is not None:
+            sizes, sources = np.zeros(len(self), np.int64), np.zeros(len(self), np.uint32)
+            table = replace(table, sizes=sizes, sources=sources)
+            of_batch = [shards[0].source for shards in in_batches(mixture.inputs)]
         for part, batch in self._facts():
-            here = slice(part.first, part.stop)
-            facts.places[here] = batch["place"].to_numpy()
+            at = slice(part.first, part.stop)
+            table.ranks[at] = batch["rank"].to_numpy()
             digests = b"".join(batch["digest"].to_pylist())
-            facts.digests[here] = np.frombuffer(digests, "<u8").reshape(-1, 2)
-            facts.status[here] = batch["status"].to_numpy()
-            facts.changed[here] = batch["changed"].to_numpy()
-            if len(facts.undecodable) < NAMED_DOCUMENTS:
-                named = json.loads((batch.schema.metadata or {}).get(_UNDECODABLE, "[]"))
-                facts.undecodable.extend(named[: NAMED_DOCUMENTS - len(facts.undecodable)])
+            table.digests[at] = np.frombuffer(digests, "<u8").reshape(-1, 2)
+            table.status[at] = batch["status"].to_numpy()
+            table.changed[at] = batch["changed"].to_numpy()
+            named = json.loads((batch.schema.metadata or {}).get(_UNDECODABLE, "[]"))
+            table.undecodable.extend(named[: NAMED_DOCUMENTS - len(table.undecodable)])
             if classes is not None:
-                facts.labels[here] = [classes.number(label) for label in batch["label"].to_pylist()]
+                table.labels[at] = [classes.number(label) for label in batch["label"].to_pylist()]
+            if table.sizes is not None and table.sources is not None:
+                table.sizes[at] = batch["size"].to_numpy()
+                table.sources[at] = of_batch[batch_of(part.name)]
             bands = _bands(batch["bands"].to_pylist())
             if bands is not None:
-                if facts.bands is None:
-                    facts = replace(facts, bands=np.zeros((len(self), bands.shape[1]), "<u8"))
-                assert facts.bands is not None
-                facts.bands[here] = bands
-        return facts
+                if table.bands is None:
+                    table = replace(table, bands=np.zeros((len(self), bands.shape[1]), "<u8"))
+                assert table.bands is not None
+                table.bands[at] = bands
+        return table
 
     def texts(self, covered: np.ndarray) -> Iterator[str]:
-        """The texts where `covered` ([N] bool), in order."""
+        """Yield the texts where `covered` ([N] bool), in order."""
         for part in self._parts:
             mask = covered[part.first : part.stop]
             if mask.any():
-                yield from _picked(self._texts, part.name, mask)
+                yield from _filtered(self._texts, part.name, mask)
 
-    def tokens(self, split: str, chosen: Chosen, encoding: Encoding) -> Iterator[TokenDocument]:
-        """The chosen documents, or their varied copies, in order. What a prepare that was killed
-        has encoded under the name of this `split` is not encoded again."""
+    def tokens(self, split: str, chosen: Selection, encoding: Encoding) -> Iterator[TokenDocument]:
+        """Yield the chosen documents, or their augmented copies, in order.
+
+        Parts that an interrupted prepare has encoded for this `split` are not encoded again.
+        """
         store = self._work.child(f"{split}/{encoding.info.sha256[:16]}")
-        there = set(store.list())
+        present = set(store.list())
         wanted = [part for part in self._parts if chosen.covered[part.first : part.stop].any()]
-        missing = [_item(part, chosen) for part in wanted if _tokens_key(part.name) not in there]
+        missing = [_item(part, chosen) for part in wanted if _tokens_key(part.name) not in present]
         options = {"texts": self._texts, "tokens": store, "encoding": encoding}
-        with closing(stream(encode_part, missing, self._here, options)) as made:
-            # Tasks begin when the first is asked for: beside what is read of those that are there.
-            ready = chain(list(islice(made, 1)), made)
+        with closing(ray_map(encode_part, missing, self._here, options)) as made:
+            # Asking for the first starts all tasks, while parts that exist are read.
+            made_parts = chain(list(islice(made, 1)), made)
             for part in wanted:
-                if _tokens_key(part.name) not in there:
-                    next(ready)
+                if _tokens_key(part.name) not in present:
+                    next(made_parts)
                 for batch in read_batches(store, _tokens_key(part.name)):
                     yield from _token_documents(batch)
 
@@ -193,27 +187,22 @@ def read_corpus(
     progress: Callable[[int, int], None],
     template: ChatTemplate | None = None,
 ) -> Documents:
-    """Clean the documents of a corpus, but for those that an earlier start has cleaned under this
-    `name` in `work`. `progress` counts batches; `template` is that of conversations.
+    """Clean the documents of a corpus, except batches already in `work` under this `name`.
 
-    Raises KdscaleError where a piece cannot be read.
+    `progress` counts batches; `template` is that of conversations. Raises KdscaleError where an
+    input cannot be read.
     """
     store, limit = _cleaned(work, name), corpus.limit
     here = corpus.local or store.local_path() is not None
-    batches, ends = in_batches(corpus.pieces), read_ends(store)
+    batches, ends = in_batches(corpus.inputs), read_ends(store)
     missing = [
-        {"number": number, "pieces": [asdict(piece) for piece in pieces]}
-        for number, pieces in enumerate(batches)
+        {"number": number, "inputs": [asdict(shard) for shard in shards]}
+        for number, shards in enumerate(batches)
         if number not in ends
     ]
-    options = {
-        "work": store,
-        "sources": corpus.sources,
-        "config": config,
-        "template": template,
-    }
+    options = {"work": store, "sources": corpus.sources, "config": config, "template": template}
     read, found = 0, dict[int, list[int]]()
-    with closing(stream(clean_batch, missing, here, options)) as made:
+    with closing(ray_map(clean_batch, missing, here, options)) as made:
         for number in range(len(batches)):
             if limit is not None and read >= limit:
                 break
@@ -231,20 +220,18 @@ def clean_batch(
     config: DataConfig,
     template: ChatTemplate | None = None,
 ) -> Iterator[pa.Table]:
-    """A Ray Data task: the documents of some pieces, those left out with an empty text."""
+    """Clean the documents of some inputs (a Ray task); dropped ones keep an empty text."""
     for item in batch.to_pylist():
-        number, pieces = item["number"], [Piece(**piece) for piece in item["pieces"]]
+        number, shards = item["number"], [InputShard(**shard) for shard in item["inputs"]]
         made = whole_parts(work, number)
         label_field = None if config.labels is None else config.labels.field
-        # A batch has pieces of one source.
-        source = sources[pieces[0].source]
+        source = sources[shards[0].source]  # all inputs of a batch are of one source
         documents = (
             document
-            for piece in pieces
-            for document in read_piece(piece, source, label_field, config.chat, template)
+            for shard in shards
+            for document in read_shard(shard, source, label_field, config.chat, template)
         )
-        rest = islice(documents, sum(made), source.limit)
-        for facts, texts in _clean(rest, config):
+        for facts, texts in _clean(islice(documents, sum(made), source.limit), config):
             name = part_name(number, len(made))
             write_batches(work, f"{name}.texts", _TEXTS, [texts])
             write_batches(work, f"{name}.facts", facts.schema, [facts])
@@ -256,12 +243,12 @@ def clean_batch(
 def encode_part(
     batch: pa.Table, *, texts: Store, tokens: Store, encoding: Encoding
 ) -> Iterator[pa.Table]:
-    """A Ray Data task: the chosen documents of parts as columns of `_TOKENS`."""
+    """Tokenise the chosen documents of parts (a Ray task) into columns of `_TOKENS`."""
     for item in batch.to_pylist():
         name, count = item["part"], item["documents"]
         covered = np.unpackbits(np.frombuffer(item["covered"], np.uint8), count=count).astype(bool)
-        picked = _picked(texts, name, covered)
-        labelled = zip(picked, np.frombuffer(item["labels"], np.int32).tolist(), strict=True)
+        chosen = _filtered(texts, name, covered)
+        labelled = zip(chosen, np.frombuffer(item["labels"], np.int32).tolist(), strict=True)
         write_batches(tokens, _tokens_key(name), _TOKENS, _encoded(labelled, encoding))
         yield pa.table({"part": [name]})
 
@@ -269,44 +256,41 @@ def encode_part(
 def _clean(
     documents: Iterable[Document], config: DataConfig
 ) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
-    """Hashes and texts of about CLEAN_CHARACTERS at a time."""
-    clean_text = Cleaner(config)
-    rows: list[tuple[Any, ...]] = []
-    texts: list[str] = []
-    undecodable: list[str] = []
-    characters = 0
-    for found in documents:
-        text, status, changed, bands = clean_text(found.content)
-        if status == Status.UNDECODABLE and len(undecodable) < NAMED_DOCUMENTS:
-            undecodable.append(readable(found.name))
-        label = None if config.labels is None else found.label
-        place, size = name_hash(found.name), len(text.encode("utf-8"))
-        rows.append((place, text_digest(text), size, status, changed, bands, label))
-        texts.append(text)
-        characters += len(text)
-        if characters >= CLEAN_CHARACTERS:
-            yield _part(rows, texts, undecodable)
-            rows, texts, undecodable, characters = [], [], [], 0
-    if rows:
-        yield _part(rows, texts, undecodable)
-
-
-def _part(
-    rows: list[tuple[Any, ...]], texts: list[str], undecodable: list[str]
-) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    columns = zip(*rows, strict=True)
-    arrays = [pa.array(c, field.type) for c, field in zip(columns, _FACTS, strict=True)]
-    named = {_UNDECODABLE: json.dumps(undecodable)} if undecodable else {}
-    facts = pa.record_batch(arrays, schema=_FACTS.with_metadata(named))
-    return facts, pa.record_batch([pa.array(texts, pa.large_string())], schema=_TEXTS)
+    """Yield facts and texts of about CLEAN_CHARACTERS at a time."""
+    cleaner = Cleaner(config)
+    cleaned = ((document, cleaner(document.content)) for document in documents)
+    for group in _groups(cleaned, lambda pair: len(pair[1].text), CLEAN_CHARACTERS):
+        undecodable = [
+            readable(document.name)
+            for document, (_, status, _, _) in group
+            if status == Status.UNDECODABLE
+        ][:NAMED_DOCUMENTS]
+        rows = [
+            (
+                name_hash(document.name),
+                text_digest(text),
+                len(text.encode("utf-8")),
+                status,
+                changed,
+                bands,
+                None if config.labels is None else document.label,
+            )
+            for document, (text, status, changed, bands) in group
+        ]
+        columns = zip(*rows, strict=True)
+        arrays = [pa.array(c, field.type) for c, field in zip(columns, _FACTS, strict=True)]
+        named = {_UNDECODABLE: json.dumps(undecodable)} if undecodable else {}
+        texts = pa.array([cleaned.text for _, cleaned in group], pa.large_string())
+        facts = pa.record_batch(arrays, schema=_FACTS.with_metadata(named))
+        yield facts, pa.record_batch([texts], schema=_TEXTS)
 
 
 def _encoded(documents: Iterable[tuple[str, int]], encoding: Encoding) -> Iterator[pa.RecordBatch]:
-    """`_TOKENS` of (text, label) documents, of about ENCODE_CHARACTERS at a time."""
-    vary = encoding.augmenter
-    if vary is not None:
-        documents = ((copy, label) for text, label in documents for copy in vary.vary(text))
-    for group in _groups(documents):
+    """Yield `_TOKENS` of (text, label) documents, of about ENCODE_CHARACTERS at a time."""
+    augmenter = encoding.augmenter
+    if augmenter is not None:
+        documents = ((copy, label) for text, label in documents for copy in augmenter.vary(text))
+    for group in _groups(documents, lambda pair: len(pair[0]), ENCODE_CHARACTERS):
         texts, labels = zip(*group, strict=True)
         encoded = list(encode(encoding.tokenizer_json, encoding.info, list(texts)))
         tokens = [each.tokens for each in encoded]
@@ -318,16 +302,16 @@ def _encoded(documents: Iterable[tuple[str, int]], encoding: Encoding) -> Iterat
         yield pa.record_batch(columns, schema=_TOKENS)
 
 
-def _groups(documents: Iterable[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
-    """The documents in groups of about ENCODE_CHARACTERS."""
-    group: list[tuple[str, int]] = []
-    characters = 0
-    for text, label in documents:
-        group.append((text, label))
-        characters += len(text)
-        if characters >= ENCODE_CHARACTERS:
+def _groups(items: Iterable[T], size: Callable[[T], int], least: int) -> Iterator[list[T]]:
+    """Yield the items in groups whose sizes sum to `least` or a little more."""
+    group: list[T] = []
+    total = 0
+    for item in items:
+        group.append(item)
+        total += size(item)
+        if total >= least:
             yield group
-            group, characters = [], 0
+            group, total = [], 0
     if group:
         yield group
 
@@ -340,8 +324,8 @@ def _token_documents(batch: Any) -> Iterator[TokenDocument]:
         yield TokenDocument(tokens[offsets[at] : offsets[at + 1]], byte_count, label, targets)
 
 
-def _item(part: Part, chosen: Chosen) -> dict[str, Any]:
-    """What `encode_part` needs to know of a part."""
+def _item(part: Part, chosen: Selection) -> dict[str, Any]:
+    """Return the item of `encode_part` for a part."""
     covered = chosen.covered[part.first : part.stop]
     labels = chosen.labels[part.first : part.stop][covered]
     return {
@@ -352,14 +336,14 @@ def _item(part: Part, chosen: Chosen) -> dict[str, Any]:
     }
 
 
-def _picked(texts: Store, part: str, covered: np.ndarray) -> Iterator[str]:
-    """The texts of a part where `covered`, which leaves out what is beyond its end."""
+def _filtered(texts: Store, part: str, covered: np.ndarray) -> Iterator[str]:
+    """Yield the texts of a part where `covered`, which may end before the part does."""
     for batch in read_batches(texts, f"{part}.texts"):
         yield from batch["text"].slice(0, len(covered)).filter(pa.array(covered)).to_pylist()
 
 
 def _bands(values: list[bytes | None]) -> np.ndarray | None:
-    """[N, bands] uint64, 0 for documents that were not kept; None where none were made."""
+    """Return [N, bands] uint64, 0 for documents that were not kept; None where none were made."""
     width = max((len(value) for value in values if value), default=0)
     if not width:
         return None

@@ -1,13 +1,12 @@
-"""What a prepare keeps in its store until the rows are published: the next start after a kill makes
-only what is missing.
+"""Checkpoint of the prepare stage: finished parts in its store; a restart makes only the rest.
 
     work/<identity>/<source>/documents/00003-00012.texts    a part: some documents of batch 3
-    work/<identity>/<source>/documents/00003-00012.facts    their hashes and fates; written later
+    work/<identity>/<source>/documents/00003-00012.facts    their hashes and outcomes; written later
     work/<identity>/<source>/documents/00003.end            the batch is complete; documents a part
     work/<identity>/tokenizer.json                          the trained tokenizer is stored
     work/<identity>/<split>/<tokenizer>/00003-00012.tokens  the tokens of the part's documents
 
-Batches follow from the pieces of a corpus and parts from its text, whatever the cluster. Tables are
+Batches follow from the inputs of a corpus and parts from its text, whatever the cluster. Tables are
 Arrow IPC with zstd. An object is whole or absent, as every object of a store.
 """
 
@@ -20,15 +19,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from kdscale.data.sources.readers import Piece
+from kdscale.data.sources.readers import InputShard
 from kdscale.errors import KdscaleError
 from kdscale.store import Store
 
 WORK = "work"
-# Files of a single document are read so many at a time.
-SINGLES_PER_BATCH = 64
+SINGLES_PER_BATCH = 64  # files of a single document
 MOST_BATCHES = 4096
-_DELETES_AT_ONCE = 16
+_PARALLEL_DELETES = 16
 
 
 @dataclass(frozen=True)
@@ -40,11 +38,13 @@ class Part:
     stop: int
 
 
-def in_batches(pieces: list[Piece]) -> list[list[Piece]]:
-    """The pieces that one task reads, of one source: a container, or some single documents; several
-    containers where there are very many."""
+def in_batches(inputs: list[InputShard]) -> list[list[InputShard]]:
+    """Group inputs of one source into what one task reads.
+
+    A batch is a container or some single documents; several containers where there are very many.
+    """
     batches = []
-    for _, found in groupby(pieces, lambda piece: piece.source):
+    for _, found in groupby(inputs, lambda shard: shard.source):
         own = list(found)
         least = SINGLES_PER_BATCH if own[0].reader in ("file", "metadata") else 1
         size = max(least, -(-len(own) // MOST_BATCHES))
@@ -53,36 +53,36 @@ def in_batches(pieces: list[Piece]) -> list[list[Piece]]:
 
 
 def part_name(batch: int, part: int) -> str:
-    """Of a batch's part; names sort as the documents do."""
+    """Return the name of a batch's part; names sort as the documents do."""
     return f"{batch:05d}-{part:05d}"
 
 
 def batch_of(name: str) -> int:
-    """The number of a part's batch."""
+    """Return the number of a part's batch."""
     return int(name.partition("-")[0])
 
 
 def write_end(store: Store, batch: int, documents: list[int]) -> None:
-    """All parts of the batch are there, with so many documents each."""
+    """Mark a batch complete, with the number of documents of each part."""
     store.put(f"{batch:05d}.end", json.dumps(documents).encode())
 
 
 def read_ends(store: Store) -> dict[int, list[int]]:
-    """The batches that are complete, and the documents of their parts."""
+    """Return the complete batches, and the numbers of documents of their parts."""
     keys = [key for key in store.list() if key.endswith(".end")]
     return {int(key.removesuffix(".end")): json.loads(store.get(key)) for key in keys}
 
 
 def whole_parts(store: Store, batch: int) -> list[int]:
-    """The documents of the parts that an interrupted batch has so far."""
-    there, found = set(store.list(f"{batch:05d}-")), list[int]()
-    while (key := f"{part_name(batch, len(found))}.facts") in there:
+    """Return the numbers of documents of the parts that an interrupted batch has so far."""
+    present, found = set(store.list(f"{batch:05d}-")), list[int]()
+    while (key := f"{part_name(batch, len(found))}.facts") in present:
         found.append(sum(table.num_rows for table in read_batches(store, key)))
     return found
 
 
 def all_parts(ends: dict[int, list[int]], limit: int | None) -> list[Part]:
-    """The parts of all batches in order; documents beyond the `limit` are in none."""
+    """Return the parts of all batches in order; documents beyond the `limit` are in none."""
     parts, first = list[Part](), 0
     for batch in sorted(ends):
         for number, documents in enumerate(ends[batch]):
@@ -96,7 +96,7 @@ def all_parts(ends: dict[int, list[int]], limit: int | None) -> list[Part]:
 def write_batches(
     store: Store, key: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
 ) -> None:
-    """Put record batches as one object; only their compressed form is held."""
+    """Write record batches as one object, holding only their compressed form."""
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     with pa.ipc.new_file(sink, schema, options=options) as writer:
@@ -106,7 +106,7 @@ def write_batches(
 
 
 def read_batches(store: Store, key: str) -> Iterator[Any]:
-    """Its record batches, one at a time. KdscaleError where it is damaged."""
+    """Yield the record batches of an object. Raises KdscaleError where it is damaged."""
     path = store.local_path(key)
     try:
         source = pa.BufferReader(store.get(key)) if path is None else pa.memory_map(str(path))
@@ -120,9 +120,9 @@ def read_batches(store: Store, key: str) -> Iterator[Any]:
 
 
 def clear_work(store: Store, keep: str | None = None) -> None:
-    """Remove the work of prepares, but for that of the identity `keep`."""
+    """Delete the checkpoints of all prepares but that of the identity `keep`."""
     kept = f"{WORK}/{keep}/"
     keys = [key for key in store.list(f"{WORK}/") if keep is None or not key.startswith(kept)]
-    with ThreadPoolExecutor(_DELETES_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_PARALLEL_DELETES) as pool:
         for _ in pool.map(store.delete, keys):
             pass

@@ -1,4 +1,4 @@
-"""A model's own tokenizer, loaded as its `tokenizer.json` has it."""
+"""Pretrained tokenizers, loaded as their `tokenizer.json` has them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,18 +11,17 @@ _NAMED = 5
 
 
 def vocabulary_size(vocabulary: Mapping[str, int]) -> int:
-    """The rows that an embedding needs for a vocabulary: its largest id + 1, since some ids may be
-    nobody's."""
+    """Return the rows that an embedding needs: the largest id + 1, as ids may have gaps."""
     return max(vocabulary.values(), default=-1) + 1
 
 
 def load_tokenizer(source: str, revision: str | None = None) -> Any:
-    """transformers' tokenizer in a folder or of a hub name.
+    """Load the transformers tokenizer of a folder or hub name.
 
-    Some classes (Qwen2's, GPT-2's, Gemma's, BERT's) give ids of their own, beyond the model's
-    embedding, to special tokens that `tokenizer.json` does not have, or bring another vocabulary.
-    It is then loaded without its class: as `tokenizer.json` and `tokenizer_config.json` say.
-    KdscaleError where it cannot be loaded.
+    Some classes (Qwen2's, GPT-2's, Gemma's, BERT's) give special tokens that `tokenizer.json` does
+    not have ids beyond the model's embedding, or bring another vocabulary. The tokenizer is then
+    loaded without its class, from `tokenizer.json` and `tokenizer_config.json`. Raises KdscaleError
+    where it cannot be loaded.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -52,20 +51,19 @@ def load_tokenizer(source: str, revision: str | None = None) -> Any:
 
 
 def _is_own(vocabulary: Mapping[str, int], own: Mapping[str, int]) -> bool:
-    """Whether a vocabulary has the ids of `own` as they are, and none beyond them."""
+    """Tell whether a vocabulary has the ids of `own` as they are, and none beyond them."""
     is_kept = all(vocabulary.get(token) == number for token, number in own.items())
     return is_kept and not beyond(vocabulary, vocabulary_size(own))
 
 
 def beyond(vocabulary: Mapping[str, int], size: int) -> dict[str, int]:
-    """The tokens whose id is not below `size`, in their order."""
+    """Return the tokens whose id is not below `size`, in their order."""
     found = sorted((number, token) for token, number in vocabulary.items() if number >= size)
     return {token: number for number, token in found}
 
 
 def require_embeddings(tokenizer: Any, rows: int, source: str, revision: str | None = None) -> None:
-    """KdscaleError where the tokenizer of the model `source` has ids for which its embedding of so
-    many rows has none."""
+    """Refuse a tokenizer with ids beyond the `rows` of the embedding of `source`."""
     missing = beyond(tokenizer.get_vocab(), rows)
     if not missing:
         return
@@ -87,7 +85,7 @@ def require_embeddings(tokenizer: Any, rows: int, source: str, revision: str | N
 
 
 def _own_vocabulary(source: str, revision: str | None) -> dict[str, int] | None:
-    """What `tokenizer.json` and the tokens that were added to it say; None where there is none."""
+    """Return the vocabulary of `tokenizer.json` with added tokens; None if there is none."""
     from tokenizers import Tokenizer
     from transformers.utils import cached_file
 

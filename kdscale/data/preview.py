@@ -1,4 +1,4 @@
-"""What the prepare stage will do with a corpus, shown on its first documents, in this process."""
+"""Preview of the prepare stage on the first documents of a corpus, in this process."""
 
 import tempfile
 from collections import Counter
@@ -10,67 +10,65 @@ from typing import Any
 
 import numpy as np
 
-from kdscale.config.data import DataConfig, SourceConfig, WeightedSource
+from kdscale.config.data import DataConfig, SourceConfig
 from kdscale.config.task import Task
 from kdscale.data.chat.messages import plain_text
-from kdscale.data.cleaning.cleaner import Cleaner
+from kdscale.data.cleaning.cleaner import FIRST_STEP, Cleaner, Status
 from kdscale.data.cleaning.minhash import first_of_alike
-from kdscale.data.cleaning.normalise import FIRST_STEP, Status
 from kdscale.data.documents import TokenDocument
 from kdscale.data.rows.classes import UNKNOWN_LABEL, Classes, find_classes
 from kdscale.data.rows.pack import RowCounts, concatenate
+from kdscale.data.rows.selection import source_name
 from kdscale.data.rows.splits import make_builder
 from kdscale.data.sources.corpus import Corpus, find_corpus
 from kdscale.data.sources.fields import Document, readable
 from kdscale.data.sources.folders import describe_unread
-from kdscale.data.sources.mixture import source_name
-from kdscale.data.sources.readers import read_piece
-from kdscale.data.tokenizer import TOKENIZER_FILE, adopt_tokenizer, encode, train_tokenizer
+from kdscale.data.sources.readers import read_shard
+from kdscale.data.tokenizer import (
+    TOKENIZER_FILE,
+    TokenizerInfo,
+    adopt_tokenizer,
+    encode,
+    train_tokenizer,
+)
 from kdscale.errors import KdscaleError
 from kdscale.store import explained
 from kdscale.types import Rows, labels_of
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One document: what its container has, and what became of it."""
+class DocumentPreview:
+    """One document as its container has it, and the outcome of cleaning."""
 
     name: str
-    before: int  # characters, or bytes of an undecoded one
+    before: int  # characters, or bytes where it was not decoded
     text: str  # as a reader sees it; empty where it is dropped
     content: str  # as it is encoded: of a conversation its messages
-    fate: str  # "kept", or why it is not
+    outcome: str  # "kept", or why it is not
     changed_by: tuple[str, ...]
     label: str | None
 
 
 @dataclass(frozen=True)
-class ShownRow:
+class RowPreview:
     """One row token by token."""
 
     tokens: list[str]
-    is_target: list[bool]
-    """Whether the model is to predict at this position, of masked and next tokens alike."""
-
-    expected: list[str]
-    """What it is to predict there; empty elsewhere."""
-
+    is_target: list[bool]  # whether the model predicts at this position
+    expected: list[str]  # the prediction's label, "" elsewhere
     padding: int
 
 
 @dataclass(frozen=True)
 class Preview:
-    """The first documents, their rows, and what was counted on the way."""
+    """The first documents, their rows and their counts."""
 
-    documents: list[Seen]
-    rows: list[ShownRow]
+    documents: list[DocumentPreview]
+    rows: list[RowPreview]
     counts: RowCounts
     tokenizer: str
-    mixture: list[tuple[str, str]]
-    """(source, what is known of it) of a mixture's sources."""
-
-    unread: list[tuple[str, str]]
-    """(place, which files) of what the sources' folders hold besides."""
+    mixture: list[tuple[str, str]]  # (source, summary), of a mixture
+    unread: list[tuple[str, str]]  # (place, files that give no document)
 
 
 @explained()
@@ -83,10 +81,10 @@ def preview(
     rows: int = 3,
     teacher_tokenizer: Path | None = None,
 ) -> Preview:
-    """The first `documents` of a source (`train` or an evaluation set), and `rows` of theirs.
+    """Return the first `documents` of a source (`train` or an evaluation set) and `rows` of theirs.
 
-    A tokenizer that is to be trained is trained on these documents alone. KdscaleError for a source
-    that is not there, and where nothing is left.
+    A tokenizer that is to be trained is trained on these documents alone. Raises KdscaleError for
+    an unknown source, and where no document is kept.
     """
     sources = config.sources.get(source)
     if sources is None:
@@ -96,48 +94,37 @@ def preview(
     # Of a mixture the first of each of its sources.
     each_has = -(-documents // len(sources))
     corpora = [find_corpus(each) for each in sources]
-    parts = [list(islice(_documents(each, config), each_has)) for each in corpora]
-    seen = _cleaned(config, [document for part in parts for document in part])
-    kept = [each for each in seen if each.fate == "kept"]
+    parts = [list(islice(_read(each, config), each_has)) for each in corpora]
+    found = _cleaned(config, [document for part in parts for document in part])
+    kept = [each for each in found if each.outcome == "kept"]
     if not kept:
-        fates = Counter(each.fate for each in seen)
+        outcomes = Counter(each.outcome for each in found)
         raise KdscaleError(
-            f"None of the first {len(seen)} documents of {source!r} is kept: {dict(fates)}"
-            + (f", from {readable(seen[0].name)} on." if seen else "."),
+            f"None of the first {len(found)} documents of {source!r} is kept: {dict(outcomes)}"
+            + (f", from {readable(found[0].name)} on." if found else "."),
             "Look at data.cleaning and data.min_characters, or ask for more documents.",
         )
     classes = None
     if config.labels is not None:
         classes = find_classes(config.labels, [each.label for each in kept])
-    texts = [each.content for each in kept]
-    chat = config.chat
-    with tempfile.TemporaryDirectory(prefix="kdscale-tokenizer-") as name:
-        folder = Path(name)
-        if teacher_tokenizer is None:
-            size, masks = config.tokenizer.vocab_size, task == "masked-lm"
-            read = [each.text for each in kept]
-            info = train_tokenizer(read, size, folder, masks=masks, chat=chat)
-            what = f"trained on these documents, {info.vocab_size:,} tokens"
-        else:
-            info = adopt_tokenizer(teacher_tokenizer, folder, chat=chat)
-            what = f"the teacher's, {info.vocab_size:,} tokens"
-        encoded = (folder / TOKENIZER_FILE).read_text(encoding="utf-8")
+    tokenizer_json, info, what = _tokenizer(config, task, kept, teacher_tokenizer)
     overlap = config.overlap if source == "train" else config.evaluation_overlap
     builder = make_builder(task, config, info, overlap)
-    numbers = [UNKNOWN_LABEL if classes is None else classes.number(e.label) for e in kept]
-    pairs = zip(encode(encoded, info, texts), numbers, strict=True)
-    made = list(
-        builder.build(TokenDocument(*found[:2], label, found.targets) for found, label in pairs)
+    labels = [UNKNOWN_LABEL if classes is None else classes.number(e.label) for e in kept]
+    encoded = encode(tokenizer_json, info, [each.content for each in kept])
+    built = builder.build(
+        TokenDocument(each.tokens, each.byte_count, label, each.targets)
+        for each, label in zip(encoded, labels, strict=True)
     )
-    whole = concatenate(made, config.seq_len)
+    whole = concatenate(list(built), config.seq_len)
+    is_mixture = source == "train" and isinstance(config.train, tuple)
     shown = whole.take(np.arange(min(rows, len(whole))))
-    mixture = _mixture(config.train, parts, seen) if source == "train" else []
     return Preview(
-        documents=seen,
-        rows=list(_shown(shown, encoded, classes)),
+        documents=found,
+        rows=list(_row_previews(shown, tokenizer_json, classes)),
         counts=builder.counts,
-        tokenizer=what,
-        mixture=mixture,
+        tokenizer=f"{what}, {info.vocab_size:,} tokens",
+        mixture=_mixture(sources, parts, found) if is_mixture else [],
         unread=[
             (each.place, describe_unread(each.counts, each.examples))
             for corpus in corpora
@@ -146,33 +133,45 @@ def preview(
     )
 
 
-def _documents(corpus: Corpus, config: DataConfig) -> Iterator[Document]:
-    """Of one source."""
+def _read(corpus: Corpus, config: DataConfig) -> Iterator[Document]:
+    """Yield the documents of one source."""
     field = None if config.labels is None else config.labels.field
-    for piece in corpus.pieces:
-        yield from read_piece(piece, corpus.sources[0], field, config.chat)
+    for shard in corpus.inputs:
+        yield from read_shard(shard, corpus.sources[0], field, config.chat)
+
+
+def _tokenizer(
+    config: DataConfig, task: Task, kept: list[DocumentPreview], teacher: Path | None
+) -> tuple[str, TokenizerInfo, str]:
+    """Return tokenizer.json, its facts and where it comes from."""
+    with tempfile.TemporaryDirectory(prefix="kdscale-tokenizer-") as name:
+        folder = Path(name)
+        if teacher is None:
+            size, masks = config.tokenizer.vocab_size, task == "masked-lm"
+            texts = [each.text for each in kept]
+            info = train_tokenizer(texts, size, folder, masks=masks, chat=config.chat)
+        else:
+            info = adopt_tokenizer(teacher, folder, chat=config.chat)
+        what = "trained on these documents" if teacher is None else "the teacher's"
+        return (folder / TOKENIZER_FILE).read_text(encoding="utf-8"), info, what
 
 
 def _mixture(
-    train: SourceConfig | tuple[WeightedSource, ...],
-    parts: list[list[Document]],
-    seen: list[Seen],
+    sources: Sequence[SourceConfig], parts: list[list[Document]], found: list[DocumentPreview]
 ) -> list[tuple[str, str]]:
-    """A line for each source: how much is left out depends on all of their documents."""
-    if isinstance(train, SourceConfig):
-        return []
-    lines, first, total = [], 0, sum(source.weight for source in train)
-    for source, part in zip(train, parts, strict=True):
-        kept = sum(each.fate == "kept" for each in seen[first : first + len(part)])
-        first += len(part)
-        share = source.weight / total
-        what = f"{share:.1%} of the mixture's text; {kept} of the first {len(part)} documents kept"
+    """Return a line for each source; how much is left out depends on all of their documents."""
+    weights = [getattr(source, "weight", 1) for source in sources]
+    lines, rest = [], iter(found)
+    for source, weight, part in zip(sources, weights, parts, strict=True):
+        kept = sum(each.outcome == "kept" for each in islice(rest, len(part)))
+        share = f"{weight / sum(weights):.1%} of the mixture's text"
+        what = f"{share}; {kept} of the first {len(part)} documents kept"
         lines.append((source_name(source), what))
     return lines
 
 
-def _cleaned(config: DataConfig, documents: list[Document]) -> list[Seen]:
-    """What became of each; near duplicates among them too."""
+def _cleaned(config: DataConfig, documents: list[Document]) -> list[DocumentPreview]:
+    """Return the outcome of each document; near duplicates among them are found too."""
     clean = Cleaner(config)
     kinds = [step.kind for step in config.cleaning]
     found = [(document, clean(document.content)) for document in documents]
@@ -181,31 +180,36 @@ def _cleaned(config: DataConfig, documents: list[Document]) -> list[Seen]:
     if bands:
         table = np.stack([np.frombuffer(found[at][1].bands or b"", "<u8") for at in bands])
         alike = {at for at, first in zip(bands, first_of_alike(table), strict=True) if not first}
-    seen = []
+
+    def visible(content: str) -> str:
+        return content if config.chat is None or not content else plain_text(content)
+
+    previews = []
     for at, (document, cleaned) in enumerate(found):
-        fate = _fate(cleaned.status, kinds) if at not in alike else "nearly duplicate"
-        changed = tuple(kind for n, kind in enumerate(kinds) if cleaned.changed >> n & 1)
-        content = cleaned.text if fate == "kept" else ""
-        text = _readable(content, config) if content else ""
+        outcome = _outcome(cleaned.status, kinds) if at not in alike else "nearly duplicate"
+        content = cleaned.text if outcome == "kept" else ""
         raw = document.content or ""
-        before = len(_readable(raw, config) if isinstance(raw, str) and raw else raw)
-        label = document.label if config.labels is not None else None
-        seen.append(Seen(document.name, before, text, content, fate, changed, label))
-    return seen
+        previews.append(
+            DocumentPreview(
+                name=document.name,
+                before=len(visible(raw) if isinstance(raw, str) else raw),
+                text=visible(content),
+                content=content,
+                outcome=outcome,
+                changed_by=tuple(kind for n, kind in enumerate(kinds) if cleaned.changed >> n & 1),
+                label=document.label if config.labels is not None else None,
+            )
+        )
+    return previews
 
 
-def _readable(content: str, config: DataConfig) -> str:
-    """What a reader sees of a document."""
-    return content if config.chat is None else plain_text(content)
-
-
-def _fate(status: int, kinds: Sequence[str]) -> str:
+def _outcome(status: int, kinds: Sequence[str]) -> str:
     if status >= FIRST_STEP:
         return f"dropped by {kinds[status - FIRST_STEP]}"
     return Status(status).name.lower()
 
 
-def _shown(rows: Rows, tokenizer_json: str, classes: Classes | None) -> Iterator[ShownRow]:
+def _row_previews(rows: Rows, tokenizer_json: str, classes: Classes | None) -> Iterator[RowPreview]:
     from tokenizers import Tokenizer
 
     tokenizer: Any = Tokenizer.from_str(tokenizer_json)
@@ -213,23 +217,19 @@ def _shown(rows: Rows, tokenizer_json: str, classes: Classes | None) -> Iterator
     def read(token: int) -> str:
         return str(tokenizer.decode([token], skip_special_tokens=False))
 
+    def label_name(label: int) -> str:
+        if classes is None:
+            return read(label)
+        return "(no label)" if label == UNKNOWN_LABEL else classes.names[label]
+
     for ids, segments, mask, labels in zip(
         rows.input_ids, rows.segment_ids, rows.loss_mask, labels_of(rows), strict=True
     ):
-        used = np.flatnonzero(segments)
-        last = int(used[-1]) + 1
-        yield ShownRow(
-            tokens=[read(int(token)) for token in ids[:last]],
-            is_target=mask[:last].tolist(),
-            expected=[
-                "" if not is_target else _name(int(label), read, classes)
-                for is_target, label in zip(mask[:last], labels[:last], strict=True)
-            ],
+        end = int(np.flatnonzero(segments)[-1]) + 1
+        pairs = zip(mask[:end], labels[:end], strict=True)
+        yield RowPreview(
+            tokens=[read(int(token)) for token in ids[:end]],
+            is_target=mask[:end].tolist(),
+            expected=[label_name(int(label)) if is_target else "" for is_target, label in pairs],
             padding=int((segments == 0).sum()),
         )
-
-
-def _name(label: int, read: Any, classes: Classes | None) -> str:
-    if classes is None:
-        return str(read(label))
-    return "(no label)" if label == UNKNOWN_LABEL else classes.names[label]

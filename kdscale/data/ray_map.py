@@ -1,4 +1,4 @@
-"""Ray Data: a task for each of many items, their answers in the items' order."""
+"""Ray Data: a task for each of many items, their results in the items' order."""
 
 import logging
 import os
@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from kdscale.store import explain
 
-# A line for each execution, and a warning that progress bars are off, tell the user nothing; an
-# error of a task is raised, and its traceback with it where it is not for the user to mend. Pieces
-# with names that are not UTF-8 are pickled, which is as good.
+# A line for each execution, and a warning that progress bars are off, do not help the user; an
+# error of a task is raised, with its traceback where it is not a KdscaleError. Names of files that
+# are not UTF-8 are pickled, which is as good.
 _RAY_LOGGERS = {
     "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,
     "ray.data.exceptions": logging.CRITICAL,
@@ -22,16 +22,17 @@ _RAY_LOGGERS = {
 }
 
 
-def stream(
+def ray_map(
     task: Callable[..., Iterator[pa.Table]],
     items: list[dict[str, Any]],
     here: bool,
     options: dict[str, Any],
 ) -> Generator[dict[str, Any], None, None]:
-    """What `task` says of each item, in order: it gets a table of one item, and the `options` by
-    name, and yields tables. As many run at a time as there are cores; `here`: on this machine only.
+    """Run `task` for each item and yield the rows of its results, in the items' order.
 
-    Closing it ends them. A KdscaleError of a task is raised as it is.
+    `task` gets a table of one item and the `options` by name, and yields tables. As many tasks run
+    at a time as there are cores; `here` keeps them on this machine. Closing the generator ends
+    them. A KdscaleError of a task is raised as it is.
     """
     if not items:
         return
@@ -57,11 +58,10 @@ def stream(
 
 
 def _placement(here: bool, tasks: int) -> dict[str, Any]:
-    """Where the tasks can run: this machine's files are read and written here only, a store's
-    anywhere.
+    """Return where the tasks run: files of this machine are read and written here only.
 
-    Reading here takes no CPU from Ray's books, because the head node of a cluster often has none;
-    the pool's size keeps it to the cores there are.
+    Tasks on this machine reserve no CPU of Ray's, because the head node of a cluster often has
+    none; the pool's size keeps them to the cores there are.
     """
     if not here:
         return {}
@@ -76,7 +76,7 @@ def _placement(here: bool, tasks: int) -> dict[str, Any]:
 
 @contextmanager
 def _readable_errors() -> Iterator[None]:
-    """Raise what a task met as the KdscaleError that it is or means, without Ray's wrapping."""
+    """Raise a task's error as the KdscaleError that it is or stands for, without Ray's wrapping."""
     try:
         yield
     except Exception as error:  # Ray's own types differ from release to release

@@ -1,4 +1,4 @@
-"""The tokenizer that teacher and student share: trained here, or the teacher's own.
+"""Tokenizer of teacher and student: trained here, or the teacher's own.
 
 Either way the result is a folder that `AutoTokenizer` loads, and its `tokenizer.json` is all that
 the Ray tasks need: they use the `tokenizers` library alone, because importing transformers takes
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdscale.config.chat import ChatConfig
-from kdscale.data.chat.assistant_mask import answer_tokens
 from kdscale.data.chat.messages import load
 from kdscale.data.chat.template import (
     CHATML,
@@ -24,6 +23,7 @@ from kdscale.data.chat.template import (
     CannotRenderError,
     ChatTemplate,
     Span,
+    answer_tokens,
     check_template,
     contains_special_token,
     read_template,
@@ -39,8 +39,10 @@ TOKENIZER_FILE = "tokenizer.json"
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """What the manifest says of a tokenizer. A document is [start_id] + its tokens + [end_id], but
-    for a conversation, which is as its template writes it."""
+    """Facts about a tokenizer, kept in the manifest.
+
+    A document is [start_id] + its tokens + [end_id]; a conversation is as its template writes it.
+    """
 
     vocab_size: int
     sha256: str
@@ -51,12 +53,12 @@ class TokenizerInfo:
     chat: ChatTemplate | None = None  # where documents are conversations
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for the manifest."""
+        """Return plain values for the manifest."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TokenizerInfo":
-        """The inverse, also after JSON."""
+        """Invert `as_dict`, also after JSON."""
         chat = values["chat"]
         if chat is not None:
             chat = ChatTemplate(chat["text"], chat["tokens"], tuple(chat["specials"]))
@@ -84,8 +86,7 @@ def train_tokenizer(
     One special token is start, end and padding; another one the mask, where it `masks`. For `chat`
     there are those of ChatML, with a template, and the one that ends a turn is the end. Any text
     can be encoded and decoded without loss. The same texts give the same file, whatever their order
-    or the number of threads. Texts too few for the size asked give a smaller vocabulary: see
-    `vocab_size` of the result.
+    or the number of threads. Texts too few for `vocab_size` give a smaller vocabulary.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -119,11 +120,10 @@ def train_tokenizer(
 
 
 def adopt_tokenizer(source: Path, folder: Path, *, chat: ChatConfig | None = None) -> TokenizerInfo:
-    """Write the teacher's tokenizer in `source` to `folder`, without the teacher's other files; for
-    `chat` with the config's template in place of its own, if there is one.
+    """Write the teacher's tokenizer in `source` to `folder`, without other files.
 
-    Raises KdscaleError where it cannot be loaded, has no end-of-text token, or no template that
-    answers can be told in.
+    For `chat`, the config's template replaces its own, if there is one. Raises KdscaleError where
+    it cannot be loaded, has no end-of-text token, or no template in which answers can be found.
     """
     tokenizer = load_tokenizer(str(source))
     if not tokenizer.is_fast:
@@ -149,8 +149,10 @@ def adopt_tokenizer(source: Path, folder: Path, *, chat: ChatConfig | None = Non
 
 
 def _set_template(tokenizer: Any, chat: ChatConfig, own: Any) -> ChatTemplate:
-    """Give a tokenizer of transformers the config's template, or its `own`. KdscaleError where
-    there is none, or answers cannot be told in it."""
+    """Give a transformers tokenizer the config's template, or its `own`.
+
+    Raises KdscaleError where there is none, or where answers cannot be found in it.
+    """
     text = read_template(chat) or (own.get("default") if isinstance(own, dict) else own)
     if not text:
         raise KdscaleError(
@@ -165,10 +167,10 @@ def _set_template(tokenizer: Any, chat: ChatConfig, own: Any) -> ChatTemplate:
 
 
 def encode(tokenizer_json: str, info: TokenizerInfo, texts: list[str]) -> Iterator[Encoded]:
-    """Each text's tokens, start and end included.
+    """Yield each text's tokens, start and end included.
 
-    A text that happens to hold a special token's spelling is encoded as plain characters: it cannot
-    forge the end of a document. Of conversations (`messages`) see `_encode_conversations`.
+    A text that spells a special token is encoded as plain characters: it cannot forge the end of a
+    document. For conversations (`messages`) see `_encode_conversations`.
     """
     if info.chat is not None:
         yield from _encode_conversations(tokenizer_json, info.chat, texts)
@@ -182,10 +184,10 @@ def encode(tokenizer_json: str, info: TokenizerInfo, texts: list[str]) -> Iterat
 def _encode_conversations(
     tokenizer_json: str, template: ChatTemplate, texts: list[str]
 ) -> Iterator[Encoded]:
-    """Each conversation's tokens, as its template writes them, with the answers as targets.
+    """Yield each conversation's tokens as its template writes them.
 
-    One has no tokens where the template refuses it, or where a message spells a special token,
-    which would be taken for the end of its turn.
+    The answers are the targets. A conversation has no tokens where the template refuses it, or
+    where a message spells a special token, which would be taken for the end of its turn.
     """
     tokenizer = _load(tokenizer_json, knows_specials=True)
     for text in texts:
@@ -210,7 +212,7 @@ def _rendered(template: ChatTemplate, text: str) -> tuple[str, list[Span]] | Non
 
 @lru_cache(maxsize=2)
 def _load(tokenizer_json: str, *, knows_specials: bool = False) -> Any:
-    """The tokenizer of a process: parsing a large vocabulary takes a second."""
+    """Return the tokenizer, cached a process: parsing a large vocabulary takes a second."""
     # Each Ray task has one CPU; threads of several would fight for it.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from tokenizers import Tokenizer
@@ -224,7 +226,7 @@ def _load(tokenizer_json: str, *, knows_specials: bool = False) -> Any:
 
 
 def _first(*ids: int | None) -> int | None:
-    """The first that there is."""
+    """Return the first id that is not None."""
     return next((number for number in ids if number is not None), None)
 
 

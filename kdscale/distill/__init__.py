@@ -1,1 +1,1 @@
-"""The student: its losses, and its training from the cache. It never meets the teacher."""
+"""Student: its targets, losses and curriculum, and its training from the cache."""

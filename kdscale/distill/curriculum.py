@@ -41,7 +41,7 @@ _ROWS_AT_ONCE = 256
 
 
 def make_sampler(
-    distill: DistillConfig, reader: Reader, rank: Rank, vocab_size: int, seed: int
+    distill: DistillConfig, reader: Reader, worker: Rank, vocab_size: int, seed: int
 ) -> CurriculumSampler:
     """Return the sampler of a training. Collective.
 
@@ -59,13 +59,13 @@ def make_sampler(
     )
     _check_labels(curriculum, reader)
     if "gap" not in needs(curriculum.difficulty):
-        sampler.set_difficulty(0, difficulty(curriculum, reader, rank, vocab_size))
+        sampler.set_difficulty(0, difficulty(curriculum, reader, worker, vocab_size))
     return sampler
 
 
 def staged_steps(
     distill: DistillConfig,
-    rank: Rank,
+    worker: Rank,
     reader: Reader,
     sampler: CurriculumSampler,
     tables: Store,
@@ -81,22 +81,25 @@ def staged_steps(
     curriculum, steps = distill.curriculum, distill.training.steps
 
     def gap() -> np.ndarray:
-        return measure_gap(model, reader, rank, distill.training.micro_batch_size)
+        return measure_gap(model, reader, worker, distill.training.micro_batch_size)
 
     for first, end in pairwise([*table_steps(curriculum, steps), steps]):
         if "gap" in needs(curriculum.difficulty):
             table = _stored_table(
-                tables, first, lambda: difficulty(curriculum, reader, rank, vocab_size, gap), rank
+                tables,
+                first,
+                lambda: difficulty(curriculum, reader, worker, vocab_size, gap),
+                worker,
             )
             sampler.set_difficulty(first, table)
         if end > start:
-            yield from read_steps(distill, rank, reader, sampler, range(max(start, first), end))
+            yield from read_steps(distill, worker, reader, sampler, range(max(start, first), end))
 
 
 def difficulty(
     config: CurriculumConfig,
     reader: Reader,
-    rank: Rank,
+    worker: Rank,
     vocab_size: int,
     gap: Callable[[], np.ndarray] | None = None,
 ) -> np.ndarray:
@@ -107,7 +110,7 @@ def difficulty(
     wanted, stats = needs(config.difficulty), reader.statistics
     tables = {"entropy": stats.entropy, "nll": stats.nll, "length": stats.length}
     if "rarity" in wanted:
-        tables["rarity"] = _rarity(reader, rank, vocab_size)
+        tables["rarity"] = _rarity(reader, worker, vocab_size)
     if "gap" in wanted:
         assert gap is not None
         tables["gap"] = gap()
@@ -116,24 +119,24 @@ def difficulty(
 
 @torch.no_grad()
 def measure_gap(
-    model: torch.nn.Module, reader: Reader, rank: Rank, micro_batch_size: int
+    model: torch.nn.Module, reader: Reader, worker: Rank, micro_batch_size: int
 ) -> np.ndarray:
     """Return the student's mean loss on each sequence's labels less the teacher's, [R] float64.
 
     In nats a token; 0 for a sequence without targets. One forward over all sequences, shared out
     over ranks; collective. `model` is a back end's.
     """
-    parts = _parts(len(reader), rank, micro_batch_size)
+    parts = _parts(len(reader), worker, micro_batch_size)
     nll = np.zeros(len(reader))
     with evaluation_mode(model):
         # Every rank calls the model equally often, as its parameters may be sharded.
-        for number in range(_most_parts(len(reader), rank, micro_batch_size)):
+        for number in range(_most_parts(len(reader), worker, micro_batch_size)):
             part = parts[number] if number < len(parts) else np.zeros(1, np.int64)
-            found = model(_mean_losses, row_tensors(reader.read(part).rows, rank.device))
+            found = model(_mean_losses, row_tensors(reader.read(part).rows, worker.device))
             if number < len(parts):
                 nll[part] = found.cpu().numpy()
-            rank.beat("a batch of the ranking")
-    total = rank.all_reduce_sum(torch.from_numpy(nll).to(rank.device)).cpu().numpy()
+            worker.beat("a batch of the ranking")
+    total = worker.all_reduce_sum(torch.from_numpy(nll).to(worker.device)).cpu().numpy()
     stats = reader.statistics
     return np.where(stats.length > 0, student_gap(total, stats.nll), 0.0)
 
@@ -159,47 +162,47 @@ def _check_labels(config: CurriculumConfig, reader: Reader) -> None:
 
 
 def _stored_table(
-    tables: Store, step: int, measure: Callable[[], np.ndarray], rank: Rank
+    tables: Store, step: int, measure: Callable[[], np.ndarray], worker: Rank
 ) -> np.ndarray:
     """Return the stored table of `step`; measure and store it if there is none. Collective."""
     key = f"difficulty-{step:08d}.npy"
     # Rank 0 decides for all: a store may show a fresh object to one rank before another.
-    if not rank.broadcast(tables.exists(key) if rank.rank == 0 else None):
+    if not worker.broadcast(tables.exists(key) if worker.rank == 0 else None):
         found = measure()
-        if rank.rank == 0:
+        if worker.rank == 0:
             buffer = io.BytesIO()
             np.save(buffer, found)
             tables.put(key, buffer.getvalue())
-        rank.barrier()
+        worker.barrier()
     table: np.ndarray = np.load(io.BytesIO(tables.get(key)), allow_pickle=False)
     return table
 
 
-def _rarity(reader: Reader, rank: Rank, vocab_size: int) -> np.ndarray:
+def _rarity(reader: Reader, worker: Rank, vocab_size: int) -> np.ndarray:
     """Return [R] float32. Reads every sequence twice, so that no rank holds more than a few."""
     counts = np.zeros(vocab_size, np.int64)
-    for _, rows in _rows(reader, rank):
+    for _, rows in _rows(reader, worker):
         count_targets(counts, labels_of(rows), rows.loss_mask)
-    counts = rank.all_reduce_sum(torch.from_numpy(counts).to(rank.device)).cpu().numpy()
+    counts = worker.all_reduce_sum(torch.from_numpy(counts).to(worker.device)).cpu().numpy()
     scores = np.zeros(len(reader), np.float32)
-    for part, rows in _rows(reader, rank):
+    for part, rows in _rows(reader, worker):
         scores[part] = row_rarity(counts, labels_of(rows), rows.loss_mask)
-    return rank.all_reduce_sum(torch.from_numpy(scores).to(rank.device)).cpu().numpy()
+    return worker.all_reduce_sum(torch.from_numpy(scores).to(worker.device)).cpu().numpy()
 
 
-def _rows(reader: Reader, rank: Rank) -> Iterator[tuple[np.ndarray, Rows]]:
+def _rows(reader: Reader, worker: Rank) -> Iterator[tuple[np.ndarray, Rows]]:
     """Yield this rank's sequences, with their indices [B]."""
-    for part in _parts(len(reader), rank, _ROWS_AT_ONCE):
+    for part in _parts(len(reader), worker, _ROWS_AT_ONCE):
         yield part, reader.read(part).rows
-        rank.beat("a batch of the ranking")
+        worker.beat("a batch of the ranking")
 
 
-def _parts(rows: int, rank: Rank, size: int) -> list[np.ndarray]:
+def _parts(rows: int, worker: Rank, size: int) -> list[np.ndarray]:
     """Return this rank's indices, neighbours together, in parts of at most `size`."""
-    start, end = (number * rows // rank.world_size for number in (rank.rank, rank.rank + 1))
+    start, end = (number * rows // worker.world_size for number in (worker.rank, worker.rank + 1))
     return [np.arange(first, min(first + size, end)) for first in range(start, end, size)]
 
 
-def _most_parts(rows: int, rank: Rank, size: int) -> int:
+def _most_parts(rows: int, worker: Rank, size: int) -> int:
     """Return the number of parts of the rank that has most."""
-    return math.ceil(math.ceil(rows / rank.world_size) / size)
+    return math.ceil(math.ceil(rows / worker.world_size) / size)

@@ -8,9 +8,11 @@ many in the student as in the teacher.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from kdscale.config import RunConfig
 from kdscale.config.online import AttentionConfig, HiddenConfig, LayerPairs
 from kdscale.errors import KdscaleError
 from kdscale.losses.layers import (
@@ -19,6 +21,8 @@ from kdscale.losses.layers import (
     hidden_cosine_sum,
     hidden_mse_sum,
 )
+from kdscale.models.hf_folder import ModelReference
+from kdscale.models.load import load_config_of
 
 _HIDDEN = {"mse": hidden_mse_sum, "cosine": hidden_cosine_sum}
 _ATTENTION = {"kl": attention_kl_sum, "mse": attention_mse_sum}
@@ -33,7 +37,7 @@ class HiddenLoss:
     widths: tuple[int, int]  # of student and teacher
 
     def projections(self, seed: int) -> list[torch.nn.Module]:
-        """Return one map a pair, from the student's width to the teacher's, a function of `seed`."""
+        """Return one map a pair, from the student's width to the teacher's, drawn by `seed`."""
         student, teacher = self.widths
         if student == teacher:
             return [torch.nn.Identity() for _ in self.pairs]
@@ -80,6 +84,25 @@ class AttentionLoss:
         mine = [student[layer] for layer, _ in self.pairs]
         theirs = [teacher[layer] for _, layer in self.pairs]
         return _mean_over_pairs(_ATTENTION[self.config.kind], mine, theirs)
+
+
+def make_layer_losses(
+    config: RunConfig, student: Any, teacher: ModelReference
+) -> tuple[HiddenLoss | None, AttentionLoss | None]:
+    """Return the losses on hidden states and on attention that `config` asks for.
+
+    `student` is its transformers config. Raises KdscaleError for layers that one of them lacks.
+    """
+    online = config.distill.online
+    if not online.layer_outputs:
+        return None, None
+    shapes = (student, load_config_of(teacher.local(weights=False), teacher.revision))
+    own, theirs = (shape.get_text_config() for shape in shapes)
+    depths = own.num_hidden_layers, theirs.num_hidden_layers
+    widths = own.hidden_size, theirs.hidden_size
+    hidden = make_hidden_loss(online.hidden, depths, widths) if online.hidden else None
+    attention = make_attention_loss(online.attention, depths) if online.attention else None
+    return hidden, attention
 
 
 def make_hidden_loss(

@@ -1,4 +1,4 @@
-"""What a step of the student minimises, and what is logged of it."""
+"""Objective of the student and of its baseline, and the values that are logged of it."""
 
 import torch
 
@@ -21,22 +21,22 @@ from kdscale.losses.fused import Objective, head_and_loss
 from kdscale.models.forward import RowTensors
 from kdscale.models.head import ModelWithHead
 from kdscale.train.label_weights import EQUAL, LabelWeights
-from kdscale.train.loop import LossSums
+from kdscale.train.loop import MicroBatchLoss
 
 
 class LabelsLoss:
-    """Cross-entropy on the labels alone: the baseline's."""
+    """Cross-entropy on the labels alone: the baseline's loss."""
 
     def __init__(self, weights: LabelWeights = EQUAL) -> None:
         """`weights` are those of the labels."""
         self._weights = weights
 
     def metrics(self, step: int) -> dict[str, float]:
-        """What is scheduled, at `step`."""
+        """Return the scheduled values at `step`."""
         return {"kd_weight": 0.0}
 
-    def __call__(self, model: ModelWithHead, batch: MicroBatch, step: int) -> LossSums:
-        """Sums over the batch's targets."""
+    def __call__(self, model: ModelWithHead, batch: MicroBatch, step: int) -> MicroBatchLoss:
+        """Return the sums over the batch's targets."""
         rows = batch.rows
         hidden = model.hidden(rows.ids, rows.segments)[rows.mask]
         labels = rows.labels[rows.mask]
@@ -57,9 +57,11 @@ class DistillationLoss:
         attention: AttentionLoss | None = None,
         weights: LabelWeights = EQUAL,
     ) -> None:
-        """Targets are those of `teacher` or, without one, of the cache with `codec`; `hidden` and
-        `attention` are the losses on layers that `config` asks for; they need a teacher. `weights`
-        are those of the labels."""
+        """Take targets from `teacher` or, without one, from the cache with `codec`.
+
+        `hidden` and `attention` are the losses on layers that `config` asks for; they need a
+        teacher. `weights` are those of the labels.
+        """
         self._weights = weights
         self._hidden = hidden
         self._attention = attention
@@ -75,15 +77,18 @@ class DistillationLoss:
         self.taid = Taid(taid, self._steps) if taid is not None else None
 
     def metrics(self, step: int) -> dict[str, float]:
-        """What is scheduled, at `step`, which is at hand."""
+        """Return the scheduled values at `step`, the present one."""
         found = {"kd_weight": self._kd_weight(step), "temperature": self._temperature_at(step)}
         return found if self.taid is None else found | {"taid_t": self.taid.t}
 
-    def __call__(self, model: ModelWithHead, batch: MicroBatch, step: int) -> LossSums:
-        """Sums over the batch's targets. Logged: `loss` is what is trained on, `ce_loss` the
-        cross-entropy on the labels, and `kl`, or `divergence` where it is another one, how far the
-        student is from its teacher (but for the KL of sampled targets in rows that are cut); with
-        TAID also the loss on its targets."""
+    def __call__(self, model: ModelWithHead, batch: MicroBatch, step: int) -> MicroBatchLoss:
+        """Return the sums over the batch's targets.
+
+        Logged: `loss` is what is trained on, `ce_loss` the cross-entropy on the labels, and `kl`,
+        or `divergence` where it is another one, the distance of the student from its teacher (but
+        for the KL of sampled targets in sequences that are cut); with TAID also the loss on its
+        targets.
+        """
         temperature = self._temperature_at(step)
         targets = self._targets(batch, temperature)
         hidden, layers = self._forward(model, batch.rows)
@@ -106,14 +111,14 @@ class DistillationLoss:
         return total, parts if kl is None else parts | {"kl": kl}
 
     def _forward(self, model: ModelWithHead, rows: RowTensors) -> tuple[torch.Tensor, LayerOutputs]:
-        """Hidden states [P, D] for the head, and what the losses on layers need."""
+        """Return hidden states [P, D] for the head, and the outputs of layers for their losses."""
         hidden, layers = model.hidden_and_layers(rows.ids, rows.segments, self._outputs)
         return hidden[rows.mask], at_positions(layers, rows.mask)
 
     def _on_layers(
         self, model: ModelWithHead, mine: LayerOutputs, theirs: LayerOutputs
     ) -> dict[str, tuple[float, torch.Tensor]]:
-        """Weight and sum of each loss on layers, by name."""
+        """Return weight and sum of each loss on layers, by name."""
         found = {}
         if self._hidden is not None:
             value = self._hidden(model.projections, mine["hidden"], theirs["hidden"])

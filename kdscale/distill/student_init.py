@@ -30,7 +30,7 @@ class StudentInit:
 
 
 def init_student(
-    config: RunConfig, prepared: Prepared, teacher: ModelReference, rank: Rank
+    config: RunConfig, prepared: Prepared, teacher: ModelReference, worker: Rank
 ) -> StudentInit:
     """Plan the student of `config` and calibrate it where it is narrower. Collective.
 
@@ -45,9 +45,9 @@ def init_student(
         assert folder is not None
         train = prepared.split("train")
         rows = train.take(spread(student.width.calibration_sequences, len(train)))
-        kept = plan.keep(calibrate(student.width, folder, None, rows, rank))
-    if rank.rank == 0:
-        rank.say(f"student: {plan.provenance}")
+        kept = plan.keep(calibrate(student.width, folder, None, rows, worker))
+    if worker.rank == 0:
+        worker.say(f"student: {plan.provenance}")
     tensors = StoredTensors.open(folder, shape) if folder else None
     return StudentInit(plan.config, lambda: build_student(plan, tensors, kept, config.seed))
 

@@ -1,8 +1,8 @@
-"""The targets of a micro-batch, from the cache or from an online teacher: the same to the loss.
+"""Targets of a micro-batch, from the cache or from an online teacher: the same to the loss.
 
 A batch's targets are a function of a slice of its positions, so that a distribution over the whole
-vocabulary exists for a chunk of positions only. The entropy of what was handed out is kept on the
-way: it makes a KL of the soft cross-entropy.
+vocabulary exists for a chunk of positions only. The entropy of the targets that were used is kept
+on the way: it makes a KL of the soft cross-entropy.
 """
 
 from collections.abc import Collection
@@ -12,41 +12,48 @@ import torch
 from transformers import PreTrainedModel
 
 from kdscale.cache.codecs import Codec
+from kdscale.config import RunConfig
 from kdscale.config.training import ZeroConfig
+from kdscale.data.rows.prepared import Prepared
 from kdscale.distributed.rank import Rank
 from kdscale.losses.divergences import entropy_sum
-from kdscale.models.attention import check_attention
+from kdscale.models.attention_check import check_attention
 from kdscale.models.forward import RowTensors
 from kdscale.models.head import LayerOutput, ModelWithHead
 from kdscale.models.hf_folder import ModelReference
 from kdscale.models.sequence_check import SequenceSpec
 from kdscale.models.sharded import load_teacher
+from kdscale.train.batches import sequence_spec
 from kdscale.types import DenseTargets, Head, SparseTargets, Targets
 
 LayerOutputs = dict[str, list[torch.Tensor]]
-"""By name of the LayerOutput, then by layer."""
+"""Tensors by name of the LayerOutput, then by layer."""
 
 
 class BatchTargets(Protocol):
-    """The targets of P positions."""
+    """Targets of P positions."""
 
     layers: LayerOutputs
-    """The teacher's at these positions, [P, *] each; none of a cache."""
+    """The teacher's outputs at these positions, [P, *] each; empty for a cache."""
 
     def at(self, part: slice, logits: torch.Tensor) -> Targets:
-        """Those of some C of the positions, where the student's logits are `logits` [C, V]
-        float32, not divided by the temperature; each position is asked for once."""
+        """Return the targets of some C of the positions; each position is asked for once.
+
+        `logits` [C, V] float32 are the student's there, not divided by the temperature.
+        """
         ...
 
     def kl(self, distillation: torch.Tensor) -> torch.Tensor | None:
-        """KL of the student from its teacher, times T^2, summed over the positions handed out; None
-        where it is not known. `distillation` is T^2 times the soft cross-entropy of the targets, a
-        sum."""
+        """Return the KL of the student from its teacher, times T^2, over the positions so far.
+
+        A sum, or None where it is not known. `distillation` is T^2 times the soft cross-entropy of
+        the targets, a sum.
+        """
         ...
 
 
 class CachedTargets:
-    """What a codec kept."""
+    """Targets that a codec kept."""
 
     def __init__(
         self,
@@ -55,8 +62,10 @@ class CachedTargets:
         entropy: torch.Tensor | None,
         temperature: float,
     ) -> None:
-        """payload: [P, bytes a position] uint8; entropy: the teacher's own over all positions, a
-        sum, where it is known; temperature: of the student."""
+        """Take `payload` [P, bytes a position] uint8 and the student's `temperature`.
+
+        `entropy` is the teacher's own over all positions, a sum, where it is known.
+        """
         self.layers: LayerOutputs = {}
         self._codec = codec
         self._payload = payload
@@ -73,29 +82,35 @@ class CachedTargets:
         return targets
 
     def kl(self, distillation: torch.Tensor) -> torch.Tensor | None:
-        """See BatchTargets. The teacher's own entropy leaves it unbiased where targets are sampled;
-        with a ghost bucket it is that of the listed ids and the bucket."""
+        """See BatchTargets. Unbiased by the teacher's own entropy where targets are sampled.
+
+        With a ghost bucket the entropy is that of the listed ids and the bucket.
+        """
         entropy = self._entropy if self._merged is None else self._merged
         return None if entropy is None else distillation - entropy * self._temperature**2
 
 
 class OnlineTeacher:
-    """A teacher that runs over the student's rows. Where it is sharded, every rank holds its head
-    whole while a micro-batch lasts."""
+    """A teacher that runs over the student's sequences.
+
+    Where it is sharded, every rank holds its head whole while a micro-batch lasts.
+    """
 
     def __init__(
         self,
         reference: ModelReference,
         worker: Rank,
         zero: ZeroConfig,
-        kind: SequenceSpec,
+        spec: SequenceSpec,
         outputs: Collection[LayerOutput] = (),
     ) -> None:
-        """`outputs` of its layers come with its targets of rows of this `kind`. KdscaleError where
-        it has not got them, or takes such rows for something else."""
+        """Load the teacher; the `outputs` of its layers come with its targets.
+
+        Raises KdscaleError where it lacks them, or misreads such sequences.
+        """
 
         def wrap(model: PreTrainedModel) -> ModelWithHead:
-            return ModelWithHead(model, kind.outputs, gives_attention="attention" in outputs)
+            return ModelWithHead(model, spec.outputs, gives_attention="attention" in outputs)
 
         self._outputs = outputs
         self._is_sharded = zero.stage == 3
@@ -104,16 +119,30 @@ class OnlineTeacher:
         with torch.no_grad():
             self._model(ModelWithHead.detect_head, worker.device)
             self._model(check_attention, worker.device)
-            self._model(ModelWithHead.check_sequences, kind)
+            self._model(ModelWithHead.check_sequences, spec)
 
     @torch.no_grad()
     def targets(self, rows: RowTensors, temperature: float) -> "OnlineTargets":
-        """Softmax of the logits over `temperature` at the positions of `rows` that count, and the
-        layers' outputs there."""
+        """Return softmax(logits / temperature) at the positions of `rows` that count.
+
+        With the layers' outputs there.
+        """
         hidden, layers, head = self._model(
             _forward, rows.ids, rows.segments, self._outputs, self._is_sharded
         )
         return OnlineTargets(head, hidden[rows.mask], temperature, at_positions(layers, rows.mask))
+
+
+def open_online_teacher(
+    config: RunConfig, teacher: ModelReference, worker: Rank, prepared: Prepared
+) -> OnlineTeacher | None:
+    """Load the teacher beside its student, where `config` asks for it."""
+    if config.distill.targets == "cache":
+        return None
+    online = config.distill.online
+    spec = sequence_spec(config, prepared, config.distill.training.micro_batch_size)
+    zero = ZeroConfig.for_teacher(online.teacher_sharding)
+    return OnlineTeacher(teacher, worker, zero, spec, online.layer_outputs)
 
 
 class OnlineTargets:
@@ -126,7 +155,7 @@ class OnlineTargets:
         temperature: float,
         layers: LayerOutputs,
     ) -> None:
-        """`hidden` [P, D] is what the teacher's `head` takes."""
+        """Take the teacher's `head` and its input `hidden` [P, D]."""
         self.layers = layers
         self.temperature = temperature
         self._head = head
@@ -146,7 +175,7 @@ class OnlineTargets:
 
 
 def at_positions(layers: LayerOutputs, mask: torch.Tensor) -> LayerOutputs:
-    """What layers give, [B, T, *] each, where `mask` [B, T] is True: [P, *]."""
+    """Return the layers' outputs, [B, T, *] each, where `mask` [B, T] is True: [P, *]."""
     return {name: [each[mask] for each in found] for name, found in layers.items()}
 
 
@@ -157,7 +186,7 @@ def _forward(
     outputs: Collection[LayerOutput],
     is_sharded: bool,
 ) -> tuple[torch.Tensor, LayerOutputs, Head]:
-    """Hidden states [B, T, D], layers' outputs, and the head, which is whole only in here."""
+    """Return hidden states [B, T, D], layers' outputs, and the head (whole in here only)."""
     hidden, layers = model.hidden_and_layers(ids, segments, outputs)
     # Gathered here, once: chunk by chunk, ranks with fewer targets would not be there to take part.
     return hidden, layers, model.head.copy() if is_sharded else model.head

@@ -1,0 +1,1 @@
+"""Ranks, collectives, device and dtype; no Ray."""

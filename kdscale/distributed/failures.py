@@ -1,7 +1,7 @@
-"""Which errors of a worker a restart can mend, and what the user reads of all others.
+"""Errors of workers: which of them a restart can repair, and the user's text of all others.
 
-What a restart mends is a short list: a peer, a node, a device or a connection was lost. Anything
-else would come again, whatever its type, and ends the run at once.
+A restart helps after the loss of a peer, a node, a device or a connection. Any other error would
+come again, whatever its type, and ends the run at once.
 """
 
 import errno
@@ -19,39 +19,41 @@ _LOST_ERRNO = {
     *(errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.EIO, errno.ESTALE, errno.EREMOTEIO),
     *(errno.ENETRESET, errno.EHOSTDOWN, errno.ENOTCONN, errno.ENODEV, errno.ENXIO),
 }
-# gloo, NCCL, CUDA and a process that is being ended say it in plain RuntimeErrors.
+# gloo, NCCL, CUDA and a process that is ending raise plain RuntimeErrors.
 _LOST_TEXT = re.compile(
     r"gloo|nccl|connection|peer|broken pipe|socket|timed? ?out|tcpstore|heartbeat|rendezvous"
     r"|shut(ting)? ?down|uncorrectable|unspecified launch failure|unknown error|fallen off the bus"
     r"|device.*(lost|unavailable|busy)|driver",
     re.IGNORECASE,
 )
-# What Ray says where a worker lacks a package, or has another version of it.
+# Ray's text if a worker lacks a package, or has another version of it.
 _CODE_TEXT = re.compile(r"No module named|cannot import name|pickl")
 _NOT_LOST_TEXT = re.compile(r"out of memory|device-side assert", re.IGNORECASE)
 
 _AGAIN = "Then run the same command again: finished work is kept."
-_GENERIC = f"The lines above say where it was raised: mend the cause. {_AGAIN}"
+_GENERIC = f"Fix the cause: the lines above say where it was raised. {_AGAIN}"
 _LESS_MEMORY = (
     "Lower the stage's micro_batch_size, shard the model over more workers (zero.stage 3), or take "
     f"larger ones. {_AGAIN}"
 )
 
 
-def is_mendable(error: BaseException) -> bool:
-    """Whether a new group of workers may succeed where this error was raised.
+def is_retryable(error: BaseException) -> bool:
+    """Return whether a new group of workers may succeed where this error was raised.
 
-    What it was raised from, or while, counts too: the loss of a peer may show in what somebody does
-    about it.
+    The errors that it was raised from, or while handling, count too: the loss of a peer may show
+    in the code that handles it.
     """
     if isinstance(error, KdscaleError):
         return False
     return any(_is_lost(link) for link in _links(error))
 
 
-def word_error(error: BaseException, what: str) -> tuple[KdscaleError, bool]:
-    """What the user reads of an error that no restart can mend, in `what` failed; and whether that
-    says it all, so that nobody needs its traceback."""
+def describe_failure(error: BaseException, what: str) -> tuple[KdscaleError, bool]:
+    """Return what the user reads of an error that no restart can repair.
+
+    `what` opens its text. The flag says whether the text is clear without the traceback.
+    """
     if isinstance(error, KdscaleError):
         return error, True
     first = next(iter(str(error).strip().splitlines()), "")
@@ -85,7 +87,10 @@ def _is_lost(error: BaseException) -> bool:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """On a GPU, or of the machine: CPU tensors' allocator raises a RuntimeError."""
+    """Return whether a GPU or the machine is out of memory.
+
+    The allocator of CPU tensors raises a RuntimeError.
+    """
     text = str(error)
     return (
         isinstance(error, MemoryError)
@@ -100,7 +105,7 @@ def _names(error: BaseException) -> set[str]:
 
 
 def _links(error: BaseException) -> Iterator[BaseException]:
-    """The error, and those that it was raised from or while handling."""
+    """Yield the error, and those that it was raised from or while handling."""
     seen: set[int] = set()
     waiting: list[object] = [error]
     while waiting:

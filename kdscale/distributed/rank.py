@@ -22,7 +22,7 @@ class GracefulStopError(Exception):
 
 
 class DriverChannel(Protocol):
-    """How a rank reaches the process that started it."""
+    """Channel from a rank to the process that started it."""
 
     @property
     def attempt(self) -> int:
@@ -38,10 +38,10 @@ class DriverChannel(Protocol):
         """Report that this rank has reached `place` and does not hang."""
 
     def stop_requested(self) -> bool:
-        """Whether the driver has asked the group to save its state and end."""
+        """Return whether the driver has asked the group to save its state and end."""
 
     def waiting(self) -> AbstractContextManager[None]:
-        """Mark a block in which this rank waits for others, which is no hang of its own."""
+        """Mark a block in which this rank waits for others, so that it does not count as hung."""
 
 
 # None outside of a worker group.
@@ -49,7 +49,7 @@ _channel: DriverChannel | None = None
 
 
 def connect(channel: DriverChannel | None) -> None:
-    """Give this process its channel to the driver; None takes it away."""
+    """Set this process's channel to the driver; None for none."""
     global _channel
     _channel = channel
 
@@ -65,12 +65,11 @@ class Rank:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What forward and backward compute in."""
+        """The dtype of forward and backward."""
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
     def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum of `values` over all ranks, on every rank; in place where there is more than
-        one."""
+        """Return the sum of `values` over all ranks, on every rank; in place if several."""
         if self.world_size > 1:
             with _waiting():
                 dist.all_reduce(values)
@@ -83,7 +82,7 @@ class Rank:
                 dist.barrier()
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's `value` (small, picklable) on every rank."""
+        """Return rank 0's `value` (small, picklable) on every rank."""
         if self.world_size == 1:
             return value
         box = [value]
@@ -92,7 +91,7 @@ class Rank:
         return box[0]
 
     def say(self, text: str) -> None:
-        """A line for the driver's terminal, with this rank and its process id."""
+        """Print a line on the driver's terminal, with this rank and its process id."""
         line = f"rank {self.rank} of {self.world_size} (pid {os.getpid()}): {text}"
         if _channel is None:
             print(line, flush=True)
@@ -100,26 +99,28 @@ class Rank:
             _channel.log_line(line)
 
     def report(self, done: int, total: int, *, tokens: int = 0, note: str = "") -> None:
-        """How far the stage is, for the driver's progress bar; `tokens` processed so far."""
+        """Report how far the stage is, with `tokens` processed so far."""
         if _channel is not None:
             _channel.update(done, total, tokens, note)
 
     def beat(self, place: str) -> None:
-        """This rank has got further, to `place`: it does not hang."""
+        """Report that this rank has come to `place` and does not hang."""
         if _channel is not None:
             _channel.beat(place)
 
     def stop_requested(self) -> bool:
-        """Whether this rank knows that the group is to save what it has and leave. Others may learn
-        it a few seconds earlier or later."""
+        """Return whether this rank has been asked to save its state and end.
+
+        Other ranks may learn it a few seconds earlier or later.
+        """
         return _channel is not None and _channel.stop_requested()
 
     def any_rank(self, flag: bool) -> bool:
-        """Whether `flag` holds on any rank. Collective."""
+        """Return whether `flag` holds on any rank. Collective."""
         return self.all_reduce_sum(torch.tensor(float(flag), device=self.device)).item() > 0
 
     def raise_if_stopping(self) -> None:
-        """LeavingError on all ranks where any was asked to leave. Collective."""
+        """Raise GracefulStopError on all ranks if any was asked to stop. Collective."""
         if self.any_rank(self.stop_requested()):
             raise GracefulStopError
 
@@ -129,12 +130,12 @@ def _waiting() -> AbstractContextManager[None]:
 
 
 def single_process_rank() -> Rank:
-    """A command's own process as a worker: on the GPU where there is one."""
+    """Return a rank for a command without workers: on the GPU if there is one."""
     return Rank(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def current_rank() -> Rank:
-    """The worker that this process is; outside of a worker group, a group of one."""
+    """Return the rank of this process; outside of a worker group, a group of one."""
     if not dist.is_initialized():
         return Rank(0, 1, torch.device("cpu"))
     if dist.get_backend() == "nccl":

@@ -1,4 +1,4 @@
-"""Models that no run has made, evaluated beside teacher, student and baseline."""
+"""Models from outside the run, evaluated beside teacher, student and baseline."""
 
 from pathlib import Path
 
@@ -14,8 +14,10 @@ from kdscale.types import DataFacts
 
 
 def write_external_references(config: RunConfig, prepared: Prepared) -> dict[str, ModelReference]:
-    """The models of evaluate.models by name. Raises KdscaleError for one that cannot be scored on
-    the run's rows."""
+    """Return the models of evaluate.models by name.
+
+    Raises KdscaleError for one that cannot be scored on the run's sequences.
+    """
     found = {}
     for name, source in config.evaluate.models.items():
         found[name] = reference_to(source, None, name)
@@ -26,8 +28,11 @@ def write_external_references(config: RunConfig, prepared: Prepared) -> dict[str
 def check_other(
     name: str, folder: str, config: RunConfig, data: DataFacts | None, tokenizer: Path | None
 ) -> None:
-    """KdscaleError where the model in `folder` has another task, other classes or another tokenizer
-    than the run, as far as its `data` and the folder of its `tokenizer` are known."""
+    """Check that the model in `folder` fits the run.
+
+    Raises KdscaleError where it has another task, other classes or another tokenizer than the run,
+    as far as the run's `data` and the folder of its `tokenizer` are known.
+    """
     shape, what = load_config_of(folder), f"model {name!r} of evaluate.models"
     if task_of(shape) != config.task:
         raise KdscaleError(

@@ -1,4 +1,4 @@
-"""What is exported: a complete model of a run, with its card, its tokenizer and rows to check on.
+"""Source of an export: a complete model of a run, with its card, tokenizer and validation data.
 
 Everything is found in the run's output, as a report finds it: neither the corpus nor the config's
 file has to be at hand, and a run that was moved or copied since is found where it is.
@@ -13,8 +13,8 @@ from kdscale.errors import KdscaleError
 from kdscale.evaluate.results import RESULTS_KEY
 from kdscale.models.hf_folder import ModelReference
 from kdscale.report.card import model_card
-from kdscale.report.labels import Words, words_of
-from kdscale.report.load import Run, load_run
+from kdscale.report.facts import TaskLabels, task_labels
+from kdscale.report.load import ReportData, load_report_data
 from kdscale.run.finished_run import FinishedRun
 from kdscale.store import Store, open_store
 
@@ -25,7 +25,7 @@ ModelName = Literal["student", "baseline", "teacher"]
 class Source:
     """A model of a run that is complete and evaluated."""
 
-    run: Run
+    run: ReportData
     name: ModelName
     reference: ModelReference
     prepared: Prepared
@@ -37,13 +37,13 @@ class Source:
         return self.reference.local()
 
     @property
-    def words(self) -> Words:
+    def words(self) -> TaskLabels:
         """What its task's results are called."""
-        return words_of(self.run.results)
+        return task_labels(self.run.results)
 
 
 def find_source(uri: str, name: ModelName) -> Source:
-    """The model `name` of the run whose output is at `uri`.
+    """Find the model `name` of the run whose output is at `uri`.
 
     Raises KdscaleError where there is no run, where one of the stages that the model and its card
     come from is not complete, or where the run has no such model.
@@ -55,7 +55,7 @@ def find_source(uri: str, name: ModelName) -> Source:
         _check_complete(finished, stage)
     if not output.exists(RESULTS_KEY):
         raise _incomplete(output, "evaluate", "has no results")
-    run = load_run(output)
+    run = load_report_data(output)
     card = model_card(run.results, name, run.config)
     reference = finished.model(name)
     if reference is None:
@@ -64,8 +64,10 @@ def find_source(uri: str, name: ModelName) -> Source:
 
 
 def _check_complete(run: FinishedRun, stage: str) -> None:
-    """Refuse a stage that is under way or has ended early. One that is not recorded may have been
-    found complete: what it made says so."""
+    """Refuse a stage that is running or has ended early.
+
+    One that is not recorded may have been found complete: its output decides.
+    """
     state = run.record["stages"].get(stage, {}).get("state", "complete")
     if state != "complete":
         raise _incomplete(run.output, stage, f"is not complete: its stage {stage!r} is {state}")

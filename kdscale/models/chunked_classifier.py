@@ -50,7 +50,7 @@ def chunked_class(plain: Any) -> Any:
     """Return the class over `plain`, a sequence classifier of transformers."""
 
     class Chunked(plain):
-        """Classifier of chunks: input_ids, attention_mask [B, chunks * length]; logits [B, classes]."""
+        """Classifier of ids and mask [B, chunks * length]; its logits are [B, classes]."""
 
         def __init__(self, config: Any) -> None:
             super().__init__(config)

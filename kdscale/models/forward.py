@@ -126,9 +126,9 @@ def intercept_lm_head(
     """Inside, let the last linear map of `model` compute only some positions.
 
     Logits are the largest array of a forward, and mostly a good part of its time. Here the map
-    takes `pick` of the hidden states [B, T, D] that it is given for `rows` [B, T]; the list collects
-    these. It stays empty where the model has no such map, does not call it, or gives it something
-    else, as do models that take the padding out.
+    takes `pick` of the hidden states [B, T, D] that it is given for `rows` [B, T]; the list
+    collects them. It stays empty where the model has no such map, does not call it, or gives it
+    something else, as do models that take the padding out.
     """
     given: list[torch.Tensor] = []
     output: Any = getattr(model, "get_output_embeddings", lambda: None)()

@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 
-from kdscale.distributed.failures import is_mendable
 from kdscale.errors import KdscaleError
 from kdscale.models.chunked_classifier import row_multiple
 from kdscale.models.forward import RowTensors, intercept_lm_head, model_task, unwrapped
 from kdscale.models.tasks import describe_task
 
 LogitsAt = Callable[[RowTensors], torch.Tensor]
-"""The logits [P, V] that a run computes at the P positions of rows that count, row after row."""
+"""The logits [P, V] that a run computes at the P positions of sequences that count, in order."""
 
 _SHORT = 8  # tokens of the last packed document
 _FIRST, _LAST = 16, 48  # positions of a document that are compared
@@ -41,7 +40,7 @@ class SequenceSpec:
     vocab_size: int  # ids of the tokenizer
     outputs: int  # logits of a position: the ids, or the classes
     seq_len: int
-    packs: bool  # whether a row may hold several documents
+    packs: bool  # whether a sequence may hold several documents
     micro_batch_size: int = 1
 
 
@@ -58,7 +57,7 @@ def check_sequences(model: torch.nn.Module, logits_at: LogitsAt, kind: SequenceS
     found = trial.in_rows(rows)
     trial.refuse(
         trial.error(trial.in_rows(rows), found),
-        "gives other logits when the same rows are run again",
+        "gives other logits when the same sequences are run again",
         "Dropout or noise stays on in it: set the dropouts in its config to 0, or choose another "
         "model.",
     )
@@ -73,7 +72,7 @@ def check_sequences(model: torch.nn.Module, logits_at: LogitsAt, kind: SequenceS
         )
     trial.refuse(
         trial.error(found, alone),
-        f"gives a document other logits in a row of {kind.seq_len} tokens than alone",
+        f"gives a document other logits in a sequence of {kind.seq_len} tokens than alone",
         "Set data.seq_len to what the model was trained with, or choose another architecture.",
     )
     if kind.packs and trial.packed:
@@ -89,7 +88,9 @@ def _check_packed(
     try:
         found = trial.in_rows(rows)
     except _REFUSALS as error:
-        if isinstance(error, torch.OutOfMemoryError) or is_mendable(error):
+        from kdscale.distributed.failures import is_retryable  # which needs the store
+
+        if isinstance(error, torch.OutOfMemoryError) or is_retryable(error):
             raise  # of the machine, not of the architecture
         raise KdscaleError(
             f"{trial.name} cannot keep packed documents apart: {error}", "Set data.pack to false."
@@ -104,7 +105,7 @@ def _check_packed(
 @dataclass(frozen=True)
 class _Document:
     ids: torch.Tensor  # [L] int64
-    start: int = 0  # its place in the row
+    start: int = 0  # its place in the sequence
 
     @property
     def compared(self) -> torch.Tensor:
@@ -130,11 +131,11 @@ class _Trial:
         ids = self._random_ids(2 * length).to(parameter.device)
         half = max(multiple, length // 2 // multiple * multiple)
         self.single = [_Document(ids[:length]), _Document(ids[:half])]
-        """One as long as a row, and its first half."""
+        """One as long as a sequence, and its first half."""
         self.otherwise = _Document(torch.cat([ids[:half], ids[-(length - half) :]]))
         """As long, with another second half."""
         self.packed = _cut(ids[length:])
-        """Those of one row."""
+        """Those of one sequence."""
 
     def alone(self, document: _Document) -> torch.Tensor:
         """Compute the logits [P, outputs] of a document by itself, as transformers does."""
@@ -152,7 +153,7 @@ class _Trial:
         return logits if given else logits[where]
 
     def in_rows(self, rows: Sequence[Sequence[_Document]]) -> list[torch.Tensor]:
-        """Compute the logits [P, outputs] of each document of `rows` as the run does."""
+        """Compute the logits [P, outputs] of each document of sequences as the run does."""
         found: list[torch.Tensor] = []
         size = self._kind.micro_batch_size
         for first in range(0, len(rows), size):

@@ -1,4 +1,4 @@
-"""Bytes of a cache, decoded and at rest, and the requests that a store sees."""
+"""Bytes of a cache, in memory and stored, and the requests that a store sees."""
 
 import math
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from kdscale.config.cache import (
     TopkCodec,
     VaroptCodec,
 )
-from kdscale.plan.inputs import Setting
+from kdscale.plan.inputs import PlanInputs
 
-# Payload at rest over payload decoded, by ids or draws; measured on SmolLM2-135M over BBC news,
-# benchmarks/results/codec_fidelity.json. What is packed shrinks with the number of ids; the order
+# Payload stored over payload in memory, by ids or draws; measured on SmolLM2-135M over BBC news,
+# benchmarks/results/codec_fidelity.json. Packed payloads shrink with the number of ids; the order
 # and the values of topk leave zstd little to find.
 _RATIOS = {
     "varopt": ((3, 0.55), (8, 0.60), (12, 0.59), (16, 0.58), (24, 0.57), (48, 0.51), (64, 0.48)),
@@ -28,31 +28,30 @@ _RATIOS = {
 }
 # Payload of codecs that sample, stored as it is (cache.pack: false): random bits.
 _UNPACKED = 0.97
-# Tokens, generations and masks of a position, zstd-compressed, for each bit of log2(V).
+# Tokens, segments and masks of a position, zstd-compressed, for each bit of log2(V).
 _TEXT_A_BIT = 0.11
-# What frames them, see cache/format: of a row its statistics, in the index and in its chunk; of a
+# Framing bytes, see cache/format: of a sequence its statistics, in the index and in its chunk; of a
 # chunk the headers of its message and columns, and its line in two tables; of a shard two schemas
 # and its line in the manifest.
-_ROW, _CHUNK, _SHARD = 60, 1070, 3600
-# A pair of tokens in the prior: its bytes, and how many positions there are for one that came often
-# enough.
+_SEQUENCE, _CHUNK, _SHARD = 60, 1070, 3600
+# A pair of tokens in the prior: its bytes, and positions for each pair that came often enough.
 _PRIOR_PAIR, _POSITIONS_A_PAIR, _MOST_PAIRS = 3, 24, 4 << 20
-_LIST = 1000  # keys of one answer
+_KEYS_A_LIST = 1000
 
 
 @dataclass(frozen=True)
 class CacheBytes:
-    """A codec's cache, prior, tokens and index included where `at_rest`."""
+    """Size of a codec's cache; `stored` includes prior, tokens and index."""
 
     codec: CodecConfig
-    decoded_position: float
-    at_rest_position: float
-    at_rest: int
+    in_memory_position: float
+    stored_position: float
+    stored: int
 
 
 @dataclass(frozen=True)
 class Requests:
-    """Of the cache's capture and of one student (with its baseline) that reads it."""
+    """Requests of the cache's capture and of one student (with its baseline) that reads it."""
 
     puts: int
     heads: int
@@ -62,53 +61,52 @@ class Requests:
     read_bytes: int
 
 
-def payload_at_rest(codec: CodecConfig, vocab_size: int, pack: bool = True) -> float:
-    """Bytes of a position's payload in the store: decoded bytes times the measured ratio of the
-    codec's family at its number of ids, on straight lines between those measured."""
+def stored_payload(codec: CodecConfig, vocab_size: int, pack: bool = True) -> float:
+    """Return the stored bytes of a position's payload.
+
+    Bytes in memory times the measured ratio of the codec's family at its number of ids, on straight
+    lines between those measured.
+    """
     made = make_codec(codec, vocab_size)
-    decoded = made.bytes_per_position
+    in_memory = made.bytes_per_position
     if packable(made) and not pack:
-        return _UNPACKED * decoded
+        return _UNPACKED * in_memory
     size = codec.draws if isinstance(codec, SampleCodec) else getattr(codec, "k", 1)
     sizes, ratios = np.array(_RATIOS[codec.kind]).T
-    return decoded * float(np.interp(size, sizes, ratios))
+    return in_memory * float(np.interp(size, sizes, ratios))
 
 
-def cache_bytes(config: CacheConfig, codec: CodecConfig, setting: Setting) -> CacheBytes:
-    """A whole cache of `codec`: targets x payload + positions x 0.11 log2(V) bytes of tokens and
-    masks + 60 bytes a row + 1,070 a chunk + 3,600 a shard + the prior of codecs that are packed. The
-    payload is what a calibration measured of this teacher, text and codec, else
-    `payload_at_rest`."""
-    tokens = setting.tokens
-    shards = math.ceil(tokens.captured_rows / config.sequences_per_shard)
-    chunks = shards * math.ceil(config.sequences_per_shard / config.sequences_per_chunk)
+def cache_bytes(config: CacheConfig, codec: CodecConfig, inputs: PlanInputs) -> CacheBytes:
+    """Return the size of a whole cache of `codec`.
+
+    Targets x payload + positions x 0.11 log2(V) bytes of tokens and masks + 60 bytes a sequence +
+    1,070 a chunk + 3,600 a shard + the prior of codecs that are packed: 3 bytes for each pair of
+    tokens that came three times, one in 24 positions and at most 4 million, and 4 for each id. The
+    payload is the calibration's of this teacher, text and codec, else `stored_payload`.
+    """
+    tokens, measured = inputs.tokens, inputs.measured
     made = make_codec(codec, tokens.outputs)
     is_packed = config.pack and packable(made)
     # Columns of fixed width have a place for every position, target or not; where most are none,
     # zstd leaves little of theirs.
-    few = setting.config.task != "causal-lm"
+    few = inputs.config.task != "causal-lm"
     share = tokens.targets_share if is_packed or few else 1
-    each = payload_at_rest(codec, tokens.outputs, config.pack)
-    measured = setting.measured
-    if measured is not None and measured.payload_at_rest and measured.codec == codec:
-        each = measured.payload_at_rest
-    payload = tokens.captured * share * each
-    text = tokens.captured * _TEXT_A_BIT * math.log2(tokens.vocab_size)
-    frames = tokens.captured_rows * _ROW + chunks * _CHUNK + shards * _SHARD
-    total = int(payload + text + frames + (_prior(setting) if is_packed else 0))
+    each = stored_payload(codec, tokens.outputs, config.pack)
+    if measured is not None and measured.stored_payload and measured.codec == codec:
+        each = measured.stored_payload
+    total = tokens.captured * (share * each + _TEXT_A_BIT * math.log2(tokens.vocab_size))
+    total += tokens.captured_rows * _SEQUENCE
+    total += inputs.cache_chunks * _CHUNK + inputs.cache_shards * _SHARD
+    if is_packed:
+        pairs = min(_MOST_PAIRS, tokens.captured // _POSITIONS_A_PAIR)
+        total += _PRIOR_PAIR * pairs + 4 * tokens.vocab_size
+    total = int(total)
     return CacheBytes(codec, made.bytes_per_position, total / tokens.captured, total)
 
 
-def _prior(setting: Setting) -> int:
-    """Bytes of the prior: 3 for each pair of tokens that came three times, one in 24 positions and
-    at most 4 million, and 4 for each id."""
-    pairs = min(_MOST_PAIRS, setting.tokens.captured // _POSITIONS_A_PAIR)
-    return _PRIOR_PAIR * pairs + 4 * setting.tokens.vocab_size
-
-
-def compared(setting: Setting) -> list[CacheBytes]:
-    """The config's codec, then others that might be taken instead."""
-    config = setting.config.cache
+def compared(inputs: PlanInputs) -> list[CacheBytes]:
+    """Return the sizes of the config's codec, then of alternatives to it."""
+    config = inputs.config.cache
     others: list[CodecConfig] = [
         VaroptCodec(),
         VaroptCodec(k=32),
@@ -116,46 +114,40 @@ def compared(setting: Setting) -> list[CacheBytes]:
         TopkCodec(),
         FullCodec(),
     ]
-    codecs = list(dict.fromkeys([config.codec, *others]))
-    largest = setting.tokens.outputs
-    fitting = [c for c in codecs if getattr(c, "k", 1) <= largest]
-    return [cache_bytes(config, codec, setting) for codec in fitting]
+    codecs: dict[CodecConfig, None] = dict.fromkeys([config.codec, *others])
+    fitting = [codec for codec in codecs if getattr(codec, "k", 1) <= inputs.tokens.outputs]
+    return [cache_bytes(config, codec, inputs) for codec in fitting]
 
 
-def passes(setting: Setting) -> float:
-    """How often a student meets each cached row: steps times rows of a step over rows cached."""
-    training = setting.config.distill.training
-    return training.steps * training.global_batch_size / setting.tokens.captured_rows
+def passes(inputs: PlanInputs) -> float:
+    """Return how often a student sees each cached sequence: sequences of all steps over cached."""
+    training = inputs.config.distill.training
+    return training.steps * training.global_batch_size / inputs.tokens.captured_rows
 
 
-def requests(setting: Setting) -> Requests:
-    """What the store sees.
+def requests(inputs: PlanInputs) -> Requests:
+    """Return the requests that the store sees.
 
     Capture: a shard is three puts (data, index, commit) and four heads (sizes before and after the
     commit); a start lists commits, 1,000 an answer; the manifest takes two puts and reads every
     commit. A student: every rank reads every shard's index for the curriculum; every machine reads
-    a chunk once a pass, and only in the first where the decoded cache fits its disk; the baseline
-    meets the same chunks again.
+    a chunk once a pass, and only in the first where the cache in memory fits its disk; the baseline
+    reads the same chunks again.
     """
-    config, tokens = setting.config, setting.tokens
-    cache, distill = config.cache, config.distill
-    shards = math.ceil(tokens.captured_rows / cache.sequences_per_shard)
-    chunks = shards * math.ceil(cache.sequences_per_shard / cache.sequences_per_chunk)
-    own = cache_bytes(cache, cache.codec, setting)
-    row = tokens.seq_len * (own.decoded_position + 9)
+    config, tokens = inputs.config, inputs.tokens
+    shards, distill = inputs.cache_shards, config.distill
+    own = cache_bytes(config.cache, config.cache.codec, inputs)
+    row = tokens.seq_len * (own.in_memory_position + 9)
     on_disk = distill.cache_disk_gib * 2**30 >= tokens.captured_rows * row
-    arms = 2 if distill.baseline else 1
-    met = min(1.0, passes(setting)) if on_disk else arms * passes(setting)
-    machines = max(1, math.ceil(distill.workers.count / setting.hardware.devices_per_node))
-    # A batch's rows lie in chunks all over: each machine of several meets nearly all of them.
-    read = met * machines
+    reads = min(1.0, passes(inputs)) if on_disk else inputs.students * passes(inputs)
+    # A batch's sequences lie in chunks all over: each of several machines reads nearly all of them.
+    reads *= inputs.machines(distill.workers.count)
     captures = config.cache.reuse is None
-    lists = math.ceil(shards / _LIST) * 2
     return Requests(
         puts=(3 * shards + 4) * captures,
         heads=4 * shards * captures,
-        lists=lists,
-        gets=int(shards * captures + shards * distill.workers.count + read * chunks),
-        written_bytes=own.at_rest * captures,
-        read_bytes=int(read * own.at_rest),
+        lists=-(-shards // _KEYS_A_LIST) * 2,
+        gets=int(shards * captures + shards * distill.workers.count + reads * inputs.cache_chunks),
+        written_bytes=own.stored * captures,
+        read_bytes=int(reads * own.stored),
     )

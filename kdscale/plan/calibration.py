@@ -1,4 +1,4 @@
-"""What was measured on the machines at hand, kept as JSON beside a run or in the user's cache."""
+"""Calibration record: measured rates, kept as JSON beside a run and in the user's cache."""
 
 import os
 import re
@@ -16,12 +16,12 @@ KEY = "calibration.json"
 class Calibration(Config):
     """Rates of one worker while all workers of its group compute."""
 
-    version: int = Field(default=1, ge=1, le=1)
+    version: int = Field(default=2, ge=2, le=2)
     hardware: str
     """Name of the hardware in the plan's table."""
 
     device: str
-    """What the machine calls it."""
+    """Name that the machine gives it."""
 
     created: str
     """ISO time."""
@@ -34,7 +34,7 @@ class Calibration(Config):
     """The student's steps with all that belongs to them, FLOPs a second."""
 
     teacher_flops: float | None = Field(default=None, gt=0)
-    """Those of a teacher that is trained here."""
+    """The steps of a teacher that is trained here, FLOPs a second."""
 
     encode_tokens: float = Field(gt=0)
     """Positions a second that the codec encodes."""
@@ -55,32 +55,33 @@ class Calibration(Config):
     """Memory of a worker before it has a model."""
 
     codec: CodecConfig | None = None
-    """What `payload_at_rest` is of."""
+    """Codec of `stored_payload`."""
 
-    payload_at_rest: float | None = Field(default=None, gt=0)
-    """Bytes of a position's payload in the store, of the run's own teacher and text, where both
-    were there."""
+    stored_payload: float | None = Field(default=None, gt=0)
+    """Stored bytes of a position's payload, of the run's teacher and text, where both existed."""
 
 
 def user_file(hardware: str) -> Path:
-    """Where a user's last calibration of some hardware is kept."""
+    """Return the path of a user's last calibration of some hardware."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     name = re.sub(r"[^A-Za-z0-9._-]", "_", hardware)
     return Path(root) / "kdscale" / f"calibration-{name}.json"
 
 
 def keep(found: Calibration, output: Store) -> None:
-    """Beside the run's output, and in the user's cache for other runs, whose teacher and text are
-    others."""
+    """Write the calibration beside the run's output, and to the user's cache for other runs.
+
+    The latter is without the payload, which depends on teacher and text.
+    """
     output.put(KEY, found.model_dump_json(indent=1).encode())
     path = user_file(found.hardware)
     path.parent.mkdir(parents=True, exist_ok=True)
-    general = found.model_copy(update={"codec": None, "payload_at_rest": None})
+    general = found.model_copy(update={"codec": None, "stored_payload": None})
     path.write_text(general.model_dump_json(indent=1))
 
 
 def find(output: Store | None, hardware: str) -> Calibration | None:
-    """That of `output`, if one is given, else the user's last one; None of other hardware."""
+    """Return the calibration of `output`, else the user's last one; None of other hardware."""
     path = user_file(hardware)
     texts = [output.get(KEY)] if output is not None and output.exists(KEY) else []
     texts += [path.read_bytes()] if path.is_file() else []

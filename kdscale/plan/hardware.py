@@ -1,9 +1,8 @@
-"""The table of hardware that plans know, and this machine.
+"""Table of hardware that plans know, and this machine.
 
 FLOPs are the data sheets' (`kdscale.train.throughput`), memory, bandwidth and links NVIDIA's and
-AWS's.
-Prices are AWS's list prices in us-east-1, Linux, since the cut of June 2025, for each GPU; spot
-prices move by the hour and are put at 40 % of those. `--hardware FILE` replaces a row.
+AWS's. Prices are AWS's list prices in us-east-1, Linux, since the cut of June 2025, for each GPU;
+spot prices move by the hour and are put at 40 % of those. `--hardware FILE` replaces a row.
 """
 
 from pathlib import Path
@@ -75,7 +74,7 @@ TABLE = (
 
 
 def this_machine() -> Hardware:
-    """`cpu`: the cores and the memory at hand, at no price."""
+    """Return `cpu`: the cores and the memory of this machine, at no price."""
     _, machine = environment()
     memory = (machine["memory_bytes"] or 8 << 30) / 2**30
     return Hardware(
@@ -97,7 +96,7 @@ def this_machine() -> Hardware:
 
 
 def find_hardware(name: str) -> Hardware:
-    """A row of the table by its name, `cpu` for this machine, or what a YAML file describes.
+    """Return a row of the table by its name, `cpu`, or the hardware of a YAML file.
 
     Raises KdscaleError for a name that is neither.
     """

@@ -1,27 +1,125 @@
-"""What all figures of a plan are worked out from: config, text, models, hardware, measurements."""
+"""Inputs of a plan: config, text size, model shapes, hardware, calibration."""
 
+import math
+import re
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from kdscale.config import RunConfig
 from kdscale.config.hardware import Hardware
-from kdscale.config.training import WorkersConfig
+from kdscale.config.training import TrainingConfig, WorkersConfig
 from kdscale.distill.student_init import plan_init
 from kdscale.errors import KdscaleError
 from kdscale.models.hf_folder import loadable
 from kdscale.models.load import load_config_of
+from kdscale.models.meta_model import MetaModel
 from kdscale.plan.calibration import Calibration
-from kdscale.plan.shape import Shape, shape_of
-from kdscale.preflight.tokens import Tokens, count_tokens
-from kdscale.preflight.view import KnownData
+from kdscale.preflight.context import KnownData
+from kdscale.preflight.row_counts import Tokens, count_tokens
 from kdscale.store import explained
 from kdscale.teacher.pretrained import teacher_config
 
+_GATED = re.compile(r"gate_proj|gate_up|\.w3\.")
+
 
 @dataclass(frozen=True)
-class Setting:
-    """A run before it starts."""
+class Shape:
+    """Sizes of a causal language model; counts are of elements."""
+
+    architecture: str
+    parameters: int  # all, tied ones once
+    layers: int
+    hidden: int  # h
+    queries: int  # q: query heads times the size of a head
+    keys: int  # k: key heads times the size of a head
+    neurons: int  # I: of the MLP; of a mixture of experts, those that a token uses
+    vocabulary: int  # V: rows of the embedding, padding included
+    matrices: int  # M: matrix elements in the layers that a token is multiplied with
+    largest: int  # elements of the largest tensor
+    windows: tuple[int | None, ...]  # of each layer, positions that attention sees; None: all
+    gated: bool  # whether the MLP has a gate (SwiGLU), two matrices into it instead of one
+    normed_queries: bool  # whether queries and keys are normalised
+
+    @property
+    def head(self) -> int:
+        """V h: elements of the map from hidden states to logits."""
+        return self.vocabulary * self.hidden
+
+    def attention_flops(self, seq_len: int) -> float:
+        """Return forward FLOPs a token of scores and of their product with the values.
+
+        4 q sum over layers of min(T, window).
+        """
+        seen = sum(seq_len if w is None else min(seq_len, w) for w in self.windows)
+        return 4.0 * self.queries * seen
+
+    def forward_flops(self, seq_len: int) -> float:
+        """Return FLOPs a token: 2 (M + V h) + 4 q sum min(T, window).
+
+        Two for each matrix element (Kaplan et al. 2020, arXiv:2001.08361, table 1); attention over
+        the whole sequence, not half of it, as in PaLM (arXiv:2204.02311, appendix B). The embedding
+        only looks up; norms and activations do not count.
+        """
+        return 2.0 * (self.matrices + self.head) + self.attention_flops(seq_len)
+
+    def training_flops(self, seq_len: int, checkpointing: bool = False) -> float:
+        """Return FLOPs a token of forward and backward: 3 times the forward's.
+
+        With activation checkpointing once more that of the layers.
+        """
+        forward = self.forward_flops(seq_len)
+        again = forward - 2.0 * self.head if checkpointing else 0.0
+        return 3.0 * forward + again
+
+
+def shape_of(config: Any) -> Shape:
+    """Return the shape of a transformers config's model, built without memory for its weights.
+
+    Of a mixture of experts, their matrices count for the share of them that a token uses.
+    """
+    text = config.get_text_config()
+    meta = MetaModel(config)
+    layers, hidden = text.num_hidden_layers, text.hidden_size
+    heads = text.num_attention_heads
+
+    def option(*names: str) -> Any:
+        return next((found for name in names if (found := getattr(text, name, None))), None)
+
+    head_size = option("head_dim") or hidden // heads
+    experts = option("num_local_experts", "num_experts") or 1
+    active = option("num_experts_per_tok") or 1
+    neurons = option("intermediate_size", "n_inner") or 4 * hidden
+    if experts > 1:
+        neurons = active * (option("moe_intermediate_size") or neurons)
+    matrices = {
+        name: prod(shape) * (active / experts if ".experts." in name else 1)
+        for name, shape in meta.shapes.items()
+        if meta.group_of(name).startswith("layer ") and len(shape) > 1
+    }
+    window = option("sliding_window")
+    kinds = option("layer_types") or ["full_attention"] * layers
+    return Shape(
+        architecture=config.model_type,
+        parameters=sum(map(prod, meta.shapes.values())),
+        layers=layers,
+        hidden=hidden,
+        queries=heads * head_size,
+        keys=(option("num_key_value_heads") or heads) * head_size,
+        neurons=neurons,
+        vocabulary=text.vocab_size,
+        matrices=int(sum(matrices.values())),
+        largest=max(map(prod, meta.shapes.values())),
+        windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
+        gated=any(_GATED.search(name) for name in matrices),
+        normed_queries=any("q_norm" in name for name in meta.shapes),
+    )
+
+
+@dataclass(frozen=True)
+class PlanInputs:
+    """Everything that the figures of a plan follow from."""
 
     config: RunConfig
     tokens: Tokens
@@ -42,43 +140,67 @@ class Setting:
         """Bytes of an element in forward and backward: bfloat16 on a GPU, float32 on a CPU."""
         return 2 if self.is_gpu else 4
 
+    @property
+    def students(self) -> int:
+        """Models that the distill stage trains: the student and its baseline, if there is one."""
+        return 2 if self.config.distill.baseline else 1
+
+    @property
+    def cache_shards(self) -> int:
+        """Shards that the capture commits."""
+        return math.ceil(self.tokens.captured_rows / self.config.cache.sequences_per_shard)
+
+    @property
+    def cache_chunks(self) -> int:
+        """Chunks that readers fetch."""
+        cache = self.config.cache
+        return self.cache_shards * math.ceil(cache.sequences_per_shard / cache.sequences_per_chunk)
+
+    def machines(self, workers: int) -> int:
+        """Return the machines of a group of workers, one on each device."""
+        return max(1, math.ceil(workers / self.hardware.devices_per_node))
+
     def link(self, workers: int) -> float:
-        """Bytes a second of a worker to its group: within a machine, else between machines."""
+        """Return bytes a second of a worker to its group: within a machine, else between them."""
         hardware = self.hardware
         inside = workers <= hardware.devices_per_node
         return 1e9 * (hardware.link_gb_s if inside else hardware.network_gb_s)
 
-    def with_config(self, config: RunConfig) -> "Setting":
-        """The same run, its workers, micro-batches or parallelism changed."""
+    def with_config(self, config: RunConfig) -> "PlanInputs":
+        """Return the same run with other workers, micro-batches or parallelism."""
         return replace(self, config=config)
 
-    def with_measured(self, measured: Calibration | None) -> "Setting":
-        """The same run with other measurements, or without any."""
+    def with_measured(self, measured: Calibration | None) -> "PlanInputs":
+        """Return the same run with other measurements, or without any."""
         return replace(self, measured=measured)
 
 
 @explained()
-def make_setting(
+def read_inputs(
     config: RunConfig,
     hardware: Hardware,
     *,
     tokens: float | None = None,
     teacher_shape: str | None = None,
-) -> Setting:
-    """Read what there is to know of a run without starting it.
+) -> PlanInputs:
+    """Read the facts about a run without starting it.
 
     `tokens` and `teacher_shape` (a folder with config.json) stand in for a corpus and a teacher
     that are not at hand. Raises KdscaleError where one is needed, or where a model cannot be built.
     """
-    teacher = None if config.teacher.load is None else _existing(config, teacher_shape)
+    teacher = None if config.teacher.load is None else _existing_teacher(config, teacher_shape)
     vocab_size = config.data.tokenizer.vocab_size
     if teacher is not None:
         vocab_size = teacher.get_text_config().vocab_size
     found = count_tokens(config, vocab_size, tokens)
-    data = KnownData(found.vocab_size, _classes(config, found))
+    labels = config.data.labels
+    classes: tuple[str, ...] = ()
+    if labels is not None:
+        classes = labels.classes or tuple(map(str, range(found.outputs)))
+    data = KnownData(found.vocab_size, classes)
     teacher = teacher_config(config, data, teacher)
     student = plan_init(config, data, teacher).config
-    return Setting(
+    return PlanInputs(
         config=config,
         tokens=found,
         teacher=shape_of(teacher),
@@ -90,7 +212,7 @@ def make_setting(
 
 
 def workers_of(stage: str, config: RunConfig) -> WorkersConfig:
-    """The worker group of a stage."""
+    """Return the worker group of a stage."""
     groups = {
         "teacher": config.teacher.workers,
         "cache": config.cache.capture.workers,
@@ -100,23 +222,20 @@ def workers_of(stage: str, config: RunConfig) -> WorkersConfig:
     return groups[stage]
 
 
-def _classes(config: RunConfig, found: Tokens) -> tuple[str, ...]:
-    """Those of the config, or as many as were found."""
-    labels = config.data.labels
-    if labels is None:
-        return ()
-    return labels.classes or tuple(map(str, range(found.outputs)))
+def rank_rows(training: TrainingConfig, ranks: int) -> int:
+    """Return the sequences of a step on the rank that has most."""
+    return -(-training.global_batch_size // ranks)
 
 
-def _existing(config: RunConfig, instead: str | None) -> Any:
-    """The transformers config of a teacher that exists."""
-    where = instead or config.teacher.load
+def _existing_teacher(config: RunConfig, stand_in: str | None) -> Any:
+    """Return the transformers config of a teacher that exists."""
+    where = stand_in or config.teacher.load
     assert where is not None
-    if instead and "://" not in where and Path(where).is_file():
+    if stand_in and "://" not in where and Path(where).is_file():
         where = str(Path(where).parent)
     try:
         where = loadable(where, weights=False)
-        return load_config_of(where, None if instead else config.teacher.revision)
+        return load_config_of(where, None if stand_in else config.teacher.revision)
     except KdscaleError as error:
         raise KdscaleError(
             error.problem, f"{error.fix} Or plan with a config.json of its shape: --teacher FOLDER."

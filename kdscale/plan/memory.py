@@ -1,18 +1,18 @@
-"""What a rank holds at its peak, part by part.
+"""Peak memory of a rank, part by part.
 
 p is the width of an element in the computing type (2 bytes on a GPU, 4 on a CPU), N a model's
-parameters, n the ranks, B the rows of a micro-batch, T their length, V the vocabulary. On a CPU all
-is in the host's memory; on a GPU what stands in `host` is beside it. Buffers that last for a
-moment and are small (norms, learning rates, the input's own tokens) are left out.
+parameters, n the ranks, B the sequences of a micro-batch, T their length, V the vocabulary. On a
+CPU all is in the host's memory; on a GPU `host` is beside it. Small short-lived buffers (norms,
+learning rates, the input's own tokens) are left out.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kdscale.cache.codecs import make_codec
 from kdscale.config.training import TrainingConfig, ZeroConfig
-from kdscale.plan.inputs import Setting, workers_of
-from kdscale.plan.shape import Shape
+from kdscale.plan.inputs import PlanInputs, Shape, rank_rows, workers_of
 
 Parts = dict[str, int]
 
@@ -29,10 +29,10 @@ _LOSS_POSITIONS = 256
 # Elements of an encoder's chunk, see cache/codecs/chunked.py, and its working tensors of 4 bytes.
 _ENCODE_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 26}
 _ENCODE_TENSORS = 4
-# Units that an encoder holds at most, see teacher/encoder.py.
+# Cache shards that an encoder holds at most, see teacher/encoder.py.
 _SHARDS_HELD = 4
-# A row beside its payload: ids and segments in int32, the mask; see cache/format/row_records.py.
-_ROW_BYTES_A_POSITION = 9
+# Bytes of a position beside its payload: ids and segments in int32, the mask.
+_POSITION = 9
 
 
 @dataclass(frozen=True)
@@ -44,73 +44,81 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """Of the device."""
+        """Bytes on the device."""
         return sum(self.device.values())
 
 
-def layer_elements(shape: Shape, setting: Setting) -> int:
-    """Elements that a layer keeps for the backward pass, a token: 6 h (8 h on a GPU) + 2 q + 2 k' +
-    4 I with a gated MLP, 6 h + 2 q + 2 k' + 6 I without; 2 (q + k) more where q and k are
-    normalised.
+def layer_elements(shape: Shape, inputs: PlanInputs) -> int:
+    """Return the elements a token that a layer keeps for the backward pass.
+
+    6 h (8 h on a GPU) + 2 q + 2 k' + 4 I with a gated MLP, 6 h + 2 q + 2 k' + 6 I without;
+    2 (q + k) more where q and k are normalised.
 
     A norm keeps its input, the normalised and the scaled one (3 h; on a GPU the input in float32,
     4 h); attention its q, k, v, its output and that in rows; a gated MLP the gate, its activation,
-    the other half and their product. k' is q where packed rows need a mask, as keys and values are
-    then repeated for every query head, else k. Korthikanti et al. 2022 (arXiv:2205.05198) count
+    the other half and their product. k' is q where packed sequences need a mask, as keys and values
+    are then repeated for every query head, else k. Korthikanti et al. 2022 (arXiv:2205.05198) count
     34 h bytes in 2-byte elements for GPT's layer with a fused activation, 17 h elements: here 34 h
     for a GPT whose activation is not fused, 21 h with a gated MLP of I = 8/3 h and h = q = k.
     """
-    norm = 4 if setting.is_gpu else 3
-    keys = shape.queries if setting.config.data.pack else shape.keys
+    norm = 4 if inputs.is_gpu else 3
+    keys = shape.queries if inputs.config.data.pack else shape.keys
     mlp = 4 if shape.gated else 6
     normed = 2 * (shape.queries + shape.keys) if shape.normed_queries else 0
     return 2 * norm * shape.hidden + 2 * shape.queries + 2 * keys + mlp * shape.neurons + normed
 
 
-def activations(shape: Shape, rows: int, checkpointing: bool, setting: Setting) -> int:
-    """Bytes between forward and backward of `rows` rows: p B T (L a + 3 h + g), where a is
-    `layer_elements` and g = 4 h + 2 I the gradients of the layer at work; with checkpointing
-    p B T (L h + a + 3 h + g). Packed rows add a mask, (p + 1) B T^2."""
-    length = setting.tokens.seq_len
-    each = layer_elements(shape, setting)
+def activations(shape: Shape, rows: int, checkpointing: bool, inputs: PlanInputs) -> int:
+    """Return the bytes between forward and backward of `rows` sequences: p B T (L a + 3 h + g).
+
+    a is `layer_elements` and g = 4 h + 2 I the gradients of the current layer; with checkpointing
+    p B T (L h + a + 3 h + g). Packed sequences add a mask, (p + 1) B T^2.
+    """
+    each = layer_elements(shape, inputs)
     kept = shape.layers * shape.hidden + each if checkpointing else shape.layers * each
-    at_work = 4 * shape.hidden + 2 * shape.neurons
-    mask = (setting.width + 1) * rows * length**2 if setting.config.data.pack else 0
-    return setting.width * rows * length * (kept + 3 * shape.hidden + at_work) + mask
+    gradients = 4 * shape.hidden + 2 * shape.neurons
+    elements = kept + 3 * shape.hidden + gradients
+    return inputs.width * rows * inputs.tokens.seq_len * elements + _mask(rows, inputs)
 
 
-def forward_only(shape: Shape, rows: int, setting: Setting) -> int:
-    """Bytes of a forward without gradients: a layer's largest arrays at once,
-    p B T (4 h + 2 q + 2 k' + 3 I), and the mask."""
-    length = setting.tokens.seq_len
+def forward_only(shape: Shape, rows: int, inputs: PlanInputs) -> int:
+    """Return the bytes of a forward without gradients, a layer's largest arrays at once.
+
+    p B T (4 h + 2 q + 2 k' + 3 I), and the mask.
+    """
     elements = 4 * shape.hidden + 4 * shape.queries + 3 * shape.neurons
-    mask = (setting.width + 1) * rows * length**2 if setting.config.data.pack else 0
-    return setting.width * rows * length * elements + mask
+    return inputs.width * rows * inputs.tokens.seq_len * elements + _mask(rows, inputs)
 
 
-def gathered(shape: Shape, setting: Setting) -> int:
-    """Bytes that ZeRO-3 holds beyond a rank's shard while it computes: p max(min(N, 1e9), largest
-    tensor), DeepSpeed's `stage3_max_online_parameters`."""
-    return setting.width * max(min(shape.parameters, _MOST_LIVE), shape.largest)
+def _mask(rows: int, inputs: PlanInputs) -> int:
+    return (inputs.width + 1) * rows * inputs.tokens.seq_len**2 if inputs.config.data.pack else 0
+
+
+def gathered(shape: Shape, inputs: PlanInputs) -> int:
+    """Return the bytes that ZeRO-3 holds beyond a rank's shard while it computes.
+
+    p max(min(N, 1e9), largest tensor), DeepSpeed's `stage3_max_live_parameters`.
+    """
+    return inputs.width * max(min(shape.parameters, _MOST_LIVE), shape.largest)
 
 
 def model_states(
-    shape: Shape, zero: ZeroConfig, ranks: int, setting: Setting
+    shape: Shape, zero: ZeroConfig, ranks: int, inputs: PlanInputs
 ) -> tuple[Parts, Parts]:
-    """(on the device, on the host) bytes of weights, gradients and AdamW.
+    """Return (on the device, on the host) bytes of weights, gradients and AdamW.
 
     Stage 0 (DDP) trains float32 weights: 4 N + 4 N + 8 N, and with n > 1 buckets of 4 N to reduce
     in; a GPU adds autocast's copy of the weights, 2 N. ZeRO (Rajbhandari et al. 2020,
     arXiv:1910.02054, section 3 and 5): p N weights, p N gradients and 12 N of float32 weights and
     moments, of which stage 1 divides the last by n, stage 2 the last two, stage 3 all; a bucket of
-    min(N, 5e8) p, and at stage 3 what is `gathered`. Offload moves the optimiser, and at stage 3
-    the weights, to the host.
+    min(N, 5e8) p, and at stage 3 the `gathered` weights. Offload moves the optimiser, and at stage
+    3 the weights, to the host.
     """
-    n, p = shape.parameters, setting.width
+    n, p = shape.parameters, inputs.width
     if zero.stage == 0:
         parts = {"weights": 4 * n, "gradients": 4 * n, "optimiser": 8 * n}
         parts["reduction buckets"] = 4 * n if ranks > 1 else 0
-        if setting.is_gpu:
+        if inputs.is_gpu:
             parts["autocast weights"] = 2 * n
         return parts, {}
     device = {
@@ -121,8 +129,8 @@ def model_states(
     }
     host: Parts = {}
     if zero.stage == 3:
-        device["gathered weights"] = gathered(shape, setting)
-    if zero.offload == "cpu" and setting.is_gpu:
+        device["gathered weights"] = gathered(shape, inputs)
+    if zero.offload == "cpu" and inputs.is_gpu:
         # The host's optimiser needs the gradients there too, in float32.
         host["optimiser"] = device.pop("optimiser") + 4 * n // ranks
         if zero.stage == 3:
@@ -130,154 +138,156 @@ def model_states(
     return device, host
 
 
-def loss_buffers(shape: Shape, rows: int, setting: Setting) -> int:
-    """Bytes of the fused head and loss: two chunks of min(256, B T) V in float32, the gradient of
-    the head, V h, and of the hidden states, p B T h; on a GPU the head's copy in bfloat16."""
-    positions = rows * setting.tokens.seq_len
-    chunks = 8 * min(_LOSS_POSITIONS, positions) * setting.tokens.outputs
-    weight = (4 + (2 if setting.is_gpu else 0)) * shape.head
-    return chunks + weight + setting.width * positions * shape.hidden
+def _weights(shape: Shape, ranks: int, is_sharded: bool, inputs: PlanInputs) -> Parts:
+    """Return the weights of a model that only runs: p N, or p N / n and the `gathered` ones."""
+    return {
+        "weights": inputs.width * shape.parameters // (ranks if is_sharded else 1),
+        "gathered weights": gathered(shape, inputs) if is_sharded else 0,
+    }
 
 
-def training_memory(shape: Shape, training: TrainingConfig, ranks: int, setting: Setting) -> Memory:
-    """A rank that trains: base, model states, activations, loss."""
-    rows = min(training.micro_batch_size, -(-training.global_batch_size // ranks))
-    device, host = model_states(shape, training.zero, ranks, setting)
-    device["activations"] = activations(shape, rows, training.activation_checkpointing, setting)
-    device["loss"] = loss_buffers(shape, rows, setting)
-    return _placed(device, host, setting, training.zero.stage)
+def loss_buffers(shape: Shape, rows: int, inputs: PlanInputs) -> int:
+    """Return the bytes of the fused loss.
+
+    Two arrays of a chunk's logits in float32, 8 min(256, B T) V, the gradient of the head, 4 V h,
+    and of the hidden states, p B T h; on a GPU the head's copy in bfloat16, 2 V h.
+    """
+    positions = rows * inputs.tokens.seq_len
+    chunks = 8 * min(_LOSS_POSITIONS, positions) * inputs.tokens.outputs
+    weight = (4 + (2 if inputs.is_gpu else 0)) * shape.head
+    return chunks + weight + inputs.width * positions * shape.hidden
 
 
-def teacher_memory(setting: Setting) -> Memory | None:
-    """The teacher's training; None where it exists already."""
-    training = setting.config.teacher.training
+def training_memory(
+    shape: Shape, training: TrainingConfig, ranks: int, inputs: PlanInputs
+) -> Memory:
+    """Return the memory of a rank that trains: base, model states, activations, loss."""
+    rows = min(training.micro_batch_size, rank_rows(training, ranks))
+    device, host = model_states(shape, training.zero, ranks, inputs)
+    device["activations"] = activations(shape, rows, training.activation_checkpointing, inputs)
+    device["loss"] = loss_buffers(shape, rows, inputs)
+    return _placed(device, host, inputs, training.zero.stage)
+
+
+def teacher_memory(inputs: PlanInputs) -> Memory | None:
+    """Return the memory of the teacher's training; None where it exists already."""
+    training = inputs.config.teacher.training
     if training is None:
         return None
-    ranks = setting.config.teacher.workers.count
-    return training_memory(setting.teacher, training, ranks, setting)
+    return training_memory(inputs.teacher, training, inputs.config.teacher.workers.count, inputs)
 
 
-def capture_memory(setting: Setting) -> Memory:
-    """A rank that captures: the teacher's weights (p N, at stage 3 p N / n and what is gathered), a
-    forward, the logits of its targets, p B T V (on a GPU those of `queue_batches` that wait, one
-    that is encoded and one that is made), the encoder's chunks, the noise, 8 B T for each draw of
-    the codec, and up to four shards of decoded rows on the host."""
-    capture, shape, tokens = setting.config.cache.capture, setting.teacher, setting.tokens
-    codec = make_codec(setting.config.cache.codec, tokens.outputs)
+def capture_memory(inputs: PlanInputs) -> Memory:
+    """Return the memory of a rank that captures.
+
+    The teacher's weights, a forward, the logits of its targets, p B T V (on a GPU those of
+    `queue_batches` that wait, one that is encoded and one that is made), the encoder's chunks, the
+    noise, 8 B T for each draw of the codec, and up to four decoded cache shards on the host.
+    """
+    config, shape, tokens = inputs.config, inputs.teacher, inputs.tokens
+    capture = config.cache.capture
+    codec = make_codec(config.cache.codec, tokens.outputs)
     positions = capture.micro_batch_size * tokens.seq_len
-    is_sharded = capture.zero.stage == 3
-    weights = setting.width * shape.parameters // (capture.workers.count if is_sharded else 1)
-    logits = setting.width * _targets(capture.micro_batch_size, setting) * shape.vocabulary
-    threads = 1 if setting.is_gpu else max(1, int(capture.workers.cpus))
-    encode = _ENCODE_ELEMENTS[setting.hardware.kind] * threads * _ENCODE_TENSORS * 4
+    logits = inputs.width * _targets(capture.micro_batch_size, inputs) * shape.vocabulary
+    threads = 1 if inputs.is_gpu else max(1, int(capture.workers.cpus))
+    encode = _ENCODE_ELEMENTS[inputs.hardware.kind] * threads * _ENCODE_TENSORS * 4
     device = {
-        "weights": weights,
-        "gathered weights": gathered(shape, setting) if is_sharded else 0,
-        "forward": forward_only(shape, capture.micro_batch_size, setting),
-        "logits": logits * (capture.queue_batches + 2 if setting.is_gpu else 1),
+        **_weights(shape, capture.workers.count, capture.zero.stage == 3, inputs),
+        "forward": forward_only(shape, capture.micro_batch_size, inputs),
+        "logits": logits * (capture.queue_batches + 2 if inputs.is_gpu else 1),
         "encoder": encode + 8 * positions * codec.streams,
     }
-    shard = setting.config.cache.sequences_per_shard * tokens.seq_len
-    host = {"shards": _SHARDS_HELD * shard * (codec.bytes_per_position + _ROW_BYTES_A_POSITION)}
-    if capture.zero.offload == "cpu" and setting.is_gpu:
+    shard = config.cache.sequences_per_shard * tokens.seq_len
+    host = {"shards": _SHARDS_HELD * shard * (codec.bytes_per_position + _POSITION)}
+    if capture.zero.offload == "cpu" and inputs.is_gpu:
         host["weights"] = device.pop("weights")
-    return _placed(device, host, setting, capture.zero.stage)
+    return _placed(device, host, inputs, capture.zero.stage)
 
 
-def distill_memory(setting: Setting) -> Memory:
-    """A rank that distils: a training of the student, on the host the cache's decoded chunks (the
-    budget, or the whole cache if that is less) and the batches read ahead; with an online teacher
-    also its weights, a forward, and dense targets of a chunk."""
-    config, tokens = setting.config, setting.tokens
+def distill_memory(inputs: PlanInputs) -> Memory:
+    """Return the memory of a rank that distils.
+
+    A training of the student, on the host the cache's decoded chunks (the budget, or the whole
+    cache if that is less) and the batches read ahead; with an online teacher also its weights, a
+    forward, and dense targets of a chunk, three arrays.
+    """
+    config, tokens, shape = inputs.config, inputs.tokens, inputs.teacher
     distill, ranks = config.distill, config.distill.workers.count
-    memory = training_memory(setting.student, distill.training, ranks, setting)
+    memory = training_memory(inputs.student, distill.training, ranks, inputs)
     codec = make_codec(config.cache.codec, tokens.outputs)
-    each = tokens.seq_len * (codec.bytes_per_position + _ROW_BYTES_A_POSITION)
-    rows = -(-distill.training.global_batch_size // ranks)
-    more = {
+    each = tokens.seq_len * (codec.bytes_per_position + _POSITION)
+    rows = rank_rows(distill.training, ranks)
+    reader = {
         "cache reader": min(distill.cache_memory_mib << 20, tokens.captured_rows * each),
         "batches ahead": (distill.prefetch_batches + 1) * rows * each,
     }
     device = dict(memory.device)
     if distill.targets == "online":
-        device |= _online_teacher(setting)
-    if not setting.is_gpu:
-        return Memory(device | more, {})
-    return Memory(device, memory.host | more)
+        weights = _weights(shape, ranks, distill.online.teacher_sharding == "zero3", inputs)
+        forward = forward_only(shape, min(distill.training.micro_batch_size, rows), inputs)
+        device["online teacher"] = sum(weights.values()) + forward
+        device["online targets"] = 3 * 4 * _LOSS_POSITIONS * tokens.outputs
+    if not inputs.is_gpu:
+        return Memory(device | reader, {})
+    return Memory(device, memory.host | reader)
 
 
-def _online_teacher(setting: Setting) -> Parts:
-    """A teacher beside its student, and its dense targets, three arrays of a chunk."""
-    distill, shape = setting.config.distill, setting.teacher
-    rows = min(
-        distill.training.micro_batch_size,
-        -(-distill.training.global_batch_size // distill.workers.count),
-    )
-    is_sharded = distill.online.zero == 3
-    weights = setting.width * shape.parameters // (distill.workers.count if is_sharded else 1)
-    held = gathered(shape, setting) if is_sharded else 0
-    chunk = 4 * _LOSS_POSITIONS * setting.tokens.outputs
-    forward = forward_only(shape, rows, setting)
-    return {"online teacher": weights + held + forward, "online targets": 3 * chunk}
+def evaluate_memory(inputs: PlanInputs) -> Memory:
+    """Return the memory of a rank that evaluates.
 
-
-def evaluate_memory(setting: Setting) -> Memory:
-    """A rank that evaluates: the teacher (whole or p N / n), whole students, a forward, and of the
-    targets of a micro-batch in float32 a model's logits, the teacher's, and one array that a metric
-    computes with, 3 x 4 B T V."""
-    config, shape = setting.config, setting.teacher
-    evaluate, ranks = config.evaluate, config.evaluate.workers.count
-    arms = 2 if config.distill.baseline else 1
-    is_sharded = evaluate.teacher_zero == 3
-    logits = 4 * _targets(evaluate.micro_batch_size, setting) * shape.vocabulary
+    The teacher (whole or p N / n), whole students, a forward, and of the targets of a micro-batch
+    in float32 a model's logits, the teacher's, and one array of a metric, 3 x 4 B T V.
+    """
+    evaluate, shape = inputs.config.evaluate, inputs.teacher
+    is_sharded = evaluate.teacher_sharding == "zero3"
     device = {
-        "weights": setting.width * shape.parameters // (ranks if is_sharded else 1),
-        "gathered weights": gathered(shape, setting) if is_sharded else 0,
-        "students": arms * setting.width * setting.student.parameters,
-        "forward": forward_only(shape, evaluate.micro_batch_size, setting),
-        "logits": 3 * logits,
+        **_weights(shape, evaluate.workers.count, is_sharded, inputs),
+        "students": inputs.students * inputs.width * inputs.student.parameters,
+        "forward": forward_only(shape, evaluate.micro_batch_size, inputs),
+        "logits": 3 * 4 * _targets(evaluate.micro_batch_size, inputs) * shape.vocabulary,
     }
-    return _placed(device, {}, setting, evaluate.teacher_zero)
+    return _placed(device, {}, inputs, 3 if is_sharded else 0)
 
 
-def _targets(rows: int, setting: Setting) -> int:
-    """Positions that have a target, at most: of a masked language model few, of others any row may
-    be all targets."""
-    positions = rows * setting.tokens.seq_len
-    if setting.config.task != "masked-lm":
+def _targets(rows: int, inputs: PlanInputs) -> int:
+    """Return the most positions with a target: few of a masked language model, else all."""
+    positions = rows * inputs.tokens.seq_len
+    if inputs.config.task != "masked-lm":
         return positions
-    return math.ceil(positions * setting.tokens.targets_share)
+    return math.ceil(positions * inputs.tokens.targets_share)
 
 
-def memory_of(stage: str, setting: Setting) -> Memory | None:
-    """Of a stage by its name; None of one that needs no worker's memory to speak of."""
-    parts = {
+def memory_of(stage: str, inputs: PlanInputs) -> Memory | None:
+    """Return the memory of a stage's rank; None where it starts no workers."""
+    if stage == "cache" and inputs.config.cache.reuse is not None:
+        return None
+    stages: dict[str, Callable[[PlanInputs], Memory | None]] = {
         "teacher": teacher_memory,
         "cache": capture_memory,
         "distill": distill_memory,
         "evaluate": evaluate_memory,
     }
-    skipped = stage == "cache" and setting.config.cache.reuse is not None
-    return parts[stage](setting) if stage in parts and not skipped else None
+    return stages[stage](inputs) if stage in stages else None
 
 
-def capacity(stage: str, setting: Setting) -> tuple[float, float]:
-    """(device, host) bytes that a rank of the stage may take: the memory but for the reserve; of a
-    machine's, an equal part for each of the ranks on it."""
-    hardware, workers = setting.hardware, workers_of(stage, setting.config)
+def capacity(stage: str, inputs: PlanInputs) -> tuple[float, float]:
+    """Return (device, host) bytes that a rank of the stage may take.
+
+    The memory without the reserve; of a machine's, an equal part for each of the ranks on it.
+    """
+    hardware, workers = inputs.hardware, workers_of(stage, inputs.config)
     kept = (1 - hardware.reserve) * 2**30
-    if setting.is_gpu:
+    if inputs.is_gpu:
         return hardware.memory_gib * kept, hardware.host_memory_gib * kept
     on_node = min(workers.count, max(1, int(hardware.devices_per_node // workers.cpus)))
     return hardware.memory_gib * kept / on_node, hardware.memory_gib * kept / on_node
 
 
-def _placed(device: Parts, host: Parts, setting: Setting, zero: int) -> Memory:
-    """With the process itself, and DeepSpeed's engine where a `zero` stage asks for it; on a CPU as
-    one."""
-    measured = setting.measured
-    base = measured.base_bytes if measured is not None else _BASE[setting.hardware.kind]
-    if setting.is_gpu:
+def _placed(device: Parts, host: Parts, inputs: PlanInputs, zero: int) -> Memory:
+    """Add the process, and DeepSpeed's engine for a `zero` stage; merge both on a CPU."""
+    measured = inputs.measured
+    base = measured.base_bytes if measured is not None else _BASE[inputs.hardware.kind]
+    if inputs.is_gpu:
         return Memory(device, {"process": base} | host)
     base += _AT_WORK + (_ENGINE if zero else 0)
     return Memory({"process": base} | device | host, {})

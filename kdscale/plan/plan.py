@@ -4,16 +4,23 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kdscale.plan.cache_size import CacheBytes, Requests, compared, requests
-from kdscale.plan.cost import BreakEven, Money, StoreMoney, break_even, device_money, request_money
+from kdscale.plan.cost import (
+    BreakEven,
+    Money,
+    Scaled,
+    StoreMoney,
+    break_even,
+    device_money,
+    scaling,
+    store_money,
+)
 from kdscale.plan.fit import check_fits
-from kdscale.plan.inputs import Setting, workers_of
+from kdscale.plan.inputs import PlanInputs, Shape, workers_of
 from kdscale.plan.memory import Memory, capacity, memory_of
-from kdscale.plan.scaling import Scaled, scaling
-from kdscale.plan.shape import Shape
 from kdscale.plan.timing import Seconds, seconds_of
 from kdscale.run.stage_names import STAGES
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,7 @@ class StagePlan:
 
     name: str
     workers: int
-    positions: int  # of text that models compute on, all arms
+    positions: int  # of text that models compute on, of all models
     flops: float
     seconds: Seconds
     device_hours: float
@@ -33,9 +40,9 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take."""
+    """Figures of a run."""
 
-    setting: Setting
+    inputs: PlanInputs
     stages: list[StagePlan]
     caches: list[CacheBytes]  # the config's codec first
     requests: Requests
@@ -45,29 +52,26 @@ class Plan:
 
     @property
     def device_hours(self) -> float:
-        """Of all stages."""
+        """Device hours of all stages."""
         return sum(stage.device_hours for stage in self.stages)
 
     @property
     def money(self) -> Money:
-        """Of all stages' devices; the store's comes on top."""
-        return device_money(self.device_hours, self.setting)
+        """Price of all stages' devices, without the store."""
+        return device_money(self.device_hours, self.inputs)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON of schema version 1: `memory` in bytes of a rank, times in seconds, US dollars."""
-        setting = self.setting
-        measured = setting.measured
+        """Return JSON of schema version 2: memory in bytes of a rank, seconds, US dollars."""
+        inputs, measured = self.inputs, self.inputs.measured
+        models = {"teacher": inputs.teacher, "student": inputs.student}
         return {
             "schema_version": SCHEMA_VERSION,
-            "name": setting.config.name,
-            "hardware": setting.hardware.model_dump(),
+            "name": inputs.config.name,
+            "hardware": inputs.hardware.model_dump(),
             "calibration": measured.model_dump() if measured is not None else None,
-            "assumptions": assumptions(setting),
-            "tokens": asdict(setting.tokens) | {"captured": setting.tokens.captured},
-            "models": {
-                name: _model(shape, setting)
-                for name, shape in (("teacher", setting.teacher), ("student", setting.student))
-            },
+            "assumptions": assumptions(inputs),
+            "tokens": asdict(inputs.tokens) | {"captured": inputs.tokens.captured},
+            "models": {name: _model(shape, inputs) for name, shape in models.items()},
             "stages": [_stage(stage) for stage in self.stages],
             "total": {"device_hours": self.device_hours, "money": asdict(self.money)},
             "caches": [asdict(each) | {"codec": each.codec.model_dump()} for each in self.caches],
@@ -78,50 +82,46 @@ class Plan:
         }
 
 
-def make_plan(setting: Setting) -> Plan:
-    """All figures of a run. Raises KdscaleError where a stage does not fit the hardware."""
-    check_fits(setting)
+def make_plan(inputs: PlanInputs) -> Plan:
+    """Work out all figures of a run. Raises KdscaleError where a stage does not fit."""
+    check_fits(inputs)
+    asked = requests(inputs)
     return Plan(
-        setting=setting,
-        stages=[_plan_stage(name, setting) for name in STAGES if name != "report"],
-        caches=compared(setting),
-        requests=requests(setting),
-        store_money=request_money(setting),
-        break_even=break_even(setting),
-        scaling=scaling(setting),
+        inputs=inputs,
+        stages=[_plan_stage(name, inputs) for name in STAGES if name != "report"],
+        caches=compared(inputs),
+        requests=asked,
+        store_money=store_money(asked, inputs),
+        break_even=break_even(inputs),
+        scaling=scaling(inputs),
     )
 
 
-def work(stage: str, setting: Setting) -> tuple[int, float]:
-    """(positions, FLOPs) of a stage's models over all ranks, validations left out."""
-    config, tokens = setting.config, setting.tokens
+def work(stage: str, inputs: PlanInputs) -> tuple[int, float]:
+    """Return (positions, FLOPs) of a stage's models over all ranks, without validations."""
+    config, tokens, students = inputs.config, inputs.tokens, inputs.students
     length = tokens.seq_len
-    arms = 2 if config.distill.baseline else 1
-    forward = setting.teacher.forward_flops(length)
-    if stage == "teacher" and config.teacher.training is not None:
-        training = config.teacher.training
-        positions = training.steps * training.global_batch_size * length
-        each = setting.teacher.training_flops(length, training.activation_checkpointing)
-        return positions, positions * each
+    forward = inputs.teacher.forward_flops(length)
     if stage == "cache" and config.cache.reuse is None:
         return tokens.captured, tokens.captured * forward
-    if stage == "distill":
-        training = config.distill.training
-        positions = training.steps * training.global_batch_size * length
-        each = setting.student.training_flops(length, training.activation_checkpointing)
-        online = positions * forward if config.distill.targets == "online" else 0
-        return arms * positions, arms * positions * each + online
     if stage == "evaluate":
         positions = sum(tokens.evaluation_sequences) * length
-        students = arms * setting.student.forward_flops(length)
-        return (1 + arms) * positions, positions * (forward + students)
-    return 0, 0.0
+        each = forward + students * inputs.student.forward_flops(length)
+        return (1 + students) * positions, positions * each
+    training = {"teacher": config.teacher.training, "distill": config.distill.training}.get(stage)
+    if training is None:
+        return 0, 0.0
+    shape, models = (inputs.teacher, 1) if stage == "teacher" else (inputs.student, students)
+    positions = training.steps * training.global_batch_size * length
+    each = shape.training_flops(length, training.activation_checkpointing)
+    is_online = stage == "distill" and config.distill.targets == "online"
+    return models * positions, models * positions * each + (positions * forward if is_online else 0)
 
 
-def assumptions(setting: Setting) -> list[str]:
-    """What the figures stand on, a sentence each."""
-    hardware, measured = setting.hardware, setting.measured
-    lines = [f"Text: {setting.tokens.source}.", f"Prices: {hardware.source}."]
+def assumptions(inputs: PlanInputs) -> list[str]:
+    """Return what the figures rest on, a sentence each."""
+    hardware, measured = inputs.hardware, inputs.measured
+    lines = [f"Text: {inputs.tokens.source}.", f"Prices: {hardware.source}."]
     if measured is None:
         lines.append(
             f"Speed: assumed, {hardware.forward_utilisation:.0%} of {hardware.flops / 1e12:,.3g} "
@@ -134,19 +134,18 @@ def assumptions(setting: Setting) -> list[str]:
             f"{measured.created}: {measured.forward_flops / 1e12:,.3g} TFLOP/s a rank in a "
             f"forward, {measured.training_flops / 1e12:,.3g} in training."
         )
-    if setting.is_gpu and not setting.config.cache.capture.workers.gpus:
+    if inputs.is_gpu and not inputs.config.cache.capture.workers.gpus:
         lines.append("Workers: the config's have no GPU; planned as if workers.gpus were 1.")
     return lines
 
 
-def _plan_stage(name: str, setting: Setting) -> StagePlan:
-    seconds = seconds_of(name, setting)
-    workers = 0 if name == "prepare" else workers_of(name, setting.config).count
-    # Preparing runs on the cluster's cores: it holds up what waits for it, one machine of it.
-    devices = workers or 1
-    hours = devices * seconds.total / 3600
-    memory = memory_of(name, setting)
-    positions, flops = work(name, setting)
+def _plan_stage(name: str, inputs: PlanInputs) -> StagePlan:
+    seconds = seconds_of(name, inputs)
+    workers = 0 if name == "prepare" else workers_of(name, inputs.config).count
+    # Preparing runs on the cluster's cores: one machine of it is occupied.
+    hours = (workers or 1) * seconds.total / 3600
+    memory = memory_of(name, inputs)
+    positions, flops = work(name, inputs)
     return StagePlan(
         name=name,
         workers=workers,
@@ -154,9 +153,9 @@ def _plan_stage(name: str, setting: Setting) -> StagePlan:
         flops=flops,
         seconds=seconds,
         device_hours=hours,
-        money=device_money(hours, setting),
+        money=device_money(hours, inputs),
         memory=memory,
-        usable=capacity(name, setting) if memory is not None else None,
+        usable=capacity(name, inputs) if memory is not None else None,
     )
 
 
@@ -168,8 +167,8 @@ def _stage(stage: StagePlan) -> dict[str, Any]:
     return found
 
 
-def _model(shape: Shape, setting: Setting) -> dict[str, Any]:
-    length = setting.tokens.seq_len
+def _model(shape: Shape, inputs: PlanInputs) -> dict[str, Any]:
+    length = inputs.tokens.seq_len
     return {
         "architecture": shape.architecture,
         "parameters": shape.parameters,

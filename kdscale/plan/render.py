@@ -1,4 +1,4 @@
-"""A plan as a person reads it in a terminal."""
+"""Tables of a plan for the terminal."""
 
 from kdscale.cache.fidelity.codec_families import label
 from kdscale.plan.cost import Money
@@ -9,11 +9,11 @@ Row = list[str]
 
 
 def render(plan: Plan) -> str:
-    """All tables, one under the other."""
-    setting = plan.setting
+    """Return all tables, one under the other."""
+    inputs = plan.inputs
     parts = [
-        f"{setting.config.name} on {setting.hardware.name}",
-        "\n".join(assumptions(setting)),
+        f"{inputs.config.name} on {inputs.hardware.name}",
+        "\n".join(assumptions(inputs)),
         _models(plan),
         _stages(plan),
         *_memory(plan),
@@ -26,12 +26,12 @@ def render(plan: Plan) -> str:
 
 
 def _models(plan: Plan) -> str:
-    setting = plan.setting
-    length = setting.tokens.seq_len
+    inputs = plan.inputs
+    length = inputs.tokens.seq_len
     rows = [
         ["Model", "parameters", "layers", "hidden", "FLOPs a token, forward", "of it attention"]
     ]
-    for name, shape in (("teacher", setting.teacher), ("student", setting.student)):
+    for name, shape in (("teacher", inputs.teacher), ("student", inputs.student)):
         flops = shape.forward_flops(length)
         share = shape.attention_flops(length) / flops
         rows.append(
@@ -76,14 +76,14 @@ def _stages(plan: Plan) -> str:
 
 
 def _memory(plan: Plan) -> list[str]:
-    """A table a place: what a rank of each stage holds there, by part."""
+    """Return a table each of a rank's device and host memory, by part and stage."""
     on = [stage for stage in plan.stages if stage.memory is not None]
     tables = []
     for place, where in enumerate(("device", "host")):
         parts = list(dict.fromkeys(part for stage in on for part in _parts(stage, where)))
         if not parts:
             continue
-        name = "the GPU" if plan.setting.is_gpu else "the machine"
+        name = "the GPU" if plan.inputs.is_gpu else "the machine"
         title = f"Memory of a rank, {name if place == 0 else 'the host'}"
         rows = [[title, *(stage.name for stage in on)]]
         for part in parts:
@@ -102,11 +102,11 @@ def _parts(stage: StagePlan, where: str) -> dict[str, int]:
 
 
 def _caches(plan: Plan) -> str:
-    rows = [["Cache, by codec", "decoded, bytes a position", "at rest", "in all"]]
+    rows = [["Cache, by codec", "in memory, bytes a position", "stored", "in all"]]
     for index, each in enumerate(plan.caches):
         chosen = " (this run)" if index == 0 else ""
-        decoded, rest = number(each.decoded_position, 1), number(each.at_rest_position, 1)
-        rows.append([label(each.codec) + chosen, decoded, rest, size(each.at_rest)])
+        in_memory, stored = number(each.in_memory_position, 1), number(each.stored_position, 1)
+        rows.append([label(each.codec) + chosen, in_memory, stored, size(each.stored)])
     return _aligned(rows)
 
 
@@ -154,7 +154,7 @@ def _dollars(money: Money) -> Row:
 
 
 def _aligned(rows: list[Row]) -> str:
-    """In columns, the first one flush left."""
+    """Align rows in columns, the first one flush left."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(

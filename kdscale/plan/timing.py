@@ -1,17 +1,16 @@
-"""How long each stage takes, by cause.
+"""Time of each stage, by cause.
 
-A rank's rate is what was measured, or the hardware's peak times the utilisation assumed; of a CPU
+A rank's rate is the measured one, or the hardware's peak times the utilisation assumed; of a CPU
 times the worker's cores, as far as the machine has them. Work is counted as the stages do it: in
-rounds of shards, in micro-batches of whole ranks, so that a rank without work shows as time.
+rounds of cache shards, in micro-batches of whole ranks, so that a rank without work shows as time.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from kdscale.config.training import TrainingConfig, WorkersConfig
 from kdscale.plan.cache_size import cache_bytes, requests
-from kdscale.plan.inputs import Setting, workers_of
-from kdscale.plan.shape import Shape
+from kdscale.plan.inputs import PlanInputs, Shape, rank_rows, workers_of
 from kdscale.run.stage_names import ON_WORKERS
 from kdscale.train.batches import micro_batches_per_rank
 
@@ -20,13 +19,13 @@ from kdscale.train.batches import micro_batches_per_rank
 _START_UP = {"cpu": 15.0, "gpu": 60.0}
 _STORE_BYTES = {"cpu": 200e6, "gpu": 1e9}  # a second and machine
 _LATENCY = 0.02
-# What encoding adds to a forward: benchmarks/results/capture_overhead.json.
+# Share of a forward that encoding adds: benchmarks/results/capture_overhead.json.
 _ENCODE_SHARE = 0.02
-# Text cleaned, tokenised and packed a second and core, bytes, and what goes before.
+# Text cleaned, tokenised and packed a second and core, bytes, after a start of seconds.
 _PREPARE_BYTES, _PREPARE_START = 2e6, 8.0
 # Building, checking, publishing and tracking a model beside its steps.
-_ARM_SECONDS = 1.2
-_DEPTH_LATENCY = 20e-6  # of a collective, a rank
+_MODEL_SECONDS = 1.2
+_HOP_LATENCY = 20e-6  # of a collective, a rank
 
 
 @dataclass(frozen=True)
@@ -42,225 +41,222 @@ class Seconds:
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """Sum of all causes."""
         return sum(getattr(self, field.name) for field in fields(self))
 
 
-def rate(setting: Setting, workers: WorkersConfig, *, training: bool) -> float:
-    """FLOPs a second of one rank: measured, or peak x utilisation x cores (of a CPU)."""
-    measured, hardware = setting.measured, setting.hardware
+def rate(inputs: PlanInputs, workers: WorkersConfig, *, training: bool) -> float:
+    """Return FLOPs a second of one rank: measured, or peak x utilisation x cores (of a CPU)."""
+    measured, hardware = inputs.measured, inputs.hardware
     if measured is not None:
         return measured.training_flops if training else measured.forward_flops
     share = hardware.training_utilisation if training else hardware.forward_utilisation
-    if setting.is_gpu:
+    if inputs.is_gpu:
         return hardware.flops * share
     cores = min(workers.cpus, hardware.devices_per_node / workers.count)
     return hardware.flops * share * cores
 
 
-def training_rate(setting: Setting, stage: str) -> float:
-    """FLOPs a second of a rank that trains: of the teacher's own measurement where there is one."""
-    measured = setting.measured
+def training_rate(inputs: PlanInputs, stage: str) -> float:
+    """Return FLOPs a second of a rank that trains; the teacher may have its own measurement."""
+    measured = inputs.measured
     if stage == "teacher" and measured is not None and measured.teacher_flops is not None:
         return measured.teacher_flops
-    return rate(setting, workers_of(stage, setting.config), training=True)
+    return rate(inputs, workers_of(stage, inputs.config), training=True)
 
 
-def group_start(setting: Setting) -> float:
-    """Until the first line of a worker group, and from its last to the return."""
-    measured = setting.measured
-    return measured.start_up_seconds if measured else _START_UP[setting.hardware.kind]
+def group_start(inputs: PlanInputs) -> float:
+    """Return seconds to the first line of a worker group, and from its last to the return."""
+    measured = inputs.measured
+    return measured.start_up_seconds if measured else _START_UP[inputs.hardware.kind]
 
 
-def start_up(stage: str, setting: Setting) -> float:
-    """A group's start, where the workers are not those of the stage before: CPU workers go on with
-    the next stage that asks for the same ones (kdscale/workers/group.py)."""
-    config = setting.config
+def start_up(stage: str, inputs: PlanInputs) -> float:
+    """Return seconds of a group's start, 0 where the stage takes over the workers before it.
+
+    CPU workers continue with the next stage that asks for the same ones (workers/group.py).
+    """
+    config = inputs.config
     skipped = {"teacher"} if config.teacher.training is None else set()
     skipped |= {"cache"} if config.cache.reuse is not None else set()
     stages = [name for name in ON_WORKERS if name not in skipped]
     before = stages[: stages.index(stage)][-1:]
     alike = [workers_of(name, config) == workers_of(stage, config) for name in before]
-    return 0.0 if any(alike) and not setting.is_gpu else group_start(setting)
+    return 0.0 if any(alike) and not inputs.is_gpu else group_start(inputs)
 
 
-def store_seconds(n_bytes: float, setting: Setting, *, write: bool) -> float:
-    """Of a machine: latency + bytes / throughput, measured or assumed."""
-    measured = setting.measured
+def store_seconds(n_bytes: float, inputs: PlanInputs, *, write: bool) -> float:
+    """Return seconds of one machine: latency + bytes / throughput, measured or assumed."""
+    measured = inputs.measured
     if measured is None:
-        return _LATENCY + n_bytes / _STORE_BYTES[setting.hardware.kind]
+        return _LATENCY + n_bytes / _STORE_BYTES[inputs.hardware.kind]
     speed = measured.put_bytes if write else measured.get_bytes
     return measured.latency_seconds + n_bytes / speed
 
 
-def all_reduce(n_bytes: float, workers: int, setting: Setting) -> float:
-    """Seconds of a ring: 2 (n - 1) / n bytes / link + 2 (n - 1) latency (Patarasuk and Yuan 2009,
-    "Bandwidth optimal all-reduce algorithms")."""
+def all_reduce(n_bytes: float, workers: int, inputs: PlanInputs) -> float:
+    """Return seconds of a ring: 2 (n - 1) / n bytes / link + 2 (n - 1) latency.
+
+    Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms".
+    """
     if workers == 1:
         return 0.0
     moved = 2 * (workers - 1) / workers * n_bytes
-    return moved / setting.link(workers) + 2 * (workers - 1) * _DEPTH_LATENCY
+    return moved / inputs.link(workers) + 2 * (workers - 1) * _HOP_LATENCY
 
 
-def _measured_alike(workers: int, setting: Setting) -> bool:
-    """Whether the measured rates have the communication of so many workers in them."""
-    return setting.measured is not None and workers <= setting.measured.workers
+def _is_measured(workers: int, inputs: PlanInputs) -> bool:
+    """Tell whether the measured rates include the communication of so many workers."""
+    return inputs.measured is not None and workers <= inputs.measured.workers
 
 
 def step_seconds(
-    shape: Shape, training: TrainingConfig, stage: str, setting: Setting
+    shape: Shape, training: TrainingConfig, stage: str, inputs: PlanInputs
 ) -> tuple[float, float]:
-    """(compute, exposed communication) of a step.
+    """Return (compute, exposed communication) of a step.
 
-    compute = micro-batches x rows x T x training FLOPs / rate, of the rank with most rows. Stages
-    0 to 2 move a gradient of w N bytes (w 4 for DDP, p for ZeRO) once a step, in the time that the
-    last backward, 2/3 of a micro-batch, hides; stage 3 moves 1.5 times that, weights included, in
-    every micro-batch (ZeRO, section 7), hidden behind the whole of it.
+    compute = micro-batches x sequences x T x training FLOPs / rate, of the rank with most
+    sequences. Stages 0 to 2 move a gradient of w N bytes (w 4 for DDP, p for ZeRO) once a step, in
+    the time that the last backward, 2/3 of a micro-batch, hides; stage 3 moves 1.5 times that,
+    weights included, in every micro-batch (ZeRO, section 7), hidden behind the whole of it.
     """
-    workers, length = workers_of(stage, setting.config), setting.tokens.seq_len
-    ranks = workers.count
+    ranks, length = workers_of(stage, inputs.config).count, inputs.tokens.seq_len
     count = micro_batches_per_rank(training.global_batch_size, training.micro_batch_size, ranks)
-    rows = -(-training.global_batch_size // ranks)
     flops = shape.training_flops(length, training.activation_checkpointing) * length
-    compute = rows * flops / training_rate(setting, stage)
-    if _measured_alike(ranks, setting):
+    compute = rank_rows(training, ranks) * flops / training_rate(inputs, stage)
+    if _is_measured(ranks, inputs):
         return compute, 0.0
-    width = 4 if training.zero.stage == 0 else setting.width
-    once = all_reduce(width * shape.parameters, ranks, setting)
+    width = 4 if training.zero.stage == 0 else inputs.width
+    once = all_reduce(width * shape.parameters, ranks, inputs)
     if training.zero.stage == 3:
         return compute, max(0.0, 1.5 * count * once - compute)
     return compute, max(0.0, once - 2 / 3 * compute / count)
 
 
 def training_seconds(
-    shape: Shape, training: TrainingConfig, stage: str, setting: Setting, arms: int = 1
+    shape: Shape, training: TrainingConfig, stage: str, inputs: PlanInputs, models: int = 1
 ) -> Seconds:
-    """Of `arms` trainings one after the other: steps, validations, checkpoints, publishing.
+    """Return the time of `models` trainings in sequence, from first step to publishing.
 
-    A validation is a forward of its rows, a checkpoint 12 N bytes over the machines.
+    A validation is a forward of its sequences, a checkpoint 12 N bytes over the machines.
     """
-    workers = workers_of(stage, setting.config)
-    ranks, length = workers.count, setting.tokens.seq_len
-    compute, exposed = step_seconds(shape, training, stage, setting)
-    rows = -(-min(training.validation_sequences, setting.tokens.evaluation_sequences[0]) // ranks)
+    ranks, length = workers_of(stage, inputs.config).count, inputs.tokens.seq_len
+    compute, exposed = step_seconds(shape, training, stage, inputs)
+    rows = -(-min(training.validation_sequences, inputs.tokens.evaluation_sequences[0]) // ranks)
     validations = math.ceil(training.steps / training.validate_every)
-    forward = rows * length * shape.forward_flops(length) / training_rate(setting, stage)
-    machines = math.ceil(ranks / setting.hardware.devices_per_node)
+    forward = rows * length * shape.forward_flops(length) / training_rate(inputs, stage)
     checkpoints = math.ceil(training.steps / training.checkpoint_every)
-    state = store_seconds(12 * shape.parameters / machines, setting, write=True)
-    model = store_seconds(4 * shape.parameters, setting, write=True)
+    state = store_seconds(12 * shape.parameters / inputs.machines(ranks), inputs, write=True)
+    model = store_seconds(4 * shape.parameters, inputs, write=True)
     return Seconds(
-        start_up=start_up(stage, setting),
-        compute=arms * training.steps * compute,
-        communication=arms * training.steps * exposed,
-        store=arms * (checkpoints * state + model + _ARM_SECONDS),
-        validation=arms * validations * forward,
+        start_up=start_up(stage, inputs),
+        compute=models * training.steps * compute,
+        communication=models * training.steps * exposed,
+        store=models * (checkpoints * state + model + _MODEL_SECONDS),
+        validation=models * validations * forward,
     )
 
 
-def capture_seconds(setting: Setting) -> Seconds:
-    """Rank r takes shards r, r + n, ...: time is that of the rank with most, rounds = ceil(shards /
-    n) shards of rows x T positions.
+def teacher_seconds(inputs: PlanInputs) -> Seconds:
+    """Return the time of the teacher's training; none where it exists already."""
+    training = inputs.config.teacher.training
+    if training is None:
+        return Seconds()
+    return training_seconds(inputs.teacher, training, "teacher", inputs)
 
-    Under ZeRO-3 a forward gathers p N (n - 1) / n bytes while the one before computes: what it
-    takes longer is exposed. Encoding goes beside the forward on a GPU (2 % of it are left), between
-    forwards on a CPU. Uploads are hidden unless the store is slower than the capture.
+
+def capture_seconds(inputs: PlanInputs) -> Seconds:
+    """Return the time of the rank with most cache shards: rank r captures r, r + n, ...
+
+    Rounds = ceil(shards / n). Under ZeRO-3 a forward gathers p N (n - 1) / n bytes while the one
+    before computes: the excess is exposed. Encoding runs beside the forward on a GPU (2 % of it are
+    left), between forwards on a CPU. Uploads are hidden unless the store is slower than the
+    capture.
     """
-    config, shape, tokens = setting.config, setting.teacher, setting.tokens
+    config, shape, tokens = inputs.config, inputs.teacher, inputs.tokens
     if config.cache.reuse is not None:
         return Seconds()
-    capture = config.cache.capture
+    capture, per_shard = config.cache.capture, config.cache.sequences_per_shard
     workers, length = capture.workers, tokens.seq_len
-    shards = math.ceil(tokens.captured_rows / config.cache.sequences_per_shard)
-    rounds = math.ceil(shards / workers.count)
-    rows = min(rounds * config.cache.sequences_per_shard, tokens.captured_rows)
-    forwards = rounds * math.ceil(
-        min(rows, config.cache.sequences_per_shard) / capture.micro_batch_size
-    )
-    compute = rows * length * shape.forward_flops(length) / rate(setting, workers, training=False)
+    rounds = math.ceil(inputs.cache_shards / workers.count)
+    rows = min(rounds * per_shard, tokens.captured_rows)
+    forwards = rounds * math.ceil(min(rows, per_shard) / capture.micro_batch_size)
+    compute = rows * length * shape.forward_flops(length) / rate(inputs, workers, training=False)
     exposed = 0.0
-    if capture.zero.stage == 3 and not _measured_alike(workers.count, setting):
-        gather = 0.5 * all_reduce(setting.width * shape.parameters, workers.count, setting)
+    if capture.zero.stage == 3 and not _is_measured(workers.count, inputs):
+        gather = 0.5 * all_reduce(inputs.width * shape.parameters, workers.count, inputs)
         exposed = max(0.0, forwards * gather - compute)
     encoding = _ENCODE_SHARE * compute
-    if setting.measured is not None and not setting.is_gpu:
-        encoding = rows * length * tokens.targets_share / setting.measured.encode_tokens
-    machines = math.ceil(workers.count / setting.hardware.devices_per_node)
-    written = cache_bytes(config.cache, config.cache.codec, setting).at_rest / machines
-    upload = store_seconds(written, setting, write=True)
-    load = store_seconds(setting.width * shape.parameters, setting, write=False)
+    if inputs.measured is not None and not inputs.is_gpu:
+        encoding = rows * length * tokens.targets_share / inputs.measured.encode_tokens
+    written = cache_bytes(config.cache, config.cache.codec, inputs).stored
+    upload = store_seconds(written / inputs.machines(workers.count), inputs, write=True)
+    load = store_seconds(inputs.width * shape.parameters, inputs, write=False)
     return Seconds(
-        start_up=start_up("cache", setting),
+        start_up=start_up("cache", inputs),
         compute=compute,
         communication=exposed,
         encoding=encoding,
-        store=load + max(0.0, upload - compute) + _ARM_SECONDS,
+        store=load + max(0.0, upload - compute) + _MODEL_SECONDS,
     )
 
 
-def distill_seconds(setting: Setting) -> Seconds:
-    """The student, then its baseline. Chunks are read ahead: only what the store takes longer than
-    the steps is waited for. An online teacher adds its forward to each step of the student."""
-    distill = setting.config.distill
-    arms = 2 if distill.baseline else 1
-    found = training_seconds(setting.student, distill.training, "distill", setting, arms)
-    machines = math.ceil(distill.workers.count / setting.hardware.devices_per_node)
+def distill_seconds(inputs: PlanInputs) -> Seconds:
+    """Return the time of the student, then its baseline.
+
+    Chunks are read ahead: only the store's excess over the steps is waited for. An online teacher
+    adds its forward to each step of the student.
+    """
+    distill = inputs.config.distill
+    found = training_seconds(
+        inputs.student, distill.training, "distill", inputs, models=inputs.students
+    )
     if distill.targets == "online":
-        more = online_forward_seconds(setting)
-        return _added(found, compute=more)
-    read = store_seconds(requests(setting).read_bytes / machines, setting, write=False)
-    return _added(found, store=max(0.0, read - found.compute))
+        return replace(found, compute=found.compute + online_forward_seconds(inputs))
+    read_bytes = requests(inputs).read_bytes / inputs.machines(distill.workers.count)
+    read = store_seconds(read_bytes, inputs, write=False)
+    return replace(found, store=found.store + max(0.0, read - found.compute))
 
 
-def online_forward_seconds(setting: Setting) -> float:
-    """A teacher's forward over all that one student reads, on the student's workers."""
-    distill, length = setting.config.distill, setting.tokens.seq_len
-    rows = -(-distill.training.global_batch_size // distill.workers.count) * distill.training.steps
-    flops = rows * length * setting.teacher.forward_flops(length)
-    return flops / rate(setting, distill.workers, training=False)
+def online_forward_seconds(inputs: PlanInputs) -> float:
+    """Return seconds of a teacher's forward over one student's steps, on the student's workers."""
+    distill, length = inputs.config.distill, inputs.tokens.seq_len
+    rows = rank_rows(distill.training, distill.workers.count) * distill.training.steps
+    flops = rows * length * inputs.teacher.forward_flops(length)
+    return flops / rate(inputs, distill.workers, training=False)
 
 
-def evaluate_seconds(setting: Setting) -> Seconds:
-    """A forward of teacher and students over every evaluation set, and loading them."""
-    config, length = setting.config, setting.tokens.seq_len
-    workers, arms = config.evaluate.workers, 2 if config.distill.baseline else 1
-    rows = sum(-(-count // workers.count) for count in setting.tokens.evaluation_sequences)
-    teacher = setting.teacher.forward_flops(length)
-    student = arms * setting.student.forward_flops(length)
-    compute = rows * length * (teacher + student) / rate(setting, workers, training=False)
-    weights = setting.teacher.parameters + arms * setting.student.parameters
+def evaluate_seconds(inputs: PlanInputs) -> Seconds:
+    """Return the time of loading teacher and students and running them on all evaluation sets."""
+    workers, length = inputs.config.evaluate.workers, inputs.tokens.seq_len
+    rows = sum(-(-count // workers.count) for count in inputs.tokens.evaluation_sequences)
+    students = inputs.students * inputs.student.forward_flops(length)
+    flops = inputs.teacher.forward_flops(length) + students
+    weights = inputs.teacher.parameters + inputs.students * inputs.student.parameters
     return Seconds(
-        start_up=start_up("evaluate", setting),
-        compute=compute,
-        store=store_seconds(setting.width * weights, setting, write=False),
+        start_up=start_up("evaluate", inputs),
+        compute=rows * length * flops / rate(inputs, workers, training=False),
+        store=store_seconds(inputs.width * weights, inputs, write=False),
     )
 
 
-def prepare_seconds(setting: Setting) -> Seconds:
-    """Reading, cleaning and tokenising on the cluster's cores: bytes / (2 MB/s x cores)."""
-    tokens, hardware = setting.tokens, setting.hardware
+def prepare_seconds(inputs: PlanInputs) -> Seconds:
+    """Return the time of reading, cleaning and tokenising: bytes / (2 MB/s x cores)."""
+    tokens, hardware = inputs.tokens, inputs.hardware
     text = tokens.corpus_bytes or tokens.rows * tokens.seq_len * 4
     cores = hardware.devices_per_node * (1 if hardware.kind == "cpu" else 8)
     return Seconds(start_up=_PREPARE_START, compute=text / (_PREPARE_BYTES * cores))
 
 
-def seconds_of(stage: str, setting: Setting) -> Seconds:
-    """Of a stage by its name; nothing of one that has nothing to do."""
-    config = setting.config
-    if stage == "teacher":
-        training = config.teacher.training
-        if training is None:
-            return Seconds()
-        return training_seconds(setting.teacher, training, "teacher", setting)
-    parts = {
-        "prepare": prepare_seconds,
-        "cache": capture_seconds,
-        "distill": distill_seconds,
-        "evaluate": evaluate_seconds,
-    }
-    return parts[stage](setting)
+_SECONDS = {
+    "prepare": prepare_seconds,
+    "teacher": teacher_seconds,
+    "cache": capture_seconds,
+    "distill": distill_seconds,
+    "evaluate": evaluate_seconds,
+}
 
 
-def _added(found: Seconds, **more: float) -> Seconds:
-    values = {field.name: getattr(found, field.name) for field in fields(found)}
-    return Seconds(**{name: value + more.get(name, 0.0) for name, value in values.items()})
+def seconds_of(stage: str, inputs: PlanInputs) -> Seconds:
+    """Return the time of a stage by its name."""
+    return _SECONDS[stage](inputs)

@@ -1,5 +1,4 @@
-"""Teacher and student, built without memory for their weights: whether they can be made at all, and
-whether they are to be trained as the config says."""
+"""Teacher and student, built without memory for their weights."""
 
 import copy
 from collections.abc import Iterator
@@ -18,58 +17,60 @@ from kdscale.models.modes import checkpoint_activations, set_dropout
 from kdscale.models.positions import position_notes
 from kdscale.models.stored_tensors import check_weights
 from kdscale.models.tasks import TaskSpec, longest_input
-from kdscale.preflight.probe import Probe
-from kdscale.preflight.view import KnownData, View
+from kdscale.preflight.context import Context, KnownData
+from kdscale.preflight.small_model import Probe
 from kdscale.teacher.pretrained import teacher_config
-from kdscale.train.optimiser import parameter_groups
+from kdscale.train.state import parameter_groups
 
 # Of a tokenizer that is out of sight.
 _SOME_IDS = 32_000
 
 
-def check_models(view: View) -> None:
-    """KdscaleError where the teacher or the student cannot be made, does not fit the run, or cannot
-    be trained as the config says."""
-    config, data = view.config, view.data or KnownData(_SOME_IDS)
-    shape = _existing(view)
+def check_models(context: Context) -> None:
+    """Refuse a teacher or student that cannot be made or trained, or does not fit the run."""
+    config, data = context.config, context.data or KnownData(_SOME_IDS)
+    shape = _existing(context)
     if config.teacher.load is None or shape is not None:
-        if view.data is None and shape is not None:
+        if context.data is None and shape is not None:
             data = KnownData(shape.get_text_config().vocab_size, data.classes)
-        with view.findings.check("the teacher, built without weights"), _building("teacher"):
-            _check_vocabulary_option(view, data, "teacher")
-            view.teacher = teacher_config(config, data, shape)
-            _check_teacher(view)
-        if view.teacher_weights is not None:
-            with view.findings.check("the teacher's files, by their headers"):
+        with context.findings.check("the teacher, built without weights"), _building("teacher"):
+            _check_vocabulary_option(context, data, "teacher")
+            context.teacher = teacher_config(config, data, shape)
+            _check_teacher(context)
+        if context.teacher_weights is not None:
+            with context.findings.check("the teacher's files, by their headers"):
                 further = config.teacher.training is not None
                 revision = config.teacher.revision
-                check_weights(view.teacher_weights, revision, view.teacher, trained_further=further)
-    if not view.makes("distill"):
+                check_weights(
+                    context.teacher_weights, revision, context.teacher, trained_further=further
+                )
+    if not context.makes("distill"):
         return
-    if config.distill.student.takes_from_teacher and view.teacher is None:
+    if config.distill.student.takes_from_teacher and context.teacher is None:
         return
-    with view.findings.check("the student, built without weights"), _building("student"):
-        _check_vocabulary_option(view, data, "student")
-        view.student = plan_init(config, data, view.teacher)
-        _check_student(view)
+    with context.findings.check("the student, built without weights"), _building("student"):
+        _check_vocabulary_option(context, data, "student")
+        context.student = plan_init(config, data, context.teacher)
+        _check_student(context)
         # The files of one that is trained here are written by then.
-        if view.teacher_weights is not None and config.teacher.training is None:
+        if context.teacher_weights is not None and config.teacher.training is None:
             revision = config.teacher.revision
-            view.student.check_sources(view.teacher_weights, revision, view.teacher)
+            context.student.check_sources(context.teacher_weights, revision, context.teacher)
 
 
-def _existing(view: View) -> Any | None:
-    """The transformers config of a teacher that exists, if it is to be seen."""
-    instead = view.sight.teacher_shape is not None
-    if view.teacher_source is None:
+def _existing(context: Context) -> Any | None:
+    """Return the transformers config of a teacher that exists, if it can be reached."""
+    instead = context.options.teacher_shape is not None
+    if context.teacher_source is None:
         return None
-    return load_config_of(view.teacher_source, None if instead else view.config.teacher.revision)
+    return load_config_of(
+        context.teacher_source, None if instead else context.config.teacher.revision
+    )
 
 
 @contextmanager
 def _building(what: str) -> Iterator[None]:
-    """What transformers raises of a model's options names none of them: it is a division by zero,
-    or a shape that does not fit another."""
+    """Name the model in transformers' errors, such as a division by zero."""
     try:
         yield
     except KdscaleError:
@@ -82,43 +83,43 @@ def _building(what: str) -> Iterator[None]:
         ) from error
 
 
-def _check_vocabulary_option(view: View, data: KnownData, what: str) -> None:
-    """The tokenizer decides how many ids there are, whatever the options say."""
-    teacher, student = view.config.teacher.model, view.config.distill.student.model
+def _check_vocabulary_option(context: Context, data: KnownData, what: str) -> None:
+    """Refuse or note a vocabulary option, as the tokenizer decides it."""
+    teacher, student = context.config.teacher.model, context.config.distill.student.model
     model, field = (
         (teacher, "teacher.model") if what == "teacher" else (student, "distill.student.model")
     )
     given = model.options.get("vocab_size") if model is not None else None
     if given is None:
         return
-    if isinstance(given, int) and given < data.vocab_size and view.data is not None:
+    if isinstance(given, int) and given < data.vocab_size and context.data is not None:
         at_most = "" if data.is_exact else "up to "
         raise KdscaleError(
             f"{field}.options.vocab_size is {given:,}, and the tokenizer has {at_most}"
             f"{data.vocab_size:,} ids.",
             "Leave it out: the vocabulary comes from the tokenizer.",
         )
-    view.findings.note(
+    context.findings.note(
         f"{field}.options.vocab_size {given} is no choice of the model: the vocabulary is the "
         f"tokenizer's, of which further ids are padding. Leave it out, or set "
         f"{field}.pad_vocab_to_multiple_of."
     )
 
 
-def _check_teacher(view: View) -> None:
-    config = view.config
-    model = _meta(view.teacher)
-    _note_positions(view, view.teacher, "teacher")
+def _check_teacher(context: Context) -> None:
+    config = context.config
+    model = _meta(context.teacher)
+    _note_positions(context, context.teacher, "teacher")
     training = config.teacher.training
-    if training is not None and view.makes("teacher"):
+    if training is not None and context.makes("teacher"):
         _check_trainable(model, training, "teacher.training")
-    if view.makes("cache", "teacher"):
+    if context.makes("cache", "teacher"):
         length = config.data.seq_len
-        Probe(view.teacher, "teacher").check(packs=config.packs, seq_len=length)
+        Probe(context.teacher, "teacher").check(packs=config.packs, seq_len=length)
 
 
-def _check_student(view: View) -> None:
-    config, plan = view.config, view.student
+def _check_student(context: Context) -> None:
+    config, plan = context.config, context.student
     assert plan is not None
     model = _meta(plan.config)
     _check_trainable(model, config.distill.training, "distill.training")
@@ -126,33 +127,33 @@ def _check_student(view: View) -> None:
     online = config.distill.online
     length = config.data.seq_len
     probe.check(packs=config.packs, seq_len=length, attention=online.attention is not None)
-    if view.teacher is None:
+    if context.teacher is None:
         return
     if online.attention is not None:
-        Probe(view.teacher, "teacher").check(packs=False, seq_len=length, attention=True)
-    shapes = (plan.config.get_text_config(), view.teacher.get_text_config())
+        Probe(context.teacher, "teacher").check(packs=False, seq_len=length, attention=True)
+    shapes = (plan.config.get_text_config(), context.teacher.get_text_config())
     depths = shapes[0].num_hidden_layers, shapes[1].num_hidden_layers
     for name in ("hidden", "attention"):
         loss = getattr(online, name)
         if loss is not None:
             choose_pairs(loss.layers, depths, f"distill.online.{name}.layers")
-    _note_positions(view, plan.config, "student")
-    own, theirs = count_parameters(model), count_parameters(_meta(view.teacher))
+    _note_positions(context, plan.config, "student")
+    own, theirs = count_parameters(model), count_parameters(_meta(context.teacher))
     if own > theirs:
-        view.findings.note(
+        context.findings.note(
             f"The student has {own:,} parameters, more than its teacher's {theirs:,}."
         )
 
 
-def _note_positions(view: View, shape: Any, what: str) -> None:
-    config = view.config
+def _note_positions(context: Context, shape: Any, what: str) -> None:
+    config = context.config
     task_spec = TaskSpec(config.task, (), config.data.chunks)
     for note in position_notes(shape, longest_input(task_spec, config.data.seq_len), what):
-        view.findings.note(note)
+        context.findings.note(note)
 
 
 def _check_trainable(model: PreTrainedModel, training: TrainingConfig, field: str) -> None:
-    """KdscaleError for a dropout, a recomputation or an optimiser that cannot be set."""
+    """Refuse a dropout, a recomputation or an optimiser that cannot be set."""
     if training.dropout is not None:
         set_dropout(model, training.dropout)
     if training.activation_checkpointing:

@@ -1,4 +1,4 @@
-"""`results.json`, metrics and config of a run to a page, a summary and a model card."""
+"""Report of a run: page, summary and model card from results, metrics and config."""
 
 from kdscale.report.card import model_card
 from kdscale.report.write import write_comparison, write_model_card, write_report

@@ -1,9 +1,9 @@
-"""The model card: the README.md that lies beside a model's weights, here and on the hub.
+"""The model card: the README.md beside a model's weights, here and on the hub.
 
-The front matter is what the hub reads (base model, tags, results); the body is for people. The
-template is our own and everything is written offline; huggingface_hub checks the front matter.
-Whether `teacher.load` names a hub repository or a local folder cannot be asked offline, so a base
-model is given only where no such folder exists here.
+The front matter is what the hub reads (base model, tags, results); the body is for people.
+Everything is written offline; huggingface_hub checks the front matter. Whether `teacher.load` names
+a hub repository or a local folder cannot be asked offline, so a base model is given only where no
+such folder exists here.
 """
 
 import math
@@ -16,13 +16,14 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.results import Results
-from kdscale.report import facts, measured, scores
+from kdscale.report import facts, tables
 from kdscale.report import formatting as units
-from kdscale.report.labels import classifies, words_of
+from kdscale.report.facts import classifies, task_labels
 from kdscale.report.load import setting
 from kdscale.report.markdown import plain, table
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+TEMPLATE = Path(__file__).with_name("templates") / "card.md.j2"
 METRICS = {
     "loss": "Loss (nats)",
     "perplexity": "Perplexity",
@@ -31,49 +32,13 @@ METRICS = {
     "f1_macro": "F1 (macro)",
 }
 
-TEMPLATE = """\
----
-{{ card_data }}
----
-
-# {{ name }}
-
-{{ what }}
-{% if figures %}
-{{ figures }}
-{% endif %}
-## Training
-
-{{ training }}
-
-## Results
-
-{{ tables }}
-
-{{ legend }}
-
-## Use
-
-```python
-from transformers import {{ auto_class }}, AutoTokenizer
-
-folder = "path/to/this/folder"
-model = {{ auto_class }}.from_pretrained(folder)
-tokenizer = AutoTokenizer.from_pretrained(folder)
-```
-
-## Limits
-
-{{ limits }}
-"""
-
 
 def model_card(
     results: Results,
     which: Literal["student", "baseline", "teacher"] = "student",
     config: Mapping[str, Any] | None = None,
 ) -> str:
-    """README.md of the model `which`; `config` is the resolved config as a tree, or None.
+    """Return the README.md of the model `which`; `config` is the resolved config's tree, or None.
 
     Raises KdscaleError where the run has no such model.
     """
@@ -87,16 +52,16 @@ def model_card(
     domains = facts.domains(results)
     card = ModelCard.from_template(
         _data(results, which, config),
-        template_str=TEMPLATE,
+        template_path=str(TEMPLATE),
         name=plain(f"{results['run']} {which}"),
-        auto_class=words_of(results).auto_class,
-        legend=scores.legend(results),
+        auto_class=task_labels(results).auto_class,
+        legend=tables.legend(results),
         what=_what(results, which, config),
         training=_training(results, which, config),
         figures="" if which == "baseline" else _key_figures(results),
         tables="\n\n".join(
             f"**{plain(content.caption)}**\n\n{table(content)}"
-            for content in (*measured.result_tables(results), *_confusions(results, which))
+            for content in (*tables.result_tables(results), *_confusions(results, which))
         ),
         limits=_limits(domains),
     )
@@ -112,7 +77,7 @@ def _data(results: Results, which: str, config: Mapping[str, Any]) -> ModelCardD
         base_model=teacher if which != "baseline" and _on_the_hub(teacher) else None,
         datasets=datasets,
         library_name="transformers",
-        pipeline_tag=words_of(results).pipeline_tag,
+        pipeline_tag=task_labels(results).pipeline_tag,
         tags=["knowledge-distillation", "kdscale"] if which == "student" else ["kdscale"],
         model_name=f"{results['run']}-{which}",
         eval_results=_eval_results(results, which),
@@ -131,7 +96,7 @@ def _eval_results(results: Results, which: str) -> list[EvalResult]:
             values["perplexity"] = None
         found += [
             EvalResult(
-                task_type=words_of(results).pipeline_tag,
+                task_type=task_labels(results).pipeline_tag,
                 dataset_type=domain,
                 dataset_name=domain,
                 metric_type=key,
@@ -148,31 +113,31 @@ def _what(results: Results, which: str, config: Mapping[str, Any]) -> str:
     size = units.count(results["models"][which]["parameters"])
     if which == "baseline":
         return (
-            f"A {words_of(results).model} of {size} parameters, trained on the labels alone as the "
-            "baseline of a distillation run: same architecture, steps, data order and seed as its "
-            "student, no teacher."
+            f"A {task_labels(results).model} of {size} parameters, trained on the labels alone as "
+            "the baseline of a distillation run: same architecture, steps, data order and seed as "
+            "its student, no teacher."
         )
     teacher = setting(config, "teacher.load")
     if which == "teacher":
         origin = f", from `{plain(teacher)}`" if teacher else ""
         return (
-            f"A {words_of(results).model} of {size} parameters{origin}: the teacher of a "
+            f"A {task_labels(results).model} of {size} parameters{origin}: the teacher of a "
             "distillation run."
         )
     name = f"`{plain(teacher)}`" if teacher else "a teacher trained in the same run"
     return (
-        f"A {words_of(results).model} of {size} parameters, distilled from {name} with kdscale. "
+        f"A {task_labels(results).model} of {size} parameters, distilled from {name} with kdscale. "
         f"{plain(facts.headline(results))}"
     )
 
 
-def _confusions(results: Results, which: str) -> list[facts.Table]:
-    found = (facts.confusion_table(results, which, d) for d in facts.domains(results))
+def _confusions(results: Results, which: str) -> list[tables.Table]:
+    found = (tables.confusion_table(results, which, d) for d in facts.domains(results))
     return [each for each in found if each is not None]
 
 
 def _key_figures(results: Results) -> str:
-    """The report's tiles."""
+    """Return the report's tiles as a list."""
     found = facts.key_figures(results)
     return "\n".join(f"- **{plain(each.value)}** {plain(each.meaning)}" for each in found)
 
@@ -184,16 +149,16 @@ def _training(results: Results, which: str, config: Mapping[str, Any]) -> str:
         items += [
             f"Targets: forward KL to cached teacher distributions, codec "
             f"{plain(facts.codec_text(cache['codec']))}, "
-            f"{units.number(cache['bytes_per_token'], 2)} bytes a {words_of(results).target} at "
-            "rest.",
-            f"Cache: {cache['rows']:,} rows, {cache['targets']:,} target positions.",
+            f"{units.number(cache['bytes_per_token'], 2)} bytes a {task_labels(results).target}, "
+            "stored.",
+            f"Cache: {cache['rows']:,} sequences, {cache['targets']:,} target positions.",
         ]
     training = "teacher.training" if which == "teacher" else "distill.training"
     steps = setting(config, f"{training}.steps")
     batch = setting(config, f"{training}.global_batch_size")
     length = setting(config, "data.seq_len")
     if steps is not None:
-        items.append(f"Steps: {steps:,}, each of {batch} rows of {length} tokens.")
+        items.append(f"Steps: {steps:,}, each of {batch} sequences of {length} tokens.")
     items.append(f"Seed: {results['seed']}.")
     items.append(f"Config fingerprint: `{results['config_fingerprint']}`.")
     return "\n".join(f"- {item}" for item in items)

@@ -1,81 +1,108 @@
-"""The report's charts as inline SVG: lines over steps, reliability, the gap, bars.
+"""The charts of the pages: Matplotlib's SVG, with colours that follow the reader's scheme.
 
-Our own few functions instead of a plotting library: the page has to be one file that opens anywhere
-without network or script, follows the reader's colour scheme and is read out by a screen reader.
-Every chart returns empty markup when it has nothing to show.
+Matplotlib draws in the colours of PALETTE, which the SVG then names as CSS variables: one drawing
+serves the light page, the dark page and paper. Models differ by colour, dash and marker, because
+colour alone fails one reader in twelve. A chart without anything to show is the empty string.
+Importing Matplotlib takes a second, so only `pages` imports this module.
 """
 
+import io
 import math
-from collections.abc import Mapping, Sequence
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Literal
+from html import escape
+from typing import Any
 
-from kdscale.evaluate.results import CalibrationBin, DomainMetrics
-from kdscale.report import formatting as units
-from kdscale.report.facts import Table
-from kdscale.report.load import Point
-from kdscale.report.markup import Markup, join, tag
-from kdscale.report.svg import (
-    CHARACTER,
-    Box,
-    Format,
-    Scale,
-    axes,
-    drawing,
-    end_labels,
-    legend,
-    line,
-    marker,
-    shorten,
-    spread,
-    text,
+import matplotlib as mpl
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import (
+    EngFormatter,
+    Formatter,
+    LogLocator,
+    NullFormatter,
+    PercentFormatter,
+    ScalarFormatter,
+    StrMethodFormatter,
 )
 
-EMPTY = Markup("")
-STEP = "optimiser step"
-PLOT_LEFT = 58.0
-LONGEST_LABEL = 16  # characters beside a line's end; longer ones go to a legend above
-MAX_POINTS = 300  # of a line: more than the pixels can show only makes the file heavy
+from kdscale.evaluate.results import DomainMetrics
+from kdscale.report import formatting as units
+from kdscale.report.compare import Dots
+from kdscale.report.curves import STEP, Series, thin
+from kdscale.report.tables import Table
+
+PALETTE = {
+    "teacher": "#009e73",
+    "student": "#0072b2",
+    "baseline": "#d55e00",
+    "second": "#cc79a7",
+    "third": "#8c6d1f",
+    "ink": "#1c2024",
+    "soft": "#5b636b",
+    "rule": "#dfe2e5",
+    "card": "#fffffe",
+}
+"""Name of the CSS variable in templates/style.css: the colour that Matplotlib draws it in."""
+
+MARKERS = {"teacher": "^", "student": "o", "baseline": "s", "second": "D", "third": "v"}
+_DASHES: dict[str, Any] = {
+    "teacher": (0, (1, 2)),
+    "student": "-",
+    "baseline": (0, (3.5, 2)),
+    "second": (0, (4.5, 1.5, 1, 1.5)),
+    "third": (0, (0.5, 2.5)),
+}
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.size": 12,
+    "text.parse_math": False,
+    "text.color": PALETTE["ink"],
+    "axes.labelcolor": PALETTE["soft"],
+    "xtick.color": PALETTE["soft"],
+    "ytick.color": PALETTE["soft"],
+    "ytick.major.size": 0,
+    "axes.edgecolor": PALETTE["soft"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.xmargin": 0.015,
+    "grid.color": PALETTE["rule"],
+    "legend.frameon": False,
+    "lines.dash_capstyle": "round",
+}
+_CHARACTER = 7.0  # mean width in pixels
 
 
 @dataclass(frozen=True)
-class Series:
-    """One line of a chart: `strong` with markers, `plain` without, `faint` behind the others, or a
-    `level`: the value of its one point, all across."""
+class Gap:
+    """A domain's losses (nats a token) and the share of the gap that the student recovered."""
 
-    name: str
-    role: str  # CSS class: teacher, student, baseline, second or third
-    points: Sequence[Point]
-    kind: Literal["strong", "plain", "faint", "level"] = "strong"
-    label: str = ""  # what stands at the line's end, where `name` says more than a reader needs
-
-    def finite(self) -> list[Point]:
-        """The points that can be drawn."""
-        return [(x, y) for x, y in self.points if math.isfinite(x) and math.isfinite(y)]
+    domain: str
+    teacher: float
+    student: float
+    baseline: float
+    recovered: float
+    interval: tuple[float, float] | None = None  # 95 %, of `recovered`
 
 
-def smooth(points: Sequence[Point], share: float = 0.05) -> list[Point]:
-    """Centred moving mean over `share` of the points; values that are not finite stay as they are
-    and do not spread."""
-    reach = int(len(points) * share / 2)
-    finite = [math.isfinite(y) for _, y in points]
-    # Running totals: a window would cost the square of a long run's lines.
-    counts = [0, *accumulate(map(int, finite))]
-    totals = [0.0, *accumulate(y if ok else 0.0 for (_, y), ok in zip(points, finite, strict=True))]
-    means = []
-    for index, (x, y) in enumerate(points):
-        low, high = max(0, index - reach), min(len(points), index + reach + 1)
-        count, total = counts[high] - counts[low], totals[high] - totals[low]
-        means.append((x, total / count if finite[index] else y))
-    return means
+@dataclass(frozen=True)
+class Note:
+    """A larger marker with a name beside it: right above it, or left below."""
 
-
-def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
-    """At most `limit` of the points, evenly chosen, the first and the last among them."""
-    if len(points) <= limit:
-        return list(points)
-    return [points[round(i * (len(points) - 1) / (limit - 1))] for i in range(limit)]
+    text: str
+    role: str
+    x: float
+    y: float
+    above: bool = True
 
 
 def line_chart(
@@ -86,107 +113,120 @@ def line_chart(
     *,
     x_label: str = STEP,
     width: float = 720,
+    shares: bool = False,
     y_range: tuple[float, float] | None = None,
-    y_format: Format | None = None,
     skip_share: float = 0.0,
+    log: bool = False,
+    notes: Sequence[Note] = (),
+    description: str = "",
 ) -> Markup:
-    """Lines over a common x axis.
+    """Draw lines over a common x axis.
 
-    Without `y_range` the y axis covers what happens after the first `skip_share` of the x axis: the
-    fall from a random start would otherwise flatten everything that is worth comparing.
+    Args:
+        identifier: the drawing's id, unique on the page.
+        title: its name for screen readers.
+        series: the lines; those of one label have one entry in the legend.
+        y_label: the unit of the y axis.
+        x_label: the unit of the x axis.
+        width: in pixels.
+        shares: y values are shares of 1, shown in percent.
+        y_range: the y axis; otherwise what happens after the first `skip_share` of the x axis: the
+            fall from a random start would flatten everything that is worth comparing.
+        skip_share: see `y_range`.
+        log: both axes are logarithmic.
+        notes: markers with a name.
+        description: the text alternative; by default the first and last values.
     """
     shown = [s for s in series if s.finite()]
     flat = [point for s in shown if s.kind != "level" for point in s.finite()]
     if not flat:
-        return EMPTY
+        return Markup("")
     first, last = min(x for x, _ in flat), max(x for x, _ in flat)
-    late = [y for x, y in flat if x >= first + skip_share * (last - first)]
-    late += [s.finite()[0][1] for s in shown if s.kind == "level"]
-    margin = _label_margin(shown)
-    entries = [(s.role, s.kind, s.name) for s in shown] if len(shown) > 1 and not margin else []
-    keys, lowest = legend(PLOT_LEFT, 14, width - PLOT_LEFT, entries)
-    box = Box(PLOT_LEFT, lowest + (36 if entries else 12), width - (margin or 16), lowest + 266)
-    x = Scale(*((first, last) if last > first else spread([first])), box.left, box.right)
-    y = Scale(*(y_range or spread(late)), box.bottom, box.top)
-    lines = [_line(s, x, y) for s in sorted(shown, key=lambda s: s.kind == "strong")]
-    if margin:
-        keys = end_labels(box, [_end(s, x, y) for s in _named(shown)])
-    return drawing(
-        identifier,
-        title,
-        _describe(series, x_label),
-        (width, box.bottom + 46),
-        _clip(identifier, box),
-        axes(box, x, y, (x_label, y_label), (None, y_format)),
-        tag("g", *lines, clip_path=f"url(#{identifier}-clip)"),
-        keys,
-    )
+    late = [(x, y) for x, y in flat if x >= first + skip_share * (last - first)]
+    late += [(last, s.finite()[0][1]) for s in shown if s.kind == "level"]
+    entries = {s.label or s.name: _key(s) for s in shown if s.kind != "faint"}
+
+    def paint(axes: Axes) -> None:
+        if log:
+            axes.loglog()
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.set_minor_formatter(NullFormatter())
+            axes.margins(0.05)
+        for each in sorted(shown, key=lambda s: s.kind == "strong"):
+            _line(axes, each, (first, last))
+        for note in notes:
+            _mark(axes, note.role, note.x, note.y, 6.5)
+            place, anchor = ((10, 8), "left") if note.above else ((-10, -14), "right")
+            at: dict[str, Any] = {"textcoords": "offset points", "ha": anchor, "fontweight": "bold"}
+            axes.annotate(note.text, (note.x, note.y), place, **at)
+        axes.ignore_existing_data_limits = True
+        axes.update_datalim([(first, late[0][1]), *late])
+        axes.autoscale_view()
+        if y_range:
+            axes.set_ylim(*y_range)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(StrMethodFormatter("{x:g}") if log else _plain(axis))
+        if shares:
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set(xlabel=x_label, ylabel=y_label)
+
+    text = description or _describe(series, x_label)
+    legend = entries if len(shown) > 1 else {}
+    left = 66 if y_label else 56
+    return _drawing(identifier, title, text, (width, 300), (left, 52), paint, legend)
 
 
-def _named(series: Sequence[Series]) -> list[Series]:
-    """Those that are named in a drawing: a faint line is of the colour of its strong one."""
-    return [s for s in series if s.kind != "faint"]
+def _plain(axis: Axis) -> Formatter:
+    """Return labels without offset or exponent, and with k, M, G from 10,000 on."""
+    if max(map(abs, axis.get_view_interval())) >= 1e4:
+        return EngFormatter(sep=" ")
+    return ScalarFormatter(useOffset=False)
 
 
-def _end(series: Series, x: Scale, y: Scale) -> tuple[str, float, float]:
-    """What a line is called, and where it ends in pixels."""
-    last, value = series.finite()[-1]
-    return series.label or series.name, x(x.high if series.kind == "level" else last), y(value)
-
-
-def _label_margin(series: Sequence[Series]) -> float:
-    """The room that names at the lines' ends take; 0 where there is one line, or a long name."""
-    longest = max((len(s.label or s.name) for s in _named(series)), default=0)
-    if len(series) < 2 or not 0 < longest <= LONGEST_LABEL:
-        return 0.0
-    return 24 + CHARACTER * longest
-
-
-def _line(series: Series, x: Scale, y: Scale) -> Markup:
+def _line(axes: Axes, series: Series, ends: tuple[float, float]) -> None:
+    """Draw one line, with a marker for each of few points and for the last of many."""
     points = thin(series.finite())
+    x, y = [p[0] for p in points], [p[1] for p in points]
     if series.kind == "level":
-        at = y(points[0][1])
-        return line(x(x.low), at, x(x.high), at, f"series level {series.role}")
-    path = " ".join(f"{x(px)},{y(py)}" for px, py in points)
-    drawn = tag("polyline", points=path, class_=f"series {series.kind} {series.role}")
-    if series.kind != "strong" and len(points) > 1:
-        return drawn
-    tips = [f"{series.name}, {px:g}: {py:.4g}" for px, py in points]
-    marks = [
-        marker(series.role, x(px), y(py), 4, tip)
-        for (px, py), tip in zip(points, tips, strict=True)
-    ]
+        x, y = list(ends), [y[0], y[0]]
+    look: dict[str, Any] = {"color": PALETTE[series.role], "ls": _DASHES[series.role]}
+    look |= {"lw": 1.5, "alpha": 0.45} if series.kind == "faint" else {"lw": 2}
+    axes.plot(x, y, gid=f"@series {series.kind} {series.role}", **look)
+    if series.kind == "level" or (series.kind != "strong" and len(points) > 1):
+        return
+    tips = series.tips or [f"{series.name}, {px:g}: {py:.4g}" for px, py in points]
+    marks = list(zip(points, tips, strict=True))
     # Beyond this, markers would hide the line they stand on.
-    return join(drawn, *(marks if len(marks) <= 60 else marks[-1:]))
+    for (px, py), tip in marks if len(marks) <= 60 else marks[-1:]:
+        _mark(axes, series.role, px, py, 4, tip)
 
 
-def data_table(caption: str, series: Sequence[Series], x_label: str, rows: int = 10) -> Table:
-    """At most `rows` of the values that a line chart draws, for who reads rather than looks; a dash
-    where a line has none at that step."""
-    drawn = [s for s in series if s.finite()]
-    lines = [s for s in drawn if s.kind != "level"]
-    sparsest = min(lines, key=lambda s: len(s.finite()), default=None)
-    values = {s.name: dict(s.finite()) for s in drawn}
-    levels = {s.name: s.finite()[0][1] for s in drawn if s.kind == "level"}
-    cells = [
-        [
-            f"{x:g}",
-            *(units.significant(levels.get(name, found.get(x))) for name, found in values.items()),
-        ]
-        for x, _ in (thin(sparsest.finite(), rows) if sparsest else ())
-    ]
-    return Table(caption, [x_label.capitalize(), *values], cells)
+def _mark(
+    axes: Axes, role: str, x: float, y: float, radius: float, tip: str = "", clip: bool = True
+) -> None:
+    """Draw a model's marker, with `tip` shown on hover."""
+    face = PALETTE["card"] if role == "seed" else PALETTE[role]
+    edge = PALETTE["soft"] if role == "seed" else PALETTE["card"]
+    look: dict[str, Any] = {
+        "marker": MARKERS.get(role, "o"),
+        "ms": 2 * radius,
+        "mfc": face,
+        "mec": edge,
+    }
+    name = f"@mark {role}|{tip}"
+    axes.plot([x], [y], ls="", mew=1, zorder=3, gid=name, clip_on=clip, **look)
 
 
-def _clip(identifier: str, box: Box) -> Markup:
-    rectangle = tag(
-        "rect",
-        x=box.left - 5,
-        y=box.top - 5,
-        width=box.right - box.left + 10,
-        height=box.bottom - box.top + 10,
-    )
-    return tag("defs", tag("clipPath", rectangle, id=f"{identifier}-clip"))
+def _key(series: Series) -> Line2D:
+    """Return the legend's sample of a line."""
+    marker = MARKERS[series.role] if series.kind == "strong" else ""
+    look: dict[str, Any] = {
+        "color": PALETTE[series.role],
+        "ls": _DASHES[series.role],
+        "marker": marker,
+    }
+    return Line2D([], [], lw=2, ms=7, **look)
 
 
 def _describe(series: Sequence[Series], x_label: str) -> str:
@@ -203,119 +243,235 @@ def _describe(series: Sequence[Series], x_label: str) -> str:
     return " ".join(sentences)
 
 
+def data_table(caption: str, series: Sequence[Series], x_label: str, rows: int = 10) -> Table:
+    """Return at most `rows` of the values of a line chart; a dash where a line has none there."""
+    drawn = [s for s in series if s.finite()]
+    lines = [s for s in drawn if s.kind != "level"]
+    sparsest = min(lines, key=lambda s: len(s.finite()), default=None)
+    values = {s.name: dict(s.finite()) for s in drawn}
+    levels = {s.name: s.finite()[0][1] for s in drawn if s.kind == "level"}
+    cells = [
+        [
+            f"{x:g}",
+            *(units.significant(levels.get(name, found.get(x))) for name, found in values.items()),
+        ]
+        for x, _ in (thin(sparsest.finite(), rows) if sparsest else ())
+    ]
+    return Table(caption, [x_label.capitalize(), *values], cells)
+
+
 def reliability_chart(identifier: str, domain: str, scores: Mapping[str, DomainMetrics]) -> Markup:
-    """Accuracy over confidence, one line a model; markers grow with the positions in the bin."""
-    entries, sentences = [], []
-    bins = {}
+    """Draw accuracy over confidence, one line a model; markers grow with the bins' positions."""
+    entries, sentences, bins = {}, [], {}
     for role, metrics in scores.items():
         bins[role] = [b for b in metrics["calibration"] if math.isfinite(b["confidence"])]
         ece = units.number(metrics["ece"], 4)
-        entries.append((role, "strong", f"{role}, ECE {ece}"))
+        entries[f"{role}, ECE {ece}"] = _key(Series(role, role, []))
         sentences.append(f"{role}: expected calibration error {ece} over {len(bins[role])} bins.")
     if not any(bins.values()):
-        return EMPTY
-    keys, lowest = legend(12, 14, 360, entries)
-    box = Box(52, lowest + 36, 352, lowest + 336)
-    x, y = Scale(0, 1, box.left, box.right), Scale(0, 1, box.bottom, box.top)
-    return drawing(
-        identifier,
-        f"Calibration on {domain}",
-        " ".join(sentences),
-        (376, box.bottom + 46),
-        axes(
-            box,
-            x,
-            y,
-            ("confidence of the top-1 id", "accuracy of the top-1 id"),
-            (units.whole_percent, units.whole_percent),
-        ),
-        line(x(0), y(0), x(1), y(1), "diagonal"),
-        *(_reliability(role, found, x, y) for role, found in bins.items() if found),
-        keys,
-    )
+        return Markup("")
 
+    def paint(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color=PALETTE["soft"], ls=(0, (2, 4)), lw=1)
+        for role, found in ((role, found) for role, found in bins.items() if found):
+            at = [(b["confidence"], b["accuracy"]) for b in found]
+            look: dict[str, Any] = {"color": PALETTE[role], "ls": _DASHES[role], "lw": 1.25}
+            axes.plot(*zip(*at, strict=True), gid=f"@series thin {role}", **look)
+            largest = max(b["count"] for b in found)
+            for b, (x, y) in zip(found, at, strict=True):
+                tip = (
+                    f"{role}: confidence {units.percent(x)}, accuracy {units.percent(y)}, "
+                    f"{b['count']:,} positions"
+                )
+                _mark(axes, role, x, y, 2 + 4 * math.sqrt(b["count"] / largest), tip)
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence of the top-1 id")
+        axes.set_ylabel("accuracy of the top-1 id")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1.0))
 
-def _reliability(role: str, bins: Sequence[CalibrationBin], x: Scale, y: Scale) -> Markup:
-    largest = max(b["count"] for b in bins)
-    path = " ".join(f"{x(b['confidence'])},{y(b['accuracy'])}" for b in bins)
-    marks = []
-    for b in bins:
-        tip = (
-            f"{role}: confidence {units.percent(b['confidence'])}, "
-            f"accuracy {units.percent(b['accuracy'])}, {b['count']:,} positions"
-        )
-        radius = 2 + 4 * math.sqrt(b["count"] / largest)
-        marks.append(marker(role, x(b["confidence"]), y(b["accuracy"]), radius, tip))
-    return join(tag("polyline", points=path, class_=f"series thin {role}"), *marks)
-
-
-@dataclass(frozen=True)
-class Gap:
-    """A domain's losses (nats a token) and the share of the gap that the student recovered."""
-
-    domain: str
-    teacher: float
-    student: float
-    baseline: float
-    recovered: float
-    interval: tuple[float, float] | None = None  # 95 %, of `recovered`
+    title, text = f"Calibration on {domain}", " ".join(sentences)
+    return _drawing(identifier, title, text, (376, 360), (70, 52), paint, entries)
 
 
 def gap_chart(identifier: str, gaps: Sequence[Gap]) -> Markup:
-    """Where the student stands on the way from the baseline (0 %) to the teacher (100 %)."""
+    """Draw the student's place between the baseline (0 %) and the teacher (100 %)."""
     if not gaps:
-        return EMPTY
+        return Markup("")
     reached = [share for g in gaps for share in (g.recovered, *(g.interval or ()))]
     low, high = min(0.0, *reached), max(1.0, *reached)
-    x = Scale(low, high, 120, 600)
-    parts, sentences = [], []
-    for index, gap in enumerate(gaps):
-        top = 78 * index
-        y, share = top + 56, units.percent(gap.recovered)
-        parts += [
-            text(0, top + 16, shorten(gap.domain, 90), "strong"),
-            line(x(0), y, x(1), y, "track"),
-            line(x(0), y, x(gap.recovered), y, "filled"),
-            whisker(gap.interval, x, y + 15, cap=4),  # below the marker, which would hide it
-            marker("baseline", x(0), y, 6),
-            marker("teacher", x(1), y, 7),
-            marker("student", x(gap.recovered), y, 7),
-            text(x(low) - 14, y + 4, f"baseline {gap.baseline:.4f}", "tick end"),
-            text(x(high) + 14, y + 4, f"teacher {gap.teacher:.4f}", "tick"),
-            text(x(gap.recovered), y - 15, f"student {gap.student:.4f} · {share}", "strong middle"),
-        ]
-        sentences.append(
-            f"{gap.domain}: baseline {gap.baseline:.4f}, student {gap.student:.4f}, teacher "
-            f"{gap.teacher:.4f}: {units.between(gap.recovered, gap.interval)} of the gap recovered."
-        )
-    height = 78 * len(gaps)
+
+    def paint(axes: Axes) -> None:
+        axes.set(xlim=(low, high), ylim=(78 * len(gaps), 0))
+        axes.axis("off")
+        for index, gap in enumerate(gaps):
+            top, at = 78 * index, gap.recovered
+            y = top + 54
+            for to, color in ((1.0, "rule"), (at, "student")):
+                look: dict[str, Any] = {"lw": 6, "solid_capstyle": "round", "clip_on": False}
+                axes.plot([0, to], [y, y], color=PALETTE[color], **look)
+            if gap.interval:  # below the marker, which would hide it
+                _whisker(axes, gap.interval, y + 15)
+            for role, x, size in (("baseline", 0.0, 6), ("teacher", 1.0, 7), ("student", at, 7)):
+                _mark(axes, role, x, y, size, clip=False)
+            soft, student = PALETTE["soft"], f"student {gap.student:.4f} · {units.percent(at)}"
+            _write(axes, gap.domain, low, top + 12, -120, weight="bold")
+            _write(axes, f"baseline {gap.baseline:.4f}", low, y, -14, ha="right", color=soft)
+            _write(axes, f"teacher {gap.teacher:.4f}", high, y, 14, color=soft)
+            _write(axes, student, at, y - 20, ha="center", weight="bold")
+
+    sentences = [
+        f"{gap.domain}: baseline {gap.baseline:.4f}, student {gap.student:.4f}, teacher "
+        f"{gap.teacher:.4f}: {units.between(gap.recovered, gap.interval)} of the gap recovered."
+        for gap in gaps
+    ]
     title = "Loss of the student between baseline and teacher, nats a token"
-    return drawing(identifier, title, " ".join(sentences), (720, height), *parts)
+    size = (720, 78 * len(gaps))
+    return _drawing(identifier, title, " ".join(sentences), size, (122, 0), paint, right=122)
 
 
-def whisker(interval: tuple[float, float] | None, x: Scale, y: float, cap: float = 6) -> Markup:
-    """A 95 % interval as a line with caps."""
-    if interval is None:
-        return EMPTY
-    low, high = (x(bound) for bound in interval)
-    ends = (line(at, y - cap, at, y + cap, "whisker") for at in (low, high))
-    return join(line(low, y, high, y, "whisker"), *ends)
+def dot_chart(
+    identifier: str, title: str, rows: Sequence[Dots], x_label: str, shares: bool = False
+) -> Markup:
+    """Draw a row an experiment: a small dot a seed, the mean with its interval and in figures."""
+    shown = [row for row in rows if math.isfinite(row.middle)]
+    if not shown:
+        return Markup("")
+
+    def paint(axes: Axes) -> None:
+        axes.set_ylim(len(shown) - 0.5, -0.5)
+        for y, row in enumerate(shown):
+            if row.interval:
+                _whisker(axes, row.interval, y)
+            for value in row.values if len(row.values) > 1 else ():
+                _mark(axes, "seed", value, y, 3)
+            _mark(axes, "student", row.middle, y, 5.5, f"{row.name}: {row.text}")
+            edge: dict[str, Any] = {
+                "xycoords": ("axes fraction", "data"),
+                "textcoords": "offset points",
+            }
+            axes.annotate(row.text, (1, y), (14, 0), va="center", fontweight="bold", **edge)
+        axes.margins(x=0.05)
+        axes.set_yticks(range(len(shown)), [_shorten(row.name, 24) for row in shown])
+        axes.grid(axis="y", visible=False)
+        axes.grid(axis="x", visible=True)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0) if shares else _plain(axes.xaxis))
+        axes.set_xlabel(x_label)
+
+    text = " ".join(f"{row.name}: {row.text}." for row in shown)
+    size = (720, 62 + 36 * len(shown))
+    return _drawing(identifier, title, text, size, (190, 52), paint, right=130)
 
 
-def bar_chart(identifier: str, title: str, bars: Mapping[str, float], form: Format) -> Markup:
-    """Horizontal bars from 0, each with its value."""
+def bar_chart(
+    identifier: str, title: str, bars: Mapping[str, float], form: Callable[[float], str]
+) -> Markup:
+    """Draw horizontal bars from 0, each with its value."""
     finite = {name: value for name, value in bars.items() if math.isfinite(value)}
     if not finite:
-        return EMPTY
-    x = Scale(0, max(*finite.values(), 1e-9), 120, 600)
-    parts = []
-    for index, (name, value) in enumerate(finite.items()):
-        y = 8 + 30 * index
-        width = max(1.0, x(value) - x(0))
-        parts += [
-            text(108, y + 15, shorten(name, 16), "tick end"),
-            tag("rect", x=x(0), y=y, width=round(width, 2), height=20, rx=3, class_="bar"),
-            text(x(0) + width + 8, y + 15, form(value), "tick"),
-        ]
-    description = ", ".join(f"{name}: {form(value)}" for name, value in finite.items()) + "."
-    return drawing(identifier, title, description, (720, 16 + 30 * len(finite)), *parts)
+        return Markup("")
+
+    def paint(axes: Axes) -> None:
+        axes.set(xlim=(0, max(*finite.values(), 1e-9)), ylim=(len(finite) - 0.5, -0.5))
+        for y, value in enumerate(finite.values()):
+            axes.barh(y, value, 0.67, color=PALETTE["student"], gid="@bar")
+            _write(axes, form(value), value, y, 8, color=PALETTE["soft"])
+        axes.set_yticks(range(len(finite)), [_shorten(name, 14) for name in finite])
+        axes.tick_params(bottom=False, labelbottom=False)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+
+    text = ", ".join(f"{name}: {form(value)}" for name, value in finite.items()) + "."
+    size = (720, 16 + 30 * len(finite))
+    return _drawing(identifier, title, text, size, (120, 6), paint, right=120)
+
+
+def _write(axes: Axes, text: str, x: float, y: float, shift: float = 0, **look: Any) -> None:
+    """Write `text` at a point, moved right by `shift` pixels."""
+    look |= {"textcoords": "offset points", "va": "center", "annotation_clip": False}
+    axes.annotate(text, (x, y), (shift, 0), **look)
+
+
+def _whisker(axes: Axes, interval: tuple[float, float], y: float) -> None:
+    """Draw a 95 % interval as a line with caps."""
+    look: dict[str, Any] = {"color": PALETTE["ink"], "lw": 1.5, "marker": "|", "ms": 8, "mew": 1.5}
+    axes.plot(interval, [y, y], gid="@whisker", clip_on=False, **look)
+
+
+def _shorten(label: str, characters: int) -> str:
+    """Leave out the middle of a longer label: names differ at their ends."""
+    if len(label) <= characters:
+        return label
+    head = (characters - 1) // 2
+    return f"{label[:head]}…{label[len(label) - (characters - 1 - head) :]}"
+
+
+def _drawing(
+    identifier: str,
+    title: str,
+    description: str,
+    size: tuple[float, float],
+    margins: tuple[float, float],
+    paint: Callable[[Axes], None],
+    entries: Mapping[str, Line2D] | None = None,
+    right: float = 24,
+) -> Markup:
+    """Paint axes with `margins` (left, bottom) under a legend, and return the accessible <svg>."""
+    columns, rows = 1, 0
+    if entries:
+        widest = max(map(len, entries)) * _CHARACTER + 56
+        columns = max(1, min(len(entries), int(size[0] // widest)))
+        rows = math.ceil(len(entries) / columns)
+    (width, height), (left, bottom), top = size, margins, 12 + 20 * rows if rows else 10
+    height += 20 * rows
+    if not bottom:  # a drawing without axes
+        top = 0
+    out = io.StringIO()
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": identifier}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the reader's fonts count, not ours
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+        inner = (width - left - right) / width, (height - top - bottom) / height
+        axes = figure.add_axes((left / width, bottom / height, *inner))
+        paint(axes)
+        if entries:
+            figure.legend(
+                list(entries.values()),
+                list(entries),
+                loc="upper left",
+                bbox_to_anchor=(8 / width, 1),
+                ncols=columns,
+                borderaxespad=0.0,
+                handlelength=2.6,
+                columnspacing=1.5,
+            )
+        figure.savefig(out, format="svg", transparent=True)
+    return _inline(out.getvalue(), identifier, title, description, (width, height))
+
+
+def _inline(
+    svg: str, identifier: str, title: str, description: str, size: tuple[float, float]
+) -> Markup:
+    """Return Matplotlib's file as an element: with text alternatives, classes and CSS variables."""
+    body = svg[svg.index('<g id="figure_1"') : svg.rindex("</svg>")]
+    body = re.sub(r'<g id="@([^"|]*)(?:\|([^"]*))?">', _classed, body)
+    # What is left are groups' names, the same in each chart; markers and clips are hashed.
+    body = re.sub(r' id="(?![mp][0-9a-f]{10}")[^"]*"', "", body)
+    body = re.sub(r"font-family: [^;\"]*;? ?", "", body).replace("xlink:href", "href")
+    body = re.sub(r' (?:d|x|y|transform)="[^"]*"', _rounded, body)
+    for name, color in PALETTE.items():
+        body = body.replace(color, f"var(--{name})")
+    named = "".join(
+        f'<{tag} id="{identifier}-{tag}">{escape(text)}</{tag}>'
+        for tag, text in (("title", title), ("desc", description))
+    )
+    labels = f'aria-labelledby="{identifier}-title" aria-describedby="{identifier}-desc"'
+    frame = f'viewBox="0 0 {size[0]:g} {size[1]:g}" width="{size[0]:g}" height="{size[1]:g}"'
+    return Markup(f'<svg id="{identifier}" role="img" {labels} {frame}>{named}{body}</svg>')
+
+
+def _classed(group: re.Match[str]) -> str:
+    tip = f"<title>{group[2]}</title>" if group[2] else ""
+    return f'<g class="{group[1]}">{tip}'
+
+
+def _rounded(attribute: re.Match[str]) -> str:
+    return re.sub(r"(\.\d\d)\d+", r"\1", attribute[0])

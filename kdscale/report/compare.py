@@ -1,4 +1,4 @@
-"""Several runs side by side, as figures and tables: what their students are worth, what differs.
+"""Comparison of several runs as figures and tables: what their students score, what differs.
 
 Runs whose configs differ in nothing but seed, name and output are the same experiment: they get a
 line with the mean over seeds and its 95 % interval (Student's t, as seeds are few).
@@ -14,11 +14,10 @@ from typing import Any
 from kdscale.errors import KdscaleError
 from kdscale.report import facts
 from kdscale.report import formatting as units
-from kdscale.report.dot_plot import Dots
-from kdscale.report.facts import Table
-from kdscale.report.labels import classifies, words_of
-from kdscale.report.load import Run
+from kdscale.report.facts import classifies, task_labels
+from kdscale.report.load import ReportData
 from kdscale.report.markdown import plain, table
+from kdscale.report.tables import Table
 
 _ABSENT = object()  # where a run's config has no such setting
 _SEEDLESS = ("seed", "name", "output")
@@ -33,12 +32,23 @@ class Figure:
     is_share: bool
 
     def text(self, value: float | None) -> str:
-        """As a person reads it."""
+        """Format `value` for people."""
         return units.percent(value) if self.is_share else units.number(value, 4)
 
 
-def check_comparable(runs: Sequence[Run]) -> None:
-    """KdscaleError for runs of several tasks, or without an evaluation set in common."""
+@dataclass(frozen=True)
+class Dots:
+    """The seeds' values of one experiment, their mean, and its 95 % interval where there is one."""
+
+    name: str
+    values: tuple[float, ...]
+    middle: float
+    interval: tuple[float, float] | None
+    text: str  # mean and interval as the page writes them
+
+
+def check_comparable(runs: Sequence[ReportData]) -> None:
+    """Raise KdscaleError for runs of several tasks, or without a common evaluation set."""
     tasks = sorted({run.results["task"] for run in runs})
     if len(tasks) > 1:
         raise KdscaleError(
@@ -52,14 +62,14 @@ def check_comparable(runs: Sequence[Run]) -> None:
         )
 
 
-def common_domains(runs: Sequence[Run]) -> list[str]:
-    """The evaluation sets that all runs have, `validation` first."""
+def common_domains(runs: Sequence[ReportData]) -> list[str]:
+    """Return the evaluation sets that all runs have, `validation` first."""
     first, *others = (facts.domains(run.results) for run in runs)
     return [name for name in first if all(name in found for found in others)]
 
 
-def experiments(runs: Sequence[Run]) -> list[list[int]]:
-    """The places of runs that are the same experiment under several seeds, in the runs' order."""
+def experiments(runs: Sequence[ReportData]) -> list[list[int]]:
+    """Return the places of runs that are one experiment under several seeds, in their order."""
     groups: dict[str, list[int]] = {}
     for place, run in enumerate(runs):
         tree = {key: value for key, value in run.config.items() if key not in _SEEDLESS}
@@ -68,8 +78,8 @@ def experiments(runs: Sequence[Run]) -> list[list[int]]:
     return list(groups.values())
 
 
-def figures(runs: Sequence[Run], domain: str) -> list[Figure]:
-    """What runs are compared by on `domain`."""
+def figures(runs: Sequence[ReportData], domain: str) -> list[Figure]:
+    """Return the numbers that runs are compared by on `domain`."""
     results = [run.results for run in runs]
     is_class = classifies(results[0])
     score = "f1_macro" if is_class else "loss"
@@ -89,10 +99,10 @@ def figures(runs: Sequence[Run], domain: str) -> list[Figure]:
     return [each for each in shown if any(value is not None for value in each.values)]
 
 
-def compare_table(runs: Sequence[Run], domain: str) -> Table:
-    """A line a run, and a line for each experiment of several seeds."""
+def compare_table(runs: Sequence[ReportData], domain: str) -> Table:
+    """Return a line a run, and a line for each experiment of several seeds."""
     found = figures(runs, domain)
-    target = words_of(runs[0].results).target
+    target = task_labels(runs[0].results).target
     header = ["Run", "Seed", "Student", f"Bytes a {target}", *(each.name for each in found)]
     rows = []
     for group in experiments(runs):
@@ -116,21 +126,21 @@ def compare_table(runs: Sequence[Run], domain: str) -> Table:
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
-    """(mean, half the width of its 95 % interval) of two values or more."""
+    """Return (mean, half the width of its 95 % interval) of two values or more."""
     from scipy.stats import t
 
     half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
     return mean(values), half
 
 
-def headline(runs: Sequence[Run]) -> str:
-    """Which experiment has the best student, by the figure that matters."""
+def headline(runs: Sequence[ReportData]) -> str:
+    """Return which experiment has the best student, by the main figure."""
     domain = common_domains(runs)[0]
     shown = main_figure(runs, domain)
     if shown is None:
         return f"Students of {len(experiments(runs))} experiments, evaluated on {domain}."
     rows = seed_rows(runs, shown)
-    target = words_of(runs[0].results).target
+    target = task_labels(runs[0].results).target
     best = (min if shown.name.endswith("loss") else max)(rows, key=lambda each: each[1].middle)
     kept = _bytes(runs[best[0]].results)
     what = shown.name[0].lower() + shown.name[1:]
@@ -138,8 +148,8 @@ def headline(runs: Sequence[Run]) -> str:
     return f"Best on {domain} is {best[1].name}: {what} {best[1].text}{cached}."
 
 
-def summarise_comparison(runs: Sequence[Run]) -> str:
-    """The same tables as Markdown."""
+def summarise_comparison(runs: Sequence[ReportData]) -> str:
+    """Return the tables as Markdown."""
     check_comparable(runs)
     parts = ["# Comparison of runs"]
     for domain in common_domains(runs):
@@ -147,8 +157,8 @@ def summarise_comparison(runs: Sequence[Run]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def differences_table(runs: Sequence[Run]) -> Table:
-    """The settings that are not the same in all runs, a row a setting and a column a run."""
+def differences_table(runs: Sequence[ReportData]) -> Table:
+    """Return the settings that are not the same in all runs, a column a run."""
     trees = [
         {key: value for key, value in run.config.items() if key not in ("name", "output")}
         for run in runs
@@ -158,7 +168,7 @@ def differences_table(runs: Sequence[Run]) -> Table:
 
 
 def _differing(path: str, trees: Sequence[Any]) -> Iterator[tuple[str, Sequence[Any]]]:
-    """Dotted paths whose values differ, as deep as all trees go."""
+    """Yield dotted paths whose values differ, as deep as all trees have them."""
     if all(isinstance(tree, dict) for tree in trees):
         for key in dict.fromkeys(key for tree in trees for key in tree):
             inner = f"{path}.{key}" if path else str(key)
@@ -173,8 +183,8 @@ def _setting(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def provenance_table(runs: Sequence[Run]) -> Table:
-    """Where each run's figures come from."""
+def provenance_table(runs: Sequence[ReportData]) -> Table:
+    """Return where each run's figures come from."""
     rows = [
         [
             label,
@@ -190,8 +200,8 @@ def provenance_table(runs: Sequence[Run]) -> Table:
     return Table("Provenance", header, rows)
 
 
-def labels(runs: Sequence[Run]) -> list[str]:
-    """A name for each run: with its seed, and its place, where that is needed to tell it apart."""
+def labels(runs: Sequence[ReportData]) -> list[str]:
+    """Return a name for each run, with its seed and place where names are the same."""
     names = [run.results["run"] for run in runs]
     if len(set(names)) < len(names):
         names = [f"{run.results['run']}, seed {run.results['seed']}" for run in runs]
@@ -200,15 +210,15 @@ def labels(runs: Sequence[Run]) -> list[str]:
     return names
 
 
-def main_figure(runs: Sequence[Run], domain: str) -> Figure | None:
-    """What the runs' students are judged by: F1, else the gap recovered, else the loss."""
+def main_figure(runs: Sequence[ReportData], domain: str) -> Figure | None:
+    """Return the figure that decides: F1, else the gap recovered, else the loss."""
     found = {each.name: each for each in figures(runs, domain)}
     names = ("Student's F1", "Gap recovered", "Student's loss")
     return next((found[name] for name in names if name in found), None)
 
 
-def seed_rows(runs: Sequence[Run], shown: Figure) -> list[tuple[int, Dots]]:
-    """An experiment's first place and its values, for each that has any."""
+def seed_rows(runs: Sequence[ReportData], shown: Figure) -> list[tuple[int, Dots]]:
+    """Return the first place and the values of each experiment that has any."""
     rows = []
     names = labels(runs)
     for group in experiments(runs):

@@ -1,84 +1,85 @@
-"""What a report says, as plain text and tables; HTML, Markdown and model card say it the same way.
-
-Every sentence here is derived from the results, so that a number is rounded once and a missing
-baseline or cache is explained once.
-"""
+"""What a run's results say, in numbers and sentences that page, summary and model card share."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
-from kdscale.evaluate.results import CacheFacts, DomainMetrics, Results
+from kdscale.evaluate.results import DomainMetrics, Results
 from kdscale.report import formatting as units
-from kdscale.report.labels import classifies, words_of
-from kdscale.report.load import Run
 
 MODELS = ("teacher", "student", "baseline")
 HOME = "validation"
 """The evaluation set that comes from the training corpus."""
-HARDWARE = {"cpu": "CPU", "cores": "Cores", "memory_bytes": "Memory", "gpus": "GPUs"}
-CACHE_NAMED = ("codec", "bytes_per_token", "bytes", "rows", "targets")
-# What says which cache it was, not what it holds: told with the rest of the provenance.
-CACHE_IDENTITY = ("url", "fingerprint", "created", "version", "identity")
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table of text; the first cell of a row is its header, the others are figures.
+class TaskLabels:
+    """Display labels of one task."""
 
-    `name` is for tables whose caption holds what differs between the runs of an experiment.
-    """
-
-    caption: str
-    header: list[str]
-    rows: list[list[str]]
-    name: str = ""
+    model: str
+    target: str  # what a loss is per, and what the cache stores a distribution for
+    auto_class: str  # of transformers
+    pipeline_tag: str  # of the hub
 
 
-@dataclass(frozen=True)
-class KeyFigure:
-    """A figure that decides whether to read on, and what it is a figure of."""
+_LABELS = {
+    "causal-lm": TaskLabels(
+        "causal language model", "token", "AutoModelForCausalLM", "text-generation"
+    ),
+    "masked-lm": TaskLabels(
+        "masked language model", "masked token", "AutoModelForMaskedLM", "fill-mask"
+    ),
+    "sequence-classification": TaskLabels(
+        "text classifier", "document", "AutoModelForSequenceClassification", "text-classification"
+    ),
+}
 
-    value: str
-    meaning: str
+
+def task_labels(results: Results) -> TaskLabels:
+    """Return the display labels of the task of `results`."""
+    return _LABELS[results["task"]]
+
+
+def classifies(results: Results) -> bool:
+    """Return whether the models are classifiers."""
+    return results["task"] == "sequence-classification"
 
 
 def created(results: Results) -> str:
-    """When, as a person reads it."""
+    """Return the time of creation as a person reads it."""
     return results["created"].replace("T", " ").replace("+00:00", " UTC")
 
 
 def models(results: Results) -> list[str]:
-    """The models that were evaluated, teacher first, others than the run's own last."""
+    """Return the evaluated models: teacher first, models from outside the run last."""
     return in_order(results["models"])
 
 
 def in_order(names: Collection[str]) -> list[str]:
-    """Names of models in the order of all tables."""
+    """Return names of models in the order of all tables."""
     return [n for n in MODELS if n in names] + [n for n in names if n not in MODELS]
 
 
 def domains(results: Results) -> list[str]:
-    """The evaluation domains, `validation` first."""
+    """Return the evaluation domains, `validation` first."""
     names = dict.fromkeys(name for m in models(results) for name in results["models"][m]["domains"])
     return sorted(names, key=lambda name: name != HOME)
 
 
 def main_domain(results: Results) -> str | None:
-    """The domain that headlines speak of: `validation` where it exists."""
+    """Return the domain of headlines: `validation` where it exists."""
     return next(iter(domains(results)), None)
 
 
 def score(results: Results, model: str, domain: str) -> DomainMetrics | None:
-    """The metrics of `model` on `domain`, or None."""
+    """Return the metrics of `model` on `domain`, or None."""
     if model not in results["models"]:
         return None
     return results["models"][model]["domains"].get(domain)
 
 
 def times_smaller(results: Results) -> float | None:
-    """Parameters of the teacher over those of the student."""
+    """Return the teacher's parameters over the student's."""
     teacher, student = results["models"].get("teacher"), results["models"].get("student")
     if not teacher or not student or not student["parameters"]:
         return None
@@ -86,8 +87,10 @@ def times_smaller(results: Results) -> float | None:
 
 
 def times_faster(results: Results) -> tuple[float, Sequence[float]] | None:
-    """Tokens a second of the student over those of the teacher, in batched forwards, and the 95 %
-    interval of that; None where too little was measured for an interval."""
+    """Return the student's tokens a second over the teacher's, with the 95 % interval.
+
+    Of batched forwards. None where too little was measured for an interval.
+    """
     speed = results["speed"]["models"].get("student") if "speed" in results else None
     times, interval = (
         (speed.get("times_teacher"), speed.get("times_teacher_interval")) if speed else (None, None)
@@ -96,7 +99,7 @@ def times_faster(results: Results) -> tuple[float, Sequence[float]] | None:
 
 
 def _faster(results: Results) -> str:
-    """` and 5.9 (5.2 to 6.4) times faster`, where the interval leaves no doubt of which is."""
+    """Return ` and 5.9 (5.2 to 6.4) times faster`, or "" where the interval includes 1."""
     found = times_faster(results)
     if found is None:
         return ""
@@ -109,13 +112,23 @@ def _faster(results: Results) -> str:
 
 
 def main_gap(results: Results) -> float | None:
-    """Gap recovered on the main domain."""
+    """Return the gap recovered on the main domain."""
     return results["gap_recovered"].get(main_domain(results) or "")
 
 
+@dataclass(frozen=True)
+class KeyFigure:
+    """One large figure and what it measures."""
+
+    value: str
+    meaning: str
+
+
 def key_figures(results: Results) -> list[KeyFigure]:
-    """How much smaller, how much faster, how much of the gap recovered, at how many bytes, how like
-    the teacher: those that the run has."""
+    """Return the figures for the tiles, as far as the run has them.
+
+    Size, speed, gap recovered, stored bytes, and likeness to the teacher.
+    """
     found = []
     domain = main_domain(results) or ""
     ratio, gap = times_smaller(results), main_gap(results)
@@ -132,7 +145,7 @@ def key_figures(results: Results) -> list[KeyFigure]:
         found.append(KeyFigure(units.percent(gap), f"of the loss gap recovered, {domain}"))
     if results["cache"] is not None:
         kept = units.number(results["cache"]["bytes_per_token"], 1)
-        target = words_of(results).target
+        target = task_labels(results).target
         found.append(KeyFigure(f"{kept} B", f"a {target} keeps what the teacher knows"))
     student_score = score(results, "student", domain)
     if student_score and "f1_macro" in student_score:
@@ -145,7 +158,7 @@ def key_figures(results: Results) -> list[KeyFigure]:
 
 
 def headline(results: Results) -> str:
-    """The run in one or two sentences."""
+    """Return the run in one or two sentences."""
     if "student" not in results["models"]:
         return "This run has no student: it holds the teacher's results only."
     student = f"A student of {units.count(results['models']['student']['parameters'])} parameters"
@@ -167,12 +180,12 @@ def headline(results: Results) -> str:
     cache = results["cache"]
     if cache is None:
         return sentence
-    kept = f"{cache['bytes_per_token']:.1f} bytes a {words_of(results).target}"
+    kept = f"{cache['bytes_per_token']:.1f} bytes a {task_labels(results).target}"
     return f"{sentence} What the teacher knows is cached in {kept}."
 
 
 def _classes_found(results: Results) -> str:
-    """How well the student tells classes apart, and the other two."""
+    """Return the macro F1 of the student, and of the others beside it."""
     domain = main_domain(results) or ""
     found = {model: score(results, model, domain) for model in models(results)}
     of = {model: units.percent(s.get("f1_macro")) for model, s in found.items() if s is not None}
@@ -183,7 +196,7 @@ def _classes_found(results: Results) -> str:
 
 
 def no_gap_reason(results: Results, domain: str) -> str:
-    """Why there is no gap recovered on `domain`."""
+    """Return the reason why `domain` has no gap recovered."""
     if "baseline" not in results["models"]:
         return "Without a baseline (distill.baseline) no gain over the labels can be claimed."
     teacher, baseline = score(results, "teacher", domain), score(results, "baseline", domain)
@@ -192,112 +205,9 @@ def no_gap_reason(results: Results, domain: str) -> str:
     return "The losses do not give a gap to recover."
 
 
-def confusion_table(results: Results, model: str, domain: str) -> Table | None:
-    """How often each class was taken for which, a row a class; None where there is nothing."""
-    metrics = score(results, model, domain)
-    names = results.get("classes", [])
-    counts = metrics.get("confusion") if metrics else None
-    if not names or not counts:
-        return None
-    rows = [[name, *map(str, line)] for name, line in zip(names, counts, strict=True)]
-    caption = f"{domain}: what the {model} takes each class for"
-    return Table(caption, ["Class", *names], rows)
-
-
-def calibration_table(results: Results, domain: str) -> Table:
-    """Confidence, accuracy and size of every bin, a row a model and bin."""
-    rows = []
-    for model in models(results):
-        metrics = score(results, model, domain)
-        for found in metrics["calibration"] if metrics else ():
-            shares = units.percent(found["confidence"]), units.percent(found["accuracy"])
-            rows.append([model, *shares, f"{found['count']:,}"])
-    header = ["Model", "Confidence", "Accuracy", "Positions"]
-    return Table(f"calibration on {domain}", header, rows)
-
-
 def codec_text(codec: Mapping[str, Any] | str) -> str:
-    """`varopt (k 12, head 4)` of a codec's config."""
+    """Return `varopt (k 12, head 4)` for a codec's config."""
     if isinstance(codec, str):
         return codec
     rest = ", ".join(f"{key} {value}" for key, value in codec.items() if key != "kind")
     return f"{codec.get('kind', 'codec')}" + (f" ({rest})" if rest else "")
-
-
-def cache_table(cache: CacheFacts, target: str = "token") -> Table:
-    """What the cache holds and weighs; facts beyond the schema follow as they are."""
-    rows = [
-        ["Codec", codec_text(cache["codec"])],
-        [f"Bytes a {target} (at rest)", units.number(cache["bytes_per_token"], 2)],
-        ["Size of all objects", units.size(cache["bytes"])],
-        ["Rows", f"{cache['rows']:,}"],
-        ["Target positions", f"{cache['targets']:,}"],
-    ]
-    told = (*CACHE_NAMED, *CACHE_IDENTITY)
-    extra = {key: value for key, value in cache.items() if key not in told}
-    rows += [[key.replace("_", " ").capitalize(), _plain(value)] for key, value in extra.items()]
-    return Table("The logit cache", ["Fact", "Value"], rows)
-
-
-def stage_table(results: Results) -> Table:
-    """Wall time of each stage, and of all."""
-    seconds = results["seconds"]
-    rows = [[stage, units.duration(value)] for stage, value in seconds.items()]
-    rows.append(["all", units.duration(sum(seconds.values()))])
-    return Table("Wall time of the stages", ["Stage", "Time"], rows)
-
-
-def speed_table(run: Run) -> Table:
-    """Medians of what the stages logged about their speed; no rows where they logged nothing."""
-    rows = []
-    for stage in run.metrics:
-        speed = [value for _, value in run.series(stage, "tokens_per_second")]
-        wait = [value for _, value in run.series(stage, "data_wait_share")]
-        if speed or wait:
-            rows.append(
-                [
-                    stage,
-                    units.count(median(speed)) if speed else units.NONE,
-                    units.percent(median(wait) if wait else None),
-                ]
-            )
-    header = ["Stage", "Tokens a second", "Waiting for data"]
-    return Table("Speed (medians over the logged steps)", header, rows)
-
-
-def provenance_table(results: Results) -> Table:
-    """Where the figures come from: what it takes to make them again."""
-    hardware = {key: _plain(value) for key, value in results["hardware"].items()}
-    if isinstance(memory := results["hardware"].get("memory_bytes"), int | float):
-        hardware = {**hardware, "memory_bytes": units.size(memory)}
-    rows = [
-        ["Output", results["output"]],
-        ["Created", created(results)],
-        ["Seed", str(results["seed"])],
-        ["Config fingerprint", results["config_fingerprint"]],
-        *_cache_identity(results["cache"] or {}),
-        *([HARDWARE.get(key, key), value] for key, value in hardware.items()),
-        ["Versions", ", ".join(f"{k} {v}" for k, v in results["versions"].items())],
-    ]
-    return Table("Provenance", ["Fact", "Value"], rows)
-
-
-def _cache_identity(cache: Mapping[str, Any]) -> list[list[str]]:
-    """Which cache it was; what made it comes one fact a line."""
-    named = {f"Cache: {key}": cache[key] for key in CACHE_IDENTITY if key in cache}
-    identity = named.pop("Cache: identity", None)
-    if isinstance(identity, Mapping):
-        named |= {f"Cache: {key.replace('_', ' ')}": value for key, value in identity.items()}
-    return [[name, _plain(value)] for name, value in named.items()]
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items()) or "none"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_plain, value)) or "none"
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: units.NONE}[value]
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Numbers as a person reads them; the same text in HTML, Markdown and model card."""
+"""Numbers as people read them; the same text in HTML, Markdown and model card."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ NONE = "–"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """`value` with `digits` decimals; a dash for None."""
+    """Format `value` with `digits` decimals; a dash for None."""
     if value is None:
         return NONE
     if not math.isfinite(value):
@@ -16,7 +16,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def signed(value: float | None, digits: int = 3) -> str:
-    """`value` with its sign, `+0.120`, and `digits` decimals; a dash for None."""
+    """Format `value` with its sign, `+0.120`, and `digits` decimals; a dash for None."""
     if value is None or not math.isfinite(value):
         return number(value)
     shown = round(value, digits)
@@ -24,17 +24,17 @@ def signed(value: float | None, digits: int = 3) -> str:
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """A share of 1 in percent."""
+    """Format a share of 1 in percent."""
     return NONE if share is None else f"{number(100 * share, digits)}%"
 
 
 def significant(value: float | None) -> str:
-    """`value` with four significant digits; a dash for None."""
+    """Format `value` with four significant digits; a dash for None."""
     return NONE if value is None else f"{value:,.4g}"
 
 
 def between(share: float | None, interval: Sequence[float] | None) -> str:
-    """A share of 1 in percent, with its interval where it has one: `29.9% (27.1–32.4)`."""
+    """Format a share of 1 in percent, with its interval if it has one: `29.9% (27.1–32.4)`."""
     if share is None or interval is None:
         return percent(share)
     low, high = (number(100 * bound, 1) for bound in interval)
@@ -42,27 +42,22 @@ def between(share: float | None, interval: Sequence[float] | None) -> str:
 
 
 def times(factor: float, low: float, high: float) -> str:
-    """A factor with its interval: `5.9 (5.2 to 6.4)`."""
+    """Format a factor with its interval: `5.9 (5.2 to 6.4)`."""
     return f"{number(factor, 1)} ({number(low, 1)} to {number(high, 1)})"
 
 
-def whole_percent(share: float) -> str:
-    """A share of 1 in whole percents, for axes."""
-    return percent(share, 0)
-
-
 def count(value: float) -> str:
-    """Three significant digits and k, M, B or T; integers below 1,000 as they are."""
+    """Format three significant digits and k, M, B or T; integers below 1,000 as they are."""
     return _scaled(value, 1000, ("", " k", " M", " B", " T"))
 
 
 def size(n_bytes: float) -> str:
-    """Bytes in binary units."""
+    """Format bytes in binary units."""
     return _scaled(n_bytes, 1024, (" B", " KiB", " MiB", " GiB", " TiB", " PiB"))
 
 
 def duration(seconds: float) -> str:
-    """Seconds as seconds, minutes or hours."""
+    """Format seconds as seconds, minutes or hours."""
     if not math.isfinite(seconds):
         return number(seconds)
     if seconds < 59.95:
@@ -75,7 +70,7 @@ def duration(seconds: float) -> str:
 
 
 def latency(seconds: float | None) -> str:
-    """Seconds as milliseconds, with three digits or more; a dash for None."""
+    """Format seconds as milliseconds, with three digits or more; a dash for None."""
     if seconds is None:
         return NONE
     thousandths = 1000 * seconds

@@ -1,4 +1,4 @@
-"""What a report is made of, read from a run's folder: results, metrics, config.
+"""The data of a report, read from a run's output: results, metrics, config.
 
 The config is kept as text and as a plain tree: a report has to open runs of other versions, whose
 config this version may refuse.
@@ -13,7 +13,7 @@ from kdscale.config.load import parse_tree
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.results import Results, read_results
 from kdscale.run.finished_run import CONFIG_KEY, FinishedRun
-from kdscale.run.stage_names import TRACKED
+from kdscale.run.stage_names import CURVES
 from kdscale.store import Store
 from kdscale.store.redact import redact
 
@@ -22,8 +22,8 @@ Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run as the report sees it."""
+class ReportData:
+    """Results, metrics and config of one run."""
 
     results: Results
     metrics: dict[str, list[Line]]  # by stage, in the order logged; only stages that logged
@@ -31,17 +31,17 @@ class Run:
     config_text: str
 
     def series(self, stage: str, key: str) -> list[Point]:
-        """(step, value) of the lines of `stage` that have `key`; empty where there are none."""
+        """Return (step, value) of the lines of `stage` that have `key`."""
         lines = self.metrics.get(stage, [])
         return [(line["step"], line[key]) for line in lines if line.get(key) is not None]
 
     def setting(self, path: str) -> Any:
-        """The config's value at a dotted path, such as `distill.training.steps`, or None."""
+        """Return the config's value at a dotted path such as `distill.training.steps`, or None."""
         return setting(self.config, path)
 
 
 def setting(config: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path of a config tree, or None where the path ends early."""
+    """Return the value at a dotted path of a config tree, or None where the path ends early."""
     value: Any = config
     for name in path.split("."):
         if not isinstance(value, Mapping):
@@ -50,14 +50,15 @@ def setting(config: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def load_run(store: Store) -> Run:
-    """Read the run in `store`. Metrics and config may be missing; results may not.
+def load_report_data(store: Store) -> ReportData:
+    """Read the run in `store`; metrics and config may be missing, results may not.
 
-    Raises KdscaleError where `results.json` is missing or a file cannot be understood.
+    Raises KdscaleError where `results.json` is missing or a file cannot be parsed.
     """
     text = redact(FinishedRun(store).config_text)
-    metrics = {stage: _lines(store, f"metrics/{stage}.jsonl") for stage in TRACKED}
-    return Run(
+    names = [name for curves in CURVES.values() for name in curves]
+    metrics = {name: _lines(store, f"metrics/{name}.jsonl") for name in names}
+    return ReportData(
         results=read_results(store),
         metrics={stage: lines for stage, lines in metrics.items() if lines},
         config=parse_tree(text, f"{store}/{CONFIG_KEY}") if text.strip() else {},
@@ -70,7 +71,7 @@ def _text(store: Store, key: str) -> str | None:
 
 
 def _lines(store: Store, key: str) -> list[Line]:
-    """The JSON objects of a metrics file. A last line cut short by a killed worker is left out."""
+    """Return the JSON objects of a metrics file, without a last line cut short by a kill."""
     lines = (_text(store, key) or "").splitlines()
     parsed = []
     for index, line in enumerate(lines):
@@ -87,6 +88,6 @@ def _lines(store: Store, key: str) -> list[Line]:
 
 
 def _numbers(line: Line) -> Line:
-    """`line` with what is not a number left out; `step` has to be one."""
+    """Return `line` without what is not a number; `step` has to be one."""
     numbers = {key: value for key, value in line.items() if isinstance(value, int | float)}
     return {**numbers, "step": float(numbers["step"])}

@@ -3,37 +3,37 @@
 from collections.abc import Sequence
 from html import escape
 
-from kdscale.report import facts, measured
+from kdscale.report import facts, tables
 from kdscale.report import formatting as units
-from kdscale.report.facts import Table
-from kdscale.report.labels import words_of
-from kdscale.report.load import Run
+from kdscale.report.facts import task_labels
+from kdscale.report.load import ReportData
+from kdscale.report.tables import Table
 
 
-def render_markdown(run: Run) -> str:
-    """The summary of `run`: headline, tables of results, cache, stages."""
+def render_markdown(run: ReportData) -> str:
+    """Render the summary of `run`: headline, tables of results, cache, stages."""
     results = run.results
     parts = [f"# {plain(results['run'])}", plain(facts.headline(results))]
-    for content in measured.result_tables(results):
+    for content in tables.result_tables(results):
         parts += [f"## {plain(content.caption)}", table(content)]
     if results["cache"] is not None:
         kept = units.number(results["cache"]["bytes_per_token"], 2)
         codec = plain(facts.codec_text(results["cache"]["codec"]))
-        target = words_of(results).target
-        parts += ["## Cache", f"{kept} bytes a {target} at rest, codec {codec}."]
+        target = task_labels(results).target
+        parts += ["## Cache", f"{kept} bytes a {target} stored, codec {codec}."]
     if results["seconds"]:
-        parts += ["## Stages", table(facts.stage_table(results))]
+        parts += ["## Stages", table(tables.stage_table(results))]
     return "\n\n".join(parts) + "\n"
 
 
 def table(content: Table) -> str:
-    """A GitHub table; figures are aligned to the right."""
+    """Format a GitHub table, figures aligned to the right."""
     rules = [":---"] + ["---:"] * (len(content.header) - 1)
     return "\n".join(_row(cells) for cells in [content.header, rules, *content.rows])
 
 
 def plain(text: str) -> str:
-    """`text` as Markdown that shows it as it is: no HTML, no table cell or line ends early."""
+    """Escape `text` so that Markdown shows it as it is, without HTML or a broken table cell."""
     return " ".join(escape(text, quote=False).replace("|", "\\|").split())
 
 

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain, count
 
-from kdscale.evaluate.results import CalibrationBin, Results
-from kdscale.report import curves, facts, measured
-from kdscale.report.charts import STEP, Series, thin
-from kdscale.report.facts import Table
-from kdscale.report.load import Run
+from kdscale.evaluate.results import Results
+from kdscale.report import curves, facts, tables
+from kdscale.report.curves import STEP, Series, thin
+from kdscale.report.load import ReportData
+from kdscale.report.tables import Table
+from kdscale.tracking.metrics import BY_KEY
 from kdscale.tracking.panels import Cell, Panel
 
 
-def panels(run: Run) -> list[Panel]:
-    """In the page's order, each under a key of its own; what has nothing to show is left out."""
-    results = run.results
+def panels(run: ReportData) -> list[Panel]:
+    """Return the panels in the page's order, each under its own key, without empty ones."""
+    results, unit = run.results, BY_KEY["train/loss"].unit
     domains = facts.domains(results)
     gaps: list[list[Cell]] = [
         [d, 100 * gap] for d, gap in results["gap_recovered"].items() if gap is not None
@@ -24,27 +25,27 @@ def panels(run: Run) -> list[Panel]:
     seconds: list[list[Cell]] = [
         [stage, s] for stage, s in results["seconds"].items() if math.isfinite(s)
     ]
-    confusions = (facts.confusion_table(results, "student", domain) for domain in domains)
+    confusions = (tables.confusion_table(results, "student", domain) for domain in domains)
     found = [
         Panel("quality", "gap-recovered", "bars", ("domain", "% of the loss gap"), gaps),
-        *(_table("quality", table) for table in measured.result_tables(results)),
+        *(_table("quality", table) for table in tables.result_tables(results)),
         *(_confusion(table) for table in confusions if table is not None),
-        _lines("training", "student-and-baseline", curves.losses(run), "nats"),
-        _lines("training", "kl-to-the-teacher", curves.divergence(run), "nats"),
-        _lines("training", "teacher", curves.teacher_losses(run), "nats"),
-        *(_calibration(results, domain) for domain in domains),
-        _lines("curriculum", "share-of-the-rows", curves.shares_of_rows(run), "share"),
+        _lines("training", "student-and-baseline", curves.losses(run), unit),
+        _lines("training", "kl-to-the-teacher", curves.divergence(run), unit),
+        _lines("training", "teacher", curves.teacher_losses(run), unit),
+        _lines("curriculum", "share-of-the-sequences", curves.shares_of_sequences(run), "share"),
         _lines("curriculum", "mean-difficulty", curves.difficulty(run), "difficulty"),
-        *([_table("cache", facts.cache_table(results["cache"]))] if results["cache"] else []),
-        Panel("time", "stages", "bars", ("stage", "seconds"), seconds),
-        _table("time", facts.speed_table(run)),
-        _table("provenance", facts.provenance_table(results)),
+        *([_table("cache", tables.cache_table(results["cache"]))] if results["cache"] else []),
+        Panel("speed", "stages", "bars", ("stage", "seconds"), seconds),
+        _table("speed", tables.speed_table(run)),
+        *(_calibration(results, domain) for domain in domains),
+        _table("provenance", tables.provenance_table(results)),
     ]
     return _distinct([panel for panel in found if panel.rows])
 
 
-def summary(run: Run) -> dict[str, float | int | str]:
-    """The key figures as numbers, to sort and filter runs by."""
+def summary(run: ReportData) -> dict[str, float | int | str]:
+    """Return the key figures as numbers, to sort and filter runs by."""
     results = run.results
     found: dict[str, float | int | str | None] = {
         "headline": facts.headline(results),
@@ -56,7 +57,7 @@ def summary(run: Run) -> dict[str, float | int | str]:
 
 
 def _distinct(found: Sequence[Panel]) -> list[Panel]:
-    """With a number behind names that come again: of domains that differ in a space, say."""
+    """Add numbers to repeated names, such as those of domains that differ in a space."""
     panels: dict[str, Panel] = {}
     for panel in found:
         names = chain([panel.name], (f"{panel.name}-{again}" for again in count(2)))
@@ -72,7 +73,7 @@ def _table(section: str, table: Table) -> Panel:
 
 
 def _lines(section: str, name: str, series: Sequence[Series], unit: str) -> Panel:
-    """A level is a line from the first to the last step of the others."""
+    """Return lines; a level is a line from the first to the last step of the others."""
     drawn = [s for s in series if s.finite()]
     steps = [x for s in drawn if s.kind != "level" for x, _ in s.finite()]
     rows: list[list[Cell]] = []
@@ -88,8 +89,9 @@ def _calibration(results: Results, domain: str) -> Panel:
     rows: list[list[Cell]] = []
     for model in facts.models(results):
         metrics = facts.score(results, model, domain)
-        bins = metrics["calibration"] if metrics else []
-        rows += [[b["confidence"], b["accuracy"], model] for b in bins if _finite(b)]
+        for each in metrics["calibration"] if metrics else ():
+            if math.isfinite(each["confidence"]) and math.isfinite(each["accuracy"]):
+                rows.append([each["confidence"], each["accuracy"], model])
     return Panel("calibration", _slug(domain), "lines", ("confidence", "accuracy", "line"), rows)
 
 
@@ -104,10 +106,6 @@ def _confusion(table: Table) -> Panel:
     return Panel("quality", _slug(table.caption), "confusion", columns, rows)
 
 
-def _finite(found: CalibrationBin) -> bool:
-    return math.isfinite(found["confidence"]) and math.isfinite(found["accuracy"])
-
-
 def _slug(caption: str) -> str:
-    """The same for all runs of an experiment: a caption without its counts, fit for a key."""
+    """Return a caption without its counts, fit for a key that all runs of an experiment share."""
     return re.sub(r"[^\w.-]+", "-", re.sub(r": [\d,]+ \w+$", "", caption)).strip("-").lower()

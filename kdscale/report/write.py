@@ -1,4 +1,4 @@
-"""Reads a run, renders it, puts the files beside its results."""
+"""Renderers of a run's report, summary and model card to files beside its results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,9 +6,7 @@ from typing import Literal
 
 from kdscale.report.card import model_card
 from kdscale.report.compare import summarise_comparison
-from kdscale.report.compare_html import render_comparison
-from kdscale.report.html import render_html
-from kdscale.report.load import load_run
+from kdscale.report.load import load_report_data
 from kdscale.report.markdown import render_markdown
 from kdscale.store import Store
 
@@ -18,9 +16,11 @@ def write_report(store: Store) -> str:
 
     Raises KdscaleError where the run has no results, or its files cannot be understood.
     """
-    run = load_run(store)
+    from kdscale.report.pages import render_report  # loads Matplotlib
+
+    run = load_report_data(store)
     summary = render_markdown(run)
-    store.put("report/index.html", render_html(run).encode())
+    store.put("report/index.html", render_report(run).encode())
     store.put("report/summary.md", summary.encode())
     return summary
 
@@ -30,7 +30,9 @@ def write_comparison(runs: Sequence[Store], to: Path) -> str:
 
     Raises KdscaleError where runs have no results, or none that can be compared.
     """
-    found = [load_run(store) for store in runs]
+    from kdscale.report.pages import render_comparison  # loads Matplotlib
+
+    found = [load_report_data(store) for store in runs]
     text = render_comparison(found)
     to.parent.mkdir(parents=True, exist_ok=True)
     to.write_text(text, encoding="utf-8")
@@ -42,7 +44,7 @@ def write_model_card(store: Store, which: Literal["student", "baseline"] = "stud
 
     Raises KdscaleError where the run has no results or no such model.
     """
-    run = load_run(store)
+    run = load_report_data(store)
     card = model_card(run.results, which, run.config)
     store.put(f"{which}/README.md", card.encode())
     return card

@@ -1,0 +1,1 @@
+"""Runs: the pipeline and its stages, their artifacts, record, lock, stop and status."""

@@ -1,9 +1,9 @@
-"""`progress.json`: who drives a run, when it was last heard of, and how far each stage is.
+"""`progress.json`: the drivers of a run, when each was last heard of, and how far each stage is.
 
-It is a key of its own beside `run.json`, so that the thread that writes it every few seconds and
-the stages that write their record never meet. A store that fails is logged and tried again at the
-next beat: no run waits for this, and none ends by it. Whoever reads it decides by the age of the
-last beat whether the driver is still alive.
+It is another key than `run.json`, so that the thread that writes it every few seconds and the
+stages that write their record never meet. A store that fails is logged and tried again at the next
+beat: no run waits for it or ends by it. Readers take the age of the last beat for the sign of a
+driver that is alive.
 """
 
 import logging
@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Literal, Self
 
@@ -20,52 +21,30 @@ from pydantic import Field, ValidationError
 from kdscale.config.base import Config
 from kdscale.errors import KdscaleError
 from kdscale.run.lock import ray_job
+from kdscale.run.stop import StoppedError
 from kdscale.store import Store, explain
 from kdscale.store.redact import redact
-from kdscale.workers.progress import StageProgress
+from kdscale.workers.channel import FAILURES_KEPT
+from kdscale.workers.progress import RunningStage, StageProgress
 
 log = logging.getLogger(__name__)
 
 PROGRESS_KEY = "progress.json"
 BEAT_SECONDS = 10.0
 LOST_SECONDS = 60.0
-"""A driver that was not heard of for so long is taken for dead."""
+"""A driver that was not heard of for so long counts as dead."""
 
-_KEPT = 20  # drivers, and failures of a stage: the newest
+_DRIVERS_KEPT = 20
 _JOIN_SECONDS = 60.0
-_STOPPED = 5  # the exit code of what was asked to stop: kdscale/submit/verdict.py
 
 
-class Attempt(Config):
-    """A worker group of a stage that failed."""
-
-    time: float
-    """Unix seconds."""
-
-    reason: str
-
-
-class StageProgressRecord(Config):
-    """How far a stage is, as its workers told it last."""
+@dataclass(frozen=True, kw_only=True)
+class RecordedProgress(StageProgress):
+    """Progress of a stage over all attempts at its fingerprint."""
 
     fingerprint: str
     started: float
-    """Unix seconds: when the present driver, or the last, began with it."""
-
-    updated: float = 0.0
-    """Unix seconds of the workers' last word; 0 before the first."""
-
-    done: int = 0
-    total: int = 0
-    tokens: int = 0
-    note: str = ""
-    tokens_per_second: float = 0.0
-    seconds_left: float | None = None
-    failed_groups: int = 0
-    """Worker groups that failed, over all drivers."""
-
-    failures: tuple[Attempt, ...] = ()
-    """The newest of them."""
+    """Unix seconds at which the last driver began with it."""
 
 
 class Driver(Config):
@@ -74,32 +53,32 @@ class Driver(Config):
     host: str
     pid: int
     job: str | None
-    """Id of the Ray job that it was; None for a process started by hand."""
+    """Id of its Ray job; None for a process started by hand."""
 
     started: float
     heard: float
-    """Unix seconds, by the driver's own clock."""
+    """Unix seconds, by the driver's clock."""
 
     stage: str | None = None
-    """The stage that it was at last."""
+    """The stage that it was last at."""
 
     state: Literal["running", "complete", "failed", "stopped", "lost"] = "running"
-    """`stopped`: it was asked to. `lost` is what its successor says of one that wrote no end."""
+    """`stopped`: it was asked to. `lost`: it ended without writing how, as its successor found."""
 
     cause: str = ""
 
 
 class ProgressRecord(Config):
-    """The whole of `progress.json`."""
+    """The content of `progress.json`."""
 
     drivers: tuple[Driver, ...] = ()
     """Oldest first."""
 
-    stages: dict[str, StageProgressRecord] = Field(default_factory=dict)
+    stages: dict[str, RecordedProgress] = Field(default_factory=dict)
 
 
 def read_progress(store: Store) -> ProgressRecord | None:
-    """What the run in `store` last said of itself; None where it never did."""
+    """Return the progress of the run in `store`, None if it has not written any."""
     try:
         data = store.get(PROGRESS_KEY)
     except FileNotFoundError:
@@ -108,15 +87,16 @@ def read_progress(store: Store) -> ProgressRecord | None:
         return ProgressRecord.model_validate_json(data)
     except ValidationError as error:
         raise KdscaleError(
-            f"{store}/{PROGRESS_KEY} is not what this version of kdscale writes.",
+            f"{store}/{PROGRESS_KEY} was not written by this version of kdscale.",
             "Use the version that runs the run; deleting the file harms no run.",
         ) from error
 
 
-class Heartbeat:
-    """Tells the store of a run where it stands, from a thread, while the block goes on.
+class ProgressFile:
+    """Writer of a run's progress, in a thread for as long as the block lasts.
 
-    How the block ends is told too: `complete`, or `failed` or `stopped` with what was raised.
+    The driver's state at the end of the block is `complete`, or `failed` or `stopped` with the
+    error as its cause.
     """
 
     def __init__(
@@ -125,29 +105,29 @@ class Heartbeat:
         seconds: float = BEAT_SECONDS,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        """seconds: between two writes. `check` raises KdscaleError where this driver may not write
-        any more, because another one has the run."""
+        """Make a writer to `store`.
+
+        Args:
+            store: The run's output.
+            seconds: Time between two writes.
+            check: Raises KdscaleError if this driver may not write, because another has the run.
+        """
         self._store = store
         self._check = check
         self._seconds = seconds
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._ended = False
-        self._stage: tuple[str, StageProgress] | None = None
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._stage: RunningStage | None = None
+        self._thread = threading.Thread(target=self._run, name="progress file", daemon=True)
 
     def __enter__(self) -> Self:
         before = self._before()
-        earlier = tuple(map(_as_lost, before.drivers))
         self._stages = dict(before.stages)
-        self._earlier = earlier[-(_KEPT - 1) :]
+        self._earlier = tuple(map(_as_lost, before.drivers))[-(_DRIVERS_KEPT - 1) :]
         now = time.time()
         self._driver = Driver(
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            job=ray_job(),
-            started=now,
-            heard=now,
+            host=socket.gethostname(), pid=os.getpid(), job=ray_job(), started=now, heard=now
         )
         self._thread.start()
         self._wake.set()
@@ -159,28 +139,28 @@ class Heartbeat:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        end = {"state": _end(error), "cause": _cause(error)}
+        end = {"state": _state(error), "cause": _cause(error)}
         with self._lock:
             self._driver = self._driver.model_copy(update=end)
             self._ended = True
         self._wake.set()
         self._thread.join(_JOIN_SECONDS)
 
-    def begin(self, stage: str, fingerprint: str, progress: StageProgress) -> None:
-        """From here on the run is at `stage`, as far as `progress` says.
+    def begin(self, stage: RunningStage, fingerprint: str) -> None:
+        """Follow `stage` from here on.
 
-        What earlier attempts at the same fingerprint reached stands until workers report again.
+        The progress of earlier attempts at the same fingerprint stays until workers report again.
         """
         with self._lock:
             self._follow()
-            old = self._stages.get(stage)
-            known = old if old is not None and old.fingerprint == fingerprint else None
-            fresh = known or StageProgressRecord(fingerprint=fingerprint, started=0.0)
-            self._kept = fresh.failed_groups, fresh.failures
-            pace = {"started": time.time(), "tokens_per_second": 0.0, "seconds_left": None}
-            self._stages[stage] = fresh.model_copy(update=pace)
-            self._stage = stage, progress
-            self._driver = self._driver.model_copy(update={"stage": stage})
+            old = self._stages.get(stage.name)
+            if old is None or old.fingerprint != fingerprint:
+                old = RecordedProgress(fingerprint=fingerprint, started=0.0)
+            started = time.time()
+            self._kept = replace(old, started=started, tokens_per_second=0.0, seconds_left=None)
+            self._stages[stage.name] = self._kept
+            self._stage = stage
+            self._driver = self._driver.model_copy(update={"stage": stage.name})
         self._wake.set()
 
     def _run(self) -> None:
@@ -194,7 +174,7 @@ class Heartbeat:
                 self._check()
                 self._store.put(PROGRESS_KEY, content)
             except KdscaleError as error:
-                log.warning("%s is another driver's: %s", PROGRESS_KEY, error.problem)
+                log.warning("%s belongs to another driver: %s", PROGRESS_KEY, error.problem)
                 return
             except OSError as error:
                 log.warning("%s was not written: %s", PROGRESS_KEY, redact(str(error)))
@@ -208,31 +188,20 @@ class Heartbeat:
         return record.model_dump_json(indent=1).encode()
 
     def _follow(self) -> None:
-        """Take over what the present stage's board said last."""
+        """Add the present stage's progress to that of the drivers before."""
         if self._stage is None:
             return
-        name, progress = self._stage
-        snapshot = progress.latest
-        count, failures = self._kept
-        seen = tuple(Attempt(time=f.time, reason=redact(f.reason)) for f in snapshot.failures)
-        update = {
-            "failed_groups": count + len(seen),
-            "failures": (*failures, *seen)[-_KEPT:],
-        }
-        if snapshot.updated:
-            update |= {
-                "updated": snapshot.updated,
-                "done": snapshot.done,
-                "total": snapshot.total,
-                "tokens": snapshot.tokens,
-                "note": snapshot.note,
-                "tokens_per_second": snapshot.rate(),
-                "seconds_left": snapshot.seconds_left(),
-            }
-        self._stages[name] = self._stages[name].model_copy(update=update)
+        kept, latest = self._kept, self._stage.latest
+        new = tuple(replace(f, reason=redact(f.reason)) for f in latest.failures)
+        progress = replace(kept, **vars(latest)) if latest.updated else kept
+        self._stages[self._stage.name] = replace(
+            progress,
+            failed_groups=kept.failed_groups + latest.failed_groups,
+            failures=(*kept.failures, *new)[-FAILURES_KEPT:],
+        )
 
     def _before(self) -> ProgressRecord:
-        """What earlier drivers wrote; nothing where it is not to be read."""
+        """Return the progress that earlier drivers wrote; none if it cannot be read."""
         try:
             return read_progress(self._store) or ProgressRecord()
         except KdscaleError as error:
@@ -241,22 +210,21 @@ class Heartbeat:
 
 
 def _as_lost(driver: Driver) -> Driver:
-    """An earlier driver that never wrote its end has none to write any more."""
+    """Mark a previous driver that is still `running` as lost."""
     if driver.state != "running":
         return driver
     return driver.model_copy(update={"state": "lost", "cause": "it ended without a word"})
 
 
-def _end(error: BaseException | None) -> str:
-    """The state of a driver that ends with `error`."""
+def _state(error: BaseException | None) -> str:
+    """Return the state of a driver that ends with `error`."""
     if error is None:
         return "complete"
-    asked = isinstance(error, KeyboardInterrupt) or getattr(error, "exit_code", 0) == _STOPPED
-    return "stopped" if asked else "failed"
+    return "stopped" if isinstance(error, KeyboardInterrupt | StoppedError) else "failed"
 
 
 def _cause(error: BaseException | None) -> str:
-    """A line on what ended the driver, fit for everyone to read."""
+    """Return a line on the error that ended the driver, without secrets."""
     if error is None:
         return ""
     known = explain(error)

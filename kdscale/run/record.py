@@ -1,4 +1,4 @@
-"""`run.json`: what a run is, with which versions, and the state and seconds of each stage."""
+"""`run.json`: a run's name, its versions, and the state and seconds of each stage."""
 
 import json
 import time
@@ -14,7 +14,7 @@ from kdscale.store import Store
 
 
 class RunRecord:
-    """The record of one run in its store; written at every change, by the driver only."""
+    """The record of a run in its store; written at every change, by the driver only."""
 
     def __init__(
         self,
@@ -23,8 +23,14 @@ class RunRecord:
         config_fingerprint: str,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        """Goes on from the record that is there. `check` raises where this driver may not write
-        any more."""
+        """Load the record that is there, if any.
+
+        Args:
+            store: The run's output.
+            name: The run's name.
+            config_fingerprint: Fingerprint of the whole config.
+            check: Raises if this driver may not write any more.
+        """
         self._store = store
         self._check = check
         self._content: dict[str, Any] = {"stages": {}}
@@ -39,16 +45,16 @@ class RunRecord:
         }
 
     def fingerprint(self, stage: str) -> str | None:
-        """Fingerprint that the stage was last completed with."""
+        """Return the fingerprint that the stage was last completed with."""
         entry = self._stages.get(stage, {})
         return entry.get("fingerprint") if entry.get("state") == "complete" else None
 
     def seconds(self) -> dict[str, float]:
-        """Wall seconds of each stage so far, over all attempts at its present fingerprint."""
+        """Return wall seconds of each stage, over all attempts at its present fingerprint."""
         return {stage: entry["seconds"] for stage, entry in self._stages.items()}
 
     def pinned(self, name: str, fingerprint: str, value: Any) -> Any:
-        """`value`, or what was pinned as `name` for the same fingerprint before."""
+        """Return the value first pinned as `name` for the fingerprint: this one, if none."""
         pins = self._content.setdefault("pinned", {})
         if pins.get(name, {}).get("fingerprint") != fingerprint:
             pins[name] = {"fingerprint": fingerprint, "value": value}
@@ -57,7 +63,7 @@ class RunRecord:
 
     @contextmanager
     def running(self, stage: str, fingerprint: str) -> Iterator[None]:
-        """Times the block and records how it ends."""
+        """Time the block and record how it ends."""
         old = self._stages.get(stage, {})
         same = old.get("fingerprint") == fingerprint
         spent = old.get("seconds", 0.0) if same else 0.0

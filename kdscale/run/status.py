@@ -1,100 +1,81 @@
-"""Where a run stands, from its store alone: no cluster is asked, and nothing is written.
+"""Status of a run, from its store alone: no cluster is asked, and nothing is written.
 
-`run.json` says which stages are complete, `progress.json` who drives the run and how far the
-present stage is, `commits/` which shards count, the ends of `metrics/*.jsonl` what was logged last.
+`run.json` says which stages are complete, `progress.json` which driver is at work and how far the
+present stage is, `commits/` which shards count, the ends of `metrics/*.jsonl` the last losses.
 """
 
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from kdscale.cache.format.records import PlanRecord, read_record
 from kdscale.run.finished_run import FinishedRun
-from kdscale.run.progress_file import LOST_SECONDS, Attempt, Driver, ProgressRecord, read_progress
-from kdscale.run.stage_names import STAGES
+from kdscale.run.progress_file import LOST_SECONDS, Driver, ProgressRecord, read_progress
+from kdscale.run.stage_names import CURVES, STAGES
 from kdscale.store import Store, explained, open_store
+from kdscale.workers.progress import StageProgress
 
 _TAIL_BYTES = 64 * 1024
-_METRICS = {"teacher": ("teacher",), "distill": ("distill", "baseline")}
-"""What the stages that train call their metrics."""
-
 _LOSSES = ("train/loss", "train/ce_loss", "train/kl", "validation/loss")
 
 
 @dataclass(frozen=True)
 class Losses:
-    """What a training logged last: nats a token, each from the newest line that has it."""
+    """The losses that a training logged last: nats a token, each from the newest line with it."""
 
     training: str
     step: int
     values: dict[str, float | None]
 
 
-@dataclass(frozen=True)
-class StageStatus:
-    """One stage. Seconds are wall seconds over all attempts at the present fingerprint."""
+@dataclass(frozen=True, kw_only=True)
+class StageStatus(StageProgress):
+    """A stage: its state, its progress, its shards and losses."""
 
     name: str
     state: str
     seconds: float = 0.0
-    attempts: int = 0
-    """How many drivers began with it."""
+    """Wall seconds over all attempts at the present fingerprint."""
 
-    done: int = 0
-    total: int = 0
-    note: str = ""
-    tokens: int = 0
-    tokens_per_second: float = 0.0
-    seconds_left: float | None = None
+    attempts: int = 0
+    """Number of drivers that began with it."""
+
     shards_committed: int | None = None
-    """Of the cache, counted from its commits; None for other stages."""
+    """Shards of the cache, counted from its commits; None for other stages."""
 
     shards_planned: int | None = None
-    failed_groups: int = 0
-    failures: tuple[Attempt, ...] = ()
     losses: tuple[Losses, ...] = ()
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run as its store shows it."""
+    """Status of a run."""
 
     name: str
     output: str
     state: str
-    """running; complete; failed; stopped: as it was asked to; lost: the driver died without a word;
-    idle: no driver is at work, and stages are left."""
+    """running; complete; failed; stopped: as it was asked to; lost: the driver died without writing
+    its end; idle: no driver is at work, and stages are left."""
 
     heard_seconds_ago: float | None
     driver: Driver | None
     earlier_drivers: tuple[Driver, ...]
-    stages: tuple[StageStatus, ...] = field(default=())
+    stages: tuple[StageStatus, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        drivers = (self.driver, *self.earlier_drivers)
-        driver, *earlier = (None if d is None else d.model_dump() for d in drivers)
-        stages = [
-            asdict(stage) | {"failures": [failure.model_dump() for failure in stage.failures]}
-            for stage in self.stages
-        ]
-        return {
-            "name": self.name,
-            "output": self.output,
-            "state": self.state,
-            "heard_seconds_ago": self.heard_seconds_ago,
-            "driver": driver,
-            "earlier_drivers": earlier,
-            "stages": stages,
+        """Return the status for JSON."""
+        return asdict(self) | {
+            "driver": None if self.driver is None else self.driver.model_dump(),
+            "earlier_drivers": [driver.model_dump() for driver in self.earlier_drivers],
         }
 
 
 @explained()
 def run_status(output: Store, now: float | None = None) -> RunStatus:
-    """The status of the run in `output` at `now` (Unix seconds; the present by default).
+    """Return the status of the run in `output` at `now` (Unix seconds; the present by default).
 
-    Ages compare the driver's clock with this machine's. KdscaleError where there is no run.
+    Ages compare the driver's clock with this machine's. Raises KdscaleError if there is no run.
     """
     progress = read_progress(output)
     record = FinishedRun(output).record
@@ -125,39 +106,37 @@ def _state(driver: Driver | None, age: float | None, stages: dict[str, Any]) -> 
 def _stage(
     output: Store, name: str, stages: dict[str, Any], progress: ProgressRecord, run_state: str
 ) -> StageStatus:
-    entry, told = stages.get(name), progress.stages.get(name)
+    entry, recorded = stages.get(name), progress.stages.get(name)
     if entry is None:
-        return StageStatus(name, "waiting")
+        return StageStatus(name=name, state="waiting")
     running = entry["state"] == "running"
     state, seconds = run_state if running else entry["state"], entry["seconds"]
-    if told is None or told.fingerprint != entry["fingerprint"]:
-        return StageStatus(name, state, seconds, entry["attempts"])
+    if recorded is None or recorded.fingerprint != entry["fingerprint"]:
+        return StageStatus(name=name, state=state, seconds=seconds, attempts=entry["attempts"])
     if running:
         # The record has the seconds of ended attempts only.
-        seconds += max(0.0, progress.drivers[-1].heard - told.started)
+        seconds += max(0.0, progress.drivers[-1].heard - recorded.started)
     committed, planned = _shards(output, entry["fingerprint"]) if name == "cache" else (None, None)
+    how_far = {field.name: getattr(recorded, field.name) for field in fields(StageProgress)}
+    if not running:
+        how_far["seconds_left"] = None
     return StageStatus(
+        **how_far,
         name=name,
         state=state,
         seconds=round(seconds, 1),
         attempts=entry["attempts"],
-        done=told.done,
-        total=told.total,
-        note=told.note,
-        tokens=told.tokens,
-        tokens_per_second=told.tokens_per_second,
-        seconds_left=told.seconds_left if running else None,
         shards_committed=committed,
         shards_planned=planned,
-        failed_groups=told.failed_groups,
-        failures=told.failures,
-        losses=tuple(found for each in _METRICS.get(name, ()) if (found := _losses(output, each))),
+        losses=tuple(found for each in CURVES.get(name, ()) if (found := _losses(output, each))),
     )
 
 
 def _shards(output: Store, fingerprint: str) -> tuple[int | None, int | None]:
-    """(committed, planned) shards of the cache that the run fills, with those of earlier runs where
-    it appends to one; None each where it fills none."""
+    """Return how many shards of the cache that the run fills are committed and planned.
+
+    Those of earlier runs count if it appends to a cache; None each if it fills none.
+    """
     elsewhere = FinishedRun(output).config_tree.get("cache", {}).get("append_to")
     cache = open_store(elsewhere) if elsewhere else output.child(f"cache/{fingerprint}")
     plans = [read_record(PlanRecord, cache, key) for key in cache.list("plans/")]
@@ -167,20 +146,18 @@ def _shards(output: Store, fingerprint: str) -> tuple[int | None, int | None]:
 
 
 def _losses(output: Store, training: str) -> Losses | None:
-    """What the end of a metrics file says; None where nothing was logged yet."""
+    """Return the losses at the end of a metrics file, None if there are none."""
     lines = [json.loads(line) for line in _tail(output, f"metrics/{training}.jsonl")]
-    if not lines:
-        return None
     newest = {
         name: next((line[name] for line in reversed(lines) if name in line), None)
         for name in _LOSSES
         if any(name in line for line in lines)
     }
-    return Losses(training, lines[-1]["step"], newest)
+    return Losses(training, lines[-1]["step"], newest) if newest else None
 
 
 def _tail(output: Store, key: str) -> list[str]:
-    """The last whole lines of an object that may be growing, or be replaced by a shorter one."""
+    """Return the last whole lines of an object that may grow, or be replaced by a shorter one."""
     try:
         size = output.size(key)
         start = max(0, size - _TAIL_BYTES)

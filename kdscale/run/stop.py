@@ -1,8 +1,8 @@
-"""Ask a run to stop: by an object in its output, from anywhere, or by a signal to its driver.
+"""Requests to stop a run: by an object in its output, from anywhere, or by a signal to its driver.
 
-The first request lets the workers save what they have: a training writes a checkpoint after the
+The first request lets the workers save their state: a training writes a checkpoint after the
 present step, a capture commits the shards in flight. A second one, or the end of the time that the
-first one gave, ends the run at once. Either way the same command goes on where the run stopped.
+first one gave, ends the run at once. Either way the same command resumes where the run stopped.
 """
 
 import json
@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Any, Self
 
-from kdscale.errors import KdscaleError
+from kdscale.errors import ExitCode, KdscaleError
 from kdscale.store import Store
 
 STOP_KEY = "stop.json"
@@ -26,26 +26,26 @@ _POLL_SECONDS = 2.0
 
 
 class StoppedError(KdscaleError):
-    """The run has stopped because it was asked to."""
+    """A run that has stopped because it was asked to."""
 
-    exit_code = 5
+    exit_code = ExitCode.STOPPED
 
-    def __init__(self, problem: str, fix: str = "The same command goes on from there.") -> None:
+    def __init__(self, problem: str, fix: str = "The same command resumes it.") -> None:
         super().__init__(problem, fix)
 
 
 @dataclass(frozen=True)
 class StopRequest:
-    """`seconds`: how long the run may take to save what it has; then it ends at once."""
+    """A request in a run's output; the run has `seconds` to save its state."""
 
     id: str
     seconds: float
 
 
 def request_stop(output: Store, seconds: float) -> str:
-    """Ask the run whose output this is to stop within `seconds`; the request's id.
+    """Ask the run whose output this is to stop within `seconds`; return the request's id.
 
-    The run's driver looks every 2 seconds. A run that starts later takes no notice of it.
+    The run's driver looks every 2 seconds. A run that starts later ignores it.
     """
     request = StopRequest(uuid.uuid4().hex, seconds)
     output.put(STOP_KEY, json.dumps(asdict(request)).encode())
@@ -53,16 +53,16 @@ def request_stop(output: Store, seconds: float) -> str:
 
 
 class StopRequests:
-    """What a driver has been asked; a context manager around the whole run, in the main thread.
+    """The requests to a driver; a context manager around the whole run, in the main thread.
 
-    Requests that were made before the block are dropped at its start, and all at its end.
+    Requests from before the block are dropped at its start, and all at its end.
     """
 
     def __init__(self, output: Store) -> None:
         self._output = output
         self._cause = ""
         self._deadline = float("inf")
-        self._obeyed = False  # whether someone looks at `asked`
+        self._is_graceful = False
         self._end = threading.Event()
         self._before: dict[int, Any] = {}
 
@@ -80,40 +80,46 @@ class StopRequests:
         self._output.delete(STOP_KEY)
 
     def check(self) -> None:
-        """StoppedError where the run was asked to stop: called between two stages."""
+        """Raise StoppedError if the run was asked to stop: between two stages."""
         if self._cause:
             raise self.error()
 
     def error(self) -> StoppedError:
-        """How a run ends that stops as asked."""
+        """Return the error of a run that has saved its state and stops."""
         return StoppedError(f"The run has stopped as asked by {self._cause}.")
 
     @contextmanager
-    def obeyed(self) -> Iterator[None]:
-        """The block looks at `asked` and winds down by itself. Elsewhere a request ends the run at
-        once: there is nothing to save."""
-        self._obeyed = True
+    def graceful(self, supported: bool = True) -> Iterator[None]:
+        """Mark a block that looks at `stop_requested` and ends by itself.
+
+        Elsewhere a request ends the run at once: there is no state to save.
+        """
+        self._is_graceful = supported
         try:
             yield
         finally:
-            self._obeyed = False
+            self._is_graceful = False
 
-    def asked(self) -> bool:
-        """Whether to wind down. StoppedError where the time for that is over."""
+    def stop_requested(self) -> bool:
+        """Return whether to save the state and end.
+
+        Raises:
+            StoppedError: The time for that is over.
+        """
         if time.monotonic() > self._deadline:
             raise StoppedError(
                 f"The run did not stop within the time that {self._cause} gave, and was ended.",
-                "The same command goes on from the last checkpoint, or the last committed shard.",
+                "The same command resumes from the last checkpoint, or the last committed shard.",
             )
         return bool(self._cause)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if self._cause or not self._obeyed:
+        if self._cause or not self._is_graceful:
             raise StoppedError(f"The run was ended at once by {self._cause or name}.")
-        self._take(name, float("inf"))
+        self._accept(name, float("inf"))
 
-    def _take(self, cause: str, seconds: float) -> None:
+    def _accept(self, cause: str, seconds: float) -> None:
         self._cause, self._deadline = cause, time.monotonic() + seconds
         print(f"asked to stop by {cause}: saving; a second signal ends the run now", flush=True)
 
@@ -123,15 +129,15 @@ class StopRequests:
             if request is None or self._cause:
                 continue
             cause = f"the request {request.id[:8]}"
-            if self._obeyed or not self._before:
-                self._take(cause, request.seconds)
+            if self._is_graceful or not self._before:
+                self._accept(cause, request.seconds)
             else:
                 # Wakes the main thread, whatever it is in: `_on_signal` ends the run.
                 self._cause = cause
                 os.kill(os.getpid(), signal.SIGTERM)
 
     def _read(self) -> StopRequest | None:
-        """The request in the store; None where there is none, or the store is out of reach."""
+        """Return the request in the store; None if there is none or the store does not answer."""
         try:
             return StopRequest(**json.loads(self._output.get(STOP_KEY)))
         except (OSError, TypeError, ValueError):

@@ -30,7 +30,7 @@ class Verdict:
 
     @classmethod
     def read(cls, data: bytes) -> Self:
-        """What `bytes(verdict)` wrote; ValueError for anything else."""
+        """Parse what `bytes(verdict)` wrote; ValueError for anything else."""
         try:
             fields = json.loads(data)
             verdict = cls(**fields | {"winners": tuple(fields["winners"])})

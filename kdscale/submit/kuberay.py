@@ -58,6 +58,12 @@ def rayjob_manifest(plan: JobPlan, config: RunConfig, options: KubeOptions) -> d
             f"The output {config.output!r} is a folder of this machine, which pods do not have.",
             "Give a URL of an object store: --set output=s3://bucket/run.",
         )
+    if relative := [place for place in plan.places if place.is_relative]:
+        raise KdscaleError(
+            f"{relative[0].field} {relative[0].given!r} is a path of this machine, which pods do "
+            "not have.",
+            "Give a URL of an object store, or an absolute path inside the image.",
+        )
     size = len(plan.config_text.encode())
     if size > _MOST_CONFIG_BYTES:
         raise KdscaleError(
@@ -190,7 +196,8 @@ def _group(
     name: str, group: GroupOptions, stages: list[WorkersConfig], options: KubeOptions
 ) -> dict[str, Any]:
     """A group of pods, each for `workers_per_pod` workers of any of the stages, and at most so many
-    of them that each stage fits."""
+    of them that each stage fits.
+    """
     together = min(group.workers_per_pod, max(stage.count for stage in stages))
     cpus = math.ceil(max(stage.cpus for stage in stages) * together)
     gpus = math.ceil(max(stage.gpus for stage in stages) * together)

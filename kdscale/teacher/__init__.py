@@ -1,1 +1,1 @@
-"""The teacher: trained under ZeRO, or loaded; then run over the corpus to fill the cache."""
+"""Teacher: trained or loaded, then run over the corpus to fill the cache."""

@@ -1,12 +1,11 @@
-"""From logits to committed shards, beside the teacher.
+"""Encoder: from logits to committed shards, beside the teacher.
 
     submit -> encode -> (shard complete) -> commit
 
-On a GPU a thread encodes, on a CUDA stream of its own that waits for the forward it works on: the
-teacher's launches never wait for a payload. On a CPU `submit` encodes with all of the worker's
-threads: a further thread would only take a core from one of the forward's, and the others would
-wait for that one; and the logits are freed at once. Commits, which wait for the network, have
-threads of their own everywhere.
+On a GPU a thread encodes, on a CUDA stream that waits for the forward it works on: the teacher's
+launches never wait for a payload. On a CPU `submit` encodes with all of the worker's threads: a
+further thread would only take a core from one of the forward's, and the others would wait for that
+one; and the logits are freed at once. Commits, which wait for the network, have threads everywhere.
 """
 
 import threading
@@ -24,7 +23,7 @@ from kdscale.cache.format.records import Commit
 from kdscale.cache.rows import RowStats
 from kdscale.config.cache import CacheConfig
 from kdscale.data.rows.pack import concatenate
-from kdscale.teacher.worker_queue import Pipe
+from kdscale.teacher.worker_queue import WorkerQueue
 from kdscale.tracking import prometheus as metrics
 from kdscale.types import Rows, labels_of
 
@@ -47,8 +46,8 @@ class Forward:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What an encoder has done so far; times in seconds."""
+class EncoderProgress:
+    """Counts and times (in seconds) of an encoder so far."""
 
     committed_rows: int = 0
     committed_bytes: int = 0
@@ -66,10 +65,10 @@ class _Part:
 
 
 class Encoder:
-    """Encodes forwards in order, and commits each shard when its last one is through.
+    """Encode forwards in order, and commit each shard when its last one is through.
 
-    A context manager. `submit` waits while the queues are full. What goes wrong in a thread is
-    raised by the next `submit`, or at the end of the chunk.
+    A context manager. `submit` waits while the queues are full. An error in a thread is raised by
+    the next `submit`, or at the end of the block.
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class Encoder:
         seed: int,
         device: torch.device,
     ) -> None:
-        """`commit` is called from several threads; `seed` is the noise's."""
+        """Prepare the threads: `commit` is called from several; `seed` is that of the noise."""
         self._temperature = config.temperature
         self._seed = seed
         self._device = device
@@ -91,13 +90,15 @@ class Encoder:
         self._committed = (0, 0)  # rows, bytes
         self._lock = threading.Lock()
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._encodes = Pipe(
+        self._encodes = WorkerQueue(
             "encode",
             self._encode,
             threads=0 if self._stream is None else 1,
             waiting=config.capture.queue_batches,
         )
-        self._commits = Pipe("commit", self._commit, threads=_COMMITS, waiting=_SHARDS_WAITING)
+        self._commits = WorkerQueue(
+            "commit", self._commit, threads=_COMMITS, waiting=_SHARDS_WAITING
+        )
         self._stack = ExitStack()
 
     def __enter__(self) -> "Encoder":
@@ -122,12 +123,12 @@ class Encoder:
         self._encodes.put((forward, ready))
 
     @property
-    def progress(self) -> Progress:
-        """May be asked for at any time."""
+    def progress(self) -> EncoderProgress:
+        """The progress so far, at any time."""
         rows, size = self._committed
         waiting = self._commits.waited if self._stream is None else self._encodes.waited
         encoding = self._encodes.busy - self._commits.waited
-        return Progress(rows, size, encoding, self._commits.busy, waiting)
+        return EncoderProgress(rows, size, encoding, self._commits.busy, waiting)
 
     def _encode(self, item: tuple[Forward, torch.cuda.Event | None]) -> None:
         forward, ready = item
@@ -151,7 +152,7 @@ class Encoder:
         encoded = self._codec.encode(forward.logits, noise, temperature=self._temperature)
         own = forward.logits.gather(1, labels.clamp(min=0)[:, None])[:, 0]
         nll = encoded.log_norm - own.float() / self._temperature
-        # Of a label that is not known: nobody can say how well it was predicted.
+        # Without a label there is no loss.
         nll = torch.where(labels >= 0, nll, torch.nan)
         # Positions that are no targets stay zero bytes: no loss ever looks at them.
         payload = np.zeros((batch * length, self._codec.bytes_per_position), np.uint8)
@@ -184,8 +185,10 @@ class Encoder:
 
 
 def _row_means(values: torch.Tensor, mask: np.ndarray) -> np.ndarray:
-    """Mean [B] float32 over each row's targets ([B, T] bool) of `values` [P]; 0 for a row without
-    any."""
+    """Return the mean over each sequence's targets ([B, T] bool) of `values` [P], [B] float32.
+
+    0 for a sequence without targets.
+    """
     row_of = np.nonzero(mask)[0]
     sums = np.bincount(row_of, weights=values.cpu().numpy(), minlength=len(mask))
     return (sums / np.maximum(mask.sum(axis=1), 1)).astype(np.float32)

@@ -1,6 +1,6 @@
-"""What the teacher of a run is, as a transformers config: made, trained further, or as it exists.
+"""The transformers config of a run's teacher: made, trained further, or as it exists.
 
-None of it needs weights or rows, so it can be known, and refused, before anything starts.
+It needs no weights or sequences, so that it can be known, and refused, before anything starts.
 """
 
 import tempfile
@@ -21,14 +21,15 @@ from kdscale.types import DataFacts
 
 
 def task_spec_of(config: RunConfig, data: DataFacts) -> TaskSpec:
-    """What the models of a run are for."""
+    """Return the task of the models of a run."""
     return TaskSpec(config.task, data.classes, config.data.chunks)
 
 
 def teacher_config(config: RunConfig, data: DataFacts, shape: Any | None = None) -> Any:
-    """The transformers config of the run's teacher. `shape` stands in for the one in teacher.load.
+    """Return the transformers config of the run's teacher.
 
-    Raises KdscaleError where it cannot be had, or does not fit the run.
+    `shape` stands in for the one in teacher.load. Raises KdscaleError where it cannot be had, or
+    does not fit the run.
     """
     teacher = config.teacher
     if teacher.model is not None:
@@ -40,8 +41,10 @@ def teacher_config(config: RunConfig, data: DataFacts, shape: Any | None = None)
 
 
 def teacher_source(config: RunConfig, *, weights: bool = True) -> str:
-    """What `from_pretrained` takes on this machine for the teacher that the config loads; without
-    `weights` for its config and tokenizer only."""
+    """Return what `from_pretrained` takes on this machine for the teacher that the config loads.
+
+    Without `weights` only its config and tokenizer can be loaded from it.
+    """
     source = config.teacher.load
     assert source is not None
     return loadable(source, weights=weights)
@@ -49,8 +52,11 @@ def teacher_source(config: RunConfig, *, weights: bool = True) -> str:
 
 @contextmanager
 def own_tokenizer(config: RunConfig) -> Iterator[Path | None]:
-    """A folder, for a while, with the tokenizer of the teacher that the config loads; None where
-    the run trains one. KdscaleError where the teacher has none that transformers can load."""
+    """Inside, give a folder with the tokenizer of the teacher that the config loads.
+
+    None where the run trains one. Raises KdscaleError where the teacher has none that transformers
+    can load.
+    """
     with tempfile.TemporaryDirectory(prefix="kdscale-tokenizer-") as scratch:
         is_own = config.data.tokenizer.kind == "teacher"
         source = teacher_source(config, weights=False) if is_own else None
@@ -58,8 +64,10 @@ def own_tokenizer(config: RunConfig) -> Iterator[Path | None]:
 
 
 def save_tokenizer(config: RunConfig, source: str, folder: Path) -> Path:
-    """Write the tokenizer that transformers makes of the teacher's, at `source` on this machine, to
-    `folder`; returns it. KdscaleError where there is none, or the teacher lacks embeddings."""
+    """Save the tokenizer of the teacher at `source` on this machine to `folder`; return it.
+
+    Raises KdscaleError where there is none, or the teacher lacks embeddings.
+    """
     revision = config.teacher.revision
     tokenizer = load_tokenizer(source, revision)
     shape = load_config_of(source, revision)
@@ -69,20 +77,25 @@ def save_tokenizer(config: RunConfig, source: str, folder: Path) -> Path:
 
 
 def config_to_train(config: RunConfig, prepared: DataFacts, shape: Any | None = None) -> Any:
-    """The transformers config of the teacher that is loaded and trained further. KdscaleError where
-    its tokenizer, architecture or length does not fit."""
+    """Return the transformers config of the teacher that is loaded and trained further.
+
+    Raises KdscaleError where its tokenizer, architecture or length does not fit.
+    """
     shape = shape or _existing(config)
     check_vocabulary(shape, prepared.vocab_size, "teacher")
     set_task(shape, task_spec_of(config, prepared), config.data.seq_len)
     if shape.pad_token_id is None:
-        # Classifiers over decoders find a row's end by it.
+        # Classifiers over decoders find a sequence's end by it.
         shape.pad_token_id = prepared.special_ids.get("pad_token_id")
     return shape
 
 
 def check_teacher(config: RunConfig, prepared: DataFacts, shape: Any | None = None) -> Any:
-    """The transformers config of the teacher that is loaded, and not trained further. KdscaleError
-    where it has another task, other classes or a smaller vocabulary than the run."""
+    """Return the transformers config of the teacher that is loaded, and not trained further.
+
+    Raises KdscaleError where it has another task, other classes or a smaller vocabulary than the
+    run.
+    """
     shape = shape or _existing(config)
     check_vocabulary(shape, prepared.vocab_size, "teacher")
     if task_of(shape) != config.task:

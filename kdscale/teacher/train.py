@@ -1,12 +1,11 @@
-"""Train the teacher on labels: Ray Train workers, ZeRO, shuffled epochs over the training rows.
+"""Training of the teacher on labels: shuffled epochs over the training sequences.
 
-From random weights, or further from a model that exists; what that one lacks for the task, such as
-a classifier's head, starts at random.
+From random weights, or further from an existing model; what that one lacks for the task, such as a
+classifier's head, starts at random.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from transformers import PreTrainedModel
 from kdscale.config import RunConfig
 from kdscale.data.rows.order import uniform_batch
 from kdscale.data.rows.prepared import Prepared, open_prepared
-from kdscale.distributed.rank import current_rank
+from kdscale.distributed.rank import Rank, current_rank
 from kdscale.losses.fused import head_and_loss
 from kdscale.models.forward import RowTensors, row_tensors
 from kdscale.models.head import ModelWithHead
@@ -23,9 +22,10 @@ from kdscale.models.load import build_model, load_model
 from kdscale.store import Store
 from kdscale.teacher.pretrained import teacher_config, teacher_source
 from kdscale.train.batches import batch_digest, rank_rows, split_micro_batches
-from kdscale.train.job import TrainingJob, run_session
+from kdscale.train.job import TrainingJob, run_training
 from kdscale.train.label_weights import LabelWeights, class_weights
-from kdscale.train.loop import LossSums, Step
+from kdscale.train.loop import MicroBatchLoss, StatefulLoss, Step
+from kdscale.types import DataFacts
 
 
 @dataclass(frozen=True)
@@ -36,61 +36,67 @@ class TeacherJob:
     prepared: Store
 
     def run(self) -> None:
-        """Train on this rank."""
-        train_teacher(self)
+        """Train on this rank, with all others."""
+        if self.session.is_complete():
+            return
+        worker, prepared = current_rank(), open_prepared(self.prepared)
+        run_training(self.session, TeacherRecipe(self.session, worker, prepared), worker, prepared)
 
 
-def train_teacher(job: TeacherJob) -> None:
-    """Train the teacher of `job` on this rank, with all others."""
-    session = job.session
-    if session.is_complete():
-        return
-    worker = current_rank()
-    prepared = open_prepared(job.prepared)
-    table = prepared.training("teacher")
-    labelled = table.labelled()
-    training, config = session.training, session.config
-    weights = LabelWeights(class_weights(config.data, table, worker.device))
+class TeacherRecipe:
+    """A teacher's model, batches and loss; see TrainingRecipe."""
 
-    def micro_batch(part: np.ndarray, valid: np.ndarray) -> RowTensors:
-        return row_tensors(table.take(part), worker.device, valid)
+    stateful_loss: StatefulLoss | None = None
 
-    def batch_of(step: int) -> np.ndarray:
-        position = step * training.global_batch_size
-        at = uniform_batch(position, training.global_batch_size, len(labelled), config.seed)
-        return labelled[at]
+    def __init__(self, job: TrainingJob, worker: Rank, prepared: Prepared) -> None:
+        self._config, self._training = job.config, job.training
+        self._worker, self._prepared = worker, prepared
+        self._table = prepared.training("teacher")
+        self._labelled = self._table.labelled()
+        self._weights = LabelWeights(class_weights(job.config.data, self._table, worker.device))
 
-    def steps(start: int, _: torch.nn.Module) -> Iterator[Step[RowTensors]]:
+    def build(self) -> PreTrainedModel:
+        """See TrainingRecipe."""
+        return build_teacher(self._config, self._prepared)
+
+    def wrap(self, model: PreTrainedModel) -> ModelWithHead:
+        """See TrainingRecipe."""
+        return ModelWithHead(model, vocab_size=self._prepared.outputs)
+
+    def steps(self, start: int, model: torch.nn.Module) -> Iterator[Step[RowTensors]]:
+        """See TrainingRecipe."""
+        training, worker = self._training, self._worker
         for step in range(start, training.steps):
-            batch = batch_of(step)
+            batch = self._batch(step)
             mine = rank_rows(batch, worker.rank, worker.world_size)
-            size = training.micro_batch_size
-            parts = split_micro_batches(mine, batch, size, worker.world_size)
-            micro_batches = [micro_batch(part, valid) for part, valid in parts]
+            parts = split_micro_batches(mine, batch, training.micro_batch_size, worker.world_size)
+            micro_batches = [
+                row_tensors(self._table.take(part), worker.device, valid) for part, valid in parts
+            ]
             yield Step(micro_batches, sum(int(one.mask.sum()) for one in micro_batches), batch)
 
-    def compute_loss(model: ModelWithHead, batch: RowTensors, step: int) -> LossSums:
+    def compute_loss(self, model: ModelWithHead, batch: RowTensors, step: int) -> MicroBatchLoss:
+        """See TrainingRecipe."""
         labels = batch.labels[batch.mask]
         hidden = model.hidden(batch.ids, batch.segments)[batch.mask]
-        found = head_and_loss(hidden, model.head, labels, label_weights=weights.at(labels))
-        loss = found.objective
+        weights = self._weights.at(labels)
+        loss = head_and_loss(hidden, model.head, labels, label_weights=weights).objective
         return loss, {"loss": loss.detach()}
 
-    run_session(
-        session,
-        worker,
-        prepared,
-        build=partial(_build, config, prepared),
-        wrap=partial(ModelWithHead, vocab_size=prepared.outputs),
-        steps=steps,
-        compute_loss=compute_loss,
-        extra=lambda step, indices: {"train/batch_digest": batch_digest(indices)},
-    )
+    def metrics(self, step: int, indices: np.ndarray) -> dict[str, float]:
+        """See TrainingRecipe."""
+        return {"train/batch_digest": batch_digest(indices)}
+
+    def _batch(self, step: int) -> np.ndarray:
+        """Return the indices of the global batch of `step`, [B] int64."""
+        size = self._training.global_batch_size
+        at = uniform_batch(step * size, size, len(self._labelled), self._config.seed)
+        return self._labelled[at]
 
 
-def _build(config: RunConfig, prepared: Prepared) -> PreTrainedModel:
-    """The teacher before its first step, the same on every rank."""
-    shape = teacher_config(config, prepared)
+def build_teacher(config: RunConfig, data: DataFacts) -> PreTrainedModel:
+    """Return the teacher before its first step, the same on every rank."""
+    shape = teacher_config(config, data)
     if config.teacher.load is None:
         return build_model(shape, config.seed)
     torch.manual_seed(config.seed)

@@ -1,4 +1,4 @@
-"""Work that goes on beside the caller: a bounded queue and the threads that empty it.
+"""Bounded queue with worker threads, for work that runs beside the caller.
 
 A full queue makes the caller wait. That is what keeps memory bounded when a store is slower than
 the teacher.
@@ -15,9 +15,8 @@ import torch
 Item = TypeVar("Item")
 
 
-class Pipe(Generic[Item]):
-    """Calls `work` for every item that is put, in `threads` threads; in the caller if there are
-    none.
+class WorkerQueue(Generic[Item]):
+    """Queue of items for `work`, done in `threads` threads; in the caller if there are none.
 
     At most `waiting` items wait and `threads` are at work. A context manager: its end waits until
     all is done. The first error of a thread is raised by the next `put`, or at the end; items that
@@ -28,7 +27,7 @@ class Pipe(Generic[Item]):
         self, name: str, work: Callable[[Item], None], *, threads: int, waiting: int
     ) -> None:
         self.waited = 0.0
-        """Seconds that `put` has waited for room."""
+        """Seconds that `put` has waited for space."""
         self._work = work
         self._queue: queue.Queue[Item | None] = queue.Queue(waiting)
         self._error: BaseException | None = None
@@ -58,7 +57,7 @@ class Pipe(Generic[Item]):
             raise self._error
 
     def put(self, item: Item) -> None:
-        """Hand over one item; waits while the queue is full."""
+        """Add one item; wait while the queue is full."""
         if self._error is not None:
             raise self._error
         if not self._threads:
@@ -69,11 +68,11 @@ class Pipe(Generic[Item]):
         self.waited += time.perf_counter() - started
 
     def _run(self) -> None:
-        # The caller's computation has the other cores: each OpenMP thread more would only push one
-        # of its own aside. This holds for the present thread alone.
+        # The caller's computation has the other cores: further OpenMP threads would only displace
+        # its own. This holds for the present thread alone.
         torch.set_num_threads(1)
         for item in iter(self._queue.get, None):
-            # After an error the queue is still emptied, so that nobody waits in `put` for ever.
+            # After an error the queue is still emptied, so that no `put` waits for ever.
             if self._error is None:
                 try:
                     self._do(item)

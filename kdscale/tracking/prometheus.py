@@ -1,47 +1,13 @@
-"""What workers tell Prometheus, through Ray's exporter. The only import of ray.util.metrics.
+"""Export of metrics to Prometheus through Ray: the only import of ray.util.metrics.
 
-Ray collects the metrics of all processes of a node and serves them at one port of that node; their
-names get the prefix `ray_`, and counters the suffix `_total`. A process that is no worker of a
-stage (a benchmark, a test, a script) never binds, and all calls do nothing there.
+Ray collects the metrics of all processes of a node and serves them at one port of that node; names
+get the prefix `ray_`, counters the suffix `_total`. In a process that is no worker of a stage (a
+benchmark, a test, a script) nothing is bound, and all calls do nothing.
 """
 
-from typing import Any, Literal
+from typing import Any
 
-Kind = Literal["Gauge", "Counter"]
-
-METRICS: dict[str, tuple[Kind, str]] = {
-    "kdscale_done": ("Gauge", "Steps, rows or domains that are done."),
-    "kdscale_planned": ("Gauge", "Steps, rows or domains that there are."),
-    "kdscale_tokens": ("Counter", "Tokens that this attempt has processed, of all ranks."),
-    "kdscale_tokens_per_second": ("Gauge", "Tokens a second over all ranks."),
-    "kdscale_loss": ("Gauge", "Training loss, nats a token."),
-    "kdscale_kl": ("Gauge", "KL divergence from the teacher, nats a token."),
-    "kdscale_validation_loss": ("Gauge", "Validation loss, nats a token."),
-    "kdscale_learning_rate": ("Gauge", "Learning rate of the last logged step."),
-    "kdscale_gradient_norm": ("Gauge", "Norm of the gradient before clipping."),
-    "kdscale_data_wait_share": ("Gauge", "Share of the time that a step waits for its batch."),
-    "kdscale_cache_hit_share": ("Gauge", "Share of chunks that memory or the local disk had."),
-    "kdscale_memory_gib": ("Gauge", "Most memory held so far, GiB."),
-    "kdscale_shards_committed": ("Counter", "Shards that this rank committed."),
-    "kdscale_bytes_committed": ("Counter", "Bytes of these shards."),
-    "kdscale_queue_wait_seconds": ("Counter", "Seconds that the teacher waited for a full queue."),
-    "kdscale_attempt": ("Gauge", "Starts of the worker group before the present one."),
-    "kdscale_working": ("Gauge", "1 while the rank is at its stage, then 0."),
-}
-"""Name: what it is, and its meaning. docs/observability.md lists the same."""
-
-LOGGED = {
-    "tokens_per_second": "kdscale_tokens_per_second",
-    "train/loss": "kdscale_loss",
-    "train/kl": "kdscale_kl",
-    "validation/loss": "kdscale_validation_loss",
-    "lr": "kdscale_learning_rate",
-    "train/gradient_norm": "kdscale_gradient_norm",
-    "data_wait_share": "kdscale_data_wait_share",
-    "cache_hit_share": "kdscale_cache_hit_share",
-    "memory_gib": "kdscale_memory_gib",
-}
-"""Of what a tracker logs: the name in its lines, and here."""
+from kdscale.tracking.metrics import BY_KEY, EXPORTED
 
 _TAGS = ("run", "stage", "rank", "part")
 
@@ -51,7 +17,7 @@ _counted: dict[str, float] = {}
 
 
 def bind(run: str, stage: str, rank: int, attempt: int) -> None:
-    """From here on this process is `rank` of the worker group of a stage."""
+    """Label this process's metrics from now on as `rank` of a stage's worker group."""
     global _tags
     _tags = {"run": run, "stage": stage, "rank": str(rank), "part": ""}
     _counted.clear()
@@ -60,7 +26,7 @@ def bind(run: str, stage: str, rank: int, attempt: int) -> None:
 
 
 def release() -> None:
-    """This process has left its stage. What it told of it stands until the process ends."""
+    """End this process's stage; its last values stay until the process ends."""
     global _tags
     if _tags is not None:
         _tags["part"] = ""
@@ -69,26 +35,29 @@ def release() -> None:
 
 
 def gauge(name: str, value: float) -> None:
-    """Set a gauge of METRICS."""
+    """Set an exported gauge."""
     if _tags is not None:
         _metric(name).set(value, tags=_tags)
 
 
 def count(name: str, amount: float) -> None:
-    """Add to a counter of METRICS."""
+    """Add to an exported counter."""
     if _tags is not None and amount > 0:
         _metric(name).inc(amount, tags=_tags)
 
 
 def count_to(name: str, total: float) -> None:
-    """Bring a counter of METRICS, which this process alone counts, to `total`."""
+    """Raise a counter that only this process counts to `total`."""
     count(name, total - _counted.get(name, 0.0))
     _counted[name] = total
 
 
 def progress(part: str, done: int, planned: int, tokens: int) -> None:
-    """How far the stage is with `part` of it: the student or the baseline, or a domain. The first
-    call for a part says where this attempt begins, so that no token is counted again after it."""
+    """Export the progress of `part`: the student, the baseline or a domain.
+
+    The first call for a part sets where this attempt begins, so that tokens are not counted again
+    after a restart.
+    """
     if _tags is None:
         return
     _tags["part"] = part
@@ -99,16 +68,18 @@ def progress(part: str, done: int, planned: int, tokens: int) -> None:
 
 
 def logged(values: dict[str, float]) -> None:
-    """What a tracker has logged."""
-    for name in LOGGED.keys() & values.keys():
-        gauge(LOGGED[name], values[name])
+    """Export the values of a logged line that have a name in Prometheus."""
+    for key, value in values.items():
+        if key in BY_KEY and BY_KEY[key].exported:
+            gauge(BY_KEY[key].exported, value)
 
 
 def _metric(name: str) -> Any:
-    """The metric of that name, made when it is first used."""
+    """Return the metric of that name, made when it is first used."""
     if name not in _made:
         from ray.util import metrics
 
-        kind, meaning = METRICS[name]
-        _made[name] = getattr(metrics, kind)(name, description=meaning, tag_keys=_TAGS)
+        metric = EXPORTED[name]
+        text = f"{metric.help[:-1]}, {metric.unit}." if metric.unit else metric.help
+        _made[name] = getattr(metrics, metric.kind)(name, description=text, tag_keys=_TAGS)
     return _made[name]

@@ -1,13 +1,14 @@
-"""A saved view of a W&B project: the charts and tables of one run, in the order of its report.
+"""A saved view of a W&B project: the charts and tables of one run, in its report's order.
 
-Charts show themselves in a run's own page, one section each; a view puts them in the report's order
-and beside the curves of the run's stages. The only import of wandb_workspaces, the library that W&B
-keeps for this. It speaks to W&B's server, so a view is made only of runs that are online.
+Charts appear in a run's page, one section each; a view puts them in the report's order and beside
+the curves of the run's stages. The only import of wandb_workspaces, W&B's library for this. It
+calls W&B's server, so a view is made only of runs that are online.
 """
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from kdscale.tracking.metrics import VIEW_KEYS
 from kdscale.tracking.panels import Panel
 
 if TYPE_CHECKING:
@@ -20,13 +21,11 @@ CHARTS = {
 }
 """W&B's drawing of each kind, and what it calls the columns in their order."""
 
-CURVES = ("train/loss", "train/kl", "validation/loss", "lr", "tokens_per_second")
-
 
 def build_view(
     entity: str, project: str, group: str, run: str, panels: Sequence[Panel]
 ) -> "Workspace":
-    """The view of the runs in `group`, whose `panels` the run of that id has logged."""
+    """Build the view of the runs in `group`, whose `panels` the run of that id has logged."""
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
@@ -34,7 +33,7 @@ def build_view(
         ws.Section(name=name, panels=[_panel(p) for p in panels if p.section == name], is_open=True)
         for name in dict.fromkeys(panel.section for panel in panels)
     ]
-    curves = [wr.LinePlot(title=key, x="trainer/global_step", y=[key]) for key in CURVES]
+    curves = [wr.LinePlot(title=key, x="trainer/global_step", y=[key]) for key in VIEW_KEYS]
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -47,7 +46,7 @@ def build_view(
 
 
 def save_view(entity: str, project: str, group: str, run: str, panels: Sequence[Panel]) -> str:
-    """Save it with W&B's server, and return its address."""
+    """Save the view with W&B's server, and return its address."""
     return str(build_view(entity, project, group, run, panels).save().url)
 
 

@@ -1,1 +1,1 @@
-"""What teacher and student share when they train: parallel back ends, the loop, checkpoints."""
+"""Training of teacher and student alike: parallel back ends, the loop, checkpoints."""

@@ -1,7 +1,7 @@
-"""Which rows of a global batch a rank takes, and how they fall into micro-batches.
+"""Shares of a global batch: which sequences a rank takes, and its micro-batches.
 
 There are no divisibility rules: every rank runs the same number of micro-batches, and where it has
-fewer rows than another, a row is repeated with an empty loss mask.
+fewer sequences than another, one is repeated with an empty loss mask.
 """
 
 from collections.abc import Iterator
@@ -15,29 +15,31 @@ from kdscale.models.sequence_check import SequenceSpec
 
 
 def micro_batches_per_rank(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
-    """Forwards that each rank runs for a global batch."""
+    """Return the forwards that each rank runs for a global batch."""
     rows_of_rank_0 = -(-global_batch_size // world_size)
     return -(-rows_of_rank_0 // micro_batch_size)
 
 
 def batch_digest(batch: np.ndarray) -> float:
-    """A number that stands for the rows of the global `batch` ([B] row numbers) and their order,
-    below 2^48, which a float holds exactly: runs that log the same ones saw the same data."""
+    """Return a number for the indices of the global `batch` ([B] int64) and their order.
+
+    Below 2^48, which a float holds exactly: runs that log the same ones saw the same data.
+    """
     return float(xxhash.xxh3_64_intdigest(batch.astype("<i8").tobytes()) >> 16)
 
 
 def rank_rows(batch: np.ndarray, rank: int, world_size: int) -> np.ndarray:
-    """This rank's rows of the global `batch` ([B] row numbers): every world_size-th one."""
+    """Return this rank's part of the global `batch` ([B] int64): every world_size-th index."""
     return batch[rank::world_size]
 
 
 def split_micro_batches(
     mine: np.ndarray, batch: np.ndarray, micro_batch_size: int, world_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(row numbers [m], valid [m] bool) of each micro-batch of a rank whose rows are `mine`.
+    """Yield (indices [m], valid [m] bool) of each micro-batch of a rank whose indices are `mine`.
 
-    All micro-batches of all ranks but the last of each rank have `micro_batch_size` rows; invalid
-    rows must not count in the loss.
+    All micro-batches of all ranks but the last of each rank have `micro_batch_size` sequences;
+    invalid ones must not count in the loss.
     """
     count = micro_batches_per_rank(len(batch), micro_batch_size, world_size)
     per_rank = -(-len(batch) // world_size)
@@ -49,7 +51,7 @@ def split_micro_batches(
 
 
 def sequence_spec(config: RunConfig, prepared: Prepared, micro_batch_size: int) -> SequenceSpec:
-    """Return what the rows of a run are, for the check of a model that is to take them."""
+    """Return the sequences of a run, for the check of a model that is to take them."""
     return SequenceSpec(
         vocab_size=prepared.vocab_size,
         outputs=prepared.outputs,

@@ -1,8 +1,8 @@
-"""Checkpoints in the store: every rank writes its part, then rank 0 writes the marker that counts.
+"""Checkpoints in the store: every rank writes its part, then rank 0 the marker that makes it count.
 
-A checkpoint holds the back end's model and optimiser, each rank's random state, the step, what the
-validations have shown, and what follows the loss. The learning rate, the curriculum and the data
-order are pure functions of the step and the seed, so the step is all their state, beside the
+A checkpoint holds the back end's model and optimiser, each rank's random state, the step, the
+results of the validations, and the state of the loss. The learning rate, the curriculum and the
+data order are pure functions of the step and the seed, so the step is all their state, beside the
 version of the orders.
 """
 
@@ -31,10 +31,10 @@ KEPT = 2
 def save_checkpoint(
     store: Store, progress: Progress, backend: Backend, worker: Rank, training: TrainingConfig
 ) -> None:
-    """Write the state at `progress`; afterwards the newest two are kept, and the best one where it
-    is to be published.
+    """Write the state at `progress` and delete all but the newest two checkpoints.
 
-    Collective: the checkpoint exists once every rank's files are there.
+    The best one stays where it is to be published. Collective: the checkpoint exists once every
+    rank's files are there.
     """
     name = _name(progress.step)
     with tempfile.TemporaryDirectory(prefix="kdscale-checkpoint-") as scratch:
@@ -60,10 +60,10 @@ def load_checkpoint(
     training: TrainingConfig,
     step: int | None = None,
 ) -> Progress:
-    """Restore the complete checkpoint of `step`, by default the newest, and say where it stands; at
-    0 where there is none.
+    """Restore the complete checkpoint of `step`, by default the newest, and return its progress.
 
-    Collective. Any world size and ZeRO stage restores what any other one saved.
+    That of step 0 where there is none. Collective. Any world size and ZeRO stage restores what any
+    other one saved.
     """
     # Rank 0 decides for all: a store may show a fresh marker to one rank before another.
     newest = _complete(store)[-1:] if worker.rank == 0 and step is None else []
@@ -80,14 +80,14 @@ def load_checkpoint(
     is_other = marker.pop("order", 1) != ORDER_VERSION
     if is_other and step is None and worker.rank == 0:
         worker.say(
-            f"note: {name} was saved by a version of kdscale that orders rows differently: of the "
-            "epoch at hand some rows come twice, and some not at all"
+            f"note: {name} was saved by a version of kdscale that orders sequences differently: in "
+            "the present epoch some of them come twice, and some not at all"
         )
     return Progress(**{**marker, "validated": ValidationHistory(**marker["validated"])})
 
 
 def delete_checkpoints(store: Store) -> None:
-    """Remove all checkpoints below `store`."""
+    """Delete all checkpoints below `store`."""
     for key in store.list():
         store.delete(key)
 
@@ -115,7 +115,7 @@ def _random_state(worker: Rank) -> dict[str, torch.Tensor]:
 
 
 def _restore_random_state(path: Path) -> None:
-    """A rank that did not exist when the checkpoint was saved keeps the state of its seed."""
+    """Restore this rank's state; a rank that the checkpoint lacks keeps the state of its seed."""
     if path.exists():
         try:
             state = torch.load(path, weights_only=True)

@@ -1,7 +1,7 @@
-"""What the validations of a training have shown: which step was best, and whether to go on.
+"""History of a training's validations: which step was best, and whether to stop.
 
-All of it is a few numbers that a checkpoint keeps, so that a resumed training decides what the
-undisturbed one would have. All ranks are given the same loss and so decide the same.
+A few numbers that a checkpoint keeps, so that a resumed training decides what the undisturbed one
+would have. All ranks get the same loss and so decide the same.
 """
 
 import math
@@ -22,12 +22,12 @@ class ValidationHistory:
     def after(
         self, step: int, loss: float, stopping: EarlyStoppingConfig | None
     ) -> "ValidationHistory":
-        """With the validation at `step` added.
+        """Return the history with the validation at `step` added; `loss` is in nats a token.
 
         Any fall of the loss makes a new best. A gain for `stopping` is a fall by its least gain
         since the last gain, so that smaller ones add up. A loss that is not a number is neither.
         """
-        least = stopping.least_gain if stopping is not None else 0.0
+        least = stopping.min_delta if stopping is not None else 0.0
         found = replace(self, without_gain=self.without_gain + 1)
         if loss < self.best_loss:
             found = replace(found, best_loss=loss, best_step=step)
@@ -36,5 +36,5 @@ class ValidationHistory:
         return found
 
     def ends(self, stopping: EarlyStoppingConfig | None) -> bool:
-        """Whether `stopping` has run out of patience."""
+        """Return whether `stopping` has run out of patience."""
         return stopping is not None and self.without_gain >= stopping.patience

@@ -1,4 +1,4 @@
-"""Labels that do not all count alike: classes of unequal size, rows whose class is not known."""
+"""Weights of labels: classes of unequal size, sequences whose class is not known."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from kdscale.data.rows.prepared import RowTable
 
 @dataclass(frozen=True)
 class LabelWeights:
-    """What a label counts in the cross-entropy."""
+    """Weight of each label in the cross-entropy."""
 
     of_class: torch.Tensor | None = None  # [classes] float32; None where all count alike
-    known_share: float = 1.0  # of the rows; those whose label is known count for the others
+    known_share: float = 1.0  # of the sequences; those with a known label count for the others
 
     def at(self, labels: torch.Tensor) -> torch.Tensor | None:
-        """[P] float32 of labels [P], 0 where one is -1; None where every one counts 1."""
+        """Return [P] float32 for labels [P], 0 where one is -1; None where every one counts 1."""
         if self.of_class is None and self.known_share == 1:
             return None
         weights = (labels >= 0).float() / self.known_share
@@ -27,8 +27,10 @@ EQUAL = LabelWeights()
 
 
 def class_weights(data: DataConfig, table: RowTable, device: torch.device) -> torch.Tensor | None:
-    """[classes] float32: inverse to the classes' frequencies, 1 on average over the labelled rows
-    of `table`; None where the config asks for no balance."""
+    """Return [classes] float32: inverse to the classes' frequencies, 1 on average.
+
+    Over the labelled sequences of `table`. None where the config asks for no balance.
+    """
     if data.labels is None or data.labels.balance == "none":
         return None
     counts = {number: rows for number, rows in table.class_counts.items() if number >= 0}

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step.
+"""Learning rate as a pure function of the step.
 
 Every schedule rises linearly to the peak, and all but `constant` end at a share of it: `cosine` and
 `linear` fall from the end of the warm-up on; `wsd` (warm-up, stable, decay: Hu et al. 2024,
@@ -12,7 +12,7 @@ from kdscale.config.training import OptimiserConfig
 
 
 def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
-    """The rate of `step`, counted from 0, of `steps`.
+    """Return the rate of `step`, counted from 0, of `steps`.
 
     The last warm-up step has the peak, as has the first one after it (of `wsd`: all before the
     decay); the last step has the final value.
@@ -26,7 +26,7 @@ def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
 
 
 def _height(config: OptimiserConfig, step: int, warmup: int, steps: int) -> float:
-    """Where `step` lies between the final value, 0, and the peak, 1."""
+    """Return where `step` lies between the final value, 0, and the peak, 1."""
     fallen = (step - warmup) / max(1, steps - 1 - warmup)
     if config.schedule == "constant":
         return 1.0

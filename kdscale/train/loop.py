@@ -1,5 +1,7 @@
-"""The training loop: no Ray, no storage, no W&B in it; what it needs of them comes in as
-callables."""
+"""Training loop, from a start to the last step.
+
+No Ray, no storage, no W&B, neither here nor in what it imports: they come in as `Callbacks`.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,13 +21,13 @@ from kdscale.train.throughput import Throughput
 
 BatchT = TypeVar("BatchT")
 
+MicroBatchLoss = tuple[torch.Tensor, dict[str, torch.Tensor]]
+"""Sums over the targets of one micro-batch: the objective, which is differentiated, and detached
+scalars to log, by name. A plain tuple, because ZeRO looks for tensors in it."""
 
-LossSums = tuple[torch.Tensor, dict[str, torch.Tensor]]
-"""Sums over the target positions of one micro-batch: the objective, which is differentiated, and
-detached scalars to log, by name. A plain tuple, because ZeRO looks for tensors in it."""
-
-ComputeLoss = Callable[[ModelWithHead, BatchT, int], LossSums]
-"""From the model, a micro-batch and the step to its sums; a use of the model."""
+ComputeLoss = Callable[[ModelWithHead, BatchT, int], MicroBatchLoss]
+"""Loss of a micro-batch at a step. It is called as `backend.model(compute_loss, batch, step)`, see
+ModelWithHead."""
 
 
 @dataclass(frozen=True)
@@ -33,22 +35,19 @@ class Step(Generic[BatchT]):
     """This rank's share of one global batch."""
 
     micro_batches: list[BatchT]
-    targets: int
-    """Target positions in the micro-batches."""
-
+    targets: int  # in the micro-batches
     indices: np.ndarray
-    """[global batch size] int64: the sequences of the whole global batch, of all ranks."""
+    """[B] int64: the sequences of the whole batch, the same on every rank."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training stands: optimiser steps done, targets trained on in them, what the
-    validations have shown, and what an Adaptive has made of the steps."""
+    """State of a training after a step, as a checkpoint keeps it."""
 
-    step: int = 0
-    tokens: int = 0
+    step: int = 0  # optimiser steps done
+    tokens: int = 0  # targets trained on in them, over all ranks
     validated: ValidationHistory = field(default_factory=ValidationHistory)
-    adapted: dict[str, float] = field(default_factory=dict)
+    adapted: dict[str, float] = field(default_factory=dict)  # of a StatefulLoss
 
     def is_final(self, training: TrainingConfig) -> bool:
         """Whether no step is left: all are done, or early stopping ends the training."""
@@ -56,34 +55,39 @@ class Progress:
 
 
 class StatefulLoss(Protocol):
-    """What changes with the losses of the training itself, and so is no function of the step."""
+    """The part of a loss that follows the losses of the training: no function of the step alone."""
 
     def restore(self, saved: Mapping[str, float]) -> None:
-        """Go on from what `after` gave in an earlier run; from the start where that is empty."""
+        """Continue from a state that `after` returned; from the start where `saved` is empty."""
 
     def after(self, step: int, means: Mapping[str, float]) -> dict[str, float]:
-        """Follow `step`, whose logged parts had these means over all ranks: what is to be kept of
-        it for `restore`."""
+        """Follow `step`, whose logged values had these means over all ranks; return the state."""
 
 
 @dataclass
 class Callbacks:
-    """What the loop calls outside of itself.
+    """Functions of the surroundings that the loop calls. Tokens are targets since step 0."""
 
-    `log(step, tokens, metrics)` on rank 0 only; `progress(done, tokens)`, `validate()`, which
-    gives every rank the same `loss`, and `save(progress)` on all ranks; `extra(step, indices)`
-    gives more metrics of a step with the global batch `indices`; `adaptive` follows every step on
-    all ranks. `stop_requested()` on any rank ends the training after a step, with a checkpoint.
-    Tokens are targets trained on since step 0.
-    """
-
-    log: Callable[[int, int, dict[str, float]], None]
     validate: Callable[[], dict[str, float]]
-    save: Callable[[Progress], None]
-    progress: Callable[[int, int], None]
-    extra: Callable[[int, np.ndarray], dict[str, float]]
-    adaptive: StatefulLoss | None = None
+    """Return the validation metrics, the same `loss` on every rank. Collective."""
+
+    save: Callable[[Progress], None] = lambda progress: None
+    """Write a checkpoint. Collective."""
+
+    log: Callable[[int, int, dict[str, float]], None] = lambda step, tokens, metrics: None
+    """Log (step, tokens, metrics); on rank 0 only."""
+
+    progress: Callable[[int, int], None] = lambda done, tokens: None
+    """Report (steps done, tokens); on all ranks."""
+
+    metrics: Callable[[int, np.ndarray], dict[str, float]] = lambda step, indices: {}
+    """Return further metrics of a step that is logged and of the indices of its batch."""
+
+    stateful_loss: StatefulLoss | None = None
+    """Follows every step, on all ranks."""
+
     stop_requested: Callable[[], bool] = lambda: False
+    """Whether to end the training after this step, with a checkpoint; on any rank."""
 
 
 def train(
@@ -94,60 +98,58 @@ def train(
     start: Progress,
     steps: Iterable[Step[BatchT]],
     compute_loss: ComputeLoss[BatchT],
-    hooks: Callbacks,
+    callbacks: Callbacks,
 ) -> Progress:
-    """Train from `start` to `training.steps` optimiser steps, or to where early stopping or a
-    request to leave ends it.
+    """Train from `start` to `training.steps`, early stopping or a requested stop; return the end.
 
     `steps` yields one Step for each step that is left, the same number of micro-batches on every
     rank. `compute_loss` returns sums; the division by the targets of all ranks and micro-batches
-    happens here, once. Returns where the training stands at its end.
+    happens here, once.
     """
-    now, batches = start, iter(steps)
-    meter = Throughput(worker, count_parameters(backend.model))
+    now, batches, stateful = start, iter(steps), callbacks.stateful_loss
+    throughput = Throughput(worker, count_parameters(backend.model))
     while not now.is_final(training):
-        batch = meter.next_of(batches)
-        targets, leaves = _shared(batch.targets, hooks.stop_requested(), worker)
+        batch = throughput.next_of(batches)
+        targets, stops = _shared(batch.targets, callbacks.stop_requested(), worker)
         rate = learning_rate(training.optimiser, now.step, training.steps)
         backend.model.train()
         sums = _accumulate(backend, batch, compute_loss, now.step, targets)
         norm = backend.step(rate)
-        meter.end_step(int(targets))
+        throughput.end_step(int(targets))
 
         done, tokens = now.step + 1, now.tokens + int(targets)
         last = done == training.steps
         logs = done % training.log_every == 0 or last or done == 1
         metrics: dict[str, float] = {}
-        means = _mean_over_ranks(sums, worker, targets) if logs or hooks.adaptive else {}
+        means = _mean_over_ranks(sums, worker, targets) if logs or stateful else {}
         if logs:
             metrics |= {f"train/{name}": value for name, value in means.items()}
             metrics |= {"lr": rate, "train/gradient_norm": norm}
-            metrics |= hooks.extra(done - 1, batch.indices)
-            metrics |= meter.metrics()
-        adapted = hooks.adaptive.after(done - 1, means) if hooks.adaptive else {}
+            metrics |= callbacks.metrics(done - 1, batch.indices) | throughput.metrics()
+        adapted = stateful.after(done - 1, means) if stateful else {}
         now = replace(now, step=done, tokens=tokens, adapted=adapted)
         if done % training.validate_every == 0 or last:
-            found = hooks.validate()
+            found = callbacks.validate()
             validated = now.validated.after(done, found["loss"], training.early_stopping)
             now = replace(now, validated=validated)
             metrics |= {f"validation/{name}": value for name, value in found.items()}
         if worker.rank == 0 and metrics:
-            hooks.log(done, tokens, metrics)
-        hooks.progress(done, tokens)
+            callbacks.log(done, tokens, metrics)
+        callbacks.progress(done, tokens)
         is_best = training.keep == "best" and now.validated.best_step == done
         is_due = done % training.checkpoint_every == 0
-        if is_due or is_best or leaves or now.is_final(training):
-            hooks.save(now)
-        if leaves:
+        if is_due or is_best or stops or now.is_final(training):
+            callbacks.save(now)
+        if stops:
             break
     return now
 
 
-def _shared(targets: int, leaves: bool, worker: Rank) -> tuple[float, bool]:
-    """(targets of all ranks, whether any rank was asked to leave), in one collective."""
-    mine = torch.tensor([float(targets), float(leaves)], device=worker.device)
-    total, leaving = worker.all_reduce_sum(mine).tolist()
-    return total, leaving > 0
+def _shared(targets: int, stops: bool, worker: Rank) -> tuple[float, bool]:
+    """Return (targets of all ranks, whether any rank is to stop), in one collective."""
+    mine = torch.tensor([float(targets), float(stops)], device=worker.device)
+    total, stopping = worker.all_reduce_sum(mine).tolist()
+    return total, stopping > 0
 
 
 def _accumulate(
@@ -157,7 +159,7 @@ def _accumulate(
     step: int,
     targets: float,
 ) -> dict[str, torch.Tensor]:
-    """Forward and backward of every micro-batch; returns this rank's sums of the logged parts."""
+    """Run forward and backward of every micro-batch; return this rank's sums of logged values."""
     sums: dict[str, torch.Tensor] = {}
     for index, micro_batch in enumerate(batch.micro_batches):
         with backend.micro_batch(last=index == len(batch.micro_batches) - 1):

@@ -1,23 +1,23 @@
-"""Model and optimiser in a folder, parameter by parameter: no matter what sharded them.
+"""AdamW's state, and model and optimiser in a folder, independent of what sharded them.
 
 Each rank gathers every parameter in turn and keeps its share of them, so that no rank ever holds
 more than that and one parameter. What is written is whole, hence any number of ranks, and any ZeRO
-stage, can go on from it. Buffers are not in it: a model is built with them, and no training changes
-those of a causal language model.
+stage, can continue from it. Buffers are not in it: a model is built with them, and no training
+changes those of a causal language model.
 """
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from kdscale.distributed.rank import Rank
-from kdscale.train.optimiser import MOMENTS
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
 PARTS = ("value", *MOMENTS)
 _UPDATES = "updates"
 
@@ -32,8 +32,11 @@ def write_state(
     get: Callable[[torch.nn.Parameter], Parts],
     updates: int,
 ) -> None:
-    """Write this rank's share of the trained `parameters` to `folder`, and the optimiser's number
-    of `updates`. `get` is called for all of them in the same order on every rank."""
+    """Write this rank's share of the trained `parameters`, and the `updates`, to `folder`.
+
+    `updates` is the optimiser's number of them. `get` is called for all parameters in the same
+    order on every rank.
+    """
     mine: dict[str, torch.Tensor] = {}
     for index, (name, parameter) in enumerate(parameters.items()):
         parts = get(parameter)
@@ -44,7 +47,7 @@ def write_state(
 
 
 class SavedState:
-    """What any number of ranks wrote to a folder: a context, in which its files are mapped."""
+    """Files that any number of ranks wrote to a folder: a context, in which they are mapped."""
 
     def __init__(self, folder: Path) -> None:
         self._stack = ExitStack()
@@ -60,11 +63,46 @@ class SavedState:
         self._stack.close()
 
     def parts(self, name: str) -> Parts:
-        """The parts of the parameter `name`, on the CPU."""
+        """Return the parts of the parameter `name`, on the CPU."""
         keys = {part: f"{part}/{name}" for part in PARTS}
         return {part: self._holders[key].get_tensor(key) for part, key in keys.items()}
 
 
 def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """The parameters of `model` that the optimiser has, by name; tied ones once."""
+    """Return the parameters of `model` that the optimiser has, by name; tied ones once."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the groups of `model`: matrices decay; norms and biases do not."""
+    matrices: list[torch.nn.Parameter] = []
+    vectors: list[torch.nn.Parameter] = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            (matrices if len(shape) >= 2 else vectors).append(parameter)
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def adam_state(optimiser: Any, tensor: torch.Tensor, updates: int) -> dict[str, torch.Tensor]:
+    """Return the state of `optimiser` for `tensor` (a parameter, or a flat shard) after `updates`.
+
+    Its moments (float32, as `tensor` in shape) are to be filled by the caller. An optimiser makes
+    it at its first step only, so that it is made here where there is none.
+    """
+    state: dict[str, Any] = optimiser.state[tensor]
+    if not state:
+        state.update({name: torch.zeros_like(tensor) for name in MOMENTS})
+    # torch counts in a tensor, DeepSpeed's own Adams in a number.
+    is_torch = isinstance(optimiser, torch.optim.AdamW)
+    state["step"] = torch.tensor(float(updates)) if is_torch else updates
+    return state
+
+
+def count_updates(optimiser: Any) -> int:
+    """Return the number of updates that `optimiser` has made."""
+    return max((int(state["step"]) for state in optimiser.state.values()), default=0)

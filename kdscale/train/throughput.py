@@ -1,4 +1,4 @@
-"""How fast a training goes, what it waits for, and what memory it takes.
+"""Figures of a training or capture: speed, waiting, utilisation, memory.
 
 Only steps are timed: validations and checkpoints between them are not in any rate. The end of a
 step reads the gradient's norm, so that a GPU has finished by then and needs no further wait.
@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -35,7 +36,7 @@ _PEAK_FLOPS = {
 
 
 class Throughput:
-    """Figures of the steps since the last `metrics`, as rank 0 sees them."""
+    """Figures of the steps since the last `metrics`, on rank 0."""
 
     def __init__(self, worker: Rank, parameters: int) -> None:
         self._worker = worker
@@ -55,8 +56,11 @@ class Throughput:
         self._tokens += tokens
 
     def metrics(self) -> dict[str, float]:
-        """tokens_per_second (targets, over all ranks), data_wait_share (of the time, waited for
-        batches), memory_gib (peak) and, on a GPU that is known, mfu. Starts again."""
+        """Return the figures since the last call, and start again.
+
+        tokens_per_second (targets, over all ranks), data_wait_share (of the time, waited for
+        batches), memory_gib (peak) and, on a GPU that is known, mfu.
+        """
         speed = self._tokens / self._seconds
         found = {
             "tokens_per_second": speed,
@@ -77,21 +81,57 @@ class Throughput:
         self._tokens = 0
 
 
+class DeviceTimer:
+    """Time that a device computes what is launched inside `running`, measured without waiting.
+
+    On a GPU a launch returns long before the work is done, so events in its stream take the time.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds = 0.0
+        self._open: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Time one computation."""
+        if self._device.type != "cuda":
+            started = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - started
+            return
+        stream = torch.cuda.current_stream(self._device)
+        start = stream.record_event(torch.cuda.Event(enable_timing=True))
+        yield
+        end = stream.record_event(torch.cuda.Event(enable_timing=True))
+        self._open.append((start, end))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all computations that are done."""
+        while self._open and self._open[0][1].query():
+            start, end = self._open.pop(0)
+            self._seconds += start.elapsed_time(end) / 1000
+        return self._seconds
+
+
 def model_flops_utilisation(parameters: int, tokens_per_second: float, peak: float) -> float:
-    """Share of a device's `peak` FLOPs a second that a training on it needs: 6 N D / peak.
+    """Return the share of a device's `peak` FLOPs a second that a training needs: 6 N D / peak.
 
     A token takes 2 N FLOPs forward and 4 N backward, N being all `parameters` (Kaplan et al. 2020,
     arXiv:2001.08361), D the device's targets a second. As in Chowdhery et al. 2022 (PaLM,
     arXiv:2204.02311, appendix B), activations computed again are not counted; nor, for simplicity,
-    are padding and what attention adds over the row. An embedding that only looks up counts as if
-    it multiplied.
+    are padding and what attention adds over the sequence. An embedding that only looks up counts as
+    if it multiplied.
     """
     return 6 * parameters * tokens_per_second / peak
 
 
 def peak_flops(device: str) -> float | None:
-    """Dense bfloat16 FLOPs a second of a device by its name; None for an unknown one, and for a
-    slice of one (MIG)."""
+    """Return the dense bfloat16 FLOPs a second of a device by its name.
+
+    None for an unknown one, and for a slice of one (MIG).
+    """
     words = f" {device.replace('-', ' ')} "
     if " MIG " in words:
         return None
@@ -99,8 +139,10 @@ def peak_flops(device: str) -> float | None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that this process has held so far: of a GPU what torch allocated there, else its
-    resident set."""
+    """Return the most bytes that this process has held so far.
+
+    On a GPU what torch allocated there, else its resident set.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,8 +1,8 @@
-"""How the workers of a run commit: each by itself, or all through one Ray actor.
+"""Commits of a run's workers: each by itself, or all through one Ray actor.
 
-Commits are decided by the store's conditional put. Where a probe finds that it does not decide
-(servers that ignore or race it, protocols without one), an actor of the run is the only one that
-commits, under a lease that keeps a second run out.
+The store's conditional put decides between commits. Where a probe finds that it does not (servers
+that ignore or race it, protocols without one), one actor commits for all workers, under a lease
+that keeps a second run out.
 """
 
 import os
@@ -24,17 +24,22 @@ _PAUSE_SECONDS = 5
 
 
 @contextmanager
-def committing(store: Store, probed: Store | None = None) -> Iterator[PutIfAbsent]:
-    """What stands for `store.put_if_absent` while the block lasts, in this process and, pickled, in
-    every worker. `probed` is the part of the store that keeps the verdict, `store` by default.
-    Needs Ray where the verdict is bad. KdscaleError where another run commits to `store` then."""
+def open_committer(store: Store, probed: Store | None = None) -> Iterator[PutIfAbsent]:
+    """Give the block a `put_if_absent` for `store` that can be sent to workers.
+
+    `probed` is the part of the store that keeps the probe's result, `store` by default. Ray is
+    needed if the conditional put does not work.
+
+    Raises:
+        KdscaleError: The conditional put does not work, and another run commits to `store`.
+    """
     if conditional_put(probed or store):
         yield store.put_if_absent
         return
     print(f"{store} has no working conditional put: one process commits for all", flush=True)
     actor = _start(store)
     try:
-        yield _ThroughActor(actor)
+        yield _ActorPut(actor)
     finally:
         ray.get(actor.close.remote())
         ray.kill(actor)
@@ -60,7 +65,7 @@ def _start(store: Store) -> Any:
 
 
 class _Committer:
-    """The process that commits. Its lease is taken in `ready`, whose errors reach the caller."""
+    """The process that commits. It takes its lease in `ready`, whose errors reach the caller."""
 
     def __init__(self, store: Store, owner: str) -> None:
         self._store = store
@@ -79,8 +84,8 @@ class _Committer:
             self._committer.close()
 
 
-class _ThroughActor:
-    """A picklable call of the actor's `put_if_absent`."""
+class _ActorPut:
+    """The actor's `put_if_absent` as a picklable function."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor

@@ -1,9 +1,8 @@
-"""Which ranks of a worker group still get on: a sign of life from each, and who is silent.
+"""Detector of hung ranks: each rank sends heartbeats, and the driver kills those that hang.
 
-A rank gives a sign every few seconds, from a thread beside its work: a process that is stopped, cut
-off or gone gives none. The sign says how far the work is, so that a rank whose process lives but
-whose work stands still is found too. A rank that waits in a collective waits for another one, and
-is not the one to blame.
+Heartbeats come from a thread beside the work: a process that is stopped, cut off or dead sends
+none. Each says how far the work is, so that a rank whose process is alive but whose work stands
+still is found too. A rank in a collective waits for another one and is not the cause.
 """
 
 import faulthandler
@@ -17,163 +16,165 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-# A sign comes so often that several may be lost before a rank counts as silent.
-_SIGNS_A_TERM = 5
+# So often that several may be lost before a rank counts as hung.
+_BEATS_A_TERM = 5
 _INTERVAL_SECONDS = 5.0
 
-_PACKAGE = os.path.dirname(__file__)
+_PACKAGE = os.path.dirname(os.path.dirname(__file__))
 
 
 @dataclass(frozen=True)
 class RankHeartbeat:
-    """How far a rank is. `attempt` counts the groups of the stage from 0."""
+    """Progress of a rank. `attempt` counts the groups of the stage from 0."""
 
     rank: int
     attempt: int
     node: str = field(default_factory=platform.node)
     pid: int = field(default_factory=os.getpid)
     place: str = "its start"  # what it has done last
-    beats: int = 0  # how often it has got further
+    beats: int = 0  # how often it has made progress
     idle: float = 0.0  # seconds since it last did; 0 until it first has
     waits: bool = False  # whether it is in a collective
-    frame: str = ""  # where its work stands, once it is idle for some time
+    frame: str = ""  # where its work stands, once it has been idle for some time
 
 
 @dataclass(frozen=True)
 class HungRank:
-    """A rank that hangs: its last sign, and for how many seconds nothing has come of it."""
+    """A rank that hangs, with its last heartbeat and the seconds without progress."""
 
-    sign: RankHeartbeat
+    heartbeat: RankHeartbeat
     seconds: float
-    breathes: bool  # whether its process still gives signs
+    process_alive: bool  # whether its process still sends heartbeats
 
     def __str__(self) -> str:
-        sign = self.sign
-        what = "its work stands still" if self.breathes else "it gives no sign of life"
-        where = f", in {sign.frame}" if self.breathes and sign.frame else ""
+        last, alive = self.heartbeat, self.process_alive
+        what = "no progress" if alive else "no heartbeat"
+        where = f", in {last.frame}" if alive and last.frame else ""
         return (
-            f"rank {sign.rank} (pid {sign.pid} on {sign.node}) hangs: {what} since {sign.place}, "
+            f"rank {last.rank} (pid {last.pid} on {last.node}) hangs: {what} since {last.place}, "
             f"for {self.seconds:.0f} s{where}"
         )
 
 
 class HangDetector:
-    """The newest sign of every rank of the present group."""
+    """The newest heartbeat of every rank of the present group."""
 
     def __init__(self) -> None:
-        self._signs: dict[int, tuple[RankHeartbeat, float]] = {}
+        self._seen: dict[int, tuple[RankHeartbeat, float]] = {}
         self._attempt = -1
         self._closed = False
 
-    def see(self, sign: RankHeartbeat, now: float) -> None:
-        """Take in a sign that came at `now`, in seconds of any clock; a newer group's first one
-        ends the watch over the older group."""
-        if sign.attempt > self._attempt:
+    def see(self, heartbeat: RankHeartbeat, now: float) -> None:
+        """Take in a heartbeat that came at `now`, in seconds of any clock.
+
+        The first one of a newer group ends the watch over the older group.
+        """
+        if heartbeat.attempt > self._attempt:
             self.close()
-            self._attempt, self._closed = sign.attempt, False
-        if sign.attempt == self._attempt and not self._closed:
-            self._signs[sign.rank] = sign, now
+            self._attempt, self._closed = heartbeat.attempt, False
+        if heartbeat.attempt == self._attempt and not self._closed:
+            self._seen[heartbeat.rank] = heartbeat, now
 
     def leave(self, rank: int) -> None:
-        """The rank is through with its work."""
-        self._signs.pop(rank, None)
+        """Stop watching a rank that has ended its work."""
+        self._seen.pop(rank, None)
 
     def close(self) -> None:
-        """The present group has failed: what its ranks still say counts no more."""
-        self._signs.clear()
+        """Stop watching the present group: late heartbeats of its ranks do not count."""
+        self._seen.clear()
         self._closed = True
 
     def present(self) -> int:
-        """How many ranks of the present group are at work."""
-        return len(self._signs)
+        """Return how many ranks of the present group are at work."""
+        return len(self._seen)
 
-    def silent(self, seconds: float, now: float) -> list[HungRank]:
-        """The ranks to blame where nothing has come of some for more than `seconds`.
+    def hung(self, seconds: float, now: float) -> list[HungRank]:
+        """Return the ranks that keep the group from its work for more than `seconds`.
 
-        First those that give no signs at all. Else, of the ranks that stand still, those that wait
-        for nobody and have come least far; all of them only where every rank waits.
+        First those that send no heartbeats at all. Else, of the ranks without progress, those that
+        wait for no other and are least far; all of them only if every rank waits.
         """
-        mute = [
-            HungRank(sign, now - at, breathes=False)
-            for sign, at in self._signs.values()
+        silent = [
+            HungRank(last, now - at, process_alive=False)
+            for last, at in self._seen.values()
             if now - at > seconds
         ]
-        if mute:
-            return mute
-        still = [
-            HungRank(sign, sign.idle, breathes=True)
-            for sign, _ in self._signs.values()
-            if sign.idle > seconds
+        if silent:
+            return silent
+        idle = [
+            HungRank(last, last.idle, process_alive=True)
+            for last, _ in self._seen.values()
+            if last.idle > seconds
         ]
-        busy = [each for each in still if not each.sign.waits]
+        busy = [each for each in idle if not each.heartbeat.waits]
         if busy:
-            least = min(each.sign.beats for each in busy)
-            return [each for each in busy if each.sign.beats == least]
-        return still if len(still) == len(self._signs) else []
+            least = min(each.heartbeat.beats for each in busy)
+            return [each for each in busy if each.heartbeat.beats == least]
+        return idle if len(idle) == len(self._seen) else []
 
 
 class HeartbeatThread:
-    """A rank's own side: notes how far its work is, and sends a sign of it every few seconds.
+    """Sender of a rank's heartbeats; made in the thread that works.
 
-    Made in the thread that works. `send` hands a sign over and gives what is asked of the rank, ""
-    for nothing; its errors end the signs. seconds: after how many a silent rank counts as hanging.
-    After half of them without progress all of the process's stacks go to stderr, once.
+    `send` hands a heartbeat over and returns the signal to the rank, "" for none; an error of it
+    ends the thread. `seconds` is the time after which a silent rank counts as hung. After half of
+    it without progress the stacks of all the process's threads are written to stderr, once.
     """
 
     def __init__(
         self, rank: int, attempt: int, seconds: float, send: Callable[[RankHeartbeat], str]
-    ):
-        self.asked = ""
-        """What was asked of this rank when it last gave a sign."""
-        self._sign = RankHeartbeat(rank, attempt)
+    ) -> None:
+        self.signal = ""
+        """The answer to the last heartbeat."""
+        self._last = RankHeartbeat(rank, attempt)
         self._send = send
         self._patience = seconds / 2
-        self._interval = min(_INTERVAL_SECONDS, seconds / _SIGNS_A_TERM)
+        self._interval = min(_INTERVAL_SECONDS, seconds / _BEATS_A_TERM)
         self._moved: float | None = None
         self._dumped = 0
-        self._works = threading.get_ident()
+        self._worker = threading.get_ident()
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
     def beat(self, place: str) -> None:
-        """The work has got further, to `place`."""
+        """Note that the work has come to `place`."""
         self._moved = time.monotonic()
-        self._sign = replace(self._sign, place=place, beats=self._sign.beats + 1)
+        self._last = replace(self._last, place=place, beats=self._last.beats + 1)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """The block waits for other ranks."""
-        self._sign = replace(self._sign, waits=True)
+        """Mark a block in which this rank waits for others."""
+        self._last = replace(self._last, waits=True)
         try:
             yield
         finally:
-            self._sign = replace(self._sign, waits=False)
+            self._last = replace(self._last, waits=False)
 
     def stop(self) -> None:
-        """Give no more signs: when this returns, the last one has been handed over."""
+        """Send no more heartbeats: when this returns, the last one has been handed over."""
         self._end.set()
         self._thread.join()
 
     def _run(self) -> None:
-        # The first at once: what was asked while the process started is known before any work.
+        # The first at once: a signal from the time of the start is known before any work.
         while not self._end.is_set():
-            self.asked = self._send(self._now())
+            self.signal = self._send(self._now())
             self._end.wait(self._interval)
 
     def _now(self) -> RankHeartbeat:
-        sign, moved = self._sign, self._moved
+        last, moved = self._last, self._moved
         idle = 0.0 if moved is None else time.monotonic() - moved
         if idle < self._patience:
-            return replace(sign, idle=idle)
-        if self._dumped != sign.beats:
-            self._dumped = sign.beats
+            return replace(last, idle=idle)
+        if self._dumped != last.beats:
+            self._dumped = last.beats
             faulthandler.dump_traceback(all_threads=True)
-        return replace(sign, idle=idle, frame=self._frame())
+        return replace(last, idle=idle, frame=self._frame())
 
     def _frame(self) -> str:
-        """Where the work stands: the innermost line of this package, or of all where none is."""
-        stack = traceback.extract_stack(sys._current_frames().get(self._works))
+        """Return the innermost line of this package at which the work stands, or of all."""
+        stack = traceback.extract_stack(sys._current_frames().get(self._worker))
         ours = [frame for frame in stack if frame.filename.startswith(_PACKAGE)]
         last = (ours or stack)[-1]
         return f"{os.path.basename(last.filename)}:{last.lineno} {last.name}"

@@ -1,73 +1,72 @@
-"""What happens when Ray Train ends a group, or wants one of another size.
+"""Callbacks of Ray Train's controller: worker groups that fail, and groups of another size.
 
-These run in Ray Train's controller. It ends a group without asking; before it does so for a resize,
-or within the notice of a preemption, the ranks are asked to save what they have and to leave.
+Ray Train ends a group without asking. Before a resize, or within the notice of a preemption, the
+ranks are asked to save their state and to leave.
 """
 
 import time
 from typing import Any
 
-from kdscale.workers.progress import Reporter
+from kdscale.errors import last_line
+from kdscale.workers.channel import Channel
 
 _POLL_SECONDS = 0.5
 
 
-def callbacks(desk: Any, patience: float) -> list[Any]:
-    """Ray Train's callbacks for groups that have their tasks from `desk`, an actor of Desk. A
-    resize waits for the ranks' leave for `patience` seconds; without it the next group goes on from
-    the last checkpoint."""
-    import ray
-    from ray.train import UserCallback
-    from ray.train.v2._internal.execution.callback import ControllerCallback
+def callbacks(channel: Channel, patience: float) -> list[Any]:
+    """Return Ray Train's callbacks for groups whose jobs come through `channel`.
 
-    def reporter() -> Reporter:
-        """Of the present stage. The first one's is there before any worker starts."""
-        found: Reporter = ray.get(desk.reporter.remote())
-        return found
+    A resize waits for the ranks to leave for `patience` seconds; the next group then resumes from
+    the last checkpoint.
+    """
+    from ray.train import UserCallback
 
     class ReportFailures(UserCallback):
         def after_exception(
             self, run_context: Any, worker_exceptions: dict[int, Exception]
         ) -> None:
-            stage = reporter()
-            stage.close()
             failed = [
                 f"rank {rank} failed: {last_line(error)}"
                 for rank, error in sorted(worker_exceptions.items())
             ]
             for line in failed:
-                stage.say(line)
-            stage.fail("; ".join(failed))
+                channel.log_line(line)
+            channel.close_group("; ".join(failed))
+
+    return [ReportFailures(), _checkpoint_before_resize(channel, patience)]
+
+
+def _checkpoint_before_resize(channel: Channel, patience: float) -> Any:
+    """Return the callback that lets the ranks save their state before their group ends.
+
+    The only use of Ray's internals, read in Ray 2.60.0: the public UserCallback hears of reports
+    and exceptions only, nothing public precedes a resize, and `get_preemption_info` would have
+    every rank poll for itself.
+    """
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+    from ray.train.v2._internal.execution.controller import state
 
     class CheckpointBeforeResize(ControllerCallback):
         def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-            before, now = type(previous_state).__name__, type(current_state).__name__
-            if now == "ResizingState":
-                size, stage = current_state.scaling_decision.num_workers, reporter()
-                stage.say(f"the cluster has room for {size} workers: saving to go on with them")
-                wait_for_leave(stage, patience)
-                stage.ask("")
-            elif now == "PreemptingState" and before != now:
-                stage = reporter()
-                stage.say("a node will be taken away: saving to go on without it")
-                stage.ask("regroup")
-            elif now == "RestartingState":
-                stage = reporter()
-                stage.close()
-                stage.ask("")
+            if isinstance(current_state, state.ResizingState):
+                size = current_state.scaling_decision.num_workers
+                channel.log_line(f"resizing to {size} workers: saving a checkpoint first")
+                wait_for_leave(channel, patience)
+                channel.signal("")
+            elif isinstance(current_state, state.PreemptingState):
+                if not isinstance(previous_state, state.PreemptingState):
+                    channel.log_line("a node will be taken away: saving a checkpoint first")
+                    channel.signal("resize")
+            elif isinstance(current_state, state.RestartingState):
+                channel.close_group()
+                channel.signal("")
 
-    return [ReportFailures(), CheckpointBeforeResize()]
+    return CheckpointBeforeResize()
 
 
-def wait_for_leave(reporter: Reporter, patience: float) -> None:
+def wait_for_leave(channel: Channel, patience: float) -> None:
     """Ask the ranks to leave, and wait until they have, or for `patience` seconds."""
-    reporter.ask("regroup")
+    channel.signal("resize")
     deadline = time.monotonic() + patience
-    while reporter.present() and time.monotonic() < deadline:
+    while channel.present() and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
-
-
-def last_line(error: Exception) -> str:
-    """The end of an error's text: of a traceback, what was raised."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

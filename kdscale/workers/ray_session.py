@@ -1,4 +1,4 @@
-"""Connect to the cluster named by the environment, or start Ray on this machine for this run."""
+"""Connection to the Ray cluster that the environment names, or a Ray started for this run."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from kdscale.errors import KdscaleError
+from kdscale.errors import KdscaleError, last_line
 
 # Together less than a minute: Ray itself would try for ten.
 _CONNECT_SECONDS = 5.0
@@ -26,10 +26,11 @@ _FIX = (
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Ray is initialised inside the block. A Ray that was running before is left running.
+    """Initialise Ray for the block. A Ray that was running before is left running.
 
-    KdscaleError within about a minute where the cluster that RAY_ADDRESS names does not answer, or
-    Ray does not start here.
+    Raises:
+        KdscaleError: Within about a minute, the cluster that RAY_ADDRESS names does not answer, or
+            Ray does not start here.
     """
     import ray
 
@@ -48,14 +49,14 @@ def ray_session() -> Iterator[None]:
         _check_answers(address)
     else:
         options = {"address": "local", "include_dashboard": False}
-        # Nobody gives notice that this machine goes away: each stage is spared a process.
+        # No cloud gives notice that this machine goes away: spare each stage a process.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # Ray warns at every start that a cluster of one's own is protected by a token.
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    # What workers have to say comes through the stage's board (progress.py), free of Ray's remarks;
-    # their whole output stays in Ray's session folder.
+    # Workers' lines come through the channel (channel.py), free of Ray's remarks; their whole
+    # output stays in Ray's session folder.
     whole_logs = os.environ.get("KDSCALE_WORKER_LOGS") == "1"
-    # Ray takes SIGTERM for itself, also from one who has something to save.
+    # Ray takes SIGTERM for itself, though a run may have a state to save.
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(logging_level="WARNING", log_to_driver=whole_logs, **options)
@@ -72,7 +73,7 @@ def ray_session() -> Iterator[None]:
 
 
 def _check_answers(address: str) -> None:
-    """KdscaleError where no cluster answers at `address`, within less than a minute."""
+    """Raise KdscaleError within a minute if no cluster answers at `address`."""
     if address.startswith(("http://", "https://")):
         raise KdscaleError(
             f"RAY_ADDRESS={address} is where jobs are submitted, and no address that a run "
@@ -83,7 +84,7 @@ def _check_answers(address: str) -> None:
         _reach(address)
     if "://" in address:
         return  # The client's own connection has a limit of half a minute.
-    # In a process of its own: nothing ends Ray's attempts in this one.
+    # In another process: nothing ends Ray's attempts in this one.
     check = ["health-check", "--address", address, "--skip-version-check"]
     command = [sys.executable, "-m", "ray.scripts.scripts", *check]
     try:
@@ -95,12 +96,14 @@ def _check_answers(address: str) -> None:
     else:
         if done.returncode == 0:
             return
-        cause = _last_line(done.stderr) or f"its health check ends with {done.returncode}"
+        cause = (
+            last_line(done.stderr).rstrip(".") or f"its health check ends with {done.returncode}"
+        )
     raise KdscaleError(f"No Ray cluster answers at RAY_ADDRESS={address}: {cause}.", _FIX)
 
 
 def _reach(address: str) -> None:
-    """KdscaleError where nothing takes a connection at host:port of `address`."""
+    """Raise KdscaleError if nothing takes a connection at host:port of `address`."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
         raise KdscaleError(
@@ -124,12 +127,12 @@ def _reach(address: str) -> None:
 
 
 def _not_started(error: Exception, address: str) -> KdscaleError:
-    """What to say of an error of `ray.init`; `address` is "" where Ray was to start here."""
+    """Return the user's text of an error of `ray.init`; `address` is "" if Ray starts here."""
     from kdscale.store.errors import explain
 
     if (known := explain(error)) is not None:
         return KdscaleError(f"Ray did not start: {known.problem}", known.fix)
-    cause = _last_line(str(error)) or type(error).__name__
+    cause = last_line(error).rstrip(".")
     if address:
         return KdscaleError(
             f"This run cannot join the Ray cluster at RAY_ADDRESS={address}: {cause}",
@@ -140,19 +143,15 @@ def _not_started(error: Exception, address: str) -> KdscaleError:
     return KdscaleError(
         f"Ray did not start on this machine: {cause}",
         f"Look at the .err and .out files in {folder}/session_latest/logs. Ray needs free memory, "
-        f"room in {folder} and in /dev/shm, and ports of its own: `kdscale doctor` shows them.",
+        f"room in {folder} and in /dev/shm, and free ports: `kdscale doctor` shows them.",
     )
 
 
-def _last_line(text: str) -> str:
-    """The end of an error's text: of a traceback, what was raised."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1].rstrip(".") if lines else ""
-
-
 def beside_driver(actor: type) -> Any:
-    """The class as an actor that takes no worker's place, on the node of its maker: a run ends with
-    its driver's node, but not with another."""
+    """Return the class as an actor that takes no worker's place, on this process's node.
+
+    A run ends with its driver's node, but not with another.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -1,4 +1,4 @@
-"""What a worker's process does around its loops."""
+"""Main function of a worker's process: the jobs of its stages, one after the other."""
 
 import gc
 import logging
@@ -11,154 +11,132 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 
 from kdscale.config.training import WorkersConfig
-from kdscale.distributed.failures import is_mendable, word_error
+from kdscale.distributed.failures import describe_failure, is_retryable
 from kdscale.distributed.rank import GracefulStopError, connect, current_rank
 from kdscale.tracking import prometheus as metrics
+from kdscale.workers.channel import Assignment, Channel
 from kdscale.workers.hang_detector import HeartbeatThread, RankHeartbeat
-from kdscale.workers.progress import Reporter
-from kdscale.workers.task_queue import Turn
 
 _POLL_SECONDS = 0.2
 
 
 class Job(Protocol):
-    """What a stage has its workers do; picklable, and the same for all ranks."""
+    """Work of a stage; picklable, and the same for all ranks."""
 
     def run(self) -> None:
         """Do this rank's part."""
 
 
+def worker_main(channel: Channel, workers: WorkersConfig, fit: str) -> None:
+    """Run the jobs that `channel` has for `fit` on this rank, until there are no more."""
+    import ray
+
+    try:
+        _prepare_process(workers)
+        group, done = ray.get_runtime_context().get_placement_group_id(), -1
+        while (assignment := _next_job(channel, fit, group, done)) is not None:
+            if not _run_job(assignment, channel, workers.hang_seconds):
+                return
+            done = assignment.number
+            _free_memory()
+            channel.mark_done(group, dist.get_rank(), dist.get_world_size())
+    except Exception as error:
+        # An error of a job has been reported before, and the first report counts.
+        _report(channel, error, "A worker could not start", print)
+        raise
+
+
+def _next_job(channel: Channel, fit: str, group: str, done: int) -> Assignment | None:
+    """Wait for the job after job `done`; None if there are no more."""
+    while (found := channel.next_job(fit, group, done)) == "wait":
+        time.sleep(_POLL_SECONDS)
+    return None if found == "end" else found
+
+
+def _run_job(assignment: Assignment, channel: Channel, hang_seconds: float) -> bool:
+    """Run the job; return False if this rank has left it because it was asked to."""
+    import ray
+
+    # In a list, so that the channel's process does not unpickle it.
+    job: Job = ray.get(assignment.job[0])
+    rank, attempt, stage = dist.get_rank(), assignment.attempt, assignment.stage
+    channel.join(RankHeartbeat(rank, attempt), ray.get_runtime_context().current_actor)
+    heartbeats = HeartbeatThread(rank, attempt, hang_seconds, channel.beat)
+    connect(_RankChannel(channel, heartbeats, attempt))
+    metrics.bind(assignment.run, stage, rank, attempt)
+    stopped = False
+    try:
+        job.run()
+    except GracefulStopError:
+        stopped = True
+    except Exception as error:
+        what = f"The stage {stage!r} failed on its workers"
+        _report(channel, error, what, lambda text: channel.log_line(f"rank {rank}: {text}"))
+        raise
+    finally:
+        heartbeats.stop()
+        metrics.release()
+    channel.leave(rank)
+    return not stopped
+
+
+def _report(channel: Channel, error: Exception, what: str, log: Callable[[str], None]) -> None:
+    """Report an error that no restart can repair, and log its traceback if it may be needed."""
+    if is_retryable(error):
+        return
+    described, is_clear = describe_failure(error, what)
+    if not is_clear:
+        log(traceback.format_exc())
+    channel.fail(described)
+
+
 @dataclass(frozen=True)
-class Task:
-    """What the ranks of a group are to do for a stage."""
+class _RankChannel:
+    """A rank's side of the channel: see `kdscale.distributed.rank.DriverChannel`."""
 
-    job: Job
-    reporter: Reporter
-    names: tuple[str, str]
-    """Of run and stage."""
-
-
-@dataclass(frozen=True)
-class _Channel:
-    """The rank's channel to its driver: see `kdscale.distributed.rank.DriverChannel`."""
-
-    reporter: Reporter
-    heart: HeartbeatThread
+    channel: Channel
+    heartbeats: HeartbeatThread
     attempt: int
 
     def log_line(self, text: str) -> None:
-        self.reporter.say(text)
+        self.channel.log_line(text)
 
     def update(self, done: int, total: int, tokens: int, note: str) -> None:
         metrics.progress(note, done, total, tokens)
-        self.reporter.update(done, total, tokens, note)
+        self.channel.update(done, total, tokens, note)
 
     def beat(self, place: str) -> None:
-        self.heart.beat(place)
+        self.heartbeats.beat(place)
 
     def stop_requested(self) -> bool:
-        return bool(self.heart.asked)
+        return bool(self.heartbeats.signal)
 
     def waiting(self) -> AbstractContextManager[None]:
-        return self.heart.waiting()
+        return self.heartbeats.waiting()
 
 
-class Start:
-    """What Ray Train runs on every rank: the desk's tasks, one after the other."""
+def _prepare_process(workers: WorkersConfig) -> None:
+    """Set up logging, threads and device of this process."""
+    logging.getLogger("kdscale").addHandler(_ToDriver())
+    # DeepSpeed looks for the tools that build its operators beside the interpreter's programs.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # Several workers share a machine: each keeps to its own share of the cores.
+    torch.set_num_threads(max(1, int(workers.cpus)))
+    if workers.gpus:
+        from ray.train.torch import get_device
 
-    def __init__(self, workers: WorkersConfig, desk: Any) -> None:
-        self._workers = workers
-        self._desk = desk
-
-    def __call__(self) -> None:
-        try:
-            self._work()
-        except Exception as error:
-            # Told before, if it was of a task.
-            self._give_up(error, "A worker could not start")
-            raise
-
-    def _work(self) -> None:
-        import ray
-
-        self._prepare()
-        group = ray.get_runtime_context().get_placement_group_id()
-        number = -1
-        while (turn := self._next_turn(group, number)) is not None:
-            if not self._take(turn):
-                return
-            number = turn.number
-            _tidy_memory()
-            ray.get(self._desk.through.remote(group, dist.get_rank(), dist.get_world_size()))
-
-    def _next_turn(self, group: str, number: int) -> Turn | None:
-        """What comes after task `number`, None at the end. Waits for it."""
-        import ray
-
-        while (found := ray.get(self._desk.next.remote(group, number))) == "wait":
-            time.sleep(_POLL_SECONDS)
-        return None if found == "end" else found
-
-    def _take(self, turn: Turn) -> bool:
-        """Do the task; False where this rank has left it because it was asked to."""
-        import ray
-
-        # In a list: the desk is not to unpack it, which would import all that a stage needs.
-        task: Task = ray.get(turn.task[0])
-        rank = dist.get_rank()
-        task.reporter.join(RankHeartbeat(rank, turn.attempt))
-        heart = HeartbeatThread(rank, turn.attempt, self._workers.hang_seconds, task.reporter.beat)
-        connect(_Channel(task.reporter, heart, turn.attempt))
-        metrics.bind(*task.names, rank, turn.attempt)
-        leaves = False
-        try:
-            task.job.run()
-        except GracefulStopError:
-            leaves = True
-        except Exception as error:
-            what = f"The stage {task.names[1]!r} failed on its workers"
-            self._give_up(error, what, lambda text: task.reporter.say(f"rank {rank}: {text}"))
-            raise
-        finally:
-            heart.stop()
-            metrics.release()
-        task.reporter.leave(rank, leaves)
-        return not leaves
-
-    def _give_up(self, error: Exception, what: str, say: Callable[[str], None] = print) -> None:
-        """Tell the desk of an `error`, in `what` failed, that no restart can mend, once `say` has
-        got the traceback that somebody may need. The first that the desk is told counts."""
-        import ray
-
-        if is_mendable(error):
-            return
-        final, says_all = word_error(error, what)
-        if not says_all:
-            say(traceback.format_exc())
-        ray.get(self._desk.give_up.remote(final))
-
-    def _prepare(self) -> None:
-        """Make this process a worker."""
-        logging.getLogger("kdscale").addHandler(_ToDriver())
-        # DeepSpeed looks for the tools that build its operators beside the interpreter's programs.
-        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        # Several workers share a machine: each keeps to its own share of the cores.
-        torch.set_num_threads(max(1, int(self._workers.cpus)))
-        if self._workers.gpus:
-            from ray.train.torch import get_device
-
-            torch.cuda.set_device(get_device())
-        _quiet_libraries()
+        torch.cuda.set_device(get_device())
+    _quiet_libraries()
 
 
-def _tidy_memory() -> None:
-    """Give back what the last task held, and measure the next one's peak by itself."""
+def _free_memory() -> None:
+    """Free the last job's memory, and start the next one's peak from nothing."""
     # A model may be kept alive by cycles alone.
     gc.collect()
     with suppress(OSError):  # Linux alone has it
@@ -166,7 +144,7 @@ def _tidy_memory() -> None:
 
 
 class _ToDriver(logging.Handler):
-    """Brings what our own modules log in a worker to the driver's terminal."""
+    """Handler that brings the log of our own modules to the driver's terminal."""
 
     def emit(self, record: logging.LogRecord) -> None:
         current_rank().say(self.format(record))

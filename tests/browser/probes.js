@@ -53,8 +53,8 @@ function contrasts() {
 }
 
 function markContrasts() {
-  const marks = [...document.querySelectorAll("svg .mark:not(.seed)")].filter(visible);
-  const lines = [...document.querySelectorAll("svg .series:not(.faint)")];
+  const marks = [...document.querySelectorAll("svg .mark:not(.seed) use")].filter(visible);
+  const lines = [...document.querySelectorAll("svg .series:not(.faint) path")];
   return marks.map((e) => contrastOf(e, "fill")).concat(lines.map((e) => contrastOf(e, "stroke")));
 }
 
@@ -134,7 +134,7 @@ function cutOff() {
   const width = document.documentElement.clientWidth;
   return [...document.body.querySelectorAll("*")].filter(visible)
     .filter((e) => !e.closest("clipPath, defs, .spoken"))
-    .filter((e) => !e.closest("g[clip-path]") && e.getBoundingClientRect().right > width + 1
+    .filter((e) => !e.closest("[clip-path]") && e.getBoundingClientRect().right > width + 1
       || scrolls(e))
     .map((e) => `${e.localName}.${e.getAttribute("class")}: ${e.textContent.slice(0, 40)}`);
 }

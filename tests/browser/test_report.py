@@ -1,7 +1,7 @@
-"""The pages in a real Chromium: they draw, are quiet, ask for nothing, and can be read by anyone.
+"""The pages in a real Chromium: they draw, make no request, and everybody can read them.
 
-A page a kind of run: a language model's report, a classifier's, and a comparison of several runs.
-What the browser computes is asked of it by scripts beside this file (probes.js).
+One page of each kind: a language model's report, a classifier's, and a comparison of several runs.
+The scripts in probes.js ask the browser for what it computes.
 """
 
 import base64
@@ -45,7 +45,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The files by kind."""
+    """Write the files by kind."""
     folder = tmp_path_factory.mktemp("runs")
     write_report(sample_run(folder / "language-model"))
     write_report(sample_run(folder / "classifier", class_results()))
@@ -68,7 +68,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    """One Chromium for all; its driver ends it."""
+    """Start one Chromium for all tests; its driver ends it."""
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
     for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
@@ -83,7 +83,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
 
 @pytest.fixture(params=PAGES)
 def name(request: pytest.FixtureRequest) -> str:
-    """The kind of page."""
+    """Return the kind of page."""
     return str(request.param)
 
 
@@ -91,7 +91,7 @@ def name(request: pytest.FixtureRequest) -> str:
 def browser(
     driver: webdriver.Chrome, pages: dict[str, Path], name: str
 ) -> Iterator[webdriver.Chrome]:
-    """The browser on that page, light, at the width of a laptop; its logs hold that page only."""
+    """Open that page, light, at the width of a laptop; the logs hold that page only."""
     _emulate(driver, "screen", "light")
     _resize(driver, 1280)
     driver.get("about:blank")
@@ -113,7 +113,7 @@ def _resize(browser: webdriver.Chrome, width: int) -> None:
 
 
 def _probe(browser: webdriver.Chrome, function: str, *arguments: Any) -> Any:
-    """What a function of probes.js returns."""
+    """Call a function of probes.js."""
     return browser.execute_script(f"{PROBES}\nreturn {function}(...arguments);", *arguments)
 
 

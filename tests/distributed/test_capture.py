@@ -1,4 +1,4 @@
-"""A sharded teacher on two ranks fills the cache with what transformers says of each document."""
+"""A sharded teacher on two ranks fills the cache with transformers' logits of each document."""
 
 from functools import partial
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel
 
-from kdscale.teacher.capture import CaptureJob, capture
+from kdscale.teacher.capture import CaptureJob
 from tests.architectures import tiny_model
 from tests.ranks import run_ranks
 from tests.unit.teacher.test_capture import Subject, make_subject, worst_target
@@ -25,12 +25,12 @@ def make_model(kind: str, vocab_size: int) -> PreTrainedModel:
 def capture_all(jobs: list[CaptureJob]) -> None:
     """One capture after the other: starting processes is the slow part."""
     for job in jobs:
-        capture(job)
+        job.run()
 
 
 @pytest.fixture(scope="module")
 def captured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Subject]:
-    """Captures by two ranks at stage 3, of rows longer than every window."""
+    """Capture by two ranks at stage 3, sequences longer than every window."""
     made = {
         kind: make_subject(
             tmp_path_factory.mktemp(kind), partial(make_model, kind), length=64, count=8, stage=3

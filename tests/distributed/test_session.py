@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kdscale.store import Store
-from kdscale.teacher.train import TeacherJob, train_teacher
+from kdscale.teacher.train import TeacherJob
 from kdscale.train.job import TrainingJob
 from tests.ranks import run_ranks
 from tests.unit.train.overfitting import (
@@ -21,7 +21,7 @@ from tests.unit.train.overfitting import (
 def train_all(jobs: list[TeacherJob]) -> None:
     """One training after the other: starting processes is the slow part."""
     for job in jobs:
-        train_teacher(job)
+        job.run()
 
 
 @pytest.fixture(scope="module")

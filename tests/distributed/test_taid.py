@@ -3,20 +3,20 @@
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from kdscale.cache.codecs import make_codec
 from kdscale.config import RunConfig
 from kdscale.config.cache import FullCodec
 from kdscale.config.teacher import ModelConfig
 from kdscale.config.training import ZeroConfig
-from kdscale.data.rows.prepared import open_prepared
+from kdscale.data.rows.prepared import Prepared, open_prepared
 from kdscale.distill.batches import MicroBatch
 from kdscale.distill.objective import DistillationLoss
 from kdscale.distill.targets import OnlineTeacher
@@ -27,7 +27,7 @@ from kdscale.models.hf_folder import ModelReference
 from kdscale.models.load import build_model, make_config
 from kdscale.store import Store, open_store
 from kdscale.train.batches import rank_rows, sequence_spec, split_micro_batches
-from kdscale.train.job import TrainingJob, run_session
+from kdscale.train.job import TrainingJob, run_training
 from kdscale.train.loop import Step
 from tests.ranks import run_ranks
 from tests.unit.train.overfitting import LENGTH, ROWS, make_prepared
@@ -60,7 +60,10 @@ def make_session(output: str, stage: int) -> TrainingJob:
         "teacher": {"load": "unused"},
         "distill": {
             "targets": "online",
-            "online": {"taid": {"start": START, "alpha": ALPHA, "beta": BETA}, "zero": stage},
+            "online": {
+                "taid": {"start": START, "alpha": ALPHA, "beta": BETA},
+                "teacher_sharding": "zero3" if stage == 3 else "none",
+            },
             "student": {"model": {"architecture": "llama", "options": SHAPE}},
             "training": {
                 "steps": STEPS,
@@ -78,44 +81,53 @@ def make_session(output: str, stage: int) -> TrainingJob:
     return TrainingJob("student", "0" * 16, config, config.distill.training, open_store(output))
 
 
-def distil(
-    folder: str, prepared: Store, output: str, stage: int, die_at: int | None = None
-) -> dict[int, float]:
-    """Train to the end, or to where `die_at` (a step, from 0) begins; t of the steps, on this
-    rank."""
-    worker, opened = current_rank(), open_prepared(prepared)
-    session, table, seen = make_session(output, stage), opened.split("train"), {}
-    teacher = ModelReference("0" * 16, folder, None, "0" * 16, 0)
-    kind = sequence_spec(session.config, opened, 2)
-    online = OnlineTeacher(teacher, worker, ZeroConfig(stage=stage), kind)
-    codec = make_codec(FullCodec(), opened.vocab_size)
-    loss = DistillationLoss(session.config, codec, online)
+class OnlineStudent:
+    """A student of an online teacher on prepared data; see TrainingRecipe."""
 
-    def steps(start: int, _: torch.nn.Module) -> Iterator[Step[MicroBatch]]:
+    def __init__(self, folder: str, prepared: Prepared, session: TrainingJob, stage: int) -> None:
+        self.worker, self.prepared, self.table = current_rank(), prepared, prepared.split("train")
+        teacher = ModelReference("0" * 16, folder, None, "0" * 16, 0)
+        spec = sequence_spec(session.config, prepared, 2)
+        online = OnlineTeacher(teacher, self.worker, ZeroConfig(stage=stage), spec)
+        codec = make_codec(FullCodec(), prepared.vocab_size)
+        self.compute_loss = DistillationLoss(session.config, codec, online)
+        self.stateful_loss = self.compute_loss.taid
+        self.seen: dict[int, float] = {}
+        self.die_at: int | None = None
+
+    def build(self) -> PreTrainedModel:
+        return build_model(shape(self.prepared.vocab_size), 1)
+
+    def wrap(self, model: PreTrainedModel) -> ModelWithHead:
+        return ModelWithHead(model, self.prepared.vocab_size)
+
+    def steps(self, start: int, _: torch.nn.Module) -> Iterator[Step[MicroBatch]]:
+        worker = self.worker
         for step in range(start, STEPS):
-            if step == die_at:
+            if step == self.die_at:
                 raise Killed
-            seen[step] = loss.taid.t
+            self.seen[step] = self.compute_loss.taid.t
             batch = np.arange(5 * step, 5 * step + 5) % ROWS
             mine, parts = rank_rows(batch, worker.rank, worker.world_size), []
             for rows, valid in split_micro_batches(mine, batch, 2, worker.world_size):
-                made = row_tensors(table.take(rows), worker.device, valid)
+                made = row_tensors(self.table.take(rows), worker.device, valid)
                 parts.append(MicroBatch(made, torch.empty(*made.ids.shape, 0), None))
             yield Step(parts, sum(int(part.rows.mask.sum()) for part in parts), batch)
 
+    def metrics(self, step: int, indices: np.ndarray) -> dict[str, float]:
+        return self.compute_loss.metrics(step)
+
+
+def distil(
+    folder: str, prepared: Store, output: str, stage: int, die_at: int | None = None
+) -> dict[int, float]:
+    """Train to the end, or to where `die_at` (a step, from 0) begins; t of this rank's steps."""
+    opened, session = open_prepared(prepared), make_session(output, stage)
+    student = OnlineStudent(folder, opened, session, stage)
+    student.die_at = die_at
     with suppress(Killed):
-        run_session(
-            session,
-            worker,
-            opened,
-            build=lambda: build_model(shape(opened.vocab_size), 1),
-            wrap=partial(ModelWithHead, vocab_size=opened.vocab_size),
-            steps=steps,
-            compute_loss=loss,
-            extra=lambda step, indices: loss.metrics(step),
-            adaptive=loss.taid,
-        )
-    return seen
+        run_training(session, student, student.worker, opened)
+    return student.seen
 
 
 def distil_all(folder: str, prepared: Store, jobs: list[dict[str, Any]]) -> list[dict[int, float]]:
@@ -131,7 +143,7 @@ def logged(output: str) -> dict[int, dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Store, Path]:
-    """A teacher's folder, prepared data, and where to write."""
+    """Return a teacher's folder, prepared data, and a folder to write to."""
     where = tmp_path_factory.mktemp("taid")
     prepared = make_prepared(where / "prepared")
     teacher = build_model(shape(open_prepared(prepared).vocab_size), 0)
@@ -142,7 +154,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Store, Path]:
 
 
 def expected_t(losses: list[float]) -> list[float]:
-    """The paper's update, step by step, along the line that ends at the last step."""
+    """Follow the paper's update, step by step, along the line that ends at the last step."""
     t, momentum, values = START, 0.0, [START]
     for step, (before, loss) in enumerate(zip([None, *losses], losses, strict=False)):
         moved = t

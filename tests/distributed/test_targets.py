@@ -20,7 +20,7 @@ from kdscale.distill.layer_losses import make_attention_loss, make_hidden_loss
 from kdscale.distill.objective import DistillationLoss, LabelsLoss
 from kdscale.distill.targets import OnlineTeacher
 from kdscale.distributed.rank import current_rank
-from kdscale.models.attention import check_attention
+from kdscale.models.attention_check import check_attention
 from kdscale.models.forward import RowTensors, compute_logits, model_inputs
 from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import ModelReference
@@ -60,7 +60,7 @@ def config(**distill: Any) -> RunConfig:
 
 
 def batch(codec_config: CodecConfig | None = None, teacher: Any = None) -> MicroBatch:
-    """Rows with a mask, and what a codec keeps of the teacher's distributions."""
+    """Return a masked batch, and what a codec keeps of the teacher's distributions."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(VOCAB, (ROWS, LENGTH), generator=generator)
     segments = torch.ones_like(ids)
@@ -87,7 +87,7 @@ def values(found: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> dict[str, flo
 def online_loss(
     folder: str, stage: int, **distill: Any
 ) -> tuple[DistillationLoss, Callable[[Any], ModelWithHead]]:
-    """The loss with an online teacher, sharded or whole, and how its student is wrapped."""
+    """Return the loss with an online teacher, sharded or whole, and how its student is wrapped."""
     run = config(targets="online", **distill)
     online = run.distill.online
     hidden = make_hidden_loss(online.hidden, (2, 2), (8, 16)) if online.hidden else None
@@ -108,7 +108,7 @@ def online_loss(
 
 
 def online_values(folder: str, stage: int, **distill: Any) -> dict[str, float]:
-    """What is logged with an online teacher, and the gradient's size."""
+    """Return what is logged with an online teacher, and the gradient's size."""
     loss, wrap = online_loss(folder, stage, **distill)
     student = wrap(model(1, 8))
     objective, parts = loss(student, batch(), 0)
@@ -125,7 +125,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def dense(folder: str, temperature: float) -> tuple[float, float]:
-    """KL (times T^2) and cross-entropy over all targets, from whole logits in float64."""
+    """Return KL (times T^2) and cross-entropy over all targets, from whole logits in float64."""
     rows = batch().rows
     student, teacher = model(1, 8), load_model(folder)
     with torch.no_grad():
@@ -301,8 +301,10 @@ def test_ranks_with_more_targets_than_others_do_not_wait_for_them(folder: str) -
 
 
 def trained_on_layers(folder: str, stages: list[int]) -> dict[int, dict[str, Any]]:
-    """Losses on layers in four steps for each ZeRO stage, of the student and of its teacher, on
-    rows that the ranks share; and what the exported student's files hold."""
+    """Return losses on layers in four steps for each ZeRO stage, of student and of teacher.
+
+    On sequences that the ranks share; and what the exported student's files hold.
+    """
     worker, found = current_rank(), {}
     for stage in stages:
         training = TrainingConfig(

@@ -27,7 +27,7 @@ from kdscale.train.backends.base import make_backend
 from kdscale.train.backends.zero import _zero_config
 from kdscale.train.batches import micro_batches_per_rank, rank_rows, split_micro_batches
 from kdscale.train.checkpoint import load_checkpoint, save_checkpoint
-from kdscale.train.loop import Callbacks, LossSums, Progress, Step, train
+from kdscale.train.loop import Callbacks, MicroBatchLoss, Progress, Step, train
 from tests.ranks import run_ranks
 
 VOCAB, LENGTH, ROWS, STEPS = 64, 12, 40, 6
@@ -73,7 +73,7 @@ def training(stage: int = 0, **fields: Any) -> TrainingConfig:
 
 
 def data() -> tuple[torch.Tensor, torch.Tensor]:
-    """ids [ROWS, LENGTH] and a loss mask with a different number of targets in every row."""
+    """Return ids [ROWS, LENGTH] and a loss mask with other numbers of targets in each sequence."""
     random = np.random.default_rng(0)
     ids = torch.from_numpy(random.integers(VOCAB, size=(ROWS, LENGTH)))
     mask = torch.from_numpy(random.random((ROWS, LENGTH)) < np.linspace(0.2, 1, ROWS)[:, None])
@@ -121,7 +121,7 @@ def run(
                 parts.append((ids[rows], mask[rows] & torch.from_numpy(valid)[:, None]))
             yield Step(parts, sum(int(m.sum()) for _, m in parts), batch)
 
-    def compute_loss(model: ModelWithHead, batch: Any, step: int) -> LossSums:
+    def compute_loss(model: ModelWithHead, batch: Any, step: int) -> MicroBatchLoss:
         rows, targets = batch
         labels = torch.roll(rows, -1, dims=1)[targets]
         hidden = model.hidden(rows, torch.ones_like(rows))[targets]
@@ -139,12 +139,10 @@ def run(
         start=start,
         steps=steps(),
         compute_loss=compute_loss,
-        hooks=Callbacks(
+        callbacks=Callbacks(
             log=lambda step, tokens, metrics: logged.update({step: {**metrics, "tokens": tokens}}),
             validate=lambda: {"loss": 0.0},
             save=save,
-            progress=lambda done, tokens: None,
-            extra=lambda step, indices: {},
         ),
     )
     losses = {step: metrics["train/loss"] for step, metrics in logged.items()}

@@ -1,4 +1,4 @@
-"""What the processes of the fault tests do to a cache."""
+"""Captures of the fault tests, each in a process."""
 
 import itertools
 import logging
@@ -12,6 +12,7 @@ import numpy as np
 
 from kdscale.cache.commit.manifest import publish
 from kdscale.cache.commit.writer import ShardWriter, committed_shards
+from kdscale.cache.read.loader import read_batches
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows
 from kdscale.store import PutIfAbsent, Store
@@ -20,7 +21,7 @@ from tests.fault.processes import Pipe, kill_me
 from tests.unit.cache.planted import Planted
 
 Moment = Literal["before", "after"]
-"""Of a store call: before it is made, or when it is done and its answer not yet used."""
+"""Moment of a store call: before it is made, or after it and before its answer is used."""
 
 MOMENTS: tuple[Moment, ...] = ("before", "after")
 
@@ -38,7 +39,7 @@ class Call:
 
     @property
     def writes(self) -> bool:
-        """Whether it changes the store."""
+        """Return whether it changes the store."""
         return self.name in ("put", "put_if_absent", "delete")
 
 
@@ -67,13 +68,15 @@ class WatchedStore:
 
 
 def watched(planted: Planted, watch: Callable[[Call, Moment], None]) -> Planted:
-    """The same content behind a watched store."""
+    """Return the same content behind a watched store."""
     return replace(planted, store=cast(Store, WatchedStore(planted.store, watch)))
 
 
 def capture(_: Pipe | None, planted: Planted, put_if_absent: PutIfAbsent | None = None) -> int:
-    """A capture from its plan to its manifest, which goes on where an earlier one ended. The number
-    of shards that it committed."""
+    """Capture from the plan to the manifest; return how many shards were committed.
+
+    It resumes where an earlier capture ended.
+    """
     generation = planted.agree(put_if_absent=put_if_absent)
     vars(planted)["generation"] = generation  # It need not agree a second time.
     writer = ShardWriter(planted.store, planted.identity, generation, put_if_absent)
@@ -84,7 +87,7 @@ def capture(_: Pipe | None, planted: Planted, put_if_absent: PutIfAbsent | None 
 
 
 def capture_recorded(pipe: Pipe, planted: Planted) -> list[Call]:
-    """The store calls of an undisturbed capture."""
+    """Return the store calls of an undisturbed capture."""
     calls: list[Call] = []
 
     def watch(call: Call, moment: Moment) -> None:
@@ -96,7 +99,7 @@ def capture_recorded(pipe: Pipe, planted: Planted) -> list[Call]:
 
 
 def capture_killed(pipe: Pipe, planted: Planted, number: int, moment: Moment) -> None:
-    """A capture that is killed at a call."""
+    """Capture, and be killed at a call."""
 
     def watch(call: Call, now: Moment) -> None:
         if (call.number, now) == (number, moment):
@@ -106,7 +109,7 @@ def capture_killed(pipe: Pipe, planted: Planted, number: int, moment: Moment) ->
 
 
 def capture_held(pipe: Pipe, planted: Planted, number: int, moment: Moment) -> int:
-    """A capture that says so when it comes to a call, and waits there to be told to go on."""
+    """Capture, say so at a call, and wait there for a message."""
 
     def watch(call: Call, now: Moment) -> None:
         if (call.number, now) == (number, moment):
@@ -116,7 +119,7 @@ def capture_held(pipe: Pipe, planted: Planted, number: int, moment: Moment) -> i
 
 
 def capture_together(pipe: Pipe, planted: Planted, meeting: Barrier) -> int:
-    """A capture that starts, and makes each of its commits, at the same moment as the others."""
+    """Capture, starting and committing at the same moment as the others."""
     planted.store.exists("connected")
 
     def commit(key: str, data: bytes) -> bool:
@@ -135,7 +138,7 @@ def capture_together(pipe: Pipe, planted: Planted, meeting: Barrier) -> int:
 
 
 def capture_and_read(pipe: Pipe, planted: Planted) -> CachedRows:
-    """A capture, and what it decodes to for a reader in the same process."""
+    """Capture, and return the cache as a reader in this process decodes it."""
     capture(pipe, planted)
     return decoded(planted.store)
 
@@ -147,7 +150,7 @@ def capture_cut_off(pipe: Pipe, planted: Planted, number: int) -> int:
 
 
 def read_cut_off(pipe: Pipe, store: Store, expected: CachedRows) -> int:
-    """Read batches, fetched ahead, until told to end, and then an epoch more; the number of epochs.
+    """Read batches, fetched ahead, until a message, and an epoch more; return the epochs.
 
     Says when it has read one epoch, and when a fetch has to be tried again.
     """
@@ -158,7 +161,7 @@ def read_cut_off(pipe: Pipe, store: Store, expected: CachedRows) -> int:
     for epoch in itertools.count():
         order = generator.permutation(len(reader))
         orders = np.array_split(order, 4)
-        for batch, rows in zip(reader.batches(orders, ahead=3), orders, strict=True):
+        for batch, rows in zip(read_batches(reader, orders, prefetch=3), orders, strict=True):
             assert_same(batch, rows_of(expected, rows))
         if epoch == 0:
             pipe.say("reading")

@@ -10,7 +10,7 @@ import pytest
 from kdscale.cache.rows import CachedRows
 from kdscale.store import Store, open_store
 from tests.fault.captures import capture
-from tests.fault.outcome import UNITS, decoded, planted_in
+from tests.fault.outcome import SHARDS, decoded, planted_in
 from tests.fault.processes import Worker
 
 Start = Callable[..., Worker]
@@ -32,14 +32,14 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture
 def local(tmp_path: Path) -> Store:
-    """A store in a folder that exists."""
+    """Return a store in a folder that exists."""
     (tmp_path / "stores").mkdir()
     return open_store(str(tmp_path / "stores"))
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
 def store(request: pytest.FixtureRequest) -> Store:
-    """A store in a folder, and one on a real S3 server."""
+    """Return a store in a folder, and one on a real S3 server."""
     if request.param == "local":
         folder: Store = request.getfixturevalue("local")
         return folder
@@ -49,8 +49,8 @@ def store(request: pytest.FixtureRequest) -> Store:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> CachedRows:
-    """The decoded cache of a capture that nothing disturbed."""
+    """Return the decoded cache of an undisturbed capture."""
     planted = planted_in(open_store(str(tmp_path_factory.mktemp("undisturbed"))))
     worker = Worker(capture, planted)
-    assert worker.result() == UNITS
+    assert worker.result() == SHARDS
     return decoded(planted.store)

@@ -1,4 +1,4 @@
-"""What the fault tests capture, and what must be true of it after a fault."""
+"""The content that the fault tests capture, and checks of it after a fault."""
 
 import json
 import time
@@ -19,44 +19,46 @@ SHARDS = 2
 # Per shard: two objects and a commit. Then prior, plan, table of shards, manifest.
 WRITES = 3 * SHARDS + 4
 
-# What decides who commits is no part of the cache.
+# The objects that decide between committers are no part of the cache.
 _BESIDE = {"committer.json", "store-probe.json"}
 
 
 def planted_in(store: Store) -> Planted:
-    """What all captures here capture; nothing of it is stored yet."""
+    """Return the content that all captures here capture, not stored yet."""
     return make_planted(store, rows=ROWS)
 
 
 def rounded(planted: Planted, change: int) -> Planted:
-    """The content as another GPU's rounding would have made it: other head values. 0 changes
-    nothing."""
+    """Return the content with other head values, as another GPU's rounding makes it.
+
+    A change of 0 changes nothing.
+    """
     payload = planted.payload.copy()
     payload[..., 0] ^= np.uint8(change) * (payload[..., 0] > 0)
     return replace(planted, payload=payload)
 
 
 def rows_of(cached: CachedRows, rows: np.ndarray) -> CachedRows:
-    """Those at `rows`."""
+    """Return the rows at `rows`."""
     return CachedRows(
         cached.rows.take(rows), cached.payload[rows], cached.entropy[rows], cached.nll[rows]
     )
 
 
 def decoded(store: Store) -> CachedRows:
-    """All rows of a cache, in order."""
+    """Return all rows of a cache, in order."""
     reader = CacheReader(store)
     return reader.read(np.arange(len(reader)))
 
 
 def committed_by(first: Planted, rest: CachedRows, shards: int) -> CachedRows:
-    """The decoded cache whose first `shards` shards are those of `first`."""
+    """Return the decoded cache whose first `shards` shards are those of `first`."""
     rows = min(shards * first.sequences_per_shard, ROWS)
     return replace(rest, payload=np.concatenate([first.payload[:rows], rest.payload[rows:]]))
 
 
 def assert_same(found: CachedRows, expected: CachedRows) -> None:
-    """Value by value."""
+    """Assert equality, value by value."""
     assert_same_rows(found.rows, expected.rows)
     for name in ("payload", "entropy", "nll"):
         left, right = getattr(found, name), getattr(expected, name)
@@ -65,7 +67,7 @@ def assert_same(found: CachedRows, expected: CachedRows) -> None:
 
 
 def assert_committed_once(store: Store) -> None:
-    """Every shard has one commit, one manifest was published, and all is sound."""
+    """Assert that every shard has one commit, one manifest was published, and all is sound."""
     assert store.list("commits/") == [f"commits/{shard:06d}.json" for shard in range(SHARDS)]
     assert store.list("plans/") == ["plans/0000.json"]
     manifests = [key for key in store.list("manifests/") if key.endswith(".json")]
@@ -76,7 +78,7 @@ def assert_committed_once(store: Store) -> None:
 
 
 def named_objects(store: Store) -> list[str]:
-    """What a cache consists of, worked out from its records alone."""
+    """Return the keys of a cache, worked out from its records alone."""
     plan = json.loads(store.get("plans/0000.json"))
     manifest = json.loads(store.get("manifests/00000001.json"))
     keys = [
@@ -96,14 +98,16 @@ def named_objects(store: Store) -> list[str]:
 
 
 def assert_only_named(store: Store) -> None:
-    """The store holds the cache and nothing else."""
+    """Assert that the store holds the cache and nothing else."""
     assert [key for key in store.list() if key not in _BESIDE] == named_objects(store)
     assert store.leftovers() == []
 
 
 def assert_undisturbed(store: Store, expected: CachedRows, fault: str) -> None:
-    """After `fault`, all is committed once and sound, gc leaves nothing but what is named, and the
-    decoded cache is the expected one."""
+    """Assert that after `fault` all is committed once and sound.
+
+    gc leaves only the named objects, and the decoded cache is the expected one.
+    """
     try:
         assert_committed_once(store)
         gc(store, grace_seconds=0, now=lambda: time.time() + 60)
@@ -116,8 +120,10 @@ def assert_undisturbed(store: Store, expected: CachedRows, fault: str) -> None:
 def assert_each_of_one(
     store: Store, attempts: Sequence[Planted], expected: CachedRows, fault: str
 ) -> None:
-    """After `fault`, nothing but the cache is in the store, and each shard is wholly of one of the
-    `attempts`, which differ; else as `assert_undisturbed`."""
+    """Assert that after `fault` each shard is wholly of one of the `attempts`, which differ.
+
+    Nothing but the cache is in the store; else as `assert_undisturbed`.
+    """
     assert_only_named(store)
     found, payload = decoded(store).payload, expected.payload.copy()
     for shard in attempts[0].generation.shards:

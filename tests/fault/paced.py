@@ -29,7 +29,7 @@ class Pace:
         new.replace(self._path)
 
     def allows(self, step: int) -> bool:
-        """Whether step `step`, counted from 0, may run."""
+        """Return whether step `step`, counted from 0, may run."""
         return step < int(self._path.read_text())
 
 
@@ -55,4 +55,4 @@ def train_paced(job: PacedJob) -> None:
         return uniform_batch(position, rows, *rest)
 
     teacher_train.uniform_batch = batch  # type: ignore[assignment]
-    teacher_train.train_teacher(job)
+    TeacherJob.run(job)

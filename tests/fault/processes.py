@@ -24,8 +24,9 @@ _one_asks = threading.Lock()
 
 
 class Worker:
-    """A process that runs `work(pipe, *arguments)`, with the AWS_* and KDSCALE_* variables of this
-    process's environment and `settings` above them.
+    """A process that runs `work(pipe, *arguments)`.
+
+    It has the AWS_* and KDSCALE_* variables of this process, and `settings` above them.
 
     Messages that `work` sends through its pipe come out of `hear`, in order.
     """
@@ -41,7 +42,7 @@ class Worker:
         theirs.close()
 
     def hear(self) -> Any:
-        """The next message. AssertionError where `work` ended, failed or said nothing instead."""
+        """Return the next message. AssertionError if `work` ended, failed or sent none."""
         kind, value = self._receive()
         assert kind == "says", f"the process {kind} instead: {value}"
         return value
@@ -51,20 +52,20 @@ class Worker:
         self._pipe.send(message)
 
     def result(self) -> Any:
-        """What `work` returned, once the process has ended. AssertionError where it failed."""
+        """Return the result of `work` once the process has ended. AssertionError if it failed."""
         kind, value = self._receive()
         assert kind == "returned", f"the process {kind} instead: {value}"
         assert self._join() == 0
         return value
 
     def failure(self) -> str:
-        """The traceback with which `work` ended."""
+        """Return the traceback with which `work` ended."""
         kind, value = self._receive()
         assert kind == "failed", f"the process {kind} instead: {value}"
         return str(value)
 
     def end(self) -> tuple[str, Any]:
-        """How `work` ended: ("returned", value), ("failed", traceback) or ("died", None)."""
+        """Return how it ended: ("returned", value), ("failed", traceback) or ("died", None)."""
         return self._receive()
 
     def await_death(self) -> None:
@@ -74,7 +75,7 @@ class Worker:
         assert self._join() == -signal.SIGKILL
 
     def kill(self) -> None:
-        """kill -9, and wait for the end."""
+        """Kill -9, and wait for the end."""
         with _one_asks:
             self._process.kill()
         self._join()
@@ -84,7 +85,7 @@ class Worker:
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let a frozen process go on."""
+        """Let a frozen process continue."""
         self._signal(signal.SIGCONT)
 
     def _join(self) -> int | None:
@@ -132,17 +133,17 @@ class Pipe:
         return self._connection.recv()
 
     def is_told(self) -> bool:
-        """Whether the test has told something that was not received yet."""
+        """Return whether a message of the test waits."""
         return self._connection.poll()
 
 
 def meeting(count: int) -> Barrier:
-    """Where `count` workers that got it wait for each other, again and again."""
+    """Return a barrier at which `count` workers wait for each other, again and again."""
     return context.Barrier(count, timeout=PATIENCE_SECONDS)
 
 
 def kill_me() -> None:
-    """kill -9 of the process that calls it."""
+    """Kill -9 of the process that calls it."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -152,7 +153,7 @@ def _run(
     work: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
-    """The process from its start to its end."""
+    """Run the process from its start to its end."""
     for name in [name for name in os.environ if name.startswith(_INHERITED)]:
         del os.environ[name]
     os.environ.update(settings)

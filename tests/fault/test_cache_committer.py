@@ -1,5 +1,7 @@
-"""A store that ignores the condition of a put: one process commits for all, may be killed or
-paused, and is followed by another."""
+"""A store that ignores the condition of a put: one process commits for all.
+
+It may be killed or paused, and is followed by another.
+"""
 
 import time
 import uuid
@@ -45,8 +47,10 @@ class Office(BaseManager):
 
 
 def commit_for_all(pipe: Pipe, store: Store, owner: str, later: float = 0.0) -> None:
-    """Be the committer until killed, by a clock that is `later` seconds ahead. Says its address, or
-    why it must not commit."""
+    """Be the committer until killed, by a clock that is `later` seconds ahead.
+
+    Says its address, or why it must not commit.
+    """
     try:
         committer = SingleCommitter(store, owner, LEASE, clock=lambda: time.time() + later)
     except KdscaleError as error:
@@ -59,7 +63,7 @@ def commit_for_all(pipe: Pipe, store: Store, owner: str, later: float = 0.0) -> 
 
 
 def commit_until_killed(pipe: Pipe, store: Store, number: int, moment: Moment) -> None:
-    """A committer that is killed at the write of its record number `number`."""
+    """Commit until killed at the write of its record number `number`."""
     records: list[str] = []
 
     def watch(call: Call, now: Moment) -> None:
@@ -73,7 +77,7 @@ def commit_until_killed(pipe: Pipe, store: Store, number: int, moment: Moment) -
 
 
 def commit_until_held(pipe: Pipe, store: Store, key: str) -> None:
-    """A committer that is held between its look at the lease and its write of `key`."""
+    """Commit until held between its look at the lease and its write of `key`."""
 
     def watch(call: Call, now: Moment) -> None:
         if (call.name, call.key, now) == ("put", key, "before"):
@@ -83,8 +87,7 @@ def commit_until_held(pipe: Pipe, store: Store, key: str) -> None:
 
 
 def capture_through(pipe: Pipe, planted: Planted, address: Any, held_at: str | None = None) -> int:
-    """A capture that commits through the process at `address`; waits before the commit `held_at`
-    to be told to go on."""
+    """Capture through the committer at `address`; wait before the commit `held_at` for a go."""
     Office.register("committer")
     office = Office(address)
     office.connect()

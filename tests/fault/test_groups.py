@@ -1,5 +1,8 @@
-"""Worker groups on a real cluster of several nodes: a node lost, one added, one taken away with a
-notice, a worker that hangs, a request to stop. Each training ends as the undisturbed one does."""
+"""Worker groups on a real cluster of several nodes.
+
+A node is lost, one is added, one is taken away with a notice, a worker hangs, the stage is asked to
+stop. Each training ends as the undisturbed one does.
+"""
 
 import os
 import re
@@ -21,10 +24,10 @@ from kdscale.config.training import WorkersConfig
 from kdscale.distributed.rank import GracefulStopError, current_rank
 from kdscale.errors import KdscaleError
 from kdscale.store import Store
-from kdscale.teacher.train import TeacherJob, train_teacher
+from kdscale.teacher.train import TeacherJob
 from kdscale.train.job import TrainingJob
 from kdscale.workers.group import run_workers
-from kdscale.workers.progress import StageProgress
+from kdscale.workers.progress import RunningStage
 from tests.fault.paced import PATIENCE_SECONDS, Pace, PacedJob
 from tests.ranks import run_ranks
 from tests.unit.train.overfitting import lines, make_prepared, session
@@ -32,7 +35,7 @@ from tests.unit.train.overfitting import lines, make_prepared, session
 pytestmark = [pytest.mark.fault, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 Lines = dict[int, dict[str, float]]
-"""What a training logged, by step."""
+"""The log of a training, by step."""
 
 STEPS = 30
 TRAINING = {"steps": STEPS, "early_stopping": None, "keep": "last", "checkpoint_every": 8}
@@ -40,7 +43,7 @@ TRAINING = {"steps": STEPS, "early_stopping": None, "keep": "last", "checkpoint_
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[Cluster]:
-    """A head and two nodes, each with room for one worker."""
+    """Start a head and two nodes, each with room for one worker."""
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "0")
@@ -73,8 +76,7 @@ class Running:
         self.error: BaseException | None = None
         self._workers = workers
         self._job = PacedJob(self.session, prepared, self.pace)
-        self._progress = StageProgress("teacher", self.stop.is_set)
-        self._progress.reporter()
+        self._progress = RunningStage("teacher", self.stop.is_set)
         self._lines: list[str] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -86,12 +88,12 @@ class Running:
             self.error = error
 
     def log(self) -> str:
-        """What the workers have said."""
-        self._lines += self._progress.take()[1]
+        """Return the lines of the workers."""
+        self._lines += self._progress.drain()
         return "\n".join(self._lines)
 
     def until(self, ready: Callable[[], Any]) -> Any:
-        """Wait until `ready()` is true, and give it."""
+        """Wait until `ready()` is true, and return it."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not (found := ready()):
             assert self._thread.is_alive(), f"it has ended: {self.error}\n{self.log()}"
@@ -109,7 +111,7 @@ class Running:
         return lines(self.session) if exists else {}
 
     def started_with(self, count: int) -> bool:
-        """Whether a group of `count` workers has begun to train."""
+        """Return whether a group of `count` workers has begun to train."""
         pattern = rf"rank 0 of {count} .* parameters, (?:started|resumed)"
         return re.search(pattern, self.log()) is not None
 
@@ -130,9 +132,9 @@ class Running:
 
 @pytest.fixture(scope="module")
 def undisturbed(prepared: Store, tmp_path_factory: pytest.TempPathFactory) -> Lines:
-    """What two ranks log from start to end."""
+    """Return the log of two undisturbed ranks."""
     made = session(tmp_path_factory.mktemp("undisturbed"), **TRAINING)
-    run_ranks(train_teacher, 2, TeacherJob(made, prepared))
+    run_ranks(TeacherJob.run, 2, TeacherJob(made, prepared))
     return lines(made)
 
 
@@ -159,11 +161,11 @@ def test_a_run_that_is_asked_to_stop_saves_at_its_step_and_goes_on_from_there(
     first = Running(tmp_path, prepared, WorkersConfig(count=2))
     first.come_to(11)
     first.stop.set()
-    # The ranks hear of it with their next sign of life, within five seconds.
+    # The ranks learn it with their next heartbeat, within five seconds.
     first.go_slowly(12)
     first.end()
     assert isinstance(first.error, GracefulStopError), first.log()
-    (left,) = re.findall(r"rank 0 .*: left at step (\d+)", first.log())
+    (left,) = re.findall(r"rank 0 .*: stopped on request at step (\d+)", first.log())
     assert 11 <= int(left) < STEPS
     assert first.session.checkpoints.exists(f"step-{int(left):08d}/complete.json")
     assert not first.session.is_complete()
@@ -184,10 +186,10 @@ def test_a_worker_that_hangs_is_named_and_the_group_started_again(
     os.kill(int(pid), signal.SIGSTOP)
     run.pace.allow(STEPS)
     run.until(lambda: "it is killed" in run.log())
-    (told,) = re.findall(r"rank \d \(pid .*it is killed.*", run.log())
-    assert told.startswith(f"rank 1 (pid {pid} on "), told
-    # Since what it last said of itself, which may be some seconds behind.
-    assert "hangs: it gives no sign of life since" in told
+    (line,) = re.findall(r"rank \d \(pid .*it is killed.*", run.log())
+    assert line.startswith(f"rank 1 (pid {pid} on "), line
+    # Since its last heartbeat, which may be some seconds old.
+    assert "hangs: no heartbeat since" in line
     run.end()
     assert run.error is None, run.log()
     assert f"resumed at step 8 of {STEPS}" in run.log()
@@ -208,7 +210,11 @@ def test_a_student_goes_on_with_fewer_workers_and_grows_again(
     assert f"resumed at step 8 of {STEPS}" in run.log()
     run.come_to(20)
     cluster.add_node(num_cpus=1)
-    left = int(run.until(lambda: re.findall(r"rank 0 of 2 .*: left at step (\d+)", run.log()))[-1])
+    left = int(
+        run.until(
+            lambda: re.findall(r"rank 0 of 2 .*: stopped on request at step (\d+)", run.log())
+        )[-1]
+    )
     assert 20 <= left < STEPS
     # Nothing is lost when it grows.
     run.until(lambda: re.search(rf"rank 0 of 3 .* resumed at step {left} of {STEPS}", run.log()))
@@ -227,7 +233,11 @@ def test_a_group_leaves_a_node_that_will_be_taken_away(
     run.come_to(11)
     node = cluster.list_all_nodes()[-1]
     drain(node.node_id, cluster.address, seconds=60)
-    left = int(run.until(lambda: re.findall(r"rank 0 of 3 .*: left at step (\d+)", run.log()))[0])
+    left = int(
+        run.until(
+            lambda: re.findall(r"rank 0 of 3 .*: stopped on request at step (\d+)", run.log())
+        )[0]
+    )
     assert 11 <= left < STEPS
     run.until(lambda: run.started_with(2))
     cluster.remove_node(node)
@@ -256,20 +266,20 @@ class DamagedJob:
 
 
 def test_an_error_of_one_rank_that_would_come_again_ends_the_stage_at_once() -> None:
-    progress = StageProgress("teacher")
+    progress = RunningStage("teacher")
     with pytest.raises(KdscaleError, match="RuntimeError: mat1 and mat2 shapes cannot be") as found:
         run_workers(DamagedJob(), WorkersConfig(count=2), progress)
     assert "\n" not in found.value.problem
-    assert len(progress.take()[0].failures) <= 1
+    progress.drain()
+    assert progress.latest.failed_groups <= 1
 
 
 def test_a_mistake_in_the_code_ends_its_stage_at_once_and_is_shown() -> None:
-    progress = StageProgress("teacher")
+    progress = RunningStage("teacher")
     with pytest.raises(KdscaleError, match="TypeError: no such argument"):
         run_workers(MistakenJob(), WorkersConfig(count=2), progress)
-    found, lines = progress.take()
-    assert 'raise TypeError("no such argument")' in "\n".join(lines)
-    assert len(found.failures) <= 1
+    assert 'raise TypeError("no such argument")' in "\n".join(progress.drain())
+    assert progress.latest.failed_groups <= 1
 
 
 def drain(node_id: str, address: str, seconds: int) -> None:

@@ -1,5 +1,4 @@
-"""kill -9 of real workers and drivers in the middle of a run on a real S3 server, against an
-undisturbed run."""
+"""Kill -9 of real workers and drivers in a run on a real S3 server, against an undisturbed run."""
 
 import json
 import os
@@ -20,8 +19,11 @@ from tests.watched import Watched
 def disturbed(
     finished_run: FinishedRun, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Watched, str]:
-    """The run of `finished_run` on S3, with a worker of each kind and the driver killed in the
-    middle, and stopped once as the capture is to go on."""
+    """Return the run of `finished_run` on S3, disturbed and completed.
+
+    A worker of each kind and the driver are killed in the middle, and the run is asked to stop as
+    the capture resumes.
+    """
     url = f"{s3_server.url}/disturbed"
     config = tiny_config(finished_run.corpus, url)
     path = write_config(tmp_path_factory.mktemp("disturbed") / "tiny.yaml", config)
@@ -41,7 +43,7 @@ def disturbed(
         run.wait_for(lambda: committed() > before_the_kill, "further shards")
         run.lose_driver()
 
-        # Asked while the workers start, they hear of it with their first sign of life.
+        # Asked while the workers start, they learn it with their first heartbeat.
         run.wait_for(lambda: run.log.count("cache: started") == 2, "the capture again")
         run.stop(store, "cache")
 

@@ -1,5 +1,7 @@
-"""A run over three real nodes, submitted from outside, against an undisturbed run in one place; and
-its stages with workers, nodes, network, driver or S3 server failing in the middle of them."""
+"""A run over three real nodes, submitted from outside, against an undisturbed run in one place.
+
+Its stages run once more while workers, nodes, network, driver or S3 server fail.
+"""
 
 import json
 import os
@@ -11,7 +13,7 @@ import pytest
 
 from kdscale.store import Store, open_store
 from tests.nodes import Nodes, why_not
-from tests.recovery import FAULTS, STEPS, UNITS, Stages, kill_node, submit
+from tests.recovery import FAULTS, SHARDS, STEPS, Stages, kill_node, submit
 from tests.runs import FinishedRun
 
 _WHY_NOT = why_not()
@@ -28,7 +30,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def nodes(finished_run: FinishedRun) -> Iterator[Nodes]:
-    """A head and three workers, which share the corpus; their S3 server is this process's too."""
+    """Start a head and three workers, which share the corpus, and their S3 server."""
     before = dict(os.environ)
     with (
         tempfile.TemporaryDirectory(prefix="kdn", ignore_cleanup_errors=True) as folder,
@@ -42,7 +44,7 @@ def nodes(finished_run: FinishedRun) -> Iterator[Nodes]:
 
 @pytest.fixture(scope="module")
 def whole(nodes: Nodes, finished_run: FinishedRun) -> Store:
-    """A whole run over the nodes. Nobody disturbs it, and all of it is where every node sees it."""
+    """Return the output of an undisturbed run over the nodes, which all nodes reach."""
     url = f"{nodes.server.url}/whole"
     job = submit(nodes, finished_run.corpus, url)
     assert job.finish() == 0, job.log[-6000:]
@@ -60,7 +62,7 @@ def test_a_node_killed_in_the_middle_of_a_capture_costs_units_in_flight_and_chan
 ) -> None:
     ended = stages.run("cache", kill_node)
     assert ended.starts[0] == 0
-    assert ended.done_then <= ended.starts[-1] < UNITS
+    assert ended.done_then <= ended.starts[-1] < SHARDS
     assert stages.differences(ended, "cache") == []
 
 
@@ -79,5 +81,5 @@ def test_a_stage_survives_a_fault_and_ends_as_without_it(
     stages: Stages, stage: str, fault: str
 ) -> None:
     ended = stages.run(stage, FAULTS[fault])
-    assert ended.done_then < (UNITS if stage == "cache" else STEPS)
+    assert ended.done_then < (SHARDS if stage == "cache" else STEPS)
     assert stages.differences(ended, stage) == []

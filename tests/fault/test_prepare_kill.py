@@ -36,7 +36,7 @@ def begin() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 def write_corpus(folder: Path) -> Path:
-    """Files of documents that nobody wrote twice: a second of cleaning each."""
+    """Write files of distinct documents: a second of cleaning each."""
     folder.mkdir()
     words = [f"w{n}" for n in range(3000)]
     for number in range(FILES):
@@ -60,7 +60,7 @@ def arguments(folder: Path, corpus: Path) -> list[str]:
 
 
 def work_of(folder: Path) -> Times:
-    """The objects of unfinished work, and when each was written."""
+    """Return the objects of unfinished work, and when each was written."""
     found = {}
     for path in folder.glob("prepared/*/work/**/*.*"):
         with suppress(FileNotFoundError):
@@ -70,7 +70,7 @@ def work_of(folder: Path) -> Times:
 
 
 def kill_when(process: subprocess.Popen[str], is_time: Callable[[], bool]) -> None:
-    """kill -9 of the driver, and the end of what it had started."""
+    """Kill -9 of the driver, and the end of what it had started."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not is_time():
         assert process.poll() is None, process.communicate()[0]
@@ -84,7 +84,7 @@ def kill_when(process: subprocess.Popen[str], is_time: Callable[[], bool]) -> No
 
 
 def watch(process: subprocess.Popen[str], folder: Path) -> set[tuple[str, int]]:
-    """What is ever there until the process has ended, each with the time of its writing."""
+    """Return all objects seen until the process has ended, each with the time of its writing."""
     seen: set[tuple[str, int]] = set()
     while process.poll() is None:
         seen |= set(work_of(folder).items())

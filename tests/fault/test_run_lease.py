@@ -5,7 +5,7 @@ import os
 import pytest
 
 from kdscale.errors import KdscaleError
-from kdscale.run.lock import RunLockedError, holder, run_lease
+from kdscale.run.lock import RunLockedError, lease_owner, run_lease
 from kdscale.store import Store
 from tests.fault.conftest import Start
 from tests.fault.processes import Pipe
@@ -18,16 +18,18 @@ TERM = 4.0
 def drive(
     pipe: Pipe, store: Store, owner: str, wait: float | None, seconds: float, elsewhere: bool
 ) -> None:
-    """Be a driver: say its epoch when it has the lease, or why it has not; then write whenever it
-    is told to, and say whether it may."""
+    """Be a driver that says the epoch of its lease, or why it has none.
+
+    Then write at every message, and say whether that is allowed.
+    """
     if elsewhere:
-        # As on another machine, where nobody can tell whether this process lives.
+        # As on another machine, where it cannot be known whether this process is alive.
         from kdscale.run import lock as lease
 
         lease._machine = lambda: f"machine of {os.getpid()}"  # type: ignore[assignment]
     try:
         with run_lease(store, owner, wait, seconds) as lease:
-            said = holder(store)
+            said = lease_owner(store)
             assert said is not None
             while pipe.ask(said.epoch) == "write":
                 try:

@@ -14,7 +14,7 @@ from kdscale.cache.commit.manifest import load_manifest
 from kdscale.cache.maintain.verify import verify
 from kdscale.cache.read.reader import CacheReader
 from kdscale.store import open_store
-from kdscale.workers.commit_actor import committing
+from kdscale.workers.commit_actor import open_committer
 from kdscale.workers.ray_session import ray_session
 from tests.proxy import UnconditionalProxy
 from tests.runs import FinishedRun, read_metrics, run_kdscale, tiny_config, write_config
@@ -43,7 +43,7 @@ def cache_of(output: Path) -> Path:
 
 
 def larger(run: FinishedRun, output: Path) -> Path:
-    cache = {"cache__rows": 700, "cache__append_to": str(cache_of(output))}
+    cache = {"cache__sequences": 700, "cache__append_to": str(cache_of(output))}
     config = tiny_config(run.corpus, str(output), **cache)
     return write_config(output.parent / "larger.yaml", config)
 
@@ -113,7 +113,7 @@ def test_workers_commit_through_one_actor_where_the_store_does_not_decide(
     with UnconditionalProxy(s3_env.env) as proxy:
         os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint
         store = open_store(f"{s3_env.url}/unconditional")
-        with ray_session(), committing(store) as put:
+        with ray_session(), open_committer(store) as put:
 
             @ray.remote(num_cpus=0)
             def attempt(number: int) -> bool:
@@ -124,13 +124,13 @@ def test_workers_commit_through_one_actor_where_the_store_does_not_decide(
             assert store.get("commits/000000.json") == b"%d" % won.index(True)
             assert json.loads(store.get("store-probe.json"))["conditional_put"] is False
         # Its lease is given back: the next run starts at once.
-        with ray_session(), committing(store) as put:
+        with ray_session(), open_committer(store) as put:
             assert not put("commits/000000.json", b"later")
 
 
 def test_workers_commit_by_themselves_where_it_does(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    with committing(store) as put, ThreadPoolExecutor(8) as pool:
+    with open_committer(store) as put, ThreadPoolExecutor(8) as pool:
         won = list(pool.map(lambda number: put("key", b"%d" % number), range(8)))
     assert sum(won) == 1
     assert not store.exists("committer.json")

@@ -1,6 +1,5 @@
 """Every kdscale command of README and docs/ is run by a test: here, or by the test named."""
 
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +8,13 @@ import fsspec
 import pytest
 
 from kdscale.cli import main
+from tests.pages import PAGES, commands
 from tests.runs import FinishedRun, tiny_config, write_config
 from tests.s3 import S3Server
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 LLAMA = "jobs/configs/llama-70b.yaml"
 SHAPE = "jobs/configs/shapes/llama-3.1-70b"
 
@@ -71,6 +70,7 @@ ELSEWHERE = {
     "kdscale doctor [--output URL] [--cluster auto|HEAD:6379] [--json]": (
         "unit/cli/test_doctor.py::test_json"
     ),
+    "kdscale run run.yaml": "ray/test_pipeline.py::test_everything_a_run_promises_is_there",
     "kdscale run run.yaml --set distill.training.steps=500": (
         "ray/test_pipeline.py::test_another_config_does_not_replace_a_finished_student"
     ),
@@ -104,9 +104,6 @@ ELSEWHERE = {
     "kdscale plan run.yaml --tokens 100e9 --teacher FOLDER": (
         "ray/test_plan.py::test_a_calibration_with_the_teacher_at_hand_knows_its_bytes"
     ),
-    "kdscale submit run.yaml --backend local": (
-        "unit/cli/test_submit.py::test_jobs_of_this_machine_through_the_same_commands"
-    ),
     "kdscale submit run.yaml --backend kuberay": (
         "unit/cli/test_submit.py::test_dry_run_for_kubernetes_prints_the_rayjob"
     ),
@@ -135,14 +132,8 @@ ELSEWHERE = {
 
 
 def documented() -> list[str]:
-    """Return the commands of all pages, each once, without their comments."""
-    found: dict[str, None] = {}
-    for page in PAGES:
-        for line in page.read_text(encoding="utf-8").splitlines():
-            if line.startswith("    kdscale "):
-                text = re.split(r"\s+#|\s{2,}", line.strip())[0]
-                found |= dict.fromkeys(part.strip() for part in text.split(";"))
-    return list(found)
+    """Return the commands of all pages, each once, without comments."""
+    return list(dict.fromkeys(commands(*PAGES)))
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from ray.cluster_utils import Cluster
 
 from kdscale.config import dump_config
 from kdscale.config.training import WorkersConfig
-from kdscale.run.progress_file import Heartbeat
+from kdscale.run.progress_file import ProgressFile
 from kdscale.run.record import RunRecord
 from kdscale.run.status import RunStatus, StageStatus, run_status
 from kdscale.store import Store, open_store
 from kdscale.teacher.capture import CaptureJob
-from kdscale.tracking.prometheus import METRICS
+from kdscale.tracking.metrics import TABLE
 from kdscale.workers.group import run_workers
 from kdscale.workers.progress import stage_progress
 from tests.runs import FinishedRun, kdscale, run_kdscale, run_program
@@ -173,17 +173,17 @@ def test_a_stage_is_seen_by_prometheus_and_from_its_store(cluster: Cluster, tmp_
     record = RunRecord(output, "tiny", "f")
     with (
         ThreadPoolExecutor(1) as pool,
-        Heartbeat(output, seconds=0.2) as heartbeat,
+        ProgressFile(output, seconds=0.2) as progress_file,
         record.running("cache", "x"),
         stage_progress("cache", run="tiny") as progress,
     ):
-        heartbeat.begin("cache", "x", progress)
+        progress_file.begin(progress, "x")
         looked = pool.submit(look, output)
         run_workers(WaitingCapture(job), WorkersConfig(count=2), progress)
         seen, status = looked.result()
 
     tags = {"run": "tiny", "stage": "cache"}
-    assert {name.removesuffix("_total") for name in seen} <= METRICS.keys()
+    assert {name.removesuffix("_total") for name in seen} <= {metric.exported for metric in TABLE}
     assert sum(of(seen, "kdscale_shards_committed_total", **tags)) == 4
     assert min(of(seen, "kdscale_bytes_committed_total", **tags)) > 1000
     assert of(seen, "kdscale_attempt", **tags) == [0, 0]
@@ -281,7 +281,7 @@ def test_the_student_is_seen_too(watched: Watched) -> None:
     assert 0 < of(seen, "kdscale_loss", **tags)[0] < 10
     assert 0 <= of(seen, "kdscale_data_wait_share", **tags)[0] <= 1
     assert 0 <= of(seen, "kdscale_cache_hit_share", **tags)[0] <= 1
-    assert {name.removesuffix("_total") for name in seen} <= METRICS.keys()
+    assert {name.removesuffix("_total") for name in seen} <= {metric.exported for metric in TABLE}
 
     found = watched.wait_for(lambda: watched.stage("distill").done and watched.status())
     cache, distill = found.stages[2:4]

@@ -188,7 +188,7 @@ def test_running_again_skips_every_stage_without_starting_ray(finished_run: Fini
 def test_another_config_does_not_replace_a_finished_student(finished_run: FinishedRun) -> None:
     code, log = run_kdscale("run", str(finished_run.config), "--set", "distill.training.steps=7")
     assert code == 2
-    assert "holds a student that another config made" in log
+    assert "holds a student of another config" in log
     assert "--overwrite" in log
     # What only says how to compute is not another config.
     code, log = run_kdscale(

@@ -10,7 +10,7 @@ from kdscale.cache.maintain.inspect import inspect
 from kdscale.config import load_config
 from kdscale.plan.calibration import Calibration
 from kdscale.plan.hardware import find_hardware
-from kdscale.plan.inputs import make_setting
+from kdscale.plan.inputs import read_inputs
 from kdscale.plan.plan import make_plan
 from kdscale.store import open_store
 from tests.runs import FinishedRun, run_kdscale, tiny_config, write_config
@@ -19,17 +19,17 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_bytes_and_rows_are_those_of_the_finished_run(finished_run: FinishedRun) -> None:
-    plan = make_plan(make_setting(load_config(finished_run.config), find_hardware("cpu")))
+    plan = make_plan(read_inputs(load_config(finished_run.config), find_hardware("cpu")))
     (folder,) = (finished_run.output / "cache").iterdir()
     facts = inspect(open_store(str(folder)))
-    tokens = plan.setting.tokens
+    tokens = plan.inputs.tokens
     assert "prepared data" in tokens.source
     assert (tokens.captured_rows, tokens.captured) == (facts["rows"], facts["positions"])
-    assert plan.caches[0].decoded_position == facts["payload_bytes_per_position"]
+    assert plan.caches[0].in_memory_position == facts["payload_bytes_per_position"]
     # How well a payload packs depends on the teacher: without a calibration, only its size is sure.
-    assert plan.caches[0].at_rest == pytest.approx(facts["bytes"], rel=0.5)
+    assert plan.caches[0].stored == pytest.approx(facts["bytes"], rel=0.5)
     marker = json.loads((finished_run.output / "student/kdscale.json").read_text())
-    assert plan.setting.student.parameters == marker["model"]["parameters"]
+    assert plan.inputs.student.parameters == marker["model"]["parameters"]
 
 
 def test_a_calibration_with_the_teacher_at_hand_knows_its_bytes(
@@ -45,8 +45,8 @@ def test_a_calibration_with_the_teacher_at_hand_knows_its_bytes(
     found = json.loads(text.splitlines()[-1])
     (folder,) = (finished_run.output / "cache").iterdir()
     facts = inspect(open_store(str(folder)))
-    assert found["calibration"]["payload_at_rest"] is not None
-    assert found["caches"][0]["at_rest"] == pytest.approx(facts["bytes"], rel=0.15)
+    assert found["calibration"]["stored_payload"] is not None
+    assert found["caches"][0]["stored"] == pytest.approx(facts["bytes"], rel=0.15)
 
 
 def test_a_calibration_is_measured_kept_and_used(finished_run: FinishedRun, tmp_path: Path) -> None:

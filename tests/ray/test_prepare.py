@@ -13,7 +13,7 @@ import ray
 from tokenizers import Tokenizer
 
 from kdscale.config.data import DataConfig, SourceConfig, TokenizerConfig
-from kdscale.data.cleaning.normalise import clean, name_hash
+from kdscale.data.cleaning.cleaner import clean, name_hash
 from kdscale.data.prepare import data_identity, prepare
 from kdscale.data.rows.manifest import summarise
 from kdscale.data.rows.prepared import Prepared, open_prepared
@@ -89,15 +89,15 @@ def texts_of(prepared: Prepared, split: str) -> list[str]:
     tokenizer = Tokenizer.from_file(str(prepared.tokenizer_folder() / "tokenizer.json"))
     end = prepared.manifest["tokenizer"]["end_id"]
     documents: dict[int, list[int]] = {}
-    pieces = []
+    inputs = []
     for at in range(len(rows)):
         for segment in range(1, rows.segment_ids[at].max() + 1):
             inside = np.flatnonzero(rows.segment_ids[at] == segment)
             scored = rows.input_ids[at][inside[1:]][rows.loss_mask[at][inside[:-1]]]
-            pieces.append((rows.input_ids[at][inside].tolist(), scored.tolist()))
+            inputs.append((rows.input_ids[at][inside].tolist(), scored.tolist()))
     # A piece belongs to the document whose text so far ends with what they share.
     texts = []
-    for ids, scored in pieces:
+    for ids, scored in inputs:
         context = ids[: len(ids) - len(scored)]
         if context == [end]:
             documents[len(documents)] = list(scored)

@@ -19,9 +19,7 @@ def test_the_quickstart_beats_its_baseline_and_gives_the_same_on_s3(
 ) -> None:
     results = {}
     for output in (str(tmp_path / "quickstart"), f"{s3_env.url}/quickstart"):
-        code, log = run_program(
-            "run", str(QUICKSTART), "--set", f"output={output}", env=s3_env.env
-        )
+        code, log = run_program("run", str(QUICKSTART), "--set", f"output={output}", env=s3_env.env)
         assert code == 0, log[-4000:]
         results[output] = json.loads(open_store(output).get("results.json"))
     local, remote = results.values()

@@ -1,4 +1,4 @@
-"""Who may import whom, and which room alone may import an outside library."""
+"""Walls: the packages that a package may import, and the one that may import a library."""
 
 import ast
 import subprocess
@@ -10,95 +10,106 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "kdscale"
 
-# Each room (a folder or module of the package) with the rooms it stands on, itself left out.
+# Each package (or top-level module) with those that it may import. A dotted name is a part of a
+# package with rules of its own, which others may be allowed to import alone.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
-    "stages": set(),
-    "scratch": set(),
-    "ahead": set(),
-    "desk": {"progress"},
-    "shuffle": set(),
-    "compiled": set(),
-    "liveness": set(),
-    "progress": {"liveness", "ray_session"},
-    "metrics": set(),
-    "config": {"errors"},
-    "store": {"errors"},
-    "panels": set(),
-    "tracking": {"config", "metrics", "panels", "store", "workspace"},
-    "workspace": {"panels"},
-    "workers": {
-        *("config", "desk", "errors", "liveness", "metrics", "progress", "ray_session", "store"),
-    },
-    "stop": {"errors", "store"},
-    "lease": {"errors", "store"},
-    "ray_session": {"errors", "store"},
-    "data": {"config", "errors", "scratch", "shuffle", "store", "types"},
-    "cache": {"ahead", "compiled", "config", "errors", "shuffle", "store", "types"},
+    "utils": {"errors"},
+    "config": {"errors", "utils"},
+    "store": {"errors", "utils"},
+    "distributed": {"errors", "store"},
+    "tracking": {"config", "store"},
+    "data": {"config", "errors", "store", "types", "utils"},
+    "cache": {"config", "errors", "store", "types", "utils"},
     "losses": {"config", "types"},
-    "models": {"config", "errors", "losses", "scratch", "store", "types", "workers"},
+    "curriculum": {"cache", "config", "utils"},
+    "models": {"config", "distributed", "errors", "store", "types", "utils"},
     "train": {
-        *("config", "data", "errors", "losses", "models", "shuffle", "store", "tracking"),
-        "workers",
+        *("config", "data", "distributed", "errors", "losses", "models", "store", "tracking"),
+        *("types", "utils"),
     },
-    "curriculum": {"cache", "config", "shuffle"},
-    "committing": {"errors", "ray_session", "store"},
     "teacher": {
-        *("cache", "config", "data", "errors", "losses", "metrics", "models", "store"),
-        *("tracking", "train", "types", "workers"),
+        *("cache", "config", "data", "distributed", "errors", "losses", "models", "store"),
+        *("tracking", "train", "types", "utils"),
     },
-    "student": {
-        *("cache", "config", "curriculum", "data", "errors", "losses", "models", "scratch"),
-        *("store", "train", "types", "workers"),
+    "distill": {
+        *("cache", "config", "curriculum", "data", "distributed", "errors", "losses", "models"),
+        *("store", "train", "types", "utils"),
     },
+    "workers": {"config", "distributed", "errors", "store", "tracking"},
+    "run.stage_names": {"errors"},
+    "run.finished_run": {"config", "data", "errors", "models", "store"},
     "evaluate": {
-        *("config", "data", "errors", "models", "store", "tracking", "train", "types", "workers"),
+        *("config", "data", "distributed", "errors", "models", "run.finished_run", "store"),
+        *("tracking", "train", "types", "utils"),
     },
-    "audit": {
-        *("cache", "config", "errors", "models", "report", "store", "types", "workers"),
+    "report": {
+        *("config", "errors", "evaluate", "run.finished_run", "run.stage_names", "store"),
+        *("tracking", "utils"),
     },
-    "report": {"config", "errors", "evaluate", "panels", "store"},
-    "export": {"data", "errors", "evaluate", "models", "record", "report", "store"},
+    "cache.fidelity": {
+        *("cache", "config", "distributed", "errors", "models", "report", "run.finished_run"),
+        *("store", "types", "utils"),
+    },
     "preflight": {
-        *("cache", "config", "curriculum", "data", "errors", "evaluate", "models", "run"),
-        *("stages", "store", "student", "teacher", "train"),
+        *("cache", "config", "curriculum", "data", "distill", "errors", "evaluate", "models"),
+        *("run", "run.finished_run", "run.stage_names", "store", "teacher", "train", "utils"),
     },
+    "run": {
+        *("cache", "config", "data", "distill", "distributed", "errors", "evaluate", "models"),
+        *("preflight", "report", "run.finished_run", "run.stage_names", "store", "teacher"),
+        *("tracking", "train", "utils", "workers"),
+    },
+    "submit": {"config", "errors", "run", "run.stage_names", "store", "utils"},
     "plan": {
-        *("audit", "cache", "config", "data", "errors", "evaluate", "losses", "models"),
-        *("preflight", "progress", "ray_session", "report", "run", "store", "student", "teacher"),
-        *("train", "workers"),
+        *("cache", "cache.fidelity", "config", "data", "distill", "distributed", "errors"),
+        *("evaluate", "losses", "models", "preflight", "report", "run", "run.finished_run"),
+        *("run.stage_names", "store", "teacher", "train", "types", "utils", "workers"),
     },
-    "record": {"evaluate", "stop", "store"},
-    "heartbeat": {"config", "errors", "lease", "progress", "store"},
-    "status": {"cache", "config", "errors", "heartbeat", "record", "stages", "store"},
-    "run": {"cache", "config", "data", "errors", "models", "store"},
-    "submit": {"config", "errors", "stages", "stop", "store"},
-    "doctor": {"errors", "store", "tracking"},
+    "export": {
+        *("config", "data", "errors", "evaluate", "models", "report", "run.finished_run"),
+        *("store", "utils"),
+    },
+    "doctor": {"config", "errors", "store", "tracking", "utils"},
 }
 
-# The rooms of the cache, each of which stands on those before it.
-CACHE = ("identity", "origin", "rows", "codecs", "format", "commit", "read", "maintain")
+# Packages that only the CLI imports.
+LEAVES = {"plan", "export", "doctor"}
 
-# A library, and the only rooms or modules that may import it.
+# Packages that train and read caches without Ray, as a user's own program does.
+WITHOUT_RAY = ("cache", "distributed", "losses", "models", "train")
+
+# The parts of the cache, each of which may import those before it.
+CACHE = ("spec", "origin", "rows", "codecs", "format", "commit", "read", "maintain", "fidelity")
+
+# A library, and the only packages or modules that may import it.
 WALLS = {
     "wandb": {"tracking"},
-    "wandb_workspaces": {"workspace"},
+    "wandb_workspaces": {"tracking"},
     "fsspec": {"store"},
     "obstore": {"store"},
     "botocore": {"store"},
     "deepspeed": {"models.sharded"},
     "ray.train": {"workers"},
-    "ray.util.metrics": {"metrics"},
+    "ray.util.metrics": {"tracking"},
     "ray.job_submission": {"submit"},
     "typer": {"cli"},
-    "yaml": {"config", "cli", "report", "submit.kuberay"},
+    "yaml": {"config", "cli", "report", "submit"},
     "datasets": {"data"},
     "tokenizers": {"data"},
-    "numba": {"compiled"},
+    "numba": {"cache"},
     "onnxruntime": {"export"},
     "lm_eval": {"evaluate.harness"},
+    "matplotlib": {"report.charts"},
+    "jinja2": {"report.pages", "data.chat"},
 }
+
+
+def package_of(name: str) -> str:
+    """Return the entry of ALLOWED that a module's dotted name, without `kdscale.`, belongs to."""
+    first_two = ".".join(name.split(".")[:2])
+    return first_two if first_two in ALLOWED else name.split(".")[0]
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
@@ -116,28 +127,36 @@ def imports(tree: ast.Module) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_rooms_stand_only_on_the_rooms_below_them() -> None:
+def test_packages_import_only_what_they_may() -> None:
     wrong = []
     for name, tree in modules():
-        room = name.split(".")[0]
+        package = package_of(name)
         for imported in imports(tree):
-            parts = imported.split(".")
-            if parts[0] == "kdscale" and len(parts) > 1 and room in ALLOWED:
-                other = parts[1]
-                known = other in ALLOWED or (PACKAGE / other).exists()
-                if known and other not in ALLOWED[room] | {room}:
+            if imported.startswith("kdscale.") and package in ALLOWED:
+                other = package_of(imported.removeprefix("kdscale."))
+                if other not in ALLOWED[package] | {package}:
                     wrong.append(f"{name} imports {imported}")
     assert wrong == []
 
 
-def test_the_rooms_of_the_cache_stand_on_those_before_them() -> None:
+def test_every_package_has_its_rules() -> None:
+    packages = {name.split(".")[0] for name, _ in modules()}
+    assert packages - {"", "__main__", "cli", "integrations"} <= ALLOWED.keys()
+
+
+def test_only_the_cli_imports_the_leaves() -> None:
+    assert [package for package, allowed in ALLOWED.items() if allowed & LEAVES] == []
+
+
+def test_the_parts_of_the_cache_import_those_before_them() -> None:
     wrong = []
     for name, tree in modules():
         if name.startswith("cache."):
-            place = CACHE.index(name.split(".")[1])
+            part = name.split(".")[1]
             for imported in imports(tree):
                 parts = imported.split(".")
-                if parts[:2] == ["kdscale", "cache"] and CACHE.index(parts[2]) > place:
+                known = parts[:2] == ["kdscale", "cache"] and part in CACHE and parts[2] in CACHE
+                if known and CACHE.index(parts[2]) > CACHE.index(part):
                     wrong.append(f"{name} imports {imported}")
     assert wrong == []
 
@@ -161,7 +180,7 @@ def test_one_wall_an_outside_library(library: str) -> None:
     outside = {
         name
         for name in found
-        if not any(name == room or name.startswith(f"{room}.") for room in WALLS[library])
+        if not any(name == wall or name.startswith(f"{wall}.") for wall in WALLS[library])
     }
     assert found, f"nothing imports {library}: the wall is out of date"
     assert outside == set()
@@ -173,14 +192,21 @@ def test_one_wall_an_outside_library(library: str) -> None:
         ("kdscale.config", "torch ray deepspeed transformers wandb numpy pyarrow"),
         ("kdscale.submit", "torch deepspeed transformers wandb"),
         ("kdscale.run.status", "torch ray deepspeed transformers wandb"),
-        # Helpers of a run, each a process of its own.
-        ("kdscale.workers.task_queue", "torch ray deepspeed transformers numpy pydantic"),
-        ("kdscale.workers.progress", "torch ray deepspeed transformers numpy pydantic"),
-        ("kdscale.report", "torch ray deepspeed transformers wandb"),
+        # The process of an actor of its own.
+        ("kdscale.workers.channel", "torch ray deepspeed transformers numpy pydantic"),
+        ("kdscale.report", "torch ray deepspeed transformers wandb matplotlib"),
         ("kdscale.cli", "torch ray deepspeed transformers wandb pydantic numpy pyarrow yaml"),
     ],
 )
-def test_light_rooms_stay_light(module: str, forbidden: str) -> None:
+def test_light_imports_stay_light(module: str, forbidden: str) -> None:
     code = f"import sys, {module}; print([m for m in {forbidden.split()} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_training_and_caches_load_no_ray() -> None:
+    names = [name for name, _ in modules() if name.split(".")[0] in WITHOUT_RAY]
+    code = "import sys\n" + "".join(f"import kdscale.{name}\n" for name in names)
+    code += "print([m for m in ('ray', 'kdscale.workers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -85,6 +85,8 @@ class SampledIds(Protocol):
         ...
 
     def ordered_ids(self, payload: Tensor) -> Tensor:
-        """[P, bytes_per_position] uint8 -> [P] int64: how many leading ids have a meaning by their
-        place. The others are a multiset."""
+        """Count the leading ids whose place has a meaning: [P, bytes] uint8 -> [P] int64.
+
+        The others are a multiset.
+        """
         ...

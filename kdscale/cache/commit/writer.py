@@ -46,8 +46,8 @@ class ShardWriter:
     def commit(self, shard: int, rows: Rows, payload: np.ndarray, stats: RowStats) -> Commit | None:
         """Store a captured shard; None when another attempt at it was first.
 
-        shard: its number in the generation. rows: the shard's R rows in the plan's order; payload: [R,
-        T, bytes a position] uint8; stats of the same rows. KdscaleError when the store cut an
+        shard: its number in the generation. rows: the shard's R rows in the plan's order; payload:
+        [R, T, bytes a position] uint8; stats of the same rows. KdscaleError when the store cut an
         object short.
         """
         started = time.monotonic()

@@ -1,1 +1,1 @@
-"""What a codec does to a student's gradient: a cache, and its alternatives, against the teacher."""
+"""Codec fidelity: what a cache's codec, and its alternatives, do to a student's gradient."""

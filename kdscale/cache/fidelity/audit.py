@@ -1,23 +1,27 @@
-"""The audit of a cache: its codec and others of its size, on its own rows, with its teacher.
+"""Audit of a cache: its codec and others of its size, on its sequences, with its teacher.
 
-The teacher is run twice over the same rows. The first time each family of codecs is tried at a few
-sizes, which says how many bytes at rest an id takes in each; the second time at the largest sizes
-that stay within the budget. What is recommended is the codec within the budget whose mean gradient
-over many positions is closest to the true one.
+The teacher is run twice over the same sequences. The first time each family of codecs is tried at a
+few sizes, which gives the stored bytes of an id in each; the second time at the largest sizes that
+stay within the budget. The recommended codec is the one within the budget whose mean gradient over
+many positions is closest to the true one.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from kdscale.cache.fidelity.codec_families import FAMILIES, distinct, size_of, size_within
 from kdscale.cache.fidelity.compare_codecs import Audited, Bench
-from kdscale.cache.fidelity.teacher import find_teacher
 from kdscale.cache.read.reader import CacheReader
+from kdscale.cache.spec import Identity
 from kdscale.config.cache import CodecConfig, FullCodec
-from kdscale.store import Store
+from kdscale.errors import KdscaleError
+from kdscale.models.hf_folder import ModelReference, weights_digest
+from kdscale.run.finished_run import FinishedRun
+from kdscale.store import Store, open_store
 
 SAME_TEACHER = 0.9
 """Share of the ids that two captures of one teacher have in common at the least: on other hardware,
@@ -28,13 +32,13 @@ _LARGEST_BUDGET = 128.0  # bytes, where the cache's own codec keeps more
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found. `codecs` rise in bytes at rest."""
+    """The result of an audit; `codecs` rise in stored bytes."""
 
     cache: str
     teacher: str
     temperature: float
     rows: int
-    budget: float  # bytes at rest a token
+    budget: float  # stored bytes a token
     proof: dict[str, float]  # see `Proof.result`
     own: Audited  # the cache's codec, one of `codecs`
     codecs: list[Audited]
@@ -46,7 +50,7 @@ class Audit:
         return self.proof["ids_in_common"] >= SAME_TEACHER
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain values for JSON."""
         fields = {name: value for name, value in vars(self).items() if name != "codecs"}
         recommended = self.recommended.as_dict() if self.recommended else None
         return fields | {
@@ -65,11 +69,11 @@ def audit(
     draws: int = 4,
     say: Callable[[str], None] = print,
 ) -> Audit:
-    """Audit the cache in `store` on `rows` of its rows, evenly spread, with `draws` of each target.
+    """Audit the cache in `store` on `rows` of its sequences, evenly spread.
 
-    budget: bytes at rest a token; those of the cache's own codec where it is None. teacher: see
-    `find_teacher`. say: told what is being done. KdscaleError where there is no such cache or
-    teacher, or where the rows have no targets.
+    `draws` of each target are compared. budget: stored bytes a token; by default those of the
+    cache's codec. teacher: see `find_teacher`. say: called with what is being done. Raises
+    KdscaleError where there is no such cache or teacher, or where the sequences have no targets.
     """
     reader = CacheReader(store)
     found = find_teacher(store, reader.identity, teacher)
@@ -79,11 +83,11 @@ def audit(
     tried = [f.make(size) for f in FAMILIES for size in f.sizes(guess, bench.vocab_size)]
     say(f"{bench.positions:,} positions: trying codecs of several families and sizes")
     codecs = bench.measure(distinct([own, FullCodec(), *tried]))
-    limit = budget or min(_LARGEST_BUDGET, codecs[own].bytes_at_rest)
+    limit = budget or min(_LARGEST_BUDGET, codecs[own].bytes_stored)
     fitted = [config for config in _fitted(limit, codecs) if config not in codecs]
-    say(f"comparing codecs of {limit:.1f} bytes at rest a token")
+    say(f"comparing codecs of {limit:.1f} stored bytes a token")
     codecs |= bench.measure(fitted) if fitted else {}
-    rising = sorted(codecs.values(), key=lambda codec: codec.bytes_at_rest)
+    rising = sorted(codecs.values(), key=lambda codec: codec.bytes_stored)
     return Audit(
         cache=str(store),
         teacher=found.source,
@@ -98,18 +102,20 @@ def audit(
 
 
 def recommend(codecs: Iterable[Audited], budget: float) -> Audited | None:
-    """Of the codecs within the budget the one with the least error of the widest mean gradient."""
-    within = [codec for codec in codecs if codec.bytes_at_rest <= budget]
+    """Return the codec within the budget with the least error of the widest mean gradient."""
+    within = [codec for codec in codecs if codec.bytes_stored <= budget]
     return min(within, key=lambda codec: codec.fidelity.widest.error, default=None)
 
 
 def _fitted(budget: float, codecs: Mapping[CodecConfig, Audited]) -> list[CodecConfig]:
-    """Of each family the codec that should take `budget` bytes, and the next smaller one, because
-    the bytes between those measured are an estimate."""
+    """Return each family's codec of about `budget` bytes, and the next smaller one.
+
+    Two, because the bytes between those measured are an estimate.
+    """
     configs = []
     for family in FAMILIES:
         measured = {
-            size_of(c): a.bytes_at_rest for c, a in codecs.items() if a.family == family.name
+            size_of(c): a.bytes_stored for c, a in codecs.items() if a.family == family.name
         }
         size = size_within(budget, measured) if measured else None
         if size is not None:
@@ -121,3 +127,41 @@ def _own_config(reader: CacheReader) -> CodecConfig:
     fields = {k: v for k, v in reader.codec.describe().items() if k != "vocab_size"}
     adapter: TypeAdapter[CodecConfig] = TypeAdapter(CodecConfig)
     return adapter.validate_python(fields)
+
+
+def find_teacher(cache: Store, identity: Identity, named: str | None) -> ModelReference:
+    """Return the model that the cache was captured from.
+
+    named: a folder, a URL or a hub name; by default the teacher of the run that `cache` is part of.
+    Raises KdscaleError where there is none, or where it is not the teacher of the cache.
+    """
+    found = _of_run(cache) if named is None else _named(named, identity)
+    if found.digest != identity["teacher"]:
+        raise KdscaleError(
+            f"The teacher at {found.source} has the digest {found.digest}, the cache was captured "
+            f"from {identity['teacher']}.",
+            "Give the cache's own teacher: kdscale cache audit URI --teacher FOLDER.",
+        )
+    return found
+
+
+def _of_run(cache: Store) -> ModelReference:
+    output, lies_in_run, _ = cache.url.rpartition("/cache/")
+    found = FinishedRun(open_store(output)).model("teacher") if lies_in_run else None
+    if found is None:
+        raise KdscaleError(
+            f"There is no teacher beside the cache {cache}.",
+            "Name it: kdscale cache audit URI --teacher FOLDER (or a hub name).",
+        )
+    return found
+
+
+def _named(source: str, identity: Identity) -> ModelReference:
+    reference = ModelReference("", source, None, "", 0)
+    if not reference.is_hub_name:
+        digest = weights_digest(Path(reference.local()))
+        return ModelReference("", source, None, digest, 0)
+    # A hub's model is known by name and revision: the revision is the cache's.
+    revision = str(identity["teacher"]).rpartition("@")[2]
+    given = None if revision == "main" else revision
+    return ModelReference("", source, given, f"{source}@{revision}", 0)

@@ -19,19 +19,21 @@ LARGEST = 128
 
 @dataclass(frozen=True)
 class Family:
-    """Codecs that differ in nothing but how many ids they keep."""
+    """Codecs that differ only in how many ids they keep."""
 
     least: int
     make: Callable[[int], CodecConfig]
 
     @property
     def name(self) -> str:
-        """Of each of its codecs, see `family_name`."""
+        """The name of the family, see `family_name`."""
         return family_name(self.make(self.least))
 
     def sizes(self, budget: float, vocab_size: int) -> list[int]:
-        """Numbers of ids to try, of codecs that take less and more than `budget` bytes at rest: an
-        id takes from one byte (varopt) to three (topk)."""
+        """Return numbers of ids that take less and more than `budget` stored bytes.
+
+        An id takes from one byte (varopt) to three (topk).
+        """
         most = min(LARGEST, vocab_size)
         tried = {round(budget * share) for share in (1 / 4, 1 / 2, 1, 2)}
         return sorted({min(max(size, self.least), most) for size in tried if self.least <= most})
@@ -49,7 +51,7 @@ FAMILIES = (
 
 
 def family_name(config: CodecConfig) -> str:
-    """What a codec has in common with smaller and larger ones of its family."""
+    """Return what a codec shares with smaller and larger ones of its family."""
     if isinstance(config, VaroptCodec):
         return f"varopt, head {config.head} x {config.head_bits} bits"
     if isinstance(config, SampleCodec):
@@ -61,14 +63,16 @@ def family_name(config: CodecConfig) -> str:
 
 
 def size_of(config: CodecConfig) -> int:
-    """Ids or draws of a codec that is not `full`."""
+    """Return the ids or draws of a codec that is not `full`."""
     assert not isinstance(config, FullCodec)
     return config.draws if isinstance(config, SampleCodec) else config.k
 
 
 def size_within(budget: float, measured: Mapping[int, float]) -> int | None:
-    """The largest size that takes at most `budget` bytes at rest, by straight lines between those
-    measured ({size: bytes}); None where even the least takes more."""
+    """Return the largest size of at most `budget` stored bytes; None below the least.
+
+    By straight lines between the sizes measured ({size: bytes}).
+    """
     sizes = np.array(sorted(measured))
     stored = np.array([measured[size] for size in sizes.tolist()])
     if budget < stored[0]:
@@ -77,18 +81,18 @@ def size_within(budget: float, measured: Mapping[int, float]) -> int | None:
 
 
 def label(config: CodecConfig) -> str:
-    """A codec in a few characters, for tables."""
+    """Format a codec in a few characters, for tables."""
     fields = config.model_dump().items()
     return " ".join([config.kind, *(f"{name}={v:g}" for name, v in fields if name != "kind")])
 
 
 def as_yaml(config: CodecConfig) -> str:
-    """A codec as the line that goes below `cache:`."""
+    """Format a codec as the line that goes below `cache:`."""
     fields = config.model_dump().items()
     values = (f"{name}: {value:g}" for name, value in fields if name != "kind")
     return f"codec: {{{', '.join([f'kind: {config.kind}', *values])}}}"
 
 
 def distinct(configs: Iterable[CodecConfig]) -> list[CodecConfig]:
-    """Each codec once, in the order in which they come first."""
+    """Return each codec once, in the order of first appearance."""
     return list(dict.fromkeys(configs))

@@ -1,6 +1,6 @@
-"""Codecs side by side on the same positions of a cache: what they do to gradients, what they take.
+"""Codecs side by side on the same positions of a cache: their gradients and their sizes.
 
-One pass of the teacher serves any number of codecs. In memory are one row's logits, a chunk's
+One pass of the teacher serves any number of codecs. Memory holds one sequence's logits, a chunk's
 distributions, and of each codec its payload and a few sums over V.
 """
 
@@ -17,7 +17,7 @@ from kdscale.cache.fidelity.codec_families import family_name
 from kdscale.cache.fidelity.gradient import Truth, make_truth
 from kdscale.cache.fidelity.measure import CHUNK, Fidelity, Measure
 from kdscale.cache.fidelity.positions import Positions, Proof, draw_positions, run_teacher
-from kdscale.cache.fidelity.stored_size import AtRest
+from kdscale.cache.fidelity.stored_size import StoredSize
 from kdscale.cache.format.prior import Prior, count_prior
 from kdscale.cache.read.reader import CacheReader
 from kdscale.config.cache import CodecConfig
@@ -37,34 +37,35 @@ _PRIOR_ROWS = 1024
 
 @dataclass(frozen=True)
 class Audited:
-    """One codec and what it was found to do. Bytes are of a position's payload."""
+    """One codec and its measures; bytes are of a position's payload."""
 
     config: CodecConfig
     family: str
-    bytes_decoded: int
-    bytes_at_rest: float
+    bytes_in_memory: int
+    bytes_stored: float
     fidelity: Fidelity
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain values for JSON."""
         return {
             "codec": self.config.model_dump(),
             "family": self.family,
-            "bytes_decoded": self.bytes_decoded,
-            "bytes_at_rest": self.bytes_at_rest,
+            "bytes_in_memory": self.bytes_in_memory,
+            "bytes_stored": self.bytes_stored,
             **asdict(self.fidelity),
         }
 
 
 class Bench:
-    """Some rows of a cache and their teacher, on a GPU where there is one."""
+    """Some sequences of a cache and their teacher, on a GPU where there is one."""
 
     def __init__(
         self, store: Store, reader: CacheReader, teacher: ModelReference, rows: int, draws: int
     ) -> None:
-        """rows: how many, evenly spread over the cache; draws: of each target that is drawn.
+        """Load `rows` sequences of the cache, evenly spread, and their teacher.
 
-        KdscaleError where the rows have no targets, or where the teacher does not load.
+        draws: of each target that is drawn. Raises KdscaleError where the sequences have no
+        targets, or where the teacher does not load.
         """
         identity = reader.identity
         if identity.get("classes"):
@@ -92,7 +93,7 @@ class Bench:
         self.proof: dict[str, float] = {}
 
     def measure(self, configs: Sequence[CodecConfig]) -> dict[CodecConfig, Audited]:
-        """Each of `configs` over all positions."""
+        """Measure each of `configs` over all positions."""
         benched = [_Benched(config, self._prior, self) for config in configs]
         proof = Proof(self._reader.codec, self._reader.identity)
         streams = max((each.codec.streams for each in benched), default=0)
@@ -119,10 +120,10 @@ class _Benched:
         self.codec = make_codec(config, bench.vocab_size)
         self._temperature = bench.temperature
         self._measure = Measure(bench.widths)
-        self._rest = AtRest(self.codec, prior)
+        self._rest = StoredSize(self.codec, prior)
 
     def add(self, truth: Truth, positions: Positions) -> None:
-        """A chunk: every draw is measured, the first one is stored."""
+        """Add a chunk: every draw is measured, the first one is stored."""
         streams = self.codec.streams
         drawn = [
             self.codec.encode(
@@ -134,24 +135,27 @@ class _Benched:
         self._rest.add(positions.contexts.cpu().numpy(), drawn[0].cpu().numpy())
 
     def result(self) -> Audited:
-        """What was found."""
+        """Return the measures."""
         return Audited(
             config=self.config,
             family=family_name(self.config),
-            bytes_decoded=self.codec.bytes_per_position,
-            bytes_at_rest=self._rest.bytes_per_position(),
+            bytes_in_memory=self.codec.bytes_per_position,
+            bytes_stored=self._rest.bytes_per_position(),
             fidelity=self._measure.result(),
         )
 
 
 def _spread(rows: int, count: int) -> np.ndarray:
-    """`count` of `rows` row numbers, evenly; all where there are fewer."""
+    """Return `count` of `rows` row numbers, evenly; all where there are fewer."""
     return np.unique(np.linspace(0, rows - 1, min(count, rows)).astype(np.int64))
 
 
 def _prior(store: Store, reader: CacheReader) -> Prior:
-    """What the cache's ids are packed with. Where they are not packed, one is counted from some of
-    its rows, which is a poorer one than a capture counts from all of them."""
+    """Return the prior of the cache's ids.
+
+    Where they are not packed, one is counted from some of its sequences: poorer than the one that a
+    capture counts from all of them.
+    """
     manifest = reader.manifest
     packing = open_layout(store, manifest.identity, manifest.generations[0]).packing
     if packing is not None:

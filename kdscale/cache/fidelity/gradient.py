@@ -33,12 +33,12 @@ class Truth:
 
     @cached_property
     def p_mass(self) -> Tensor:
-        """sum p, [P] float64: 1 but for the rounding of each p."""
+        """Sum of p, [P] float64: 1 but for the rounding of each p."""
         return self.p.sum(-1, dtype=torch.float64)
 
     @cached_property
     def q_mass(self) -> Tensor:
-        """sum q, [P] float64."""
+        """Sum of q, [P] float64."""
         return self.q.sum(-1, dtype=torch.float64)
 
     @cached_property
@@ -53,32 +53,32 @@ class Truth:
 
     @cached_property
     def pq(self) -> Tensor:
-        """p q, [P] float64."""
+        """Inner product of p and q, [P] float64."""
         return (self.p * self.q).sum(-1, dtype=torch.float64)
 
     @cached_property
     def p_log_p(self) -> Tensor:
-        """sum p log p, [P] float64, nats."""
+        """Sum of p log p, [P] float64, nats."""
         return torch.xlogy(self.p, self.p).sum(-1, dtype=torch.float64)
 
     @cached_property
     def p_log_q(self) -> Tensor:
-        """sum p log q, [P] float64, nats."""
+        """Sum of p log q, [P] float64, nats."""
         return torch.xlogy(self.p, self.q).sum(-1, dtype=torch.float64)
 
     @cached_property
     def q_log_q(self) -> Tensor:
-        """sum q log q, [P] float64, nats."""
+        """Sum of q log q, [P] float64, nats."""
         return torch.xlogy(self.q, self.q).sum(-1, dtype=torch.float64)
 
     @cached_property
     def p_sum(self) -> Tensor:
-        """p summed over positions, [V] float64."""
+        """Sum of p over positions, [V] float64."""
         return self.p.sum(0, dtype=torch.float64)
 
     @cached_property
     def gradient_sum(self) -> Tensor:
-        """q - p summed over positions, [V] float64."""
+        """Sum of q - p over positions, [V] float64."""
         return self.q.sum(0, dtype=torch.float64) - self.p_sum
 
     @cached_property
@@ -88,7 +88,7 @@ class Truth:
 
 
 def make_truth(logits: Tensor, temperature: float = 1.0) -> Truth:
-    """The teacher of [P, V] `logits`, and a stand-in for a student that has half the context.
+    """Return the teacher of `logits` [P, V], with a stand-in for a student of half the context.
 
     The stand-in's logits are the mean of a position's and of those before it (of the first, the
     last). It errs as students do: over 1,024 positions of SmolLM2-135M, 12 ids and a bucket make an
@@ -105,7 +105,7 @@ def make_truth(logits: Tensor, temperature: float = 1.0) -> Truth:
 
 @dataclass(frozen=True)
 class GradientError:
-    """e = base + scale * q + (values at ids), for S draws of the targets of P positions.
+    """Errors e = base + scale * q + (values at ids), of S draws of the targets of P positions.
 
     All ids of a position differ, or have the value 0.
     """
@@ -126,7 +126,7 @@ class GradientError:
         return norm + 2 * self.scale * with_q + self.scale.square() * truth.qq + sparse
 
     def along_gradient(self) -> Tensor:
-        """e (q - p), [S, P] float64."""
+        """Return e (q - p), [S, P] float64."""
         truth = self.truth
         if self.base is None:
             base = truth.pq - truth.pp
@@ -136,7 +136,7 @@ class GradientError:
         return base + self.scale * (truth.qq - truth.pq) + sparse
 
     def sum(self) -> Tensor:
-        """e summed over positions, [S, V] float64."""
+        """Return e summed over positions, [S, V] float64."""
         draws, vocab_size = len(self.scale), self.truth.p.shape[-1]
         base = self.truth.p_sum if self.base is None else self.base.sum(1, dtype=torch.float64)
         total = base + (self.scale.float() @ self.truth.q).double()
@@ -145,7 +145,7 @@ class GradientError:
         return total.flatten().index_add(0, places, self.values.flatten()).view(draws, vocab_size)
 
     def mean(self) -> "GradientError":
-        """The mean over the S draws, as one draw."""
+        """Return the mean over the S draws, as one draw."""
         draws = len(self.scale)
         ids, values, _ = merge(
             self.ids.transpose(0, 1).flatten(1), self.values.transpose(0, 1).flatten(1) / draws
@@ -160,7 +160,7 @@ class GradientError:
 
 
 def gradient_error(truth: Truth, targets: Targets) -> GradientError:
-    """The error of `targets` with the leading dimensions [S, P]: S draws at P positions."""
+    """Return the error of `targets` [S, P]: S draws at P positions."""
     if isinstance(targets, DenseTargets):
         probs = targets.log_probs.exp()
         none = torch.empty(*probs.shape[:-1], 0, device=probs.device)
@@ -174,10 +174,7 @@ def gradient_error(truth: Truth, targets: Targets) -> GradientError:
 
 
 def ghost_share(targets: SparseTargets, rest: Tensor) -> Tensor:
-    """What the ghost bucket gives an id that is not listed, over its q: [S, P] float64.
-
-    rest: [S, P] float64, the student's mass at all such ids. 0 for targets without a ghost.
-    """
+    """Return the ghost bucket's share of an unlisted id over its q: [S, P] float64."""
     if targets.ghost is None:
         return torch.zeros_like(rest)
     share = targets.ghost.double() / rest.clamp_min(_SMALLEST_MASS)
@@ -185,7 +182,7 @@ def ghost_share(targets: SparseTargets, rest: Tensor) -> Tensor:
 
 
 def merge(ids: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[..., K] ids and values -> sorted ids, values, and a mask of the first of each id.
+    """Sort `ids` [..., K], and sum `values` by id; the third result masks the first of each id.
 
     The first place of an id has the sum of its values, the other places have 0.
     """
@@ -204,7 +201,7 @@ def _softmax(logits: Tensor) -> Tensor:
 
 
 def _at(rows: Tensor, ids: Tensor) -> Tensor:
-    """rows [P, V] at ids [S, P, K]: [S, P, K] float64."""
+    """Return rows [P, V] at ids [S, P, K]: [S, P, K] float64."""
     return rows.expand(len(ids), *rows.shape).gather(-1, ids).double()
 
 

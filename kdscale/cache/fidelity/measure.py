@@ -1,4 +1,4 @@
-"""How faithful a codec is: what its targets do to a student's gradient, over many positions.
+"""A codec's fidelity: the effect of its targets on a student's gradient, over many positions.
 
 With S independent draws of the targets of each position, bias and variance come apart: the squared
 length of the mean error over the draws is the squared bias plus 1/S of the variance, which is taken
@@ -23,7 +23,7 @@ CHUNK = 64
 
 @dataclass(frozen=True)
 class Direction:
-    """How the mean gradient over `positions` compares with the true one."""
+    """The mean gradient over `positions` compared with the true one."""
 
     positions: int
     error: float  # |mean error| / |true mean gradient|, root mean squares over all means taken
@@ -53,16 +53,16 @@ class Fidelity:
 
 
 class Measure:
-    """Collects one codec's errors over chunks of positions."""
+    """Collector of one codec's errors over chunks of positions."""
 
     def __init__(self, widths: tuple[int, ...] = (CHUNK, 64 * CHUNK)) -> None:
-        """widths: over how many positions to take mean gradients, in rising order."""
+        """Take mean gradients over `widths` positions, in rising order."""
         self._columns: dict[str, list[Tensor]] = defaultdict(list)
         self._means = [_MeanGradients(width) for width in widths]
         self._draws = 0
 
     def add(self, truth: Truth, targets: Targets) -> None:
-        """The `targets` [S, P] of a chunk: S independent draws, 1 of a codec that draws nothing.
+        """Add the `targets` [S, P] of a chunk: S independent draws, 1 of a deterministic codec.
 
         Every width must be a multiple of P; the last chunk may be shorter.
         """
@@ -85,7 +85,7 @@ class Measure:
             mean.add(total, truth.gradient_sum, len(truth.p))
 
     def result(self) -> Fidelity:
-        """The measures so far. Means that no number of positions was enough for are left out."""
+        """Return the measures so far, without widths that had too few positions."""
         columns = {name: torch.cat(parts) for name, parts in self._columns.items()}
         count = len(columns["error"])
 
@@ -113,7 +113,7 @@ class Measure:
 
 
 class _MeanGradients:
-    """Mean gradients over groups of `width` positions that follow each other."""
+    """Mean gradients over groups of `width` consecutive positions."""
 
     def __init__(self, width: int) -> None:
         self._width = width
@@ -123,7 +123,7 @@ class _MeanGradients:
         self._squares: list[tuple[float, float, float]] = []
 
     def add(self, error: Tensor, gradient: Tensor, count: int) -> None:
-        """Sums of the error [S, V] and the gradient [V] over `count` more positions."""
+        """Add sums of the error [S, V] and the gradient [V] over `count` more positions."""
         self._error, self._gradient = self._error + error, self._gradient + gradient
         self._count += count
         assert self._count <= self._width
@@ -138,7 +138,7 @@ class _MeanGradients:
         self._squares.append((square.mean().item(), true.item(), cosine.mean().item()))
 
     def result(self) -> Direction | None:
-        """None where there were not enough positions for one mean."""
+        """Return None where there were not enough positions for one mean."""
         if not self._squares:
             return None
         error, true, cosine = torch.tensor(self._squares, dtype=torch.float64).mean(0).tolist()
@@ -146,7 +146,7 @@ class _MeanGradients:
 
 
 def _bias_and_variance(square: Tensor, of_mean: Tensor, draws: int) -> dict[str, Tensor]:
-    """From the mean over draws of |e|^2 and |mean e|^2, [P] each; unbiased, summed over V."""
+    """Split the mean over draws of |e|^2 and |mean e|^2, [P] each; unbiased, summed over V."""
     if draws == 1:
         return {"bias": square, "variance": torch.zeros_like(square)}
     variance = (square - of_mean) * draws / (draws - 1)
@@ -154,13 +154,13 @@ def _bias_and_variance(square: Tensor, of_mean: Tensor, draws: int) -> dict[str,
 
 
 def _cosine(true: Tensor, error: Tensor, along: Tensor) -> Tensor:
-    """Between g and g + e, from |g|^2, |e|^2 and e g."""
+    """Return the cosine between g and g + e, from |g|^2, |e|^2 and e g."""
     found = (true + 2 * along + error).clamp_min(0)
     return (true + along) / (true * found).sqrt().clamp_min(torch.finfo(true.dtype).tiny)
 
 
 def _of_targets(truth: Truth, targets: Targets) -> dict[str, Tensor]:
-    """Kept mass, distinct ids, bias of the loss and, where it is finite, the KL: [P] each."""
+    """Return kept mass, distinct ids, bias of the loss and, where it is finite, KL: [P] each."""
     if isinstance(targets, DenseTargets):
         return _of_dense(truth, targets)
     ids, probs, first = merge(targets.ids, targets.probs.double())
@@ -195,7 +195,7 @@ def _of_dense(truth: Truth, targets: DenseTargets) -> dict[str, Tensor]:
 def _ghost_kl(
     truth: Truth, targets: SparseTargets, listed: tuple[Tensor, Tensor, Tensor], share: Tensor
 ) -> Tensor:
-    """KL(p || t), [S, P], t completed by the ghost's shares of the student.
+    """Return KL(p || t), [S, P], with t completed by the ghost's shares of the student.
 
     listed: p, q and t at the listed ids. Rounding can leave the bucket nothing while p still has
     some mass there; the loss holds it above a smallest mass, and so does this.

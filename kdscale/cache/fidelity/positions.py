@@ -1,7 +1,7 @@
-"""The teacher run again over rows of a cache: its logits, and whether the cache agrees with them.
+"""The teacher run again over sequences of a cache, and a check that the cache agrees with it.
 
-Everything that the teacher needs stands in the cache itself: tokens, segments, masks. Rows are run
-one at a time and cut into chunks, so memory is that of one row's logits, however many the rows.
+All inputs of the teacher are in the cache itself: tokens, segments, masks. Sequences are run one at
+a time and cut into chunks, so memory is that of one sequence's logits, however many there are.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from kdscale.types import DenseTargets, labels_of
 
 @dataclass(frozen=True)
 class RowLogits:
-    """One row of the cache and what the teacher says of its n targets."""
+    """One sequence of the cache and the teacher's logits at its n targets."""
 
     cached: CachedRows  # of one row
     where: Tensor  # [n] int64: the positions that are targets
@@ -31,7 +31,7 @@ class RowLogits:
 
 @dataclass(frozen=True)
 class Positions:
-    """P targets of any rows, in order."""
+    """P targets of any sequences, in order."""
 
     logits: Tensor  # [P, V]
     noise: Tensor  # [S, P, streams] float64: the uniforms of S seeds
@@ -42,7 +42,7 @@ class Positions:
 def run_teacher(
     model: torch.nn.Module, rows: CachedRows, vocab_size: int, device: torch.device
 ) -> Iterator[RowLogits]:
-    """Row after row; those without targets are left out."""
+    """Yield one sequence after the other; those without targets are left out."""
     for index in range(len(rows)):
         at = np.array([index])
         row = CachedRows(rows.rows.take(at), rows.payload[at], rows.entropy[at], rows.nll[at])
@@ -55,8 +55,10 @@ def run_teacher(
 def draw_positions(
     rows: Iterator[RowLogits], seeds: Sequence[int], streams: int
 ) -> Iterator[Positions]:
-    """Chunks of CHUNK positions, the last one shorter, with the noise that a capture under each of
-    `seeds` would draw."""
+    """Yield chunks of CHUNK positions, the last one shorter, with their noise.
+
+    The noise is what a capture under each of `seeds` would draw.
+    """
     waiting: list[Positions] = []
     for row in rows:
         waiting.append(_of_row(row, seeds, streams))
@@ -79,7 +81,7 @@ def _of_row(row: RowLogits, seeds: Sequence[int], streams: int) -> Positions:
 
 
 def _noise(row: RowLogits, seed: int, streams: int) -> Tensor:
-    """[n, streams] uniforms of the row's targets."""
+    """Return the uniforms [n, streams] of the sequence's targets."""
     sample_ids = torch.from_numpy(row.cached.rows.sample_ids).to(row.where.device)
     length = row.cached.rows.input_ids.shape[1]
     return uniforms(seed, sample_ids, length, streams)[0, row.where]
@@ -99,7 +101,7 @@ def _part(whole: Positions, start: int, end: int) -> Positions:
 
 
 class Proof:
-    """That a cache is this teacher's: it is encoded again as the capture did, and compared.
+    """Check that a cache is this teacher's, by encoding it again as the capture did.
 
     On the device and in the dtype of the capture all targets come out the same. On another one
     logits differ by their rounding and a few ids with them, while entropy and loss stay.
@@ -113,14 +115,17 @@ class Proof:
         self._shared = self._entropy_gap = self._nll_gap = 0.0
 
     def check(self, rows: Iterator[RowLogits]) -> Iterator[RowLogits]:
-        """The same rows; each is compared on its way."""
+        """Yield the same sequences, and compare each."""
         for row in rows:
             self._compare(row)
             yield row
 
     def result(self) -> dict[str, float]:
-        """positions compared; of them differing (in an id); share of the ids in common; mean
-        distance of entropy and of the label's loss, nats."""
+        """Return the comparison's figures.
+
+        positions compared; of them differing (in an id); share of the ids in common; mean distance
+        of entropy and of the label's loss, nats.
+        """
         count = max(1, self._positions)
         return {
             "positions": self._positions,
@@ -148,8 +153,10 @@ class Proof:
 
 
 def _shared_ids(codec: Codec, found: Tensor, cached: Tensor) -> Tensor:
-    """[P]: the share of ids that two payloads have in common, as multisets. Of whole distributions,
-    the mass."""
+    """Return the share of ids that two payloads have in common, as multisets: [P].
+
+    For whole distributions, the mass in common.
+    """
     mine, theirs = codec.decode(found), codec.decode(cached)
     if isinstance(mine, DenseTargets):
         assert isinstance(theirs, DenseTargets)

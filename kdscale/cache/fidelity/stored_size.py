@@ -1,4 +1,4 @@
-"""What a codec's payload takes in the store: packed under a prior, or compressed as a column."""
+"""The stored size of a codec's payload: packed under a prior, or compressed as a column."""
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +11,8 @@ _ZSTD = pa.Codec("zstd", 1)  # as the container compresses its columns
 _ENOUGH = 8 << 20
 
 
-class AtRest:
-    """Adds up the stored bytes of one codec's payload, as it comes.
+class StoredSize:
+    """Sum of the stored bytes of one codec's payload.
 
     What is packed is kept until the end and packed in chunks of `chunk` positions, by default as
     one: a few positions take a little more each than many. What is not packed may be large
@@ -27,7 +27,7 @@ class AtRest:
         self._positions = self._stored = 0
 
     def add(self, contexts: np.ndarray, payload: np.ndarray) -> None:
-        """Positions with the tokens `contexts` [P] and `payload` [P, bytes a position] uint8."""
+        """Add positions with the tokens `contexts` [P] and `payload` [P, position bytes] uint8."""
         self._contexts.append(contexts)
         self._payload.append(payload)
         self._positions += len(payload)
@@ -35,7 +35,7 @@ class AtRest:
             self._store()
 
     def bytes_per_position(self) -> float:
-        """Bytes of a position's payload; tokens, masks and the prior are not counted."""
+        """Return the bytes of a position's payload, without tokens, masks and the prior."""
         if self._payload:
             self._store()
         return self._stored / self._positions

@@ -1,14 +1,14 @@
-"""What an audit says, as text: one table for terminal and page, a sentence on the cache, advice."""
+"""The results of an audit as text: the table, a sentence on the cache, the recommendation."""
 
 from kdscale.cache.fidelity.audit import Audit
 from kdscale.cache.fidelity.codec_families import as_yaml, label
 from kdscale.cache.fidelity.compare_codecs import Audited
-from kdscale.report.facts import Table
 from kdscale.report.formatting import NONE, number
+from kdscale.report.tables import Table
 
 
 def proof_sentence(audit: Audit) -> str:
-    """Whether the cache is what the teacher says."""
+    """Return a sentence on whether the cache agrees with the teacher."""
     proof = audit.proof
     positions = f"{int(proof['positions']):,}"
     if proof["differing"] == 0:
@@ -28,26 +28,27 @@ def proof_sentence(audit: Audit) -> str:
 
 
 def advice(audit: Audit) -> str:
-    """The recommended codec as lines of YAML."""
-    within = f"within {audit.budget:.1f} bytes at rest a token"
+    """Return the recommended codec as lines of YAML."""
+    within = f"within {audit.budget:.1f} stored bytes a token"
     if audit.recommended is None:
         return f"No codec keeps {within}."
     return f"Least gradient error {within}:\n\ncache:\n  {as_yaml(audit.recommended.config)}"
 
 
 def audit_table(audit: Audit) -> Table:
-    """A row a codec, by bytes at rest. `*` marks the cache's own, `>` the recommended one."""
+    """Return a row a codec, by stored bytes; `*` is the cache's, `>` the recommended one."""
     wide = audit.own.fidelity.widest.positions
     header = [
-        *("codec", "bytes", "at rest", "ids", "kept", "bias²", "±", "variance"),
+        *("codec", "bytes", "stored", "ids", "kept", "bias²", "±", "variance"),
         *("error, 1", f"error, {wide:,}", f"cosine, {wide:,}", "loss bias", "KL"),
     ]
     caption = (
-        f"Means over {audit.own.fidelity.positions:,} positions of {audit.rows} rows. Bias² and "
-        "variance of the gradient are summed over the vocabulary, error and cosine are of its mean "
-        "over so many positions, loss and KL in nats. A target that gives an id 0, as a drawn one "
-        "does most, has no KL. Bytes are the payload's; at rest it is packed as one chunk of these "
-        "positions, and a larger chunk takes less. * is the cache's own codec, > the recommended."
+        f"Means over {audit.own.fidelity.positions:,} positions of {audit.rows} sequences. Bias² "
+        "and variance of the gradient are summed over the vocabulary, error and cosine are of its "
+        "mean over so many positions, loss and KL in nats. A target that gives an id 0, as a drawn "
+        "one does most, has no KL. Bytes are the payload's in memory; stored, it is packed as one "
+        "chunk of these positions, and a larger chunk takes less. * is the cache's own codec, > "
+        "the recommended."
     )
     return Table(caption, header, [_row(codec, audit) for codec in audit.codecs])
 
@@ -58,8 +59,8 @@ def _row(codec: Audited, audit: Audit) -> list[str]:
     mark = f"{'>' if best else ''}{'*' if own else ''}"
     return [
         f"{mark + ' ' if mark else ''}{label(codec.config)}",
-        f"{codec.bytes_decoded:,}",
-        number(codec.bytes_at_rest, 1),
+        f"{codec.bytes_in_memory:,}",
+        number(codec.bytes_stored, 1),
         number(found.distinct_ids, 1),
         number(found.kept_mass, 3),
         f"{found.squared_bias:.1e}",

@@ -60,7 +60,7 @@ class Packing:
     prior: Prior
 
     def pack(self, contexts: np.ndarray, payload: np.ndarray) -> bytes:
-        """The payload [P, bytes a position] uint8 of positions whose tokens are `contexts` [P]."""
+        """Pack the payload [P, bytes] uint8 of positions whose tokens are `contexts` [P]."""
         codec = self.codec
         ordered = codec.ordered_ids(torch.from_numpy(payload)).numpy()
         wide = _WIDE if ordered.max(initial=0) > 255 else 0
@@ -82,7 +82,7 @@ class Packing:
         return _LENGTHS.pack(len(ordered), wide | len(compressed)) + compressed + open_bits
 
     def unpack(self, contexts: np.ndarray, data: bytes) -> np.ndarray:
-        """The inverse of `pack`: [P, bytes a position] uint8, the ids of a set in rising rank."""
+        """Invert `pack`: [P, bytes a position] uint8, the ids of a set in rising rank."""
         width = self.codec.prefix_bytes + bits.packed_bytes(self.codec.k, self.codec.id_width)
         payload = np.empty((len(contexts), width), np.uint8)
         self.unpack_to(payload.reshape(-1), width * np.arange(len(contexts)), contexts, data)
@@ -91,8 +91,10 @@ class Packing:
     def unpack_to(
         self, memory: np.ndarray, offsets: np.ndarray, contexts: np.ndarray, data: bytes
     ) -> None:
-        """`unpack`, each position's bytes to its place in `memory` ([N] uint8): from its offset
-        ([P] int64) on. ValueError for bytes that were not packed from P such positions."""
+        """Invert `pack` into `memory` ([N] uint8), each position from its offset ([P] int64) on.
+
+        ValueError for bytes that were not packed from P such positions.
+        """
         codec, count = self.codec, len(contexts)
         positions, length = _LENGTHS.unpack_from(data)
         counts = np.dtype("<u4" if length & _WIDE else "u1")
@@ -136,8 +138,10 @@ def _unpack(
     memory: np.ndarray,  # uint8
     offsets: np.ndarray,  # [P] int64
 ) -> bool:
-    """Position after position, so that all that is known of one stays in registers. False where
-    the bits or the prior do not reach."""
+    """Unpack position after position, so that its state stays in registers.
+
+    False where the bits or the prior do not reach.
+    """
     prefix_bytes, k, id_width = sizes
     classes = planes[prefix_bytes:]
     # The open bits stand slot by slot, so each slot has a cursor of its own.

@@ -10,8 +10,10 @@ _BYTES = 4
 
 
 def join(values: np.ndarray, widths: np.ndarray) -> bytes:
-    """[N] int32 numbers, each of as many bits as `widths` [N] says, 0 to 24. Bits count from the
-    least significant one of the first byte."""
+    """Join [N] int32 numbers, each of as many bits as `widths` [N] gives, 0 to 24.
+
+    Bits count from the least significant one of the first byte.
+    """
     offsets = np.cumsum(widths, dtype=np.int64) - widths
     shifted = values.astype(np.int64) << (offsets & 7)
     size = (int(widths.sum()) + 7) // 8
@@ -24,7 +26,10 @@ def join(values: np.ndarray, widths: np.ndarray) -> bytes:
 
 
 def windows(stream: bytes | memoryview) -> np.ndarray:
-    """[bytes + 1] uint32: the four bytes from each byte of `stream` on. The number of `width` bits
-    at bit `offset` is (windows[offset >> 3] >> (offset & 7)) & ((1 << width) - 1)."""
+    """Return the four bytes from each byte of `stream` on, [bytes + 1] uint32.
+
+    The number of `width` bits at bit `offset` is (windows[offset >> 3] >> (offset & 7)) & ((1
+    << width) - 1).
+    """
     padded = bytes(stream) + bytes(_BYTES)
     return np.ndarray(len(stream) + 1, "<u4", padded, strides=(1,))

@@ -17,6 +17,7 @@ import torch
 
 from kdscale.cache.codecs import Codec
 from kdscale.cache.format.columns import as_binary
+from kdscale.cache.read.loader import read_batches
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows
 from kdscale.errors import KdscaleError
@@ -55,7 +56,7 @@ def export(
     orders = (np.arange(start, min(start + rows_per_file, total)) for start in starts)
     files = []
     columns: Columns = {}
-    for number, cached in enumerate(reader.batches(orders, ahead=1)):
+    for number, cached in enumerate(read_batches(reader, orders, prefetch=1)):
         columns = decode_columns(cached, reader.codec)
         name = f"part-{number:06d}.{format}"
         out.put(name, _ENCODE[format](columns, _metadata(reader)))
@@ -120,7 +121,7 @@ def _metadata(reader: CacheReader) -> dict[str, Any]:
 
 
 def _parquet(columns: Columns, metadata: dict[str, Any]) -> bytes:
-    """A file with a row a record; every page has a checksum."""
+    """Encode as a file with a row a record; every page has a checksum."""
     arrays = {name: _arrow(name, values) for name, values in columns.items()}
     table = pa.table(arrays).replace_schema_metadata({"kdscale": json.dumps(metadata)})
     sink = pa.BufferOutputStream()
@@ -139,7 +140,7 @@ def _arrow(name: str, values: np.ndarray) -> "pa.Array[Any]":
 
 
 def _safetensors(columns: Columns, metadata: dict[str, Any]) -> bytes:
-    """A file with a tensor a column."""
+    """Encode as a file with a tensor a column."""
     contiguous = {name: np.ascontiguousarray(values) for name, values in columns.items()}
     return safetensors.numpy.save(contiguous, {"kdscale": json.dumps(metadata)})
 

@@ -8,13 +8,17 @@ idea is in MosaicML Streaming's `py1e` and `py1br` shuffles; this one needs no m
 nodes and no divisibility.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 
 from kdscale.utils.permutation import hash_key, permute
 
 _SHORT_SLOT, _CHUNKS, _ROWS = 1, 2, 3
+# Positions whose rows `batches` computes at once, at most.
+_POSITIONS = 4096
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,17 @@ class EpochOrder:
             here = epochs == epoch
             found[here] = self._epoch(int(epoch)).rows_at(positions[here] % self.rows)
         return found
+
+    def batches(self, size: int, start_step: int = 0) -> Iterator[np.ndarray]:
+        """Yield the rows [size] of step `start_step` and every later one, without an end.
+
+        A batch may hold the end of an epoch and the start of the next.
+        """
+        # A call costs the same for one position as for many, as long as they are of one window.
+        together = max(1, min(_POSITIONS, self.window_rows) // size)
+        for step in count(start_step, together):
+            positions = np.arange(step * size, (step + together) * size, dtype=np.int64)
+            yield from self.rows_at(positions).reshape(together, size)
 
     def _epoch(self, epoch: int) -> "_Epoch":
         chunks = -(-self.rows // self.chunk_rows)
@@ -106,7 +121,7 @@ class _Epoch:
         return min((window + 1) * self.window_chunks, self.chunks) * self.chunk_rows
 
     def _chunk_at(self, slots: np.ndarray) -> np.ndarray:
-        """The chunk in each of `slots`."""
+        """Return the chunk in each of `slots`."""
         full = self.chunks - 1
         is_short = slots == self.short_slot
         others = np.where(is_short, 0, slots - (slots > self.short_slot))

@@ -1,7 +1,7 @@
-"""Conversations: what a record says, in one form, and that form as the text of a document.
+"""Conversations as lists of messages, and as the JSON text that stands for them.
 
-A document's text is then the JSON of its messages, so that reading, cleaning, the search for
-duplicates and Ray's blocks need to know nothing of conversations but how to get at their parts.
+A conversation's text is the JSON of its messages, so that reading, cleaning, deduplication and
+Ray's blocks handle it as any document.
 """
 
 import json
@@ -26,7 +26,7 @@ _TEXT_PARTS = ("text", "input_text", "output_text", None)
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. `is_target`: an answer that is to be learned."""
+    """One turn; `is_target` marks an answer to learn."""
 
     role: str
     content: str
@@ -36,11 +36,11 @@ class Message:
 
     @property
     def strings(self) -> list[str]:
-        """The content, and all texts in the other fields."""
+        """Content and all texts in the other fields."""
         return [self.content, *_strings(self.more)]
 
     def with_strings(self, strings: Iterable[str]) -> "Message":
-        """The same message with other texts, in the order of `strings`."""
+        """Return the same message with other texts, in the order of `strings`."""
         texts = iter(strings)
         return replace(self, content=next(texts), more=_replaced(self.more, texts))
 
@@ -48,10 +48,10 @@ class Message:
 def read_conversation(
     record: Mapping[str, Any], config: ChatConfig, name: str
 ) -> list[Message] | None:
-    """The messages in the config's columns of a record; None where a column that should hold JSON
-    holds something else.
+    """Return the messages in the config's columns of a record.
 
-    KdscaleError for what is no conversation, for an unknown role, and for content that is no text.
+    None where a column that should hold JSON does not. Raises KdscaleError for a value that is no
+    conversation, an unknown role, and content that is no text.
     """
     if config.prompt is None or config.completion is None:
         return _messages(record[config.field], config, name, "user")
@@ -64,30 +64,30 @@ def read_conversation(
 
 
 def dump(messages: Iterable[Message]) -> str:
-    """The text of a document; equal for equal conversations."""
+    """Return the text of a document; equal for equal conversations."""
     fields = [[m.role, m.content, m.is_target, *([m.more] if m.more else [])] for m in messages]
     return json.dumps(fields, ensure_ascii=False)
 
 
 def load(text: str) -> list[Message]:
-    """The inverse of `dump`."""
+    """Invert `dump`."""
     return [Message(*fields) for fields in json.loads(text)]
 
 
 def plain_text(text: str) -> str:
-    """What a reader sees of a conversation: the messages' texts, an empty line between two."""
+    """Return the messages' texts, an empty line between two."""
     return "\n\n".join(each for message in load(text) for each in message.strings)
 
 
 def is_nothing(value: Any) -> bool:
-    """Whether a field says nothing: null, empty, or a table's columns of nulls."""
+    """Tell whether a field is empty: null, no elements, or columns of nulls."""
     if isinstance(value, Mapping):
         return all(map(is_nothing, value.values()))
     return value is None or (isinstance(value, str | list | tuple) and not value)
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """The texts in a JSON value, in its order."""
+    """Yield the texts in a JSON value, in its order."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -99,7 +99,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _replaced(value: Any, strings: Iterator[str]) -> Any:
-    """The same value with the next of `strings` in the place of each of its texts."""
+    """Return the same value with the next of `strings` in the place of each text."""
     if isinstance(value, str):
         return next(strings)
     if isinstance(value, Mapping):
@@ -110,7 +110,10 @@ def _replaced(value: Any, strings: Iterator[str]) -> Any:
 def _messages(
     value: Any, config: ChatConfig, name: str, role: str, *, plain: bool = False
 ) -> list[Message] | None:
-    """The messages of a column. A text is the JSON of them or, if `plain`, what `role` says."""
+    """Return the messages of a column.
+
+    A string is their JSON or, if `plain`, one message of `role`.
+    """
     if isinstance(value, str) and plain:
         return [Message(role, value, role == "assistant")]
     if isinstance(value, str):
@@ -145,8 +148,10 @@ def _message(value: Any, config: ChatConfig, name: str, number: int) -> Message:
 
 
 def _is_wanted(value: Mapping[str, Any], config: ChatConfig, role: str, where: str) -> bool:
-    """Whether the message is not taken out of what is learned. KdscaleError for other weights than
-    0 and 1, and for a message that is to be learned and is no answer."""
+    """Tell whether the record's flags keep the message among the targets.
+
+    Raises KdscaleError for other weights than 0 and 1, and for one on a message that is no answer.
+    """
     is_wanted = True
     for flag in _FLAGS:
         given = value.get(flag)
@@ -169,7 +174,7 @@ def _is_wanted(value: Mapping[str, Any], config: ChatConfig, role: str, where: s
 
 
 def _plain(value: Any, where: str) -> Any:
-    """A field's value as JSON has it. KdscaleError for what JSON cannot hold, such as an image."""
+    """Return a field's value as JSON has it. Raises KdscaleError for others, such as images."""
     try:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError) as error:
@@ -190,7 +195,7 @@ def _role(value: Any, config: ChatConfig, name: str) -> str:
 
 
 def _content(value: Any, config: ChatConfig, where: str) -> str:
-    """The text of a message, which may come in parts of type `text`."""
+    """Return the text of a message, which may come in parts of type `text`."""
     if value is None:
         return ""
     if isinstance(value, str):

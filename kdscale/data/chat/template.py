@@ -1,16 +1,18 @@
 """Chat templates: a conversation as the model sees it, and which of its characters are answers.
 
-A template that marks the answers itself, with `{% generation %}`, is believed. Of any other, the
-answers are found by rendering: what comes between a conversation that ends before an answer, with
-the prompt for one, and the same conversation after it. That is exact only where a conversation's
-beginning is rendered as the beginning of the conversation, and where an answer's text is in it as
-it is. Templates that take earlier thoughts out, or change an answer, are refused.
+A template that marks the answers itself, with `{% generation %}`, is trusted. Of any other, the
+answers are found by rendering: the difference between a conversation that ends before an answer,
+with the prompt for one, and the same conversation after it. That is exact only where a
+conversation's beginning is rendered as the beginning of the conversation, and where an answer's
+text is in it unchanged. Templates that remove earlier reasoning, or change an answer, are refused.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
+
+import numpy as np
 
 from kdscale.config.chat import ChatConfig
 from kdscale.config.text import decode_text
@@ -43,7 +45,7 @@ _OWN_TEMPLATE = "Give a template in data.chat.template that "
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A template in Jinja and what it is given beside the messages."""
+    """A template in Jinja and its variables beside the messages."""
 
     text: str
     tokens: Mapping[str, str]
@@ -54,12 +56,14 @@ class ChatTemplate:
 
 
 class CannotRenderError(Exception):
-    """The template refuses a conversation, as many do where roles do not take turns."""
+    """Conversation that the template refuses, as where roles do not alternate."""
 
 
 def read_template(config: ChatConfig) -> str | None:
-    """The text of the config's own template, if it has one. KdscaleError where its file is not
-    there."""
+    """Return the text of the config's own template, if it has one.
+
+    Raises KdscaleError where its file does not exist.
+    """
     path = config.template_file
     if path is None:
         return config.template
@@ -73,7 +77,7 @@ def read_template(config: ChatConfig) -> str | None:
 
 
 def template_to_train(config: ChatConfig) -> ChatTemplate:
-    """The template of a tokenizer that is trained, as far as it is known before."""
+    """Return the template of a tokenizer that is yet to be trained."""
     start, end = CHATML_TOKENS
     return ChatTemplate(
         read_template(config) or CHATML, {"bos_token": start, "eos_token": end}, CHATML_TOKENS
@@ -81,11 +85,11 @@ def template_to_train(config: ChatConfig) -> ChatTemplate:
 
 
 def check_template(template: ChatTemplate) -> None:
-    """KdscaleError where no conversation can be rendered, or tomorrow's rows would be others."""
+    """Refuse a template that renders no conversation, or other rows tomorrow."""
     if "strftime_now" in template.text and "date_string" not in template.text:
         raise KdscaleError(
             "The chat template writes the date of today: rows would differ from day to day.",
-            _OWN_TEMPLATE + "writes none, or one of its own.",
+            _OWN_TEMPLATE + "writes none, or a fixed one.",
         )
     question, answer = Message("user", "Why?", False), Message("assistant", "So.", True)
     try:
@@ -103,17 +107,17 @@ def check_template(template: ChatTemplate) -> None:
 
 
 def contains_special_token(template: ChatTemplate, messages: Sequence[Message]) -> bool:
-    """Whether a message's text spells a special token: rendered, it would end a turn."""
+    """Tell whether a message spells a special token, which would end a turn."""
     texts = [text for message in messages for text in message.strings]
     return any(token in text for text in texts for token in template.specials)
 
 
 def render_answers(template: ChatTemplate, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-    """The conversation as the model sees it, and the answers in it that are to be learned: what an
-    assistant has to say after the prompt for its turn, up to the token that ends it.
+    """Render a conversation; return its text and the spans of the answers to learn.
 
-    KdscaleError for templates that the module's docstring names and for a field of a message that
-    the template does not write, CannotRenderError for a conversation that the template refuses.
+    A span is what an assistant generates after the prompt for its turn, up to the token that ends
+    it. Raises KdscaleError for templates that the module refuses and for a field that the template
+    does not write, CannotRenderError for a conversation that the template refuses.
     """
     require_written(template, messages)
     wanted = [
@@ -130,8 +134,11 @@ def render_answers(template: ChatTemplate, messages: Sequence[Message]) -> tuple
 def require_written(
     template: ChatTemplate, messages: Sequence[Message], name: str = "a conversation"
 ) -> None:
-    """KdscaleError for a field beside role and content that leaves no trace in the conversation, or
-    whose text is not in it. `name`: of the conversation. CannotRenderError as `render_answers`."""
+    """Refuse a field beside role and content that the template does not write.
+
+    The field leaves no trace in the conversation, or its text is not in it. `name` is the
+    conversation's in messages. Raises CannotRenderError as `render_answers`.
+    """
     if not any(message.more for message in messages):
         return
     text = _render(template, messages)
@@ -150,7 +157,7 @@ def require_written(
 
 
 def _with(messages: Sequence[Message], at: int, message: Message) -> list[Message]:
-    """The messages with another one at number `at`."""
+    """Return the messages with another one at number `at`."""
     return [*messages[:at], message, *messages[at + 1 :]]
 
 
@@ -164,7 +171,7 @@ def _render_or_none(template: ChatTemplate, messages: Sequence[Message]) -> str 
 def _marked_answers(
     template: ChatTemplate, messages: Sequence[Message], wanted: list[int]
 ) -> tuple[str, list[Span]]:
-    """Of a template that marks the answers itself."""
+    """Return text and spans of a template that marks the answers itself."""
     text, spans = _rendered(template, messages, marks=True)
     answers = [at for at, message in enumerate(messages) if message.role == "assistant"]
     if wanted == answers:
@@ -179,7 +186,7 @@ def _marked_answers(
 
 
 def _find_answer(template: ChatTemplate, messages: Sequence[Message], at: int, text: str) -> Span:
-    """The answer at number `at`, in the whole conversation's `text`."""
+    """Return the span of the answer at number `at` in the whole conversation's `text`."""
     message = messages[at]
     before = _render(template, messages[:at], prompts=True)
     after = _render(template, messages[: at + 1])
@@ -201,7 +208,7 @@ def _find_answer(template: ChatTemplate, messages: Sequence[Message], at: int, t
         lead = ""
         if not (asks and after.endswith(end)):
             _refuse_changes(messages, at, _CHANGES_TEXT)
-    # Without a prompt for the answer, the turn's heading is in `lead`, and nobody generates that.
+    # Without a prompt for the answer, the turn's heading is in `lead`, which is not generated.
     start = len(before) if asks or not lead.strip() else len(before) + len(lead)
     return start, len(after) - len(end) + _turn_end(template, end)
 
@@ -209,7 +216,7 @@ def _find_answer(template: ChatTemplate, messages: Sequence[Message], at: int, t
 def _tail(
     template: ChatTemplate, messages: Sequence[Message], at: int, marked: Message
 ) -> tuple[str, str]:
-    """What stands before and behind the marker that is the content of the `marked` message."""
+    """Return the text before and behind the marker that is the content of `marked`."""
     rendered = _render(template, [*messages[:at], marked])
     before, found, tail = rendered.partition(_MARKER)
     if not found or _MARKER in tail:
@@ -218,7 +225,7 @@ def _tail(
 
 
 def _turn_end(template: ChatTemplate, tail: str) -> int:
-    """Characters of what follows an answer up to its first special token, which is included."""
+    """Return the length of `tail` up to its first special token, included."""
     ends = [(at, at + len(token)) for token in template.specials if (at := tail.find(token)) >= 0]
     if not ends:
         raise KdscaleError(
@@ -233,7 +240,7 @@ def _turn_end(template: ChatTemplate, tail: str) -> int:
 def _refuse_changes(messages: Sequence[Message], at: int, what: str) -> NoReturn:
     raise KdscaleError(
         f"The chat template {what} ({messages[at].content[:60]!r}), so that which tokens are "
-        "answers cannot be told.",
+        "answers cannot be found.",
         _OWN_TEMPLATE + "writes every turn as it is, or marks answers with {% generation %}.",
     )
 
@@ -249,7 +256,7 @@ def _rendered(
     prompts: bool = False,
     marks: bool = False,
 ) -> tuple[str, list[Span]]:
-    """What transformers' `apply_chat_template` makes of the messages."""
+    """Render the messages as transformers' `apply_chat_template` does."""
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -268,3 +275,24 @@ def _rendered(
     except (TemplateError, TypeError) as error:
         raise CannotRenderError(str(error)) from error
     return texts[0], spans[0] if marks else []
+
+
+def answer_tokens(text: str, offsets: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Return [n] bool: whether a token is in an answer.
+
+    `offsets` is [n, 2] of integers, the characters of `text` that each token covers; `spans` are
+    the characters of answers. A token that begins before an answer counts where only blanks precede
+    the answer in it, as the model generates it first. The first token never counts, as nothing
+    predicts it.
+    """
+    found = np.zeros(len(offsets), bool)
+    # Tokens may leave a blank out of their offsets, and those of one character share it.
+    ends = np.maximum.accumulate(offsets[:, 1]) if len(offsets) else offsets[:, 1]
+    starts = np.minimum(offsets[:, 0], np.concatenate([[0], ends[:-1]]))
+    for start, end in spans:
+        inside = np.flatnonzero((starts < end) & (ends > start))
+        found[inside] = True
+        if len(inside) and text[starts[inside[0]] : start].strip():
+            found[inside[0]] = False
+    found[:1] = False
+    return found

@@ -1,8 +1,8 @@
-"""Varied copies of documents, made before anything is tokenised: the teacher that fills a cache
-sees what its student will see.
+"""Augmentation: varied copies of documents, made before tokenisation.
 
-A copy follows from the text and its number alone: it is the same on every machine, and whatever
-documents are added elsewhere. Blanks and line ends between words stay where they are.
+So the teacher that fills a cache sees the texts of its student. A copy follows from the text and
+its number alone: it is the same on every machine, and whatever documents are added elsewhere.
+Blanks and line ends between words stay.
 """
 
 import re
@@ -25,10 +25,10 @@ Tables = Mapping[str, Synonyms]
 
 
 class Augmenter:
-    """Makes the varied copies of a config. It reads the tables of synonyms once, where it is made:
-    tasks on other machines, and in other folders, get them with it.
+    """Maker of the varied copies of a config.
 
-    KdscaleError where a table is missing or a line of it is not one.
+    It reads the synonym tables where it is created and carries them to tasks on other machines.
+    Raises KdscaleError where a table is missing or a line of it is malformed.
     """
 
     def __init__(self, config: AugmentConfig) -> None:
@@ -37,7 +37,7 @@ class Augmenter:
         self._tables = {path: load_table(path) for path in table_paths(config)}
 
     def vary(self, text: str) -> Iterator[str]:
-        """The copies of a text; one that came out as the text itself is left out."""
+        """Yield the copies of a text; those equal to the text itself are left out."""
         for number in range(self.copies):
             random = np.random.default_rng(xxhash.xxh3_64_intdigest(text.encode(), seed=number))
             varied = text
@@ -48,12 +48,12 @@ class Augmenter:
 
 
 def table_paths(config: AugmentConfig) -> list[str]:
-    """The files of synonyms that a config names."""
+    """Return the synonym files that a config names."""
     return [step.table for step in config.steps if isinstance(step, Replace) and step.table]
 
 
 def vary(text: str, step: AugmentStep, random: np.random.Generator, tables: Tables) -> str:
-    """One step. A text of fewer than two words stays as it is."""
+    """Apply one step. A text of fewer than two words stays as it is."""
     parts = _WORDS.split(text)
     words, between = parts[::2], [*parts[1::2], ""]
     if len([word for word in words if word]) < 2:
@@ -108,8 +108,10 @@ def _replace(
 
 
 def _other(word: str, words: Words, table: Synonyms | None, random: np.random.Generator) -> str:
-    """A synonym with the word's capital and punctuation, itself where the table has none; without a
-    table any word of the document."""
+    """Return a synonym with the word's capital and punctuation, the word where there is none.
+
+    Without a table, any word of the document.
+    """
     if table is None:
         return words[random.integers(len(words))]
     bare = word.strip(".,;:!?()[]\"'")
@@ -121,7 +123,10 @@ def _other(word: str, words: Words, table: Synonyms | None, random: np.random.Ge
 
 
 def load_table(path: str) -> Synonyms:
-    """The synonyms in a file. KdscaleError where it is missing or a line is not one of them."""
+    """Return the synonyms in a file.
+
+    Raises KdscaleError where it is missing or a line is malformed.
+    """
     store, name = file_at(path)
     if not store.exists(name):
         raise KdscaleError(

@@ -2,9 +2,9 @@
 
 MinHash (Broder, "On the resemblance and containment of documents", 1997) in bands: a document's
 signature is cut into bands of a few hashes, and two documents that agree in all hashes of one band
-are taken for repetitions, as datatrove and the pipelines of large corpora do. Two documents of
-similarity s meet with probability 1 - (1 - s^rows)^bands, which rises steeply around the
-similarity asked for. A task makes the bands of its documents; the driver sees 8 bytes a band.
+are taken for repetitions, as in datatrove and the pipelines of large corpora. Two documents of
+similarity s match with probability 1 - (1 - s^rows)^bands, which rises steeply around the
+similarity asked for. A task computes the bands of its documents; the driver sees 8 bytes a band.
 """
 
 import re
@@ -20,8 +20,11 @@ _WORD = re.compile(r"\w+")
 
 @cache
 def bands_and_rows(similarity: float, permutations: int) -> tuple[int, int]:
-    """(bands, hashes of a band): of those that fit, the ones with which documents of `similarity`
-    meet half the time, to a hundredth; of these the steepest, which has the longest bands."""
+    """Return (bands, hashes of a band) for a similarity.
+
+    Of those that fit, the ones with which documents of `similarity` match half the time, to a
+    hundredth; of these the steepest, which has the longest bands.
+    """
 
     def distance(bands: int, rows: int) -> float:
         half = (1 - 0.5 ** (1 / bands)) ** (1 / rows)
@@ -36,7 +39,7 @@ def bands_and_rows(similarity: float, permutations: int) -> tuple[int, int]:
 
 
 def band_hashes(text: str, config: NearDuplicates) -> np.ndarray:
-    """[bands] uint64 of a text. A text shorter than a sequence is one sequence."""
+    """Return [bands] uint64 of a text. A text shorter than a sequence is one sequence."""
     from datasketch import MinHash
 
     words = [word.casefold() for word in _WORD.findall(text)]
@@ -50,9 +53,11 @@ def band_hashes(text: str, config: NearDuplicates) -> np.ndarray:
 
 
 def first_of_alike(bands: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
-    """[A] bool: True at the first of each set of documents that share a band with one another,
-    through others or directly. `bands` is [N, bands] uint64; `among` are the [A] ascending numbers
-    of the documents that count, all by default. A band at a time takes some 50 bytes a document."""
+    """Return [A] bool: True at the first of each set of documents that share a band.
+
+    Sharing is transitive. `bands` is [N, bands] uint64; `among` are the [A] ascending numbers of
+    the documents that count, all by default. A band at a time takes some 50 bytes a document.
+    """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 

@@ -1,8 +1,8 @@
-"""Personal data in a text, replaced by what kind it is of.
+"""Masking of personal data: each find is replaced by its kind.
 
-What has a checksum or a syntax of its own is checked by it, so that few other numbers are taken for
-it: cards by Luhn's, IBANs by ISO 7064, addresses by the standard library, phone numbers by the
-rules of their country (libphonenumber). Names of persons are not found.
+Kinds with a checksum or a syntax are verified by it, so that few other numbers are masked: cards by
+Luhn's, IBANs by ISO 7064, addresses by the standard library, phone numbers by the rules of their
+country (libphonenumber). Names of persons are not found.
 """
 
 import ipaddress
@@ -23,8 +23,10 @@ _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}\b")
 
 
 def mask_pii(text: str, of: Iterable[PiiKind], region: str) -> str:
-    """`text` with every find of the kinds in `of` replaced by the kind's name in capitals, such as
-    <EMAIL>. Where finds overlap, the first of the kinds has it."""
+    """Replace every find of the kinds in `of` by the kind's name, such as <EMAIL>.
+
+    Where finds overlap, the first of the kinds has it.
+    """
     for kind in of:
         spans = _phones(text, region) if kind == "phone" else _FINDERS[kind](text)
         parts, end = [], 0

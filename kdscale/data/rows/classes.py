@@ -1,4 +1,4 @@
-"""The classes of a corpus: what its labels are called, and which number each of them has."""
+"""Classes of a corpus: names of its labels and their numbers."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,7 +10,7 @@ _SHOWN = 8
 
 
 class Classes:
-    """Names in the order of their numbers. Labels are compared without case and outer blanks."""
+    """Class names in the order of their numbers; labels compare without case and outer blanks."""
 
     def __init__(self, names: Sequence[str], aliases: dict[str, str]) -> None:
         """KdscaleError where an alias means no class."""
@@ -25,8 +25,10 @@ class Classes:
             self._numbers[standard(alias)] = self._numbers[standard(name)]
 
     def number(self, label: str | None) -> int:
-        """The number of a document's label, -1 where it has none. KdscaleError for an unknown
-        one."""
+        """Return the number of a document's label, -1 where it has none.
+
+        Raises KdscaleError for an unknown one.
+        """
         if label is None or not standard(label):
             return UNKNOWN_LABEL
         found = self._numbers.get(standard(label))
@@ -40,7 +42,7 @@ class Classes:
 
 
 def find_classes(config: LabelsConfig, labels: Iterable[str | None]) -> Classes:
-    """The classes of the config, or those that the training documents' `labels` name.
+    """Return the classes of the config, or those that the training documents' `labels` name.
 
     Raises KdscaleError where these are fewer than two.
     """

@@ -1,4 +1,4 @@
-"""Token documents to rows that bring their labels: whole texts to be classified, or masked texts.
+"""Builders of rows that bring their labels: texts to classify, or masked texts.
 
 A row is one piece of one document between the tokenizer's start and end tokens. Pieces of a long
 document share `overlap` tokens.
@@ -20,7 +20,7 @@ _MASKED, _REPLACED = 0.8, 0.1
 
 
 class _LabelledRows:
-    """What builders of rows that bring their labels have in common."""
+    """Base of the builders of rows that bring their labels."""
 
     def __init__(self, config: DataConfig, info: TokenizerInfo) -> None:
         self.counts = RowCounts()
@@ -29,8 +29,7 @@ class _LabelledRows:
         self._rows = RowCollector(self.counts, config.seq_len)
 
     def _cut_off(self, tokens: np.ndarray, length: int, pieces: int) -> None:
-        """Count what the first `pieces` pieces of a document have not: its tokens, each once,
-        where other rows lose targets."""
+        """Count the tokens of a document beyond its first `pieces` pieces, each once."""
         last = (pieces - 1) * _step(length, self._config.overlap)
         lost = max(0, len(tokens) - 2 - (last + length - 2))
         self.counts.truncated += lost > 0
@@ -38,11 +37,13 @@ class _LabelledRows:
 
 
 class ClassifiedRows(_LabelledRows):
-    """Rows of one split with a class each; `counts` is complete when `build` is exhausted."""
+    """Builder of rows with a class each; `counts` is complete after `build`."""
 
     def build(self, documents: Iterable[TokenDocument]) -> Iterator[Rows]:
-        """Rows in chunks of about CHUNK_ROWS, in the documents' order. A row equal to an earlier
-        one is dropped and counted."""
+        """Yield rows in chunks of about CHUNK_ROWS, in the documents' order.
+
+        A row equal to an earlier one is dropped and counted.
+        """
         chunks = self._config.chunks
         length = self._config.seq_len if chunks is None else chunks.length
         for document in documents:
@@ -66,7 +67,7 @@ class ClassifiedRows(_LabelledRows):
     def _add(
         self, pieces: list[np.ndarray], length: int, document: TokenDocument, share: int
     ) -> None:
-        """One row of `pieces`, each in a chunk of `length` tokens and a segment of its own."""
+        """Add one row of `pieces`, each in a chunk of `length` tokens and a segment."""
         rows = empty_rows(1, self._config.seq_len, self._info.pad_id, labelled=True)
         for number, piece in enumerate(pieces):
             start = number * length
@@ -80,13 +81,13 @@ class ClassifiedRows(_LabelledRows):
 
 
 class MaskedRows(_LabelledRows):
-    """Rows of one split with some tokens masked; `counts` is complete when `build` is exhausted.
+    """Builder of rows with some tokens masked; `counts` is complete after `build`.
 
-    What is masked follows from a row's own tokens and the number of its copy.
+    The masked positions follow from a row's tokens and the number of its copy.
     """
 
     def build(self, documents: Iterable[TokenDocument]) -> Iterator[Rows]:
-        """As ClassifiedRows.build; the copies of a row follow one another."""
+        """Yield rows as ClassifiedRows.build; the copies of a row follow one another."""
         config = self._config
         for document in documents:
             pieces = cut(document.tokens, config.seq_len, config.overlap)
@@ -118,7 +119,7 @@ class MaskedRows(_LabelledRows):
 
 
 def cut(tokens: np.ndarray, length: int, overlap: int) -> list[np.ndarray]:
-    """The pieces [<= length] of a document [n], start and end of which stand around each."""
+    """Return the pieces [<= length] of a document [n], each between its start and end."""
     inner, room = tokens[1:-1], length - 2
     step = _step(length, overlap)
     starts = range(0, max(1, len(inner) - (room - step)), step)
@@ -126,7 +127,7 @@ def cut(tokens: np.ndarray, length: int, overlap: int) -> list[np.ndarray]:
 
 
 def _step(length: int, overlap: int) -> int:
-    """How far apart pieces begin."""
+    """Return the distance between the beginnings of pieces."""
     room = length - 2
     return room - min(overlap, room - 1)
 
@@ -134,8 +135,10 @@ def _step(length: int, overlap: int) -> int:
 def mask_tokens(
     piece: np.ndarray, copy: int, config: MaskingConfig, info: TokenizerInfo
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(the piece [n] as the model sees it, the positions that it is to guess, in order). Start and
-    end are never among them; at least one token is."""
+    """Return (the piece [n] as the model sees it, the positions to predict, in order).
+
+    Start and end are never among them; at least one token is.
+    """
     assert info.mask_id is not None
     seed = xxhash.xxh3_64_intdigest(np.ascontiguousarray(piece, "<i4").tobytes(), seed=copy)
     random = np.random.default_rng(seed)

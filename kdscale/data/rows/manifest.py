@@ -1,4 +1,4 @@
-"""The manifest of prepared data: published last, checked first, and told in a terminal."""
+"""Manifest of prepared data: published last, checked first, summarised for the terminal."""
 
 import json
 from typing import Any
@@ -16,13 +16,16 @@ AUGMENTED = "augmented"
 
 
 def write_manifest(store: Store, manifest: dict[str, Any]) -> None:
-    """Publish the prepared data: the last thing that is written."""
+    """Publish the prepared data by writing its manifest, the last write."""
     text = json.dumps(manifest, indent=1) + "\n"
     store.put(MANIFEST, text.encode())
 
 
 def read_manifest(store: Store) -> tuple[dict[str, Any], bytes]:
-    """The manifest and its stored bytes. KdscaleError where it is missing or of another version."""
+    """Return the manifest and its stored bytes.
+
+    Raises KdscaleError where it is missing or of another version.
+    """
     try:
         raw = store.get(MANIFEST)
     except FileNotFoundError as error:
@@ -48,7 +51,7 @@ def read_manifest(store: Store) -> tuple[dict[str, Any], bytes]:
 
 
 def summarise(manifest: dict[str, Any]) -> list[tuple[str, str]]:
-    """(what, how many) lines for the terminal: one a source, one a split, one for the tokenizer."""
+    """Return (name, summary) lines for the terminal: a source, a split, the tokenizer each."""
     undecodable = manifest.get("undecodable", {})
     lines = [
         (name, _source_line(counts, undecodable.get(name, [])))
@@ -76,7 +79,7 @@ def summarise(manifest: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _share_line(share: dict[str, Any]) -> str:
-    """What a mixture has of one of its sources."""
+    """Summarise one source of a mixture."""
     return (
         f"weight {share['weight']:g}: {share['kept']:,} of {share['usable']:,} documents kept, "
         f"{share['bytes']:,} bytes; {share['read']:,} read"
@@ -124,7 +127,7 @@ def _split_line(counts: dict[str, Any]) -> str:
 
 
 def left_out(counts: dict[str, Any]) -> list[str]:
-    """What of a split's documents and rows has no target to learn, or no room."""
+    """Summarise the documents and rows of a split that have no target, or no space."""
     names = {
         "long": "documents too long",
         "unrendered": "conversations that cannot be rendered",

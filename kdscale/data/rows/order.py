@@ -1,4 +1,4 @@
-"""Which rows, in which order: pure functions of a position and a seed."""
+"""Row numbers of batches and samples: pure functions of a position and a seed."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from kdscale.utils.permutation import hash_key, permute
 
 
 def uniform_batch(position: int, global_batch_size: int, n: int, seed: int) -> np.ndarray:
-    """Row numbers [global_batch_size] from `position` on in endless shuffled epochs."""
+    """Return row numbers [global_batch_size] from `position` on in shuffled epochs."""
     stream = np.arange(position, position + global_batch_size, dtype=np.int64)
     rows = np.empty(global_batch_size, dtype=np.int64)
     for epoch in np.unique(stream // n):
@@ -16,8 +16,10 @@ def uniform_batch(position: int, global_batch_size: int, n: int, seed: int) -> n
 
 
 class EvenRows:
-    """`count` row numbers (at most `total`) spread evenly over range(total), ascending: a sequence
-    that takes no memory. A slice of it is [n] int64."""
+    """Sequence of `count` evenly spaced row numbers of range(total), ascending; no memory.
+
+    A slice of it is [n] int64. At most `total` of them.
+    """
 
     def __init__(self, count: int, total: int) -> None:
         self.count = min(count, total)
@@ -32,5 +34,5 @@ class EvenRows:
 
 
 def spread(count: int, total: int) -> np.ndarray:
-    """All of `EvenRows`."""
+    """Return all of `EvenRows`."""
     return EvenRows(count, total)[:]

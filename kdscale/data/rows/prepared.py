@@ -1,6 +1,6 @@
-"""Prepared data as its readers see it: rows by number, on any machine, verified before use.
+"""Prepared data as readers see it: rows by number, on any machine, verified before use.
 
-A shard of a local store is memory-mapped where it is. A shard of a remote one is fetched once a
+A shard of a local store is memory-mapped in place. A shard of a remote one is fetched once a
 machine into a folder of temporary files, named by its checksum, and memory-mapped from there: all
 workers of the machine share it through the page cache.
 """
@@ -28,7 +28,10 @@ from kdscale.utils.local_cache_dir import local_cache_dir
 
 
 def open_prepared(store: Store) -> "Prepared":
-    """The prepared data in `store`. KdscaleError where it is missing or of another version."""
+    """Open the prepared data in `store`.
+
+    Raises KdscaleError where it is missing or of another version.
+    """
     manifest, raw = read_manifest(store)
     return Prepared(store, manifest, checksum(raw))
 
@@ -48,12 +51,12 @@ class Prepared:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """What rows are told apart into, by number; none for language models."""
+        """Class names by number; none for language models."""
         return tuple(self.manifest.get("classes", ()))
 
     @property
     def outputs(self) -> int:
-        """What a distribution is over: the classes, or else the ids of the tokenizer."""
+        """Size of a distribution: the classes, or else the ids of the tokenizer."""
         return len(self.classes) or self.vocab_size
 
     @property
@@ -77,15 +80,17 @@ class Prepared:
         return [name for name in self.splits if name not in ("train", AUGMENTED)]
 
     def training(self, stage: Literal["teacher", "cache"]) -> "RowTable":
-        """The rows that a stage learns from or runs over: `train`, and behind them the varied
-        copies, where these are made for it."""
+        """Return the rows that a stage trains on or runs over.
+
+        `train`, followed by the augmented copies where these are made for the stage.
+        """
         splits = [self.manifest["splits"]["train"]]
         if stage in self.manifest.get("augmented_for", ()):
             splits.append(self.manifest["splits"][AUGMENTED])
         return RowTable(self._store, splits, self.manifest["seq_len"])
 
     def split(self, name: str) -> "RowTable":
-        """The rows of one split. Raises KdscaleError for an unknown name."""
+        """Return the rows of one split. Raises KdscaleError for an unknown name."""
         if name not in self.manifest["splits"]:
             raise KdscaleError(
                 f"The prepared data in {self._store} has no split {name!r}.",
@@ -94,9 +99,10 @@ class Prepared:
         return RowTable(self._store, [self.manifest["splits"][name]], self.manifest["seq_len"])
 
     def tokenizer_folder(self) -> Path:
-        """A local folder for `AutoTokenizer.from_pretrained`, fetched if the store is remote.
+        """Return a local folder for `AutoTokenizer.from_pretrained`.
 
-        Raises KdscaleError where the tokenizer is not the one of the manifest.
+        It is fetched if the store is remote. Raises KdscaleError where the tokenizer is not the one
+        of the manifest.
         """
         folder = self._store.local_path("tokenizer") or self._fetched_tokenizer()
         path, expected = folder / TOKENIZER_FILE, self.manifest["tokenizer"]["sha256"]
@@ -108,7 +114,7 @@ class Prepared:
         return folder
 
     def _fetched_tokenizer(self) -> Path:
-        """The tokenizer's folder of this very manifest, whole or not there at all."""
+        """Fetch the tokenizer of this manifest; the folder appears whole or not."""
         folder = local_cache_dir("prepared") / f"tokenizer-{self._checksum}"
         if not folder.is_dir():
             partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
@@ -122,8 +128,10 @@ class Prepared:
 
 
 class RowTable:
-    """The R rows of some splits, one after the other, by row number. Safe to pickle and fork: opens
-    shards when needed."""
+    """The R rows of some splits by row number.
+
+    Safe to pickle and fork: shards are opened when needed.
+    """
 
     def __init__(self, store: Store, splits: list[dict[str, Any]], seq_len: int) -> None:
         self._store = store
@@ -146,15 +154,17 @@ class RowTable:
 
     @cached_property
     def class_counts(self) -> dict[int, int]:
-        """Rows of each class by its number, -1 for those whose class is not known or not used."""
+        """Rows of each class by number, -1 where it is not known or not used."""
         total: Counter[int] = Counter()
         for split in self._splits:
             total.update({int(k): n for k, n in split["counts"].get("classes", {}).items()})
         return dict(total)
 
     def labelled(self) -> np.ndarray:
-        """[L] int64: the rows that have a label to train on. All of them in a language model's
-        data; of classified rows every shard is looked at."""
+        """Return [L] int64: the rows that have a label to train on.
+
+        All of them in a language model's data; of classified rows every shard is read.
+        """
         if not self.class_counts.get(UNKNOWN_LABEL):
             return np.arange(len(self))
         found = []
@@ -171,7 +181,7 @@ class RowTable:
         return np.concatenate([np.frombuffer(part, np.uint8).reshape(-1, 16) for part in parts])
 
     def take(self, indices: np.ndarray) -> Rows:
-        """The rows at `indices` ([B] integers in 0..R-1, repeats allowed), in the order given.
+        """Return the rows at `indices` ([B] integers in 0..R-1, repeats allowed), in order.
 
         Raises KdscaleError where a shard is missing or its checksum is wrong.
         """
@@ -200,10 +210,10 @@ class RowTable:
 
 
 def _verified(store: Store, entry: dict[str, Any]) -> Any:
-    """The stored object of a manifest's entry (key, bytes, xxh3), mapped into memory.
+    """Map the stored object of a manifest's entry (key, bytes, xxh3) into memory.
 
-    A damaged copy of a remote object is fetched again, once; what the store itself holds damaged,
-    or not at all, is a KdscaleError.
+    A damaged copy of a remote object is fetched again, once; an object damaged or missing in the
+    store raises KdscaleError.
     """
     key, path = entry["key"], store.local_path(entry["key"])
     copy = path or local_cache_dir("prepared") / f"{entry['xxh3']}{Path(key).suffix}"
@@ -223,7 +233,7 @@ def _verified(store: Store, entry: dict[str, Any]) -> Any:
 
 
 def _mapped(path: Path, entry: dict[str, Any]) -> Any | None:
-    """The file at `path`, or None where it is missing or not what the entry says."""
+    """Map the file at `path`; None where it is missing or does not match the entry."""
     if not path.is_file() or path.stat().st_size != entry["bytes"]:
         return None
     buffer = pa.memory_map(str(path)).read_buffer() if entry["bytes"] else pa.py_buffer(b"")

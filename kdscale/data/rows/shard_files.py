@@ -1,8 +1,8 @@
-"""Rows to and from Arrow IPC files of fixed-width columns.
+"""Arrow IPC files of rows in fixed-width columns.
 
 One record batch a file and no compression: a local copy is memory-mapped and every column is a
 numpy view of it. Any Arrow reader opens it. `loss_mask` is uint8, because Arrow's booleans are
-single bits. Rows that know their labels have them as one more column.
+single bits. Rows with labels have them as one more column.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,12 +22,12 @@ _READ_BYTES = 2**20
 
 
 def checksum(data: bytes | memoryview) -> str:
-    """xxh3_128 as 32 hex digits: the checksum of every stored object of a prepared data set."""
+    """Return xxh3_128 as 32 hex digits, the checksum of every object of a prepared data set."""
     return xxhash.xxh3_128_hexdigest(data)
 
 
 def file_checksum(file: BinaryIO) -> str:
-    """`checksum` of a file that may be larger than memory."""
+    """Return the `checksum` of a file that may be larger than memory."""
     digest = xxhash.xxh3_128()
     while block := file.read(_READ_BYTES):
         digest.update(block)
@@ -35,12 +35,12 @@ def file_checksum(file: BinaryIO) -> str:
 
 
 def rows_per_shard(seq_len: int, shard_bytes: int = SHARD_BYTES) -> int:
-    """How many rows of T tokens fit in a shard: 9 T + 24 bytes each."""
+    """Return how many rows of T tokens fit in a shard: 9 T + 24 bytes each."""
     return max(1, (shard_bytes - _OVERHEAD_BYTES) // (9 * seq_len + 24))
 
 
 def in_shards(chunks: Iterable[Rows], seq_len: int, size: int) -> Iterator[Rows]:
-    """The rows of all chunks again, `size` at a time; the last may have fewer."""
+    """Yield the rows of all chunks, `size` at a time; the last may have fewer."""
     parts: list[Rows] = []
     held = 0
     for chunk in chunks:
@@ -56,7 +56,7 @@ def in_shards(chunks: Iterable[Rows], seq_len: int, size: int) -> Iterator[Rows]
 
 
 def encode_shard(rows: Rows) -> bytes:
-    """The Arrow IPC file of [R, T] rows; the same rows always give the same bytes."""
+    """Return the Arrow IPC file of [R, T] rows; the same rows give the same bytes."""
     seq_len = rows.input_ids.shape[1]
     columns = {
         "sample_id": _fixed_binary(rows.sample_ids),
@@ -75,7 +75,7 @@ def encode_shard(rows: Rows) -> bytes:
 
 
 def decode_shard(buffer: Any) -> Rows:
-    """Rows as views of `buffer`, the content of an Arrow IPC file that `encode_shard` wrote."""
+    """Return rows as views of `buffer`, an Arrow IPC file that `encode_shard` wrote."""
     batch: Any = pa.ipc.open_file(buffer).get_batch(0)
     count = batch.num_rows
     return Rows(

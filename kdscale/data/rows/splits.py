@@ -1,4 +1,4 @@
-"""One split's documents to its shards: tokens -> rows -> a sample of them -> Arrow files."""
+"""Writer of splits: documents to tokens, rows, a sample of them, Arrow files."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -7,12 +7,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Protocol
 
+import numpy as np
+
 from kdscale.config.data import DataConfig
 from kdscale.config.task import Task
 from kdscale.data.cleaning.augment import Augmenter
-from kdscale.data.documents import Chosen, Documents, Encoding, TokenDocument
+from kdscale.data.documents import Documents, Encoding, Selection, TokenDocument
 from kdscale.data.rows.examples import ClassifiedRows, MaskedRows
-from kdscale.data.rows.pack import Layout, RowBuilder, RowCounts
+from kdscale.data.rows.order import spread
+from kdscale.data.rows.pack import Layout, RowBuilder, RowCounts, concatenate
 from kdscale.data.rows.shard_files import (
     checksum,
     encode_shard,
@@ -20,7 +23,6 @@ from kdscale.data.rows.shard_files import (
     in_shards,
     rows_per_shard,
 )
-from kdscale.data.rows.stride_sample import EvenSample
 from kdscale.data.tokenizer import TokenizerInfo
 from kdscale.store import Store
 from kdscale.types import Rows
@@ -29,25 +31,25 @@ REPORT_EVERY_DOCUMENTS = 64
 
 
 class Builder(Protocol):
-    """What makes rows of a split's documents; `counts` is complete when `build` is exhausted."""
+    """Builder of a split's rows; `counts` is complete when `build` is exhausted."""
 
     counts: RowCounts
 
     def build(self, documents: Iterable[TokenDocument]) -> Iterator[Rows]:
-        """Rows in chunks."""
+        """Yield rows in chunks."""
         ...
 
 
 class _NextTokenRows(RowBuilder):
-    """Rows for causal language models, which know nothing of classes."""
+    """Builder of rows for causal language models, without classes."""
 
     def build(self, documents: Iterable[Any]) -> Iterator[Rows]:
-        """See RowBuilder."""
+        """Yield rows as RowBuilder does."""
         return super().build((each.tokens, each.byte_count, each.targets) for each in documents)
 
 
 def make_builder(task: Task, config: DataConfig, info: TokenizerInfo, overlap: int) -> Builder:
-    """Of a task's rows, of which those of a split document share `overlap` tokens."""
+    """Return the builder of a task's rows; a split document's share `overlap` tokens."""
     if task == "sequence-classification":
         return ClassifiedRows(config, info)
     if task == "masked-lm":
@@ -65,10 +67,9 @@ def make_builder(task: Task, config: DataConfig, info: TokenizerInfo, overlap: i
 
 
 class SplitWriter:
-    """Writes splits that share a task, a config, a store and a tokenizer.
+    """Writer of splits that share a task, a config, a store and a tokenizer.
 
-    Each method takes a split's name, the documents and which of them, and returns the split's entry
-    of the manifest.
+    Each method takes a split's name and its documents, and returns the split's manifest entry.
     """
 
     def __init__(
@@ -91,17 +92,17 @@ class SplitWriter:
         self,
         name: str,
         documents: Documents,
-        chosen: Chosen,
+        chosen: Selection,
         augmenter: Augmenter | None = None,
     ) -> dict[str, Any]:
-        """All rows of the documents, or of their varied copies."""
+        """Write all rows of the documents, or of their augmented copies."""
         config = self._config
         builder = make_builder(self._task, config, self._info, config.overlap)
         rows = builder.build(self._encoded(name, documents, chosen, augmenter))
         return self._store_rows(name, rows, builder.counts)
 
-    def write_sample(self, name: str, documents: Documents, chosen: Chosen) -> dict[str, Any]:
-        """`evaluation_sequences` rows, evenly over all."""
+    def write_sample(self, name: str, documents: Documents, chosen: Selection) -> dict[str, Any]:
+        """Write `evaluation_sequences` rows, evenly spaced over all."""
         config = self._config
         builder = make_builder(self._task, config, self._info, config.evaluation_overlap)
         sample = EvenSample(config.evaluation_sequences, config.seq_len)
@@ -113,10 +114,10 @@ class SplitWriter:
         self,
         name: str,
         documents: Documents,
-        chosen: Chosen,
+        chosen: Selection,
         augmenter: Augmenter | None = None,
     ) -> Iterator[TokenDocument]:
-        """The split's token documents; reports progress on the way."""
+        """Yield the split's token documents and report progress."""
         total = int(chosen.covered.sum()) * (1 if augmenter is None else augmenter.copies)
         encoding = Encoding(self._tokenizer_json, self._info, augmenter)
         for done, document in enumerate(documents.tokens(name, chosen, encoding)):
@@ -125,7 +126,7 @@ class SplitWriter:
             yield document
 
     def _store_rows(self, name: str, chunks: Iterable[Rows], counts: RowCounts) -> dict[str, Any]:
-        """Put the rows as shards, and their ids beside them. `counts` are complete after that."""
+        """Write the rows as shards, and their ids beside them."""
         # The ids of all rows are one object, which may be larger than what memory has to spare.
         with TemporaryDirectory(prefix="kdscale-ids-") as folder:
             ids = Path(folder) / "ids"
@@ -146,7 +147,7 @@ class SplitWriter:
     def _put_shards(
         self, name: str, chunks: Iterable[Rows], ids: BinaryIO
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """The shards' entries, and what was counted of their rows, whose ids go to a file."""
+        """Write the shards, and the rows' ids to a file; return entries and counts."""
         length, shards = self._config.seq_len, []
         targets, byte_count = 0, 0.0
         classes: Counter[int] = Counter()
@@ -173,3 +174,41 @@ class SplitWriter:
         self._store.put_file(key, path)
         with path.open("rb") as file:
             return {"key": key, "bytes": path.stat().st_size, "xxh3": file_checksum(file)}
+
+
+class EvenSample:
+    """Evenly spaced sample of a stream of unknown length, at most `wanted` rows in order.
+
+    Every stride-th row is kept and the stride doubles when twice the wanted rows are held, so
+    memory stays below two times the result (and a chunk). The choice depends on positions only, not
+    on how the stream was cut into chunks.
+    """
+
+    def __init__(self, wanted: int, seq_len: int) -> None:
+        self._wanted = wanted
+        self._row_length = seq_len
+        self._stride = 1
+        self._offered = 0
+        self._parts: list[Rows] = []
+        self._held = 0
+
+    def offer(self, rows: Rows) -> None:
+        """Take the stream's next rows."""
+        # The first of these rows whose position in the stream is a multiple of the stride.
+        first = -self._offered % self._stride
+        self._offered += len(rows)
+        picked = rows.take(np.arange(first, len(rows), self._stride))
+        if len(picked):
+            self._parts.append(picked)
+            self._held += len(picked)
+        while self._held >= 2 * self._wanted:
+            held = concatenate(self._parts, self._row_length)
+            thinned = held.take(np.arange(0, self._held, 2))
+            self._parts, self._held = [thinned], len(thinned)
+            self._stride *= 2
+
+    def result(self) -> Rows:
+        """Return the chosen rows."""
+        held = concatenate(self._parts, self._row_length)
+        count = min(self._wanted, self._held)
+        return held.take(spread(count, self._held))

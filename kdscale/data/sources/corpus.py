@@ -1,7 +1,7 @@
-"""What a configured source consists of: its pieces in a fixed order, found before any is read.
+"""Inputs of a configured source in a fixed order, found before any is read.
 
-Listing pieces is cheap, so a missing or empty corpus is an error at once, and the listing is what
-the fingerprint of prepared data stands on. `readers` opens the pieces.
+Listing inputs is cheap, so a missing or empty corpus is an error at once, and the listing is part
+of the fingerprint of prepared data. `readers` opens the inputs.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from kdscale.config.data import SourceConfig
 from kdscale.data.sources.folders import Unread, describe_unread, find_files, suffixes
-from kdscale.data.sources.readers import Piece, is_saved_dataset, load_hub_dataset
+from kdscale.data.sources.readers import InputShard, is_saved_dataset, load_hub_dataset
 from kdscale.errors import KdscaleError
 from kdscale.store import file_at, open_store
 
@@ -28,60 +28,65 @@ _PROSE = re.compile(r".*\.(md|rst)|readme(\.txt)?", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Corpus:
-    """The pieces of sources, one source after the other, each in the order of the pieces' names.
-    `local` files are on this machine only."""
+    """Inputs of sources, one source after the other, each in the order of the inputs' names.
+
+    `local` files are on this machine only; `unread` lists the other files beside them.
+    """
 
     sources: tuple[SourceConfig, ...]
-    pieces: list[Piece]
+    inputs: list[InputShard]
     local: bool
     unread: tuple[Unread, ...] = ()
     """What is beside the pieces in the places of the sources, where there is something."""
 
     @property
     def limit(self) -> int | None:
-        """Documents to read at most. In mixtures only what is limited by its pieces has a limit."""
+        """Documents to read at most; None for mixtures, whose limits their inputs have."""
         return self.sources[0].limit if len(self.sources) == 1 else None
 
 
 def find_corpus(*sources: SourceConfig) -> Corpus:
-    """The pieces of one source, or of several. KdscaleError where there is nothing to read."""
-    found = [_find_pieces(source) for source in sources]
-    pieces = [
-        replace(piece, source=number) if number else piece
+    """Find the inputs of one source, or of several.
+
+    Raises KdscaleError where there is nothing to read.
+    """
+    found = [_find_inputs(source) for source in sources]
+    inputs = [
+        replace(shard, source=number) if number else shard
         for number, own in enumerate(found)
-        for piece in own.pieces
+        for shard in own.inputs
     ]
     unread = [own.unread for own in found if own.unread is not None and own.unread.counts]
-    return Corpus(sources, pieces, any(own.local for own in found), tuple(unread))
+    return Corpus(sources, inputs, any(own.local for own in found), tuple(unread))
 
 
-class _Pieces(NamedTuple):
+class _Inputs(NamedTuple):
     """Of one source."""
 
-    pieces: list[Piece]
+    inputs: list[InputShard]
     local: bool = True
     unread: Unread | None = None
 
 
-def _find_pieces(source: SourceConfig) -> _Pieces:
-    """The pieces of a source, and what it has besides."""
+def _find_inputs(source: SourceConfig) -> _Inputs:
+    """Find the inputs of a source, and the other files beside them."""
     local, unread = True, None
     if source.kind == "python-stdlib":
-        pieces = _stdlib_pieces()
+        inputs = _stdlib_inputs()
     elif source.kind == "python-docs":
-        pieces = _docs_pieces()
+        inputs = _docs_inputs()
     elif source.kind == "huggingface":
-        pieces = _hub_pieces(source)
+        inputs = _hub_inputs(source)
     else:
-        pieces, local, unread = _file_pieces(source)
+        inputs, local, unread = _file_inputs(source)
     # A kind with a document a piece needs no more pieces than the limit asks for.
     if source.limit is not None and source.kind in ("python-stdlib", "python-docs", "text"):
-        pieces = pieces[: source.limit]
-    return _Pieces(pieces, local, unread)
+        inputs = inputs[: source.limit]
+    return _Inputs(inputs, local, unread)
 
 
 def corpus_identity(source: SourceConfig) -> dict[str, Any]:
-    """What the documents of a source depend on, without reading them.
+    """Return the values that the documents of a source depend on, without reading them.
 
     Files: their number, bytes, and a digest of (key, size, and on a local disk the time of change).
     Built-in sources: the interpreter or the installed packages. Hub data sets: the builder's hash,
@@ -96,33 +101,33 @@ def corpus_identity(source: SourceConfig) -> dict[str, Any]:
     digest, total = hashlib.sha256(), 0
     if source.kind == "huggingface":
         store = open_store(str(source.path))
-        pieces = [Piece("file", key, store.url, key) for key in sorted(store.list())]
+        inputs = [InputShard("file", key, store.url, key) for key in sorted(store.list())]
     else:
-        pieces = find_corpus(source).pieces
+        inputs = find_corpus(source).inputs
     with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
-        for piece, (size, changed) in zip(pieces, pool.map(_look, pieces), strict=True):
-            digest.update(f"{piece.key}\0{size}\0{changed}\0".encode("utf-8", "surrogateescape"))
+        for shard, (size, changed) in zip(inputs, pool.map(_look, inputs), strict=True):
+            digest.update(f"{shard.key}\0{size}\0{changed}\0".encode("utf-8", "surrogateescape"))
             total += size
-    return {"files": len(pieces), "bytes": total, "sha256": digest.hexdigest()}
+    return {"files": len(inputs), "bytes": total, "sha256": digest.hexdigest()}
 
 
 def file_digest(path: str) -> str:
-    """sha256 of a file's content, at a path or URL. KdscaleError where it is not there."""
+    """Return the sha256 of a file at a path or URL. Raises KdscaleError if it is missing."""
     store, name = file_at(path)
     if not store.exists(name):
         raise KdscaleError(f"The file {path!r} is not there.", "Correct its path in the config.")
     return hashlib.sha256(store.get(name)).hexdigest()
 
 
-def _look(piece: Piece) -> tuple[int, int]:
-    """A file's size, and on a local disk its time of change in nanoseconds."""
-    store = open_store(piece.root)
-    path = store.local_path(piece.key)
-    return store.size(piece.key), path.stat().st_mtime_ns if path else 0
+def _look(shard: InputShard) -> tuple[int, int]:
+    """Return a file's size, and on a local disk its time of change in nanoseconds."""
+    store = open_store(shard.root)
+    path = store.local_path(shard.key)
+    return store.size(shard.key), path.stat().st_mtime_ns if path else 0
 
 
-def _stdlib_pieces() -> list[Piece]:
-    """A piece for each module of the interpreter's own library."""
+def _stdlib_inputs() -> list[InputShard]:
+    """Return an input for each module of the interpreter's standard library."""
     root = sysconfig.get_path("stdlib")
     keys = []
     for folder, folders, names in os.walk(root):
@@ -135,19 +140,19 @@ def _stdlib_pieces() -> list[Piece]:
             f"This Python has no source files of its standard library in {root!r}.",
             "Use a Python that was not stripped, or another source for data.train.",
         )
-    return [Piece("file", key, root, key) for key in sorted(keys)]
+    return [InputShard("file", key, root, key) for key in sorted(keys)]
 
 
 def _installed() -> list[importlib.metadata.Distribution]:
-    """The packages of this environment, whatever a library has added to the import path."""
+    """Return the packages of this environment, whatever is on the import path."""
     paths = sysconfig.get_paths()
     folders = dict.fromkeys([paths["purelib"], paths["platlib"]])
     return list(importlib.metadata.distributions(path=list(folders)))
 
 
-def _docs_pieces() -> list[Piece]:
-    """A piece for each Markdown or reStructuredText file and long description of a package."""
-    found: dict[str, Piece] = {}
+def _docs_inputs() -> list[InputShard]:
+    """Return an input for each Markdown, reStructuredText file or long description."""
+    found: dict[str, InputShard] = {}
     for distribution in _installed():
         package = (distribution.metadata["Name"] or "").lower()
         for file in distribution.files or []:
@@ -158,7 +163,7 @@ def _docs_pieces() -> list[Piece]:
             name = f"{package}/{file.as_posix()}"
             reader: Literal["metadata", "file"] = "metadata" if is_metadata else "file"
             # Where two environments are on the path, Python imports from the first.
-            found.setdefault(name, Piece(reader, name, str(path.resolve().parent), path.name))
+            found.setdefault(name, InputShard(reader, name, str(path.resolve().parent), path.name))
     if not found:
         raise KdscaleError(
             "No installed package has a long description or a Markdown or reStructuredText file.",
@@ -167,8 +172,8 @@ def _docs_pieces() -> list[Piece]:
     return [found[name] for name in sorted(found)]
 
 
-def _file_pieces(source: SourceConfig) -> _Pieces:
-    """A piece for each file of a folder, glob or file."""
+def _file_inputs(source: SourceConfig) -> _Inputs:
+    """Return an input for each file of a folder, glob or path."""
     path = str(source.path).rstrip("/")
     folder = find_files(path, source.kind)
     if not folder.keys:
@@ -182,12 +187,12 @@ def _file_pieces(source: SourceConfig) -> _Pieces:
         )
     reader: Any = "file" if source.kind == "text" else source.kind
     store = open_store(folder.root)
-    pieces = [Piece(reader, key, store.url, key) for key in folder.keys]
-    return _Pieces(pieces, store.local_path() is not None, folder.unread)
+    inputs = [InputShard(reader, key, store.url, key) for key in folder.keys]
+    return _Inputs(inputs, store.local_path() is not None, folder.unread)
 
 
-def _hub_pieces(source: SourceConfig) -> list[Piece]:
-    """Ranges of rows of a Hugging Face data set, which is downloaded here if it is not yet."""
+def _hub_inputs(source: SourceConfig) -> list[InputShard]:
+    """Return ranges of rows of a Hugging Face data set, which is downloaded if need be."""
     name = str(source.path)
     count = len(load_hub_dataset(name, source.subset, source.split))
     if source.limit is not None:
@@ -197,7 +202,7 @@ def _hub_pieces(source: SourceConfig) -> list[Piece]:
             f"The split {source.split!r} of the data set {name!r} is empty.",
             "Choose another split of it.",
         )
-    whole = Piece("huggingface", f"{name}/{source.split}", name)
+    whole = InputShard("huggingface", f"{name}/{source.split}", name)
     return [
         replace(whole, start=start, stop=min(start + ROWS_PER_PIECE, count))
         for start in range(0, count, ROWS_PER_PIECE)

@@ -1,4 +1,4 @@
-"""The rows of a table in CSV: which delimiter it has, and which of its rows are whole."""
+"""Rows of a CSV table: detection of the delimiter and of damaged rows."""
 
 import csv
 import io
@@ -12,11 +12,11 @@ _DELIMITERS = (",", "\t", ";", "|")
 
 
 class NotCsvError(ValueError):
-    """A table is damaged from some line on."""
+    """Table that is damaged from some line on."""
 
 
 class Row(NamedTuple):
-    """A row: its values by their columns, as many as it has, and why it is not as the header."""
+    """A row: its values by column, and how it differs from the header, if it does."""
 
     values: dict[str, Any]
     problem: str = ""
@@ -24,11 +24,14 @@ class Row(NamedTuple):
 
 
 class Table:
-    """The table in a file in UTF-8; what is no UTF-8 becomes lone surrogates."""
+    """Table in a UTF-8 file; other bytes become lone surrogates."""
 
     def __init__(self, file: BinaryIO, head: bytes, needed: Iterable[str], delimiter: str) -> None:
-        """`head`: what the file begins with. The delimiter is the expected one, or another where
-        only with that the `needed` columns are there."""
+        """Open the table of a file that begins with `head`.
+
+        The delimiter is the expected one, or another where only with that the `needed` columns
+        exist.
+        """
         csv.field_size_limit(_FIELD_CHARACTERS)
         wanted = set(needed)
         tried = [delimiter, *(each for each in _DELIMITERS if each != delimiter)]
@@ -40,7 +43,7 @@ class Table:
         self.columns: list[str] = next(self._rows(), [])
 
     def __iter__(self) -> Iterator[Row]:
-        """The rows behind the header but for empty ones. NotCsvError where it cannot be read on."""
+        """Yield the rows after the header, without empty ones. Raises NotCsvError if damaged."""
         width = len(self.columns)
         for cells in self._rows():
             values = dict(zip(self.columns, cells, strict=False))
@@ -49,7 +52,7 @@ class Table:
             yield Row(values, what if is_long or len(cells) < width else "", is_long)
 
     def _rows(self) -> Iterator[list[str]]:
-        """All rows but for empty ones."""
+        """Yield all rows but empty ones."""
         while True:
             first = self._reader.line_num + 1
             try:
@@ -65,7 +68,7 @@ class Table:
 
 
 class _Lines:
-    """The lines of a file. A row is whole before another line is asked for."""
+    """Lines of a file; the csv module asks for the next only when a row is not complete."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._lines = iter(lines)

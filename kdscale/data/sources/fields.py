@@ -1,4 +1,4 @@
-"""What is taken of a record: its text or conversation, and its label."""
+"""Fields of a record: text or conversation, and label."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -15,7 +15,7 @@ _OF_CONVERSATIONS = ("tools", "functions", "system")
 
 
 class Document(NamedTuple):
-    """A document as its container has it; the content of a conversation as `messages` writes it."""
+    """A document as its container has it; of a conversation the text of `messages`."""
 
     name: str
     content: bytes | str | None  # None where the container is damaged there
@@ -23,7 +23,7 @@ class Document(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """What is taken of a record."""
+    """Fields to take from a record."""
 
     text: str
     label: str | None
@@ -33,22 +33,22 @@ class Fields(NamedTuple):
 
     @property
     def needed(self) -> list[str]:
-        """The columns without which nothing can be read."""
+        """Columns that must exist."""
         return [name for name, _ in self._options]
 
     @property
     def contents(self) -> list[str]:
-        """Of these, the ones that hold a document."""
+        """Columns that hold the document."""
         return [self.text] if self.chat is None else self.chat.columns
 
     def columns(self, have: Iterable[str]) -> list[str]:
-        """The columns to read of those that a table has."""
+        """Return the columns to read of those that a table has."""
         names = self.needed
         return names + [name for name in self._beside if name in set(have) - set(names)]
 
     @property
     def _options(self) -> list[tuple[str, str]]:
-        """The columns, each with where the config names it."""
+        """Columns, each with the option that names it."""
         option = "`text_field` of the source" if self.chat is None else "data.chat"
         found = [(name, option) for name in self.contents]
         return found if self.label is None else [*found, (self.label, _LABEL)]
@@ -60,12 +60,12 @@ class Fields(NamedTuple):
         return [name for name in _OF_CONVERSATIONS if name not in self.chat.ignore]
 
     def lacks(self, have: Iterable[str]) -> bool:
-        """Whether a record or a table has not got them all."""
+        """Tell whether a record or a table misses a needed column."""
         known = set(have)
         return any(name not in known for name, _ in self._options)
 
     def require(self, have: Iterable[str], where: str, but: str = "") -> None:
-        """KdscaleError where a record or a table has not got them. `but`: what may be the cause."""
+        """Refuse a record or a table without the needed columns; `but` adds a likely cause."""
         known = list(have)
         for name, option in self._options:
             if name not in known:
@@ -75,7 +75,7 @@ class Fields(NamedTuple):
                 )
 
     def unwrap(self, value: Any) -> list[Any] | None:
-        """The records that an object wraps in its one list of them; None for other objects."""
+        """Return the records in an object's one list of them; None for other objects."""
         if not isinstance(value, dict) or not self.lacks(value):
             return None
         lists = [each for each in value.values() if isinstance(each, list) and each]
@@ -86,7 +86,7 @@ class Fields(NamedTuple):
         return isinstance(value, dict) and not self.lacks(value)
 
     def document(self, record: Mapping[str, Any], name: str) -> Document:
-        """What a record says; null is an empty document, or no label."""
+        """Return the document of a record; null is an empty document, or no label."""
         label = None if self.label is None else record[self.label]
         if label is not None and not isinstance(label, str | int):
             raise KdscaleError(
@@ -124,12 +124,12 @@ _MOST_LISTED = 20
 
 
 def _listed(names: list[str]) -> str:
-    """Names as they can be printed, some of them where there are very many."""
+    """Join names for a message, some of them where there are very many."""
     shown = [readable(str(name)) for name in sorted(map(str, names))]
     more = f", ... ({len(shown)} in all)" if len(shown) > _MOST_LISTED else ""
     return (", ".join(shown[:_MOST_LISTED]) or "none") + more
 
 
 def readable(text: str) -> str:
-    """Text that any terminal takes: what is no UTF-8 in it, as escapes."""
+    """Return text that any terminal prints: bytes that are not UTF-8 as escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

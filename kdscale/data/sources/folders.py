@@ -1,4 +1,4 @@
-"""The files of a folder, glob or path: which belong to a source, and what of them is not read."""
+"""Files of a folder, glob or path: those of a source, and those that are not read."""
 
 import os
 import re
@@ -23,7 +23,7 @@ _HIDDEN, _OTHER, _EMPTY = "hidden", "of other kinds", "empty"
 
 
 class Found(NamedTuple):
-    """A file that a listing shows, and why it cannot be read, or has nothing to read."""
+    """A listed file, and why it cannot be read or is empty."""
 
     key: str
     problem: str = ""
@@ -31,7 +31,7 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Unread:
-    """The files in a source's place that no document comes from."""
+    """Files at a source's place that give no document: counts by reason, first examples."""
 
     place: str
     counts: dict[str, int]
@@ -46,7 +46,7 @@ class Unread:
 
 
 def describe_unread(counts: dict[str, int], examples: dict[str, list[str]]) -> str:
-    """Such as "3 of other kinds (README.md, a.yaml, ...), 1 empty (b.jsonl)"."""
+    """Return a text such as "3 of other kinds (a.yaml, ...), 1 empty (b.jsonl)"."""
     parts = []
     for reason, count in counts.items():
         shown = [*examples[reason], *(["..."] if count > len(examples[reason]) else [])]
@@ -56,7 +56,7 @@ def describe_unread(counts: dict[str, int], examples: dict[str, list[str]]) -> s
 
 @dataclass(frozen=True)
 class Folder:
-    """The files of a source, their keys in the store `root` sorted, and those that are not read."""
+    """Files of a source, as sorted keys in the store `root`, and the files not read."""
 
     root: str
     keys: list[str]
@@ -64,10 +64,10 @@ class Folder:
 
 
 def find_files(path: str, kind: str) -> Folder:
-    """The files at a path, folder or glob for a source of the `kind`.
+    """Find the files at a path, folder or glob for a source of the `kind`.
 
     Of a folder or glob these are the files that are not hidden and have a name of the kind. A file
-    that is named itself is taken whatever its name.
+    named by its own path is taken whatever its name.
     """
     root, listed, is_named = _listed(path)
     keys, unread = list[str](), list[Found]()
@@ -83,12 +83,12 @@ def find_files(path: str, kind: str) -> Folder:
 
 
 def suffixes(kind: str) -> str:
-    """The names of a kind's files, for a message."""
+    """Return the file names of a kind, for a message."""
     return f"{', '.join(_NAMES[kind])}, compressed ({', '.join(_COMPRESSED[1:])}) or not"
 
 
 def _reason(key: str, kind: str) -> str:
-    """Why a file is none of the source's; empty where it is one."""
+    """Return why a file is not of the source; empty where it is."""
     if any(part.startswith(".") for part in key.split("/")):
         return _HIDDEN
     packed = _COMPRESSED if kind != "parquet" else ("",)
@@ -107,8 +107,7 @@ def _summary(place: str, unread: Iterable[Found]) -> Unread:
 
 
 def _listed(path: str) -> tuple[str, list[Found], bool]:
-    """The folder that keys are relative to, what is there, and whether it is the one file that the
-    path names."""
+    """Return the folder that keys are relative to, its files, and whether the path is a file."""
     magic = re.search(r"[*?]", path)
     if magic:
         root, slash, _ = path[: magic.start()].rpartition("/")
@@ -147,7 +146,7 @@ def _files(store: Store) -> Iterator[Found]:
 
 
 def _problem(path: str) -> str:
-    """What is in the way of reading a file of this machine."""
+    """Return why a file of this machine cannot be read; empty where it can."""
     try:
         found = os.stat(path)
     except OSError:
@@ -158,7 +157,7 @@ def _problem(path: str) -> str:
 
 
 def glob_pattern(glob: str) -> re.Pattern[str]:
-    """A glob over keys: `*` and `?` stay inside a folder, `**/` is any number of folders."""
+    """Compile a glob over keys: `*` and `?` within a folder, `**/` any number of folders."""
     rules = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     parts = re.split(r"(\*\*/|\*\*|\*|\?)", glob)
     return re.compile("".join(rules.get(part, re.escape(part)) for part in parts), re.DOTALL)

@@ -1,8 +1,7 @@
-"""The records of a JSON file, whatever its form: lines, an array, objects over many lines or one
-after the other, or one object that wraps the list of records.
+"""Records of a JSON file: lines, an array, concatenated objects, or one object that wraps them.
 
-The form follows from the beginning of the file. In lines a broken one is a record that cannot be
-decoded; in the other forms it is an error, since nobody knows where the next record begins.
+The form follows from the beginning of the file. In lines a broken record is counted as undecodable;
+in the other forms it is an error, since the next record's beginning is unknown.
 """
 
 import codecs
@@ -27,7 +26,7 @@ _NOT_JSON = (ValueError, RecursionError)
 
 
 class Record(NamedTuple):
-    """A record and its number in the file: of its line, or in the order of the records."""
+    """A record and its number: of its line, or in the order of the records."""
 
     number: int
     value: Any
@@ -35,15 +34,15 @@ class Record(NamedTuple):
 
 
 class NotJsonError(ValueError):
-    """A file that is not in lines is no JSON from some line on."""
+    """File that is not in lines and not JSON from some line on."""
 
 
 def json_records(opened: Opened, unwrap: Callable[[Any], list[Any] | None]) -> Iterator[Record]:
-    """The records of a file in UTF-8.
+    """Yield the records of a file in UTF-8, a line or value in memory at a time.
 
     `unwrap` gives the records that an object wraps, None for an object that is a record. It is
-    asked about the only value of a file. Memory holds a line or value at a time. NotJsonError where
-    a file that is not in lines is damaged.
+    called for the only value of a file. Raises NotJsonError where a file that is not in lines is
+    damaged.
     """
     if _is_in_lines(opened):
         yield from _lines(opened, unwrap)
@@ -52,8 +51,11 @@ def json_records(opened: Opened, unwrap: Callable[[Any], list[Any] | None]) -> I
 
 
 def _is_in_lines(opened: Opened) -> bool:
-    """Whether the file has a value a line: not where it begins with an array, or with an object
-    that ends in another line or is not alone in its own."""
+    """Tell whether the file has a value a line.
+
+    Not where it begins with an array, or with an object that ends in another line or shares its
+    line.
+    """
     start = opened.head.lstrip()
     if not start.startswith(b"{"):
         return not start.startswith(b"[")
@@ -73,7 +75,7 @@ def _is_in_lines(opened: Opened) -> bool:
 
 
 def _problem(line: bytes) -> str | None:
-    """Why a line is no JSON."""
+    """Return why a line is no JSON."""
     try:
         json.loads(line)
     except _NOT_JSON as error:
@@ -112,7 +114,7 @@ def _unwrapped(record: Record, unwrap: Callable[[Any], list[Any] | None]) -> Ite
 
 
 def _values(opened: Opened, unwrap: Callable[[Any], list[Any] | None]) -> Iterator[Record]:
-    """Of a file of values, one after the other; those in arrays are the arrays' elements."""
+    """Yield the values of a file, one after the other; of arrays their elements."""
     text = _Text(opened)
     first: Record | None = None
     number = 0
@@ -131,7 +133,7 @@ def _values(opened: Opened, unwrap: Callable[[Any], list[Any] | None]) -> Iterat
 
 
 def _elements(text: "_Text") -> Iterator[Any]:
-    """Of an array that begins here."""
+    """Yield the elements of the array that begins here."""
     text.step()
     if text.skip(_BLANKS) == "]":
         text.step()
@@ -148,7 +150,7 @@ def _elements(text: "_Text") -> Iterator[Any]:
 
 
 class _Text:
-    """A window over a text that is larger than memory."""
+    """Window over a text that is larger than memory."""
 
     def __init__(self, opened: Opened) -> None:
         self._file = opened.file
@@ -158,7 +160,7 @@ class _Text:
         self._is_last = False
 
     def skip(self, blanks: re.Pattern[str]) -> str:
-        """The next character that is no blank, "" at the end."""
+        """Skip blanks; return the next character, "" at the end."""
         while True:
             found = blanks.match(self._text, self._at)
             assert found is not None
@@ -168,11 +170,11 @@ class _Text:
             self._read(_READ_BYTES)
 
     def step(self) -> None:
-        """Past the next character."""
+        """Step past the next character."""
         self._at += 1
 
     def value(self) -> Any:
-        """The value that begins here."""
+        """Read the value that begins here."""
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
@@ -195,7 +197,7 @@ class _Text:
             self._read(max(_READ_BYTES, held))
 
     def problem(self, what: str, at: int | None = None) -> NotJsonError:
-        """What is wrong, and in which line."""
+        """Return the error for a problem, with its line."""
         line = self._line + self._text.count("\n", 0, self._at if at is None else at)
         return NotJsonError(f"line {line}: {what}")
 

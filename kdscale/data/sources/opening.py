@@ -1,4 +1,4 @@
-"""Opening a file of a corpus: unpacked and in UTF-8, as its first bytes say and not its name."""
+"""Opening of a corpus file: decompressed and in UTF-8, by its first bytes and not its name."""
 
 import bz2
 import codecs
@@ -66,19 +66,19 @@ _UNMARKED = {
 
 
 class Opened(NamedTuple):
-    """A file from its first byte on, and what it begins with."""
+    """A file from its first byte on, and its first HEAD_BYTES (all of a shorter file)."""
 
     file: io.BufferedReader
     head: bytes  # HEAD_BYTES, or all of a shorter file
 
     @property
     def is_whole(self) -> bool:
-        """Whether the head is all there is."""
+        """Whether the head is the whole file."""
         return len(self.head) < HEAD_BYTES
 
 
 def open_raw(root: str, key: str) -> BinaryIO:
-    """The file `key` in the store `root` as it is; of a remote store it is read in ranges."""
+    """Open the file `key` of the store `root`; a remote one is read in ranges."""
     store = open_store(root)
     path = store.local_path(key)
     if path is not None:
@@ -87,14 +87,16 @@ def open_raw(root: str, key: str) -> BinaryIO:
 
 
 def read_head(root: str, key: str) -> bytes:
-    """The beginning of the file as it is."""
+    """Return the first bytes of the file as stored."""
     with open_raw(root, key) as file:
         return file.read(_MAGIC_BYTES)
 
 
 def open_unpacked(file: BinaryIO) -> Opened:
-    """The content of a file of records that may be compressed (gzip, bzip2, xz, zstd, lz4) and in
-    UTF-8, UTF-16 or UTF-32: in UTF-8, without a mark of the byte order."""
+    """Open the content of a file of records in UTF-8 without a byte-order mark.
+
+    The file may be compressed (gzip, bzip2, xz, zstd, lz4) and in UTF-8, UTF-16 or UTF-32.
+    """
     opened = _looked_at(file)
     for magic, unpack in _PACKED.items():
         if opened.head.startswith(magic):
@@ -113,7 +115,7 @@ def open_unpacked(file: BinaryIO) -> Opened:
 
 
 def what_is(head: bytes) -> str | None:
-    """What a file is that begins so and is no text; None for text."""
+    """Name the binary format of a file that begins with `head`; None for text."""
     for magic, what in _BINARY.items():
         if head.startswith(magic):
             return what
@@ -125,7 +127,7 @@ def what_is(head: bytes) -> str | None:
 
 
 def refuse_others(head: bytes, name: str, wanted: str) -> None:
-    """KdscaleError where a file that should hold records is something else."""
+    """Refuse a file that should hold records and is something else."""
     what = what_is(head)
     if what is None and head.lstrip()[:14].lower().startswith(_PAGES):
         what = "an HTML page"
@@ -138,8 +140,11 @@ def refuse_others(head: bytes, name: str, wanted: str) -> None:
 
 
 def read_whole(root: str, key: str) -> bytes | str | None:
-    """The content of a file that is one document: UTF-8 as it is, and decoded what has the mark of
-    UTF-16 or UTF-32. None where a compressed one is damaged, or holds no text."""
+    """Return the content of a file that is one document.
+
+    UTF-8 as bytes, UTF-16 and UTF-32 with a mark decoded. None where a compressed file is damaged,
+    or holds no text.
+    """
     raw = open_store(root).get(key)
     try:
         for magic, unpack in _PACKED.items():
@@ -157,12 +162,12 @@ def read_whole(root: str, key: str) -> bytes | str | None:
 
 
 def _marked_encoding(head: bytes) -> str | None:
-    """UTF-16 or UTF-32 where the mark of the byte order says so."""
+    """Return UTF-16 or UTF-32 where the byte-order mark says so."""
     return next((name for mark, name in _WIDE.items() if head.startswith(mark)), None)
 
 
 def _wide_encoding(head: bytes) -> str | None:
-    """The same, and without a mark where the first two characters are ASCII, as those of JSON."""
+    """Return the same; without a mark where the first two characters are ASCII, as in JSON."""
     zeros = bytes(1 if byte else 0 for byte in head[:4])
     return _marked_encoding(head) or _UNMARKED.get(zeros)
 
@@ -178,7 +183,7 @@ def _arrow_stream(file: Any, codec: Literal["zstd", "lz4"]) -> Any:
 
 
 class _Rewound(io.RawIOBase):
-    """A file whose first bytes were read already."""
+    """File whose first bytes were read already."""
 
     def __init__(self, head: bytes, rest: Any) -> None:
         self._head, self._rest = memoryview(head), rest
@@ -196,7 +201,7 @@ class _Rewound(io.RawIOBase):
 
 
 class _Recoded(io.RawIOBase):
-    """A text file of another encoding in UTF-8."""
+    """Text file of another encoding, read as UTF-8."""
 
     def __init__(self, file: Any, encoding: str) -> None:
         self._text = io.TextIOWrapper(file, encoding=encoding, newline="")
@@ -215,7 +220,7 @@ class _Recoded(io.RawIOBase):
 
 
 class _RangeFile(io.RawIOBase):
-    """An object of a store as a file that reads ranges."""
+    """Object of a store as a file that reads ranges."""
 
     def __init__(self, store: Store, key: str) -> None:
         self._store, self._key = store, key

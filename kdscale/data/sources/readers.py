@@ -1,9 +1,8 @@
-"""The documents of one piece of a corpus, as bytes or text that is not cleaned yet.
+"""Documents of one input of a corpus, as bytes or text that is not cleaned yet.
 
-A piece is what one task reads at a time: a file, or a range of rows of a Hugging Face data set.
-
-Files are read through the store in ranges, so that a piece may be larger than memory. A record's
-name is its file and its number in it: it stays the same when records are appended.
+An input is what one task reads: a file, or a range of rows of a Hugging Face data set. Files are
+read through the store in ranges, so that one may be larger than memory. A record's name is its file
+and its number in it: it stays the same when records are appended.
 """
 
 import csv
@@ -42,7 +41,7 @@ _DAMAGED = (*DAMAGES, csv.Error, NotCsvError, NotJsonError, RecursionError)
 
 
 @dataclass(frozen=True)
-class Piece:
+class InputShard:
     """A file (`key` in the store `root`), or rows `start` to `stop` of the data set `root`.
 
     `name` begins the name of each document in it, `source` is the number of its source in a
@@ -59,7 +58,7 @@ class Piece:
 
 
 class _Tally:
-    """How many records of a piece cannot be decoded, and what is wrong with the first."""
+    """Count of the records of an input that cannot be decoded, and the first problem."""
 
     def __init__(self) -> None:
         self.records = self.broken = 0
@@ -67,12 +66,12 @@ class _Tally:
         self._problem = ""
 
     def broke(self, name: str, problem: str) -> Document:
-        """The document that stands for a record that cannot be decoded."""
+        """Return the document that stands for a record that cannot be decoded."""
         self._problem = problem
         return Document(name, None)
 
     def count(self, document: Document) -> None:
-        """A document on its way out."""
+        """Count a document."""
         self.records += 1
         problem = self._problem or _problem_of(document)
         self._problem = ""
@@ -82,12 +81,12 @@ class _Tally:
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether nothing so far could be decoded, of enough."""
+        """Whether none of many records could be decoded."""
         return self.broken == self.records == _HOPELESS_RECORDS
 
 
 def _problem_of(document: Document) -> str:
-    """Why the content of a document is no text; empty where it is."""
+    """Return why the content of a document is no text; empty where it is."""
     content, number = document.content, document.name.rpartition("#")[2]
     if content is None:
         return f"record {number} is not JSON"
@@ -98,30 +97,31 @@ def _problem_of(document: Document) -> str:
     return ""
 
 
-def read_piece(
-    piece: Piece,
+def read_shard(
+    shard: InputShard,
     source: SourceConfig,
     label_field: str | None = None,
     chat: ChatConfig | None = None,
     template: ChatTemplate | None = None,
 ) -> Iterator[Document]:
-    """The documents, with their labels where these are in a `label_field`; conversations where the
-    config says so, whose fields the `template`, where it is known, has to write.
+    """Yield the documents of an input, with their labels where there is a `label_field`.
 
-    Raises KdscaleError where a record has no `text_field` that holds text, no such conversation or
-    no such label, a container cannot be read to its end, or most of its records cannot be decoded.
+    With `chat` they are conversations, whose fields the `template`, where it is known, has to
+    write. Raises KdscaleError where a record has no `text_field` that holds text, no conversation
+    or no label, where a container cannot be read to its end, or where most of its records cannot be
+    decoded.
     """
     tally, fields = _Tally(), Fields(source.text_field, label_field, chat, template)
-    shown = readable(piece.name)
+    shown = readable(shard.name)
     try:
-        for document in _documents(piece, fields, source, tally):
+        for document in _documents(shard, fields, source, tally):
             tally.count(document)
             if tally.is_hopeless:
                 break
             yield document
     except _DAMAGED as error:
         raise KdscaleError(
-            f"{shown} is damaged or not a {piece.reader} file: {readable(str(error))}",
+            f"{shown} is damaged or not a {shard.reader} file: {readable(str(error))}",
             "Write the file again, or take it out of the source.",
         ) from error
     except OSError as error:
@@ -129,54 +129,54 @@ def read_piece(
             f"{shown} is damaged or cannot be read: {readable(str(error))}",
             "Check that it is there and may be read; write it again, or take it out of the source.",
         ) from error
-    if tally.broken * 2 > tally.records and piece.reader in _READERS:
+    if tally.broken * 2 > tally.records and shard.reader in _READERS:
         raise KdscaleError(
             f"{tally.broken:,} of the {tally.records:,} records of {shown} cannot be decoded; the "
             f"first: {readable(tally.first)}",
-            f"Look whether it is a {piece.reader} file in UTF-8, write it again, or take it out of "
+            f"Look whether it is a {shard.reader} file in UTF-8, write it again, or take it out of "
             "the source.",
         )
 
 
 def _documents(
-    piece: Piece, fields: Fields, source: SourceConfig, tally: _Tally
+    shard: InputShard, fields: Fields, source: SourceConfig, tally: _Tally
 ) -> Iterator[Document]:
-    if piece.reader == "huggingface":
-        yield from _read_hub_rows(piece, fields, source)
-    elif piece.reader in _READERS:
-        head = read_head(piece.root, piece.key)
+    if shard.reader == "huggingface":
+        yield from _read_hub_rows(shard, fields, source)
+    elif shard.reader in _READERS:
+        head = read_head(shard.root, shard.key)
         is_parquet = head.startswith(PARQUET)
-        if piece.reader == "parquet" and not is_parquet:
-            refuse_others(head, readable(piece.name), "Parquet")
+        if shard.reader == "parquet" and not is_parquet:
+            refuse_others(head, readable(shard.name), "Parquet")
         if head:
-            yield from _READERS["parquet" if is_parquet else piece.reader](piece, fields, tally)
-    elif piece.reader == "metadata":
-        content = long_description(open_store(piece.root).get(piece.key))
-        yield Document(piece.name, content, _folder_of(piece))
+            yield from _READERS["parquet" if is_parquet else shard.reader](shard, fields, tally)
+    elif shard.reader == "metadata":
+        content = long_description(open_store(shard.root).get(shard.key))
+        yield Document(shard.name, content, _folder_of(shard))
     else:
-        yield Document(piece.name, read_whole(piece.root, piece.key), _folder_of(piece))
+        yield Document(shard.name, read_whole(shard.root, shard.key), _folder_of(shard))
 
 
-def _folder_of(piece: Piece) -> str | None:
-    return PurePosixPath(piece.key).parent.name or None
+def _folder_of(shard: InputShard) -> str | None:
+    return PurePosixPath(shard.key).parent.name or None
 
 
 def long_description(metadata: bytes) -> bytes:
-    """The body of a distribution's METADATA: what follows the first empty line."""
+    """Return the body of a distribution's METADATA, after the first empty line."""
     return metadata.replace(b"\r\n", b"\n").partition(b"\n\n")[2]
 
 
 def is_saved_dataset(name: str) -> bool:
-    """Whether a Hugging Face data set is a folder or URL that `save_to_disk` wrote."""
+    """Tell whether a data set is a folder or URL that `save_to_disk` wrote."""
     store = open_store(name)
     return store.exists("state.json") or store.exists("dataset_dict.json")
 
 
 @lru_cache(maxsize=4)
 def load_hub_dataset(name: str, subset: str | None, split: str | None) -> Any:
-    """A Hugging Face data set's split, memory-mapped; its builder where `split` is None.
+    """Load a Hugging Face data set's split, memory-mapped; its builder without `split`.
 
-    Raises KdscaleError where it cannot be had.
+    Raises KdscaleError where it cannot be loaded.
     """
     import datasets
 
@@ -202,7 +202,7 @@ def load_hub_dataset(name: str, subset: str | None, split: str | None) -> Any:
 
 
 def _saved_folder(name: str) -> str:
-    """The folder of a saved data set on this machine, fetched if it is remote."""
+    """Return the folder of a saved data set on this machine, fetched if it is remote."""
     store = open_store(name)
     here = store.local_path()
     if here is not None:
@@ -213,44 +213,44 @@ def _saved_folder(name: str) -> str:
     return str(download_folder(open_store(parent), last, local_cache_dir("datasets") / copy))
 
 
-def _read_hub_rows(piece: Piece, fields: Fields, source: SourceConfig) -> Iterator[Document]:
-    data = load_hub_dataset(piece.root, source.subset, source.split)
-    fields.require(data.column_names, piece.name)
+def _read_hub_rows(shard: InputShard, fields: Fields, source: SourceConfig) -> Iterator[Document]:
+    data = load_hub_dataset(shard.root, source.subset, source.split)
+    fields.require(data.column_names, shard.name)
     # Others, such as images, are not decoded then. It may have been saved with a format.
     data = data.with_format(None).select_columns(fields.columns(data.column_names))
     for name, feature in data.features.items():
         if hasattr(feature, "decode_example") and type(feature).__name__ != "Json":
             raise KdscaleError(
-                f"The field {name!r} of {piece.name} holds {type(feature).__name__}, not text.",
+                f"The field {name!r} of {shard.name} holds {type(feature).__name__}, not text.",
                 "Set `text_field` of the source (or data.chat) to a field that holds text.",
             )
     # Classes that a data set numbers have their names in its features.
     names = getattr(data.features[fields.label], "names", None) if fields.label else None
-    for row in range(piece.start, piece.stop):
-        found = fields.document(_row(data, row, piece), f"{piece.name}#{row}")
+    for row in range(shard.start, shard.stop):
+        found = fields.document(_row(data, row, shard), f"{shard.name}#{row}")
         if names and found.label is not None and found.label.isdecimal():
             found = found._replace(label=names[int(found.label)])
         yield found
 
 
-def _row(data: Any, row: int, piece: Piece) -> Any:
+def _row(data: Any, row: int, shard: InputShard) -> Any:
     try:
         return data[row]
     except ImportError as error:
         # What is inside of messages, and only another library can decode.
         raise KdscaleError(
-            f"Row {row} of {piece.name} holds more than text: {error}",
+            f"Row {row} of {shard.name} holds more than text: {error}",
             "Take the field out of the data set (datasets' `map` or `cast`), or another field.",
         ) from error
 
 
-def _read_json(piece: Piece, fields: Fields, tally: _Tally) -> Iterator[Document]:
-    with open_raw(piece.root, piece.key) as file:
+def _read_json(shard: InputShard, fields: Fields, tally: _Tally) -> Iterator[Document]:
+    with open_raw(shard.root, shard.key) as file:
         opened = open_unpacked(file)
-        refuse_others(opened.head, readable(piece.name), "JSON")
+        refuse_others(opened.head, readable(shard.name), "JSON")
         needed = set(fields.needed)
         for number, record, problem in json_records(opened, fields.unwrap):
-            name = f"{piece.name}#{number}"
+            name = f"{shard.name}#{number}"
             if problem:
                 yield tally.broke(name, problem)
                 continue
@@ -260,52 +260,52 @@ def _read_json(piece: Piece, fields: Fields, tally: _Tally) -> Iterator[Document
 
 
 def _refuse_record(record: Any, fields: Fields, name: str) -> None:
-    """KdscaleError for what is no record, or has not got the fields."""
+    """Refuse a value that is no record, or misses the fields."""
     have = record if isinstance(record, dict) else {}
     wraps = any(isinstance(each, list) for each in have.values())
     fields.require(have, readable(name), _WRAPPER if wraps else "")
 
 
-def _read_csv(piece: Piece, fields: Fields, tally: _Tally) -> Iterator[Document]:
-    with open_raw(piece.root, piece.key) as file:
+def _read_csv(shard: InputShard, fields: Fields, tally: _Tally) -> Iterator[Document]:
+    with open_raw(shard.root, shard.key) as file:
         opened = open_unpacked(file)
-        refuse_others(opened.head, readable(piece.name), "CSV")
-        is_tabbed = ".tsv" in PurePosixPath(piece.key.lower()).suffixes
+        refuse_others(opened.head, readable(shard.name), "CSV")
+        is_tabbed = ".tsv" in PurePosixPath(shard.key.lower()).suffixes
         table = Table(opened.file, opened.head, fields.needed, "\t" if is_tabbed else ",")
         if not table.columns:
             return  # It is empty.
         is_json = opened.head.lstrip()[:1] in (b"{", b"[")
         but = ", or `kind: jsonl` for a file of JSON" if is_json else ""
-        fields.require(table.columns, readable(piece.name), but)
+        fields.require(table.columns, readable(shard.name), but)
         for column in fields.needed:
             if table.columns.count(column) > 1:
                 raise KdscaleError(
-                    f"{readable(piece.name)} has several columns {column!r}.", "Rename the others."
+                    f"{readable(shard.name)} has several columns {column!r}.", "Rename the others."
                 )
         for number, row in enumerate(table):
-            name = f"{piece.name}#{number}"
+            name = f"{shard.name}#{number}"
             if row.is_long or any(each not in row.values for each in fields.contents):
                 yield tally.broke(name, row.problem)
             else:
                 yield fields.document(dict.fromkeys(table.columns) | row.values, name)
 
 
-def _read_parquet(piece: Piece, fields: Fields, tally: _Tally) -> Iterator[Document]:
+def _read_parquet(shard: InputShard, fields: Fields, tally: _Tally) -> Iterator[Document]:
     import pyarrow.parquet as pq
 
-    with open_raw(piece.root, piece.key) as file:
+    with open_raw(shard.root, shard.key) as file:
         table = pq.ParquetFile(file, page_checksum_verification=True)
-        fields.require(table.schema_arrow.names, piece.name)
+        fields.require(table.schema_arrow.names, shard.name)
         number = 0
         columns = fields.columns(table.schema_arrow.names)
         for batch in table.iter_batches(BATCH_RECORDS, columns=columns):
             for record in _rows(batch, fields.text):
-                yield fields.document(record, f"{piece.name}#{number}")
+                yield fields.document(record, f"{shard.name}#{number}")
                 number += 1
 
 
 def _rows(batch: Any, text: str) -> list[dict[str, Any]]:
-    """The rows of a batch; texts as bytes where one of them is not UTF-8."""
+    """Return the rows of a batch; texts as bytes where one of them is not UTF-8."""
     try:
         rows: list[dict[str, Any]] = batch.to_pylist()
     except UnicodeDecodeError:

@@ -1,0 +1,1 @@
+"""Back ends: data parallelism and DeepSpeed ZeRO behind one interface."""

@@ -1,7 +1,7 @@
 """Two ways to train a model over ranks, behind one small interface.
 
 DDP is the default. DeepSpeed ZeRO shards optimiser states, gradients and parameters for models that
-need it. Both save the same files, so that any of them, on any number of ranks, can go on.
+need it. Both save the same files, so that any of them, on any number of ranks, can continue.
 """
 
 from collections.abc import Callable
@@ -23,17 +23,16 @@ class Backend(Protocol):
     """A model with its optimiser on this rank."""
 
     model: torch.nn.Module
-    """A TrainedModel inside of what makes it parallel: `model(use, *arguments)`."""
+    """A ModelWithHead inside of what makes it parallel, called as `model(fn, *arguments)`."""
 
     def micro_batch(self, last: bool) -> Any:
-        """Context of one forward and backward; `last` is the one whose end synchronises
-        gradients."""
+        """Context of one forward and backward; the end of the `last` one synchronises gradients."""
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate the gradient of `loss`, this rank's share of a sum over all ranks."""
 
     def step(self, learning_rate: float) -> float:
-        """Clip, update, clear gradients; returns the gradient's global norm before clipping."""
+        """Clip, update and clear gradients; return their global norm before clipping."""
 
     def save(self, folder: Path) -> None:
         """Write this rank's share of the state to `folder`. Collective."""
@@ -52,10 +51,11 @@ def make_backend(
     micro_batches: int,
     worker: Rank,
 ) -> Backend:
-    """DDP or ZeRO around `wrap(build())`, by `training.zero.stage`; `micro_batches` per step and
-    rank. All parameters of what `wrap` gives are trained; the built model alone is exported.
+    """Return DDP or ZeRO around `wrap(build())`, by `training.zero.stage`.
 
-    Raises KdscaleError where the model has no dropout to set, or cannot recompute activations.
+    `micro_batches` are those of a step and rank. All parameters of what `wrap` gives are trained;
+    the built model alone is exported. Raises KdscaleError where the model has no dropout to set, or
+    cannot recompute activations.
     """
 
     def build_for_training() -> PreTrainedModel:

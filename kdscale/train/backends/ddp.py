@@ -10,8 +10,16 @@ from torch.nn.parallel import DistributedDataParallel
 from kdscale.config.training import OptimiserConfig
 from kdscale.distributed.rank import Rank
 from kdscale.models.head import ModelWithHead
-from kdscale.train.optimiser import MOMENTS, adam_state, count_updates, parameter_groups
-from kdscale.train.state import Parts, SavedState, trained_parameters, write_state
+from kdscale.train.state import (
+    MOMENTS,
+    Parts,
+    SavedState,
+    adam_state,
+    count_updates,
+    parameter_groups,
+    trained_parameters,
+    write_state,
+)
 
 
 class DdpBackend:

@@ -218,7 +218,7 @@ def test_second_attempt_with_other_content_leaves_nothing(plant: Plant) -> None:
 
 
 def race(planted: Planted, number: int) -> list[bool]:
-    """What eight simultaneous attempts at one shard are told."""
+    """Run eight simultaneous attempts at one shard and return what each got."""
     shard, rows, payload, stats = planted.shard(number)
     barrier = threading.Barrier(8)
 

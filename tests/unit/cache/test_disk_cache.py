@@ -23,8 +23,7 @@ import pytest
 
 from kdscale.cache.format.row_records import FixedRows
 from kdscale.cache.read import disk_cache as disk
-from kdscale.cache.read.chunk_file import MappedRows
-from kdscale.cache.read.disk_cache import DiskCache
+from kdscale.cache.read.disk_cache import DiskCache, MappedRows
 from kdscale.cache.rows import CachedRows
 from kdscale.types import Rows
 from tests.unit.cache.made import fixed, make_rows
@@ -445,7 +444,7 @@ def _put_at_once(connection: Connection, folder: Path, barrier: Any) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 256 KiB."""
+    """Yield a real file system of 256 KiB."""
     folder = tmp_path / "mounted"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "kdscale-test", str(folder)]

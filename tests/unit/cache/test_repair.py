@@ -25,7 +25,7 @@ def content(store: Store) -> dict[str, bytes]:
 
 
 def assert_whole(planted: Planted) -> None:
-    """Verified, and decoded as it was planted."""
+    """Assert that the cache is verified, and decoded as it was planted."""
     assert verify(planted.store).bad == []
     found = CacheReader(planted.store).read(np.arange(len(planted.rows)))
     assert_same_rows(found.rows, planted.rows)

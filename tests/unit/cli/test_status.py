@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from kdscale.cli import jobs, main, status
-from kdscale.run.progress_file import Heartbeat
+from kdscale.run.progress_file import ProgressFile
 from kdscale.run.record import RunRecord
 from kdscale.store import Store, open_store
-from kdscale.workers.progress import StageProgress
+from kdscale.workers.progress import RunningStage
 from tests.runs import tiny_config, write_config
 
 
@@ -32,12 +32,12 @@ def config(tmp_path: Path, output: Store) -> Path:
 def fail_in_teacher(output: Store) -> None:
     """A driver that got through 3 of 9 steps."""
     record = RunRecord(output, "tiny", "f")
-    progress = StageProgress("teacher")
-    with Heartbeat(output) as heartbeat, record.running("teacher", "t"):
-        heartbeat.begin("teacher", "t", progress)
+    progress = RunningStage("teacher")
+    with ProgressFile(output) as progress_file, record.running("teacher", "t"):
+        progress_file.begin(progress, "t")
         progress.update(3, 9, "teacher")
-        progress._board.fail("rank 1 failed: lost")
-        progress.take()
+        progress.channel.close_group("rank 1 failed: lost")
+        progress.drain()
         raise RuntimeError("boom")
 
 
@@ -75,12 +75,12 @@ def test_a_watch_ends_with_the_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     RunRecord(output, "tiny", "f").pinned("x", "f", 1)
-    heartbeat = Heartbeat(output, seconds=0.01)
-    heartbeat.__enter__()
+    progress_file = ProgressFile(output, seconds=0.01)
+    progress_file.__enter__()
     while not output.exists("progress.json"):
         pass
     # The run ends while the watch waits to look a second time.
-    monkeypatch.setattr(status.time, "sleep", lambda _: heartbeat.__exit__(None, None, None))
+    monkeypatch.setattr(status.time, "sleep", lambda _: progress_file.__exit__(None, None, None))
     assert run("status", output.url, "--watch", *form) == 0
     text = capsys.readouterr().out
     if form:

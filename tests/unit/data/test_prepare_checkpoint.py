@@ -9,7 +9,7 @@ import pytest
 
 from kdscale.config.data import DataConfig, SourceConfig
 from kdscale.data import documents
-from kdscale.data.cleaning.normalise import Status, name_hash, text_digest
+from kdscale.data.cleaning.cleaner import Status, name_hash, text_digest
 from kdscale.data.documents import Documents, clean_batch
 from kdscale.data.prepare_checkpoint import (
     MOST_BATCHES,
@@ -24,7 +24,7 @@ from kdscale.data.prepare_checkpoint import (
     write_batches,
 )
 from kdscale.data.sources.corpus import find_corpus
-from kdscale.data.sources.readers import Piece
+from kdscale.data.sources.readers import InputShard
 from kdscale.errors import KdscaleError
 from kdscale.store import Store, open_store
 
@@ -40,11 +40,11 @@ def config(tmp_path: Path) -> DataConfig:
 
 def clean(config: DataConfig, store: Store) -> list[int]:
     """The task over the only file of the corpus: the documents of each part."""
-    pieces = [
-        {name: getattr(piece, name) for name in Piece.__dataclass_fields__}
-        for piece in find_corpus(config.train).pieces
+    inputs = [
+        {name: getattr(shard, name) for name in InputShard.__dataclass_fields__}
+        for shard in find_corpus(config.train).inputs
     ]
-    item = pa.Table.from_pylist([{"number": 0, "pieces": pieces}])
+    item = pa.Table.from_pylist([{"number": 0, "inputs": inputs}])
     [said] = clean_batch(item, work=store, sources=config.sources["train"], config=config)
     found: list[int] = said["documents"].to_pylist()[0]
     return found
@@ -56,13 +56,13 @@ def held(work: Store, source: str = "train") -> Documents:
 
 
 def test_containers_are_batches_and_single_documents_share_them() -> None:
-    def pieces(count: int, reader: str) -> list[Piece]:
-        return [Piece(reader, str(n), "root", str(n)) for n in range(count)]  # type: ignore[arg-type]
+    def inputs(count: int, reader: str) -> list[InputShard]:
+        return [InputShard(reader, str(n), "root", str(n)) for n in range(count)]  # type: ignore[arg-type]
 
-    assert [len(batch) for batch in in_batches(pieces(3, "jsonl"))] == [1, 1, 1]
-    many = pieces(SINGLES_PER_BATCH + 1, "file")
+    assert [len(batch) for batch in in_batches(inputs(3, "jsonl"))] == [1, 1, 1]
+    many = inputs(SINGLES_PER_BATCH + 1, "file")
     assert in_batches(many) == [many[:-1], many[-1:]]
-    most = in_batches(pieces(MOST_BATCHES * 2 + 1, "parquet"))
+    most = in_batches(inputs(MOST_BATCHES * 2 + 1, "parquet"))
     assert len(most) <= MOST_BATCHES
     assert {len(batch) for batch in most} == {3}
 
@@ -88,10 +88,10 @@ def test_documents_come_back_from_their_parts(
     assert sum(made) == len(TEXTS) + 1
     cleaned = held(work)
     assert len(cleaned) == len(TEXTS) + 1
-    facts = cleaned.facts()
+    facts = cleaned.table()
     kept = facts.status == Status.KEPT
     assert np.flatnonzero(~kept).tolist() == [*range(7), 20]
-    assert facts.places.tolist() == [name_hash(f"corpus.jsonl#{n}") for n in range(31)]
+    assert facts.ranks.tolist() == [name_hash(f"corpus.jsonl#{n}") for n in range(31)]
     texts = list(cleaned.texts(kept))
     assert texts == [text for text in TEXTS if len(text) >= config.min_characters]
     digests = b"".join(text_digest(text) for text in texts)

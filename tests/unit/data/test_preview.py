@@ -44,7 +44,7 @@ def test_what_each_step_did_is_said_of_each_document(tmp_path: Path) -> None:
     near = {"kind": "near_duplicates", "similarity": 0.5, "words": 2}
     found = look(tmp_path, cleaning=[*STEPS, near])
     fates = ["kept", "nearly duplicate", "kept", "dropped by length", "kept"]
-    assert [seen.fate for seen in found.documents] == fates
+    assert [seen.outcome for seen in found.documents] == fates
     assert [seen.changed_by for seen in found.documents] == [
         *(("strip_markup",), (), ("mask_pii",), (), ()),
     ]

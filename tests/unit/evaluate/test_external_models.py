@@ -26,7 +26,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def with_models(output: Path, **models: str) -> FinishedRun:
     run = FinishedRun(open_store(str(output)))
-    evaluate = run.config.evaluate.model_copy(update={"models": models, "teacher_zero": 0})
+    evaluate = run.config.evaluate.model_copy(update={"models": models, "teacher_sharding": "none"})
     run.config = run.config.model_copy(update={"evaluate": evaluate})
     return run
 

@@ -15,11 +15,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from kdscale.errors import KdscaleError
 from kdscale.export import Format, export, to_onnx
-from kdscale.export.compare import compare, forward_of
-from kdscale.export.export import check_target, file_sizes
-from kdscale.export.samples import shorter, validation_batches
+from kdscale.export.compare import compare, forward_of, shorter, validation_batches
+from kdscale.export.export import check_target, file_sizes, render
 from kdscale.export.source import find_source
-from kdscale.export.text import render
 from kdscale.export.to_onnx import check_packages, load_onnx
 from kdscale.models.forward import compute_logits, row_tensors
 from kdscale.models.load import load_model

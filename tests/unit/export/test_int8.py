@@ -18,11 +18,9 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from kdscale.errors import KdscaleError
 from kdscale.export import Format, export, to_onnx
-from kdscale.export.export import INT8_TOLERANCE
-from kdscale.export.processor import processor
-from kdscale.export.samples import validation_batches
+from kdscale.export.compare import validation_batches
+from kdscale.export.export import INT8_TOLERANCE, processor, render
 from kdscale.export.source import find_source
-from kdscale.export.text import render
 from kdscale.export.to_onnx import check_weights, integer_weights
 from kdscale.store import Store
 from tests.unit.export.planted import plant_run

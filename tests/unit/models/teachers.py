@@ -37,7 +37,7 @@ SLICED = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 
 
 def make_teacher(folder: Path, architecture: str = "llama", **options: Any) -> PreTrainedModel:
-    """A teacher, saved to `folder`; its biases and norms are drawn too: none is like another."""
+    """Save a teacher to `folder`, with random biases and norms, so that none is like another."""
     own = GPT2 if architecture == "gpt2" else LLAMA_LIKE
     if architecture == "qwen3":
         own = own | {"head_dim": HEAD}
@@ -69,13 +69,13 @@ def make_rows(count: int = 6) -> Rows:
 
 
 def plan(folder: Path, **student: Any) -> InitPlan:
-    """The plan of a student of the teacher in `folder`."""
+    """Return the plan of a student of the teacher in `folder`."""
     config = StudentConfig.model_validate(student)
     return plan_student(config, load_config_of(folder), **TOKENIZER)
 
 
 def start(folder: Path, teacher: PreTrainedModel | None = None, **student: Any) -> PreTrainedModel:
-    """A student of the teacher in `folder`; a narrower one needs `teacher` itself too."""
+    """Return a student of the teacher in `folder`; a narrower one needs `teacher` itself too."""
     planned, kept = plan(folder, **student), None
     if teacher is not None:
         kept = keep(planned, teacher)
@@ -83,12 +83,12 @@ def start(folder: Path, teacher: PreTrainedModel | None = None, **student: Any) 
 
 
 def files(folder: Path) -> StoredTensors:
-    """The weights of the teacher in `folder`."""
+    """Open the weights of the teacher in `folder`."""
     return StoredTensors.open(folder, load_config_of(folder))
 
 
 def keep(planned: InitPlan, teacher: PreTrainedModel) -> Kept:
-    """What the plan keeps of `teacher` by its own activations."""
+    """Return the dimensions that the plan keeps of `teacher` by its own activations."""
     return planned.keep(measure(teacher, make_rows(), torch.device("cpu")))
 
 

@@ -21,7 +21,7 @@ TEXTS = ["the river runs past the old mill and under the bridge to the sea"] * 2
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher with its tokenizer."""
+    """Return the folder of a teacher with its tokenizer."""
     folder = tmp_path_factory.mktemp("teacher")
     make_teacher(folder, vocab_size=300)
     train_tokenizer(TEXTS, 300, folder)
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def teacher(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """It in a remote store; copies go to a folder of the test."""
+    """Return the teacher in a remote store; copies go to a folder of the test."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "machine"))
     (tmp_path / "machine").mkdir()
     store = open_store(f"memory://models/{uuid.uuid4().hex}")

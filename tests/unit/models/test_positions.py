@@ -126,7 +126,7 @@ def test_rotary_positions_beyond_the_training_are_a_note() -> None:
     config = shape_of("llama", max_position_embeddings=2048)
     assert position_notes(config, 2048, "teacher") == []
     (note,) = position_notes(config, 2049, "teacher")
-    assert "Rows of 2,049 tokens are longer than the 2,048 positions that the teacher" in note
+    assert "Sequences of 2,049 tokens are longer than the 2,048 positions that the teacher" in note
     assert position_notes(shape_of("gpt2"), 4096, "teacher") == []  # refused instead
 
 
@@ -151,6 +151,8 @@ def test_rows_whose_length_scales_all_their_positions_are_refused(kind: str) -> 
     else:
         config = tiny_config("llama", rope_parameters=scaling, max_position_embeddings=64)
     check_positions(config, 64, "teacher")
-    with pytest.raises(KdscaleError, match=rf"rows of more than 64 tokens \({kind}\)") as refused:
+    with pytest.raises(
+        KdscaleError, match=rf"sequences of more than 64 tokens \({kind}\)"
+    ) as refused:
         check_positions(config, 65, "teacher")
     assert refused.value.fix == "Set data.seq_len to at most 64."

@@ -6,7 +6,7 @@ from typing import Any
 
 from kdscale.config import RunConfig
 from kdscale.plan.hardware import find_hardware
-from kdscale.plan.inputs import Setting, make_setting
+from kdscale.plan.inputs import PlanInputs, read_inputs
 
 LLAMA = {
     "hidden_size": 64,
@@ -47,13 +47,13 @@ def tree(**changes: Any) -> dict[str, Any]:
     return found
 
 
-def setting(hardware: str = "H100", tokens: float = 32 * 640, **changes: Any) -> Setting:
+def setting(hardware: str = "H100", tokens: float = 32 * 640, **changes: Any) -> PlanInputs:
     """The setting of `tree(**changes)`."""
     return _setting(hardware, tokens, json.dumps(tree(**changes)))
 
 
 @cache
-def _setting(hardware: str, tokens: float, config: str) -> Setting:
+def _setting(hardware: str, tokens: float, config: str) -> PlanInputs:
     """Models are built for it, which takes most of a test's time."""
     found = RunConfig.model_validate_json(config)
-    return make_setting(found, find_hardware(hardware), tokens=tokens)
+    return read_inputs(found, find_hardware(hardware), tokens=tokens)

@@ -7,7 +7,7 @@ import pytest
 
 from kdscale.cache.codecs import make_codec
 from kdscale.config.cache import FullCodec, SampleCodec, TopkCodec, VaroptCodec
-from kdscale.plan.cache_size import cache_bytes, compared, passes, payload_at_rest, requests
+from kdscale.plan.cache_size import cache_bytes, compared, passes, requests, stored_payload
 from tests.unit.plan.settings import setting
 from tests.unit.plan.test_timing import MEASURED
 
@@ -20,37 +20,37 @@ def rows_measured() -> list[tuple[str, float]]:
     return [(r["name"], r["bytes_at_rest"]) for r in rows if r["family"] in CODECS]
 
 
-@pytest.mark.parametrize(("name", "at_rest"), rows_measured())
-def test_payload_at_rest_is_near_what_was_measured(name: str, at_rest: float) -> None:
+@pytest.mark.parametrize(("name", "stored"), rows_measured())
+def test_payload_at_rest_is_near_what_was_measured(name: str, stored: float) -> None:
     kind, *fields = name.split()
     values = {key: float(value) for key, value in (field.split("=") for field in fields)}
     codec = CODECS[kind].model_validate(values)
-    assert payload_at_rest(codec, 49152) == pytest.approx(at_rest, rel=0.10)
+    assert stored_payload(codec, 49152) == pytest.approx(stored, rel=0.10)
 
 
 def test_decoded_bytes_are_the_codecs_own() -> None:
     found = setting()
     for codec in (VaroptCodec(), SampleCodec(draws=9), TopkCodec(k=7), FullCodec()):
         own = make_codec(codec, 512).bytes_per_position
-        assert cache_bytes(found.config.cache, codec, found).decoded_position == own
+        assert cache_bytes(found.config.cache, codec, found).in_memory_position == own
 
 
 def test_a_measured_payload_counts_for_its_own_codec() -> None:
     found = setting("cpu")
     own = found.config.cache.codec
-    known = MEASURED.model_copy(update={"codec": own, "payload_at_rest": 99.0})
+    known = MEASURED.model_copy(update={"codec": own, "stored_payload": 99.0})
     measured = found.with_measured(known)
     config = found.config.cache
-    more = cache_bytes(config, own, measured).at_rest - cache_bytes(config, own, found).at_rest
+    more = cache_bytes(config, own, measured).stored - cache_bytes(config, own, found).stored
     targets = found.tokens.captured * 0.99
-    assert more == pytest.approx(targets * (99 - payload_at_rest(own, 512)), abs=2)
+    assert more == pytest.approx(targets * (99 - stored_payload(own, 512)), abs=2)
     other = TopkCodec(k=7)
     assert cache_bytes(config, other, measured) == cache_bytes(config, other, found)
 
 
 def test_what_is_not_packed_stays_as_it_is() -> None:
-    packed = payload_at_rest(VaroptCodec(), 49152)
-    assert payload_at_rest(VaroptCodec(), 49152, pack=False) == pytest.approx(0.97 * 34)
+    packed = stored_payload(VaroptCodec(), 49152)
+    assert stored_payload(VaroptCodec(), 49152, pack=False) == pytest.approx(0.97 * 34)
     assert packed < 20
 
 
@@ -76,7 +76,7 @@ def test_a_disk_that_holds_the_cache_reads_it_once() -> None:
     many = {"steps": 400, "global_batch_size": 8, "micro_batch_size": 4}
     kept = requests(setting("cpu", distill__training=many))
     fetched = requests(setting("cpu", distill__training=many, distill__cache_disk_gib=0))
-    size = compared(setting("cpu"))[0].at_rest
+    size = compared(setting("cpu"))[0].stored
     assert kept.read_bytes == size
     assert fetched.read_bytes == 2 * 5 * size  # student and baseline, five passes each
 

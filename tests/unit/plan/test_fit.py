@@ -7,7 +7,7 @@ import pytest
 from kdscale.config import dump_config, parse_config
 from kdscale.errors import KdscaleError
 from kdscale.plan.fit import check_fits, shortage
-from kdscale.plan.inputs import Setting
+from kdscale.plan.inputs import PlanInputs
 from tests.unit.plan.settings import setting
 
 BILLIONS = {
@@ -20,7 +20,7 @@ BILLIONS = {
 EIGHT = {"count": 8, "gpus": 1}
 
 
-def large(part: str, **changes: object) -> Setting:
+def large(part: str, **changes: object) -> PlanInputs:
     """A run whose `part` (teacher or distill__student) has 7 B parameters, on 8 workers a stage."""
     model = {"architecture": "llama", "options": BILLIONS}
     changes = {f"{part}__model": model, "distill__workers": EIGHT, **changes}
@@ -29,7 +29,7 @@ def large(part: str, **changes: object) -> Setting:
     return setting("A100-80", data__seq_len=2048, tokens=2048 * 640, **changes)
 
 
-def refused(found: Setting) -> KdscaleError:
+def refused(found: PlanInputs) -> KdscaleError:
     with pytest.raises(KdscaleError) as caught:
         check_fits(found)
     return caught.value

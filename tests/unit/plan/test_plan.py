@@ -15,10 +15,10 @@ from kdscale.config.cache import VaroptCodec
 from kdscale.errors import KdscaleError
 from kdscale.plan.calibration import find, keep, user_file
 from kdscale.plan.hardware import TABLE, find_hardware
-from kdscale.plan.inputs import make_setting
+from kdscale.plan.inputs import read_inputs
 from kdscale.plan.plan import make_plan
 from kdscale.plan.render import render
-from kdscale.preflight.tokens import corpus_bytes, count_tokens
+from kdscale.preflight.row_counts import corpus_bytes, count_tokens
 from kdscale.store import open_store
 from tests.unit.plan.settings import setting, tree
 from tests.unit.plan.test_timing import MEASURED
@@ -32,7 +32,7 @@ SCHEMA = {
     "additionalProperties": False,
     "required": ["schema_version", "stages", "total", "caches", "requests", "scaling"],
     "properties": {
-        "schema_version": {"const": 1},
+        "schema_version": {"const": 2},
         "name": {"type": "string"},
         "hardware": {"type": "object", "required": ["name", "flops", "memory_gib", "source"]},
         "calibration": {"type": ["object", "null"]},
@@ -71,7 +71,7 @@ SCHEMA = {
         "total": {"type": "object", "required": ["device_hours", "money"]},
         "caches": {
             "type": "array",
-            "items": {"required": ["codec", "decoded_position", "at_rest_position", "at_rest"]},
+            "items": {"required": ["codec", "in_memory_position", "stored_position", "stored"]},
         },
         "requests": {"required": ["puts", "heads", "lists", "gets", "written_bytes", "read_bytes"]},
         "store_money": {"required": ["requests", "month"]},
@@ -122,7 +122,7 @@ def test_the_example_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
     """70 B parameters, 100 B tokens, 64 H100s: the figures that docs/plan.md derives by hand."""
     shape = str(ROOT / "jobs/configs/shapes/llama-3.1-70b")
     config = load_config(LARGE)
-    found = make_setting(config, find_hardware("H100"), tokens=100e9, teacher_shape=shape)
+    found = read_inputs(config, find_hardware("H100"), tokens=100e9, teacher_shape=shape)
     plan = make_plan(found)
     # All parameters but the embedding and 161 norms, twice; attention over the whole row.
     multiplied = 70_553_706_496 - 128_256 * 8192 - 161 * 8192
@@ -134,7 +134,7 @@ def test_the_example_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
     compute = units * 768 * 4096 * found.teacher.forward_flops(4096) / (0.4 * 989e12)
     assert stages["cache"].seconds.compute == pytest.approx(compute, rel=1e-3)
     assert stages["cache"].device_hours == pytest.approx(10_735, rel=0.01)
-    assert plan.caches[0].at_rest == pytest.approx(2.25e12, rel=0.01)
+    assert plan.caches[0].stored == pytest.approx(2.25e12, rel=0.01)
     assert stages["cache"].memory is not None
     assert stages["cache"].memory.device["logits"] == 4 * 2 * 4 * 4096 * 128256
 
@@ -177,7 +177,7 @@ def test_tokens_are_estimated_from_the_corpus(tmp_path: Path) -> None:
     ).corpus_bytes == (25_000 * 4)
     given = count_tokens(config, 2048, 32 * 77)
     assert (given.rows, given.captured_rows, given.corpus_bytes) == (77, 77, None)
-    fewer = config.model_copy(update={"cache": config.cache.model_copy(update={"rows": 10})})
+    fewer = config.model_copy(update={"cache": config.cache.model_copy(update={"sequences": 10})})
     assert count_tokens(fewer, 2048, 32 * 77).captured == 320
 
 
@@ -200,7 +200,7 @@ def test_a_calibration_is_found_beside_the_output_and_in_the_users_cache(tmp_pat
     assert find(None, "cpu") == MEASURED
     assert find(output, "H100") is None
     # How a payload packs is of one teacher and text: other runs do not take it over.
-    known = MEASURED.model_copy(update={"codec": VaroptCodec(), "payload_at_rest": 9.5})
+    known = MEASURED.model_copy(update={"codec": VaroptCodec(), "stored_payload": 9.5})
     keep(known, output)
     assert find(output, "cpu") == known
     assert find(None, "cpu") == MEASURED

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdscale.config.teacher import ModelConfig
 from kdscale.models.load import build_model, count_parameters, make_config
-from kdscale.plan.shape import Shape, shape_of
+from kdscale.plan.inputs import Shape, shape_of
 
 MODELS = {
     "llama": {

@@ -97,7 +97,7 @@ def run_config(folder: Path, **changes: Any) -> dict[str, Any]:
             "seq_len": 64,
         },
         "teacher": {"load": str(folder / "teacher")},
-        "cache": {"codec": {"kind": "varopt", "k": 8}, "rows": 64},
+        "cache": {"codec": {"kind": "varopt", "k": 8}, "sequences": 64},
         "distill": {
             "student": {"model": {"architecture": "llama", "options": dict(SMALL)}},
             "training": {"steps": 8, "global_batch_size": 8, "micro_batch_size": 4},

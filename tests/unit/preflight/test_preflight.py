@@ -12,12 +12,11 @@ from kdscale.cli import main
 from kdscale.config import RunConfig, dump_config
 from kdscale.errors import KdscaleError
 from kdscale.models.tasks import TaskSpec
-from kdscale.preflight import Sight, preflight
-from kdscale.preflight.caches import check_caches
-from kdscale.preflight.view import KnownData
-from kdscale.preflight.vocabularies import describe_difference
+from kdscale.preflight import PreflightOptions, preflight
+from kdscale.preflight.caches import check_caches, describe_difference
+from kdscale.preflight.context import KnownData
 from kdscale.run.artifacts import RunArtifacts
-from kdscale.run.pipeline import check_run
+from kdscale.run.checks import check_run
 from kdscale.store import open_store
 from tests.unit.preflight.runs import (
     BERT,
@@ -29,7 +28,7 @@ from tests.unit.preflight.runs import (
     write_teacher,
 )
 
-ELSEWHERE = Sight(elsewhere=True)
+ELSEWHERE = PreflightOptions(runs_elsewhere=True)
 TRAINED: dict[str, Any] = {
     "teacher": {
         "model": {"architecture": "llama", "options": LLAMA},
@@ -60,8 +59,8 @@ def config(place: Path, tmp_path: Path) -> Callable[..., RunConfig]:
     return make
 
 
-def notes(config: RunConfig, sight: Sight | None = None) -> str:
-    found = preflight(config) if sight is None else preflight(config, sight=sight)
+def notes(config: RunConfig, options: PreflightOptions | None = None) -> str:
+    found = preflight(config) if options is None else preflight(config, options=options)
     return "\n".join(found.notes)
 
 
@@ -120,7 +119,9 @@ def test_a_dry_run_says_what_was_checked(
 ) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(
-        dump_config(config(cache__rows=32, distill__training={"steps": 1, "global_batch_size": 8}))
+        dump_config(
+            config(cache__sequences=32, distill__training={"steps": 1, "global_batch_size": 8})
+        )
     )
     code, out, _ = run(capsys, "run", str(path), "--dry-run")
     assert code == 0
@@ -187,7 +188,7 @@ NOTES: dict[str, tuple[dict[str, Any], str]] = {
         "distill.student.model.options.vocab_size 320 is no choice of the model",
     ),
     "unread": (
-        {"cache__rows": 64, "distill__training": {"steps": 2, "global_batch_size": 8}},
+        {"cache__sequences": 64, "distill__training": {"steps": 2, "global_batch_size": 8}},
         "reads 16 rows (2 steps of 8), ",
     ),
     "long rows": (
@@ -198,10 +199,10 @@ NOTES: dict[str, tuple[dict[str, Any], str]] = {
                 "options": {**SMALL, "max_position_embeddings": 600},
             },
         },
-        "Rows of 600 tokens are longer than the 512 positions that the teacher (llama)",
+        "Sequences of 600 tokens are longer than the 512 positions that the teacher (llama)",
     ),
     "large batch": (
-        {"cache__rows": None, "distill__training": {"steps": 1, "global_batch_size": 900}},
+        {"cache__sequences": None, "distill__training": {"steps": 1, "global_batch_size": 900}},
         "it will have some of them more than once",
     ),
     "revision": (
@@ -270,7 +271,7 @@ def test_what_only_the_cluster_has_is_noted_by_a_submission_and_refused_by_a_run
     # And all that does not depend on it is still looked at.
     bad = {"distill__student__model": {"architecture": "lama", "options": {}}}
     with pytest.raises(KdscaleError, match="no architecture 'lama'"):
-        preflight(config(**UNSEEN[field], **bad), sight=ELSEWHERE)
+        preflight(config(**UNSEEN[field], **bad), options=ELSEWHERE)
 
 
 def test_a_local_submission_sees_what_the_run_sees(

@@ -1,5 +1,6 @@
-"""A strict reader of the report's HTML: what is open must be closed, in order."""
+"""Strict reader of the report's HTML: tags must balance, in order."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
@@ -16,12 +17,14 @@ class Element:
     children: list["Element"] = field(default_factory=list)
 
     def all(self, name: str) -> list["Element"]:
-        """All descendants of that name, in document order."""
-        found = []
+        """Return all descendants of that name, in document order."""
+        return [element for element in self.every() if element.name == name]
+
+    def every(self) -> Iterator["Element"]:
+        """Yield all descendants, in document order."""
         for child in self.children:
-            found += [child] if child.name == name else []
-            found += child.all(name)
-        return found
+            yield child
+            yield from child.every()
 
 
 class _Reader(HTMLParser):
@@ -45,7 +48,7 @@ class _Reader(HTMLParser):
 
 
 def read_page(html: str) -> Element:
-    """The document; AssertionError where tags do not balance."""
+    """Parse the document; AssertionError where tags do not balance."""
     reader = _Reader()
     reader.feed(html)
     reader.close()

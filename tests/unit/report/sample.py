@@ -32,7 +32,7 @@ data:
 teacher:
   model: {architecture: llama, options: {hidden_size: 256}}
   training: {steps: 640, global_batch_size: 8}
-cache: {rows: 1600}
+cache: {sequences: 1600}
 distill:
   student: {model: {architecture: llama, options: {hidden_size: 96}}}
   training: {steps: 200, global_batch_size: 8}
@@ -62,7 +62,7 @@ def _calibration(model: str, tokens: int) -> list[CalibrationBin]:
 
 
 def domain_metrics(model: str, domain: str) -> DomainMetrics:
-    """What `model` scores on `domain`."""
+    """Return the scores of `model` on `domain`."""
     loss, tokens = LOSSES[domain][model], TOKENS[domain]
     calibration = _calibration(model, tokens)
     count = sum(b["count"] for b in calibration)
@@ -85,7 +85,7 @@ def domain_metrics(model: str, domain: str) -> DomainMetrics:
 
 
 def sample_speed(models: Iterable[str]) -> Speed | None:
-    """Speed of teacher and student, where both are there."""
+    """Return the speed of teacher and student, where both are there."""
     if not {"teacher", "student"} <= set(models):
         return None
     return {
@@ -121,7 +121,7 @@ def sample_speed(models: Iterable[str]) -> Speed | None:
 
 
 def sample_texts(models: Iterable[str]) -> Samples | None:
-    """A beginning with spaces and markup in it, and what each model makes of it."""
+    """Return a prompt with spaces and markup in it, and each model's continuation."""
     if "student" not in set(models):
         return None
     return {
@@ -144,7 +144,7 @@ def sample_results(
     run: str = "quickstart",
     output: str = "runs/quickstart",
 ) -> Results:
-    """Results with these models on two domains."""
+    """Return results with these models on two domains."""
     found: dict[str, ModelResults] = {
         model: {
             "parameters": PARAMETERS[model],
@@ -196,7 +196,7 @@ CONFUSIONS = {
 
 
 def class_results() -> Results:
-    """Results of classifiers of three classes."""
+    """Return results of classifiers of three classes."""
     results = sample_results(run="bbc-classify")
     results["task"] = "sequence-classification"
     results.pop("context")
@@ -246,7 +246,7 @@ def _distill_lines(steps: int) -> list[dict[str, Any]]:
 
 
 def sample_metrics() -> dict[str, list[dict[str, Any]]]:
-    """The lines of `metrics/<stage>.jsonl` by stage."""
+    """Return the lines of `metrics/<stage>.jsonl` by stage."""
     return {
         "teacher": _training_lines(640, 7.6, 3.04, seed=0),
         "cache": [

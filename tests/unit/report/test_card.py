@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from kdscale.errors import KdscaleError
-from kdscale.report import facts, markdown, measured, model_card, write_model_card, write_report
+from kdscale.report import facts, markdown, model_card, tables, write_model_card, write_report
 from tests.unit.report.page import read_page
 from tests.unit.report.sample import class_results, sample_results, sample_run
 
@@ -58,8 +58,8 @@ def test_body_says_how_it_was_made_and_what_it_scores() -> None:
     text = model_card(sample_results(), "student", HUB_CONFIG)
     for words in (
         "distilled from `Qwen/Qwen3-8B`",
-        "codec varopt (k 12, head 4, head_bits 8), 15.23 bytes a token",
-        "Steps: 5,000, each of 64 rows of 1024 tokens.",
+        "codec varopt (k 12, head 4, head_bits 8), 15.23 bytes a token, stored",
+        "Steps: 5,000, each of 64 sequences of 1024 tokens.",
         "Seed: 0.",
         "| student | 419 k | 3.3821 | 29.43 | 1.6825 | 0.0156 | 0.0039 (T 0.96) |",
         "| student, validation | 71.3% | 65.2% | 0.4031 | 0.4417 |",
@@ -76,11 +76,11 @@ def test_page_summary_and_card_carry_the_same_figures(tmp_path: Path, make: Any)
     store = sample_run(tmp_path, results)
     summary, card = write_report(store), write_model_card(store)
     page = read_page(store.get("report/index.html").decode())
-    tables = {t.all("caption")[0].text: t for t in page.all("table")}
-    shown = measured.result_tables(results)
+    shown_tables = {t.all("caption")[0].text: t for t in page.all("table")}
+    shown = tables.result_tables(results)
     assert len(shown) == 6
     for expected in shown:
-        rows = tables[expected.caption].all("tr")
+        rows = shown_tables[expected.caption].all("tr")
         cells = [[c.text for c in row.children] for row in rows]
         assert cells == [expected.header, *expected.rows]
         assert markdown.table(expected) in card
@@ -140,4 +140,4 @@ def test_the_card_is_written_beside_the_weights(tmp_path: Path) -> None:
     store = sample_run(tmp_path)
     text = write_model_card(store)
     assert store.get("student/README.md").decode() == text
-    assert "Steps: 200, each of 8 rows of 128 tokens." in text
+    assert "Steps: 200, each of 8 sequences of 128 tokens." in text

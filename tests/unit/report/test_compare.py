@@ -1,8 +1,6 @@
 """Several runs on one page: seeds of one experiment together, others apart."""
 
 import copy
-import math
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +20,16 @@ from kdscale.report.compare import (
     summarise_comparison,
     t_interval,
 )
-from kdscale.report.compare_html import render_comparison
-from kdscale.report.dot_plot import Dots, dot_chart
-from kdscale.report.load import Run
+from kdscale.report.load import ReportData
+from kdscale.report.pages import render_comparison
 from tests.unit.report.page import read_page
 from tests.unit.report.sample import sample_results, sample_run
 
 F1 = {"teacher": 0.97, "student": 0.95, "baseline": 0.91}
 
 
-def run_of(seed: int, loss: float, bytes_: float = 15.0, k: int = 12, **config: Any) -> Run:
-    """A run of the sample with another student's loss."""
+def run_of(seed: int, loss: float, bytes_: float = 15.0, k: int = 12, **config: Any) -> ReportData:
+    """Return a run of the sample with another student's loss."""
     results = copy.deepcopy(sample_results(run=f"run-k{k}"))
     results["seed"] = seed
     for metrics in results["models"]["student"]["domains"].values():
@@ -41,7 +38,7 @@ def run_of(seed: int, loss: float, bytes_: float = 15.0, k: int = 12, **config: 
     assert results["cache"] is not None
     results["cache"]["bytes_per_token"] = bytes_
     tree = {"name": f"r{seed}", "output": f"runs/{seed}", "seed": seed, "cache": {"k": k}, **config}
-    return Run(results, {}, tree, yaml.safe_dump(tree))
+    return ReportData(results, {}, tree, yaml.safe_dump(tree))
 
 
 def test_seeds_of_an_experiment_get_their_mean() -> None:
@@ -88,30 +85,16 @@ def test_runs_without_a_common_set_are_refused() -> None:
         render_comparison([one, other])
 
 
-class Page(HTMLParser):
-    """Tags that must have a text alternative, and what could ask the network."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.drawings: list[dict[str, str | None]] = []
-        self.asks: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        fields = dict(attrs)
-        if tag == "svg":
-            self.drawings.append(fields)
-        self.asks += [str(fields[name]) for name in ("src", "href") if fields.get(name)]
-        assert tag != "script"
-
-
 def test_the_page_is_one_file_with_a_chart_for_each_set() -> None:
     runs = [run_of(0, 3.0), run_of(0, 3.5, 20.0, k=20)]
-    page = Page(render_comparison(runs))
+    page = read_page(render_comparison(runs))
     # Only validation has a gap, but both sets have losses; no run here has logged a training.
-    assert [each["id"] for each in page.drawings] == ["dots-0", "dots-1", "sizes-0", "sizes-1"]
-    assert all(each["aria-labelledby"] for each in page.drawings)
-    assert [ask for ask in page.asks if not ask.startswith(("data:", "#"))] == []
+    drawings = [svg.attributes["id"] for svg in page.all("svg")]
+    assert drawings == ["dots-0", "dots-1", "sizes-0", "sizes-1"]
+    assert all(svg.attributes["aria-labelledby"] for svg in page.all("svg"))
+    assert not page.all("script")
+    asked = [e.attributes.get(name, "#") for e in page.every() for name in ("src", "href")]
+    assert [url for url in asked if not url.startswith(("data:", "#"))] == []
 
 
 def test_the_best_experiment_comes_first() -> None:
@@ -142,24 +125,6 @@ def test_runs_of_one_name_are_told_apart() -> None:
     assert labels([run_of(0, 1.0), run_of(1, 1.0)]) == ["run-k12, seed 0", "run-k12, seed 1"]
     same = labels([run_of(0, 1.0), run_of(0, 1.0)])
     assert same == ["run-k12, seed 0 (1)", "run-k12, seed 0 (2)"]
-
-
-def test_a_row_of_dots_has_its_seeds_mean_and_interval() -> None:
-    rows = [
-        Dots("a", (1.0, 3.0), 2.0, (0.0, 4.0), "2.0 ± 2.0"),
-        Dots("b" * 60, (1.0,), 1.0, None, "1.0"),
-        Dots("diverged", (math.nan,), math.nan, None, "NaN"),
-    ]
-    svg = read_page(dot_chart("d", "T", rows, "loss")).children[0]
-    circles = [(c.attributes["class"], float(c.attributes["cx"])) for c in svg.all("circle")]
-    assert [kind for kind, _ in circles] == ["mark seed"] * 2 + ["mark student"] * 2
-    places = [at for _, at in circles]
-    assert places[2] == pytest.approx((places[0] + places[1]) / 2)
-    assert places[3] == places[0]
-    assert svg.all("desc")[0].text == f"a: 2.0 ± 2.0. {'b' * 60}: 1.0."
-    names = [t.text for t in svg.all("text") if t.attributes["class"] == "key end"]
-    assert len(names[1]) == 26
-    assert dot_chart("d", "T", rows[2:], "loss") == ""
 
 
 def test_the_command_compares_outputs(tmp_path: Path) -> None:

@@ -83,4 +83,3 @@ def test_number_and_percent() -> None:
     ]
     assert units.percent(0.29912) == "29.9%"
     assert units.percent(None) == "–"
-    assert units.whole_percent(0.6) == "60%"

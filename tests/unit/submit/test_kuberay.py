@@ -14,6 +14,7 @@ from jsonschema import ValidationError
 
 from kdscale.config import KubeOptions, RunConfig, load_config, load_kube_options, parse_config
 from kdscale.config.kube import GroupOptions
+from kdscale.config.places import map_places
 from kdscale.config.training import WorkersConfig
 from kdscale.errors import KdscaleError
 from kdscale.submit import kuberay, plan_job
@@ -27,7 +28,9 @@ PLAIN = KubeOptions(image="kdscale")
 
 
 def make_config(*overrides: str, path: Path = QUICKSTART) -> RunConfig:
-    return load_config(path, ["output=s3://bucket/run", *overrides])
+    config = load_config(path, ["output=s3://bucket/run", *overrides])
+    # Pods have no folders of this machine.
+    return map_places(config, lambda _, place, __: place.replace("assets/", "s3://bucket/"))
 
 
 def make_job(config: RunConfig, options: KubeOptions = PLAIN, **plan: Any) -> dict[str, Any]:
@@ -92,6 +95,17 @@ def test_a_wrong_field_would_be_refused(break_it: Any) -> None:
     break_it(manifest)
     with pytest.raises(ValidationError):
         crd.check(manifest)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["evaluate.models={mine: ./models/mine}", "distill.cache_folder=blocks", "base=runs/other"],
+)
+def test_a_path_of_this_machine_is_refused(override: str) -> None:
+    field, _, _ = override.partition("=")
+    with pytest.raises(KdscaleError, match=rf"^{field}.* is a path of this machine") as caught:
+        make_job(make_config(override))
+    assert "an absolute path inside the image" in caught.value.fix
 
 
 def test_yaml_is_the_manifest_without_aliases() -> None:

@@ -1,4 +1,4 @@
-"""Waiting for what another thread is about to do."""
+"""Wait for another thread."""
 
 import threading
 from collections.abc import Callable
@@ -7,7 +7,7 @@ PATIENCE_SECONDS = 30
 
 
 def wait_until(ready: Callable[[], bool]) -> None:
-    """Looks again and again; AssertionError after PATIENCE_SECONDS."""
+    """Look again and again; AssertionError after PATIENCE_SECONDS."""
     tick = threading.Event()
     for _ in range(PATIENCE_SECONDS * 1000):
         if ready():

@@ -24,7 +24,7 @@ from kdscale.data.rows.splits import SplitWriter
 from kdscale.data.tokenizer import train_tokenizer
 from kdscale.models.hf_folder import ModelReference
 from kdscale.store import Store, open_store, upload_folder
-from kdscale.teacher.capture import CaptureJob, capture
+from kdscale.teacher.capture import CaptureJob
 from kdscale.types import DenseTargets, Rows
 from tests.runs import read_metrics
 
@@ -40,7 +40,7 @@ class Subject:
     model: PreTrainedModel
 
     def run(self) -> None:
-        capture(self.job)
+        self.job.run()
 
     @property
     def metrics(self) -> list[dict[str, float]]:
@@ -48,7 +48,7 @@ class Subject:
 
 
 def write_prepared(store: Store, folder: Path, length: int = T) -> tuple[Rows, int]:
-    """Rows of `length` random tokens by the real writer; also the size of the vocabulary."""
+    """Write sequences of `length` random tokens; return them and the size of the vocabulary."""
     info = train_tokenizer(["some words for a tokenizer"], 300, folder)
     upload_folder(folder, store, "tokenizer")
     generator = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def subject(tmp_path: Path) -> Subject:
 
 
 def make_llama(vocab_size: int) -> PreTrainedModel:
-    """A small model with padded embeddings: the ids past the tokenizer's must not be seen."""
+    """Return a small model with padded embeddings: ids past the tokenizer's must not be seen."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
@@ -91,8 +91,10 @@ def make_subject(
     count: int = CAPTURED,
     stage: int = 0,
 ) -> Subject:
-    """`count` rows in shards of 6, in batches of 4, of the model that `make_model` gives for a size
-    of vocabulary, at a ZeRO stage."""
+    """Return a job of `count` sequences in shards of 6, in batches of 4, at a ZeRO stage.
+
+    `make_model` gives the teacher for a size of vocabulary.
+    """
     output = open_store(str(tmp_path / "output"))
     rows, vocab_size = write_prepared(output.child("prepared/x"), tmp_path / "tokenizer", length)
     model = make_model(vocab_size)
@@ -106,10 +108,13 @@ def make_subject(
             "cache": {
                 "codec": {"kind": "full"},
                 "temperature": 1.5,
-                "rows": count,
+                "sequences": count,
                 "sequences_per_shard": 6,
                 "sequences_per_chunk": 3,
-                "capture": {"zero": {"stage": stage}, "micro_batch_size": 4},
+                "capture": {
+                    "teacher_sharding": "zero3" if stage == 3 else "none",
+                    "micro_batch_size": 4,
+                },
             },
             "distill": {
                 "student": {"teacher_layers": [0]},
@@ -150,8 +155,10 @@ def make_subject(
 
 @torch.no_grad()
 def worst_target(subject: Subject) -> float:
-    """How far a log-probability in the cache is from the model's, run by transformers on each
-    document alone; the likely ones, as float16 rounds the others more."""
+    """Return how far a log-probability in the cache is from the model's, at the likely ids.
+
+    The model is run by transformers on each document alone; float16 rounds unlikely ids more.
+    """
     reader = CacheReader(subject.job.cache)
     count = len(subject.rows)
     cached = reader.read(np.arange(count))
@@ -160,10 +167,10 @@ def worst_target(subject: Subject) -> float:
     assert isinstance(targets, DenseTargets)
     vocab_size, checked, worst = subject.job.identity["vocab_size"], 0, 0.0
     for row in range(count):
-        ids, generations = subject.rows.input_ids[row], subject.rows.segment_ids[row]
+        ids, segments = subject.rows.input_ids[row], subject.rows.segment_ids[row]
         mask, entropies = subject.rows.loss_mask[row].astype(bool), []
-        for generation in np.unique(generations[mask]):
-            here = generations == generation
+        for segment in np.unique(segments[mask]):
+            here = segments == segment
             alone = subject.model(torch.from_numpy(ids[here]).long()[None], use_cache=False)
             exact = (alone.logits[0, mask[here], :vocab_size] / 1.5).log_softmax(-1)
             found = targets.log_probs[row, torch.from_numpy(here & mask)]

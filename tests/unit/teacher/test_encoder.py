@@ -140,8 +140,10 @@ def test_a_shard_has_the_same_bytes_in_other_batches() -> None:
 
 
 def test_memory_is_bounded_when_the_store_is_slow() -> None:
-    """Two commits that hang, one shard that waits: the teacher is stopped at the next one, and no
-    logits are alive but those in its hands."""
+    """Two commits that hang, one shard that waits: the teacher is stopped at the next one.
+
+    No logits are alive but those in its hands.
+    """
     gate = threading.Semaphore(0)
     commits = Commits(gate)
     alive: list[weakref.ref[torch.Tensor]] = []
@@ -187,7 +189,7 @@ def test_logits_that_cannot_be_encoded_end_the_capture() -> None:
 
 
 def test_a_failing_commit_ends_the_capture() -> None:
-    """More shards than the queue holds: a thread that had died would chunk here for ever."""
+    """More shards than the queue holds: a thread that had died would wait here for ever."""
 
     def refuse(shard: int, rows: Rows, payload: np.ndarray, stats: RowStats) -> None:
         raise KdscaleError("The store is gone.", "Bring it back.")

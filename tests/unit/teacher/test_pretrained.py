@@ -18,7 +18,7 @@ from kdscale.errors import KdscaleError
 from kdscale.models.load import build_model, load_config_of, make_config
 from kdscale.models.tasks import TaskSpec, task_of
 from kdscale.teacher.pretrained import check_teacher, config_to_train, own_tokenizer
-from kdscale.teacher.train import _build
+from kdscale.teacher.train import build_teacher
 
 VOCAB, LENGTH = 60, 32
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -123,7 +123,7 @@ def test_a_bare_encoder_is_trained_further_from_its_own_weights(tmp_path: Path) 
     found = config_to_train(config, prepared())
     assert task_of(found) == "sequence-classification"
     assert list(found.id2label.values()) == ["a", "b"]
-    one, other = (_build(config, prepared()) for _ in range(2))
+    one, other = (build_teacher(config, prepared()) for _ in range(2))
     weights = one.base_model.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in bare.state_dict().items())
     # The head starts at random, the same on every rank.

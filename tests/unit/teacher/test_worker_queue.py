@@ -5,35 +5,30 @@ import threading
 import pytest
 import torch
 
-from kdscale.teacher.worker_queue import Pipe
+from kdscale.teacher.worker_queue import WorkerQueue
 from tests.unit.teacher.patience import PATIENCE_SECONDS, wait_until
 
 
-def test_all_items_are_worked_on_before_the_end() -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_all_items_are_worked_on_before_the_end_and_one_thread_keeps_their_order(
+    threads: int,
+) -> None:
     done: list[int] = []
-    with Pipe("test", done.append, threads=3, waiting=2) as pipe:
+    with WorkerQueue("test", done.append, threads=threads, waiting=2) as queue:
         for item in range(50):
-            pipe.put(item)
-    assert sorted(done) == list(range(50))
-
-
-def test_one_thread_keeps_the_order() -> None:
-    done: list[int] = []
-    with Pipe("test", done.append, threads=1, waiting=2) as pipe:
-        for item in range(50):
-            pipe.put(item)
-    assert done == list(range(50))
+            queue.put(item)
+    assert (done if threads == 1 else sorted(done)) == list(range(50))
 
 
 def test_without_threads_the_caller_does_the_work() -> None:
     threads: list[threading.Thread] = []
-    with Pipe(
+    with WorkerQueue(
         "test", lambda _: threads.append(threading.current_thread()), threads=0, waiting=1
-    ) as pipe:
-        pipe.put(1)
+    ) as queue:
+        queue.put(1)
         assert threads == [threading.current_thread()]
-    assert pipe.waited == 0
-    assert pipe.busy > 0
+    assert queue.waited == 0
+    assert queue.busy > 0
 
 
 def test_a_full_queue_makes_the_caller_wait() -> None:
@@ -45,23 +40,23 @@ def test_a_full_queue_makes_the_caller_wait() -> None:
         started.release()
         assert gate.acquire(timeout=PATIENCE_SECONDS)
 
-    def feed(pipe: Pipe[int]) -> None:
+    def feed(queue: WorkerQueue[int]) -> None:
         for item in range(4):
-            pipe.put(item)
+            queue.put(item)
             accepted.append(item)
 
-    with Pipe("test", work, threads=1, waiting=2) as pipe:
-        pipe.put(-1)
+    with WorkerQueue("test", work, threads=1, waiting=2) as queue:
+        queue.put(-1)
         assert started.acquire(timeout=PATIENCE_SECONDS)
-        feeder = threading.Thread(target=feed, args=(pipe,))
+        feeder = threading.Thread(target=feed, args=(queue,))
         feeder.start()
         wait_until(lambda: len(accepted) == 2)
         # The queue is full, and nothing can empty it: the third stays where it is.
-        assert pipe._queue.full()
+        assert queue._queue.full()
         assert accepted == [0, 1]
         gate.release()
         wait_until(lambda: len(accepted) == 3)
-        assert pipe.waited > 0
+        assert queue.waited > 0
         gate.release(4)
         feeder.join(PATIENCE_SECONDS)
     assert accepted == [0, 1, 2, 3]
@@ -77,34 +72,27 @@ def test_an_error_reaches_the_caller_and_nobody_waits_for_ever(threads: int) -> 
         done.append(item)
 
     def run() -> None:
-        with Pipe("test", work, threads=threads, waiting=1) as pipe:
+        with WorkerQueue("test", work, threads=threads, waiting=1) as queue:
             # More than fit: threads that had died would leave this waiting.
             for item in range(200):
-                pipe.put(item)
+                queue.put(item)
 
     with pytest.raises(OSError, match="no"):
         run()
     assert len(done) < 200
 
 
-def test_an_error_in_the_last_item_is_raised_at_the_end() -> None:
-    pipe: Pipe[int] = Pipe("test", lambda item: [][item], threads=1, waiting=1)
-
+@pytest.mark.parametrize("own", [None, ValueError("mine")])
+def test_an_error_in_the_last_item_is_raised_at_the_end_but_for_one_of_the_caller(
+    own: Exception | None,
+) -> None:
     def run() -> None:
-        with pipe:
-            pipe.put(0)
+        with WorkerQueue("test", lambda item: [][item], threads=1, waiting=1) as queue:
+            queue.put(0)
+            if own is not None:
+                raise own
 
-    with pytest.raises(IndexError):
-        run()
-
-
-def test_an_error_of_the_caller_is_not_replaced() -> None:
-    def run() -> None:
-        with Pipe("test", lambda item: [][item], threads=1, waiting=1) as pipe:
-            pipe.put(0)
-            raise ValueError("mine")
-
-    with pytest.raises(ValueError, match="mine"):
+    with pytest.raises(ValueError if own else IndexError):
         run()
 
 
@@ -113,10 +101,10 @@ def test_threads_beside_a_computation_leave_it_its_cores() -> None:
     torch.set_num_threads(2)
     seen: list[int] = []
     try:
-        with Pipe(
+        with WorkerQueue(
             "test", lambda _: seen.append(torch.get_num_threads()), threads=1, waiting=1
-        ) as pipe:
-            pipe.put(0)
+        ) as queue:
+            queue.put(0)
         assert seen == [1]
         assert torch.get_num_threads() == 2
     finally:

@@ -17,7 +17,7 @@ from kdscale.data.tokenizer import train_tokenizer
 from kdscale.models.forward import compute_logits, row_tensors
 from kdscale.models.load import load_model
 from kdscale.store import Store, open_store, upload_folder
-from kdscale.teacher.train import TeacherJob, train_teacher
+from kdscale.teacher.train import TeacherJob
 from kdscale.train.job import TrainingJob
 from kdscale.types import Rows
 
@@ -25,8 +25,10 @@ LENGTH, ROWS, PATIENCE = 16, 8, 4
 
 
 def rows_of(seed: int, count: int) -> Rows:
-    """Rows of tokens of which the small ones are frequent: that can be learned from few rows; what
-    else they hold cannot, so that a model soon overfits."""
+    """Return sequences of tokens of which the small ones are frequent.
+
+    That can be learned from few of them; what else they hold cannot, so that a model soon overfits.
+    """
     random = np.random.default_rng(seed)
     texts = [(random.geometric(0.02, 60).clip(0, 250).astype(np.int32), 100) for _ in range(count)]
     rows = concatenate(list(RowBuilder(Layout(LENGTH, 3, True, False, 0)).build(texts)), LENGTH)
@@ -34,7 +36,7 @@ def rows_of(seed: int, count: int) -> Rows:
 
 
 def make_prepared(folder: Path) -> Store:
-    """Prepared data as the stage writes it, in `folder`."""
+    """Write prepared data as the stage does, in `folder`."""
     store = open_store(str(folder / "store"))
     info = train_tokenizer(["some words for a tokenizer"], 300, folder / "tokenizer")
     upload_folder(folder / "tokenizer", store, "tokenizer")
@@ -49,8 +51,10 @@ def make_prepared(folder: Path) -> Store:
 
 
 def session(output: Path, **training: Any) -> TrainingJob:
-    """A training to `output` that stops early and publishes its best step; `training` changes
-    fields of its config."""
+    """Return a training to `output` that stops early and publishes its best step.
+
+    `training` changes fields of its config.
+    """
     shape = {
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -90,13 +94,13 @@ def session(output: Path, **training: Any) -> TrainingJob:
 
 
 def run(session: TrainingJob, prepared: Store) -> dict[int, dict[str, float]]:
-    """Train; the lines that it logged, by step."""
-    train_teacher(TeacherJob(session, prepared))
+    """Train; return the lines that it logged, by step."""
+    TeacherJob(session, prepared).run()
     return lines(session)
 
 
 def lines(session: TrainingJob) -> dict[int, dict[str, float]]:
-    """What it logged, by step."""
+    """Return the lines that it logged, by step."""
     text = session.output.get("metrics/teacher.jsonl").decode()
     found = [json.loads(line) for line in text.splitlines()]
     assert len({line["step"] for line in found}) == len(found), "a step was logged twice"
@@ -104,7 +108,7 @@ def lines(session: TrainingJob) -> dict[int, dict[str, float]]:
 
 
 def validation_loss(session: TrainingJob, prepared: Store) -> float:
-    """Of the published model, by plain torch."""
+    """Return the loss of the published model, by plain torch."""
     rows = open_prepared(prepared).split("validation").take(np.arange(ROWS))
     ids, segments, mask, labels = row_tensors(rows, torch.device("cpu"))
     model = load_model(session.folder.url.removeprefix("file://")).eval()
@@ -115,6 +119,6 @@ def validation_loss(session: TrainingJob, prepared: Store) -> float:
 
 
 def best_of(logged: dict[int, dict[str, float]]) -> int:
-    """The step with the lowest validation loss."""
+    """Return the step with the lowest validation loss."""
     losses = {step: x["validation/loss"] for step, x in logged.items() if "validation/loss" in x}
     return min(losses, key=lambda step: (losses[step], step))

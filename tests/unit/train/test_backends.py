@@ -37,7 +37,7 @@ def make(architecture: str, seed: int = 0, **fields: Any) -> Backend:
 
 
 def step(backend: Backend) -> float:
-    """One update on fixed rows; the loss before it."""
+    """Make one update on fixed sequences; return the loss before it."""
     ids = torch.arange(24).view(2, 12)
 
     def loss_of(model: ModelWithHead) -> torch.Tensor:

@@ -36,4 +36,4 @@ def test_who_resumes_in_another_order_is_told(
     (tmp_path / key).write_text(json.dumps(marker))
     found = load_checkpoint(store, backend, worker, training)  # type: ignore[arg-type]  # as above
     assert found == Progress(7, 70)
-    assert ("orders rows differently" in capsys.readouterr().out) == (version != 2)
+    assert ("orders sequences differently" in capsys.readouterr().out) == (version != 2)

@@ -30,7 +30,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def checkpointed(session: TrainingJob) -> list[int]:
-    """Steps of the complete checkpoints that are kept."""
+    """Return the steps of the complete checkpoints that are kept."""
     keys = session.checkpoints.list()
     return sorted(int(key.split("/")[0][5:]) for key in keys if key.endswith("complete.json"))
 

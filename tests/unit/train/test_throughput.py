@@ -1,13 +1,20 @@
 """Rates by a clock that the test sets, FLOPs of devices, and memory of this process."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from kdscale.distributed.rank import Rank
-from kdscale.train import throughput as meter
-from kdscale.train.throughput import Throughput, model_flops_utilisation, peak_flops, peak_memory
+from kdscale.train import throughput
+from kdscale.train.throughput import (
+    DeviceTimer,
+    Throughput,
+    model_flops_utilisation,
+    peak_flops,
+    peak_memory,
+)
 
 CPU = Rank(0, 1, torch.device("cpu"))
 
@@ -25,7 +32,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr(meter, "time", found)
+    monkeypatch.setattr(throughput, "time", found)
     return found
 
 
@@ -56,7 +63,7 @@ def test_rates_are_of_steps_alone_and_since_the_last_line(clock: Clock) -> None:
 def test_mfu_on_a_known_gpu_and_none_on_an_unknown(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(meter, "peak_memory", lambda device: 3 * 2**30)
+    monkeypatch.setattr(throughput, "peak_memory", lambda device: 3 * 2**30)
     name = "NVIDIA A100-SXM4-80GB"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     worker = Rank(0, 4, torch.device("cuda", 0))
@@ -107,3 +114,17 @@ def test_peak_memory_has_bytes_for_its_unit_and_stays_at_the_peak() -> None:
     assert held >= 256 * 2**20
     del block
     assert peak_memory(torch.device("cpu")) >= held
+
+
+def test_a_device_timer_adds_up_what_runs_and_nothing_else() -> None:
+    timer = DeviceTimer(torch.device("cpu"))
+    assert timer.seconds == 0
+    started = time.perf_counter()
+    inside = 0.0
+    for _ in range(3):
+        before = time.perf_counter()
+        with timer.running():
+            torch.ones(100, 100) @ torch.ones(100, 100)
+        inside += time.perf_counter() - before
+        torch.ones(100, 100) @ torch.ones(100, 100)
+    assert 0 < timer.seconds <= inside < time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""A run's output with a small random teacher and a cache that was captured from it."""
+"""Fixtures: a run's output with a small random teacher and a cache that was captured from it."""
 
 import shutil
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ SEED, TEMPERATURE, ROWS = 11, 1.5, 23
 
 @dataclass(frozen=True)
 class AuditedRun:
-    """Where everything is, and what a capture made."""
+    """The paths of a run and its cache."""
 
     output: Path
     teacher: Path
@@ -38,8 +38,11 @@ class AuditedRun:
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face folder with 14 embeddings more than the tokenizer has ids, and sharp enough
-    that ids differ in probability."""
+    """Save a Hugging Face folder with a random teacher.
+
+    It has 14 embeddings more than the tokenizer has ids, and is sharp enough that ids differ in
+    probability.
+    """
     torch.manual_seed(3)
     config = LlamaConfig(
         vocab_size=VOCAB + 14,
@@ -69,7 +72,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def capture(
     output: Path, teacher: Path, config: CodecConfig | None = None, seed: int = SEED
 ) -> AuditedRun:
-    """A finished cache of `teacher` in `output`, by the steps of a capture, a row at a time."""
+    """Make a finished cache of `teacher` in `output` by the steps of a capture."""
     shutil.copytree(teacher, output / "teacher")
     store = open_store(str(output))
     marker = read_marker(store.child("teacher"))
@@ -111,11 +114,11 @@ def capture(
 
 @pytest.fixture(scope="session")
 def run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> AuditedRun:
-    """With the codec varopt, packed at rest."""
+    """Capture with the codec varopt, packed in the store."""
     return capture(tmp_path_factory.mktemp("run"), teacher)
 
 
 @pytest.fixture(scope="session")
 def misaligned(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> AuditedRun:
-    """A cache whose payload was drawn under another seed than it says."""
+    """Capture a cache whose payload was drawn under another seed than it records."""
     return capture(tmp_path_factory.mktemp("misaligned"), teacher, seed=SEED + 1)

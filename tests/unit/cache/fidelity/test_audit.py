@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdscale.cache.fidelity.audit import Audit, audit, recommend
-from kdscale.cache.fidelity.teacher import find_teacher
+from kdscale.cache.fidelity.audit import Audit, audit, find_teacher, recommend
 from kdscale.cache.format.packing import Packing, packable
 from kdscale.config.cache import FullCodec, TopkCodec, VaroptCodec
 from kdscale.errors import KdscaleError
@@ -29,13 +28,13 @@ def test_own_codec_is_measured_on_what_the_cache_holds(run: AuditedRun, found: A
     assert own.fidelity.positions == rows.loss_mask.sum()
     assert own.fidelity.draws == 3
     assert abs(own.fidelity.squared_bias) < 4 * own.fidelity.squared_bias_error
-    assert own.bytes_decoded == run.cache.codec.bytes_per_position
-    # Its first draw is the capture's, so what it takes at rest is what the cache holds.
+    assert own.bytes_in_memory == run.cache.codec.bytes_per_position
+    # Its first draw is the capture's, so its stored size is what the cache holds.
     assert packable(run.cache.codec)
     packing = Packing(run.cache.codec, planted_prior(rows))
     mask = rows.loss_mask
     packed = packing.pack(rows.input_ids[mask], run.cache.payload[mask])
-    assert own.bytes_at_rest == len(packed) / mask.sum()
+    assert own.bytes_stored == len(packed) / mask.sum()
 
 
 def test_others_are_compared_on_the_same_positions(found: Audit) -> None:
@@ -43,7 +42,7 @@ def test_others_are_compared_on_the_same_positions(found: Audit) -> None:
     assert kinds == {"varopt", "sample", "topk", "full"}
     assert {codec.fidelity.positions for codec in found.codecs} == {found.own.fidelity.positions}
     assert len({codec.config for codec in found.codecs}) == len(found.codecs)
-    rest = [codec.bytes_at_rest for codec in found.codecs]
+    rest = [codec.bytes_stored for codec in found.codecs]
     assert rest == sorted(rest)
     assert found.own in found.codecs
     full = next(codec for codec in found.codecs if codec.config == FullCodec())
@@ -63,13 +62,13 @@ def test_the_budget_is_kept_and_used(run: AuditedRun) -> None:
     found = audit(run.cache.store, rows=ROWS, budget=9, draws=2, say=lambda line: None)
     assert found.budget == 9
     assert found.recommended is not None
-    assert found.recommended.bytes_at_rest <= 9
-    within = [codec for codec in found.codecs if codec.bytes_at_rest <= 9]
+    assert found.recommended.bytes_stored <= 9
+    within = [codec for codec in found.codecs if codec.bytes_stored <= 9]
     least = min(codec.fidelity.widest.error for codec in within)
     assert found.recommended.fidelity.widest.error == least
     # The size between those that were tried first.
     varopt = [c for c in within if c.family == "varopt, head 2 x 8 bits"]
-    assert max(codec.bytes_at_rest for codec in varopt) > 7
+    assert max(codec.bytes_stored for codec in varopt) > 7
 
 
 def test_nothing_may_fit(found: Audit) -> None:

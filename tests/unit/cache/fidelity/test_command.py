@@ -28,7 +28,7 @@ def test_table_and_page(run: AuditedRun, tmp_path: Path) -> None:
     own = next(line for line in lines if line.startswith(("* ", ">* ")))
     assert "varopt k=6 head=3 head_bits=8" in own
     assert "Encoded again, all" in result.stdout
-    assert "within 8.0 bytes at rest a token" in result.stdout
+    assert "within 8.0 stored bytes a token" in result.stdout
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
@@ -40,7 +40,7 @@ def test_json(run: AuditedRun) -> None:
     assert found["rows"] == 4
     assert found["own"]["codec"]["k"] == 6
     assert found["own"] in found["codecs"]
-    assert found["own"]["bytes_at_rest"] == pytest.approx(found["budget"])
+    assert found["own"]["bytes_stored"] == pytest.approx(found["budget"])
     assert [d["positions"] for d in found["own"]["directions"]] == [1, found["own"]["positions"]]
 
 

@@ -121,8 +121,7 @@ def test_merge_adds_up_what_an_id_has() -> None:
 
 
 def test_a_small_tail_of_a_large_vocabulary_is_exact() -> None:
-    """The bucket's pull on the ids that are not listed, where torch's softmax is off by more than
-    the tail."""
+    """Check the bucket's pull on unlisted ids, where torch's softmax errs by more than it."""
     vocab, tail = 262_144, 1e-5
     logits = torch.randn(2, vocab, generator=torch.Generator().manual_seed(0))
     logits[:, 7] = 0

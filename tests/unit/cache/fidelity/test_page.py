@@ -4,14 +4,14 @@ import math
 import re
 from dataclasses import replace
 from html import unescape
-from xml.etree import ElementTree
 
 import pytest
 
 from kdscale.cache.fidelity.audit import Audit, audit
-from kdscale.cache.fidelity.page import ROLES, render_page
+from kdscale.cache.fidelity.page import ROLES, render_audit
 from kdscale.cache.fidelity.tables import advice, audit_table, proof_sentence
 from tests.unit.cache.fidelity.conftest import AuditedRun
+from tests.unit.report.page import Element, read_page
 
 
 @pytest.fixture(scope="module")
@@ -19,56 +19,45 @@ def found(run: AuditedRun) -> Audit:
     return audit(run.cache.store, rows=6, draws=2, say=lambda line: None)
 
 
-def charts(page: str) -> dict[str, ElementTree.Element]:
-    """The drawings by their id; parsing is strict."""
-    found = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    trees = [ElementTree.fromstring(svg) for svg in found]
-    return {tree.attrib["id"]: tree for tree in trees}
+def charts(page: str) -> dict[str, Element]:
+    """Return the drawings by their id; parsing is strict."""
+    return {svg.attributes["id"]: svg for svg in read_page(page).all("svg")}
 
 
-def names(chart: ElementTree.Element) -> set[str]:
-    nodes = (n for n in chart.iter() if n.attrib.get("class", "").startswith("strong"))
-    return {node.text or "" for node in nodes}
-
-
-def tips(chart: ElementTree.Element) -> list[str]:
-    return [
-        title.text or ""
-        for mark in chart.iter()
-        if "mark" in mark.attrib.get("class", "").split()
-        for title in mark.findall("title")
-    ]
+def tips(chart: Element) -> list[str]:
+    return [title.text for title in chart.all("title")[1:]]
 
 
 def test_every_codec_has_a_marker_and_a_row(found: Audit) -> None:
-    page = render_page(found)
+    page = render_audit(found)
     drawn = charts(page)
     assert set(drawn) == {"error", "variance"}
     kept = [codec for codec in found.codecs if codec.config.kind != "full"]
     assert len(tips(drawn["error"])) == len(kept)
     random = [codec for codec in kept if codec.fidelity.variance > 0]
     assert len(tips(drawn["variance"])) == len(random) < len(kept)
-    assert names(drawn["error"]) == {"this cache", "recommended"}
-    assert page.count("<tr>") == 1 + len(found.codecs)
+    assert {"this cache", "recommended"} <= {text.text for text in drawn["error"].all("text")}
+    assert len(read_page(page).all("tr")) == 1 + len(found.codecs)
 
 
 def test_markers_fall_on_logarithmic_axes(found: Audit) -> None:
-    chart = charts(render_page(found))["error"]
-    ticks = {
-        (node.text or ""): float(node.attrib["x"])
-        for node in chart.iter()
-        if node.attrib.get("class") == "tick middle"
-    }
-    places = sorted((float(value), x) for value, x in ticks.items())
-    assert len(places) > 2
-    (low, x_low), (high, x_high) = places[0], places[-1]
-    for value, x in places[1:-1]:
-        share = math.log(value / low) / math.log(high / low)
-        assert x == pytest.approx(x_low + share * (x_high - x_low), abs=0.1)
+    chart = charts(render_audit(found))["error"]
+    places = {}
+    for group in chart.all("g"):
+        for tip in group.all("title") if group.attributes.get("class", "")[:4] == "mark" else ():
+            stored = float(tip.text.split(": ")[1].split(" B")[0])
+            places[stored] = float(group.all("use")[0].attributes["x"])
+    ordered = sorted(places.items())
+    assert len(ordered) > 4
+    (low, x_low), (high, x_high) = ordered[0], ordered[-1]
+    for stored, x in ordered[1:-1]:
+        share = math.log(stored / low) / math.log(high / low)
+        # The tip's bytes are rounded to a tenth.
+        assert x == pytest.approx(x_low + share * (x_high - x_low), abs=12)
 
 
 def test_the_page_asks_for_nothing(found: Audit) -> None:
-    page = render_page(replace(found, cache="s3://bucket/<script>"))
+    page = render_audit(replace(found, cache="s3://bucket/<script>"))
     assert "<script>" not in page
     assert "default-src 'none'" in unescape(page)
     assert re.findall(r'(?:src|href)="(?!data:,|#)', page) == []

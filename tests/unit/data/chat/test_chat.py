@@ -14,19 +14,18 @@ from transformers import AutoTokenizer
 
 from kdscale.config.chat import ChatConfig
 from kdscale.config.data import DataConfig
-from kdscale.data.chat.assistant_mask import answer_tokens
 from kdscale.data.chat.messages import Message, dump, load, plain_text, read_conversation
 from kdscale.data.chat.template import (
     CHATML,
     CHATML_TOKENS,
     CannotRenderError,
     ChatTemplate,
+    answer_tokens,
     check_template,
     render_answers,
     template_to_train,
 )
-from kdscale.data.cleaning.cleaner import Cleaner
-from kdscale.data.cleaning.normalise import FIRST_STEP, Status
+from kdscale.data.cleaning.cleaner import FIRST_STEP, Cleaner, Status
 from kdscale.data.prepare import data_identity
 from kdscale.data.sources.fields import Fields
 from kdscale.data.tokenizer import Encoded, TokenizerInfo, adopt_tokenizer, encode, train_tokenizer

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from kdscale.config.cleaning import NearDuplicates
+from kdscale.data.cleaning.cleaner import Status
 from kdscale.data.cleaning.minhash import band_hashes, bands_and_rows, first_of_alike
-from kdscale.data.cleaning.normalise import Status
-from kdscale.data.rows.selection import Facts, Known, select, step_counts
+from kdscale.data.rows.selection import DedupIndex, DocumentTable, filter_documents, step_counts
 
 CONFIG = NearDuplicates(kind="near_duplicates", words=1)
 
@@ -80,10 +80,10 @@ def test_of_documents_that_meet_directly_or_not_the_first_stays(seed: int) -> No
     assert first_of_alike(bands[:0]).tolist() == []
 
 
-def facts(texts: list[str], status: list[int] | None = None) -> Facts:
+def facts(texts: list[str], status: list[int] | None = None) -> DocumentTable:
     count = len(texts)
-    return Facts(
-        places=np.arange(count, dtype=np.uint64),
+    return DocumentTable(
+        ranks=np.arange(count, dtype=np.uint64),
         digests=np.array([[0, hash(text) & 0xFFFF] for text in texts], np.uint64),
         status=np.array(status or [Status.KEPT] * count, np.uint8),
         labels=np.full(count, -1, np.int32),
@@ -95,12 +95,12 @@ def facts(texts: list[str], status: list[int] | None = None) -> Facts:
 def test_near_duplicates_and_near_leaks_are_dropped_and_counted() -> None:
     one, nearly = pair(0.97, seed=1)
     other, far = pair(0.1, seed=2)
-    found = select(facts([one, other, nearly, one, far]))
+    found = filter_documents(facts([one, other, nearly, one, far]))
     assert found.kept.tolist() == [True, True, False, False, True]
     assert found.counts["dropped_near_duplicate"] == 1
     assert found.counts["dropped_duplicate"] == 1
     training = facts([one])
-    found = select(facts([nearly, other]), Known(training.digests, training.bands))
+    found = filter_documents(facts([nearly, other]), DedupIndex(training.digests, training.bands))
     assert found.kept.tolist() == [False, True]
     assert (found.counts["leaked"], found.counts["dropped_near_duplicate"]) == (1, 0)
 

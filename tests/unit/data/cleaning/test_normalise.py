@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdscale.data.cleaning.normalise import Status, admit, clean, name_hash, text_digest
+from kdscale.data.cleaning.cleaner import Status, clean, decode, name_hash, text_digest
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def test_a_long_run_of_blanks_inside_a_line_is_kept_in_linear_time() -> None:
         ("abc", "abc", Status.KEPT),
     ],
 )
-def test_admit(raw: bytes | str | None, text: str, status: Status) -> None:
-    assert admit(raw, min_characters=3) == (text, status)
+def test_decode(raw: bytes | str | None, text: str, status: Status) -> None:
+    assert decode(raw, min_characters=3) == (text, status)
 
 
 def test_hashes_are_those_of_xxh3_and_so_the_same_everywhere() -> None:

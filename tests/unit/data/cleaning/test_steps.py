@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from kdscale.config.cleaning import MaskPii
 from kdscale.config.data import DataConfig
-from kdscale.data.cleaning.cleaner import Cleaned, Cleaner
-from kdscale.data.cleaning.normalise import FIRST_STEP, Status
+from kdscale.data.cleaning.cleaner import FIRST_STEP, Cleaned, Cleaner, Status
 from kdscale.data.cleaning.pii import mask_pii
 from kdscale.data.cleaning.steps import normalise, strip_markup
 from kdscale.errors import KdscaleError

@@ -5,7 +5,7 @@ import pytest
 
 from kdscale.config.data import LabelsConfig
 from kdscale.data.rows.classes import Classes, find_classes
-from kdscale.data.rows.stratify import first_training_places, label_bounds, used_labels
+from kdscale.data.rows.selection import first_training_ranks, label_bounds, used_labels
 from kdscale.errors import KdscaleError
 
 
@@ -40,15 +40,15 @@ def test_what_cannot_be_classes_is_refused() -> None:
         LabelsConfig(classes=("a", " A"))
 
 
-def places(count: int, seed: int = 0) -> np.ndarray:
+def ranks(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 2**64, count, np.uint64)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.4])
 def test_of_each_class_the_same_share_is_held_out(share: float) -> None:
     labels = np.repeat([0, 1, 2, -1], [200, 20, 3, 50]).astype(np.int32)
-    at = places(len(labels))
-    first = first_training_places(at, labels, ("a", "b", "c"), share)
+    at = ranks(len(labels))
+    first = first_training_ranks(at, labels, ("a", "b", "c"), share)
     held_out = at < first[labels + 1]
     for number, count in ((0, 200), (1, 20), (2, 3)):
         assert held_out[labels == number].sum() == max(1, round(share * count))
@@ -60,17 +60,17 @@ def test_of_each_class_the_same_share_is_held_out(share: float) -> None:
 
 def test_every_class_keeps_one_document_on_both_sides() -> None:
     labels = np.array([0, 0, 1, 1], np.int32)
-    at = places(4)
-    first = first_training_places(at, labels, ("a", "b"), 0.49)
+    at = ranks(4)
+    first = first_training_ranks(at, labels, ("a", "b"), 0.49)
     held_out = at < first[labels + 1]
     assert held_out.reshape(2, 2).sum(axis=1).tolist() == [1, 1]
     with pytest.raises(KdscaleError, match="'b' has 1 documents"):
-        first_training_places(at[:3], labels[:3], ("a", "b"), 0.1)
+        first_training_ranks(at[:3], labels[:3], ("a", "b"), 0.1)
 
 
 def test_a_share_of_the_labels_is_used_class_by_class() -> None:
     labels = np.repeat([0, 1, -1], [300, 30, 10]).astype(np.int32)
-    at = places(len(labels))
+    at = ranks(len(labels))
     used = used_labels(at, labels, label_bounds(at, labels, 2, 0.1))
     assert [(used == number).sum() for number in (0, 1)] == [30, 3]
     assert ((used == labels) | (used == -1)).all()
@@ -83,7 +83,7 @@ def test_a_share_of_the_labels_is_used_class_by_class() -> None:
 
 def test_the_choice_of_labels_stands_when_documents_are_added() -> None:
     labels = np.zeros(400, np.int32)
-    at = places(400)
+    at = ranks(400)
     few = used_labels(at[:200], labels[:200], label_bounds(at[:200], labels[:200], 1, 0.2))
     many = used_labels(at, labels, label_bounds(at, labels, 1, 0.2))
     # Of those used before, all that the larger corpus's own threshold still covers.

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from kdscale.config.data import DataConfig
-from kdscale.data.documents import Chosen, TokenDocument
+from kdscale.data.documents import Selection, TokenDocument
 from kdscale.data.rows import splits as splits_module
 from kdscale.data.rows.manifest import FORMAT, VERSION, summarise, write_manifest
 from kdscale.data.rows.pack import Layout, RowBuilder, RowCounts, concatenate
@@ -295,7 +295,7 @@ def test_evaluation_rows_have_the_context_that_is_asked_for(
     config = DataConfig(seq_len=T, overlap=2, pack=False, evaluation_context=context)
     writer = SplitWriter("causal-lm", config, store, "", info, lambda *_: None)
     documents: Any = OneDocument(length)
-    chosen = Chosen(np.ones(1, bool), np.full(1, -1, np.int32))
+    chosen = Selection(np.ones(1, bool), np.full(1, -1, np.int32))
     splits = {
         "train": writer.write("train", documents, chosen),
         "validation": writer.write_sample("validation", documents, chosen),

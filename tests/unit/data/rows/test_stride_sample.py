@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdscale.data.rows.pack import empty_rows
-from kdscale.data.rows.stride_sample import EvenSample
+from kdscale.data.rows.splits import EvenSample
 from kdscale.types import Rows
 
 

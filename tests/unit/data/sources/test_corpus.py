@@ -23,7 +23,7 @@ from kdscale.data.chat.messages import Message, dump
 from kdscale.data.sources.corpus import Corpus, corpus_identity, find_corpus
 from kdscale.data.sources.folders import glob_pattern
 from kdscale.data.sources.opening import RANGE_BYTES
-from kdscale.data.sources.readers import long_description, read_piece
+from kdscale.data.sources.readers import long_description, read_shard
 from kdscale.errors import KdscaleError
 from kdscale.store import open_store, upload_folder
 
@@ -36,16 +36,16 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def documents(source: SourceConfig) -> list[tuple[str, Any]]:
-    return [d[:2] for piece in find_corpus(source).pieces for d in read_piece(piece, source)]
+    return [d[:2] for shard in find_corpus(source).inputs for d in read_shard(shard, source)]
 
 
 def labels(source: SourceConfig, field: str) -> list[str | None]:
-    pieces = find_corpus(source).pieces
-    return [d.label for piece in pieces for d in read_piece(piece, source, field)]
+    inputs = find_corpus(source).inputs
+    return [d.label for shard in inputs for d in read_shard(shard, source, field)]
 
 
 def names(corpus: Corpus) -> list[str]:
-    return [piece.name for piece in corpus.pieces]
+    return [shard.name for shard in corpus.inputs]
 
 
 def json_lines(*records: Any) -> bytes:
@@ -57,10 +57,10 @@ def test_the_standard_library_is_a_module_a_document() -> None:
     corpus = find_corpus(source)
     assert corpus.local
     assert names(corpus) == sorted(names(corpus))
-    assert len(set(names(corpus))) == len(corpus.pieces) > 500
+    assert len(set(names(corpus))) == len(corpus.inputs) > 500
     assert not any("site-packages" in name for name in names(corpus))
-    piece = next(piece for piece in corpus.pieces if piece.name == "json/decoder.py")
-    [(name, raw, _)] = read_piece(piece, source)
+    shard = next(shard for shard in corpus.inputs if shard.name == "json/decoder.py")
+    [(name, raw, _)] = read_shard(shard, source)
     path = Path(sysconfig.get_path("stdlib"), "json", "decoder.py")
     assert (name, raw) == ("json/decoder.py", path.read_bytes())
     assert corpus_identity(source) == {"python": platform.python_version()}
@@ -105,10 +105,10 @@ def test_a_relative_path_is_relative_to_the_current_folder(
     write(tmp_path, {"corpus/a.txt": b"A"})
     monkeypatch.chdir(tmp_path)
     for path in ("corpus", "corpus/*.txt", "*/a.txt", "corpus/a.txt", "**/*.txt"):
-        [piece] = find_corpus(SourceConfig(kind="text", path=path)).pieces
+        [shard] = find_corpus(SourceConfig(kind="text", path=path)).inputs
         # A worker reads it from another folder.
-        assert os.path.isabs(piece.root)
-        assert Path(piece.root, piece.key).read_bytes() == b"A"
+        assert os.path.isabs(shard.root)
+        assert Path(shard.root, shard.key).read_bytes() == b"A"
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_hugging_face_data_set_in_pieces(tmp_path: Path, monkeypatch: pytest.M
     write(tmp_path, {"set/train.jsonl": json_lines(*({"text": f"t{n}"} for n in range(10)))})
     path = str(tmp_path / "set")
     source = SourceConfig(kind="huggingface", path=path, limit=9)
-    assert [(p.start, p.stop) for p in find_corpus(source).pieces] == [(0, 4), (4, 8), (8, 9)]
+    assert [(p.start, p.stop) for p in find_corpus(source).inputs] == [(0, 4), (4, 8), (8, 9)]
     assert documents(source) == [(f"{path}/train#{n}", f"t{n}") for n in range(9)]
     assert corpus_identity(source) == corpus_identity(source)
     with pytest.raises(KdscaleError, match="cannot be loaded"):
@@ -234,10 +234,10 @@ def test_conversations_of_all_containers(tmp_path: Path) -> None:
         ("huggingface", "set"),
     ):
         source = SourceConfig(kind=kind, path=str(tmp_path / name))  # type: ignore[arg-type]
-        [piece] = find_corpus(source).pieces
-        assert [d.content for d in read_piece(piece, source, chat=ChatConfig())] == [expected]
+        [shard] = find_corpus(source).inputs
+        assert [d.content for d in read_shard(shard, source, chat=ChatConfig())] == [expected]
         with pytest.raises(KdscaleError, match="no field 'talk'") as caught:
-            list(read_piece(piece, source, chat=ChatConfig(field="talk")))
+            list(read_shard(shard, source, chat=ChatConfig(field="talk")))
         assert "data.chat" in caught.value.fix
 
 
@@ -381,7 +381,7 @@ def test_a_saved_data_set_in_a_store_is_read_through_it(
     datasets.Dataset.from_dict({"text": ["one", "two"]}).save_to_disk(str(tmp_path / "saved"))
     upload_folder(tmp_path / "saved", open_store("memory://datasets"), "saved")
     source = SourceConfig(kind="huggingface", path="memory://datasets/saved", split="train")
-    (piece,) = find_corpus(source).pieces
-    assert [document.content for document in read_piece(piece, source)] == ["one", "two"]
+    (shard,) = find_corpus(source).inputs
+    assert [document.content for document in read_shard(shard, source)] == ["one", "two"]
     with pytest.raises(KdscaleError, match="There is no data set at memory://datasets/none"):
         find_corpus(source.model_copy(update={"path": "memory://datasets/none"}))

@@ -15,7 +15,7 @@ from kdscale.data.prepare_checkpoint import all_parts, read_ends
 from kdscale.data.preview import preview
 from kdscale.data.sources.corpus import corpus_identity, find_corpus
 from kdscale.data.sources.folders import describe_unread
-from kdscale.data.sources.readers import read_piece
+from kdscale.data.sources.readers import read_shard
 from kdscale.errors import KdscaleError
 from kdscale.store import open_store
 
@@ -59,7 +59,7 @@ def test_all_that_is_not_read_is_named(tmp_path: Path) -> None:
     source = SourceConfig(kind="jsonl", path=str(folder))
     corpus = find_corpus(source)
     keys = ["a.jsonl", "c.ndjson.zst", "e.jsonl", "file.jsonl", "sub/B.JSON.GZ"]
-    assert [piece.key for piece in corpus.pieces] == keys
+    assert [shard.key for shard in corpus.inputs] == keys
     assert corpus_identity(source)["files"] == 5
     [found] = corpus.unread
     assert found.place == str(folder)
@@ -86,8 +86,8 @@ def test_a_glob_or_file_says_itself_what_is_to_be_read(tmp_path: Path) -> None:
     ]
     # A file that is named is what the `kind` says, whatever its name.
     source = SourceConfig(kind="jsonl", path=str(tmp_path / "data"))
-    [piece] = find_corpus(source).pieces
-    assert [document.name for document in read_piece(piece, source)] == ["data#0"]
+    [shard] = find_corpus(source).inputs
+    assert [document.name for document in read_shard(shard, source)] == ["data#0"]
     assert unread(SourceConfig(kind="jsonl", path=str(tmp_path / "e"))) == [
         ({"empty": 1}, {"empty": ["e"]})
     ]
@@ -96,7 +96,7 @@ def test_a_glob_or_file_says_itself_what_is_to_be_read(tmp_path: Path) -> None:
 def test_a_folder_named_like_a_file_is_a_folder(tmp_path: Path) -> None:
     write(tmp_path, {"x.jsonl/a.jsonl": LINE})
     for path in (tmp_path, tmp_path / "x.jsonl"):
-        assert len(find_corpus(SourceConfig(kind="jsonl", path=str(path))).pieces) == 1
+        assert len(find_corpus(SourceConfig(kind="jsonl", path=str(path))).inputs) == 1
 
 
 def test_where_nothing_is_read_what_is_there_is_named(tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ def clean(folder: Path, work: Path, **fields: Any) -> Documents:
     config = DataConfig.model_validate({"train": {"path": str(folder), **fields}})
     corpus, store = find_corpus(*config.sources["train"]), open_store(str(work))
     cleaned = store.child("train/documents")
-    for number, piece in enumerate(corpus.pieces):
-        items = pa.Table.from_pylist([{"number": number, "pieces": [piece.__dict__]}])
+    for number, shard in enumerate(corpus.inputs):
+        items = pa.Table.from_pylist([{"number": number, "inputs": [shard.__dict__]}])
         list(clean_batch(items, work=cleaned, sources=corpus.sources, config=config))
     return Documents(store, "train", all_parts(read_ends(cleaned), None), here=True)
 
@@ -139,13 +139,13 @@ def test_the_first_documents_that_cannot_be_decoded_are_named(tmp_path: Path) ->
         {"a.jsonl": LINE * 3 + b"{\n" + LINE, "b.jsonl": LINE, "c.jsonl": b"[1\n".join([LINE] * 5)},
     )
     found = clean(folder, tmp_path / "work", kind="jsonl")
-    assert (len(found), found.facts().status.sum()) == (15, 5)
-    assert found.facts().undecodable == ["a.jsonl#3", "c.jsonl#1", "c.jsonl#3"]
+    assert (len(found), found.table().status.sum()) == (15, 5)
+    assert found.table().undecodable == ["a.jsonl#3", "c.jsonl#1", "c.jsonl#3"]
     texts = write(
         tmp_path / "texts", {"a.txt": b"text " * 9, "b.bin": b"\xff\x00", "c.md": b"\xe9"}
     )
     found = clean(texts, tmp_path / "other", kind="text")
-    assert found.facts().undecodable == ["b.bin", "c.md"]
+    assert found.table().undecodable == ["b.bin", "c.md"]
 
 
 def test_records_are_named_by_json_that_any_manifest_takes(tmp_path: Path) -> None:

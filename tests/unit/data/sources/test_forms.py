@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from kdscale.config.data import SourceConfig
-from kdscale.data.cleaning.normalise import Status, admit
+from kdscale.data.cleaning.cleaner import Status, decode
 from kdscale.data.sources import json_records, readers
 from kdscale.data.sources.corpus import find_corpus
-from kdscale.data.sources.readers import read_piece
+from kdscale.data.sources.readers import read_shard
 from kdscale.errors import KdscaleError
 
 TEXTS = [f"caf\u00e9 number {n}" for n in range(9)]
@@ -45,7 +45,7 @@ def read(folder: Path, kind: Any, data: bytes | str, name: str = "a.json") -> li
     """(number in the file, content) of each document."""
     (folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
     source = SourceConfig(kind=kind, path=str(folder / name))
-    found = [each for piece in find_corpus(source).pieces for each in read_piece(piece, source)]
+    found = [each for shard in find_corpus(source).inputs for each in read_shard(shard, source)]
     return [(int(each.name.rpartition("#")[2]), each.content) for each in found]
 
 
@@ -199,7 +199,7 @@ def test_texts_of_parquet_that_are_not_utf8(tmp_path: Path) -> None:
     texts = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
     pq.write_table(pa.table({"text": texts, "n": [1, 2, 3]}), tmp_path / "a.parquet")
     found = read(tmp_path, "parquet", (tmp_path / "a.parquet").read_bytes(), "a.parquet")
-    statuses = [admit(content, 1)[1] for _, content in found]
+    statuses = [decode(content, 1)[1] for _, content in found]
     assert statuses == [Status.KEPT, Status.KEPT, Status.UNDECODABLE]
 
 
@@ -219,8 +219,8 @@ def test_texts_of_parquet_that_are_not_utf8(tmp_path: Path) -> None:
 def test_files_that_are_one_document(tmp_path: Path, data: bytes, content: Any) -> None:
     (tmp_path / "a.txt").write_bytes(data)
     source = SourceConfig(kind="text", path=str(tmp_path))
-    [piece] = find_corpus(source).pieces
-    [found] = read_piece(piece, source)
+    [shard] = find_corpus(source).inputs
+    [found] = read_shard(shard, source)
     assert found.content == content
 
 
@@ -240,9 +240,9 @@ def test_an_array_larger_than_memory_is_read_by_and_by(
     data = json.dumps([record] * 800, indent=1)
     (tmp_path / "a.json").write_text(data)
     source = SourceConfig(kind="jsonl", path=str(tmp_path))
-    [piece] = find_corpus(source).pieces
+    [shard] = find_corpus(source).inputs
     tracemalloc.start()
-    assert sum(len(each.content or "") for each in read_piece(piece, source)) == 40_000_000
+    assert sum(len(each.content or "") for each in read_shard(shard, source)) == 40_000_000
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < len(data) / 3

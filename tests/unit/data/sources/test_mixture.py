@@ -9,23 +9,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdscale.config.data import DataConfig, WeightedSource
-from kdscale.data.cleaning.normalise import Status, name_hash
+from kdscale.data.cleaning.cleaner import Status, name_hash
 from kdscale.data.prepare import data_identity
 from kdscale.data.rows.manifest import summarise
 from kdscale.data.rows.pack import RowCounts
-from kdscale.data.rows.selection import Facts, Selection, select
+from kdscale.data.rows.selection import (
+    DocumentTable,
+    FilterResult,
+    filter_documents,
+    mix,
+    mixture_bytes,
+)
 from kdscale.data.sources.corpus import find_corpus
-from kdscale.data.sources.mixture import mix, mixture_bytes
-from kdscale.data.sources.readers import read_piece
+from kdscale.data.sources.readers import read_shard
 from kdscale.errors import KdscaleError
 
 
-def facts(sizes: list[list[int]]) -> Facts:
+def facts(sizes: list[list[int]]) -> DocumentTable:
     """Documents of given sizes in each source, all of them different."""
     numbers = np.repeat(np.arange(len(sizes)), [len(own) for own in sizes])
     count = len(numbers)
-    return Facts(
-        places=np.array([name_hash(str(at)) for at in range(count)], np.uint64),
+    return DocumentTable(
+        ranks=np.array([name_hash(str(at)) for at in range(count)], np.uint64),
         digests=np.stack([np.zeros(count, np.uint64), np.arange(count, dtype=np.uint64)], 1),
         status=np.full(count, Status.KEPT, np.uint8),
         labels=np.full(count, -1, np.int32),
@@ -42,9 +47,9 @@ def sources(*weights: float) -> list[WeightedSource]:
     ]
 
 
-def mixed(sizes: list[list[int]], *weights: float) -> Selection:
+def mixed(sizes: list[list[int]], *weights: float) -> FilterResult:
     found = facts(sizes)
-    return mix(select(found), found, sources(*weights))
+    return mix(filter_documents(found), found, sources(*weights))
 
 
 SIZES = st.lists(st.lists(st.integers(1, 100), min_size=1, max_size=60), min_size=1, max_size=4)
@@ -91,7 +96,7 @@ def test_duplicates_and_dropped_documents_are_in_no_share() -> None:
     status = found.status.copy()
     status[7] = Status.SHORT
     found = replace(found, digests=digests, status=status)
-    selection = mix(select(found), found, sources(1, 1))
+    selection = mix(filter_documents(found), found, sources(1, 1))
     assert [(share.read, share.usable, share.kept) for share in selection.mixture] == [
         (4, 4, 2),
         (4, 2, 2),
@@ -99,7 +104,7 @@ def test_duplicates_and_dropped_documents_are_in_no_share() -> None:
     assert selection.kept[4:].tolist() == [False, True, True, False]
     none = replace(found, status=np.where(found.sources == 1, Status.SHORT, found.status))
     with pytest.raises(KdscaleError, match="No document is left of 's1'"):
-        mix(select(none), none, sources(1, 1))
+        mix(filter_documents(none), none, sources(1, 1))
 
 
 def config(folder: Path, *weights: float) -> DataConfig:
@@ -120,11 +125,11 @@ def test_a_corpus_of_several_sources(tmp_path: Path) -> None:
     write_sources(tmp_path)
     chosen = config(tmp_path, 2)
     corpus = find_corpus(*chosen.sources["train"])
-    assert [piece.source for piece in corpus.pieces] == [0, 1]
+    assert [shard.source for shard in corpus.inputs] == [0, 1]
     texts = [
         document.content
-        for piece in corpus.pieces
-        for document in read_piece(piece, corpus.sources[piece.source])
+        for shard in corpus.inputs
+        for document in read_shard(shard, corpus.sources[shard.source])
     ]
     assert texts == [b"one", "two", "three"]
     assert corpus.local

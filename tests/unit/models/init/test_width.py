@@ -34,7 +34,7 @@ IDS = torch.arange(10)[None]
 
 
 def naive(name: str, full: torch.Tensor, kept: Kept, layer: int) -> torch.Tensor:
-    """The teacher's tensor `full` cut as the student's `name` should be, by cases."""
+    """Return the teacher's tensor `full` cut as the student's `name` should be, by cases."""
     hidden, whole = list(kept.hidden), full.numpy()
     neurons, queries, keys = (list(k[layer]) for k in (kept.neurons, kept.queries, kept.keys))
     for kind, rows in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
@@ -91,8 +91,10 @@ def test_a_narrower_student_can_be_saved(tmp_path: Path, architecture: str) -> N
 
 @torch.no_grad()
 def test_dead_dimensions_are_dropped_and_not_missed(tmp_path: Path) -> None:
-    """Channels, neurons and heads that carry nothing go first, and the logits without the dead
-    neurons and heads are those with them."""
+    """Channels, neurons and heads that carry nothing are dropped first.
+
+    The logits without the dead neurons and heads are those with them.
+    """
     teacher = make_teacher(tmp_path)
     neurons, group = [2, 11], 1
     for layer in teacher.model.layers:

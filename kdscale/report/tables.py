@@ -1,0 +1,426 @@
+"""The tables of a report, as text: page, summary, model card and W&B show the same cells."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from kdscale.evaluate.results import (
+    CacheFacts,
+    DomainMetrics,
+    HarnessScore,
+    ModelSpeed,
+    Results,
+    Speed,
+)
+from kdscale.report import facts
+from kdscale.report import formatting as units
+from kdscale.report.facts import HOME, classifies, task_labels
+from kdscale.report.load import ReportData
+
+_HARDWARE = {"cpu": "CPU", "cores": "Cores", "memory_bytes": "Memory", "gpus": "GPUs"}
+_CACHE_NAMED = ("codec", "bytes_per_token", "bytes", "rows", "targets")
+# Which cache it was, rather than what it holds: shown with the provenance.
+_CACHE_IDENTITY = ("url", "fingerprint", "created", "version", "identity")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text; the first cell of a row is its header, the others are figures.
+
+    `name` is for tables whose caption holds what differs between the runs of an experiment.
+    """
+
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+    name: str = ""
+
+
+def score_tables(results: Results) -> list[Table]:
+    """Return the tables of scores.
+
+    One an evaluation set, then likeness to the teacher, change from the first set to the others,
+    and the gap recovered.
+    """
+    domains = facts.domains(results)
+    tables = [quality_table(results, domain) for domain in domains]
+    if (fidelity := fidelity_table(results)).rows:
+        tables.append(fidelity)
+    if HOME in domains and len(domains) > 1:
+        tables.append(change_table(results))
+    if any(gap is not None for gap in results["gap_recovered"].values()):
+        tables.append(gap_table(results))
+    return tables
+
+
+def quality_table(results: Results, domain: str) -> Table:
+    """Return a row a model: size, losses and calibration, or how well classes are found."""
+    if classifies(results):
+        return _classes_table(results, domain)
+    header = ["Model", "Parameters", "Loss", "Perplexity", "Bits/byte", "ECE", "ECE scaled"]
+
+    def cells(metrics: DomainMetrics) -> list[str]:
+        return [
+            units.number(metrics["loss"], 4),
+            units.number(metrics["perplexity"], 2),
+            units.number(metrics["bits_per_byte"], 4),
+            units.number(metrics["ece"], 4),
+            _scaled_error(metrics),
+        ]
+
+    return _by_model(results, domain, "tokens", header, cells)
+
+
+def _by_model(
+    results: Results,
+    domain: str,
+    unit: str,
+    header: list[str],
+    cells: Callable[[DomainMetrics], list[str]],
+) -> Table:
+    """Return a row for each model evaluated on `domain`: its size, then its `cells`."""
+    scores = {model: facts.score(results, model, domain) for model in facts.models(results)}
+    found = {model: metrics for model, metrics in scores.items() if metrics is not None}
+    rows = [
+        [model, units.count(results["models"][model]["parameters"]), *cells(metrics)]
+        for model, metrics in found.items()
+    ]
+    scored = max((metrics["tokens"] for metrics in found.values()), default=0)
+    return Table(f"{domain}: {scored:,} {unit}", header, rows)
+
+
+def _classes_table(results: Results, domain: str) -> Table:
+    header = ["Model", "Parameters", "Accuracy", "F1", "Precision", "Recall", "MCC", "AUROC"]
+    header += ["Loss", "ECE", "ECE scaled"]
+
+    def cells(metrics: DomainMetrics) -> list[str]:
+        return [
+            units.percent(metrics.get("accuracy")),
+            units.between(metrics.get("f1_macro"), metrics.get("intervals", {}).get("f1_macro")),
+            units.percent(metrics.get("precision_macro")),
+            units.percent(metrics.get("recall_macro")),
+            units.number(metrics.get("mcc"), 3),
+            units.number(metrics.get("auroc"), 3),
+            units.number(metrics["loss"], 4),
+            units.number(metrics["ece"], 4),
+            _scaled_error(metrics),
+        ]
+
+    return _by_model(results, domain, "documents", header, cells)
+
+
+def _scaled_error(metrics: DomainMetrics) -> str:
+    """Return the calibration error after temperature scaling, with the temperature."""
+    error, temperature = metrics.get("ece_scaled"), metrics.get("temperature")
+    if error is None:
+        return units.NONE
+    return f"{units.number(error, 4)} (T {units.number(temperature, 2)})"
+
+
+def fidelity_table(results: Results) -> Table:
+    """Return how like the teacher's the other models' distributions are, by domain."""
+    columns = {
+        "Agreement": lambda scored: units.percent(scored.get("agreement_top1")),
+        "Top 10": lambda scored: units.percent(scored.get("overlap_top10")),
+        "KL": lambda scored: units.number(scored.get("kl_teacher_student"), 4),
+        "KL back": lambda scored: units.number(scored.get("kl_student_teacher"), 4),
+    }
+    if classifies(results):
+        del columns["Top 10"]
+    rows = []
+    for domain in facts.domains(results):
+        for model in facts.models(results):
+            scored = facts.score(results, model, domain)
+            if scored is not None and "agreement_top1" in scored:
+                rows.append([f"{model}, {domain}", *(cell(scored) for cell in columns.values())])
+    return Table("Fidelity to the teacher", ["Model and domain", *columns], rows)
+
+
+def change_table(results: Results) -> Table:
+    """Return how each model's figures on other domains differ from those on HOME."""
+    header = ["Model and domain", "Loss", "Bits/byte", "ECE"]
+    if classifies(results):
+        header = ["Model and domain", "Accuracy, points", "F1, points", "Loss", "ECE"]
+    rows = []
+    for domain in facts.domains(results):
+        for model in facts.models(results):
+            home, away = (facts.score(results, model, d) for d in (HOME, domain))
+            if domain != HOME and home is not None and away is not None:
+                rows.append([f"{model}, {domain}", *_changes(home, away)])
+    return Table(f"Change from {HOME}, the training domain", header, rows)
+
+
+def _changes(home: DomainMetrics, away: DomainMetrics) -> list[str]:
+    shown = [
+        units.signed(away["loss"] - home["loss"], 4),
+        units.signed(_difference(away["bits_per_byte"], home["bits_per_byte"]), 4),
+        units.signed(away["ece"] - home["ece"], 4),
+    ]
+    if "f1_macro" not in home:
+        return shown
+    accuracy = _difference(away.get("accuracy"), home.get("accuracy"))
+    f1 = _difference(away.get("f1_macro"), home.get("f1_macro"))
+    points = [None if each is None else 100 * each for each in (accuracy, f1)]
+    return [*(units.signed(each, 1) for each in points), shown[0], shown[2]]
+
+
+def _difference(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+def gap_table(results: Results) -> Table:
+    """Return the gap recovered on each domain, with its interval."""
+    intervals = results.get("gap_intervals", {})
+    rows = [
+        [
+            domain,
+            units.between(gap, intervals.get(domain))
+            if gap is not None
+            else facts.no_gap_reason(results, domain),
+        ]
+        for domain, gap in results["gap_recovered"].items()
+    ]
+    return Table("Share of the loss gap recovered", ["Domain", "Gap recovered"], rows)
+
+
+def legend(results: Results) -> str:
+    """Return the meaning of the tables' columns."""
+    target, seen = task_labels(results).target, results.get("context")
+    of_classes = (
+        "F1, precision and recall are means over the classes; F1 with its 95 % interval over "
+        "documents drawn again. MCC: Matthews correlation. AUROC: one class against the others, "
+        "mean over the classes. "
+    )
+    of_context = f"Context: at least {seen} of its document's tokens before each, or all there are."
+    of_overlap = "Top 10: share of the model's ten likeliest that are among the teacher's. "
+    return (
+        f"{of_classes if classifies(results) else ''}Loss in nats a {target}. "
+        f"{'' if seen is None else of_context + ' '}ECE: expected calibration error over 15 "
+        "equal-width bins; scaled: with logits divided by the temperature T that makes the "
+        "validation labels likeliest. Agreement: share of targets where the model's top-1 choice "
+        f"is the teacher's. {'' if classifies(results) else of_overlap}KL: from the teacher to the "
+        f"model, nats a {target}; back: from the model to the teacher. The baseline is the student "
+        "trained on the labels alone, with the same steps, order and seed."
+    )
+
+
+def result_tables(results: Results) -> list[Table]:
+    """Return all tables of the models' figures: scores, then speed and lm-eval where measured."""
+    tables = score_tables(results)
+    if (speed := model_speed_table(results)) is not None:
+        tables.append(speed)
+    if results.get("lm_eval"):
+        tables.append(harness_table(results))
+    return tables
+
+
+def harness_table(results: Results) -> Table:
+    """Return the scores on lm-eval's tasks, a row a figure, with standard errors.
+
+    An arrow points to the better direction.
+    """
+    found = results.get("lm_eval", {})
+    names = facts.in_order(dict.fromkeys(m for task in found.values() for m in task["scores"]))
+    rows = []
+    for task, entry in found.items():
+        figures = dict.fromkeys(f for scores in entry["scores"].values() for f in scores)
+        for figure in figures:
+            better = entry["higher_is_better"].get(figure.partition(" ")[0])
+            arrow = {True: " ↑", False: " ↓", None: ""}[better]
+            cells = [_scored(entry["scores"].get(name, {}).get(figure)) for name in names]
+            rows.append([task, figure + arrow, f"{entry['documents']:,}", *cells])
+    header = ["Task", "Figure", "Documents", *names]
+    return Table(_harness_note(results), header, rows, name="lm-eval")
+
+
+def _scored(score: HarnessScore | None) -> str:
+    if score is None:
+        return units.NONE
+    digits = 4 if abs(score["value"]) < 100 else 1
+    text, error = units.number(score["value"], digits), score["stderr"]
+    return text if error is None else f"{text} ± {units.number(error, digits)}"
+
+
+def _harness_note(results: Results) -> str:
+    found = results.get("lm_eval", {})
+    versions = ", ".join(sorted({entry["lm_eval"] for entry in found.values()}))
+    limited = any(entry["limit"] is not None for entry in found.values())
+    return (
+        f"lm-eval {versions}; ± is the standard error. Tasks heldout_* ask about the "
+        "run's own held-out documents."
+        + (" Only the first documents of some tasks were asked." if limited else "")
+    )
+
+
+def model_speed_table(results: Results) -> Table | None:
+    """Return speed and size of the models, a row a model; None where not measured."""
+    if "speed" not in results:
+        return None
+    speed = results["speed"]
+    writes = any("text_seconds" in found for found in speed["models"].values())
+    header = ["Model", "Parameters", "Weights", "Tokens a second", "Times teacher"]
+    header += ["One sequence", "p90"]
+    header += [f"{speed['new_tokens']} new tokens", "p90"] if writes else []
+    rows = []
+    for name in facts.in_order(speed["models"]):
+        found = speed["models"][name]
+        size, seconds = found["bytes"], [found["row_seconds"], found["row_seconds_p90"]]
+        texts = [found.get("text_seconds"), found.get("text_seconds_p90")] if writes else []
+        rows.append(
+            [
+                name,
+                units.count(results["models"][name]["parameters"]),
+                units.NONE if size is None else units.size(size),
+                units.count(found["tokens_per_second"]),
+                _times_teacher(found),
+                *map(units.latency, [*seconds, *texts]),
+            ]
+        )
+    where = speed["device"]
+    if where == "CPU":
+        where += f", {speed['threads']} thread{'s' * (speed['threads'] > 1)}"
+    caption = (
+        f"Speed on {where}, {speed['dtype']}: forwards of {speed['rows']} sequences and of "
+        f"one, each of {speed['seq_len']} tokens; medians of {_turns(speed)}, models in turn in "
+        "one process; "
+        "in brackets the 95 % interval over the turns"
+    )
+    return Table(caption, header, rows, name="speed")
+
+
+def _turns(speed: Speed) -> str:
+    batches, others = speed["turns"], speed.get("latency_turns", speed["turns"])
+    return f"{batches} turns" + (f" ({others} of single sequences)" if others != batches else "")
+
+
+def _times_teacher(found: ModelSpeed) -> str:
+    """Return a model's speed over the teacher's, or a dash where it has no interval."""
+    times, interval = found.get("times_teacher"), found.get("times_teacher_interval")
+    return units.NONE if times is None or interval is None else units.times(times, *interval)
+
+
+def sample_tables(results: Results) -> list[Table]:
+    """Return the continuations that the models wrote, one table a prompt."""
+    if "samples" not in results:
+        return []
+    samples = results["samples"]
+    how = "the likeliest token each time"
+    if samples["temperature"] is not None:
+        how = f"drawn at temperature {samples['temperature']:g}"
+    return [
+        Table(
+            f"{samples['domain']}, sample {number}: {samples['new_tokens']} tokens after "
+            f"{samples['prompt_tokens']}, {how}",
+            ["Model", "Text"],
+            [
+                ["prompt", text["prompt"]],
+                ["document", text["truth"]],
+                *([name, text["models"][name]] for name in facts.in_order(text["models"])),
+            ],
+        )
+        for number, text in enumerate(samples["texts"], start=1)
+    ]
+
+
+def confusion_table(results: Results, model: str, domain: str) -> Table | None:
+    """Return how often each class was predicted as which, a row a class; None without classes."""
+    metrics = facts.score(results, model, domain)
+    names = results.get("classes", [])
+    counts = metrics.get("confusion") if metrics else None
+    if not names or not counts:
+        return None
+    rows = [[name, *map(str, line)] for name, line in zip(names, counts, strict=True)]
+    caption = f"{domain}: what the {model} takes each class for"
+    return Table(caption, ["Class", *names], rows)
+
+
+def calibration_table(results: Results, domain: str) -> Table:
+    """Return confidence, accuracy and size of every bin, a row a model and bin."""
+    rows = []
+    for model in facts.models(results):
+        metrics = facts.score(results, model, domain)
+        for found in metrics["calibration"] if metrics else ():
+            shares = units.percent(found["confidence"]), units.percent(found["accuracy"])
+            rows.append([model, *shares, f"{found['count']:,}"])
+    header = ["Model", "Confidence", "Accuracy", "Positions"]
+    return Table(f"calibration on {domain}", header, rows)
+
+
+def cache_table(cache: CacheFacts, target: str = "token") -> Table:
+    """Return the cache's contents and size; facts beyond the schema follow as they are."""
+    rows = [
+        ["Codec", facts.codec_text(cache["codec"])],
+        [f"Bytes a {target} (stored)", units.number(cache["bytes_per_token"], 2)],
+        ["Size of all objects", units.size(cache["bytes"])],
+        ["Sequences", f"{cache['rows']:,}"],
+        ["Target positions", f"{cache['targets']:,}"],
+    ]
+    told = (*_CACHE_NAMED, *_CACHE_IDENTITY)
+    extra = {key: value for key, value in cache.items() if key not in told}
+    rows += [[key.replace("_", " ").capitalize(), _plain(value)] for key, value in extra.items()]
+    return Table("The logit cache", ["Fact", "Value"], rows)
+
+
+def stage_table(results: Results) -> Table:
+    """Return the wall time of each stage, and of all."""
+    seconds = results["seconds"]
+    rows = [[stage, units.duration(value)] for stage, value in seconds.items()]
+    rows.append(["all", units.duration(sum(seconds.values()))])
+    return Table("Wall time of the stages", ["Stage", "Time"], rows)
+
+
+def speed_table(run: ReportData) -> Table:
+    """Return medians of the stages' logged speed; no rows where nothing was logged."""
+    rows = []
+    for stage in run.metrics:
+        speed = [value for _, value in run.series(stage, "tokens_per_second")]
+        wait = [value for _, value in run.series(stage, "data_wait_share")]
+        if speed or wait:
+            rows.append(
+                [
+                    stage,
+                    units.count(median(speed)) if speed else units.NONE,
+                    units.percent(median(wait) if wait else None),
+                ]
+            )
+    header = ["Stage", "Tokens a second", "Waiting for data"]
+    return Table("Speed (medians over the logged steps)", header, rows)
+
+
+def provenance_table(results: Results) -> Table:
+    """Return what is needed to reproduce the figures."""
+    hardware = {key: _plain(value) for key, value in results["hardware"].items()}
+    if isinstance(memory := results["hardware"].get("memory_bytes"), int | float):
+        hardware = {**hardware, "memory_bytes": units.size(memory)}
+    rows = [
+        ["Output", results["output"]],
+        ["Created", facts.created(results)],
+        ["Seed", str(results["seed"])],
+        ["Config fingerprint", results["config_fingerprint"]],
+        *_cache_identity(results["cache"] or {}),
+        *([_HARDWARE.get(key, key), value] for key, value in hardware.items()),
+        ["Versions", ", ".join(f"{k} {v}" for k, v in results["versions"].items())],
+    ]
+    return Table("Provenance", ["Fact", "Value"], rows)
+
+
+def _cache_identity(cache: Mapping[str, Any]) -> list[list[str]]:
+    """Return the rows that identify the cache, one fact a line."""
+    named = {f"Cache: {key}": cache[key] for key in _CACHE_IDENTITY if key in cache}
+    identity = named.pop("Cache: identity", None)
+    if isinstance(identity, Mapping):
+        named |= {f"Cache: {key.replace('_', ' ')}": value for key, value in identity.items()}
+    return [[name, _plain(value)] for name, value in named.items()]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value)) or "none"
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: units.NONE}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

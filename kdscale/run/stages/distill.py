@@ -1,0 +1,79 @@
+"""The distill stage: the student from the cache, its baseline from labels alone."""
+
+from dataclasses import replace
+
+from kdscale.cache.commit.manifest import load_manifest
+from kdscale.cache.commit.plan import find_generation
+from kdscale.cache.read.reader import CacheSource
+from kdscale.distill.worker import DistillJob
+from kdscale.run.artifacts import RunArtifacts
+from kdscale.run.record import RunRecord
+from kdscale.run.stages.base import Stage, StageContext, check_other_caches, models_complete
+from kdscale.store import Store
+from kdscale.train.job import TrainingJob
+
+
+def _models(run: RunArtifacts) -> dict[str, str]:
+    # Their fingerprints are of the cache, and that of the teacher's and the tokenizer's.
+    known = models_complete(run, {"teacher": run.teacher_fingerprint})
+    known = known and run.prepared_store.exists("manifest.json")
+    return _fingerprints(run) if known else {}
+
+
+def _make(context: StageContext) -> list[str]:
+    """Train the student and its baseline."""
+    run = context.run
+    sessions = [
+        TrainingJob(
+            name=name,
+            fingerprint=fingerprint,
+            config=run.config,
+            training=run.config.distill.training,
+            output=run.output,
+            fence=run.fence,
+        )
+        for name, fingerprint in _fingerprints(run).items()
+    ]
+    job = DistillJob(
+        sessions=sessions,
+        prepared=run.prepared_store,
+        caches=_pinned_caches(run, context.record),
+        expected=run.cache_needs,
+        teacher=run.teacher(),
+        tables=run.output.child(f"curriculum/{run.student_fingerprint('student')}"),
+    )
+    context.groups.run(job, run.config.distill.workers, context.progress)
+    return [f"{run.student('student').parameters:,} parameters in the student"]
+
+
+def _fingerprints(run: RunArtifacts) -> dict[str, str]:
+    return {name: run.student_fingerprint(name) for name in run.student_names}
+
+
+def _pinned_caches(run: RunArtifacts, record: RunRecord) -> list[CacheSource]:
+    """Return the caches as the student read them from its first step on.
+
+    Later appends change nothing for a student; a repair does it good.
+    """
+    caches = [CacheSource(store, _generations(run, store), w) for store, w in run.cache_stores]
+    key = run.student_fingerprint("student")
+    pinned = record.pinned("cache_generations", key, [cache.generations for cache in caches])
+    return [replace(c, generations=n) for c, n in zip(caches, pinned, strict=True)]
+
+
+def _generations(run: RunArtifacts, store: Store) -> int:
+    """Return how many generations there are; of a cache that this run filled, up to its own."""
+    found = find_generation(store, run.rows_fingerprint, run.selection_hash)
+    if run.config.cache.reuse is None and found is not None:
+        return found[0] + 1
+    return len(load_manifest(store).generations)
+
+
+STAGE = Stage(
+    name="distill",
+    fingerprint=lambda run: run.student_fingerprint("student"),
+    is_complete=lambda run, record: models_complete(run, _fingerprints(run)),
+    make=_make,
+    check=check_other_caches,
+    models=_models,
+)

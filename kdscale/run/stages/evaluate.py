@@ -1,0 +1,89 @@
+"""The evaluate stage: all models over the held-out data, and `results.json`."""
+
+import json
+from typing import Any
+
+from kdscale.cache.maintain.inspect import inspect
+from kdscale.config import RunConfig
+from kdscale.errors import KdscaleError
+from kdscale.evaluate.external_models import write_external_references
+from kdscale.evaluate.results import (
+    RESULTS_KEY,
+    HarnessTask,
+    build_results,
+    read_results,
+    write_results,
+)
+from kdscale.evaluate.worker import MEASURED_KEY, EvaluateJob
+from kdscale.run.artifacts import RunArtifacts
+from kdscale.run.record import RunRecord
+from kdscale.run.stages.base import Stage, StageContext
+
+
+def _is_complete(run: RunArtifacts, record: RunRecord) -> bool:
+    if not run.output.exists(RESULTS_KEY):
+        return False
+    return read_results(run.output)["config_fingerprint"] == run.evaluate_fingerprint
+
+
+def _make(context: StageContext) -> list[str]:
+    """Score teacher, student, baseline and the config's other models."""
+    run = context.run
+    config = run.config
+    job = EvaluateJob(
+        config=config,
+        output=run.output,
+        prepared=run.prepared_store,
+        teacher=run.teacher(),
+        models={
+            **{name: run.student(name) for name in run.student_names},
+            **write_external_references(config, run.prepared),
+        },
+    )
+    context.groups.run(job, config.evaluate.workers, context.progress)
+    measured = json.loads(run.output.get(MEASURED_KEY))
+    facts = inspect(run.cache_stores[0][0])
+    results = build_results(
+        run=config.name,
+        output=run.output.url,
+        cache={**facts, "bytes_per_token": _bytes_per_target(config, facts)},
+        seconds=context.record.seconds(),
+        seed=config.seed,
+        config_fingerprint=run.evaluate_fingerprint,
+        **measured,
+    )
+    if scores := _lm_eval_scores(run):
+        results["lm_eval"] = scores
+    write_results(run.output, results)
+    gaps = results["gap_recovered"].items()
+    return [f"gap recovered on {d}: {'n/a' if g is None else f'{g:.1%}'}" for d, g in gaps]
+
+
+def _lm_eval_scores(run: RunArtifacts) -> dict[str, HarnessTask]:
+    """Return the scores that `kdscale lm-eval` has found before on these very models."""
+    try:
+        before = read_results(run.output)
+    except KdscaleError:
+        return {}
+    same = before["config_fingerprint"] == run.evaluate_fingerprint
+    return before.get("lm_eval", {}) if same else {}
+
+
+def _bytes_per_target(config: RunConfig, facts: dict[str, Any]) -> float:
+    """Return the stored bytes of a target.
+
+    Causal language models have one at nearly every token; other tasks only where a label or a mask
+    is.
+    """
+    if config.task == "causal-lm":
+        return float(facts["bytes_per_position"])
+    return float(facts["bytes"] / max(1, facts["targets"]))
+
+
+STAGE = Stage(
+    name="evaluate",
+    fingerprint=lambda run: run.evaluate_fingerprint,
+    is_complete=_is_complete,
+    make=_make,
+    repeats_alone=True,
+)
