@@ -1,4 +1,4 @@
-"""Sampled ids at rest: 12 ids of a position in about 14 bytes instead of 24.
+"""Stored form of sampled ids: 12 ids of a position in about 14 bytes instead of 24.
 
 1. An id becomes its rank under the position's token (prior.py).
 2. Ids that are a set have no order, so they are sorted by rank and only the gaps are kept.
@@ -8,7 +8,7 @@
 Positions are grouped by how many of their ids are ordered, and each slot of a group is a stream of
 its own, whose skew zstd's entropy stage takes out; the open bits are stored as they are. An
 asymmetric numeral system (constriction) in zstd's place takes 0.8 % fewer bytes of such a stream
-and thirty times as long to decode it. Unpacked ids of a set stand in rising rank instead of the
+and thirty times as long to decode it. Unpacked ids of a set come in rising rank instead of the
 order in which they were drawn, which means the same; everything else comes back bit by bit.
 """
 
@@ -146,7 +146,7 @@ def _unpack(
     """
     prefix_bytes, k, id_width = sizes
     classes = planes[prefix_bytes:]
-    # The open bits stand slot by slot, so each slot has a cursor of its own.
+    # The open bits are stored slot by slot, so each slot has its own cursor.
     cursors = np.zeros(k + 1, np.int64)
     for slot in range(k):
         cursors[slot + 1] = cursors[slot]
