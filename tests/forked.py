@@ -10,7 +10,13 @@ context = multiprocessing.get_context("forkserver")
 # Modules after the first are imported by it at first use. A process has one such server.
 context.set_forkserver_preload(
     [
-        *("tests.fault.captures", "pandas", "pyarrow.compute", "kdscale.store.native", "s3fs"),
+        *(
+            "tests.fault.captures",
+            "pandas",
+            "pyarrow.compute",
+            "kdscale.store.obstore_backend",
+            "s3fs",
+        ),
         *("torch.distributed", "deepspeed", "transformers.models.llama", "kdscale.train.job"),
     ]
 )

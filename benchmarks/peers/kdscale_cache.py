@@ -1,4 +1,4 @@
-"""kdscale's own cache, as a student reads it: packed at rest, checksums on.
+"""kdscale's cache, as a student reads it: packed ids, checksums on.
 
 Threads do the work of loader processes: with `workers` 0 a batch is read where the loop runs.
 """
@@ -27,7 +27,7 @@ from kdscale.store import open_store
 from kdscale.types import Rows
 
 PACKAGES = ("kdscale",)
-RESUME = "CacheLoader.state_dict"
+RESUME = "the number of the step"
 # Rows are shuffled within 64 chunks of 64 rows: four times the peers' buffers of 1,000.
 _WINDOW_CHUNKS = 64
 _DISK_BYTES = 8 << 30
@@ -36,7 +36,7 @@ _DATA = "0" * 16
 
 
 def write(records: Records, folder: Path, *, packed: bool = True) -> None:
-    """A published cache with shards and chunks of the default size."""
+    """Write a published cache with shards and chunks of the default size."""
     store, sizes = open_store(str(folder)), CacheConfig.model_fields
     identity = {
         "format": FORMAT,
@@ -70,7 +70,7 @@ def write(records: Records, folder: Path, *, packed: bool = True) -> None:
 
 
 def _rows(records: Records, at: np.ndarray) -> Rows:
-    """The records at `at` as rows of one document each."""
+    """Return the records at `at` as rows of one document each."""
     input_ids = records.input_ids[at]
     return Rows(
         sample_ids=records.sample_ids[at],
@@ -87,44 +87,55 @@ def _statistics(rows: Rows) -> RowStats:
 
 
 def open_loader(place: Place) -> "KdscaleLoader":
-    """A loader over the cache where it lies."""
+    """Return a loader over the cache where it lies: the one that students train with."""
     reader = _reader(place)
-    order = EpochOrder(
-        len(reader), seed=SEED, chunk_rows=reader.sequences_per_chunk, window_chunks=_WINDOW_CHUNKS
-    )
-    loader = CacheLoader(reader, order, global_batch_size=BATCH_ROWS, workers=place.workers)
     assert len(reader) % BATCH_ROWS == 0
-    return KdscaleLoader(loader, len(reader) // BATCH_ROWS)
+    return KdscaleLoader(reader, place.workers)
 
 
 def _reader(place: Place) -> CacheReader:
-    """A reader over the cache where it lies, decoded chunks in memory and on the local disk."""
+    """Return a reader of the cache where it lies, with chunks in memory and on the local disk."""
     return CacheReader(open_store(place.url), disk=DiskCache(place.cache, _DISK_BYTES))
 
 
 class KdscaleLoader:
     """Steps of an endless order, counted off into epochs."""
 
-    def __init__(self, loader: CacheLoader, steps: int) -> None:
-        self._loader = loader
-        self._steps = steps
+    def __init__(self, reader: CacheReader, threads: int) -> None:
+        self._reader = reader
+        self._threads = threads
+        self._steps = len(reader) // BATCH_ROWS
+        self._step = 0
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of the next epoch."""
+        """Yield the batches of the next epoch."""
         return self._batches(self._steps)
 
     def state(self) -> Any:
-        """A few integers."""
-        return self._loader.state_dict()
+        """Return the number of the next step."""
+        return self._step
 
     def resume(self, state: Any) -> Iterator[Batch]:
-        """The rest of the epoch."""
-        self._loader.load_state_dict(state)
-        return self._batches(self._steps - state["step"])
+        """Yield the rest of the epoch."""
+        self._step = state
+        return self._batches(self._steps - state)
 
     def _batches(self, steps: int) -> Iterator[Batch]:
-        for batch in islice(iter(self._loader), steps):
-            yield _fields(batch)
+        order = EpochOrder(
+            len(self._reader),
+            seed=SEED,
+            chunk_rows=self._reader.sequences_per_chunk,
+            window_chunks=_WINDOW_CHUNKS,
+        )
+        loader = CacheLoader(
+            self._reader,
+            order.batches(BATCH_ROWS, self._step),
+            threads=self._threads,
+            start_step=self._step,
+        )
+        for batch in islice(loader, steps):
+            self._step = batch.step + 1
+            yield _fields(batch.sequences)
 
 
 def _fields(batch: CachedRows) -> Batch:
@@ -137,10 +148,10 @@ def _fields(batch: CachedRows) -> Batch:
 
 
 def measure(place: Place) -> dict[str, Any]:
-    """Seconds from cached chunks on the local disk to decoded arrays, chunk by chunk, and of a
-    plain copy of the same bytes into new arrays.
+    """Measure the way from cached chunks on the local disk to decoded arrays, chunk by chunk.
 
-    One thread, a new reader each time, so that every chunk is verified and mapped again.
+    Beside it a plain copy of the same bytes into new arrays, in seconds. One thread, a new
+    reader each time, so that every chunk is verified and mapped again.
     """
     filled = _reader(place)
     rows, size = len(filled), filled.sequences_per_chunk

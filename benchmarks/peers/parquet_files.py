@@ -1,4 +1,4 @@
-"""Parquet files under `datasets`, Hugging Face's library: what its two arms have in common.
+"""Parquet files under `datasets`, Hugging Face's library: the common part of its two readers.
 
 Fields are binary columns: read at several times the speed of list columns, which would moreover
 come out as int64. Row groups of 1,000 rows, snappy and files of 64 MiB, as `to_parquet` and the Hub
@@ -19,7 +19,7 @@ _GROUP_ROWS = 1000
 
 
 def write(records: Records, folder: Path) -> None:
-    """Parquet files of binary columns."""
+    """Write Parquet files of binary columns."""
     folder.mkdir(parents=True, exist_ok=True)
     row_bytes = sum(values.nbytes for values in records.row(0).values())
     file_rows = _FILE_BYTES // row_bytes
@@ -30,7 +30,7 @@ def write(records: Records, folder: Path) -> None:
 
 
 def load_options(place: Place) -> dict[str, Any]:
-    """What `datasets.load_dataset` is to be called with."""
+    """Return the arguments of `datasets.load_dataset`."""
     return {
         "path": "parquet",
         "data_files": place.urls(".parquet"),
@@ -40,7 +40,7 @@ def load_options(place: Place) -> dict[str, Any]:
 
 
 def from_binary(name: str, data: bytes | memoryview, rows: int) -> np.ndarray:
-    """A field's bytes of `rows` rows as [rows, values]."""
+    """Return a field's bytes of `rows` rows as [rows, values]."""
     return np.frombuffer(data, np.int32 if name == "input_ids" else np.uint8).reshape(rows, -1)
 
 

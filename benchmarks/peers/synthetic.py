@@ -31,17 +31,17 @@ _SHARPNESS = (0.7, 1.6)
 
 
 def codec() -> Codec:
-    """Twelve ids of 16 bits and four head values of 8: 28 bytes."""
+    """Return the codec of twelve ids of 16 bits and four head values of 8: 28 bytes."""
     return make_codec(VaroptCodec(k=12, head=4, head_bits=8), VOCAB)
 
 
 def prior(records: Records) -> Prior:
-    """What packs the records' payload at rest."""
+    """Return the prior that the records' payload is packed under."""
     return count_prior([(records.input_ids, records.loss_mask.astype(bool))], VOCAB)
 
 
 def make_records(rows: int, seq_len: int) -> Records:
-    """`rows` rows of `seq_len` tokens; equal arguments give equal records."""
+    """Return `rows` rows of `seq_len` tokens; equal arguments give equal records."""
     generator = np.random.default_rng(0)
     input_ids = _tokens(generator, rows, seq_len)
     mask = generator.random(input_ids.shape) < 0.95
@@ -60,7 +60,7 @@ def make_records(rows: int, seq_len: int) -> Records:
 
 
 def _tokens(generator: np.random.Generator, rows: int, length: int) -> np.ndarray:
-    """[rows, length] int32."""
+    """Return [rows, length] int32."""
     tokens = np.empty((rows, length), np.int32)
     tokens[:, 0] = _zipf(generator, rows, VOCAB)
     for place in range(1, length):
@@ -72,20 +72,22 @@ def _tokens(generator: np.random.Generator, rows: int, length: int) -> np.ndarra
 
 
 def _zipf(generator: np.random.Generator, count: int, size: int) -> np.ndarray:
-    """Ranks below `size`, [count] int64: probability about 1 / (1 + rank)."""
+    """Return ranks below `size`, [count] int64, of probability about 1 / (1 + rank)."""
     return np.floor((size + 1) ** generator.random(count)).astype(np.int64) - 1
 
 
 def _favoured(contexts: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """The id that stands at `ranks` among those that `contexts` favour; more often a frequent one.
-    A multiplicative hash, without a table."""
+    """Return the id at each of `ranks` among those that `contexts` favour.
+
+    Frequent ids come more often. It is a multiplicative hash, without a table.
+    """
     mixed = (contexts.astype(np.uint64) * 40_503 + ranks.astype(np.uint64)) * 0x9E3779B97F4A7C15
     uniform = (mixed >> np.uint64(11)) * 2.0**-53
     return np.floor((VOCAB + 1) ** uniform).astype(np.int64) - 1
 
 
 def _payload(generator: np.random.Generator, contexts: np.ndarray) -> np.ndarray:
-    """[P, 28] uint8 for positions whose tokens are `contexts` [P]."""
+    """Return [P, 28] uint8 for positions whose tokens are `contexts` [P]."""
     sampled = generator.choice(contexts, max(1, len(contexts) // _ENCODED_SHARE), replace=False)
     sampled.sort()
     encoded = np.concatenate(list(_encoded(generator, sampled)))
@@ -97,7 +99,7 @@ def _payload(generator: np.random.Generator, contexts: np.ndarray) -> np.ndarray
 
 
 def _encoded(generator: np.random.Generator, contexts: np.ndarray) -> Iterator[np.ndarray]:
-    """[P, 28] uint8 in pieces."""
+    """Yield [P, 28] uint8 in pieces."""
     everywhere = _zipf_weights(VOCAB) * (1 - _LOCAL_SHARE)
     ranks, weights = np.arange(_FAVOURED), _zipf_weights(_FAVOURED) * _LOCAL_SHARE
     encoder = codec()
@@ -114,14 +116,16 @@ def _encoded(generator: np.random.Generator, contexts: np.ndarray) -> Iterator[n
 
 
 def _zipf_weights(size: int) -> torch.Tensor:
-    """The probabilities [size] float32 of `_zipf`."""
+    """Return the probabilities [size] float32 of `_zipf`."""
     edges = torch.arange(size + 1, dtype=torch.float64) + 1
     return (edges.log().diff() / math.log(size + 1)).float()
 
 
 def _set_stored_order(records: Records) -> None:
-    """Put the ids of each position's set in the order in which kdscale gives them back, in place:
-    the arms' rows are compared byte by byte, and the order of a set means nothing."""
+    """Put the ids of each position's set in the order in which kdscale stores them, in place.
+
+    The readers' rows are compared byte by byte, and the order of a set means nothing.
+    """
     encoder = codec()
     assert packable(encoder)
     packing = Packing(encoder, prior(records))

@@ -28,7 +28,7 @@ _SIGNED_SECONDS = 3600
 
 
 def write(records: Records, folder: Path) -> None:
-    """Tar files of one member a field."""
+    """Write tar files of one member a field."""
     folder.mkdir(parents=True, exist_ok=True)
     pattern = str(folder / "shard-%06d.tar")
     with webdataset.ShardWriter(pattern, maxsize=_SHARD_BYTES, verbose=0) as writer:
@@ -39,7 +39,7 @@ def write(records: Records, folder: Path) -> None:
 
 
 def open_loader(place: Place) -> "WebDatasetLoader":
-    """A loader that reads local tar files in place, and copies those of S3 to the cache."""
+    """Return a loader that reads local tar files in place, and copies those of S3 to the cache."""
     urls = place.urls(".tar")
     dataset = webdataset.WebDataset(
         [_signed(url) for url in urls] if place.is_remote else urls,
@@ -47,7 +47,7 @@ def open_loader(place: Place) -> "WebDatasetLoader":
         detshuffle=True,
         seed=SEED,
         cache_dir=str(place.cache) if place.is_remote else None,
-        # A worker may be left without a shard.
+        # A worker may have no shard.
         empty_check=False,
     )
     batches = (
@@ -66,7 +66,7 @@ def open_loader(place: Place) -> "WebDatasetLoader":
 
 
 def _signed(url: str) -> str:
-    """An http URL that curl may read without credentials."""
+    """Return an http URL that curl may read without credentials."""
     parts = urlparse(url)
     client = boto3.client("s3", config=Config(signature_version="s3v4"))
     names = {"Bucket": parts.netloc, "Key": parts.path.lstrip("/")}
@@ -91,16 +91,16 @@ class WebDatasetLoader:
         self._taken = 0
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The next epoch."""
+        """Yield the next epoch."""
         self._taken = 0
         for batch in self._loader:
             self._taken += 1
             yield batch
 
     def state(self) -> Any:
-        """Batches taken: there is no state of its own."""
+        """Return the number of batches taken: it has no other state."""
         return self._taken
 
     def resume(self, state: Any) -> Iterator[Batch]:
-        """What is left after as many batches."""
+        """Return what is left after as many batches."""
         return islice(self.epoch(0), state, None)

@@ -2,7 +2,7 @@
 
 Numba compiles such a function at its first call and keeps the machine code beside the source, or in
 the user's cache folder. The function runs without the interpreter's lock, so threads decode side by
-side. It must do without bounds checks, so whoever calls it checks sizes first.
+side. It has no bounds checks, so its callers check sizes first.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,10 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def compiled(function: Function) -> Function:
-    """`function`, compiled. It takes and returns numbers, arrays and plain tuples of them.
+    """Return `function` compiled. It takes and returns numbers, arrays and plain tuples of them.
 
-    The machine code that is kept knows neither other files nor the names of classes: a function
-    uses no code and no class of ours beyond its own file, or it would survive their change.
+    The kept machine code depends neither on other files nor on the names of classes: a function
+    may use no code and no class of ours beyond its own file, or it would survive their change.
     """
     try:
         return njit(nogil=True, cache=True)(function)
@@ -28,7 +28,7 @@ def compiled(function: Function) -> Function:
 
 @compiled
 def _nothing() -> None:
-    """Numba imports most of itself at the first call of any function: better now than in a loop."""
+    """Numba imports most of itself at the first call of any function: that is done now."""
 
 
 _nothing()

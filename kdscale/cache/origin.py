@@ -24,7 +24,7 @@ def write_origin(store: Store, facts: dict[str, Any], tokenizer_json: bytes) -> 
 
 
 def read_facts(store: Store) -> dict[str, Any]:
-    """The facts of the cache in `store`; none of one without an origin."""
+    """Return the facts of the cache in `store`; none of one without an origin."""
     try:
         found: dict[str, Any] = json.loads(store.get(_FACTS))
     except (FileNotFoundError, ValueError):
@@ -33,8 +33,12 @@ def read_facts(store: Store) -> dict[str, Any]:
 
 
 def read_tokenizer(store: Store, identity: Identity) -> bytes | None:
-    """The tokenizer.json of the cache in `store`, which is of this `identity`; None where it is not
-    there."""
+    """Return the tokenizer.json of the cache in `store`.
+
+    None where it is missing or another one.
+
+    It must be that of the cache's `identity`.
+    """
     try:
         found = store.get(_TOKENIZER)
     except FileNotFoundError:

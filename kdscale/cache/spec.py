@@ -18,8 +18,10 @@ Identity = dict[str, Any]
 
 
 def has_labels(identity: Identity) -> bool:
-    """Whether the cache's rows bring their labels: those of causal language models are the next
-    tokens."""
+    """Return whether the cache's rows bring their labels.
+
+    Those of causal language models are the next tokens.
+    """
     return identity.get("task", "causal-lm") != "causal-lm"
 
 
@@ -35,11 +37,11 @@ def check_cache_spec(found: Identity, expected: Identity) -> None:
         ]
         raise KdscaleError(
             "The cache was made for something else:\n" + "\n".join(lines),
-            "Make the config agree with the cache, or write a cache of its own to another output.",
+            "Make the config agree with the cache, or write another cache to another output.",
         )
 
 
 def _as_stored(identity: Identity) -> Identity:
-    """The identity as JSON gives it back, in which a tuple is a list."""
+    """Return the identity as JSON gives it back, in which a tuple is a list."""
     stored: Identity = json.loads(json.dumps(identity))
     return stored

@@ -1,4 +1,4 @@
-"""Where S3 is and who asks: the environment, and botocore for what the environment leaves open.
+"""Endpoint and credentials of S3: from the environment, and from botocore for the rest.
 
 Both clients of S3 take it from here, so that a run behaves the same through either.
 """
@@ -23,7 +23,7 @@ _ENDPOINT_NAMES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
 def endpoint() -> str | None:
-    """The S3 endpoint that the environment names; None for Amazon's own."""
+    """Return the S3 endpoint that the environment names; None for Amazon's own."""
     return next(filter(None, map(os.environ.get, _ENDPOINT_NAMES)), None)
 
 
@@ -73,6 +73,7 @@ class Credentials:
     found: Any
 
     def __call__(self) -> dict[str, Any]:
+        """Return what obstore expects of a credential provider."""
         frozen = self.found.get_frozen_credentials()
         return {
             "access_key_id": frozen.access_key,
@@ -82,7 +83,7 @@ class Credentials:
         }
 
 
-def native_s3_options(bucket: str) -> dict[str, Any] | None:
+def obstore_s3_options(bucket: str) -> dict[str, Any] | None:
     """Arguments of obstore's S3Store; None where only s3fs can do what the settings ask for.
 
     Environment variables, profiles, SSO, roles of the machine: botocore looks them all up, as it

@@ -12,12 +12,13 @@ import importlib.util
 import logging
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from kdscale.store.aws import check_endpoint, endpoint
-from kdscale.store.backend import Backend
 from kdscale.store.fsspec_backend import FsspecBackend
 from kdscale.store.redact import redact
+from kdscale.store.store import Entry
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,44 @@ _native_process: int | None = None
 # Buckets that have answered this process, or the one that handed it the connection; each with the
 # endpoint.
 _answered: set[tuple[str, str | None]] = set()
+
+
+class Backend(Protocol):
+    """One process's client. Safe in many threads; neither pickled nor used after a fork.
+
+    Methods that read raise FileNotFoundError where there is nothing at the URL; any other failure
+    is an OSError or an exception of the client, which `retry` tells apart.
+    """
+
+    def read(self, url: str) -> bytes:
+        """Return the whole object."""
+
+    def read_range(self, url: str, start: int, length: int) -> bytes:
+        """`length` bytes from byte `start`; fewer where the object ends or the answer is cut."""
+
+    def write(self, url: str, data: bytes) -> None:
+        """Write the object in one piece, over what is there."""
+
+    def create(self, url: str, data: bytes) -> bool:
+        """Write the object in one request unless the key is taken; False where the store says so.
+
+        The refusal may be the answer to this very write, sent twice by the network below.
+        """
+
+    def size(self, url: str) -> int:
+        """Bytes of the object."""
+
+    def remove(self, url: str) -> None:
+        """Remove the object; nothing there is fine."""
+
+    def find(self, url: str) -> list[Entry]:
+        """All objects below the folder `url`, at any depth, with keys relative to it."""
+
+    def send_file(self, url: str, path: Path) -> None:
+        """Like `write`, from a file that may be larger than memory."""
+
+    def fetch_file(self, url: str, path: Path) -> None:
+        """Write the object to the file `path`, which a failure leaves in any state."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,7 +95,7 @@ class Connection:
         _answered.add(self._bucket)
 
     def backend(self) -> Backend:
-        """The client of this process. KdscaleError where the package it needs is missing."""
+        """Return the client of this process. KdscaleError where the package it needs is missing."""
         found = self._opened.get(os.getpid())
         # Threads that meet here first may each open one; the first stored stays.
         return found or self._opened.setdefault(os.getpid(), self._open())
@@ -71,10 +110,10 @@ class Connection:
         if self.url.startswith(("s3://", "s3a://")):
             check_endpoint()
         if os.environ.get("KDSCALE_STORE") != "fsspec" and importlib.util.find_spec("obstore"):
-            from kdscale.store.native import open_native
+            from kdscale.store.obstore_backend import open_obstore
 
             if _native_process in (None, os.getpid()):
-                native = open_native(self.url, self.read_timeout)
+                native = open_obstore(self.url, self.read_timeout)
                 if native is not None:
                     _native_process = os.getpid()
                     return native
@@ -84,7 +123,7 @@ class Connection:
 
 
 def _connect(url: str, read_timeout: float, has_answered: bool) -> Connection:
-    """A connection that another process has handed over."""
+    """Return a connection that another process has handed over."""
     connection = Connection(url, read_timeout)
     if has_answered:
         connection.heard()

@@ -1,8 +1,7 @@
-"""One wording for what goes wrong with a place for data, whoever says it: the file system, obstore,
-fsspec and its file systems, botocore, the network, a hub.
+"""One wording of storage errors: file system, fsspec, obstore, botocore, network or hub.
 
-Stores raise what `worded` returns. `explain` and `explained` make a KdscaleError of it, and of what
-the file system says elsewhere, where a person is to read it.
+Stores raise what `worded` returns. `explain` and `explained` turn it, and errors that the file
+system raises elsewhere, into a KdscaleError for a person to read.
 """
 
 import errno
@@ -52,7 +51,7 @@ _ENDPOINT = "Check AWS_ENDPOINT_URL (or your provider's setting), the network, a
 
 # What the file system of a machine says, and what to do about it.
 _RIGHTS = ("access was denied", "Give {user} the right to it, or choose another place.")
-_NO_FOLDER = ("a file stands where a folder is needed", "Correct the path {where}.")
+_NO_FOLDER = ("a file is where a folder is needed", "Correct the path {where}.")
 _FILE_SYSTEM = {
     errno.ENOSPC: ("the disk is full", "Free space on that disk, or choose another place."),
     errno.EDQUOT: (
@@ -96,7 +95,7 @@ def worded(error: BaseException, verb: str, url: str, path: Path | None = None) 
     is_remote = "://" in url
     if number in _FILE_SYSTEM and (not is_remote or number in _OF_THIS_MACHINE):
         where = (str(path) if path else "A disk of this machine") if is_remote else shown
-        # What stands in the way is not what was asked for.
+        # The obstacle is not the object that was asked for.
         named = getattr(error, "filename", None) if number in _IN_THE_WAY else None
         what, fix = _of_file_system(number, redact(str(named)) if named else where)
         what = f"{what} ({_cause(error)})"
@@ -107,8 +106,10 @@ def worded(error: BaseException, verb: str, url: str, path: Path | None = None) 
 
 
 def explain(error: BaseException) -> KdscaleError | None:
-    """What `error`, or what it was raised from, says of a place for data. None where it says
-    nothing of one: then it is a fault of ours, or of a library."""
+    """Return the KdscaleError for `error`, if it or a cause of it is about a place for data.
+
+    None where it is not: then it is a fault of ours, or of a library.
+    """
     for link in chain(error):
         if isinstance(link, KdscaleError):
             # Ray's own class around an error has the error in `cause`.
@@ -136,7 +137,7 @@ def explain(error: BaseException) -> KdscaleError | None:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """What the block raises of a place for data becomes a KdscaleError."""
+    """Turn errors about a place for data in the block into KdscaleError."""
     try:
         yield
     except KdscaleError:
@@ -157,7 +158,7 @@ def is_bucket_missing(error: BaseException) -> bool:
 
 
 def _of_remote(error: BaseException) -> tuple[str, str]:
-    """What is wrong, and what to do about it."""
+    """Return what is wrong, and what to do about it."""
     links = list(chain(error))
     cause = _cause(error)
     names = set().union(*map(class_names, links))
@@ -207,13 +208,16 @@ def _of_file_system(number: int, where: str) -> tuple[str, str]:
 
 
 def _errno(error: BaseException) -> int:
-    """The number that the kernel gave, wherever it stands in the chain; 0 where there is none."""
+    """Return the number that the kernel gave, from any link of the chain.
+
+    0 where there is none.
+    """
     numbers = (link.errno for link in chain(error) if isinstance(link, OSError))
     return next((number for number in numbers if isinstance(number, int)), 0)
 
 
 def _cause(error: BaseException) -> str:
-    """What was said first."""
+    """Return the text of the first error in the chain."""
     root = list(chain(error))[-1]
     return redact(str(root)).strip().rstrip(".:") or type(root).__name__
 

@@ -55,21 +55,27 @@ class FsspecBackend:
         self._filesystem = _open(url, read_timeout)
 
     def read(self, url: str) -> bytes:
+        """See `Backend.read`."""
         options = _ONE_REQUEST.get(self._protocol, {})
         data: bytes = self._filesystem.cat_file(self._path(url), **options)
         return data
 
     def read_range(self, url: str, start: int, length: int) -> bytes:
+        """See `Backend.read_range`."""
         end = start + length
         data: bytes = self._filesystem.cat_file(self._path(url), start=start, end=end)
         return data
 
     def write(self, url: str, data: bytes) -> None:
+        """See `Backend.write`."""
         self._send("pipe_file", self._path(url), data, size=len(data))
 
     def create(self, url: str, data: bytes) -> bool:
-        """See Backend. Where the protocol has no conditional put, it is a look and then a put: only
-        a single committer may rely on that."""
+        """See `Backend.create`.
+
+        Where the protocol has no conditional put, it is a look and then a put: only a
+        single committer may rely on that.
+        """
         path = self._path(url)
         if not claims_conditional_put(url):
             if self._filesystem.exists(path):
@@ -86,16 +92,19 @@ class FsspecBackend:
         return True
 
     def size(self, url: str) -> int:
+        """See `Backend.size`."""
         info = self._filesystem.info(self._path(url))
         if info["type"] != "file":
             raise FileNotFoundError(url)
         return int(info["size"])
 
     def remove(self, url: str) -> None:
+        """See `Backend.remove`."""
         with suppress(FileNotFoundError):
             self._filesystem.rm_file(self._path(url))
 
     def find(self, url: str) -> list[Entry]:
+        """See `Backend.find`."""
         folder = self._path(url) + "/"
         found = self._filesystem.find(self._path(url), detail=True)
         return [
@@ -106,13 +115,18 @@ class FsspecBackend:
         ]
 
     def send_file(self, url: str, path: Path) -> None:
+        """See `Backend.send_file`."""
         self._send("put_file", str(path), self._path(url), size=path.stat().st_size)
 
     def fetch_file(self, url: str, path: Path) -> None:
+        """See `Backend.fetch_file`."""
         self._filesystem.get_file(self._path(url), str(path))
 
     def _path(self, url: str) -> str:
-        """The file system's own name of `url`: without protocol, user and host as it needs it."""
+        """Return the file system's own name of `url`.
+
+        Without protocol, user and host as it needs it.
+        """
         path: str = self._filesystem._strip_protocol(url)
         return path
 

@@ -20,7 +20,7 @@ from kdscale.store.store import Store
 log = logging.getLogger(__name__)
 
 PutIfAbsent = Callable[[str, bytes], bool]
-"""`Store.put_if_absent` of a store whose probe passes, or what stands for it."""
+"""`Store.put_if_absent` of a store whose probe passes, or its replacement."""
 
 _RENEWALS_A_LEASE = 4
 _PAUSE_SECONDS = 1.0
@@ -28,8 +28,11 @@ _PAUSE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Lease:
-    """Who may write. `token` is the process's own; `renewed` and `since` are seconds since the
-    epoch; `process` says which process of which machine it is, "" where that is not known."""
+    """The right of one process to write.
+
+    `token` is the process's own; `renewed` and `since` are seconds since the epoch; `process`
+    names the process and its machine, "" where that is not known.
+    """
 
     owner: str
     epoch: int
@@ -40,10 +43,13 @@ class Lease:
 
 
 @dataclass(frozen=True)
-class Terms:
-    """How a lease is held. seconds: after which an unrenewed one counts as dead; clocks of the
-    hosts must agree within a small part of it. verb: what its owner does, for messages. claim: what
-    decides between processes that start together. is_dead: knows of holders that are gone."""
+class LeaseConfig:
+    """Settings of a lease.
+
+    seconds: after which an unrenewed one counts as dead; clocks of the hosts must agree within
+    a small part of it. verb: what its owner does, for messages. claim: decides between
+    processes that start together. is_dead: whether a holder is known to be gone.
+    """
 
     seconds: float = 60.0
     verb: str = "write"
@@ -59,7 +65,9 @@ class HeldLease:
     lease over at once, so give each run its own; so does one that knows the owner to be dead.
     """
 
-    def __init__(self, store: Store, key: str, owner: str, terms: Terms, process: str = "") -> None:
+    def __init__(
+        self, store: Store, key: str, owner: str, terms: LeaseConfig, process: str = ""
+    ) -> None:
         """KdscaleError where another one holds it."""
         self._store = store
         self._key = key
@@ -103,7 +111,7 @@ class HeldLease:
                 self._write(replace(self._lease, renewed=0.0))
 
     def _taken(self, owner: str, process: str) -> Lease:
-        """A lease of the next epoch, claimed, written and read back."""
+        """Take a lease of the next epoch: claim it, write it and read it back."""
         found = self._read()
         now = self._terms.clock()
         if found is not None and found.owner != owner and self._lives(found, now):
@@ -122,8 +130,11 @@ class HeldLease:
         return mine
 
     def _claimed(self, epoch: int, token: str) -> int:
-        """`epoch` or the first after it that this process could claim. KdscaleError where another
-        one claimed it and holds the lease; one that died before it wrote the lease is passed by."""
+        """Claim `epoch` or the first after it that is free, and return it.
+
+        KdscaleError where another process claimed it and holds the lease; a process that
+        died before it wrote the lease is passed by.
+        """
         claim = self._terms.claim
         while claim is not None and not claim(self._claim_key(epoch), token.encode()):
             time.sleep(_PAUSE_SECONDS)
@@ -150,8 +161,11 @@ class HeldLease:
         )
 
     def _check(self) -> None:
-        """KdscaleError unless this process holds the lease. Of two leases the higher epoch counts:
-        where a stalled predecessor has written over this one, it is written again."""
+        """Raise KdscaleError unless this process holds the lease.
+
+        Of two leases the higher epoch counts: where a stalled predecessor has overwritten
+        this one, it is written again.
+        """
         mine = self._lease
         if self._closed.is_set():
             raise KdscaleError(

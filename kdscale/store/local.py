@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdscale.errors import StoreError
-from kdscale.store.check import check
 from kdscale.store.errors import worded
 from kdscale.store.store import Entry, Store
 
@@ -29,16 +28,20 @@ class LocalStore(Store):
     """A store whose `url` is an absolute path."""
 
     def local_path(self, key: str = "") -> Path:
+        """See `Store.local_path`."""
         return self._path(key) if key else Path(self.url)
 
     def get(self, key: str) -> bytes:
+        """See `Store.get`."""
         with self._worded("get", key):
             return self._file(key).read_bytes()
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
+        """See `Store.get_range`."""
         return self.get_ranges(key, [(start, length)])[0]
 
     def get_ranges(self, key: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        """See `Store.get_ranges`."""
         for start, length in spans:
             assert min(start, length) >= 0, (start, length)
         with self._worded("get_ranges", key), self._file(key).open("rb", buffering=0) as file:
@@ -46,11 +49,13 @@ class LocalStore(Store):
             return [self._read(file.fileno(), key, *span) for span in spans]
 
     def put(self, key: str, data: bytes) -> None:
+        """See `Store.put`."""
         path = self._path(key)
         with self._worded("put", key), _written(path, data) as temporary:
             os.replace(temporary, path)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
+        """See `Store.put_if_absent`."""
         path = self._path(key)
         with self._worded("put_if_absent", key), _written(path, data) as temporary:
             try:
@@ -60,14 +65,17 @@ class LocalStore(Store):
         return True
 
     def exists(self, key: str) -> bool:
+        """See `Store.exists`."""
         with self._worded("get", key):
             return self._path(key).is_file()
 
     def size(self, key: str) -> int:
+        """See `Store.size`."""
         with self._worded("size", key):
             return self._file(key).stat().st_size
 
     def delete(self, key: str) -> None:
+        """See `Store.delete`."""
         path = self._path(key)
         with self._worded("delete", key), suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
@@ -82,26 +90,28 @@ class LocalStore(Store):
                 return  # Something is in it.
 
     def entries(self, prefix: str = "") -> list[Entry]:
+        """See `Store.entries`."""
         return list(filter(None, map(self._entry, self.list(prefix))))
 
     def leftovers(self) -> list[Entry]:
+        """See `Store.leftovers`."""
         return list(filter(None, map(self._entry, filter(_is_temporary, self._keys()))))
 
     def list(self, prefix: str = "") -> list[str]:
+        """See `Store.list`."""
         with self._worded("list"):
             return sorted(key for key in self._keys(prefix) if not _is_temporary(key))
 
     def put_file(self, key: str, path: Path) -> None:
+        """See `Store.put_file`."""
         target = self._path(key)
         with self._worded("put_file", key), _copied(path, target) as temporary:
             os.replace(temporary, target)
 
     def get_file(self, key: str, path: Path) -> None:
+        """See `Store.get_file`."""
         with self._worded("get_file", key), _copied(self._file(key), path) as temporary:
             os.replace(temporary, path)
-
-    def check(self) -> None:
-        check(self)
 
     def _keys(self, prefix: str = "") -> Iterator[str]:
         """Keys of all files, temporary ones too."""
@@ -136,7 +146,7 @@ class LocalStore(Store):
 
     @contextmanager
     def _worded(self, verb: str, key: str = "") -> Iterator[None]:
-        """What the file system says as StoreError, but for a key that holds nothing."""
+        """Turn errors of the file system into StoreError, except for a key that holds nothing."""
         try:
             yield
         except FileNotFoundError:
@@ -150,7 +160,7 @@ class LocalStore(Store):
         return Path(self._join(key))
 
     def _file(self, key: str) -> Path:
-        """The path of an object; FileNotFoundError where there is none, or a folder."""
+        """Return the path of an object; FileNotFoundError where there is none, or a folder."""
         path = self._path(key)
         if not path.is_file():
             raise FileNotFoundError(f"{self}/{key} does not exist")
@@ -159,7 +169,7 @@ class LocalStore(Store):
 
 @contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
-    """A new temporary file in the folder of `path`, which is made. It is removed after."""
+    """Yield a new temporary file in the folder of `path`, which is made; it is removed after."""
     prefix, suffix = _TEMPORARY
     temporary = path.parent / f"{prefix}{uuid.uuid4().hex}{suffix}"
     _make(temporary)
@@ -170,7 +180,7 @@ def temporary_beside(path: Path) -> Iterator[Path]:
 
 
 def _make(path: Path) -> None:
-    """An empty file and its folders, however often another process removes them as empty."""
+    """Make an empty file and its folders, however often another process removes them as empty."""
     for _ in range(_TRIES):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +197,7 @@ def _make(path: Path) -> None:
 
 @contextmanager
 def _written(path: Path, data: bytes) -> Iterator[Path]:
-    """`data` on disk in a temporary file beside `path`; the body gives it its name."""
+    """Write `data` to disk in a temporary file beside `path`, which the body renames."""
     with temporary_beside(path) as temporary:
         temporary.write_bytes(data)
         _flush(temporary)
@@ -206,8 +216,10 @@ def _copied(source: Path, target: Path) -> Iterator[Path]:
 
 
 def _unless_missing(error: OSError) -> None:
-    """A folder that has gone since it was listed, or a file, holds no keys; one that may not be
-    read is no empty one."""
+    """Ignore a folder that is gone since it was listed, or is a file: it holds no keys.
+
+    One that may not be read is not an empty one.
+    """
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error
 

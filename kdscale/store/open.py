@@ -21,10 +21,10 @@ _SLIP = re.compile(r"(\w+)(?::/?(?!/)|//+)(.*)")
 
 
 def open_store(url: str) -> Store:
-    """The store at a local path or fsspec URL. Opens no connection: `Store.check` does.
+    """Return the store at a local path or fsspec URL. Opens no connection: `Store.check` does.
 
-    Relative paths are made absolute at once, because workers run in other folders. KdscaleError for
-    an empty URL, an unknown protocol, or a path that looks like a mistyped URL.
+    Relative paths are made absolute at once, because workers run in other folders. KdscaleError
+    for an empty URL, an unknown protocol, or a path that looks like a mistyped URL.
     """
     protocol, separator, rest = url.partition("://")
     if not separator or protocol in ("file", "local"):
@@ -53,7 +53,7 @@ def open_store(url: str) -> Store:
 
 
 def file_at(path: str) -> tuple[Store, str]:
-    """The store and the key of a file at a path or URL. KdscaleError as of `open_store`."""
+    """Return the store and the key of a file at a path or URL. KdscaleError as of `open_store`."""
     folder, slash, name = path.rpartition("/")
     if folder.endswith(":/") or not name:
         raise KdscaleError(f"{redact(path)!r} names no file.", "Give the path or URL of a file.")
@@ -74,6 +74,6 @@ def _refuse_slip(path: str) -> None:
 
 
 def _meant(protocol: str) -> str | None:
-    """The protocol that was meant, if it is to be guessed."""
+    """Return the protocol that was probably meant, if any is close."""
     near = difflib.get_close_matches(protocol.strip().lower(), sorted(_REMOTE), 1, 0.5)
     return near[0] if near else None

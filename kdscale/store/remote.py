@@ -1,7 +1,7 @@
 """A store behind a client: S3, GCS, Azure and whatever else fsspec reaches.
 
-What the clients have in common stands here: the retry policy, what an error says, and what to make
-of an answer that is short or a create that is refused.
+What the clients have in common is here: the retry policy, the wording of errors, and the handling
+of short answers and refused creates.
 """
 
 import os
@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from kdscale.errors import KdscaleError, StoreError
-from kdscale.store.backend import Backend
-from kdscale.store.check import check
-from kdscale.store.connection import Connection
+from kdscale.store.connection import Backend, Connection
 from kdscale.store.errors import is_bucket_missing, worded
 from kdscale.store.fsspec_backend import claims_conditional_put
 from kdscale.store.local import temporary_beside
@@ -39,15 +37,18 @@ class RemoteStore(Store):
 
     @property
     def claims_conditional_put(self) -> bool:
+        """See `Store.claims_conditional_put`."""
         return claims_conditional_put(self.url)
 
     def local_path(self, key: str = "") -> None:
-        return None
+        """See `Store.local_path`: there is none."""
 
     def get(self, key: str) -> bytes:
+        """See `Store.get`."""
         return self._call("get", self._join(key), lambda backend, url: backend.read(url))
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
+        """See `Store.get_range`."""
         assert min(start, length) >= 0, (start, length)
         if length == 0:
             return b""
@@ -63,17 +64,22 @@ class RemoteStore(Store):
         return self._call("get_range", self._join(key), read)
 
     def get_ranges(self, key: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        """See `Store.get_ranges`."""
         if len(spans) < 2:
             return [self.get_range(key, *span) for span in spans]
         with ThreadPoolExecutor(min(len(spans), _RANGES_AT_ONCE)) as pool:
             return list(pool.map(lambda span: self.get_range(key, *span), spans))
 
     def put(self, key: str, data: bytes) -> None:
+        """See `Store.put`."""
         self._call("put", self._join(key), lambda backend, url: backend.write(url, data))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """See Store. Where the protocol has no conditional put, it is a look and then a put: only a
-        single committer may rely on that."""
+        """See `Store.put_if_absent`.
+
+        Where the protocol has no conditional put, it is a look and then a put: only a
+        single committer may rely on that.
+        """
 
         def create(backend: Backend, url: str) -> bool:
             if backend.create(url, data):
@@ -86,6 +92,7 @@ class RemoteStore(Store):
         return self._call("put_if_absent", self._join(key), create)
 
     def exists(self, key: str) -> bool:
+        """See `Store.exists`."""
         try:
             self.size(key)
         except FileNotFoundError:
@@ -93,6 +100,8 @@ class RemoteStore(Store):
         return True
 
     def size(self, key: str) -> int:
+        """See `Store.size`."""
+
         def find(backend: Backend, url: str) -> int:
             try:
                 return backend.size(url)
@@ -106,9 +115,11 @@ class RemoteStore(Store):
         return self._call("size", self._join(key), find)
 
     def delete(self, key: str) -> None:
+        """See `Store.delete`."""
         self._call("delete", self._join(key), lambda backend, url: backend.remove(url))
 
     def entries(self, prefix: str = "") -> list[Entry]:
+        """See `Store.entries`."""
         folder = prefix.rpartition("/")[0]
         base = self._join(folder) if folder else self.url
         found = self._call("list", base, lambda backend, url: backend.find(url))
@@ -120,14 +131,17 @@ class RemoteStore(Store):
         )
 
     def list(self, prefix: str = "") -> list[str]:
+        """See `Store.list`."""
         return [entry.key for entry in self.entries(prefix)]
 
     def put_file(self, key: str, path: Path) -> None:
+        """See `Store.put_file`."""
         self._call(
             "put_file", self._join(key), lambda backend, url: backend.send_file(url, path), path
         )
 
     def get_file(self, key: str, path: Path) -> None:
+        """See `Store.get_file`."""
         with temporary_beside(path) as temporary:
             self._call(
                 "get_file",
@@ -138,9 +152,10 @@ class RemoteStore(Store):
             os.replace(temporary, path)
 
     def check(self) -> None:
-        # Impatient, on a connection of its own: this runs while somebody waits at a prompt.
+        # With short timeouts on a new connection: this runs while a person waits at a prompt.
+        """See `Store.check`."""
         quick = Connection(self.url, read_timeout=8)
-        check(replace(self, connection=quick, retry=Retry(deadline=8)))
+        Store.check(replace(self, connection=quick, retry=Retry(deadline=8)))
 
     def _call(
         self,
@@ -149,8 +164,11 @@ class RemoteStore(Store):
         operation: Callable[[Backend, str], T],
         path: Path | None = None,
     ) -> T:
-        """`operation(client, url)` under the retry policy. FileNotFoundError for what is not there,
-        StoreError for all other failures. path: the file of this machine that it is about too."""
+        """Call `operation(client, url)` under the retry policy.
+
+        FileNotFoundError for a missing object, StoreError for all other failures. path: the
+        file of this machine that it is about too.
+        """
         known = self.connection.has_answered
         deadline = self.retry.deadline if known else min(self.retry.deadline, _FIRST_DEADLINE)
         retry = replace(self.retry, deadline=deadline, knows_host=known)

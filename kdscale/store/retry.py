@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential
+
 from kdscale.store.redact import redact
 
 T = TypeVar("T")
@@ -55,13 +57,13 @@ _OUTAGE = 10.0  # seconds
 
 
 def full_jitter(ceiling: float) -> float:
-    """A pause in seconds, uniform between 0 and `ceiling`."""
+    """Return a pause in seconds, uniform between 0 and `ceiling`."""
     return _random.uniform(0.0, ceiling)
 
 
 @dataclass(frozen=True)
 class Retry:
-    """Calls an operation until it succeeds, fails for good, or `deadline` seconds would be over.
+    """Policy that calls an operation until it succeeds, fails for good, or `deadline` s are over.
 
     knows_host: whether the host has ever answered. Of one that has not, a name that no name server
     knows is a mistake and no outage.
@@ -76,22 +78,32 @@ class Retry:
     knows_host: bool = True
 
     def __call__(self, operation: Callable[[], T], name: str = "") -> T:
-        """The operation's result; `name` is for the log. Raises the last error, unchanged."""
-        start = self.clock()
-        ceiling = self.first_pause
-        while True:
-            try:
-                return operation()
-            except Exception as error:
-                elapsed, pause = self.clock() - start, self.jitter(ceiling)
-                if not self._may_pass(error) or elapsed + pause > self.deadline:
-                    raise
-                # Blips are everyday; an outage is why nothing moves, and people should be told.
-                level = logging.WARNING if elapsed > _OUTAGE else logging.INFO
-                text = f"{name}: {type(error).__name__}: {error}; trying again in {pause:.1f} s"
-                log.log(level, redact(text))
-            self.sleep(pause)
-            ceiling = min(2 * ceiling, self.longest_pause)
+        """Return the operation's result, or raise its last error, unchanged. `name` is logged."""
+        start, elapsed = self.clock(), 0.0
+        ceiling = wait_exponential(multiplier=self.first_pause, max=self.longest_pause)
+
+        def is_too_late(state: RetryCallState) -> bool:
+            nonlocal elapsed
+            elapsed = self.clock() - start
+            return elapsed + state.upcoming_sleep > self.deadline
+
+        def log_pause(state: RetryCallState) -> None:
+            assert state.outcome is not None
+            error = state.outcome.exception()
+            # A blip is no news; a longer outage is why a run stands still.
+            level = logging.WARNING if elapsed > _OUTAGE else logging.INFO
+            text = f"{name}: {type(error).__name__}: {error}; trying again in "
+            log.log(level, redact(f"{text}{state.upcoming_sleep:.1f} s"))
+
+        retrying = Retrying(
+            retry=retry_if_exception(self._may_pass),
+            wait=lambda state: self.jitter(ceiling(state)),
+            stop=is_too_late,
+            before_sleep=log_pause,
+            sleep=self.sleep,
+            reraise=True,
+        )
+        return retrying(operation)
 
     def _may_pass(self, error: BaseException) -> bool:
         is_mistake = not self.knows_host and any(map(is_unknown_host, chain(error)))
@@ -114,7 +126,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def http_status(error: BaseException) -> int | None:
-    """The HTTP status that an error of botocore, aiohttp, azure or gcsfs carries, if any."""
+    """Return the HTTP status that an error of botocore, aiohttp, azure or gcsfs carries, if any."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -133,8 +145,10 @@ def is_unknown_host(error: BaseException) -> bool:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it was raised from, and so on; Ray and botocore keep that in places of their
-    own."""
+    """Yield the error, what it was raised from, and so on.
+
+    Ray and botocore keep the cause in attributes of theirs.
+    """
     link: BaseException | None = error
     seen: set[int] = set()
     while isinstance(link, BaseException) and id(link) not in seen:
@@ -151,7 +165,7 @@ def class_names(error: BaseException) -> set[str]:
 
 
 def error_code(error: BaseException) -> str | None:
-    """The code that S3 gave, such as "NoSuchKey", if any."""
+    """Return the code that S3 gave, such as "NoSuchKey", if any."""
     response = getattr(error, "response", None)
     return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
 

@@ -5,13 +5,14 @@ writer that dies leaves whole objects or nothing, and `put_if_absent` is the one
 between writers.
 """
 
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from kdscale.errors import KdscaleError
+from kdscale.errors import KdscaleError, StoreError
 from kdscale.store.redact import redact
 
 
@@ -35,14 +36,14 @@ class Store(ABC):
     url: str
 
     def __str__(self) -> str:
-        """The URL without credentials: what messages should show."""
+        """Return the URL without credentials, as messages should show it."""
         return redact(self.url)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
 
     def child(self, name: str) -> Self:
-        """The store under `name`, which may contain "/"."""
+        """Return the store under `name`, which may contain "/"."""
         return replace(self, url=self._join(name))
 
     def _join(self, key: str) -> str:
@@ -61,11 +62,11 @@ class Store(ABC):
 
     @abstractmethod
     def local_path(self, key: str = "") -> Path | None:
-        """The path of `key` (of the store itself for ""), or None where the store is not local."""
+        """Return the path of `key` (of the store itself for ""); None where the store is remote."""
 
     @abstractmethod
     def get(self, key: str) -> bytes:
-        """The whole object."""
+        """Return the whole object."""
 
     @abstractmethod
     def get_range(self, key: str, start: int, length: int) -> bytes:
@@ -104,9 +105,10 @@ class Store(ABC):
         """Like `list`, with size and age. A store that tells no ages says that all is fresh."""
 
     def leftovers(self) -> list[Entry]:
-        """What killed writers left and no listing shows; `delete` takes their keys.
+        """Return what killed writers left and no listing shows; `delete` takes their keys.
 
-        A writer at work has such an object too, so only old ones may go. Remote stores have none.
+        A writer at work has such an object too, so only old ones may go. Remote stores have
+        none.
         """
         return []
 
@@ -122,9 +124,23 @@ class Store(ABC):
     def get_file(self, key: str, path: Path) -> None:
         """Write the object to the file `path`, whole or not at all, and not through memory."""
 
-    @abstractmethod
     def check(self) -> None:
         """Find out within seconds whether the store can be read and written.
 
         Writes, reads and deletes a marker. KdscaleError names the URL, the cause and the fix.
         """
+        key = f"kdscale-check-{uuid.uuid4().hex}"
+        data = uuid.uuid4().bytes
+        try:
+            written = self.put_if_absent(key, data)
+            found = self.get(key)
+            self.delete(key)
+        except StoreError as error:
+            raise KdscaleError(
+                f"The store {self} cannot be used: {error.what}.", error.fix
+            ) from error
+        if not written or found != data:
+            raise KdscaleError(
+                f"The store {self} does not give back what was written to it.",
+                "Use a store with read-after-write consistency.",
+            )

@@ -1,0 +1,1 @@
+"""Helpers that packages share and no package owns."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def local_cache_dir(kind: str) -> Path:
-    """A folder for fetched copies of a `kind`, which users of one machine do not share."""
+    """Return a folder for fetched copies of a `kind`, which users of one machine do not share."""
     root = Path(tempfile.gettempdir()) / f"kdscale-{os.getuid()}"
     root.mkdir(mode=0o700, exist_ok=True)
     folder = root / kind

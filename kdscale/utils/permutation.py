@@ -4,24 +4,24 @@ Up to 1,024 indices are sorted by a hash of each, so that all orders are equally
 through a Feistel network over the smallest power of four that covers n, walked until the value
 falls below n (format-preserving encryption by cycle walking; Black and Rogaway, CT-RSA 2002). It
 gives any element of an epoch's order in constant time and memory, which lets ranks, loader workers
-and resumed runs agree without talking. It stands alone because data, curriculum and cache all
-shuffle, and none of them may import another for it.
+and resumed runs agree without talking. Data, curriculum and cache all shuffle with it.
 """
 
 import numpy as np
 
+from kdscale.utils.splitmix import FIRST, GOLDEN, SECOND, splitmix64
+
 VERSION = 2
-"""Of the orders that keys stand for; raised when any of them changes."""
+"""Version of the orders that keys give; raised when any of them changes."""
 
 _TABLE = 1024
 # Four leave neighbours together too often and the halves of an order too far apart, up to n = 10^4.
 _ROUNDS = 6
-_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _64_BITS = 2**64 - 1
 
 
 def permute(indices: np.ndarray, n: int, key: int) -> np.ndarray:
-    """Where a pseudo-random permutation of range(n), chosen by `key`, sends `indices`.
+    """Return where a pseudo-random permutation of range(n), chosen by `key`, sends `indices`.
 
     `indices` is [B] of integers in 0..n-1; the answer is [B] int64.
     """
@@ -29,8 +29,8 @@ def permute(indices: np.ndarray, n: int, key: int) -> np.ndarray:
         return np.zeros(len(indices), dtype=np.int64)
     if n <= _TABLE:
         # The outputs of splitmix64, whose state grows by a constant.
-        states = np.uint64(hash_key(key)) + np.uint64(_GOLDEN) * np.arange(n, dtype=np.uint64)
-        return np.argsort(_mix(states), kind="stable")[indices]
+        states = np.uint64(hash_key(key)) + np.uint64(GOLDEN) * np.arange(n, dtype=np.uint64)
+        return np.argsort(splitmix64(states), kind="stable")[indices]
     half_bits = ((n - 1).bit_length() + 1) // 2
     salts = [np.uint64(hash_key(key, number)) for number in range(_ROUNDS)]
     values = _encrypt(np.asarray(indices, dtype=np.uint64), half_bits, salts)
@@ -45,10 +45,10 @@ def hash_key(*parts: int) -> int:
     """64 bits that depend on every part (splitmix64)."""
     state = 0
     for part in parts:
-        # `_mix` of one number: Python's own integers are ten times faster than an array of one.
-        state = ((state ^ part) + _GOLDEN) & _64_BITS
-        state = (state ^ (state >> 30)) * _FIRST & _64_BITS
-        state = (state ^ (state >> 27)) * _SECOND & _64_BITS
+        # One number: Python's own integers are ten times faster than an array of one.
+        state = ((state ^ part) + GOLDEN) & _64_BITS
+        state = (state ^ (state >> 30)) * FIRST & _64_BITS
+        state = (state ^ (state >> 27)) * SECOND & _64_BITS
         state ^= state >> 31
     return state
 
@@ -58,13 +58,5 @@ def _encrypt(values: np.ndarray, half_bits: int, salts: list[np.uint64]) -> np.n
     shift = np.uint64(half_bits)
     left, right = values >> shift, values & mask
     for salt in salts:
-        left, right = right, left ^ (_mix(right ^ salt) & mask)
+        left, right = right, left ^ (splitmix64(right ^ salt) & mask)
     return (left << shift) | right
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014), elementwise on uint64."""
-    values = values + np.uint64(_GOLDEN)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(_FIRST)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(_SECOND)
-    return values ^ (values >> np.uint64(31))

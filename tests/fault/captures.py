@@ -12,6 +12,7 @@ import numpy as np
 
 from kdscale.cache.commit.manifest import publish
 from kdscale.cache.commit.writer import ShardWriter, committed_shards
+from kdscale.cache.read.loader import read_batches
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows
 from kdscale.store import PutIfAbsent, Store
@@ -20,7 +21,7 @@ from tests.fault.processes import Pipe, kill_me
 from tests.unit.cache.planted import Planted
 
 Moment = Literal["before", "after"]
-"""Of a store call: before it is made, or when it is done and its answer not yet used."""
+"""Moment of a store call: before it is made, or after it and before its answer is used."""
 
 MOMENTS: tuple[Moment, ...] = ("before", "after")
 
@@ -38,7 +39,7 @@ class Call:
 
     @property
     def writes(self) -> bool:
-        """Whether it changes the store."""
+        """Return whether it changes the store."""
         return self.name in ("put", "put_if_absent", "delete")
 
 
@@ -149,7 +150,7 @@ def capture_cut_off(pipe: Pipe, planted: Planted, number: int) -> int:
 
 
 def read_cut_off(pipe: Pipe, store: Store, expected: CachedRows) -> int:
-    """Read batches, fetched ahead, until told to end, and then an epoch more; the number of epochs.
+    """Read batches, fetched ahead, until a message, and an epoch more; return the epochs.
 
     Says when it has read one epoch, and when a fetch has to be tried again.
     """
@@ -160,7 +161,7 @@ def read_cut_off(pipe: Pipe, store: Store, expected: CachedRows) -> int:
     for epoch in itertools.count():
         order = generator.permutation(len(reader))
         orders = np.array_split(order, 4)
-        for batch, rows in zip(reader.batches(orders, ahead=3), orders, strict=True):
+        for batch, rows in zip(read_batches(reader, orders, prefetch=3), orders, strict=True):
             assert_same(batch, rows_of(expected, rows))
         if epoch == 0:
             pipe.say("reading")

@@ -1,5 +1,6 @@
-"""A store that ignores the condition of a put: one process commits for all, may be killed or
-paused, and is followed by another.
+"""A store that ignores the condition of a put: one process commits for all.
+
+It may be killed or paused, and is followed by another.
 """
 
 import time
@@ -46,8 +47,9 @@ class Office(BaseManager):
 
 
 def commit_for_all(pipe: Pipe, store: Store, owner: str, later: float = 0.0) -> None:
-    """Be the committer until killed, by a clock that is `later` seconds ahead. Says its address, or
-    why it must not commit.
+    """Be the committer until killed, by a clock that is `later` seconds ahead.
+
+    Says its address, or why it must not commit.
     """
     try:
         committer = SingleCommitter(store, owner, LEASE, clock=lambda: time.time() + later)
@@ -61,7 +63,7 @@ def commit_for_all(pipe: Pipe, store: Store, owner: str, later: float = 0.0) -> 
 
 
 def commit_until_killed(pipe: Pipe, store: Store, number: int, moment: Moment) -> None:
-    """A committer that is killed at the write of its record number `number`."""
+    """Commit until killed at the write of its record number `number`."""
     records: list[str] = []
 
     def watch(call: Call, now: Moment) -> None:
@@ -75,7 +77,7 @@ def commit_until_killed(pipe: Pipe, store: Store, number: int, moment: Moment) -
 
 
 def commit_until_held(pipe: Pipe, store: Store, key: str) -> None:
-    """A committer that is held between its look at the lease and its write of `key`."""
+    """Commit until held between its look at the lease and its write of `key`."""
 
     def watch(call: Call, now: Moment) -> None:
         if (call.name, call.key, now) == ("put", key, "before"):
@@ -85,9 +87,7 @@ def commit_until_held(pipe: Pipe, store: Store, key: str) -> None:
 
 
 def capture_through(pipe: Pipe, planted: Planted, address: Any, held_at: str | None = None) -> int:
-    """A capture that commits through the process at `address`; waits before the commit `held_at`
-    to be told to go on.
-    """
+    """Capture through the committer at `address`; wait before the commit `held_at` for a go."""
     Office.register("committer")
     office = Office(address)
     office.connect()
@@ -174,7 +174,7 @@ def test_a_committer_that_was_frozen_is_fenced_off(
     assert_undisturbed(store, expected, "frozen committer")
 
 
-def test_a_write_that_slips_past_the_lease_is_found_and_mended(
+def test_a_write_that_slips_past_the_lease_is_found_and_repaired(
     store: Store, settings: dict[str, str], start: Start, undisturbed: CachedRows
 ) -> None:
     """What no lease can rule out on such a store: the pause is between the look and the put."""
@@ -191,6 +191,6 @@ def test_a_write_that_slips_past_the_lease_is_found_and_mended(
     assert_same(decoded(store), committed_by(late, undisturbed, shards=1))
     assert [damage.key for damage in verify(store).bad] == [commit_key(1)]
     report = repair(store)
-    assert (report.mended, report.withdrawn, report.lost) == ([commit_key(1)], [], [])
+    assert (report.restored, report.withdrawn, report.lost) == ([commit_key(1)], [], [])
     assert verify(store).bad == []
     assert_same(decoded(store), committed_by(late, undisturbed, shards=2))

@@ -1,5 +1,6 @@
-"""Objects that are truncated, bit-flipped, swapped or gone: each is named, and mended or captured
-again, and whatever does not need it stays readable.
+"""Objects that are truncated, bit-flipped, swapped or gone.
+
+Each is named, and repaired or captured again, and whatever does not need it stays readable.
 """
 
 from dataclasses import fields, replace
@@ -49,7 +50,7 @@ def capture_both(store: Store) -> None:
 
 @pytest.fixture(scope="module")
 def intact(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A cache of two generations and two manifests."""
+    """Return a cache of two generations and two manifests."""
     store = open_store(str(tmp_path_factory.mktemp("intact")))
     capture_both(store)
     return store
@@ -66,7 +67,7 @@ def copy(source: Store, target: Store) -> None:
 
 
 def twins(kind: str, store: Store) -> tuple[str, str]:
-    """The object that is damaged, and another of its kind."""
+    """Return the object that is damaged, and another of its kind."""
     old, new = load_manifest(store, 1), load_manifest(store, 2)
     first, second = new.generations
     assert first.prior_key is not None
@@ -172,7 +173,7 @@ def test_every_bit_of_a_record_is_guarded(
 
 
 def use(store: Store, key: str) -> None:
-    """What reads the record at `key`."""
+    """Return the command that reads the record at `key`."""
     if key.startswith("plans/"):
         load_plans(store)
     elif key.startswith("commits/"):

@@ -27,7 +27,7 @@ CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
 
 @pytest.fixture
 def cache(local: Store, start: Start) -> Store:
-    """A published cache."""
+    """Return a published cache."""
     start(capture, planted_in(local)).result()
     return local
 
@@ -75,7 +75,7 @@ def test_damaged_chunks_on_the_disk_are_fetched_again(
 
 
 def mount_tiny_disk(folder: Path, options: str) -> str:
-    """A file system of this process alone; why there is none, or ""."""
+    """Mount a file system of this process alone; return why there is none, or ""."""
     libc = ctypes.CDLL(None, use_errno=True)
     user, group = os.getuid(), os.getgid()
     if libc.unshare(CLONE_NEWUSER | CLONE_NEWNS):
@@ -92,7 +92,7 @@ def mount_tiny_disk(folder: Path, options: str) -> str:
 def read_on_tiny_disk(
     _: Pipe, cache: Store, folder: Path, options: str, expected: CachedRows
 ) -> tuple[str, dict[str, float]]:
-    """The reason why this machine cannot do it, or the reader's metrics."""
+    """Return the reason why this machine cannot do it, or the reader's metrics."""
     if reason := mount_tiny_disk(folder, options):
         return reason, {}
     return "", read_shuffled(cache, folder, expected)

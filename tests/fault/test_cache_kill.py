@@ -1,5 +1,6 @@
-"""kill -9 of a capture at every call of its store and at every change of its folder, and what goes
-on after it, or beside it.
+"""kill -9 of a capture at every call of its store and at every change of its folder.
+
+And what continues after it, or beside it.
 """
 
 import os
@@ -39,8 +40,9 @@ Case = tuple[Call, Moment]
 
 
 def boundaries(start: Start, store: Store) -> list[Case]:
-    """Where an undisturbed capture can be cut: before each of its calls, and after those that
-    write. After a read all is as before the next call.
+    """Return where an undisturbed capture can be cut: before each call, and after writing ones.
+
+    After a read all is as before the next call.
     """
     calls = start(capture_recorded, planted_in(store)).result()
     assert len([call for call in calls if call.writes]) == WRITES
@@ -100,8 +102,9 @@ def changes_folder(event: str, arguments: tuple[Any, ...], folder: str) -> bool:
 
 
 def capture_killed_at_change(pipe: Pipe, planted: Planted, number: int) -> int:
-    """A capture that is killed before it changes its folder for the time `number`; the changes, if
-    it comes to its end.
+    """Capture until killed before the change number `number` of its folder.
+
+    Returns the changes, if it comes to its end.
     """
     count = 0
 

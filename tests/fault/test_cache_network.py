@@ -1,6 +1,4 @@
-"""A capture on a real S3 server over a network that loses answers, and through a restart of the
-server.
-"""
+"""A capture on a real S3 server over a network that loses answers, and through its restart."""
 
 import uuid
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kdscale.cache.maintain.verify import verify
+from kdscale.cache.read.loader import read_batches
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows
 from kdscale.store import Store, open_store
@@ -26,13 +27,13 @@ BATCH_ROWS = 32
 
 
 def read_epoch(pipe: Pipe, store: Store, seed: int, expected: CachedRows, start: Barrier) -> int:
-    """Every row once in an order of its own; the number of rows, each of which was compared."""
+    """Read every row once in a random order and compare it; return the number of rows."""
     start.wait()
     reader = CacheReader(store)
     order = np.random.default_rng(seed).permutation(len(reader))
     orders = np.array_split(order, len(order) // BATCH_ROWS)
     rows = 0
-    for batch, at in zip(reader.batches(orders, ahead=2), orders, strict=True):
+    for batch, at in zip(read_batches(reader, orders, prefetch=2), orders, strict=True):
         assert_same(batch, rows_of(expected, at))
         rows += len(at)
     return rows

@@ -18,7 +18,9 @@ __all__ = ["Codec", "Encoded", "SampledIds", "make_codec", "open_codec", "unifor
 
 
 def make_codec(config: CodecConfig, vocab_size: int) -> Codec:
-    """The codec of `config` over the ids 0 .. vocab_size - 1 (the tokenizer's, without padding).
+    """Return the codec of `config` over the ids 0 ..
+
+    vocab_size - 1 (the tokenizer's, without padding).
 
     Raises KdscaleError where the vocabulary is too small for the ids asked for, or too large.
     """
@@ -42,7 +44,7 @@ def make_codec(config: CodecConfig, vocab_size: int) -> Codec:
 
 
 def open_codec(description: dict[str, Any]) -> Codec:
-    """The codec that `description`, made by `Codec.describe`, speaks of."""
+    """Return the codec that `description`, made by `Codec.describe`, speaks of."""
     fields = dict(description)
     vocab_size = fields.pop("vocab_size")
     adapter: TypeAdapter[CodecConfig] = TypeAdapter(CodecConfig)

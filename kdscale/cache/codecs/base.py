@@ -64,7 +64,7 @@ class Codec(Protocol):
 
 
 class SampledIds(Protocol):
-    """A payload that ends in K packed ids, most of which may stand in any order.
+    """A payload that ends in K packed ids, most of which may come in any order.
 
     What is to be stored can then sort them, which takes fewer bits.
     """
@@ -85,6 +85,8 @@ class SampledIds(Protocol):
         ...
 
     def ordered_ids(self, payload: Tensor) -> Tensor:
-        """[P, bytes_per_position] uint8 -> [P] int64: how many leading ids have a meaning by their
-        place. The others are a multiset."""
+        """Count the leading ids whose place has a meaning: [P, bytes] uint8 -> [P] int64.
+
+        The others are a multiset.
+        """
         ...

@@ -32,11 +32,11 @@ class ChunkedCodec(ABC):
 
     @abstractmethod
     def select(self, p: Distribution, uniforms: Tensor) -> tuple[Tensor, ...]:
-        """What to keep of C positions, given uniforms [C, streams]: tensors [C, ...]."""
+        """Return what to keep of C positions, given uniforms [C, streams]: tensors [C, ...]."""
 
     @abstractmethod
     def pack(self, *selected: Tensor) -> Tensor:
-        """What `select` gave, of all chunks: [P, bytes_per_position] uint8."""
+        """Return the payload [P, bytes_per_position] uint8 of what `select` gave for all chunks."""
 
     @property
     def blocks_read(self) -> int:

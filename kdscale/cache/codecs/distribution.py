@@ -36,11 +36,11 @@ class Distribution:
     vocab_size: int  # V
 
     def log_probs(self, ids: Tensor) -> Tensor:
-        """log p [C, K] float32 of the ids [C, K]; of full precision where p underflows."""
+        """Return log p [C, K] float32 of the ids [C, K], of full precision where p underflows."""
         return self.logits.gather(-1, ids) - self.log_norm[:, None]
 
     def largest(self, count: int) -> Tensor:
-        """The `count` most probable ids, [C, count], from the most probable down."""
+        """Return the `count` most probable ids, [C, count], from the most probable down."""
         blocks = self.logits.unflatten(-1, (-1, BLOCK))
         return largest(blocks, self.maxima, count, self.vocab_size)
 

@@ -23,10 +23,12 @@ class Full(ChunkedCodec):
 
     @property
     def bytes_per_position(self) -> int:
+        """See `Codec.bytes_per_position`."""
         return 2 * self.vocab_size
 
     @property
     def streams(self) -> int:
+        """See `Codec.streams`."""
         return 0
 
     def decode(self, payload: Tensor) -> DenseTargets:
@@ -36,12 +38,15 @@ class Full(ChunkedCodec):
         return DenseTargets(aligned.view(torch.float16).float().log_softmax(-1))
 
     def describe(self) -> dict[str, Any]:
+        """See `Codec.describe`."""
         return {"kind": "full", "vocab_size": self.vocab_size}
 
     def select(self, p: Distribution, uniforms: Tensor) -> tuple[Tensor]:
+        """See `ChunkedCodec.select`."""
         log_probs = p.logits[:, : self.vocab_size] - p.log_norm[:, None]
         return (log_probs.half(),)
 
     def pack(self, *selected: Tensor) -> Tensor:
+        """See `ChunkedCodec.pack`."""
         (log_probs,) = selected
         return log_probs.view(torch.uint8)

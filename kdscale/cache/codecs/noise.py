@@ -9,7 +9,8 @@ pseudorandom number generators", OOPSLA 2014), in integer tensor operations.
 import torch
 from torch import Tensor
 
-_GOLDEN = 0x9E3779B97F4A7C15
+from kdscale.utils.splitmix import FIRST, GOLDEN, SECOND
+
 _MASK = (1 << 64) - 1
 
 
@@ -20,19 +21,19 @@ def uniforms(seed: int, sample_ids: Tensor, positions: int, streams: int = 2) ->
     every batch and on every device; 53 bits of it are random.
     """
     words = sample_ids.contiguous().view(torch.int64)
-    state = _mix(words[:, 0] ^ _signed(seed * _GOLDEN + _GOLDEN))
+    state = _mix(words[:, 0] ^ _signed(seed * GOLDEN + GOLDEN))
     state = _mix(state ^ words[:, 1])
-    position = torch.arange(positions, device=sample_ids.device) * _signed(_GOLDEN)
+    position = torch.arange(positions, device=sample_ids.device) * _signed(GOLDEN)
     state = _mix(state[:, None] + position)
-    stream = torch.arange(1, streams + 1, device=sample_ids.device) * _signed(_GOLDEN)
+    stream = torch.arange(1, streams + 1, device=sample_ids.device) * _signed(GOLDEN)
     state = _mix(state[..., None] + stream)
     return _shift(state, 11).to(torch.float64) * 2.0**-53
 
 
 def _mix(state: Tensor) -> Tensor:
     """SplitMix64's finaliser (Stafford's Mix13); products of int64 wrap like unsigned ones."""
-    state = (state ^ _shift(state, 30)) * _signed(0xBF58476D1CE4E5B9)
-    state = (state ^ _shift(state, 27)) * _signed(0x94D049BB133111EB)
+    state = (state ^ _shift(state, 30)) * _signed(FIRST)
+    state = (state ^ _shift(state, 27)) * _signed(SECOND)
     return state ^ _shift(state, 31)
 
 
@@ -42,6 +43,6 @@ def _shift(state: Tensor, bits: int) -> Tensor:
 
 
 def _signed(value: int) -> int:
-    """The int64 with the low 64 bits of `value`."""
+    """Return the int64 with the low 64 bits of `value`."""
     value &= _MASK
     return value - (1 << 64) if value >> 63 else value

@@ -5,7 +5,7 @@ Anshumann et al., "Sparse Logit Sampling: Accelerating Knowledge Distillation in
 times is c/N * p_i/q_i. At tau = 1 that is c/N, which sums to 1. With another tau it sums to 1 on
 average only: it is never renormalised, because that would bias it.
 
-Draws, not counts, are stored: N sorted ids, in which a count is how often an id stands.
+Draws, not counts, are stored: N sorted ids, in which a count is how often an id occurs.
 
 Layout of a position: where tau is not 1, the weight p_i/q_i of each draw in float16 (rounded by at
 most 2^-11 of it or, under 6.1e-5, by 3e-8; cut at 65504); then N packed ids, rising.
@@ -36,6 +36,7 @@ class Sample(ChunkedCodec):
 
     @property
     def bytes_per_position(self) -> int:
+        """See `Codec.bytes_per_position`."""
         return self.prefix_bytes + bits.packed_bytes(self.draws, self.id_width)
 
     @property
@@ -50,14 +51,17 @@ class Sample(ChunkedCodec):
 
     @property
     def k(self) -> int:
+        """See `SampledIds.k`."""
         return self.draws
 
     @property
     def id_width(self) -> int:
+        """See `SampledIds.id_width`."""
         return bits.width_for(self.vocab_size)
 
     @property
     def blocks_read(self) -> int:
+        """See `ChunkedCodec.blocks_read`."""
         return self.draws
 
     def decode(self, payload: Tensor) -> SparseTargets:
@@ -78,6 +82,7 @@ class Sample(ChunkedCodec):
         return torch.full((len(payload),), ordered, dtype=torch.int64, device=payload.device)
 
     def describe(self) -> dict[str, Any]:
+        """See `Codec.describe`."""
         return {
             "kind": "sample",
             "draws": self.draws,
@@ -97,6 +102,7 @@ class Sample(ChunkedCodec):
         return ids, (p.log_probs(ids) - log_q).float()
 
     def pack(self, *selected: Tensor) -> Tensor:
+        """See `ChunkedCodec.pack`."""
         ids, *log_weights = selected
         packed = bits.pack(ids, self.id_width)
         if not log_weights:

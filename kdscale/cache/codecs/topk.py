@@ -35,14 +35,17 @@ class Topk(ChunkedCodec):
 
     @property
     def bytes_per_position(self) -> int:
+        """See `Codec.bytes_per_position`."""
         return self._id_bytes + self._value_bytes
 
     @property
     def streams(self) -> int:
+        """See `Codec.streams`."""
         return 0
 
     @property
     def blocks_read(self) -> int:
+        """See `ChunkedCodec.blocks_read`."""
         return self.k
 
     def decode(self, payload: Tensor) -> SparseTargets:
@@ -58,6 +61,7 @@ class Topk(ChunkedCodec):
         return SparseTargets(ids, (probs / whole).float(), ghost.float())
 
     def describe(self) -> dict[str, Any]:
+        """See `Codec.describe`."""
         return {
             "kind": "topk",
             "k": self.k,
@@ -71,6 +75,7 @@ class Topk(ChunkedCodec):
         return ids, p.log_probs(ids)
 
     def pack(self, *selected: Tensor) -> Tensor:
+        """See `ChunkedCodec.pack`."""
         ids, log_probs = selected
         if self.value_bits == 16:
             values = log_probs.half().view(torch.uint8)

@@ -6,7 +6,7 @@ probability p_i / tau each and all stand for tau = (1 - head) / (K - h), so the 
 and the sum is 1. With E[t] = p the gradient q - t of the forward KL is unbiased too.
 
 Layout of a position: H codes of `head_bits`, then K packed ids. Ids 0 .. h-1 are the head, in
-falling order of probability; the codes of places h .. H-1 say "no value of its own".
+falling order of probability; the codes of places h .. H-1 mean "no own value".
 """
 
 from dataclasses import dataclass
@@ -33,6 +33,7 @@ class Varopt(ChunkedCodec):
 
     @property
     def bytes_per_position(self) -> int:
+        """See `Codec.bytes_per_position`."""
         return self.prefix_bytes + bits.packed_bytes(self.k, self.id_width)
 
     @property
@@ -47,14 +48,16 @@ class Varopt(ChunkedCodec):
 
     @property
     def id_width(self) -> int:
+        """See `SampledIds.id_width`."""
         return bits.width_for(self.vocab_size)
 
     @property
     def blocks_read(self) -> int:
+        """See `ChunkedCodec.blocks_read`."""
         return self.k
 
     def decode(self, payload: Tensor) -> SparseTargets:
-        """[..., bytes] uint8 -> K ids and probabilities that sum to 1. An id may stand twice."""
+        """[..., bytes] uint8 -> K ids and probabilities that sum to 1. An id may occur twice."""
         codes = self._codes(payload)
         ids = bits.unpack(payload[..., self.prefix_bytes :], self.k, self.id_width)
         in_tail = codes == self._steps + 1
@@ -66,10 +69,11 @@ class Varopt(ChunkedCodec):
         return SparseTargets(ids, torch.cat([head, tail], dim=-1))
 
     def ordered_ids(self, payload: Tensor) -> Tensor:
-        """[P, bytes] uint8 -> [P] int64: h. The ids of the tail may stand in any order."""
+        """[P, bytes] uint8 -> [P] int64: h. The ids of the tail may come in any order."""
         return (self._codes(payload) != self._steps + 1).sum(-1)
 
     def describe(self) -> dict[str, Any]:
+        """See `Codec.describe`."""
         return {
             "kind": "varopt",
             "k": self.k,
@@ -97,6 +101,7 @@ class Varopt(ChunkedCodec):
         return codes.masked_fill(~in_head, self._steps + 1), ids
 
     def pack(self, *selected: Tensor) -> Tensor:
+        """See `ChunkedCodec.pack`."""
         codes, ids = selected
         packed = bits.pack(codes, self.head_bits), bits.pack(ids, self.id_width)
         return torch.cat(packed, dim=-1)
@@ -124,7 +129,9 @@ class Varopt(ChunkedCodec):
 
 
 def _head_size(values: Tensor, mass: Tensor, k: int) -> Tensor:
-    """h [C, 1]: the smallest with p_(h+1) <= tau_h = (1 - sum of the h largest) / (k - h), else H.
+    """Return h [C, 1].
+
+    The smallest with p_(h+1) <= tau_h = (1 - sum of h largest) / (k - h), else H.
 
     values: the H + 1 largest probabilities, [C, H + 1] float64, falling; mass: of all, [C, 1].
     """
@@ -137,8 +144,10 @@ def _head_size(values: Tensor, mass: Tensor, k: int) -> Tensor:
 
 
 def _without(p: Distribution, head_ids: Tensor, in_head: Tensor) -> tuple[Tensor, Tensor]:
-    """The blocks of `p` with the head's ids [C, H] at 0 (where `in_head` [C, H]), in place, and
-    their sums [C, N]."""
+    """Set the head's ids [C, H] to 0 in the blocks of `p` (where `in_head` [C, H]), in place.
+
+    Returns the blocks and their sums [C, N].
+    """
     flat = p.blocks.flatten(1)
     kept = flat.gather(-1, head_ids).masked_fill(in_head, 0.0)
     flat.scatter_(-1, head_ids, kept)

@@ -14,10 +14,11 @@ _LEAST = torch.finfo(torch.float32).min
 
 
 def largest(blocks: Tensor, maxima: Tensor, count: int, vocab_size: int) -> Tensor:
-    """The ids [C, count] of the `count` <= V largest logits in falling order, none of it padding.
+    """Return the ids [C, count] of the `count` <= V largest logits, falling, none of it padding.
 
-    maxima: [C, N], of the blocks. The largest lie in the blocks with the largest maxima: finding
-    those reads the vocabulary at the speed of memory, which a top-k over all of it does not.
+    maxima: [C, N], of the blocks. The largest lie in the blocks with the largest maxima:
+    finding those reads the vocabulary at the speed of memory, which a top-k over all of it does
+    not.
     """
     last = maxima.shape[1] - 1
     chosen = maxima.topk(min(count, last + 1), dim=-1).indices
@@ -36,10 +37,10 @@ def running_sums(sums: Tensor) -> Tensor:
 
 
 def locate(blocks: Tensor, sums: Tensor, points: Tensor) -> Tensor:
-    """The ids [C, K] on which `points` [C, K] float64 of the running sum over ids fall.
+    """Return the ids [C, K] on which `points` [C, K] float64 of the running sum over ids fall.
 
-    blocks: probabilities, 0 of padding; sums: their running sums; points: in [0, sums[:, -1]). An
-    id without mass is never hit, unless no id has any.
+    blocks: probabilities, 0 of padding; sums: their running sums; points: in [0, sums[:, -1]).
+    An id without mass is never hit, unless no id has any.
     """
     points = points.minimum(_below(sums[:, -1:]))
     hit = torch.searchsorted(sums, points, right=True).clamp(max=sums.shape[-1] - 1)
@@ -57,5 +58,5 @@ def rows(blocks: Tensor, which: Tensor) -> Tensor:
 
 
 def _below(bound: Tensor) -> Tensor:
-    """The largest float64 under each `bound` >= 0; 0 under 0."""
+    """Return the largest float64 under each `bound` >= 0; 0 under 0."""
     return torch.nextafter(bound, torch.zeros_like(bound))

@@ -25,7 +25,7 @@ from kdscale.cache.format.records import (
     record_bytes,
 )
 from kdscale.cache.format.shard_file import object_digest
-from kdscale.cache.prefetch import in_order
+from kdscale.cache.prefetch import ordered_map
 from kdscale.cache.spec import FORMAT, Identity
 from kdscale.config import fingerprint
 from kdscale.errors import KdscaleError
@@ -67,8 +67,7 @@ class Manifest:
 def publish(
     store: Store, generation: Generation, put_if_absent: PutIfAbsent | None = None
 ) -> Manifest:
-    """The manifest over all shards up to those of `generation`, written unless the latest one says the
-    same already.
+    """Publish the shards up to those of `generation`, unless the latest manifest has them.
 
     Safe to call twice and from several processes. KdscaleError where shards are missing.
     """
@@ -101,8 +100,10 @@ def publish(
 def load_manifest(
     store: Store, version: int | None = None, generations: int | None = None
 ) -> Manifest:
-    """A version of the manifest, the latest by default; of those with so many `generations`, the
-    latest, whose rows are always the same. KdscaleError where there is none."""
+    """Return a version of the manifest, by default the latest; KdscaleError where there is none.
+
+    With `generations`, the latest of those with so many: their rows are always the same.
+    """
     versions = manifest_versions(store)
     if not versions:
         raise _incomplete(store)
@@ -152,13 +153,14 @@ def _incomplete(store: Store) -> KdscaleError:
     generation = plans[0].generation
     done = len(committed_shards(store, generation))
     return KdscaleError(
-        f"The cache {store} is not complete: {done} of {len(generation.shards)} shards are committed.",
+        f"The cache {store} is not complete: {done} of {len(generation.shards)} shards are "
+        "committed.",
         "Run the cache stage again; it continues where it stopped.",
     )
 
 
 def _committed(store: Store, plans: list[PlanRecord]) -> ShardTable:
-    """The commits of all shards; KdscaleError where one is missing or of another size."""
+    """Return the commits of all shards; KdscaleError where one is missing or of another size."""
     for generation in (plan.generation for plan in plans):
         missing = set(range(len(generation.shards))) - committed_shards(store, generation)
         if missing:
@@ -174,11 +176,11 @@ def _committed(store: Store, plans: list[PlanRecord]) -> ShardTable:
 def _commits(store: Store, sizes: list[int]) -> Iterator[Shard]:
     """All commits in order, a bounded number of them in memory at a time."""
     numbers = enumerate(sizes)
-    return in_order(partial(_read_commit, store), numbers, threads=_THREADS, ahead=2 * _THREADS)
+    return ordered_map(partial(_read_commit, store), numbers, threads=_THREADS, ahead=2 * _THREADS)
 
 
 def _read_commit(store: Store, expected: tuple[int, int]) -> Shard:
-    """The commit of a shard; `expected` is its number and its rows."""
+    """Return the commit of a shard; `expected` is its number and its rows."""
     shard, rows = expected
     key = commit_key(shard)
     commit = read_record(Commit, store, key)

@@ -36,13 +36,15 @@ def plan_key(number: int) -> str:
 
 
 def selection_hash(*numbers: int) -> str:
-    """A name for wanted rows of some data, from the numbers that say which they are."""
+    """Return a name for wanted rows of some data, from the numbers that select them."""
     return xxhash.xxh3_128_hexdigest(np.array(numbers, "<i8").tobytes())
 
 
 def load_plans(store: Store) -> list[PlanRecord]:
-    """The plans of all generations, in order; none where nothing was captured yet. KdscaleError where
-    one is damaged, is missing, or lies in the place of another."""
+    """Return the plans of all generations, in order; none where nothing was captured yet.
+
+    KdscaleError where one is damaged, is missing, or lies in the place of another.
+    """
     plans: list[PlanRecord] = []
     shards = rows = 0
     keys = store.list(_FOLDER)
@@ -66,7 +68,7 @@ def load_plans(store: Store) -> list[PlanRecord]:
 
 
 def find_generation(store: Store, data: str, request: str) -> tuple[int, Generation] | None:
-    """The generation that was planned for `request` of `data`, and how many stand before it."""
+    """Return the generation planned for `request` of `data`, and how many come before it."""
     for number, plan in enumerate(load_plans(store)):
         if (plan.generation.data, plan.generation.request) == (data, request):
             return number, plan.generation
@@ -85,13 +87,13 @@ def create_or_load_plan(
     count_prior: Callable[[], Prior] | None = None,
     put_if_absent: PutIfAbsent | None = None,
 ) -> Generation:
-    """The generation for `rows` rows of `data` as `request` (`request_digest`) names them.
+    """Return the generation for `rows` rows of `data`, named by `request` (`selection_hash`).
 
-    Where an earlier run planned the same request, its generation is given back, and the sizes and the
-    prior are its own. Otherwise a new generation is planned behind those that are there; its payload
-    is packed at rest where `count_prior` is given. Safe to call from several processes at once;
-    `put_if_absent` stands in for the store's own, where that is not to be relied on.
-    KdscaleError where there are no rows, or where the cache is of another identity.
+    Where an earlier run planned the same request, its generation is returned, with its sizes
+    and prior. Otherwise a new generation is planned after the existing ones; its payload is
+    packed where `count_prior` is given. Safe to call from several processes at once;
+    `put_if_absent` replaces the store's own where that cannot be relied on. KdscaleError where
+    there are no rows, or where the cache has another identity.
     """
     while True:
         plans = load_plans(store)
@@ -128,7 +130,7 @@ def create_or_load_plan(
 
 
 def open_layout(store: Store, identity: Identity, generation: Generation) -> Layout:
-    """What it takes to write and read the chunks of a generation; loads its prior."""
+    """Return the layout of a generation's chunks; loads its prior."""
     codec = open_codec(identity["codec"])
     packing = None
     if generation.prior is not None and generation.prior_key is not None:
@@ -140,7 +142,7 @@ def open_layout(store: Store, identity: Identity, generation: Generation) -> Lay
 
 
 def _stored_prior(store: Store, prior: Prior) -> ObjectReference:
-    """The prior's name, once it is in the store."""
+    """Store the prior and return its name."""
     data = encode_prior(prior)
     reference = ObjectReference(digest=object_digest(data), length=len(data))
     store.put(f"prior/{reference.digest[:16]}.arrow", data)

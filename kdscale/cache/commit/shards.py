@@ -1,7 +1,7 @@
 """The shards of a manifest as one table: 64 bytes a shard in memory, whatever a shard holds.
 
-A cache of 10^12 tokens has a quarter of a million shards. As a table of fixed-width columns they are
-one small object in the store, and an epoch's readers never hold them as a quarter of a million
+A cache of 10^12 tokens has a quarter of a million shards. As a table of fixed-width columns they
+are one small object in the store, and an epoch's readers never hold them as a quarter of a million
 Python objects.
 """
 
@@ -75,7 +75,7 @@ class ShardTable:
 
 
 def make_table(shards: Iterable[Shard], count: int) -> ShardTable:
-    """The table of `count` shards that come as 0, 1, 2, ..."""
+    """Return the table of `count` shards that come as 0, 1, 2, ..."""
     table = np.empty(count, _DTYPE)
     filled = 0
     for number, shard in enumerate(shards):
@@ -94,7 +94,7 @@ def make_table(shards: Iterable[Shard], count: int) -> ShardTable:
 
 
 def encode_table(table: ShardTable) -> bytes:
-    """An Arrow IPC file with a column a field; equal tables give equal bytes."""
+    """Encode as an Arrow IPC file with a column a field; equal tables give equal bytes."""
     entries = table._table
     columns = {
         name: as_binary(entries[name])
@@ -110,7 +110,7 @@ def encode_table(table: ShardTable) -> bytes:
 
 
 def decode_table(data: bytes) -> ShardTable:
-    """The inverse of `encode_table`."""
+    """Invert `encode_table`."""
     batch = pa.ipc.open_file(pa.py_buffer(data)).get_batch(0)
     table = np.empty(len(batch), _DTYPE)
     for name in _DTYPE.names or ():

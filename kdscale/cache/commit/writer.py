@@ -31,7 +31,7 @@ class ShardWriter:
         generation: Generation,
         put_if_absent: PutIfAbsent | None = None,
     ) -> None:
-        """`put_if_absent` stands in for the store's own, where that is not to be relied on."""
+        """`put_if_absent` replaces the store's own, where that cannot be relied on."""
         self._store = store
         self._generation = generation
         self._layout = open_layout(store, identity, generation)
@@ -46,8 +46,8 @@ class ShardWriter:
     def commit(self, shard: int, rows: Rows, payload: np.ndarray, stats: RowStats) -> Commit | None:
         """Store a captured shard; None when another attempt at it was first.
 
-        shard: its number in the generation. rows: the shard's R rows in the plan's order; payload: [R,
-        T, bytes a position] uint8; stats of the same rows. KdscaleError when the store cut an
+        shard: its number in the generation. rows: the shard's R rows in the plan's order; payload:
+        [R, T, bytes a position] uint8; stats of the same rows. KdscaleError when the store cut an
         object short.
         """
         started = time.monotonic()

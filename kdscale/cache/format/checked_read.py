@@ -1,7 +1,7 @@
 """Reads that are checked against the manifest before anything decodes them.
 
 A wrong digest may come from the way rather than from the store, so a read is tried twice. Then the
-error names the object, because the data cannot be mended here: the shard must be captured again.
+error names the object, because the data cannot be repaired here: the shard must be captured again.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _ATTEMPTS = 2
 
 
 def read_chunk(store: Store, shard: Shard, chunk: Chunk) -> bytes:
-    """A chunk's bytes; KdscaleError naming object, offset and digests where they are not intact."""
+    """Return a chunk's bytes; KdscaleError naming object, offset and digests where not intact."""
 
     def read() -> bytes:
         try:
@@ -35,12 +35,12 @@ def read_chunk(store: Store, shard: Shard, chunk: Chunk) -> bytes:
 
 
 def read_index(store: Store, shard: Shard) -> ShardIndex:
-    """A shard's index; KdscaleError where its object is not intact."""
+    """Return a shard's index; KdscaleError where its object is not intact."""
     return decode_index(read_object(store, shard.index, shard.index_digest))
 
 
 def read_object(store: Store, key: str, digest: str) -> bytes:
-    """A whole object; KdscaleError where it is missing or its xxh3_128 is not `digest`."""
+    """Return a whole object; KdscaleError where it is missing or its xxh3_128 is not `digest`."""
 
     def read() -> bytes:
         return store.get(key)
@@ -56,7 +56,7 @@ def _verified(
     key: str,
     where: str,
 ) -> bytes:
-    """What `read` gives, once its digest is the expected one."""
+    """Return what `read` gives, once its digest is the expected one."""
     found = ""
     for _ in range(_ATTEMPTS):
         try:

@@ -17,7 +17,7 @@ def as_binary(values: np.ndarray) -> "pa.Array[Any]":
 
 
 def from_binary(column: "pa.Array[Any]") -> np.ndarray:
-    """The inverse of `as_binary`, without a copy."""
+    """Invert `as_binary`, without a copy."""
     width = column.type.byte_width
     buffer = column.buffers()[1]
     assert buffer is not None

@@ -1,7 +1,7 @@
 """What tokens follow a token: the knowledge that writer and reader share about a cache's ids.
 
 Counted from the tokens of the captured rows before the capture starts, stored once with the cache,
-and used for nothing but renaming ids at rest: an id becomes its rank among the ids that usually
+and used for nothing but renaming stored ids: an id becomes its rank among the ids that usually
 follow the position's token, so that likely ids are small numbers. No teacher is needed for it, and
 a poor prior costs bytes, never correctness.
 """
@@ -32,8 +32,11 @@ class Prior:
     order: np.ndarray  # [V] int32: all ids, most frequent first
 
     def rank(self, contexts: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        """[P, K] int32: place of `ids` [P, K] among the followers of `contexts` [P]; of an id that
-        is no follower, its place in the order of all, counted on from the followers' number."""
+        """Return the place [P, K] int32 of `ids` [P, K] among the followers of `contexts` [P].
+
+        For an id that is no follower, its place in the order of all, counted on from the
+        followers' number.
+        """
         known, ranks = self._pairs
         wanted = contexts.astype(np.int64)[:, None] * len(self.order) + ids
         others = self._lengths[contexts][:, None] + self._place[ids]
@@ -45,8 +48,13 @@ class Prior:
 
     @cached_property
     def names(self) -> np.ndarray:
-        """[pairs + V] int32, followers and then `order`, which turns a rank under c back into its
-        id: rank r is at starts[c] + r, or, where c has n <= r followers, at pairs - n + r."""
+        """Return the followers and then `order`, [pairs + V] int32.
+
+        They turn ranks back into ids.
+
+        Under c, rank r is at starts[c] + r, or, where c has n <= r followers, at pairs - n
+        + r.
+        """
         return np.concatenate([self.followers, self.order])
 
     @cached_property
@@ -55,7 +63,7 @@ class Prior:
 
     @cached_property
     def _place(self) -> np.ndarray:
-        """[V] int32: where each id stands in `order`."""
+        """[V] int32: the place of each id in `order`."""
         place = np.empty(len(self.order), np.int32)
         place[self.order] = np.arange(len(self.order), dtype=np.int32)
         return place
@@ -71,14 +79,19 @@ class Prior:
 
 
 def counted_rows(rows: int, seq_len: int) -> slice:
-    """Those of `rows` captured rows that the prior is counted from: every one, or every n-th of
-    very many."""
+    """Return which of `rows` captured rows the prior is counted from.
+
+    All, or every n-th of many.
+    """
     return slice(None, None, max(1, rows * seq_len // _TOKENS))
 
 
 def count_prior(texts: Iterable[tuple[np.ndarray, np.ndarray]], vocab_size: int) -> Prior:
-    """The prior of `texts`: pairs of [R, T] token ids and [R, T] masks, True at i where token i + 1
-    is a target (see `kdscale.types`). Memory is that of the distinct pairs."""
+    """Count the prior of `texts`: pairs of [R, T] token ids and [R, T] masks.
+
+    A mask is True at i where token i + 1 is a target (see `kdscale.types`). Memory is that of
+    the distinct pairs.
+    """
     pairs, counts = np.empty(0, np.int64), np.empty(0, np.int64)
     for ids, mask in texts:
         at = np.flatnonzero(mask[:, :-1])
@@ -96,7 +109,7 @@ def count_prior(texts: Iterable[tuple[np.ndarray, np.ndarray]], vocab_size: int)
 
 
 def encode_prior(prior: Prior) -> bytes:
-    """An Arrow IPC file of one row with three lists; equal priors give equal bytes."""
+    """Encode as an Arrow IPC file of one row with three lists; equal priors give equal bytes."""
     seen = np.flatnonzero(prior.order[1:] < prior.order[:-1])
     # Behind its last descent the order is that of the ids themselves and need not be stored.
     head = prior.order[: seen[-1] + 1] if len(seen) else prior.order[:0]
@@ -120,7 +133,7 @@ def encode_prior(prior: Prior) -> bytes:
 
 
 def decode_prior(data: bytes) -> Prior:
-    """The inverse of `encode_prior`."""
+    """Invert `encode_prior`."""
     batch = pa.ipc.open_file(pa.py_buffer(data)).get_batch(0)
     vocab_size, lengths, followers, head = (
         _values(batch[name]) for name in ("vocab_size", "lengths", "followers", "order")
@@ -133,7 +146,7 @@ def decode_prior(data: bytes) -> Prior:
 
 
 def _values(column: "pa.Array[Any]") -> np.ndarray:
-    """What the one list of a column holds."""
+    """Return the values of the one list of a column."""
     assert isinstance(column, pa.ListArray)
     return from_numbers(column.flatten())
 
@@ -141,14 +154,14 @@ def _values(column: "pa.Array[Any]") -> np.ndarray:
 def _merged(
     pairs: np.ndarray, counts: np.ndarray, more: np.ndarray, more_counts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The sums of two tables of distinct ascending pairs."""
+    """Return the sums of two tables of distinct ascending pairs."""
     both, where = np.unique(np.concatenate([pairs, more]), return_inverse=True)
     sums = np.bincount(where, np.concatenate([counts, more_counts]), len(both))
     return both, sums.astype(np.int64)
 
 
 def _threshold(counts: np.ndarray) -> int:
-    """The least count of which at most `_MOST_PAIRS` pairs reach it."""
+    """Return the least count that at most `_MOST_PAIRS` pairs reach."""
     if len(counts) <= _MOST_PAIRS:
         return 1
     return int(np.partition(counts, -_MOST_PAIRS)[-_MOST_PAIRS]) + 1

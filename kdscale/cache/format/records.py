@@ -27,7 +27,7 @@ _CHECKSUM = "checksum"
 
 
 def commit_key(shard: int) -> str:
-    """The record that decides which attempt at a shard counts."""
+    """Return the key of the record that decides which attempt at a shard counts."""
     return f"commits/{shard:06d}.json"
 
 
@@ -51,12 +51,15 @@ class Chunk(Config):
 
 
 class Record(Config):
-    """What is stored as JSON of its own, with a checksum of all its other fields."""
+    """A record that is stored as JSON, with a checksum of all its other fields."""
 
     @model_validator(mode="wrap")
     @classmethod
     def _intact(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """A flipped bit may leave a number a number. What has no checksum was never stored."""
+        """Check the checksum: a flipped bit may leave a number a number.
+
+        A record without a checksum was never stored.
+        """
         if not isinstance(data, dict) or _CHECKSUM not in data:
             return handler(data)
         fields = {name: value for name, value in data.items() if name != _CHECKSUM}
@@ -125,7 +128,7 @@ class Generation(Config):
     """Which rows of that data were asked for (`request_digest`)."""
 
     prior: ObjectReference | None
-    """What the payload at rest is packed with; None where it is stored as it is."""
+    """The prior that the payload is packed under; None where it is stored as it is."""
 
     @cached_property
     def shards(self) -> list[range]:
@@ -186,7 +189,10 @@ Kind = TypeVar("Kind", bound=Record)
 
 
 def read_record(kind: type[Kind], store: Store, key: str) -> Kind:
-    """The record at `key`; FileNotFoundError if there is none, KdscaleError if it is invalid."""
+    """Return the record at `key`.
+
+    FileNotFoundError if there is none, KdscaleError if it is invalid.
+    """
     data = store.get(key)
     _check_format(data, store, key)
     try:
@@ -217,7 +223,7 @@ def _check_format(data: bytes, store: Store, key: str) -> None:
 
 
 def record_bytes(record: Record) -> bytes:
-    """The JSON that `read_record` reads."""
+    """Return the JSON that `read_record` reads."""
     fields = record.model_dump(mode="json")
     return json.dumps(fields | {_CHECKSUM: _checksum(fields)}, indent=1).encode()
 

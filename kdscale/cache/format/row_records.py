@@ -27,7 +27,7 @@ class FixedRows(CachedRows):
 
 @cache
 def row_type(seq_len: int, bytes_per_position: int, labelled: bool = False) -> np.dtype[np.void]:
-    """The bytes of a row: wide fields first, so that each is aligned without gaps."""
+    """Return the dtype of a row: wide fields first, so that each is aligned without gaps."""
     layout: list[tuple[str, str, tuple[int, ...]]] = [
         ("byte_counts", "<f8", ()),
         ("entropy", "<f4", ()),
@@ -49,7 +49,7 @@ def empty_records(count: int, kind: np.dtype[np.void]) -> np.ndarray:
 
 
 def view_rows(records: np.ndarray, kind: np.dtype[np.void]) -> FixedRows:
-    """The rows in `records` ([B] void of the width of `kind`), not copied."""
+    """Return the rows in `records` ([B] void of the width of `kind`), not copied."""
     views = records.view(kind)
     own = {field.name: views[field.name] for field in fields(CachedRows) if field.name != "rows"}
     rows = {name: views[name] for name in _ROW_FIELDS if name in (kind.names or ())}

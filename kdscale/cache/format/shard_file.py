@@ -3,7 +3,7 @@
 Any Arrow reader opens the whole object. Ours fetches a chunk with one range read and decodes it
 with the schema alone, which follows from row length and codec. Arrow compresses each column with
 zstd: tokens and masks take 2 bytes a position instead of 9. The payload of a codec that samples is
-packed (packing.py) over the whole chunk and stands in the chunk's first row.
+packed (packing.py) over the whole chunk and stored in the chunk's first row.
 
 Checksums are over the bytes as stored: xxh3_64 of a chunk, xxh3_128 of an object. Beside each shard
 stands its index, a small file with the row statistics and the table of chunks, so that neither a
@@ -59,11 +59,13 @@ def encode_shard(
     sequences_per_chunk: int,
     packing: Packing | None = None,
 ) -> ShardObject:
-    """Rows, their payload ([R, T, bytes a position] or [R, T * bytes a position] uint8) and their
-    statistics as one object; `metadata` goes to the schema. Equal input gives equal bytes.
+    """Encode rows, their payload and their statistics as one object.
 
-    With `packing` the payload keeps the rows' targets only: positions outside the loss mask come
-    back as zeros, which is what they are.
+    Equal input gives equal bytes.
+
+    payload: [R, T, bytes a position] or [R, T * bytes a position] uint8; `metadata` goes to the
+    schema. With `packing` the payload keeps the rows' targets only: positions outside the loss
+    mask come back as zeros, which they are.
     """
     count, seq_len = rows.input_ids.shape
     payload = np.ascontiguousarray(payload).reshape(count, seq_len, -1)
@@ -83,7 +85,10 @@ def encode_shard(
 
 
 def decode_chunk(data: bytes, layout: "Layout") -> FixedRows:
-    """The rows of one chunk, from the bytes that its offset and length name. Verify them first."""
+    """Return the rows of one chunk, from the bytes that its offset and length name.
+
+    Verify them first.
+    """
     message = pa.ipc.read_message(pa.py_buffer(data))
     batch = pa.ipc.read_record_batch(message, layout.schema)
     kind = row_type(layout.seq_len, layout.bytes_per_position, layout.labelled)
@@ -129,7 +134,7 @@ def encode_index(stats: RowStats, chunks: tuple[Chunk, ...]) -> bytes:
 
 
 def decode_index(data: bytes) -> ShardIndex:
-    """The inverse of `encode_index`. Verify the bytes first."""
+    """Invert `encode_index`. Verify the bytes first."""
     with pa.ipc.open_file(pa.py_buffer(data)) as file:
         batch, metadata = file.get_batch(0), file.schema.metadata
     statistics = (from_numbers(batch[field.name]) for field in _STATS)
@@ -184,7 +189,7 @@ def _schema(seq_len: int, bytes_per_position: int, packed: bool, labelled: bool)
 def _chunk(
     rows: Rows, payload: np.ndarray, stats: RowStats, part: np.ndarray, layout: Layout
 ) -> pa.RecordBatch:
-    """The rows at `part` as a record batch."""
+    """Return the rows at `part` as a record batch."""
     rows, payload = rows.take(part), payload[part]
     some = RowStats(*(getattr(stats, f.name)[part] for f in fields(RowStats)))
     if layout.packing is None:

@@ -59,7 +59,10 @@ class Tally:
 
 
 def fetch(store: Store, shard: int | None, key: str, digest: str, tally: Tally) -> bytes | None:
-    """The object at `key`, counted and held against its xxh3_128; None where it is missing."""
+    """Fetch and count the object at `key`.
+
+    None, with the damage noted, if it is missing or corrupt.
+    """
     tally.objects += 1
     try:
         data = store.get(key)
@@ -79,8 +82,11 @@ def fetch(store: Store, shard: int | None, key: str, digest: str, tally: Tally) 
 def check_shard(
     store: Store, shard: Shard, rows: int, codec: Codec, layout: Layout | None
 ) -> Tally:
-    """Both objects of a shard that the plan gives `rows` rows. Chunks are decoded where `layout` is
-    given. Memory is that of the data object and of one chunk."""
+    """Check both objects of a shard that has `rows` rows in the plan.
+
+    Chunks are decoded where `layout` is given. Memory is that of the data object and of one
+    chunk.
+    """
     tally = Tally()
     stored = fetch(store, shard.shard, shard.index, shard.index_digest, tally)
     index = None if stored is None or tally.bad else decode_index(stored)
@@ -105,7 +111,7 @@ def _index_problems(shard: Shard, rows: int, index: ShardIndex) -> Iterator[str]
 def _chunk_problems(
     data: bytes, index: ShardIndex, codec: Codec, layout: Layout | None
 ) -> Iterator[str]:
-    """What is wrong with each chunk of a data object, wherever the object's own digest is wrong."""
+    """Yield what is wrong with each chunk of a data object, if the object's own digest is wrong."""
     first = 0
     for chunk in index.chunks:
         part = memoryview(data)[chunk.offset : chunk.offset + chunk.length]
@@ -125,7 +131,7 @@ def _slice(stats: RowStats, start: int, stop: int) -> RowStats:
 
 
 def _content_problems(data: bytes, stats: RowStats, codec: Codec, layout: Layout) -> Iterator[str]:
-    """What a chunk with the right digest holds that it should not."""
+    """Yield what is wrong inside a chunk with the right digest."""
     try:
         chunk = decode_chunk(data, layout)
         if not _same_rows(chunk, stats):

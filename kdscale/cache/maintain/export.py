@@ -17,6 +17,7 @@ import torch
 
 from kdscale.cache.codecs import Codec
 from kdscale.cache.format.columns import as_binary
+from kdscale.cache.read.loader import read_batches
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows
 from kdscale.errors import KdscaleError
@@ -55,7 +56,7 @@ def export(
     orders = (np.arange(start, min(start + rows_per_file, total)) for start in starts)
     files = []
     columns: Columns = {}
-    for number, cached in enumerate(reader.batches(orders, ahead=1)):
+    for number, cached in enumerate(read_batches(reader, orders, prefetch=1)):
         columns = decode_columns(cached, reader.codec)
         name = f"part-{number:06d}.{format}"
         out.put(name, _ENCODE[format](columns, _metadata(reader)))
@@ -76,7 +77,7 @@ def decode_columns(cached: CachedRows, codec: Codec) -> Columns:
     byte_count [R] float64, entropy and nll [R] float32; where rows bring them, labels [R, T] int32,
     -1 where there is none. Of a codec that keeps K ids: target_ids
     [R, T, K] int32 and target_probs [R, T, K] float32, with ghost [R, T] float32 where it has a
-    ghost bucket; an id may stand more than once, its probabilities then add up. Of codec `full`:
+    ghost bucket; an id may occur more than once, its probabilities then add up. Of codec `full`:
     log_probs [R, T, V] float32. Positions outside the loss mask have no probability anywhere.
     """
     rows, mask = cached.rows, torch.from_numpy(cached.rows.loss_mask)[..., None]
@@ -120,7 +121,7 @@ def _metadata(reader: CacheReader) -> dict[str, Any]:
 
 
 def _parquet(columns: Columns, metadata: dict[str, Any]) -> bytes:
-    """A file with a row a record; every page has a checksum."""
+    """Encode as a file with a row a record; every page has a checksum."""
     arrays = {name: _arrow(name, values) for name, values in columns.items()}
     table = pa.table(arrays).replace_schema_metadata({"kdscale": json.dumps(metadata)})
     sink = pa.BufferOutputStream()
@@ -139,7 +140,7 @@ def _arrow(name: str, values: np.ndarray) -> "pa.Array[Any]":
 
 
 def _safetensors(columns: Columns, metadata: dict[str, Any]) -> bytes:
-    """A file with a tensor a column."""
+    """Encode as a file with a tensor a column."""
     contiguous = {name: np.ascontiguousarray(values) for name, values in columns.items()}
     return safetensors.numpy.save(contiguous, {"kdscale": json.dumps(metadata)})
 

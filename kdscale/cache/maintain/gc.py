@@ -16,7 +16,7 @@ from kdscale.cache.commit.manifest import load_manifest
 from kdscale.cache.commit.plan import load_plans
 from kdscale.cache.format.records import Commit, ManifestRecord, commit_key, read_record
 from kdscale.cache.maintain.inspect import priors
-from kdscale.cache.prefetch import in_order
+from kdscale.cache.prefetch import ordered_map
 from kdscale.errors import KdscaleError
 from kdscale.store import Entry, Store
 
@@ -54,14 +54,14 @@ def gc(
     keep: int | None = None,
     now: Callable[[], float] = time.time,
 ) -> GcReport:
-    """Delete unnamed objects, and temporary files of killed local writers, that are older than
-    `grace_seconds`. With `dry_run` nothing is deleted.
+    """Delete unnamed objects, and killed writers' temporary files, older than `grace_seconds`.
 
-    keep: leave so many manifests, the latest of them; all when not given. The latest of so many
-    generations stays in any case, because students are pinned to that number; and one that a newer one
-    replaced within the grace time, because a reader may be at work on it. May run beside captures
-    and readers, and again after it was killed. KdscaleError, before anything is deleted, where
-    there is no cache or where a plan or manifest cannot be read.
+    dry_run: delete nothing. keep: leave so many manifests, the latest ones; by default all. The
+    latest manifest of each number of generations stays in any case, because students are pinned
+    to that number; and one that a newer one replaced within the grace time, because a reader
+    may be using it. May run beside captures and readers, and again after it was killed.
+    KdscaleError, before anything is deleted, where there is no cache or where a plan or
+    manifest cannot be read.
     """
     if keep is not None and keep < 1:
         raise KdscaleError(f"keep is {keep}.", "Keep at least 1 manifest: without one is no cache.")
@@ -79,13 +79,13 @@ def gc(
         for entry in garbage:
             store.delete(entry.key)
     collect = partial(_collect, store, dry_run)
-    collected = in_order(collect, unnamed, threads=_THREADS, ahead=4 * _THREADS)
+    collected = ordered_map(collect, unnamed, threads=_THREADS, ahead=4 * _THREADS)
     deleted = [entry for entry, is_gone in zip(unnamed, collected, strict=True) if is_gone]
     return GcReport(garbage + deleted, dropped, dry_run)
 
 
 def _manifests(entries: Iterable[Entry]) -> dict[int, Entry]:
-    """Records of manifests by version."""
+    """Return the records of manifests by version."""
     matches = ((_MANIFEST.fullmatch(entry.key), entry) for entry in entries)
     return {int(match[1]): entry for match, entry in matches if match}
 
@@ -123,8 +123,10 @@ def _named(store: Store, versions: Iterable[int]) -> set[str]:
 
 
 def _collect(store: Store, dry_run: bool, entry: Entry) -> bool:
-    """Delete an object unless the commit of its shard names it, which is read at the last moment.
-    False where it stays."""
+    """Delete an object unless the commit of its shard, read at the last moment, names it.
+
+    False where it stays.
+    """
     folder, _, name = entry.key.partition("/")
     number = name.partition("-")[0]
     if folder in _SHARD_FOLDERS and number.isdigit():
@@ -135,7 +137,7 @@ def _collect(store: Store, dry_run: bool, entry: Entry) -> bool:
         except FileNotFoundError:
             pass
         except KdscaleError:
-            return False  # Nobody knows what it named.
+            return False  # What it named is not known.
     if not dry_run:
         store.delete(entry.key)
     return True

@@ -18,10 +18,10 @@ _SHOWN_CONTEXT = 32
 
 
 def inspect(store: Store, version: int | None = None) -> dict[str, Any]:
-    """The facts of a published cache, from its manifest alone.
+    """Return the facts of a published cache, from its manifest alone.
 
-    Sizes are in bytes, `bytes` is that of all a reader needs. A position is one token of a row,
-    target or not. KdscaleError where there is no such manifest.
+    Sizes are in bytes; `bytes` is that of all that a reader needs. A position is one token of a
+    sequence, target or not. KdscaleError where there is no such manifest.
     """
     manifest = load_manifest(store, version)
     positions = manifest.rows * int(manifest.identity["seq_len"])
@@ -48,7 +48,7 @@ def inspect(store: Store, version: int | None = None) -> dict[str, Any]:
 
 
 def priors(generations: tuple[Generation, ...]) -> dict[str, ObjectReference]:
-    """The priors of all generations by key; generations of equal text share one."""
+    """Return the priors of all generations by key; generations of equal text share one."""
     return {s.prior_key: s.prior for s in generations if s.prior_key and s.prior}
 
 

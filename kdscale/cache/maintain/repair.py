@@ -1,9 +1,9 @@
-"""Mend what the cache itself has the means to mend, and give back the rest to the capture.
+"""Repair of a cache: what it can restore from itself is restored, the rest is captured again.
 
-The teacher is expensive, so a shard is captured again only where neither its commit nor the manifest
-names intact objects; withdrawing its commit is all it takes. Plans and manifests follow from each
-other and from the commits, a prior from the tokens of the rows, so these are written again. Where
-records disagree, intact objects decide first, then the manifest.
+The teacher is expensive, so a shard is captured again only where neither its commit nor the
+manifest names intact objects; withdrawing its commit is all it takes. Plans and manifests follow
+from each other and from the commits, a prior from the tokens of the rows, so these are written
+again. Where records disagree, intact objects decide first, then the manifest.
 """
 
 import uuid
@@ -39,7 +39,7 @@ from kdscale.cache.format.records import (
 from kdscale.cache.format.shard_file import object_digest
 from kdscale.cache.maintain.checks import Damage
 from kdscale.cache.maintain.verify import ShardChecker, verify
-from kdscale.cache.prefetch import in_order
+from kdscale.cache.prefetch import ordered_map
 from kdscale.errors import KdscaleError
 from kdscale.store import PutIfAbsent, Store
 
@@ -50,14 +50,14 @@ _THREADS = 4
 class RepairReport:
     """What `repair` did."""
 
-    mended: list[str]
+    restored: list[str]
     """Keys that are right again, without the teacher."""
 
     withdrawn: list[int]
     """Shards that the cache stage has to capture again."""
 
     lost: list[Damage]
-    """What nothing here can mend. Shards are then left as they are."""
+    """Damage that cannot be repaired here. Shards are then left as they are."""
 
 
 def repair(
@@ -67,25 +67,25 @@ def repair(
     put_if_absent: PutIfAbsent | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> RepairReport:
-    """Verify the latest manifest, and mend or withdraw what is damaged.
+    """Verify the latest manifest, and repair or withdraw what is damaged.
 
-    put_if_absent: stands in for the store's own, see `kdscale.workers.commit_actor`. Safe to
+    put_if_absent: replaces the store's own, see `kdscale.workers.commit_actor`. Safe to
     run again after it was killed. KdscaleError where there is no cache, or where one without
     a readable manifest lacks shards.
     """
     bad = verify(store, workers=workers, progress=progress).bad
-    mended: list[str] = []
+    restored: list[str] = []
     while shared := [damage for damage in bad if damage.shard is None]:
-        more = [key for key in _mend_shared(store, shared, put_if_absent) if key not in mended]
+        more = [key for key in _restore_shared(store, shared, put_if_absent) if key not in restored]
         if not more:
-            return RepairReport(mended, [], shared)
-        mended += more
+            return RepairReport(restored, [], shared)
+        restored += more
         # What the damage hid can be seen only now.
         bad = verify(store, workers=workers, progress=progress).bad
     if not bad:
-        return RepairReport(mended, [], [])
+        return RepairReport(restored, [], [])
     kept, withdrawn = _settle(store, bad, put_if_absent or store.put_if_absent)
-    return RepairReport(mended + kept, withdrawn, [])
+    return RepairReport(restored + kept, withdrawn, [])
 
 
 # Shards
@@ -94,8 +94,10 @@ def repair(
 def _settle(
     store: Store, bad: Sequence[Damage], put_if_absent: PutIfAbsent
 ) -> tuple[list[str], list[int]]:
-    """Let each damaged shard have a commit that names intact objects, or none. Gives the commits
-    that were kept or written, and the shards withdrawn."""
+    """Give each damaged shard a commit that names intact objects, or none.
+
+    Returns the commits that were kept or written, and the shards withdrawn.
+    """
     manifest = load_manifest(store)
     checker = ShardChecker(store, manifest, with_commit=False)
     kept, withdrawn = [], []
@@ -120,7 +122,7 @@ def _settle(
 
 
 def _commit_of(store: Store, number: int) -> Shard | None:
-    """What the shard's commit names; None where it is missing or says nonsense."""
+    """Return what the shard's commit names; None where it is missing or invalid."""
     try:
         commit = read_record(Commit, store, commit_key(number))
     except (FileNotFoundError, KdscaleError):
@@ -135,35 +137,35 @@ def _is_intact(checker: ShardChecker, shard: Shard) -> bool:
 # What all shards share
 
 
-def _mend_shared(
+def _restore_shared(
     store: Store, shared: Sequence[Damage], put_if_absent: PutIfAbsent | None
 ) -> list[str]:
-    """Write plans, priors and the manifest again where that can be done; the keys mended."""
+    """Write plans, priors and the manifest again where possible; return the keys restored."""
     damaged = {damage.key for damage in shared}
     manifests = [key for key in damaged if key.startswith("manifests/")]
     if manifests:
         for key in manifests:
-            _mend_manifest(store, key, put_if_absent)
+            _restore_manifest(store, key, put_if_absent)
         return manifests
     manifest = load_manifest(store)
-    mended = []
+    restored = []
     for number, generation in enumerate(manifest.generations):
         if plan_key(number) in damaged:
             store.put(plan_key(number), record_bytes(_plan_again(manifest, generation)))
-            mended.append(plan_key(number))
+            restored.append(plan_key(number))
     by_prior = {generation.prior_key: generation for generation in manifest.generations}
     for key in damaged & by_prior.keys():
-        if _mend_prior(store, manifest, by_prior[key]):
-            mended.append(key)
-    return mended
+        if _restore_prior(store, manifest, by_prior[key]):
+            restored.append(key)
+    return restored
 
 
-def _mend_manifest(store: Store, key: str, put_if_absent: PutIfAbsent | None) -> None:
+def _restore_manifest(store: Store, key: str, put_if_absent: PutIfAbsent | None) -> None:
     """Publish again from plans and commits; the same content gives the same record and table.
 
     What nobody can open is taken away first, and so are those before it that nobody can open. Where
-    shards of the first generation are missing nothing takes their place: the cache is then one whose
-    capture is not finished.
+    shards of the first generation are missing nothing takes their place: the cache is then one
+    whose capture is not finished.
     """
     complete = [*takewhile(partial(_is_committed, store), load_plans(store))]
     store.delete(key)
@@ -183,7 +185,7 @@ def _is_committed(store: Store, plan: PlanRecord) -> bool:
 
 
 def _plan_again(manifest: Manifest, generation: Generation) -> PlanRecord:
-    """The plan of a published generation; of the time only that of the manifest is known."""
+    """Return the plan of a published generation; its time is that of the manifest."""
     record = manifest.record
     return PlanRecord(
         format=record.format,
@@ -193,7 +195,7 @@ def _plan_again(manifest: Manifest, generation: Generation) -> PlanRecord:
     )
 
 
-def _mend_prior(store: Store, manifest: Manifest, generation: Generation) -> bool:
+def _restore_prior(store: Store, manifest: Manifest, generation: Generation) -> bool:
     """Count a generation's prior again from its rows' tokens, which are stored without its help."""
     assert generation.prior is not None
     assert generation.prior_key is not None
@@ -202,7 +204,7 @@ def _mend_prior(store: Store, manifest: Manifest, generation: Generation) -> boo
     every = counted_rows(generation.rows, int(manifest.identity["seq_len"])).step
     counted = partial(_counted_tokens, store, generation, every)
     try:
-        texts = in_order(counted, shards, threads=_THREADS, ahead=_THREADS)
+        texts = ordered_map(counted, shards, threads=_THREADS, ahead=_THREADS)
         data = encode_prior(count_prior(texts, int(manifest.identity["vocab_size"])))
     except KdscaleError:
         return False  # Shards are damaged as well.
@@ -215,8 +217,10 @@ def _mend_prior(store: Store, manifest: Manifest, generation: Generation) -> boo
 def _counted_tokens(
     store: Store, generation: Generation, every: int, shard: Shard
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids [R, T] and loss mask [R, T] of those of a shard's rows that are an `every`-th of the
-    generation; KdscaleError where its object is damaged."""
+    """Return token ids and loss mask [R, T] of every `every`-th row, of those in a shard.
+
+    The rows are counted over the generation. KdscaleError where the shard's object is damaged.
+    """
     with pa.ipc.open_file(pa.py_buffer(read_object(store, shard.object, shard.digest))) as file:
         rows = file.read_all()
     ids, mask = (from_lists(rows[name].combine_chunks()) for name in ("input_ids", "loss_mask"))

@@ -1,7 +1,7 @@
 """The numbers behind a cache: where its bytes go, how its rows are spread, what lies about unused.
 
-Shards are alike, so row statistics and the split of bytes come from a bounded number of them, evenly
-spread; sizes and counts are of all.
+Shards are alike, so row statistics and the split of bytes come from a bounded number of them,
+evenly spread; sizes and counts are of all.
 """
 
 import math
@@ -16,7 +16,7 @@ from kdscale.cache.format.checked_read import read_chunk, read_index
 from kdscale.cache.format.records import Shard
 from kdscale.cache.maintain.gc import gc
 from kdscale.cache.maintain.inspect import inspect
-from kdscale.cache.prefetch import in_order
+from kdscale.cache.prefetch import ordered_map
 from kdscale.cache.rows import RowStats
 from kdscale.store import Store
 
@@ -76,7 +76,7 @@ def _parts(store: Store, manifest: Manifest, facts: dict[str, Any]) -> dict[str,
 def _payload_share(store: Store, manifest: Manifest) -> float:
     """Share of the data objects' bytes that is payload, from one chunk of each of some shards."""
     shards = _some_shards(manifest, _SHARDS_FOR_BYTES)
-    sizes = list(in_order(partial(_payload_size, store), shards, threads=4, ahead=8))
+    sizes = list(ordered_map(partial(_payload_size, store), shards, threads=4, ahead=8))
     return sum(payload for payload, _ in sizes) / sum(whole for _, whole in sizes)
 
 
@@ -102,7 +102,9 @@ def _stored_size(batch: pa.RecordBatch) -> int:
 def _row_statistics(store: Store, manifest: Manifest) -> dict[str, Any]:
     """How entropy, nll and targets are spread over rows; rows without targets have no entropy."""
     shards = _some_shards(manifest, _SHARDS_FOR_ROWS)
-    parts = list(in_order(partial(_index_stats, store), shards, threads=_THREADS, ahead=_THREADS))
+    parts = list(
+        ordered_map(partial(_index_stats, store), shards, threads=_THREADS, ahead=_THREADS)
+    )
     length = np.concatenate([part.length for part in parts])
     entropy = np.concatenate([part.entropy for part in parts])[length > 0]
     nll = np.concatenate([part.nll for part in parts])[length > 0]

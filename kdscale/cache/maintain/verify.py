@@ -1,6 +1,6 @@
 """Is a cache sound? Every stored byte against its digest, and every record against the others.
 
-Shards are independent, so they are checked side by side; whoever wants a quick answer takes a
+Shards are independent, so they are checked side by side; for a quick answer take a
 sample. Damage is reported, never raised.
 """
 
@@ -18,7 +18,7 @@ from kdscale.cache.format.records import Commit, PlanRecord, Shard, commit_key, 
 from kdscale.cache.format.shard_file import Layout
 from kdscale.cache.maintain.checks import Damage, Tally, check_shard, fetch
 from kdscale.cache.maintain.inspect import priors
-from kdscale.cache.prefetch import in_order
+from kdscale.cache.prefetch import ordered_map
 from kdscale.errors import KdscaleError
 from kdscale.store import Store
 
@@ -50,8 +50,8 @@ def verify(
     """Hold a manifest's objects and records against each other, and decode every chunk.
 
     sample: share of the shards, chosen by `seed`; all of them when not given. Memory is that of
-    `workers` shards. progress: called with (shards done, shards in all). KdscaleError where there is
-    no such manifest or share.
+    `workers` shards. progress: called with (shards done, shards in all). KdscaleError where there
+    is no such manifest or share.
     """
     if sample is not None and not 0 < sample <= 1:
         raise KdscaleError(f"The sample {sample} is no share of a cache.", "Give 0 < sample <= 1.")
@@ -65,7 +65,7 @@ def verify(
         fetch(store, None, key, prior.digest, tally)
     check = ShardChecker(store, manifest, with_commit=version == newest)
     chosen = _chosen(len(manifest.shards), sample, seed)
-    checked = in_order(check, chosen.tolist(), threads=workers, ahead=2 * workers)
+    checked = ordered_map(check, chosen.tolist(), threads=workers, ahead=2 * workers)
     for done, found in enumerate(checked, start=1):
         tally.add(found)
         if progress:
@@ -95,14 +95,14 @@ class ShardChecker:
         self._layout = lru_cache(maxsize=2)(self._open_layout)
 
     def __call__(self, number: int) -> Tally:
-        """The shard as the manifest names it."""
+        """Check the shard as the manifest names it."""
         tally = self.check(self._manifest.shards[number])
         if self._with_commit:
             tally.bad += self._commit_damage(number)
         return tally
 
     def check(self, shard: Shard) -> Tally:
-        """The objects of a shard, whoever names them."""
+        """Check the objects of a shard, from a manifest or a commit."""
         number = bisect_right(self._first_shards, shard.shard) - 1
         generation = self._manifest.generations[number]
         rows = len(generation.shards[shard.shard - generation.first_shard])
@@ -130,7 +130,7 @@ class ShardChecker:
 
 
 def _versions(store: Store, version: int | None) -> tuple[int, int]:
-    """The version to check, and the newest; KdscaleError where there is none."""
+    """Return the version to check, and the newest; KdscaleError where there is none."""
     versions = manifest_versions(store)
     if not versions or version not in {None, *versions}:
         load_manifest(store, version)
@@ -138,7 +138,7 @@ def _versions(store: Store, version: int | None) -> tuple[int, int]:
 
 
 def _open_manifest(store: Store, version: int, tally: Tally) -> Manifest | None:
-    """The manifest; None where it, or its table of shards, is damaged."""
+    """Return the manifest; None where it, or its table of shards, is damaged."""
     key = manifest_key(version)
     try:
         manifest = load_manifest(store, version)
@@ -155,7 +155,10 @@ def _open_manifest(store: Store, version: int, tally: Tally) -> Manifest | None:
 
 
 def _plan_damage(store: Store, manifest: Manifest) -> Iterator[Damage]:
-    """Generations whose plan is not as the manifest has it: an append would go wrong on it."""
+    """Yield the generations whose plan differs from the manifest's.
+
+    An append would go wrong on it.
+    """
     for number, generation in enumerate(manifest.generations):
         key = plan_key(number)
         try:

@@ -1,13 +1,13 @@
 """Decoded chunks in memory: fetched in parallel, each once at a time, within a budget of bytes.
 
 Random rows share chunks, and batches read ahead want the same chunk at the same time. So the table
-holds futures: who comes second waits for the first one's fetch.
+holds futures: a second request waits for the first one's fetch.
 
 The budget covers what is held, what is on its way and what waits to be used. How large a chunk gets
 is known from those before it (all but a shard's last are of one size), so the first is fetched
 alone. Fetching ahead stops where nothing more can be dropped, and one chunk may always go beyond
-the budget, or a small budget would read nothing. Who waits for room holds no chunk, so no two can
-wait for each other.
+the budget, or a small budget would read nothing. A thread that waits for room holds no chunk,
+so no two can wait for each other.
 """
 
 import threading
@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from kdscale.cache.format.row_records import FixedRows
-from kdscale.cache.read.chunk_file import MappedRows
+from kdscale.cache.read.disk_cache import MappedRows
 
 _THREADS = 8
 # A mapped chunk is the kernel's memory, dropped when it is needed elsewhere. It still counts a
@@ -44,8 +44,8 @@ class ChunkCache:
     """An LRU of decoded chunks of at most `memory_bytes`, and the threads that fill it.
 
     load: from a chunk's number to its rows and the bytes that were fetched from the store for them
-    (0 where a local disk had them). What it raises reaches everyone who waits for that chunk, and
-    the next request tries again.
+    (0 where a local disk had them). What it raises reaches every stream that waits for that chunk,
+    and the next request tries again.
     """
 
     def __init__(self, load: Callable[[int], tuple[FixedRows, int]], memory_bytes: int) -> None:
@@ -74,8 +74,11 @@ class ChunkCache:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Requests for a chunk by where it was found: `chunk_hits` in memory (or on its way there),
-        `disk_hits`, `chunks_fetched` from the store; and `bytes_fetched`."""
+        """Count requests for a chunk by where it was found.
+
+        `chunk_hits` in memory (or on its way there), `disk_hits`, `chunks_fetched` from the
+        store; and `bytes_fetched`.
+        """
         with self._room:
             return {
                 "chunks_fetched": self.fetched,
@@ -85,8 +88,10 @@ class ChunkCache:
             }
 
     def stream(self, numbers: Iterable[int]) -> Iterator[tuple[int, FixedRows]]:
-        """Each chunk with its number, in the order asked for, fetched ahead as far as there is
-        room. Let a chunk go when you ask for the next, and have one stream open in a thread."""
+        """Yield each chunk with its number, in the order asked for, fetched ahead as room allows.
+
+        Let a chunk go when you ask for the next, and have one stream open in a thread.
+        """
         wanted = deque(numbers)
         waiting: deque[_Entry] = deque()
         used: list[_Entry] = []
@@ -103,8 +108,10 @@ class ChunkCache:
             self._release([*waiting, *used])
 
     def _request(self, wanted: deque[int], waiting: deque[_Entry]) -> None:
-        """Move chunks from `wanted` to `waiting`, as their user, while there is room for them; wait
-        for room for the first."""
+        """Move chunks from `wanted` to `waiting`, as their user, while there is room for them.
+
+        Waits for room for the first.
+        """
         with self._room:
             while wanted:
                 if (entry := self._entries.get(wanted[0])) is not None:
@@ -150,7 +157,7 @@ class ChunkCache:
                 self.fetched += fetched > 0
                 self.fetched_bytes += fetched
                 self.disk_hits += fetched == 0
-            # Before: who has the chunk and lets it go makes room for another at once.
+            # Before the result is set: a stream that drops the chunk makes room at once.
             self._release([entry])
             entry.future.set_result(chunk)
 
@@ -176,8 +183,12 @@ class ChunkCache:
             self._room.notify_all()
 
     def _make_room(self) -> bool:
-        """Drop what is least recently used until another chunk fits, if that is possible or nothing
-        but idle chunks is there. Needs the lock."""
+        """Drop the least recently used until another chunk fits.
+
+        False where that is not possible.
+
+        Where there are only idle chunks, one more always fits. Needs the lock.
+        """
         needed = self._bytes(self._on_the_way + 1)
         all_idle = self._on_the_way == 0 and self._idle_bytes == self._held_bytes
         if needed - self._idle_bytes > self._memory_bytes and not all_idle:
@@ -187,8 +198,11 @@ class ChunkCache:
         return True
 
     def _bytes(self, on_the_way: int) -> int:
-        """What is held and so many chunks on the way take. Only those that have a thread are being
-        decoded, which takes a whole chunk; what they leave in memory may be less."""
+        """Return the bytes of the held chunks and of so many on the way.
+
+        Only chunks that have a thread are being decoded, which takes a whole chunk; what
+        they leave in memory may be less.
+        """
         if self._largest_chunk == 0:
             return on_the_way * self._memory_bytes
         decoding = min(on_the_way, _THREADS) * (self._largest_chunk - self._largest_charge)

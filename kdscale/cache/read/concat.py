@@ -1,6 +1,6 @@
 """Several caches read as one, each with a weight: more corpora, or several teachers, a student.
 
-An epoch of the mixture has its rows cache by cache, and which row of which cache stands where is
+An epoch of the mixture has its rows cache by cache, and the row and cache of each place are
 arithmetic, so nothing grows with the rows. A mixture has the interface of `CacheReader`: orders,
 curricula and resume work on it as on one cache.
 """
@@ -14,7 +14,6 @@ import numpy as np
 
 from kdscale.cache.codecs import Codec
 from kdscale.cache.format.row_records import empty_records, row_type, view_rows
-from kdscale.cache.read.batches import PrefetchingReader
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows, RowStats
 from kdscale.cache.spec import Identity, has_labels
@@ -24,7 +23,7 @@ from kdscale.errors import KdscaleError
 ALIKE = ("task", "codec", "tokenizer", "vocab_size", "seq_len", "temperature")
 
 
-class ConcatReader(PrefetchingReader):
+class ConcatReader:
     """Rows of several caches as rows 0 .. len - 1, of cache i weights[i] times as many as it has.
 
     A weight of 2 gives every row twice, 0.5 an evenly spread half, 1.5 every row once and such a
@@ -53,8 +52,10 @@ class ConcatReader(PrefetchingReader):
 
     @property
     def identity(self) -> Identity:
-        """What the caches have in common; fields in which they differ have a list, in the order of
-        the caches. `weights` is one more field."""
+        """Return what the caches have in common, and `weights`.
+
+        Fields in which they differ have a list, in the order of the caches.
+        """
         each = [reader.identity for reader in self._readers]
         shared: Identity = {}
         for name in dict.fromkeys(name for identity in each for name in identity):
@@ -96,10 +97,10 @@ class ConcatReader(PrefetchingReader):
         for reader in self._readers:
             for name, value in reader.metrics.items():
                 total[name] = total.get(name, 0.0) + value
-        return total | {"seconds_waited": self.seconds_waited}
+        return total
 
     def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The cache [B] and the row in it [B] of each of `indices` [B]."""
+        """Return the cache [B] and the row in it [B] of each of `indices` [B]."""
         caches = np.searchsorted(self._ends, indices, side="right")
         before = indices - (self._ends - self._drawn)[caches]
         return caches, source_rows(before, self._rows[caches], self._drawn[caches])
@@ -144,10 +145,12 @@ def drawn_rows(rows: int, weight: float) -> int:
 
 
 def source_rows(places: np.ndarray, rows: np.ndarray | int, drawn: np.ndarray | int) -> np.ndarray:
-    """The row at each of `places` ([B] int64 in 0 .. drawn - 1) of a cache of `rows` rows.
+    """Return the row at each of `places` ([B] int64 in 0 ..
 
-    Whole copies of the cache come one after the other, then the part of one that is left, evenly
-    spread: consecutive places stay in few chunks, and the same row comes back late.
+    drawn - 1) of a cache of `rows` rows.
+
+    Whole copies of the cache come one after the other, then the part of one that is left,
+    evenly spread: consecutive places stay in few chunks, and the same row comes back late.
     """
     part = np.asarray(drawn % rows)
     after = places - (drawn - part)

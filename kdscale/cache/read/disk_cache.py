@@ -1,8 +1,8 @@
 """Decoded chunks on a local disk: shared by the processes of a host, and there after a restart.
 
-A chunk's file is written aside and renamed, so nobody sees half of one, and its digest is compared
-the first time a process opens it. That makes the folder safe to lose, to damage and to share, and
-flushing needless: what a power cut leaves broken is found, deleted and fetched again.
+A chunk's file is written aside and renamed, so no reader sees half of one, and its digest is
+compared the first time a process opens it. That makes the folder safe to lose, to damage and to
+share, and flushing needless: what a power cut leaves broken is found, deleted and fetched again.
 
 The folder is kept within its size by the modification times, which every use renews, least recent
 first. A file that others have mapped may be deleted: they keep it until they let go. The bytes in
@@ -14,6 +14,7 @@ folder is full and once in the life of each process. There is no shared memory a
 """
 
 import fcntl
+import json
 import logging
 import os
 import struct
@@ -21,13 +22,15 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import xxhash
 
-from kdscale.cache.format.row_records import FixedRows
-from kdscale.cache.read.chunk_file import MappedRows, map_chunk, pack_chunk
+from kdscale.cache.format.row_records import FixedRows, row_type, view_rows
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +45,23 @@ _LOCKS = 1024
 # A sweep frees this share of the folder, so that the next one is far away.
 _SWEPT_SHARE = 16
 _COUNT = struct.Struct("<Q")
+_MAGIC = b"KDSBLK\x00\x02"
+_HEAD = struct.Struct("<8sQQ")
+_DIGEST_END = 16
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class MappedRows(FixedRows):
+    """Rows that are read-only views of a mapped file: the kernel can drop their memory."""
 
 
 class DiskCache:
-    """Chunks by key in `folder`, at most `max_bytes` of them. Usable by many threads and processes,
-    picklable and safe under fork. No trouble with the disk is ever raised: a chunk that cannot be
-    read is a miss, one that cannot be written is not kept, and a warning says so once.
+    """Chunks by key in `folder`, at most `max_bytes` of them.
+
+    Usable by many threads and processes, picklable and safe under fork. No trouble with the
+    disk is ever raised: a chunk that cannot be read is a miss, one that cannot be written is
+    not kept, and a warning says so once.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -78,7 +92,7 @@ class DiskCache:
             return False
 
     def get(self, key: str) -> MappedRows | None:
-        """The chunk under `key`, or None. Its arrays stay valid when the file is deleted."""
+        """Return the chunk under `key`, or None. Its arrays stay valid when the file is deleted."""
         path = self._path(key)
         try:
             inode = path.stat().st_ino
@@ -104,7 +118,7 @@ class DiskCache:
 
     @contextmanager
     def exclusive(self, key: str) -> Iterator[None]:
-        """Held by one thread of all processes of the host at a time: who fetches the chunk.
+        """Hold the right to fetch the chunk: one thread of all processes of the host at a time.
 
         It is a courtesy that saves downloads, not a guard: after a while, or where the disk does
         not work, the body runs without it.
@@ -144,15 +158,16 @@ class DiskCache:
 
     @contextmanager
     def _counting(self) -> Iterator[int | None]:
-        """The open file of the count while it is ours alone; None where another process does not
-        let us."""
+        """Yield the open file of the count, locked; None where another process keeps the lock."""
         descriptor = os.open(self._folder / "used", os.O_RDWR | os.O_CREAT, 0o666)
         with _locked(descriptor) as is_ours:
             yield descriptor if is_ours else None
 
     def _reserve(self, count: int, temporary: Path, size: int) -> None:
-        """Make room for `size` bytes and count them. The temporary file has its final size at once,
-        so that a sweep sees it whole."""
+        """Make room for `size` bytes and count them.
+
+        The temporary file has its final size at once, so that a sweep sees it whole.
+        """
         used = _read_count(count)
         if used is None or used + size > self._max_bytes or not self._has_swept:
             used = self._sweep(size)
@@ -251,3 +266,47 @@ def _acquire(descriptor: int) -> bool:
             return False
         time.sleep(delay)
         delay = min(1.5 * delay, 0.02)
+
+
+def pack_chunk(key: str, chunk: FixedRows) -> list[bytes | memoryview]:
+    """Return the file of `chunk`, in pieces to be written one after the other.
+
+    Rows are not copied.
+    """
+    shape = [len(chunk), *chunk.payload.shape[1:]]
+    labelled = chunk.rows.labels is not None
+    description = json.dumps({"key": key, "shape": shape, "labels": labelled}).encode()
+    length = struct.pack("<Q", len(description))
+    padded = description + bytes(-(_HEAD.size + len(description)) % _ALIGNMENT)
+    records = chunk.records.view(np.uint8).data
+    digest = xxhash.xxh3_64(length + padded)
+    digest.update(records)
+    return [_MAGIC + struct.pack("<Q", digest.intdigest()) + length + padded, records]
+
+
+def map_chunk(path: Path, key: str, *, verify: bool) -> MappedRows:
+    """Map the chunk in the file `path`, without a copy.
+
+    ValueError where it is not the whole chunk of `key`. `verify` reads everything and compares
+    the digest; without it only the description is read, which is right for a file verified
+    before.
+    """
+    # Python's own mmap keeps a descriptor open for each mapping; thousands of chunks are mapped.
+    with pa.memory_map(str(path)) as file:
+        data = memoryview(file.read_buffer())
+    if len(data) < _HEAD.size:
+        raise ValueError(f"has {len(data)} bytes, which is no chunk")
+    magic, digest, description_bytes = _HEAD.unpack_from(data)
+    if magic != _MAGIC:
+        raise ValueError(f"starts with {magic!r}, not {_MAGIC!r}")
+    if verify and (found := xxhash.xxh3_64_intdigest(data[_DIGEST_END:])) != digest:
+        raise ValueError(f"has digest {found:016x}, not {digest:016x}")
+    end = _HEAD.size + description_bytes
+    description = json.loads(bytes(data[_HEAD.size : end]))
+    if description["key"] != key:
+        raise ValueError(f"is of chunk {description['key']}, not {key}")
+    count, seq_len, bytes_per_position = description["shape"]
+    kind = row_type(seq_len, bytes_per_position, description["labels"])
+    width = np.dtype((np.void, kind.itemsize))
+    rows = view_rows(np.frombuffer(data, width, count, end + -end % _ALIGNMENT), kind)
+    return MappedRows(rows.rows, rows.payload, rows.entropy, rows.nll, rows.records)

@@ -1,176 +1,180 @@
-"""Batches in an epoch's order, for any number of ranks and workers, resumed from a few integers.
+"""Loader of a cache's global batches: shared over ranks, read ahead, resumed from a step.
 
-The rows of a global batch follow from its step alone, so ranks and workers never talk, and a run
-may go on with other numbers of both. Workers are threads: reading is waiting, hashing, decoding and
-copying, all outside the interpreter's lock, and they share one table of chunks. Processes would
-pickle every batch, which takes longer than reading it, and hold a table each.
+A batch takes single sequences out of many chunks, and finding a chunk costs as much as copying a
+dozen sequences of it. So batches that follow each other are read together: first one, so that a
+loop starts soon, then twice as many each time, up to what `prefetch` allows. Readers are threads:
+reading is waiting, hashing, decoding and copying, all outside the interpreter's lock, and threads
+share one table of chunks. Processes would pickle every batch, which takes longer than reading it.
 """
 
-import itertools
-import time
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from typing import Any, Protocol
+from dataclasses import dataclass, fields
+from itertools import chain, islice
+from typing import Protocol
 
 import numpy as np
 
-from kdscale.cache.read.batches import read_batches
-from kdscale.cache.read.order import EpochOrder
+from kdscale.cache.prefetch import ordered_map
 from kdscale.cache.rows import CachedRows
-from kdscale.errors import KdscaleError
-from kdscale.utils.permutation import VERSION
+from kdscale.types import Rows
 
-# At most so many positions' rows are computed at once: a call costs the same for one as for many,
-# as long as they are of one window.
-_POSITIONS = 4096
-_AHEAD_BYTES = 256 << 20
+THREADS = 4
+"""Threads that read ahead, at most."""
+
+# Bytes that are read together: from 4 MiB on NumPy asks for huge pages, and smaller arrays cost
+# more to map than to fill.
+GROUP_BYTES = 8 << 20
+_PREFETCH_BYTES = 256 << 20
 
 
-class RowReader(Protocol):
-    """What a loader reads from: a CacheReader, or several as one."""
-
-    def __len__(self) -> int:
-        """Rows."""
-        ...
+class Reader(Protocol):
+    """The part of a CacheReader (or of several as one) that a loader needs."""
 
     def read(self, indices: np.ndarray) -> CachedRows:
-        """The rows at `indices` [B], in that order."""
+        """Return the sequences at `indices` [B], in that order."""
         ...
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row."""
+        """In-memory bytes of a sequence."""
         ...
 
-    @property
-    def metrics(self) -> dict[str, float]:
-        """What reading has cost so far."""
-        ...
+
+@dataclass(frozen=True)
+class LoadedBatch:
+    """One rank's share of a global batch of B sequences: b = ceil(B / ranks) of them."""
+
+    step: int
+    indices: np.ndarray  # [B] int64: the global batch
+    valid: np.ndarray  # [b] bool: False for a repeated sequence that only fills up the share
+    sequences: CachedRows  # of b
 
 
 class CacheLoader:
-    """This rank's rows of every global batch of `global_batch_size`, step after step, endlessly.
+    """The global batches `batches` ([B] indices each) from `start_step` on, one rank's share each.
 
-    Rank r has every `world_size`-th row from the r-th on, as in training; where there are more
-    ranks than rows, some get none. A batch may hold the end of an epoch and the start of the next.
-    workers: threads that read, 0 to read where the loop runs; ahead: batches read before they are
-    asked for, by default as many as 256 MiB hold. Iterate once at a time: a second loop goes on
-    where the first stopped.
+        reader = CacheReader(open_store("s3://bucket/run/cache/..."))
+        order = EpochOrder(len(reader), seed=0, chunk_rows=reader.sequences_per_chunk,
+                           window_chunks=64)
+        for batch in CacheLoader(reader, order.batches(32, start_step=100), start_step=100):
+            ...
+
+    Rank r takes every `world_size`-th sequence from the r-th on; where it has fewer than another
+    rank, the batch's first sequence fills its share up, marked as not valid. So the sequences of a
+    step depend on the step alone, and a training may resume with other ranks.
+    prefetch: batches read before they are asked for, by default as many as 256 MiB hold; threads:
+    that read them, by default up to 4; 0 reads where the loop runs. An error surfaces at its batch.
     """
 
     def __init__(
         self,
-        reader: RowReader,
-        order: EpochOrder,
+        reader: Reader,
+        batches: Iterable[np.ndarray],
         *,
-        global_batch_size: int,
         rank: int = 0,
         world_size: int = 1,
-        workers: int = 1,
-        ahead: int | None = None,
+        prefetch: int | None = None,
+        threads: int | None = None,
         start_step: int = 0,
     ) -> None:
-        assert order.rows == len(reader), (order, len(reader))
-        assert global_batch_size >= 1
-        assert 0 <= rank < world_size
-        assert min(workers, ahead or 0, start_step) >= 0
+        assert 0 <= rank < world_size, (rank, world_size)
         self._reader = reader
-        self._order = order
-        self._batch_rows = global_batch_size
-        self._mine = np.arange(rank, global_batch_size, world_size)
-        self._workers = workers
-        batch_bytes = max(1, len(self._mine) * reader.row_bytes)
-        self._ahead = max(1, _AHEAD_BYTES // batch_bytes) if ahead is None else ahead
-        self._step = start_step
-        self._loads = 0
-        self._tokens = 0
-        self._seconds_waited = 0.0
-        self._started: float | None = None
+        self._batches = batches
+        self._rank, self._world_size = rank, world_size
+        self._prefetch, self._threads = prefetch, threads
+        self._start_step = start_step
 
-    def __iter__(self) -> Iterator[CachedRows]:
-        while True:
-            # A state that is loaded while we iterate throws away what was read ahead.
-            loads = self._loads
-            with closing(self._batches(self._step)) as batches:
-                while loads == self._loads:
-                    batch = self._next(batches)
-                    self._step += 1
-                    yield batch
+    def __iter__(self) -> Iterator[LoadedBatch]:
+        # Batches on their way, in order.
+        pending: deque[tuple[np.ndarray, np.ndarray]] = deque()
 
-    def state_dict(self) -> dict[str, int]:
-        """Where the loop stands, as integers: `step` counts the batches handed out, not those read
-        ahead. The same on all ranks at the same step."""
-        order = self._order
-        return {
-            "version": VERSION,
-            "seed": order.seed,
-            "rows": order.rows,
-            "chunk_rows": order.chunk_rows,
-            "window_chunks": order.window_chunks or 0,
-            "global_batch_size": self._batch_rows,
-            "step": self._step,
-        }
+        def shares() -> Iterator[np.ndarray]:
+            for indices in self._batches:
+                mine, valid = rank_share(indices, self._rank, self._world_size)
+                pending.append((indices, valid))
+                yield mine
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after `step`, before or while iterating, with any number of ranks and workers.
-
-        KdscaleError where the state is of another order: its steps would be other rows.
-        """
-        own = self.state_dict()
-        differing = [
-            f"{name}: the state has {state.get(name)}, this loader {value}"
-            for name, value in own.items()
-            if name != "step" and state.get(name) != value
-        ]
-        if differing or not isinstance(state.get("step"), int):
-            raise KdscaleError(
-                "The loader's state is of another order of rows. " + "; ".join(differing),
-                "Resume with the cache, seed and batch size it was saved with, or start over "
-                "without it.",
-            )
-        self._step = state["step"]
-        self._loads += 1
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Tokens read a second and the share of the time that the loop waited for them, since it
-        began; the shares of chunks found in memory and on disk; and what the reader counts."""
-        elapsed = time.monotonic() - self._started if self._started is not None else 0.0
-        counts = self._reader.metrics
-        found = [counts.get(name, 0.0) for name in ("chunk_hits", "disk_hits", "chunks_fetched")]
-        return counts | {
-            "tokens": float(self._tokens),
-            "tokens_per_second": _share(self._tokens, elapsed),
-            "data_wait_share": _share(self._seconds_waited, elapsed),
-            "memory_hit_rate": _share(found[0], sum(found)),
-            "disk_hit_rate": _share(found[1], sum(found)),
-        }
-
-    def _next(self, batches: Iterator[CachedRows]) -> CachedRows:
-        started = time.monotonic()
-        self._started = started if self._started is None else self._started
-        batch = next(batches)
-        self._seconds_waited += time.monotonic() - started
-        self._tokens += batch.rows.input_ids.size
-        return batch
-
-    def _batches(self, start: int) -> Generator[CachedRows, None, None]:
-        return read_batches(
-            self._reader.read,
-            self._rows(start),
-            row_bytes=self._reader.row_bytes,
-            threads=self._workers,
-            ahead=self._ahead,
-        )
-
-    def _rows(self, start: int) -> Iterator[np.ndarray]:
-        """This rank's row numbers [b] of step `start` and every later one."""
-        steps = max(1, min(_POSITIONS, self._order.window_rows) // self._batch_rows)
-        for first in itertools.count(start, steps):
-            offsets = np.arange(first, first + steps, dtype=np.int64) * self._batch_rows
-            positions = offsets[:, None] + self._mine
-            yield from self._order.rows_at(positions.ravel()).reshape(positions.shape)
+        read = read_batches(self._reader, shares(), prefetch=self._prefetch, threads=self._threads)
+        with closing(read):
+            for step, sequences in enumerate(read, self._start_step):
+                yield LoadedBatch(step, *pending.popleft(), sequences)
 
 
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
+def rank_share(batch: np.ndarray, rank: int, world_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a rank's share [b] of the global `batch` [B], and which of it is valid, [b] bool."""
+    mine = batch[rank::world_size]
+    size = -(-len(batch) // world_size)
+    filled = np.concatenate([mine, np.repeat(batch[:1], size - len(mine))])
+    return filled, np.arange(size) < len(mine)
+
+
+def read_batches(
+    reader: Reader,
+    orders: Iterable[np.ndarray],
+    *,
+    prefetch: int | None = None,
+    threads: int | None = None,
+) -> Generator[CachedRows, None, None]:
+    """Read each of `orders` ([B] indices), in their order; see CacheLoader.
+
+    At most `prefetch` orders are taken beyond the one whose batch is asked for. Closing the
+    generator ends its threads.
+    """
+    orders, row_bytes = iter(orders), reader.row_bytes
+    if prefetch is None:
+        first = list(islice(orders, 1))
+        orders = chain(first, orders)
+        prefetch = max(1, _PREFETCH_BYTES // max(1, row_bytes * sum(map(len, first))))
+    threads = min(prefetch, THREADS) if threads is None else threads
+    together = max(1, (prefetch + 1) // (threads + 1))
+    groups = _groups(orders, together, max(1, GROUP_BYTES // row_bytes))
+
+    def read_group(group: list[np.ndarray]) -> list[CachedRows | Exception]:
+        return _read_together(reader, group)
+
+    groups_ahead = (prefetch + 1) // together - 1
+    with closing(ordered_map(read_group, groups, threads=threads, ahead=groups_ahead)) as results:
+        for group in results:
+            for batch in group:
+                if isinstance(batch, Exception):
+                    raise batch
+                yield batch
+
+
+def _groups(orders: Iterator[np.ndarray], most: int, most_rows: int) -> Iterator[list[np.ndarray]]:
+    """Yield the orders in groups of 1, 2, 4, ... up to `most`, of not too many rows."""
+    size = 1
+    while group := list(islice(orders, size)):
+        yield group
+        rows = max(1, max(len(order) for order in group))
+        size = max(1, min(2 * size, most, most_rows // rows))
+
+
+def _read_together(reader: Reader, group: list[np.ndarray]) -> list[CachedRows | Exception]:
+    """Return a batch for each order; where reading them together fails, each alone or its error."""
+    if len(group) > 1:
+        try:
+            whole = reader.read(np.concatenate(group))
+            ends = np.cumsum([len(order) for order in group])
+            return [
+                _part(whole, slice(end - len(o), end)) for o, end in zip(group, ends, strict=True)
+            ]
+        except Exception:  # the second attempt shows whose batch it is
+            pass
+    return [_attempt(reader, order) for order in group]
+
+
+def _attempt(reader: Reader, order: np.ndarray) -> CachedRows | Exception:
+    try:
+        return reader.read(order)
+    except Exception as error:  # raised at its batch
+        return error
+
+
+def _part(whole: CachedRows, part: slice) -> CachedRows:
+    """Return consecutive rows, not copied."""
+    own = {field.name: getattr(whole.rows, field.name) for field in fields(Rows)}
+    rows = Rows(**{name: array[part] for name, array in own.items() if array is not None})
+    return CachedRows(rows, whole.payload[part], whole.entropy[part], whole.nll[part])

@@ -1,4 +1,4 @@
-"""The order of an epoch as a function: which row stands at which position, without a table.
+"""Order of an epoch as a function from positions to rows, without a table.
 
 A full shuffle makes every batch open as many chunks as it has rows. Here chunks of consecutive rows
 (as many as a chunk has, or a shard) are shuffled, and rows are shuffled inside windows of several
@@ -8,13 +8,17 @@ idea is in MosaicML Streaming's `py1e` and `py1br` shuffles; this one needs no m
 nodes and no divisibility.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 
 from kdscale.utils.permutation import hash_key, permute
 
 _SHORT_SLOT, _CHUNKS, _ROWS = 1, 2, 3
+# Positions whose rows `batches` computes at once, at most.
+_POSITIONS = 4096
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,17 @@ class EpochOrder:
             found[here] = self._epoch(int(epoch)).rows_at(positions[here] % self.rows)
         return found
 
+    def batches(self, size: int, start_step: int = 0) -> Iterator[np.ndarray]:
+        """Yield the rows [size] of step `start_step` and every later one, without an end.
+
+        A batch may hold the end of an epoch and the start of the next.
+        """
+        # A call costs the same for one position as for many, as long as they are of one window.
+        together = max(1, min(_POSITIONS, self.window_rows) // size)
+        for step in count(start_step, together):
+            positions = np.arange(step * size, (step + together) * size, dtype=np.int64)
+            yield from self.rows_at(positions).reshape(together, size)
+
     def _epoch(self, epoch: int) -> "_Epoch":
         chunks = -(-self.rows // self.chunk_rows)
         key = hash_key(self.seed, epoch)
@@ -68,7 +83,7 @@ class EpochOrder:
 class _Epoch:
     """One epoch's order. Slots are the places of the shuffled chunks.
 
-    The last chunk may be short. It gets a slot of its own choice, and the full chunks are shuffled
+    The last chunk may be short. It gets a random slot, and the full chunks are shuffled
     over the others, so that where a slot starts is plain arithmetic. To avoid cases, positions are
     mapped to what they would be if the short chunk were full: they skip the `gap` rows it lacks.
     """
@@ -94,7 +109,7 @@ class _Epoch:
             size = self._end(int(window)) - start - self.gap * (window == short_window)
             key = hash_key(self.key, _ROWS, int(window))
             slots_rows[here] = start + permute(spaced[here] - start, int(size), key)
-        # Behind the short chunk, rows of its own window have to skip the gap too.
+        # Behind the short chunk, rows of its window have to skip the gap too.
         short_end = (self.short_slot + 1) * self.chunk_rows - self.gap
         slots_rows += self.gap * ((windows == short_window) & (slots_rows >= short_end))
         return self._chunk_at(slots_rows // self.chunk_rows) * self.chunk_rows + (
@@ -106,7 +121,7 @@ class _Epoch:
         return min((window + 1) * self.window_chunks, self.chunks) * self.chunk_rows
 
     def _chunk_at(self, slots: np.ndarray) -> np.ndarray:
-        """The chunk in each of `slots`."""
+        """Return the chunk in each of `slots`."""
         full = self.chunks - 1
         is_short = slots == self.short_slot
         others = np.where(is_short, 0, slots - (slots > self.short_slot))

@@ -2,10 +2,13 @@
 
 It pins one manifest, so its rows never change, and it knows nothing of epochs or ranks: the order
 comes from outside, as indices. Each chunk is verified before it is decoded. Where a row lies is
-arithmetic; only the tables of chunks, which stand in the shards' indexes, are fetched when met.
+arithmetic; only the tables of chunks, which are in the shards' indexes, are fetched when needed.
 """
 
+import ctypes
 import os
+import weakref
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -20,12 +23,10 @@ from kdscale.cache.format.checked_read import read_index
 from kdscale.cache.format.records import Shard
 from kdscale.cache.format.row_records import FixedRows, row_type, view_rows
 from kdscale.cache.jit import compiled
-from kdscale.cache.read.batches import MOST_BYTES, THREADS, PrefetchingReader
-from kdscale.cache.read.buffer_pool import BufferPool
 from kdscale.cache.read.chunk_cache import ChunkCache
-from kdscale.cache.read.chunk_loader import ChunkSource
-from kdscale.cache.read.chunk_store import ChunkMap, StoredChunks
+from kdscale.cache.read.chunk_store import ChunkLoader, ChunkMap, StoredChunks
 from kdscale.cache.read.disk_cache import DiskCache
+from kdscale.cache.read.loader import GROUP_BYTES, THREADS
 from kdscale.cache.rows import RowStats
 from kdscale.cache.spec import Identity, check_cache_spec, has_labels
 from kdscale.store import Store
@@ -37,20 +38,23 @@ _KEPT_BATCHES = THREADS
 
 @dataclass(frozen=True)
 class CacheSource:
-    """What a student reads of a cache: its first `generations` generations, whatever is appended later,
-    and each of their rows `weight` times an epoch."""
+    """One of a student's caches: its first `generations`, each row `weight` times an epoch.
+
+    Generations appended later are not read.
+    """
 
     store: Store
     generations: int
     weight: float = 1.0
 
 
-class CacheReader(PrefetchingReader):
+class CacheReader:
     """Rows 0 .. len - 1 of a published cache, in the order of its plans.
 
     expected: fields of the identity that the student depends on; KdscaleError where one differs.
-    version, generations: which manifest, see `load_manifest`. memory_bytes: for decoded chunks; disk:
-    where the machine keeps more of them. Safe in many threads; picklable, and usable after a fork.
+    version, generations: which manifest, see `load_manifest`. memory_bytes: for decoded chunks;
+    disk: where the machine keeps more of them. Safe in many threads; picklable, and usable after a
+    fork.
     """
 
     def __init__(
@@ -80,12 +84,12 @@ class CacheReader(PrefetchingReader):
             self.seq_len, self.codec.bytes_per_position, has_labels(self.identity)
         )
         self._map = ChunkMap(manifest.generations)
-        self._memory = BufferPool(MOST_BYTES, _KEPT_BATCHES)
+        self._memory = BufferPool(GROUP_BYTES, _KEPT_BATCHES)
         self._start_cache()
 
     def _start_cache(self) -> None:
         disk = self._disk if self._needs_disk else None
-        self._source = ChunkSource(StoredChunks(self._store, self.manifest), disk)
+        self._source = ChunkLoader(StoredChunks(self._store, self.manifest), disk)
         self._cache = ChunkCache(self._source.load, self._memory_bytes)
         self._process = os.getpid()
 
@@ -141,15 +145,16 @@ class CacheReader(PrefetchingReader):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Since this process opened the reader: what `ChunkCache.metrics` counts, processor seconds
-        spent decoding, and seconds that the consumer of `batches` waited."""
+        """Return the counts of `ChunkCache.metrics` and processor seconds spent decoding.
+
+        Since this process opened the reader.
+        """
         return self._chunks.metrics | {
             "decode_seconds": self._source.decode_seconds,
-            "seconds_waited": self.seconds_waited,
         }
 
     def read(self, indices: np.ndarray) -> FixedRows:
-        """The rows at `indices` ([B] integers, repeats allowed), in that order, as a copy.
+        """Return a copy of the rows at `indices` ([B] integers, repeats allowed), in that order.
 
         IndexError for an index outside 0 .. len - 1; KdscaleError for damaged data.
         """
@@ -193,3 +198,33 @@ def _copy_rows(out: np.ndarray, to: np.ndarray, rows: np.ndarray, at: np.ndarray
 
 def _load_stats(store: Store, shard: Shard) -> RowStats:
     return read_index(store, shard).stats
+
+
+class BufferPool:
+    """Arrays of up to `nbytes` bytes, used again when their last view goes.
+
+    The kernel maps fresh memory page by page and clears it, which takes longer than copying
+    rows into it. Of arrays that came back the last `most` are kept; larger ones are not. Safe
+    in many threads.
+    """
+
+    def __init__(self, nbytes: int, most: int) -> None:
+        self._nbytes = nbytes
+        self._free: deque[np.ndarray] = deque(maxlen=most)
+
+    def take(self, nbytes: int) -> np.ndarray:
+        """Return [nbytes] uint8 of any content.
+
+        Its memory comes back when the last array or tensor that is a view of it goes.
+        """
+        if nbytes > self._nbytes:
+            return np.empty(nbytes, np.uint8)
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            # The kernel gives only what is touched.
+            memory = np.empty(self._nbytes, np.uint8)
+        # Views of an array refer to what owns its memory: to this, which can tell when it goes.
+        loan = (ctypes.c_char * nbytes).from_buffer(memory.data)
+        weakref.finalize(loan, self._free.append, memory).atexit = False
+        return np.frombuffer(memoryview(loan), np.uint8)

@@ -6,14 +6,13 @@ from functools import cached_property
 import numpy as np
 
 from kdscale.cache.codecs import Codec
-from kdscale.cache.read.batches import PrefetchingReader
 from kdscale.cache.read.concat import ConcatReader
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.rows import CachedRows, RowStats
 from kdscale.cache.spec import Identity
 
 
-class SubsetReader(PrefetchingReader):
+class SubsetReader:
     """Row i is row `chosen`[i] of `reader`, which keeps its chunks and its metrics."""
 
     def __init__(self, reader: CacheReader | ConcatReader, chosen: np.ndarray) -> None:
@@ -57,7 +56,7 @@ class SubsetReader(PrefetchingReader):
     @property
     def metrics(self) -> dict[str, float]:
         """The cache's own."""
-        return self._reader.metrics | {"seconds_waited": self.seconds_waited}
+        return self._reader.metrics
 
     def read(self, indices: np.ndarray) -> CachedRows:
         """See `CacheReader.read`."""

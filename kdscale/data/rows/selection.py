@@ -20,6 +20,7 @@ from kdscale.data.cleaning.cleaner import FIRST_STEP, Status
 from kdscale.data.cleaning.minhash import first_of_alike
 from kdscale.data.rows.classes import UNKNOWN_LABEL
 from kdscale.errors import KdscaleError
+from kdscale.utils.splitmix import splitmix64
 
 LAST_RANK = np.uint64(2**64 - 1)
 
@@ -283,11 +284,5 @@ def mix(
 
 
 def rehash(ranks: np.ndarray) -> np.ndarray:
-    """Return [N] uint64: another hash, independent of what the ranks themselves decide.
-
-    SplitMix64's finaliser (Steele, Lea, Flood, OOPSLA 2014).
-    """
-    z = ranks.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    """Return [N] uint64: another hash, independent of what the ranks themselves decide."""
+    return splitmix64(ranks.astype(np.uint64))

@@ -27,7 +27,7 @@ def make_rows(rows: int, length: int, width: int, seed: int = 0) -> CachedRows:
 
 
 def fixed(chunk: CachedRows) -> FixedRows:
-    """A copy of `chunk`, field by field."""
+    """Return a copy of `chunk`, field by field."""
     rows = new_rows(len(chunk), row_type(*chunk.payload.shape[1:]))
     for whole, part in ((rows, chunk), (rows.rows, chunk.rows)):
         for field in fields(part):

@@ -64,7 +64,7 @@ class Planted:
         return create_or_load_plan(self.store, self.identity, **(options | changes))
 
     def shard(self, shard: int) -> tuple[int, Rows, np.ndarray, RowStats]:
-        """What `ShardWriter.commit` takes for a shard."""
+        """Return the arguments of `ShardWriter.commit` for a shard."""
         at = np.array(self.generation.shards[shard])
         s = self.stats
         stats = RowStats(s.sample_ids[at], s.entropy[at], s.nll[at], s.length[at])
@@ -78,7 +78,7 @@ class Planted:
         return self
 
     def chunks(self, shard: int) -> tuple[Chunk, ...]:
-        """The table of chunks of a published shard."""
+        """Return the table of chunks of a published shard."""
         return read_index(self.store, load_manifest(self.store).shards[shard]).chunks
 
     def damage(self, key: str, at: int) -> None:
@@ -123,7 +123,7 @@ def planted_prior(rows: Rows) -> Prior:
 
 
 def stored_payload(codec: Codec, rows: Rows, payload: np.ndarray) -> np.ndarray:
-    """The payload as a packed cache gives it back: the ids of a set in another order."""
+    """Return the payload as a packed cache gives it back: the ids of a set in another order."""
     packing, mask = Packing(codec, planted_prior(rows)), rows.loss_mask
     tokens = rows.input_ids[mask]
     result = np.zeros_like(payload)
@@ -139,9 +139,11 @@ def make_planted(
     packed: bool = True,
     labelled: bool = False,
 ) -> Planted:
-    """The content of a cache; nothing of it is stored yet. Codecs that sample are packed at rest,
-    unless `packed` says otherwise; `labelled` rows bring their labels, as a masked language
-    model's."""
+    """Return the content of a cache; nothing of it is stored yet.
+
+    Codecs that sample are packed, unless `packed` says otherwise; `labelled` rows bring their
+    labels, as a masked language model's.
+    """
     codec = make_codec(config or VaroptCodec(k=4, head=2), VOCAB)
     content = planted_rows(rows, labelled)
     generator = np.random.default_rng(1)

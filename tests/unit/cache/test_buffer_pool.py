@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import torch
 
-from kdscale.cache.read.buffer_pool import BufferPool
+from kdscale.cache.read.reader import BufferPool
 
 
 def address(array: np.ndarray) -> int:

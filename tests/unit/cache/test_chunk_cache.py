@@ -1,6 +1,5 @@
 """The table of chunks: its budget, its errors, and where a chunk comes from."""
 
-import multiprocessing
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,19 +11,19 @@ import pytest
 
 from kdscale.cache.format.row_records import FixedRows
 from kdscale.cache.read.chunk_cache import ChunkCache
-from kdscale.cache.read.chunk_file import MappedRows
-from kdscale.cache.read.chunk_loader import ChunkSource
-from kdscale.cache.read.disk_cache import DiskCache
+from kdscale.cache.read.chunk_store import ChunkLoader
+from kdscale.cache.read.disk_cache import DiskCache, MappedRows
 from kdscale.cache.rows import CachedRows
 from kdscale.errors import KdscaleError
 from kdscale.types import Rows
+from tests.forked import context
 from tests.unit.cache.made import fixed
 
 CHUNK_BYTES = 1000
 
 
 def chunk(number: int, nbytes: int = CHUNK_BYTES) -> FixedRows:
-    """A chunk of so many bytes whose payload is its number."""
+    """Return a chunk of so many bytes whose payload is its number."""
     nothing = np.zeros(0, np.uint8)
     payload = np.full((1, 1, nbytes), number % 251, np.uint8)
     return FixedRows(Rows(*[nothing] * 5), payload, nothing, nothing, records=nothing)
@@ -35,7 +34,7 @@ def mapped(rows: FixedRows) -> MappedRows:
 
 
 def decoded(number: int) -> FixedRows:
-    """A chunk of two rows, as it comes from decoding."""
+    """Return a chunk of two rows, as it comes from decoding."""
     words = np.full((2, 3), number, np.int32)
     rows = Rows(np.zeros((2, 16), np.uint8), words, words, words > 5, np.ones(2))
     halves = np.full(2, 0.5, np.float32)
@@ -294,13 +293,13 @@ def store(tmp_path: Path) -> StoredChunks:
 def test_a_chunk_comes_from_the_store_once_and_then_from_the_disk(
     tmp_path: Path, store: StoredChunks
 ) -> None:
-    first = ChunkSource(store, DiskCache(tmp_path, 1 << 20))
+    first = ChunkLoader(store, DiskCache(tmp_path, 1 << 20))
     rows, nbytes = first.load(5)
     assert nbytes == 70
     assert first.decode_seconds > 0
     # What was written is used from the disk at once, not from memory of its own.
     assert isinstance(rows, MappedRows)
-    restarted = ChunkSource(store, DiskCache(tmp_path, 1 << 20))
+    restarted = ChunkLoader(store, DiskCache(tmp_path, 1 << 20))
     again, nbytes = restarted.load(5)
     assert nbytes == 0
     assert np.array_equal(again.payload, decoded(5).payload)
@@ -311,8 +310,8 @@ def test_a_chunk_comes_from_the_store_once_and_then_from_the_disk(
 def test_without_a_disk_or_with_one_too_small_the_chunk_comes_from_the_store(
     tmp_path: Path, store: StoredChunks
 ) -> None:
-    small = ChunkSource(store, DiskCache(tmp_path, 100))
-    for source in (small, small, ChunkSource(store, None)):
+    small = ChunkLoader(store, DiskCache(tmp_path, 100))
+    for source in (small, small, ChunkLoader(store, None)):
         rows, nbytes = source.load(3)
         assert nbytes == 70
         assert not isinstance(rows, MappedRows)
@@ -321,18 +320,18 @@ def test_without_a_disk_or_with_one_too_small_the_chunk_comes_from_the_store(
 
 
 def test_a_damaged_copy_on_the_disk_is_fetched_again(tmp_path: Path, store: StoredChunks) -> None:
-    ChunkSource(store, DiskCache(tmp_path, 1 << 20)).load(5)
+    ChunkLoader(store, DiskCache(tmp_path, 1 << 20)).load(5)
     (copy,) = (tmp_path / "chunks").iterdir()
     copy.write_bytes(copy.read_bytes()[:-1] + b"\xff")
-    rows, nbytes = ChunkSource(store, DiskCache(tmp_path, 1 << 20)).load(5)
+    rows, nbytes = ChunkLoader(store, DiskCache(tmp_path, 1 << 20)).load(5)
     assert nbytes == 70
     assert np.array_equal(rows.payload, decoded(5).payload)
-    assert ChunkSource(store, DiskCache(tmp_path, 1 << 20)).load(5)[1] == 0
+    assert ChunkLoader(store, DiskCache(tmp_path, 1 << 20)).load(5)[1] == 0
     assert store.fetched == [5, 5]
 
 
 def test_threads_of_several_sources_fetch_a_chunk_once(tmp_path: Path, store: StoredChunks) -> None:
-    sources = [ChunkSource(store, DiskCache(tmp_path, 1 << 20)) for _ in range(4)]
+    sources = [ChunkLoader(store, DiskCache(tmp_path, 1 << 20)) for _ in range(4)]
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda number: sources[number % 4].load(number // 8), range(64)))
     assert store.fetched == list(range(8))
@@ -342,7 +341,6 @@ def test_threads_of_several_sources_fetch_a_chunk_once(tmp_path: Path, store: St
 def test_processes_that_share_a_disk_fetch_a_chunk_once(
     tmp_path: Path, store: StoredChunks
 ) -> None:
-    context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(3)
     workers = [context.Process(target=_load_all, args=(tmp_path, barrier)) for _ in range(3)]
     for worker in workers:
@@ -354,7 +352,7 @@ def test_processes_that_share_a_disk_fetch_a_chunk_once(
 
 
 def _load_all(folder: Path, barrier: Any) -> None:
-    source = ChunkSource(StoredChunks(folder / "fetched"), DiskCache(folder, 1 << 20))
+    source = ChunkLoader(StoredChunks(folder / "fetched"), DiskCache(folder, 1 << 20))
     for number in range(12):
         barrier.wait(60)
         assert int(source.load(number)[0].payload[0, 0, 0]) == number
@@ -365,7 +363,7 @@ def test_who_fails_to_fetch_frees_the_others(tmp_path: Path, store: StoredChunks
         def fetch(self, number: int) -> bytes:
             raise OSError("the store is away")
 
-    away = ChunkSource(Away(tmp_path / "nothing"), DiskCache(tmp_path, 1 << 20))
+    away = ChunkLoader(Away(tmp_path / "nothing"), DiskCache(tmp_path, 1 << 20))
     with pytest.raises(OSError, match="the store is away"):
         away.load(1)
-    assert ChunkSource(store, DiskCache(tmp_path, 1 << 20)).load(1)[1] == 70
+    assert ChunkLoader(store, DiskCache(tmp_path, 1 << 20)).load(1)[1] == 70

@@ -15,7 +15,7 @@ POSITIONS = 6
 
 
 def few(logits: torch.Tensor, random: torch.Tensor) -> torch.Tensor:
-    """Some ids with mass, the others with none."""
+    """Return some ids with mass, the others with none."""
     return logits.masked_fill(random > 0.1, -torch.inf)
 
 

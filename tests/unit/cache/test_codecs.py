@@ -191,8 +191,7 @@ def chunks_of(elements: int, threads: int) -> Iterator[None]:
 def test_bytes_depend_on_neither_batch_nor_chunk_nor_threads(
     config: CodecConfig, vocab: int
 ) -> None:
-    """Captured again in other batches, a unit must come out the same, or it would not be found to
-    be the same."""
+    """Captured again in other batches, a shard must come out the same."""
     codec = make_codec(config, vocab)
     logits = some_logits(23, vocab)
     logits[5, 100:30_000] = -torch.inf

@@ -143,7 +143,7 @@ def appended(planted: Planted, count: int = 10) -> Planted:
     return more
 
 
-def test_a_plan_missing_before_others_is_named_and_mended(plant: Plant) -> None:
+def test_a_plan_missing_before_others_is_named_and_restored(plant: Plant) -> None:
     planted = plant().publish()
     more = appended(planted)
     publish(planted.store, more.generation)
@@ -218,7 +218,7 @@ def test_second_attempt_with_other_content_leaves_nothing(plant: Plant) -> None:
 
 
 def race(planted: Planted, number: int) -> list[bool]:
-    """What eight simultaneous attempts at one shard are told."""
+    """Run eight simultaneous attempts at one shard and return what each got."""
     shard, rows, payload, stats = planted.shard(number)
     barrier = threading.Barrier(8)
 

@@ -55,7 +55,7 @@ def exported(out: Store, index: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def expected_targets(reader: CacheReader, row: int, position: int) -> dict[str, Any]:
-    """A position's targets by the codec alone, one position at a time."""
+    """Return a position's targets by the codec alone, one position at a time."""
     cached = reader.read(np.array([row]))
     targets = reader.codec.decode(torch.from_numpy(cached.payload[0, position].copy()))
     if isinstance(targets, DenseTargets):

@@ -32,7 +32,7 @@ OTHERS = ("store-probe.json", "committer.json", "notes/data/x")
 
 
 def later(seconds: float) -> Callable[[], float]:
-    """A clock that is ahead of that of the store."""
+    """Return a clock that is ahead of that of the store."""
     return lambda: time.time() + seconds
 
 
@@ -78,7 +78,7 @@ def test_what_killed_writers_left_goes_too(plant: Plant) -> None:
 
 
 def upload(planted: Planted, shard: int) -> tuple[str, str]:
-    """The objects of a shard whose writer has not come to the commit yet."""
+    """Return the objects of a shard whose writer has not come to the commit yet."""
     _, rows, payload, stats = planted.shard(shard)
     encoded = encode_shard(rows, payload, stats, {"attempt": "other"}, 3)
     keys = f"data/{shard:06d}-{encoded.digest[:16]}.arrow", f"index/{shard:06d}-{'0' * 16}.arrow"
@@ -149,7 +149,7 @@ def test_what_is_committed_after_the_listing_stays(plant: Plant) -> None:
 
 
 def repaired(planted: Planted, shard: int) -> None:
-    """A new version, by a capture that does not come out as before."""
+    """Return a new version, by a capture that does not come out as before."""
     planted.damage(load_manifest(planted.store).shards[shard].object, 900)
     assert repair(planted.store).withdrawn == [shard]
     rows = slice(8 * shard, 8 * shard + 8)

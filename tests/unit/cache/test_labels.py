@@ -10,7 +10,7 @@ from kdscale.cache.maintain.inspect import sample
 from kdscale.cache.maintain.verify import verify
 from kdscale.cache.read.concat import ConcatReader
 from kdscale.cache.read.disk_cache import DiskCache
-from kdscale.cache.read.loader import CacheLoader
+from kdscale.cache.read.loader import CacheLoader, read_batches
 from kdscale.cache.read.order import EpochOrder
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.read.subset import SubsetReader, known_labels
@@ -43,7 +43,7 @@ def test_labels_come_back_in_any_order(tmp_path: Path, has_disk: bool) -> None:
 def test_batches_read_together_keep_their_labels(tmp_path: Path) -> None:
     planted = plant(tmp_path)
     orders = [np.array([n, 22 - n]) for n in range(10)]
-    found = list(CacheReader(planted.store).batches(orders, ahead=6))
+    found = list(read_batches(CacheReader(planted.store), orders, prefetch=6))
     for batch, order in zip(found, orders, strict=True):
         assert_rows(batch, planted, order)
 
@@ -72,10 +72,8 @@ def test_a_subset_is_a_cache_of_its_own(tmp_path: Path) -> None:
     assert (subset.seq_len, subset.codec, subset.row_bytes) == (
         *(reader.seq_len, reader.codec, reader.row_bytes),
     )
-    loader = CacheLoader(
-        subset, EpochOrder(4, seed=0, chunk_rows=3, window_chunks=None), global_batch_size=4
-    )
-    first = next(iter(loader))
+    order = EpochOrder(4, seed=0, chunk_rows=3, window_chunks=None)
+    first = next(iter(CacheLoader(subset, order.batches(4)))).sequences
     assert sorted(first.rows.input_ids[:, 0]) == sorted(planted.rows.input_ids[chosen, 0])
 
 

@@ -11,7 +11,7 @@ def sample_ids(rows: int, seed: int = 0) -> torch.Tensor:
 
 
 def reference(seed: int, sample_id: bytes, position: int, stream: int) -> float:
-    """The same hash in Python integers."""
+    """Return the same hash in Python integers."""
     mask, golden = (1 << 64) - 1, 0x9E3779B97F4A7C15
 
     def mix(state: int) -> int:

@@ -46,8 +46,10 @@ def test_every_row_stands_at_one_position_of_every_epoch(
 def test_chunks_are_read_in_windows_one_after_the_other(
     rows: int, chunk_rows: int, window_chunks: int, seed: int
 ) -> None:
-    """The chunks of a window are finished before the next window starts, and there are never more
-    than `window_chunks` of them: what a naive walk over the epoch sees."""
+    """The chunks of a window are finished before the next window starts.
+
+    There are never more than `window_chunks` of them, as a naive walk over the epoch sees.
+    """
     chunks = epoch(EpochOrder(rows, seed, chunk_rows, window_chunks)) // chunk_rows
     left = np.bincount(chunks)
     opened: set[int] = set()
@@ -111,8 +113,11 @@ def test_the_whole_epoch_looks_shuffled(chunk_rows: int, window_chunks: int | No
 
 
 def test_where_a_row_goes_is_uniform_over_epochs() -> None:
-    """Chi-square at 99.99 %: 8 equal parts of the epoch for rows of full chunks (below 29.9), and
-    the 4 windows, which start at 0, 10, 20, 30 up to the short one, for its row 36 (below 21.1)."""
+    """Chi-square at 99.99 % over 8 equal parts of the epoch and over the 4 windows.
+
+    The parts are for rows of full chunks (below 29.9); the windows, which start at 0, 10, 20,
+    30 up to the short one, for its row 36 (below 21.1).
+    """
     order = EpochOrder(37, 3, 5, 2)
     places = np.stack([np.argsort(epoch(order, number)) for number in range(1600)])
     parts = np.arange(37) * 8 // 37
@@ -151,8 +156,10 @@ def test_a_trillion_tokens_need_no_table() -> None:
 
 
 def test_the_work_does_not_grow_with_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted as elements encrypted, which is all that could grow: a permutation covers at most
-    four times its range, so each of the two a position goes through takes four passes on average.
+    """Counted as elements encrypted, which is all that could grow.
+
+    A permutation covers at most four times its range, so each of the two a position goes
+    through takes four passes on average.
     """
     encrypted: list[int] = []
     encrypt = shuffle._encrypt

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kdscale.cache.prefetch import in_order
+from kdscale.cache.prefetch import ordered_map
 
 
 def threads() -> list[threading.Thread]:
@@ -22,7 +22,7 @@ def test_results_come_in_the_order_of_the_items() -> None:
             last.set()
         return item * item
 
-    assert list(in_order(work, range(20), threads=4, ahead=4)) == [n * n for n in range(20)]
+    assert list(ordered_map(work, range(20), threads=4, ahead=4)) == [n * n for n in range(20)]
     assert threads() == []
 
 
@@ -35,7 +35,7 @@ def test_no_more_items_are_taken_than_asked_for(ahead: int) -> None:
             taken.append(item)
             yield item
 
-    results = in_order(lambda item: item, items(), threads=2, ahead=ahead)
+    results = ordered_map(lambda item: item, items(), threads=2, ahead=ahead)
     for number in range(10):
         assert next(results) == number
         assert len(taken) == number + 1 + ahead
@@ -49,15 +49,20 @@ def test_an_error_surfaces_at_its_item() -> None:
             raise ValueError("three")
         return item
 
-    results = in_order(work, range(9), threads=3, ahead=5)
+    results = ordered_map(work, range(9), threads=3, ahead=5)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="three"):
         next(results)
     assert threads() == []
 
 
-def test_waiting_is_told_result_by_result() -> None:
-    waits: list[float] = []
-    assert list(in_order(str, range(5), threads=1, ahead=1, waited=waits.append)) == list("01234")
-    assert len(waits) == 5
-    assert min(waits) >= 0
+def test_without_threads_the_caller_computes_each_result_when_it_asks() -> None:
+    by: list[threading.Thread] = []
+
+    def work(item: int) -> int:
+        by.append(threading.current_thread())
+        return item
+
+    results = ordered_map(work, range(5), threads=0, ahead=0)
+    assert [next(results), next(results)] == [0, 1]
+    assert by == [threading.current_thread()] * 2

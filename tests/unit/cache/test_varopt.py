@@ -51,7 +51,7 @@ CODECS: dict[str, Callable[[int], Varopt]] = {
 
 
 def draw(codec: Varopt, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """ids and probabilities [N, K] of one distribution, drawn once for each of [N, 2] uniforms."""
+    """Draw ids and probabilities [N, K] of one distribution, once for each of [N, 2] uniforms."""
     targets = codec.decode(codec.encode(logits.expand(len(uniforms), -1), uniforms).payload)
     return targets.ids, targets.probs
 
@@ -73,7 +73,7 @@ def random_uniforms(count: int) -> Tensor:
 
 
 def threshold(p: Tensor, k: int, head: int) -> tuple[int, float]:
-    """h and tau by the definition, from the sorted distribution."""
+    """Return h and tau by the definition, from the sorted distribution."""
     ordered = p.sort(descending=True).values
     for size in range(head + 1):
         tau = (1 - ordered[:size].sum().item()) / (k - size)

@@ -30,15 +30,15 @@ USES: dict[str, Callable[[Store], object]] = {
 }
 
 
-@pytest.fixture(params=["fsspec", "native"])
+@pytest.fixture(params=["fsspec", "obstore"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stores of the test open this client, and no bucket has answered yet."""
+    """Let stores of the test open this client, with no bucket having answered yet."""
     monkeypatch.setenv("KDSCALE_STORE", request.param)
     monkeypatch.setattr(connection, "_answered", set())
 
 
 def told(action: Callable[[], object]) -> KdscaleError:
-    """What a user reads of the action's failure."""
+    """Return what a user reads of the action's failure."""
     with pytest.raises(KdscaleError) as caught, explained():
         action()
     return caught.value
@@ -88,7 +88,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def counting(url: str) -> tuple[RemoteStore, list[float]]:
-    """The store at `url`, and the pauses that its retries make, which take no time."""
+    """Return the store at `url`, and the pauses that its retries make, which take no time."""
     store, pauses = open_store(url), list[float]()
     assert isinstance(store, RemoteStore)
     clock: Iterator[float] = iter(range(0, 1000, 5))
@@ -204,7 +204,7 @@ def test_a_file_is_found_by_its_path_or_url(
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 64 KiB, where the tests may mount one."""
+    """Yield a disk of 64 KiB, where the tests may mount one."""
     command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("only root may mount a disk")

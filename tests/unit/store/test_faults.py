@@ -23,7 +23,7 @@ from tests.proxy import Fault, FaultProxy
 from tests.s3 import S3Server, free_ports
 
 
-@pytest.fixture(params=["fsspec", "native"])
+@pytest.fixture(params=["fsspec", "obstore"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Which client the stores of the test open."""
     monkeypatch.setenv("KDSCALE_STORE", request.param)
@@ -35,7 +35,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def store_behind(
     server: S3Server, monkeypatch: pytest.MonkeyPatch, method: str, faults: list[Fault]
 ) -> Iterator[tuple[Store, FaultProxy]]:
-    """A store whose requests of `method` meet `faults`, and the proxy that counts them."""
+    """Return a store whose requests of `method` meet `faults`, and the proxy that counts them."""
     upstream = server.env["AWS_ENDPOINT_URL"].removeprefix("http://")
     with FaultProxy(upstream, method, faults) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)

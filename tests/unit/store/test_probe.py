@@ -20,7 +20,7 @@ def test_a_folder_passes_and_stays_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.s3
-@pytest.mark.parametrize("backend", ["fsspec", "native"])
+@pytest.mark.parametrize("backend", ["fsspec", "obstore"])
 def test_a_server_with_conditional_put_passes(
     s3_env: S3Server, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -32,7 +32,7 @@ def test_a_server_with_conditional_put_passes(
 
 
 @pytest.mark.s3
-@pytest.mark.parametrize("backend", ["fsspec", "native"])
+@pytest.mark.parametrize("backend", ["fsspec", "obstore"])
 def test_a_server_without_conditional_put_fails(
     s3_env: S3Server, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,14 +30,14 @@ class Clock:
         self.now += seconds
 
     def policy(self, **options: float) -> Retry:
-        """A policy on this clock whose pauses are always the ceiling."""
+        """Return a policy on this clock whose pauses are always the ceiling."""
         return Retry(
             **options, sleep=self.sleep, clock=lambda: self.now, jitter=lambda ceiling: ceiling
         )
 
 
 def failing(times: int, error: Exception) -> Callable[[], str]:
-    """An operation that fails so often, and then returns "done"."""
+    """Return an operation that fails so often, and then returns "done"."""
     left = [error] * times
 
     def operation() -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kdscale.store import Store, native, open_store
+from kdscale.store import Store, obstore_backend, open_store
 from tests.proxy import FaultProxy
 from tests.s3 import S3Server
 
@@ -31,7 +31,7 @@ def actions(policy: dict[str, Any]) -> set[str]:
 
 
 def needed(method: str, target: str) -> str:
-    """The right that a request needs, by Amazon's documentation of S3's operations."""
+    """Return the right that a request needs, by Amazon's documentation of S3's operations."""
     path, _, query = target.partition("?")
     on_bucket = path.strip("/").count("/") == 0
     if method == "GET" and on_bucket:
@@ -69,8 +69,8 @@ def test_a_run_may_do_what_its_store_does(
     client: str, s3_env: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KDSCALE_STORE", client)
-    monkeypatch.setattr(native, "_MULTIPART", 6 << 20)
-    monkeypatch.setattr(native, "_PART", 5 << 20)
+    monkeypatch.setattr(obstore_backend, "_MULTIPART", 6 << 20)
+    monkeypatch.setattr(obstore_backend, "_PART", 5 << 20)
     upstream = s3_env.env["AWS_ENDPOINT_URL"].removeprefix("http://")
     with FaultProxy(upstream, "PUT", []) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)

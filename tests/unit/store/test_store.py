@@ -21,11 +21,11 @@ from kdscale.store import Store, open_store
     params=[
         "local",
         pytest.param("fsspec", marks=pytest.mark.s3),
-        pytest.param("native", marks=pytest.mark.s3),
+        pytest.param("obstore", marks=pytest.mark.s3),
     ]
 )
 def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """A folder, and a real S3 server through either client."""
+    """Return a folder, and a real S3 server through either client."""
     if request.param == "local":
         return open_store(str(tmp_path / "store"))
     monkeypatch.setenv("KDSCALE_STORE", request.param)

@@ -24,8 +24,10 @@ def deviation(counts: np.ndarray, freedom: float) -> float:
 
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 7, 8, 9, 13, 16, 17, 20, 24, 33, 48, 64, 65, 100])
 def test_places_pairs_and_neighbours_are_even(n: int) -> None:
-    """In standard deviations: five, or more where there are many to choose from. With a Feistel
-    network of four rounds neighbours are 8 off at n = 20, and 12 at n = 33."""
+    """In standard deviations: five, or more where there are many to choose from.
+
+    With a Feistel network of four rounds neighbours are 8 off at n = 20, and 12 at n = 33.
+    """
     keys = 8000
     orders = orders_of(n, keys)
     counts = np.stack([np.bincount(orders[:, index], minlength=n) for index in range(n)])
@@ -50,8 +52,10 @@ def test_all_orders_are_equally_likely(n: int) -> None:
 
 @pytest.mark.parametrize("n", [150, 600, 1025, 2000, 4096])
 def test_an_order_of_many_has_no_traces_of_its_making(n: int) -> None:
-    """Neighbours that stay neighbours, and how far the mean of the first half is from that of all.
-    With four rounds the spread of the latter is 10 standard deviations too large at n = 4096."""
+    """Neighbours that stay neighbours, and the first half's mean against that of all.
+
+    With four rounds the spread of the latter is 10 standard deviations too large at n = 4096.
+    """
     keys = 500
     orders = orders_of(n, keys)
     together = (np.abs(np.diff(orders, axis=1)) == 1).sum(1)

@@ -5,16 +5,27 @@ Its own retries are off. Its errors carry status and cause only in their text, s
 here and raised again as what `retry` knows.
 """
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import AzureStore, GCSStore, S3Store
 
-from kdscale.store.clients import Client, Maker, client_maker
+from kdscale.store.aws import CONNECT_TIMEOUT, obstore_s3_options
 from kdscale.store.store import Entry
+
+Client = S3Store | GCSStore | AzureStore
+# read_timeout in seconds -> client. It is how long the next bytes of an answer may take, and the
+# time from a request's first byte to the first of its answer.
+Maker = Callable[[float], Client]
+
+_NO_RETRIES: Any = {"max_retries": 0}
+_GCS_SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 
 _MULTIPART = 64 * 2**20  # bytes; what is larger goes in parts, side by side
 _PART = 16 * 2**20
@@ -26,13 +37,13 @@ _ONE_PIECE = 2**40  # bytes, more than any object read whole
 _STREAM = 8 * 2**20  # bytes held while a file is fetched
 
 
-def open_native(url: str, read_timeout: float) -> "NativeBackend | None":
-    """The client of `url`; None where obstore does not know the protocol or the credentials."""
+def open_obstore(url: str, read_timeout: float) -> "ObstoreBackend | None":
+    """Return the client of `url`; None where obstore lacks the protocol or the credentials."""
     make = client_maker(url)
-    return None if make is None else NativeBackend(make, read_timeout)
+    return None if make is None else ObstoreBackend(make, read_timeout)
 
 
-class NativeBackend:
+class ObstoreBackend:
     """See Backend. read_timeout: seconds of a server's silence."""
 
     def __init__(self, make: Maker, read_timeout: float) -> None:
@@ -42,15 +53,19 @@ class NativeBackend:
         self._slow_upload_client = make(read_timeout + _MULTIPART / _SLOWEST_UPLOAD)
 
     def read(self, url: str) -> bytes:
+        """See `Backend.read`."""
         return self._body(url)
 
     def read_range(self, url: str, start: int, length: int) -> bytes:
+        """See `Backend.read_range`."""
         return self._body(url, {"range": (start, start + length)})
 
     def write(self, url: str, data: bytes) -> None:
+        """See `Backend.write`."""
         self._put(url, data, len(data))
 
     def create(self, url: str, data: bytes) -> bool:
+        """See `Backend.create`."""
         with _plain_errors():
             try:
                 self._sender(len(data)).put(_key(url), data, mode="create", use_multipart=False)
@@ -61,14 +76,17 @@ class NativeBackend:
             return True
 
     def size(self, url: str) -> int:
+        """See `Backend.size`."""
         with _plain_errors():
             return self._client.head(_key(url))["size"]
 
     def remove(self, url: str) -> None:
+        """See `Backend.remove`."""
         with _plain_errors(), suppress(FileNotFoundError):
             self._client.delete(_key(url))
 
     def find(self, url: str) -> list[Entry]:
+        """See `Backend.find`."""
         folder = f"{_key(url)}/".removeprefix("/")
         with _plain_errors():
             found = self._client.list(folder or None, chunk_size=1000).collect()
@@ -80,15 +98,20 @@ class NativeBackend:
         return [entry for entry in entries if entry.size or self._is_object(f"{url}/{entry.key}")]
 
     def send_file(self, url: str, path: Path) -> None:
+        """See `Backend.send_file`."""
         self._put(url, path, path.stat().st_size)
 
     def fetch_file(self, url: str, path: Path) -> None:
+        """See `Backend.fetch_file`."""
         with _plain_errors(), path.open("wb") as file:
             for chunk in self._client.get(_key(url)).stream(_STREAM):
                 file.write(chunk)
 
     def _body(self, url: str, options: Any = None) -> bytes:
-        """A stream of one piece: it is copied once on its way from Rust, `bytes` copies twice."""
+        """Return a stream's one piece.
+
+        It is copied once on its way from Rust, `bytes` copies twice.
+        """
         with _plain_errors():
             return b"".join(self._client.get(_key(url), options=options).stream(_ONE_PIECE))
 
@@ -106,8 +129,11 @@ class NativeBackend:
         return self._client if size <= _SMALL else self._slow_upload_client
 
     def _is_object(self, url: str) -> bool:
-        """False for the "folders" that some consoles make, empty objects whose key ends in a slash:
-        obstore lists them without the slash."""
+        """Return whether `url` is an object, and no "folder" that some consoles make.
+
+        Those are empty objects whose key ends in a slash: obstore lists them without the
+        slash.
+        """
         try:
             self.size(url)
         except FileNotFoundError:
@@ -127,7 +153,7 @@ class HTTPStatusError(OSError):
 
 
 def _key(url: str) -> str:
-    """What follows the bucket; "" for the bucket itself."""
+    """Return what follows the bucket; "" for the bucket itself."""
     return url.partition("://")[2].partition("/")[2]
 
 
@@ -166,7 +192,7 @@ def _translated(text: str) -> OSError:
 
 
 def _explain(text: str) -> str:
-    """The server's code and message, or obstore's first paragraph and the innermost cause."""
+    """Return the server's code and message, or obstore's first paragraph and innermost cause."""
     first, _, debug = text.partition("\n\nDebug source:")
     first = re.sub(r"Error performing (\w+) .*? in [\d.]+\S+ - ", r"\1: ", first)
     status, xml, _ = first.partition(": <")
@@ -175,3 +201,94 @@ def _explain(text: str) -> str:
         return ": ".join([status, *said])
     causes = re.findall(r'(?:message|error): "([^"]*)"', debug)
     return ": ".join([first.strip(), *causes[-1:]])
+
+
+def client_maker(url: str) -> Maker | None:
+    """Return a maker of clients for the bucket of `url`; None where fsspec has to do it."""
+    protocol, _, rest = url.partition("://")
+    find = _PROVIDERS.get(protocol)
+    return find(rest.partition("/")[0]) if find else None
+
+
+def _s3(bucket: str) -> Maker | None:
+    options = obstore_s3_options(bucket)
+    if options is None:
+        return None
+    return lambda read_timeout: S3Store(
+        bucket,
+        client_options=_http(read_timeout, options.get("endpoint")),
+        retry_config=_NO_RETRIES,
+        **options,
+    )
+
+
+def _gcs(bucket: str) -> Maker | None:
+    if os.environ.get("STORAGE_EMULATOR_HOST"):
+        return None
+    try:
+        import google.auth
+        from google.auth.exceptions import DefaultCredentialsError
+        from obstore.auth.google import GoogleCredentialProvider
+    except ImportError:
+        return None
+    try:
+        credentials, _ = google.auth.default(scopes=[_GCS_SCOPE])
+    except DefaultCredentialsError:
+        return None
+    return lambda read_timeout: GCSStore(
+        bucket,
+        client_options=_http(read_timeout, os.environ.get("GOOGLE_BASE_URL")),
+        retry_config=_NO_RETRIES,
+        credential_provider=GoogleCredentialProvider(credentials),
+    )
+
+
+def _azure(container: str) -> Maker | None:
+    """From container[@account.host], with the credentials that are whole in the environment."""
+    name, _, host = container.partition("@")
+    account = host.partition(".")[0] or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+    options = _azure_credentials()
+    if not account or options is None or os.environ.get("AZURE_STORAGE_CONNECTION_STRING"):
+        return None
+    return lambda read_timeout: AzureStore(
+        name,
+        account_name=account,
+        client_options=_http(read_timeout, os.environ.get("AZURE_STORAGE_ENDPOINT")),
+        retry_config=_NO_RETRIES,
+        **options,
+    )
+
+
+def _azure_credentials() -> Any:
+    """Arguments of AzureStore, in adlfs's order; None where it has to look further itself."""
+    value = {
+        argument: os.environ.get(f"AZURE_STORAGE_{argument.upper()}")
+        for argument in ("account_key", "sas_token", "client_id", "client_secret", "tenant_id")
+    }
+    if value["account_key"]:
+        return {"account_key": value["account_key"]}
+    if value["sas_token"]:
+        return {"sas_key": value["sas_token"]}
+    service = {name: value[name] for name in ("client_id", "client_secret", "tenant_id")}
+    return service if all(service.values()) else None
+
+
+def _http(read_timeout: float, endpoint: str | None) -> Any:
+    return {
+        "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT),
+        "read_timeout": timedelta(seconds=read_timeout),
+        # 30 s by default, for the whole of a request however much it carries.
+        "timeout": timedelta(days=1),
+        "allow_http": bool(endpoint and endpoint.startswith("http://")),
+    }
+
+
+_PROVIDERS: dict[str, Callable[[str], Maker | None]] = {
+    "s3": _s3,
+    "s3a": _s3,
+    "gs": _gcs,
+    "gcs": _gcs,
+    "abfs": _azure,
+    "abfss": _azure,
+    "az": _azure,
+}

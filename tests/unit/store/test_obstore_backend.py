@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from kdscale.store import Store, native, open_store
+from kdscale.store import Store, obstore_backend, open_store
 from kdscale.store.fsspec_backend import FsspecBackend
-from kdscale.store.native import HTTPStatusError, NativeBackend
+from kdscale.store.obstore_backend import HTTPStatusError, ObstoreBackend
 from kdscale.store.redact import redact
 from kdscale.store.remote import RemoteStore
 from kdscale.store.retry import Retry, http_status, is_transient
@@ -38,10 +38,10 @@ def fresh(server: S3Server) -> Store:
 
 
 @pytest.mark.s3
-def test_s3_is_native_unless_fsspec_is_asked_for(
+def test_s3_is_read_by_obstore_unless_fsspec_is_asked_for(
     s3_env: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert client_of(fresh(s3_env)) is NativeBackend
+    assert client_of(fresh(s3_env)) is ObstoreBackend
     monkeypatch.setenv("KDSCALE_STORE", "fsspec")
     assert client_of(fresh(s3_env)) is FsspecBackend
     monkeypatch.delenv("KDSCALE_STORE")
@@ -71,7 +71,7 @@ def test_profiles_are_botocores_to_read(
     monkeypatch.setenv("AWS_PROFILE", "keys")
     store = fresh(s3_env)
     store.put("object", b"x")
-    assert client_of(store) is NativeBackend
+    assert client_of(store) is ObstoreBackend
     # What only botocore understands is left to it: here the server's own address.
     monkeypatch.setenv("AWS_PROFILE", "elsewhere")
     monkeypatch.delenv("AWS_ENDPOINT_URL")
@@ -91,7 +91,7 @@ def test_amazon_without_a_known_region_is_left_to_botocore(
         monkeypatch.setenv(name, str(tmp_path / "none"))
     assert client_of(open_store("s3://bucket/folder")) is FsspecBackend
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
-    assert client_of(open_store("s3://bucket/folder")) is NativeBackend
+    assert client_of(open_store("s3://bucket/folder")) is ObstoreBackend
 
 
 def names_client(store: Store) -> None:
@@ -100,14 +100,14 @@ def names_client(store: Store) -> None:
 
 @pytest.mark.s3
 @pytest.mark.parametrize(
-    ("method", "client"), [("fork", "FsspecBackend"), ("spawn", "NativeBackend")]
+    ("method", "client"), [("fork", "FsspecBackend"), ("spawn", "ObstoreBackend")]
 )
 def test_a_fork_of_a_process_that_used_obstore_uses_fsspec(
     s3_env: S3Server, method: str, client: str
 ) -> None:
     store = fresh(s3_env)
     store.put("parent", b"x")
-    assert client_of(store) is NativeBackend
+    assert client_of(store) is ObstoreBackend
     context: Any = multiprocessing.get_context(method)
     process = context.Process(target=names_client, args=(store,))
     process.start()
@@ -122,8 +122,8 @@ def test_a_fork_of_a_process_that_used_obstore_uses_fsspec(
 def test_requests_are_as_few_as_can_be(
     s3_env: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(native, "_MULTIPART", 12 * MiB)
-    monkeypatch.setattr(native, "_PART", 5 * MiB)
+    monkeypatch.setattr(obstore_backend, "_MULTIPART", 12 * MiB)
+    monkeypatch.setattr(obstore_backend, "_PART", 5 * MiB)
     upstream = s3_env.env["AWS_ENDPOINT_URL"].removeprefix("http://")
     with FaultProxy(upstream, "PUT", []) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
@@ -208,7 +208,7 @@ def test_redaction_of_urls(text: str, shown: str) -> None:
 
 
 def answer(status: str, body: str) -> str:
-    """What obstore says of an answer."""
+    """Return what obstore says of an answer."""
     return (
         f"Generic S3 error: Error performing PUT http://127.0.0.1:1/b/k?sig=abc in 0.9ms - Server "
         f"returned non-2xx status code: {status}: {body}\n\nDebug source:\nGeneric {{ status }}"
@@ -230,7 +230,7 @@ def answer(status: str, body: str) -> str:
 )
 def test_answers_keep_their_status_and_code(status: str, code: str, transient: bool) -> None:
     body = f"<Error><Code>{code}</Code><Message>Said so.</Message><Secret>x</Secret></Error>"
-    error = native._translated(answer(status, body))
+    error = obstore_backend._translated(answer(status, body))
     assert isinstance(error, HTTPStatusError)
     assert http_status(error) == int(status[:3])
     assert is_transient(error) is transient
@@ -250,7 +250,9 @@ def test_answers_keep_their_status_and_code(status: str, code: str, transient: b
 )
 def test_network_failures_are_pythons_own(kind: str, expected: type[OSError]) -> None:
     debug = f'HttpError {{\n    kind: {kind},\n    source: Os {{ message: "Cut off" }} }}'
-    error = native._translated(f"HTTP error: error sending request\n\nDebug source:\n{debug}")
+    error = obstore_backend._translated(
+        f"HTTP error: error sending request\n\nDebug source:\n{debug}"
+    )
     assert type(error) is expected
     assert is_transient(error) is (expected is not OSError)
     assert str(error) == "HTTP error: error sending request: Cut off"
@@ -303,7 +305,7 @@ def recorder(refusal: bytes) -> Iterator[tuple[str, list[tuple[str, str, dict[st
 
 
 def commit_twice(store: Store) -> None:
-    assert client_of(store) is NativeBackend
+    assert client_of(store) is ObstoreBackend
     assert store.put_if_absent("a/free", b"mine") is True
     assert store.put_if_absent("a/taken", b"mine") is False
     assert store.put_if_absent("a/taken", b"theirs") is True
@@ -328,7 +330,7 @@ def test_azure_creates_on_condition(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def service_account(token_uri: str) -> str:
-    """A key file of Google's that nobody else knows."""
+    """Return a key file of Google's that nobody else knows."""
     rsa = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.rsa")
     serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -375,4 +377,4 @@ def test_credentials_that_obstore_does_not_know_are_left_to_fsspec(
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert native.open_native(url, 60) is None
+    assert obstore_backend.open_obstore(url, 60) is None
