@@ -17,7 +17,7 @@ def _stage(name: str | None) -> str | None:
 
 
 def finite(value: float | None) -> float | None:
-    """Refuse infinity and NaN, which lie within any bounds that an option has."""
+    """Refuse infinity and NaN, which pass any bounds of an option."""
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is no finite number.")
     return value
@@ -42,7 +42,7 @@ def check_stages(only: str | None, start: str | None, until: str | None = None) 
 def check_timeout(timeout: int | None, follow: bool) -> None:
     """Refuse `--timeout` where nothing is waited for."""
     if timeout is not None and not follow:
-        raise typer.BadParameter("--timeout is for --follow: nothing is waited for.")
+        raise typer.BadParameter("--timeout needs --follow: nothing is waited for.")
 
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]

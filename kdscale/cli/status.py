@@ -38,7 +38,7 @@ def status(
     kube: options.Kube = None,
     as_json: options.AsJson = False,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Look again and again until the run ends.")
+        bool, typer.Option("--watch", help="Repeat until the run ends.")
     ] = False,
     every: Annotated[
         float,
@@ -50,10 +50,10 @@ def status(
         ),
     ] = 5.0,
 ) -> None:
-    """Print where a run stands, from its store alone; or a job's status, from its cluster.
+    """Print the progress of a run, from its store alone; or a job's status, from its cluster.
 
-    Exit code 1 for a run that failed or whose driver was lost, 5 for one that was stopped; that of
-    a job tells how it went.
+    Exit code 1 for a run that failed or whose driver was lost, 5 for one that was stopped; for
+    a job, the code of its status.
     """
     if not _is_run(thing):
         if watch:

@@ -49,7 +49,7 @@ def connect(address: str | None) -> "JobSubmissionClient":
             raise UnreachableError(
                 f"No address was given, and no Ray job server answers on this machine, {url}: "
                 f"{cause}",
-                "Start one here, `ray start --head`, and repeat the command; or give the address "
+                "Start one here: `ray start --head`, then `kdscale submit CONFIG`. Or give the address "
                 "of a cluster's dashboard, --address http://HEAD:8265.",
             ) from error
         raise UnreachableError(
