@@ -136,7 +136,9 @@ def gc(
     keep: Annotated[
         int | None, typer.Option(min=1, help="Also delete all but the newest N manifests.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be deleted.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list objects to delete.")
+    ] = False,
 ) -> None:
     """Delete objects that nothing names, and what killed writers left."""
     from kdscale.cache.maintain.gc import gc as collect

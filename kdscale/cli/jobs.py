@@ -111,7 +111,7 @@ def stop(
             "--grace",
             parser=options.duration,
             metavar="TIME",
-            help="Time to write its checkpoint and exit, before it is killed. Default: --grace of the "
+            help="Time to write its checkpoint and exit, before it is killed. Default: that of the "
             "submission.",
         ),
     ] = None,

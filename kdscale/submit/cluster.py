@@ -1,8 +1,8 @@
-"""The client of a cluster's job server, with the address that was asked for and the token it needs.
+"""Client of a cluster's job server, with the address that was asked for and the token it needs.
 
-Two habits of Ray's own client are corrected here. `RAY_API_SERVER_ADDRESS` and `RAY_ADDRESS` beat
-its `address` argument without a word, so that a job can land on the wrong cluster: a difference is
-refused. And it sends its token only where `RAY_AUTH_MODE=token` was set before Ray was imported:
+Two defaults of Ray's own client are corrected here. `RAY_API_SERVER_ADDRESS` and `RAY_ADDRESS`
+silently override its `address` argument, so that a job can land on the wrong cluster: a difference
+is refused. And it sends its token only where `RAY_AUTH_MODE=token` was set before Ray was imported:
 wherever a token is found, it is sent.
 """
 
@@ -49,8 +49,8 @@ def connect(address: str | None) -> "JobSubmissionClient":
             raise UnreachableError(
                 f"No address was given, and no Ray job server answers on this machine, {url}: "
                 f"{cause}",
-                "Start one here: `ray start --head`, then `kdscale submit CONFIG`. Or give the address "
-                "of a cluster's dashboard, --address http://HEAD:8265.",
+                "Start one here: `ray start --head`, then `kdscale submit CONFIG`. Or give a "
+                "cluster's dashboard, --address http://HEAD:8265.",
             ) from error
         raise UnreachableError(
             f"No Ray job server answers at {url}: {cause}",

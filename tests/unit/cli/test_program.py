@@ -151,8 +151,10 @@ def test_a_job_fails_with_the_reason_last(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ignored", [True, False])
 @pytest.mark.parametrize("command", ["run", "run-graph"])
 def test_a_starting_job_obeys_interrupts(ignored: bool, command: str) -> None:
-    """Where its cluster ignores them, as `ray start` in the background of a script does, and where
-    the interrupt comes in a callback, which swallows Python's exception."""
+    """Also where its cluster ignores them, and where the interrupt comes in a callback.
+
+    `ray start` in the background of a script ignores interrupts; a callback swallows exceptions.
+    """
     code = (
         "import os, signal, weakref\n"
         "from kdscale.cli import entry\n"

@@ -23,8 +23,11 @@ STEPS = {"distill": {"training": {"steps": 7}}}
 
 
 class Jobs:
-    """A back end in memory. A job ends at the second look at it: SUCCEEDED, or FAILED if its id is
-    in `failing`; while `held`, jobs do not end."""
+    """A back end in memory.
+
+    A job ends at the second look at it: SUCCEEDED, or FAILED if its id is in `failing`. While
+    `held`, jobs do not end.
+    """
 
     def __init__(self) -> None:
         self.jobs: dict[str, Job] = {}
