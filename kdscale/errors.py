@@ -5,7 +5,7 @@ from typing import ClassVar
 
 
 class ExitCode(IntEnum):
-    """Exit codes of `kdscale`. A job that failed with a code of its own, 1 to 125, passes it on."""
+    """Exit codes of `kdscale`. A job that failed with its own code, 1 to 125, passes it on."""
 
     OK = 0
     """Done; of `status`, also a job or run that is still going."""

@@ -118,7 +118,7 @@ def repair(
     for key in report.restored:
         typer.echo(f"restored {key}")
     for damage in report.lost:
-        typer.echo(f"cannot mend: {damage}")
+        typer.echo(f"cannot repair: {damage}")
     if report.lost:
         typer.echo("fix: restore what is named from a copy, or capture a new cache.", err=True)
         raise typer.Exit(1)

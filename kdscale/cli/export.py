@@ -77,7 +77,7 @@ def export(
 
 
 def _rehearse(source: "Source", formats: list[Format], rows: int) -> None:
-    """Make the export where nobody sees it, and show what it is."""
+    """Write the export to a temporary folder, and show it."""
     from kdscale.export.export import export as write_export
     from kdscale.export.export import file_sizes, render, render_files
 

@@ -1,4 +1,4 @@
-"""`kdscale run`: the stages of a config, here or on the cluster that Ray connects to."""
+"""`kdscale run`: run the stages of a config, here or on the cluster that Ray connects to."""
 
 from typing import Annotated
 
@@ -29,7 +29,7 @@ def run(
     options.check_stages(only, start, until)
     from kdscale.config import load_config
 
-    # Before the pipeline, whose imports take seconds: a mistake in the config is told at once.
+    # Before the pipeline, whose imports take seconds: a mistake in the config shows at once.
     resolved = load_config(config, overrides or ())
     from kdscale.run.checks import check_run
     from kdscale.run.pipeline import run_pipeline

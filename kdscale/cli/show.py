@@ -17,7 +17,7 @@ def show(markdown: str) -> None:
 
     console = Console()
     if not console.is_terminal:
-        # A log: rich would cut what 80 characters have no room for.
+        # A log: rich would cut lines at 80 characters.
         console.width = max(console.width, _LOG_WIDTH)
     console.print(Markdown(markdown))
 

@@ -84,7 +84,7 @@ Student = Annotated[
         "--student",
         metavar="FILE",
         help="A student's own fields (distill, ...); repeated, one capture serves them all, "
-        "each being distilled and evaluated by jobs of its own.",
+        "and each is distilled and evaluated by separate jobs.",
     ),
 ]
 Grace = Annotated[

@@ -18,7 +18,7 @@ class Hardware(Config):
     """What tables call it."""
 
     kind: Literal["gpu", "cpu"] = "gpu"
-    """A GPU computes in bfloat16 with a memory of its own; a core of a CPU in float32, in the
+    """A GPU computes in bfloat16 with its own memory; a core of a CPU in float32, in the
     machine's."""
 
     flops: float = Field(gt=0)

@@ -24,7 +24,7 @@ class HiddenConfig(Config):
     layers: LayerPairs | None = None
     """Pairs of a student's and a teacher's layer, counted from 0; by default every layer of the
     student with the teacher's at the same share of its depth. Where widths differ, the student's
-    states go through a learned linear map of its own for each pair."""
+    states go through a learned linear map, one for each pair."""
 
 
 class AttentionConfig(Config):

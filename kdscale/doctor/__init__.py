@@ -1,34 +1,35 @@
-"""What a run needs of this machine, its store and its cluster, each finding with the fix.
+"""Checks of this machine, a store and a cluster before a run, each finding with a fix.
 
-Only what no run can do without fails; the rest warns. `check` is a finding and the bounds of one,
-`machine`, `services`, `storage` and `cluster` make them, `probes` is what goes to other nodes.
+Only what no run can work without fails; the rest warns. `machine`, `storage` and `cluster` make the
+findings, `probes` is the code that runs on other nodes.
 """
 
 import os
 from collections.abc import Callable, Iterator
 
-from kdscale.doctor.check import Check
+from kdscale.doctor.machine import Check
 
 __all__ = ["Check", "run_checks"]
 
 
 def run_checks(output: str | None = None, cluster: str | None = None) -> Iterator[Check]:
-    """All checks, in the order in which to mend them.
+    """Yield all findings, in the order in which to fix them.
 
-    output: a run's output to try, if any. cluster: the address of a cluster to look at; that of
-    RAY_ADDRESS where there is one, none otherwise.
+    output: a run's output to try, if any. cluster: the address of a cluster to look at, by default
+    RAY_ADDRESS, if set.
     """
-    from kdscale.doctor import machine, services
+    from kdscale.doctor import machine, probes
 
     yield machine.python_version()
     for name in machine.LIBRARIES:
         yield machine.library(name)
-    for each in (
-        *(machine.devices, machine.compiler, machine.ninja, machine.cuda_toolkit),
-        *(machine.shared_memory, machine.disk, machine.open_files),
-        *(services.ray_address, services.wandb),
-    ):
+    for each in (machine.devices, machine.compiler, machine.ninja, machine.cuda_toolkit):
         yield guarded(each)
+    yield machine.shared_memory(probes.shared_memory())
+    yield machine.disk(*probes.disk())
+    yield machine.open_files(probes.open_files())
+    yield machine.ray_address()
+    yield guarded(machine.wandb)
     if output is not None:
         from kdscale.doctor import storage
 
@@ -40,9 +41,9 @@ def run_checks(output: str | None = None, cluster: str | None = None) -> Iterato
 
 
 def guarded(check: Callable[[], Check]) -> Check:
-    """The check's finding; a library that cannot even be imported is a finding too."""
+    """Return the check's finding; a library that cannot be imported is a finding too."""
     try:
         return check()
     except ImportError as error:
         name = check.__name__.replace("_", " ")
-        return Check("failed", name, str(error), "Mend the library named, then run this again.")
+        return Check("failed", name, str(error), "Reinstall the library, then run this again.")

@@ -1,7 +1,7 @@
-"""What the nodes of a cluster have, and whether they reach each other, asked through Ray.
+"""Checks of a cluster's nodes, and whether they reach each other, through Ray.
 
-Every node is asked for its versions and limits. Then two ranks on two nodes all-reduce, for each
-node with its neighbour in a ring: a node that nobody reaches is in two pairs that fail.
+Every node reports its versions and limits. Then two ranks on two nodes all-reduce, for each node
+with its neighbour in a ring: an unreachable node is in two pairs that fail.
 """
 
 import socket
@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from kdscale.doctor import check, probes
-from kdscale.doctor.check import Check
+from kdscale.doctor import machine, probes
+from kdscale.doctor.machine import Check
 from kdscale.errors import last_line
 
 _CONNECT_SECONDS = 5
@@ -35,8 +35,9 @@ class Node:
 
 
 def checks(address: str) -> Iterator[Check]:
-    """All findings on the cluster at `address` ("auto", or HEAD:6379); the connection is closed
-    after, if it was not there before.
+    """Yield all findings on the cluster at `address`: "auto", or HEAD:6379.
+
+    The connection is closed afterwards, unless it existed before.
     """
     import ray
 
@@ -56,7 +57,7 @@ def checks(address: str) -> Iterator[Check]:
 
 
 def judge(node: str, found: dict[str, Any] | str, here: dict[str, str]) -> Iterator[Check]:
-    """What a node's facts come to, beside the versions `here`; a text says why there are none."""
+    """Yield findings on a node's facts, or on the text that says why there are none."""
     name = f"node {node}"
     if isinstance(found, str):
         yield Check("failed", name, found, "Look at the node's raylet.err in Ray's session folder.")
@@ -71,9 +72,9 @@ def judge(node: str, found: dict[str, Any] | str, here: dict[str, str]) -> Itera
     else:
         yield Check("ok", name, ", ".join(f"{key} {value}" for key, value in versions.items()))
     limits = (
-        check.shared_memory(found["shared_memory"]),
-        check.disk(found["disk_free"], found["disk_folder"]),
-        check.open_files(found["open_files"]),
+        machine.shared_memory(found["shared_memory"]),
+        machine.disk(found["disk_free"], found["disk_folder"]),
+        machine.open_files(found["open_files"]),
     )
     for limit in limits:
         if limit.word != "ok":
@@ -81,7 +82,7 @@ def judge(node: str, found: dict[str, Any] | str, here: dict[str, str]) -> Itera
 
 
 def reachability(nodes: list[Node]) -> Iterator[Check]:
-    """Every node with its neighbour in a ring, pairs without a common node at the same time."""
+    """Yield a finding for every pair of neighbours in a ring; pairs may run at the same time."""
     if len(nodes) < 2:
         yield Check("ok", "network", "fewer than two nodes for workers: nothing to reach")
         return
@@ -95,7 +96,7 @@ def reachability(nodes: list[Node]) -> Iterator[Check]:
 
 
 def _pair(pair: tuple[Node, Node]) -> Check:
-    """A 2-rank all-reduce between two nodes, over what workers there would use."""
+    """Run a 2-rank all-reduce between two nodes, with the backend that workers would use."""
     import ray
 
     backend = "nccl" if all(node.gpus for node in pair) else "gloo"
@@ -106,7 +107,7 @@ def _pair(pair: tuple[Node, Node]) -> Check:
         pending = [peer.meet.remote(r, address, backend) for r, peer in enumerate(peers)]
         rates = []
         while pending:
-            # The first to fail is heard at once; the other would wait for it.
+            # The first failure ends the pair at once; the other rank would wait for it.
             ready, pending = ray.wait(pending, timeout=_CALL_SECONDS)
             if not ready:
                 raise TimeoutError(f"no answer within {_CALL_SECONDS:g} s")
@@ -142,7 +143,7 @@ def _actor(node: Node, backend: str) -> Any:
 
 
 def _facts(nodes: list[Node]) -> list[dict[str, Any] | str]:
-    """Of each node its facts, or why they could not be had."""
+    """Return each node's facts, or why there are none."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -181,7 +182,7 @@ def _nodes() -> list[Node]:
 
 
 def _connect(address: str) -> Check | None:
-    """Connect this process as a driver; what is wrong where that fails."""
+    """Connect this process as a driver; return the problem where that fails."""
     import ray
 
     fix = "Give HEAD:6379 of a running cluster, from a machine that reaches it, or start one."

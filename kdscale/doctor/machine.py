@@ -1,6 +1,7 @@
-"""What a run needs of this machine: versions, devices, compilers, memory and disk.
+"""Checks of this machine: versions, devices, compilers, limits, and the services that it reaches.
 
-Versions are held against the bounds that the installed package declares.
+Versions are held against the bounds that the installed package declares. The limits are those that
+every node of a cluster is held against.
 """
 
 import os
@@ -10,24 +11,71 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
 
-from kdscale.doctor import check, probes
-from kdscale.doctor.check import Check
+from kdscale.tracking.wandb_run import wandb_target
 
 LIBRARIES = ("torch", "ray", "deepspeed", "transformers", "wandb")
+GIB = 1024**3
 
-# What DeepSpeed's operators are at the least: a shared object that knows Python's C interface.
+# Ray keeps its objects in /dev/shm and falls back to the disk, slowly, below a share of the memory.
+_SHARED_MEMORY_GIB = 2
+# Room for Ray's session, a local copy of a cache and two checkpoints of a small model.
+_DISK_GIB = 10
+# Ray holds a few for every worker of the cluster, and a reader one for every block it has mapped.
+_OPEN_FILES = 4096
+# The least that DeepSpeed's operators need: a shared object with Python's C interface.
 _SOURCE = """
 #include <Python.h>
 #include <vector>
 extern "C" int size() { return std::vector<int>{1}.size(); }
 """
 _COMPILE_SECONDS = 60
+_ANSWER_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. `fix` is empty where nothing is wrong."""
+
+    word: Literal["ok", "warning", "failed"]
+    name: str
+    value: str
+    fix: str = ""
+
+
+def shared_memory(total: int | None) -> Check:
+    """Check /dev/shm of `total` bytes, for Ray's objects and gloo; containers often have 64 MiB."""
+    if total is None:
+        return Check("ok", "shared memory", "no /dev/shm on this system")
+    size = f"{total / GIB:.1f} GiB"
+    if total >= _SHARED_MEMORY_GIB * GIB:
+        return Check("ok", "shared memory", size)
+    fix = f"Start the container with --shm-size={_SHARED_MEMORY_GIB}g or more."
+    return Check("warning", "shared memory", size, fix)
+
+
+def disk(free: int, folder: str) -> Check:
+    """Check `free` bytes where Ray and the local caches write."""
+    if free >= _DISK_GIB * GIB:
+        return Check("ok", "disk", f"{free / GIB:.0f} GiB free in {folder}")
+    fix = f"Free {_DISK_GIB} GiB there, or set TMPDIR to a larger disk."
+    return Check("warning", "disk", f"{free / GIB:.1f} GiB free in {folder}", fix)
+
+
+def open_files(limit: int) -> Check:
+    """Check how many files and connections a process may have open."""
+    if limit >= _OPEN_FILES:
+        return Check("ok", "open files", f"{limit:,}")
+    return Check("warning", "open files", f"{limit:,}", "ulimit -n 65536, before Ray is started.")
 
 
 def python_version() -> Check:
-    """The interpreter, against `requires-python`."""
+    """Check the interpreter against `requires-python`."""
     from importlib.metadata import metadata
 
     from packaging.specifiers import SpecifierSet
@@ -40,7 +88,7 @@ def python_version() -> Check:
 
 
 def library(name: str) -> Check:
-    """An installed library, against the bounds of our own requirements."""
+    """Check an installed library against the bounds of our own requirements."""
     from importlib.metadata import PackageNotFoundError, requires, version
 
     from packaging.requirements import Requirement
@@ -58,7 +106,7 @@ def library(name: str) -> Check:
 
 
 def devices() -> Check:
-    """The GPUs that torch sees, and what workers will speak over."""
+    """Report the GPUs that torch sees, and the backend that workers will use."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -75,7 +123,7 @@ def devices() -> Check:
 
 
 def compiler() -> Check:
-    """A C++ compiler that works: DeepSpeed builds its operators when they are first used."""
+    """Check the C++ compiler: DeepSpeed builds its operators when they are first used."""
     name = os.environ.get("CXX", "c++")
     path = shutil.which(name)
     fix = "apt-get install g++ python3-dev (or set CXX)."
@@ -99,8 +147,8 @@ def compiler() -> Check:
 
 
 def ninja() -> Check:
-    """ninja, which those builds run."""
-    # torch looks for the program on PATH, also where the Python package is what brought it.
+    """Check ninja, which those builds run."""
+    # torch looks for the program on PATH, also where the Python package installed it.
     path = shutil.which("ninja")
     if path:
         return Check("ok", "ninja", path)
@@ -113,14 +161,14 @@ def ninja() -> Check:
 
 
 def cuda_toolkit() -> Check:
-    """nvcc, against the CUDA of torch: DeepSpeed builds no operator for a GPU without it."""
+    """Check nvcc against the CUDA of torch: DeepSpeed builds operators for GPUs with it."""
     import torch
 
     return judge_cuda(torch.version.cuda)
 
 
 def judge_cuda(wanted: str | None) -> Check:
-    """The nvcc of CUDA_HOME, or on PATH, against torch's CUDA version; None is a CPU build."""
+    """Check the nvcc of CUDA_HOME, or on PATH, against torch's CUDA version (None: a CPU build)."""
     name = "CUDA toolkit"
     if wanted is None:
         return Check("ok", name, "not needed: torch is built without CUDA")
@@ -129,8 +177,10 @@ def judge_cuda(wanted: str | None) -> Check:
     fix = f"Install the CUDA toolkit {wanted} and set CUDA_HOME. ZeRO on GPUs needs it, DDP not."
     if nvcc is None:
         return Check("warning", name, f"no nvcc in {home} or on PATH; torch has {wanted}", fix)
-    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
-    release = re.search(r"release (\d+)\.(\d+)", said)
+    printed = subprocess.run(
+        [nvcc, "--version"], capture_output=True, text=True, check=False
+    ).stdout
+    release = re.search(r"release (\d+)\.(\d+)", printed)
     found = f"{release[1]}.{release[2]}" if release else "unknown"
     # Minor releases of CUDA are compatible with each other; DeepSpeed refuses another major one.
     if found.partition(".")[0] == wanted.partition(".")[0]:
@@ -138,16 +188,34 @@ def judge_cuda(wanted: str | None) -> Check:
     return Check("warning", name, f"{found} ({nvcc}), but torch has {wanted}", fix)
 
 
-def shared_memory() -> Check:
-    """/dev/shm."""
-    return check.shared_memory(probes.shared_memory())
+def ray_address() -> Check:
+    """Report the clusters that `kdscale run` and `kdscale submit` will use."""
+    set_names = [name for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS") if os.environ.get(name)]
+    if not set_names:
+        return Check("ok", "Ray address", "not set: `run` starts Ray on this machine")
+    values = [f"{name}={os.environ[name]}" for name in set_names]
+    if len({value.partition("=")[2] for value in values}) == 1:
+        return Check("ok", "Ray address", ", ".join(values))
+    return Check(
+        "warning",
+        "Ray address",
+        ", ".join(values),
+        "`submit` obeys the first, `run` the second: unset one of them.",
+    )
 
 
-def disk() -> Check:
-    """Free space where Ray and the local caches write."""
-    return check.disk(*probes.disk())
-
-
-def open_files() -> Check:
-    """The limit of this process."""
-    return check.open_files(probes.open_files())
+def wandb() -> Check:
+    """Report the mode of `tracking.wandb: auto` here, and whether its server answers."""
+    mode, server = wandb_target()
+    if mode != "online":
+        why = f"WANDB_MODE={os.environ['WANDB_MODE']}" if "WANDB_MODE" in os.environ else "no key"
+        return Check("ok", "W&B", f"{mode} ({why})")
+    fix = "Let HTTPS through to it, or set WANDB_MODE=offline: a run waits half a minute otherwise."
+    try:
+        urlopen(server, timeout=_ANSWER_SECONDS).close()
+    except HTTPError:
+        pass  # It answers.
+    except (URLError, OSError) as error:
+        cause = getattr(error, "reason", error)
+        return Check("warning", "W&B", f"online, but {server} does not answer: {cause}", fix)
+    return Check("ok", "W&B", f"online, {server} answers")

@@ -1,7 +1,7 @@
-"""What is asked of a node, here or through Ray.
+"""Probes of a node, here or through Ray.
 
-It is sent there as it is, because the node may have another kdscale, or none. So nothing of kdscale
-is imported, and everything else where it is used.
+The code is sent to the node, which may have another kdscale, or none. So nothing of kdscale is
+imported, and everything else where it is used.
 """
 
 import os
@@ -13,7 +13,7 @@ _REPEATS = 8
 
 
 def facts() -> dict[str, Any]:
-    """Versions and limits of the machine that this runs on."""
+    """Return versions and limits of the machine that this runs on."""
     import platform
     from importlib import metadata
 
@@ -34,14 +34,14 @@ def facts() -> dict[str, Any]:
 
 
 def shared_memory() -> int | None:
-    """Bytes of /dev/shm; None where there is none."""
+    """Return the bytes of /dev/shm; None where there is none."""
     import shutil
 
     return shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else None
 
 
 def disk() -> tuple[int, str]:
-    """Free bytes of the folder for temporary files, and the folder."""
+    """Return the free bytes of the folder for temporary files, and the folder."""
     import shutil
     import tempfile
 
@@ -50,7 +50,7 @@ def disk() -> tuple[int, str]:
 
 
 def open_files() -> int:
-    """How many files this process may have open."""
+    """Return how many files this process may have open."""
     import resource
 
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -67,7 +67,7 @@ class Peer:
         self._store: Any = None
 
     def open(self) -> tuple[str, int]:
-        """Where the other rank finds this one, which is rank 0."""
+        """Return the address of this rank, which is rank 0."""
         import ray
 
         host = ray.util.get_node_ip_address()
@@ -75,7 +75,7 @@ class Peer:
         return host, self._store.port
 
     def meet(self, rank: int, address: tuple[str, int], backend: str) -> float:
-        """All-reduce with the other rank; MB/s of this rank's tensors."""
+        """All-reduce with the other rank; return MB/s of this rank's tensors."""
         import time
 
         import torch

@@ -1,4 +1,4 @@
-"""Whether a run's output can be used: writes, reads, conditional puts, how fast, by which clock."""
+"""Checks of a run's output: writes, reads, conditional puts, speed, clock."""
 
 import statistics
 import time
@@ -6,20 +6,20 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from kdscale.doctor.check import Check
+from kdscale.doctor.machine import Check
 from kdscale.errors import KdscaleError, StoreError
 from kdscale.store import Store, open_store, probe
 
 _SMALL = 1024
 _LARGE = 8 * 2**20
 _REPEATS = 5
-# Ages decide whether a driver is alive, who holds a lease and what is rubbish.
+# Ages decide whether a driver is alive, who holds a lease and what is garbage.
 _SKEW_SECONDS = 5.0
 _SLOW_SECONDS = 1.0
 
 
 def checks(url: str) -> Iterator[Check]:
-    """All findings on the store; only the first where it cannot be used. Leaves nothing in it."""
+    """Yield all findings on the store; only the first if it cannot be used. Cleans up."""
     try:
         store = open_store(url)
         store.check()
@@ -41,7 +41,7 @@ def checks(url: str) -> Iterator[Check]:
 
 
 def conditional_put(store: Store) -> Check:
-    """Whether simultaneous writers of one key get exactly one winner."""
+    """Check that simultaneous writers of one key get exactly one winner."""
     verdict = probe(store)
     if verdict.conditional_put:
         return Check("ok", "conditional put", verdict.detail)
@@ -55,7 +55,7 @@ def conditional_put(store: Store) -> Check:
 
 
 def speed(store: Store) -> Check:
-    """Time of a small object each way, and the rate of a large one."""
+    """Measure the time of a small object each way, and the rate of a large one."""
     small, large = bytes(_SMALL), uuid.uuid4().bytes * (_LARGE // 16)
     put = statistics.median(_seconds(lambda: store.put("small", small)) for _ in range(_REPEATS))
     get = statistics.median(_seconds(lambda: store.get("small")) for _ in range(_REPEATS))
@@ -69,7 +69,7 @@ def speed(store: Store) -> Check:
 
 
 def clock(store: Store) -> Check:
-    """This machine's clock against the one that dates the objects, which may show whole seconds."""
+    """Compare this machine's clock with the store's, which may show whole seconds."""
     before = time.time()
     store.put("clock", b"")
     after = time.time()

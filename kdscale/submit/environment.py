@@ -1,9 +1,9 @@
-"""The variables of a job: those that everyone may see, and the secrets, which nobody may.
+"""Variables of a job: visible ones, and secrets.
 
 Ray keeps the variables of a job's runtime_env for ever and shows them to everyone who can open the
 dashboard. So a variable whose name or value looks like a secret is refused there (`--env`), and a
 secret is only ever named on the command line (`--secret NAME`): its value comes from the
-submitter's own environment, and `sealed.py` says how it travels.
+submitter's environment, and travels as `secrets.py` says.
 """
 
 import os
@@ -25,7 +25,7 @@ _SECRET = re.compile(
 def read_environment(
     given: Sequence[str] = (), file: Path | None = None, allow_visible: bool = False
 ) -> dict[str, str]:
-    """The variables of the file (`NAME=VALUE` a line), then of `given`, which win.
+    """Return the variables of the file (`NAME=VALUE` a line), then of `given`, which win.
 
     Raises KdscaleError for a malformed one, and for one that looks like a secret unless
     `allow_visible`.
@@ -44,7 +44,7 @@ def read_environment(
 
 
 def read_secrets(names: Sequence[str], taken: Iterable[str] = ()) -> dict[str, str]:
-    """The secrets of these names, with their values from this process's environment.
+    """Return the secrets of these names, with values from this process's environment.
 
     Raises KdscaleError for one that is not set, malformed, or among the names `taken`.
     """
@@ -70,7 +70,7 @@ def read_secrets(names: Sequence[str], taken: Iterable[str] = ()) -> dict[str, s
 
 
 def looks_secret(name: str, value: str) -> bool:
-    """Whether the name is one that secrets have, or the value a URL with a password."""
+    """Return whether the name is typical of secrets, or the value a URL with a password."""
     return _SECRET.search(name) is not None or redact(value) != value
 
 
@@ -84,7 +84,7 @@ def _variable(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not _NAME.fullmatch(name):
         raise KdscaleError(
-            f"The variable {name!r} has not the form NAME=VALUE.",
+            f"The variable {name!r} does not have the form NAME=VALUE.",
             "Write for example --env WANDB_MODE=offline.",
         )
     return name, value

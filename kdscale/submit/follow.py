@@ -1,7 +1,7 @@
-"""Follow a job until it has ended: its log as it grows, its status as the only judge.
+"""Follow a job until it has ended: its log as it grows, and its status, which decides.
 
 Two things run side by side, because either may fail alone. The log comes as a stream that may end
-or fall silent while the job goes on; it is opened again and what was written before is skipped.
+or fall silent while the job runs; it is reopened, and what was written before is skipped.
 The status is asked every few seconds; when it is final, whatever of the log is still missing is
 fetched in one piece. A network that is away for a while is waited for.
 """
@@ -32,7 +32,7 @@ def follow(
     Without `write`, only wait.
 
     Raises UnknownJobError; WaitTimeoutError when the job has not ended after `timeout_seconds`;
-    UnreachableError when nothing answers for `patience_seconds`. The job itself goes on after an
+    UnreachableError when nothing answers for `patience_seconds`. The job itself continues after an
     error and after Ctrl-C.
     """
     follower = _Follower(backend, job_id, write, skip, poll_seconds, patience_seconds)
@@ -94,7 +94,7 @@ class _Follower:
             raise WaitTimeoutError(
                 f"The job {self.job_id!r} has not ended after "
                 f"{time.monotonic() - self.began:.0f} s.",
-                "It goes on. Wait for it again, with a longer --timeout or none.",
+                "It continues. Wait for it again, with a longer --timeout or none.",
             )
 
     async def finish(self, write: Write) -> None:

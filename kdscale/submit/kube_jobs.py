@@ -1,4 +1,4 @@
-"""Jobs on Kubernetes, each a RayJob with a cluster of its own: the back end over kubectl.py."""
+"""Jobs on Kubernetes, each a RayJob with its own cluster: the back end over kubectl.py."""
 
 import asyncio
 import codecs

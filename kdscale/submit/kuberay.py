@@ -56,7 +56,7 @@ class Group:
 
 
 def rayjob_manifest(plan: JobPlan, config: RunConfig, options: KubeOptions) -> dict[str, Any]:
-    """Return the RayJob that runs `plan` in a cluster of its own, which ends after the job.
+    """Return the RayJob that runs `plan` in its own cluster, which ends after the job.
 
     Raises KdscaleError where a path is of this machine, or the config is too large to travel.
     """

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from kdscale.doctor import cluster, probes
-from kdscale.doctor.check import Check
 from kdscale.doctor.cluster import Node
+from kdscale.doctor.machine import Check
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from kdscale import doctor
-from kdscale.doctor import check, machine
-from kdscale.doctor.check import GIB, Check
+from kdscale.doctor import machine
+from kdscale.doctor.machine import GIB, Check
 
 
 def program(path: Path, text: str) -> Path:
@@ -82,19 +82,26 @@ def test_cuda_toolkit_beside_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_limits_at_their_bounds() -> None:
-    assert check.shared_memory(None).word == "ok"
-    assert check.shared_memory(2 * GIB).word == "ok"
-    assert check.shared_memory(2 * GIB - 1).word == "warning"
-    assert check.shared_memory(64 * 2**20).value == "0.1 GiB"
-    assert check.disk(10 * GIB, "/tmp").value == "10 GiB free in /tmp"
-    assert check.disk(10 * GIB - 1, "/tmp").word == "warning"
-    assert check.open_files(4096).word == "ok"
-    assert check.open_files(1024).word == "warning"
+    assert machine.shared_memory(None).word == "ok"
+    assert machine.shared_memory(2 * GIB).word == "ok"
+    assert machine.shared_memory(2 * GIB - 1).word == "warning"
+    assert machine.shared_memory(64 * 2**20).value == "0.1 GiB"
+    assert machine.disk(10 * GIB, "/tmp").value == "10 GiB free in /tmp"
+    assert machine.disk(10 * GIB - 1, "/tmp").word == "warning"
+    assert machine.open_files(4096).word == "ok"
+    assert machine.open_files(1024).word == "warning"
 
 
-def test_this_machine_has_limits() -> None:
-    names = [found().name for found in (machine.shared_memory, machine.disk, machine.open_files)]
-    assert names == ["shared memory", "disk", "open files"]
+def test_this_machine_has_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(machine, "compiler", lambda: Check("ok", "C++ compiler", ""))
+    names = [found.name for found in doctor.run_checks()]
+    assert names == [
+        *("python", *machine.LIBRARIES, "devices", "C++ compiler", "ninja", "CUDA toolkit"),
+        *("shared memory", "disk", "open files", "Ray address", "W&B"),
+    ]
 
 
 def test_broken_library_is_a_finding() -> None:

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from kdscale.doctor import services
+from kdscale.doctor import machine
 
 
 class Refuses(BaseHTTPRequestHandler):
@@ -20,7 +20,7 @@ class Refuses(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    """A server that answers, if only with a refusal."""
+    """Start a server that answers, if only with a refusal."""
     http = HTTPServer(("127.0.0.1", 0), Refuses)
     thread = threading.Thread(target=http.serve_forever)
     thread.start()
@@ -33,25 +33,25 @@ def server() -> Iterator[str]:
 def test_ray_addresses_that_differ_warn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
-    assert services.ray_address().word == "ok"
+    assert machine.ray_address().word == "ok"
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert services.ray_address().value == "RAY_ADDRESS=10.0.0.1:6379"
+    assert machine.ray_address().value == "RAY_ADDRESS=10.0.0.1:6379"
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://10.0.0.2:8265")
-    assert services.ray_address().word == "warning"
+    assert machine.ray_address().word == "warning"
 
 
 def test_wandb_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert services.wandb().value == "offline (WANDB_MODE=offline)"
+    assert machine.wandb().value == "offline (WANDB_MODE=offline)"
 
 
 def test_wandb_online(monkeypatch: pytest.MonkeyPatch, server: str) -> None:
-    monkeypatch.setattr(services, "wandb_target", lambda: ("online", server))
-    assert services.wandb().value == f"online, {server} answers"
+    monkeypatch.setattr(machine, "wandb_target", lambda: ("online", server))
+    assert machine.wandb().value == f"online, {server} answers"
     with socket.create_server(("127.0.0.1", 0)) as closed:
         silent = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    monkeypatch.setattr(services, "wandb_target", lambda: ("online", silent))
-    found = services.wandb()
+    monkeypatch.setattr(machine, "wandb_target", lambda: ("online", silent))
+    found = machine.wandb()
     assert found.word == "warning"
     assert "Connection refused" in found.value
     assert "WANDB_MODE=offline" in found.fix
@@ -62,6 +62,6 @@ def test_wandb_never_shows_the_key(monkeypatch: pytest.MonkeyPatch, server: str)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", key)
     monkeypatch.setenv("WANDB_BASE_URL", server)
-    found = services.wandb()
+    found = machine.wandb()
     assert found.value.startswith("online, ")
     assert key not in found.value
