@@ -14,10 +14,9 @@ help: ## List the targets
 quickstart: .venv/.installed ## Raw text to a distilled, evaluated student on 2 cores
 	$(BIN)/kdscale run jobs/configs/quickstart.yaml
 
-# Tests that start whole clusters run by themselves, the rest side by side, a file a process.
+# Two processes: tests/conftest.py keeps the tests that start Ray in one of them.
 test: .venv/.installed-dev ## All tests but the slow ones
-	$(BIN)/pytest -m "not slow and not ray" -n 2 --dist loadfile
-	$(BIN)/pytest -m "not slow and ray" --durations=15
+	$(BIN)/pytest -m "not slow" -n 2 --durations=15
 
 # Minutes each: the quickstart on a disk, on a real S3 server and as a job, faults on three nodes,
 # elastic groups, load.

@@ -83,10 +83,10 @@ def make_config(assets: Path, output: str, rows: int) -> RunConfig:
             },
             "teacher": {"load": str(assets / TEACHER)},
             "cache": {
-                "rows": rows,
+                "sequences": rows,
                 "sequences_per_shard": rows // 4,
                 "sequences_per_chunk": max(1, rows // 8),
-                "capture": {"zero": {"stage": 0}, "micro_batch_size": min(4, rows // 4)},
+                "capture": {"teacher_sharding": "none", "micro_batch_size": min(4, rows // 4)},
             },
             # Not run, but required in a config.
             "distill": {

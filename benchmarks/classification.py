@@ -75,7 +75,7 @@ QUICK = {
     "teacher.training.validate_every": 2,
     "distill.training.steps": 2,
     "distill.training.validate_every": 2,
-    "cache.rows": 64,
+    "cache.sequences": 64,
 }
 
 

@@ -65,7 +65,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 # Dropout changes the student alone, which learns from the cache of the variant without it.
 CACHE_OF = {"dropout": "plain", "both": "augment"}
-QUICK = {"distill.training.steps": 4, "distill.training.validate_every": 4, "cache.rows": 64}
+QUICK = {"distill.training.steps": 4, "distill.training.validate_every": 4, "cache.sequences": 64}
 
 
 def main(

@@ -22,7 +22,7 @@ from benchmarks.common import CONFIGS, ROOT, Keep, Quick, finished, goal, report
 SCORES = ("loss", "kl_teacher_student", "agreement_top1", "ece")
 QUICK = {
     "teacher.training.steps": 2,
-    "cache.rows": 64,
+    "cache.sequences": 64,
     "distill.training.steps": 2,
     "data.evaluation_sequences": 16,
 }

@@ -36,7 +36,7 @@ def _tree(corpus: Path, output: Path, codec: Tree, workers: int) -> Tree:
         },
         "cache": {
             "codec": codec,
-            "rows": 1024,
+            "sequences": 1024,
             "sequences_per_shard": 128,
             "sequences_per_chunk": 32,
             "capture": {"micro_batch_size": 16, "workers": group},
@@ -71,14 +71,14 @@ def _varopt(corpus: Path, output: Path) -> tuple[Tree, str | None]:
 def _topk_single(corpus: Path, output: Path) -> tuple[Tree, str | None]:
     """Take another codec, and one worker with the whole teacher."""
     tree = _tree(corpus, output, {"kind": "topk", "k": 50}, 1)
-    tree["cache"]["capture"]["zero"] = {"stage": 0}
+    tree["cache"]["capture"]["teacher_sharding"] = "none"
     return tree, "varopt"
 
 
 def _sample_single(corpus: Path, output: Path) -> tuple[Tree, str | None]:
     """Take Random-Sampling KD, one worker, longer steps."""
     tree = _tree(corpus, output, {"kind": "sample", "draws": 50}, 1)
-    tree["cache"]["capture"]["zero"] = {"stage": 0}
+    tree["cache"]["capture"]["teacher_sharding"] = "none"
     tree["distill"]["training"] |= {"global_batch_size": 16, "micro_batch_size": 16, "steps": 40}
     return tree, "varopt"
 
@@ -86,7 +86,7 @@ def _sample_single(corpus: Path, output: Path) -> tuple[Tree, str | None]:
 def _full_two(corpus: Path, output: Path) -> tuple[Tree, str | None]:
     """Take the whole distribution, two workers."""
     tree = _tree(corpus, output, {"kind": "full"}, 2)
-    tree["cache"] |= {"rows": 256, "sequences_per_shard": 32, "sequences_per_chunk": 8}
+    tree["cache"] |= {"sequences": 256, "sequences_per_shard": 32, "sequences_per_chunk": 8}
     return tree, "varopt"
 
 
@@ -104,8 +104,8 @@ def _large(corpus: Path, output: Path) -> tuple[Tree, str | None]:
     tree["teacher"]["model"]["options"] = _LARGE | _HEADS
     tree["teacher"]["training"] |= {"steps": 16, "zero": {"stage": 0}}
     tree["teacher"]["workers"] = {"count": 1}
-    tree["cache"] |= {"rows": 256, "sequences_per_shard": 64}
-    tree["cache"]["capture"]["zero"] = {"stage": 0}
+    tree["cache"] |= {"sequences": 256, "sequences_per_shard": 64}
+    tree["cache"]["capture"]["teacher_sharding"] = "none"
     tree["distill"]["student"]["model"]["options"] = _MEDIUM | _HEADS
     return tree, None
 

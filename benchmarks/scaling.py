@@ -98,7 +98,7 @@ def make_run(output: str, turns: int) -> RunConfig:
         "data.evaluate.python-docs.limit": 10,
         "data.evaluation_sequences": 16,
         "teacher.training.steps": 1,
-        "cache.rows": ROWS,
+        "cache.sequences": ROWS,
         "cache.sequences_per_shard": ROWS // 8,
         "cache.sequences_per_chunk": ROWS // 8,
         "cache.capture.micro_batch_size": ROWS // 8,

@@ -2,11 +2,35 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.runs import FinishedRun, run_program, tiny_config, write_config, write_corpus
 from tests.s3 import S3Server
+
+RAY = "tests/ray/"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests that start Ray first: they take longest."""
+    items.sort(key=lambda item: not item.nodeid.startswith(RAY))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Run all Ray tests in one process of `-n 2`, and each file of the others in one.
+
+    So fixtures of modules are made once, and no two tests start a cluster at the same time.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduler(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return RAY if nodeid.startswith(RAY) else super()._split_scope(nodeid)
+
+    config.option.loadscopereorder = False
+    return Scheduler(config, log)
 
 
 @pytest.fixture(autouse=True)

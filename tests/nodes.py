@@ -34,7 +34,7 @@ HEALTH_CHECKS = {
     "RAY_health_check_failure_threshold": "4",
 }
 _PROGRAMS = Path(sys.executable).parent
-# What a node does before Ray: a host name that the others can resolve, and folders of its own.
+# A node's setup before Ray: a host name that the others can resolve, and private folders.
 # $1 its name, $2 the folder of all nodes, $3 the folder that they share; then the command.
 _ENTER = """
 set -e
@@ -96,10 +96,10 @@ class Node:
         wait_until(lambda: not self.pids(), f"{self.name}'s processes to be gone")
 
     def cut(self) -> None:
-        """Take it off the network: nothing gets in or out, and nobody is told."""
+        """Take it off the network: nothing gets in or out, without notice."""
         _run("ip", "link", "set", self.link, "down")
 
-    def mend(self) -> None:
+    def reconnect(self) -> None:
         """Put it back."""
         _run("ip", "link", "set", self.link, "up")
 
@@ -174,7 +174,7 @@ class Nodes:
 
     def restart(self, node: Node) -> None:
         """Start a node again, as a supervisor or an autoscaler would, whatever is left of it."""
-        node.mend()
+        node.reconnect()
         node.kill()
         self.start(node)
 
@@ -212,7 +212,7 @@ class Nodes:
         subprocess.run(["ip", "link", "del", self._bridge], capture_output=True, check=False)
 
     def _environment(self) -> dict[str, str]:
-        """Of Ray on a node: the key to the bucket is the nodes', so that no job has to carry it."""
+        """Return Ray's environment on a node, which has the key to the bucket."""
         foreign = ("RAY_", "AWS_", "WANDB_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         return {
@@ -252,7 +252,7 @@ class Nodes:
         _run(*inside, "address", "add", f"{node.address}/24", "dev", "eth0")
         for link in ("lo", "eth0"):
             _run(*inside, "link", "set", link, "up")
-        node.mend()
+        node.reconnect()
 
 
 def wait_until(ready: Callable[[], bool], what: str, seconds: float = PATIENCE_SECONDS) -> None:

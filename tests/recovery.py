@@ -41,7 +41,7 @@ class Ended:
 
     @property
     def starts(self) -> list[int]:
-        """Where each attempt of the workers began: shards committed, or the student's step."""
+        """The start of each attempt of the workers: shards committed, or the student's step."""
         shards = re.findall(rf"rank 0 of 2 .*: (\d+) of {SHARDS} shards to capture", self.log)
         steps = re.findall(r"rank 0 of 2 .*student: .* (?:resumed at step (\d+)|started)", self.log)
         return [SHARDS - int(shard) for shard in shards] or [int(step or 0) for step in steps]
@@ -110,7 +110,7 @@ def _cut(nodes: Nodes, seconds: float) -> Node:
     node = _busy(nodes)
     node.cut()
     time.sleep(seconds)
-    node.mend()
+    node.reconnect()
     return node
 
 
@@ -124,7 +124,7 @@ class Stages:
         self._changes = changes
 
     def run(self, stage: str, fault: Callable[[Nodes], Node | None] | None = None) -> Ended:
-        """`stage` in an output of its own, struck in the middle; AssertionError where it fails."""
+        """Run `stage` in a new output, with a fault in the middle. AssertionError if it fails."""
         store = open_store(f"{self._nodes.server.url}/{uuid.uuid4().hex[:12]}")
         for key in self._base.list():
             if key.startswith(INPUTS[stage]):
@@ -192,14 +192,14 @@ def _done(store: Store, stage: str) -> int:
 
 
 def _digests(store: Store) -> dict[Any, Any]:
-    """Of every shard, the digest of its object."""
+    """Return the digest of every shard's object."""
     keys = [key for key in store.list("cache/") if "/commits/" in key]
     commits = [json.loads(store.get(key)) for key in keys]
     return {commit["shard"]: commit["digest"] for commit in commits}
 
 
 def _losses(store: Store, name: str) -> dict[Any, Any]:
-    """Of every step, all that was logged of its losses."""
+    """Return the losses that were logged at every step."""
     lines = read_metrics(store.get(f"metrics/{name}.jsonl"))
     return {line["step"]: [line.get(key) for key in _LOSSES] for line in lines}
 

@@ -183,7 +183,7 @@ def tiny_config(corpus: Path, output: str, **changes: Any) -> dict[str, Any]:
         },
         "cache": {
             "codec": {"kind": "varopt", "k": 12, "head": 4},
-            "rows": 640,
+            "sequences": 640,
             "sequences_per_shard": 16,
             "sequences_per_chunk": 8,
             "capture": {"micro_batch_size": 8},

@@ -52,7 +52,7 @@ class Watched:
         self.end()
         # Its workers end with it: the next driver is not to meet them.
         self._reader.join(timeout=PATIENCE_SECONDS)
-        assert not self._reader.is_alive(), "processes of the killed run go on"
+        assert not self._reader.is_alive(), "processes of the killed run are left"
         self._start()
 
     def stop(self, output: Store, stage: str) -> None:

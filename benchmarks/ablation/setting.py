@@ -25,7 +25,7 @@ NARROW = {
 
 FROM_TEACHER = {
     "teacher_layers": [0, 15, 29],
-    "width": {**NARROW, "calibration_sequences": 16, "teacher_zero": 0},
+    "width": {**NARROW, "calibration_sequences": 16, "teacher_sharding": "none"},
 }
 """A student of three of the teacher's layers."""
 

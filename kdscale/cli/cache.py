@@ -19,25 +19,18 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Look into a logit cache, and after it.", no_args_is_help=True)
 app.command("audit")(audit)
 
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def _duration(text: str) -> float:
-    """Seconds of 90s, 30m, 24h or 7d."""
-    number, unit = text[:-1], text[-1:]
-    if not number.isdigit() or unit not in _SECONDS:
-        raise typer.BadParameter(f"{text!r} is no time; write for example 90s, 30m, 24h or 7d.")
-    return float(number) * _SECONDS[unit]
-
-
 Workers = Annotated[int, typer.Option(min=1, help="Objects read at the same time.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of YAML.")]
 Uri = Annotated[
     str, typer.Argument(metavar="URI", help="A cache's folder, or the output of a run with one.")
 ]
 Grace = Annotated[
-    float,
-    typer.Option(parser=_duration, metavar="TIME", help="Leave what is younger: 90s, 30m, 24h."),
+    int,
+    typer.Option(
+        parser=options.duration,
+        metavar="TIME",
+        help="Keep objects younger than this: 90s, 30m, 24h.",
+    ),
 ]
 
 

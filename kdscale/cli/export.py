@@ -53,12 +53,11 @@ def export(
     """Write a run's model as a Hugging Face folder or as ONNX, checked against its logits."""
     from transformers.utils.logging import disable_progress_bar
 
-    from kdscale.export.export import check_formats, check_target
+    from kdscale.export.export import check_formats, check_target, render
     from kdscale.export.export import export as write_export
     from kdscale.export.push import check_push
     from kdscale.export.push import push as push_folder
     from kdscale.export.source import find_source
-    from kdscale.export.text import render
 
     disable_progress_bar()
     check_target(to)
@@ -80,8 +79,7 @@ def export(
 def _rehearse(source: "Source", formats: list[Format], rows: int) -> None:
     """Make the export where nobody sees it, and show what it is."""
     from kdscale.export.export import export as write_export
-    from kdscale.export.export import file_sizes
-    from kdscale.export.text import render, render_files
+    from kdscale.export.export import file_sizes, render, render_files
 
     with TemporaryDirectory(prefix="kdscale-export-") as scratch:
         folder = Path(scratch) / "export"

@@ -8,6 +8,7 @@ import typer
 
 from kdscale.cli import options
 from kdscale.cli.jobs import say
+from kdscale.errors import ExitCode
 
 if TYPE_CHECKING:
     from kdscale.submit import Backend
@@ -21,7 +22,6 @@ def run_graph(
 ) -> None:
     """Run the jobs of a graph: what a submitted graph starts, on the cluster."""
     from kdscale.submit import open_backend
-    from kdscale.submit.exit_codes import STOPPED
     from kdscale.submit.graph import load_graph
     from kdscale.submit.graph_run import GraphRun
 
@@ -30,7 +30,7 @@ def run_graph(
     try:
         succeeded = GraphRun(at, planned, print).run()
     except KeyboardInterrupt as error:
-        raise typer.Exit(STOPPED) from error
+        raise typer.Exit(ExitCode.STOPPED) from error
     raise typer.Exit(0 if succeeded else 1)
 
 

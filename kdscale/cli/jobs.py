@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from kdscale.cli import options
-from kdscale.errors import KdscaleError
+from kdscale.errors import ExitCode, KdscaleError
 
 if TYPE_CHECKING:
     from kdscale.submit import Backend, Job
@@ -59,8 +59,13 @@ def logs(
         bool, typer.Option("-f", "--follow", help="Follow to the job's end.")
     ] = False,
     since: Annotated[
-        str | None,
-        typer.Option("--since", metavar="TIME", help="Only what was written in the last 5m, 2h."),
+        int | None,
+        typer.Option(
+            "--since",
+            parser=options.duration,
+            metavar="TIME",
+            help="Only what was written in the last 5m, 2h.",
+        ),
     ] = None,
     timeout: options.Timeout = None,
 ) -> None:
@@ -68,12 +73,11 @@ def logs(
     options.check_timeout(timeout, follow)
     _check_id(job)
     from kdscale.submit import offset_since, open_backend
-    from kdscale.submit.duration import seconds
 
     at = open_backend(backend, address, kube, say=say)
     skip = 0
     if since is not None:
-        cutoff = time.time() - seconds(since)
+        cutoff = time.time() - since
         skip = offset_since(at.log(job), cutoff, at.details(job).started)
     if follow:
         conclude(at, watch(at, job, sys.stdout, timeout, skip), False, sys.stderr)
@@ -102,9 +106,10 @@ def stop(
     backend: options.BackendName = "ray",
     kube: options.Kube = None,
     grace: Annotated[
-        str | None,
+        int | None,
         typer.Option(
             "--grace",
+            parser=options.duration,
             metavar="TIME",
             help="How long it may take to write its checkpoint and leave, before it is killed. "
             "Default: what --grace of the submission said.",
@@ -114,14 +119,12 @@ def stop(
     """Stop a job and wait until it has ended: it writes a checkpoint, then leaves."""
     _check_id(job)
     from kdscale.submit import describe, follow, open_backend
-    from kdscale.submit.duration import seconds
     from kdscale.submit.exit_codes import WaitTimeoutError
 
     at = open_backend(backend, address, kube, say=say)
-    allowed = None if grace is None else seconds(grace)
-    if not at.stop(job, allowed):
+    if not at.stop(job, grace):
         say("The job had ended before.")
-    limit = None if allowed is None else float(allowed + _STOP_MARGIN_SECONDS)
+    limit = None if grace is None else float(grace + _STOP_MARGIN_SECONDS)
     try:
         ended = follow(at, job, None, timeout_seconds=limit)
     except WaitTimeoutError:
@@ -129,35 +132,32 @@ def stop(
         ended = follow(at, job, None)
     except KeyboardInterrupt as error:
         say("\nDetached; the job has been asked to stop and will be.")
-        raise typer.Exit(130) from error
+        raise typer.Exit(ExitCode.DETACHED) from error
     at.clean(ended)
     say(describe(ended))
 
 
 def watch(
-    backend: "Backend", job: str, out: TextIO | None, timeout: str | None = None, skip: int = 0
+    backend: "Backend", job: str, out: TextIO | None, timeout: int | None = None, skip: int = 0
 ) -> "Job":
     """Follow the job to its end, its log on `out` from character `skip` on.
 
     Ctrl-C detaches with exit code 130; a second one within AGAIN_SECONDS asks the job to stop.
     """
     from kdscale.submit import follow
-    from kdscale.submit.duration import seconds
-    from kdscale.submit.exit_codes import DETACHED
 
     def write(text: str) -> None:
         assert out is not None
         out.write(text)
         out.flush()
 
-    limit = None if timeout is None else float(seconds(timeout))
     try:
         return follow(
-            backend, job, None if out is None else write, skip=skip, timeout_seconds=limit
+            backend, job, None if out is None else write, skip=skip, timeout_seconds=timeout
         )
     except KeyboardInterrupt as error:
         _detach(backend, job)
-        raise typer.Exit(DETACHED) from error
+        raise typer.Exit(ExitCode.DETACHED) from error
 
 
 def conclude(backend: "Backend", job: "Job", as_json: bool, words: TextIO, **more: Any) -> None:

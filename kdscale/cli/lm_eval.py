@@ -50,9 +50,13 @@ def lm_eval(
     """
     from transformers.utils.logging import disable_progress_bar
 
-    from kdscale.evaluate.harness import HarnessOptions, check_installed
+    from kdscale.evaluate.harness import (
+        HarnessOptions,
+        check_installed,
+        named_folders,
+        score_run,
+    )
     from kdscale.evaluate.heldout import task_names
-    from kdscale.evaluate.scoring import named_folders, score_run
     from kdscale.report import write_model_card, write_report
     from kdscale.report.tables import harness_table
     from kdscale.run.finished_run import FinishedRun

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
+from kdscale.errors import KdscaleError
 from kdscale.run.stage_names import STAGES
+from kdscale.utils.duration import parse_duration
 
 
 def _stage(name: str | None) -> str | None:
@@ -21,6 +23,14 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+def duration(text: str) -> int:
+    """Return the seconds of a length of time; refuse anything else with the option's name."""
+    try:
+        return parse_duration(text)
+    except KdscaleError as error:
+        raise typer.BadParameter(f"{error.problem} {error.fix}") from error
+
+
 def check_stages(only: str | None, start: str | None, until: str | None = None) -> None:
     """Refuse `--only` together with the others, and `--until` before `--from`."""
     if only is not None and (start is not None or until is not None):
@@ -29,7 +39,7 @@ def check_stages(only: str | None, start: str | None, until: str | None = None) 
         raise typer.BadParameter(f"--until {until} comes before --from {start}.")
 
 
-def check_timeout(timeout: str | None, follow: bool) -> None:
+def check_timeout(timeout: int | None, follow: bool) -> None:
     """Refuse `--timeout` where nothing is waited for."""
     if timeout is not None and not follow:
         raise typer.BadParameter("--timeout is for --follow: nothing is waited for.")
@@ -92,8 +102,11 @@ Kube = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Timeout = Annotated[
-    str | None,
+    int | None,
     typer.Option(
-        "--timeout", metavar="TIME", help="Wait no longer than this (30s, 5m, 2h), then exit 6."
+        "--timeout",
+        parser=duration,
+        metavar="TIME",
+        help="Wait no longer than this (30s, 5m, 2h), then exit with code 6.",
     ),
 ]

@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdscale.cli import jobs, options
-from kdscale.errors import KdscaleError
+from kdscale.errors import ExitCode, KdscaleError
 
 if TYPE_CHECKING:
     from kdscale.run.progress_file import Driver
     from kdscale.run.status import RunStatus, StageStatus
     from kdscale.store import Store
 
-_EXIT_CODES = {"failed": 1, "lost": 1, "stopped": 5}
+_EXIT_CODES = {
+    "failed": ExitCode.FAILED,
+    "lost": ExitCode.FAILED,
+    "stopped": ExitCode.STOPPED,
+}
 
 
 def status(
@@ -61,7 +65,7 @@ def status(
     output = _output(thing)
     looks = _looks(output, every) if watch else iter([run_status(output)])
     state = _print_json(looks) if as_json else _show(looks) if watch else _print(looks)
-    raise typer.Exit(_EXIT_CODES.get(state, 0))
+    raise typer.Exit(_EXIT_CODES.get(state, ExitCode.OK))
 
 
 def _is_run(thing: str) -> bool:
@@ -73,7 +77,8 @@ def _job_status(
     thing: str, address: str | None, backend: str, kube: str | None, as_json: bool
 ) -> None:
     """A job's status. Where no cluster is named and nobody knows the job, what is said covers a
-    mistyped folder too."""
+    mistyped folder too.
+    """
     from kdscale.submit.exit_codes import UnknownJobError, UnreachableError
 
     try:

@@ -88,9 +88,10 @@ Student = Annotated[
     ),
 ]
 Grace = Annotated[
-    str,
+    int,
     typer.Option(
         "--grace",
+        parser=options.duration,
         metavar="TIME",
         help="How long the job may take to write its checkpoint when it is stopped.",
     ),
@@ -118,7 +119,7 @@ def submit(
     allow_visible: AllowVisible = False,
     exclude: Exclude = None,
     upload_to: UploadTo = None,
-    grace: Grace = "10m",
+    grace: Grace = "10m",  # type: ignore[assignment]  # typer parses a default like any text
     allow_skew: AllowSkew = False,
     only: options.Only = None,
     start: options.Start = None,
@@ -130,7 +131,6 @@ def submit(
     options.check_timeout(timeout, follow)
     from kdscale import submit as room
     from kdscale.config import load_config
-    from kdscale.submit.duration import seconds
 
     at = room.open_backend(
         backend, address, kube, upload_to=upload_to, allow_skew=allow_skew, say=say
@@ -138,7 +138,7 @@ def submit(
     shared: dict[str, Any] = {
         "environment": room.read_environment(environment or (), env_file, allow_visible),
         "secret_names": secret or (),
-        "grace_seconds": seconds(grace),
+        "grace_seconds": grace,
     }
     if student:
         if only or start or until or exclude or backend == "kuberay":
@@ -188,7 +188,7 @@ def _conclude(
     created: bool,
     as_json: bool,
     follow: bool,
-    timeout: str | None,
+    timeout: int | None,
 ) -> None:
     """Print the id, what can be done with the job, and with `follow` its log and its verdict."""
     job = plan.submission_id

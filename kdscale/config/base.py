@@ -1,10 +1,11 @@
 """What every config model shares: frozen, unknown keys refused, documented once, under the
-field."""
+field.
+"""
 
 import math
 import os
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -12,8 +13,16 @@ LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.01, 100.0
 Temperature = Annotated[float, Field(ge=LEAST_TEMPERATURE, le=MOST_TEMPERATURE)]
 """What logits are divided by: beyond these a softmax is one-hot, or uniform."""
 
-Place = Annotated[str, AfterValidator(os.path.expanduser)]
-"""A path, a URL or a name on a hub; ~ is the home folder of who reads the config."""
+PLACE = object()
+"""Marks the type of a field that holds a place."""
+
+Place = Annotated[str, AfterValidator(os.path.expanduser), PLACE]
+"""A path or URL, with ~ expanded; `Config.place_form` names the fields that may hold other text.
+`kdscale.config.places` finds every field of this type."""
+
+PlaceForm = Literal["path", "hub", "node", "text"]
+"""`path`: a path or URL. `hub`: a path or URL, or a name on the Hugging Face hub. `node`: a folder
+that each machine has for itself. `text`: neither."""
 
 
 class Config(BaseModel):
@@ -28,6 +37,10 @@ class Config(BaseModel):
         # No setting means anything as infinity or NaN.
         allow_inf_nan=False,
     )
+
+    def place_form(self, field: str) -> PlaceForm:
+        """Return what `field`, of the type Place, holds."""
+        return "path"
 
 
 def not_finite(tree: Any, name: str = "") -> Iterator[tuple[str, float]]:

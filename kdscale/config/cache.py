@@ -96,7 +96,7 @@ class CacheConfig(Config):
     this run's rows that it lacks are captured into it, as its next version, and the student learns
     from all of them."""
 
-    rows: int | None = Field(default=None, gt=0)
+    sequences: int | None = Field(default=None, gt=0)
     """Capture so many training rows, evenly spread over the corpus; all of them when not given."""
 
     sequences_per_shard: Operational[int] = Field(default=512, gt=0)

@@ -2,12 +2,13 @@
 
 from pydantic import Field, model_validator
 
-from kdscale.config.base import Config, Place
+from kdscale.config.base import Config, Place, PlaceForm
 
 
 class ChatConfig(Config):
     """Documents are conversations, rendered by a chat template; the assistant's answers are what
-    is learned."""
+    is learned.
+    """
 
     field: str = "messages"
     """Column with a list of messages: {role, content}, or {from, value} as ShareGPT has them."""
@@ -31,6 +32,10 @@ class ChatConfig(Config):
     template: Place | None = Field(default=None, min_length=1)
     """Jinja text of a chat template, or the path or URL of a file with one. Without it: the
     teacher's own, and ChatML for a tokenizer that is trained."""
+
+    def place_form(self, field: str) -> PlaceForm:
+        """Return what `field`, of the type Place, holds."""
+        return "path" if self.template_file else "text"
 
     @model_validator(mode="after")
     def _prompt_and_completion(self) -> "ChatConfig":

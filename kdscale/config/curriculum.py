@@ -149,7 +149,7 @@ class CurriculumConfig(Config):
     length: LengthConfig | None = None
     """Rows are cut short early in training; left out, they are whole."""
 
-    shuffle_rows: int = Field(default=65536, gt=0)
+    shuffle_sequences: int = Field(default=65536, gt=0)
     """A cache of more rows is shuffled chunk by chunk, and row by row within windows of so many
     rows: every chunk is then fetched once an epoch. What the windows hold should fit on the
     machine's disk (distill.cache_disk_gib)."""

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from kdscale.config.augment import AugmentConfig
-from kdscale.config.base import Config, Place
+from kdscale.config.base import Config, Place, PlaceForm
 from kdscale.config.chat import ChatConfig
 from kdscale.config.cleaning import MOST_STEPS, CleaningStep, NearDuplicates
 
 ChunkPooling = Literal["mean", "max", "attention"]
 
-# Of these a piece is a document or a range of rows: a limit is known before anything is read.
+# Kinds of which an input is a document or a range of rows: a limit is known before anything is read.
 _LISTED = ("python-stdlib", "python-docs", "text", "huggingface")
 
 
@@ -38,6 +38,10 @@ class SourceConfig(Config):
 
     limit: int | None = Field(default=None, gt=0)
     """Take only the first so many documents."""
+
+    def place_form(self, field: str) -> PlaceForm:
+        """Return what `field`, of the type Place, holds."""
+        return "hub" if self.kind == "huggingface" else "path"
 
     @model_validator(mode="after")
     def _path_where_needed(self) -> "SourceConfig":

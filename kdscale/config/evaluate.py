@@ -1,12 +1,12 @@
 """Config of the evaluate stage."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from kdscale.config.base import Config, Place, Temperature
+from kdscale.config.base import Config, Place, PlaceForm, Temperature
 from kdscale.config.operational import Operational
-from kdscale.config.training import WorkersConfig
+from kdscale.config.training import TeacherSharding, WorkersConfig
 
 
 class SpeedConfig(Config):
@@ -16,8 +16,8 @@ class SpeedConfig(Config):
     """Turns at most in which every model does a batched forward, and of which each compares it with
     the teacher: an interval of that takes 6. Single rows and texts take at most 5 turns."""
 
-    rows: int = Field(default=8, gt=0)
-    """Rows of a batched forward."""
+    sequences: int = Field(default=8, gt=0)
+    """Sequences of a batched forward."""
 
     new_tokens: int = Field(default=32, gt=0)
     """Tokens of a generated text, which only causal language models write."""
@@ -52,8 +52,9 @@ class EvaluateConfig(Config):
     micro_batch_size: Operational[int] = Field(default=8, gt=0)
     """Rows of one forward on one rank."""
 
-    teacher_zero: Operational[Literal[0, 3]] = 3
-    """ZeRO stage of the teacher here; students are whole on each worker."""
+    teacher_sharding: Operational[TeacherSharding] = "zero3"
+    """`zero3`: the teacher sharded over the workers; `none`: a whole copy on each. Students are
+    whole on each worker."""
 
     speed: SpeedConfig | None = SpeedConfig()
     """How fast teacher and student are; null leaves it out."""
@@ -65,6 +66,10 @@ class EvaluateConfig(Config):
     models: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,31}$")], Place] = {}
     """Other models to evaluate beside teacher, student and baseline: a Hugging Face folder (local
     path or fsspec URL) or hub name by the name of its row. They need the run's tokenizer."""
+
+    def place_form(self, field: str) -> PlaceForm:
+        """Return what `field`, of the type Place, holds."""
+        return "hub"
 
     @field_validator("models")
     @classmethod

@@ -6,6 +6,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from kdscale.config.base import Config
 from kdscale.config.operational import Operational
+from kdscale.config.training import TeacherSharding
 
 
 class LayerChoice(Config):
@@ -50,8 +51,8 @@ class WidthConfig(Config):
     calibration_sequences: int = Field(default=64, gt=0)
     """Training rows that the teacher reads to find out which dimensions are active."""
 
-    teacher_zero: Operational[Literal[0, 3]] = 3
-    """ZeRO stage of the teacher there: 3 shards it over the workers, 0 gives each a whole copy."""
+    teacher_sharding: Operational[TeacherSharding] = "zero3"
+    """`zero3`: the teacher sharded over the workers for that; `none`: a whole copy on each."""
 
     @model_validator(mode="after")
     def _some_size(self) -> "WidthConfig":

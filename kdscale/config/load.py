@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from kdscale.config.base import Config
 from kdscale.config.kube import KubeOptions
+from kdscale.config.renamed import new_name
 from kdscale.config.run import RunConfig
 from kdscale.config.text import read_text
 from kdscale.errors import KdscaleError
@@ -79,7 +80,7 @@ def _parse(
         return kind.model_validate(tree)
     except ValidationError as error:
         raise KdscaleError(
-            f"{origin} is not valid:\n{_explain(error)}", f"Correct the fields named, or {starter}."
+            f"{origin} is not valid:\n{_explain(error)}", f"Fix the reported fields, or {starter}."
         ) from error
 
 
@@ -94,10 +95,12 @@ def parse_tree(text: str, origin: str, starter: str = _STARTER) -> dict[str, Any
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise KdscaleError(
-            f"{origin} is not valid YAML: {error}", "Mend the line named."
+            f"{origin} is not valid YAML: {error}", "Fix the reported line."
         ) from error
     if not isinstance(tree, dict):
-        raise KdscaleError(f"{origin} holds no mapping.", f"Name its fields, or {starter}.")
+        raise KdscaleError(
+            f"{origin} holds no mapping.", f"Write one field per line, or {starter}."
+        )
     return tree
 
 
@@ -107,7 +110,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     names = key.strip().split(".")
     if not equals or not all(names):
         raise KdscaleError(
-            f"The override {override!r} has not the form a.b=value.",
+            f"The override {override!r} does not have the form a.b=value.",
             "Write for example --set distill.training.steps=100.",
         )
     for depth, name in enumerate(names[:-1], start=1):
@@ -133,7 +136,9 @@ def _explain(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"] if part != "") or "(whole config)"
-        if item["type"] == "extra_forbidden":
+        if (renamed := new_name(where, item["input"])) is not None:
+            lines.append(f"  {where}: {renamed}")
+        elif item["type"] == "extra_forbidden":
             lines.append(f"  {where}: unknown key")
         else:
             given = "" if isinstance(item["input"], dict) else f" (given: {item['input']!r})"

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from kdscale.config.base import LEAST_TEMPERATURE, MOST_TEMPERATURE, Config
 from kdscale.config.curriculum import Schedule
 from kdscale.config.operational import Operational
+from kdscale.config.training import TeacherSharding
 
 LayerPairs = Annotated[tuple[tuple[int, int], ...], Field(min_length=1)]
 
@@ -64,8 +65,8 @@ class OnlineConfig(Config):
     distribution, for every divergence and at any temperature, and what its layers do.
     """
 
-    zero: Operational[Literal[0, 3]] = 0
-    """0: the teacher whole on every worker; 3: sharded over them (DeepSpeed ZeRO-3)."""
+    teacher_sharding: Operational[TeacherSharding] = "none"
+    """`none`: the teacher whole on every worker; `zero3`: sharded over them (DeepSpeed ZeRO-3)."""
 
     temperature: Schedule | None = None
     """Logits of teacher and student are divided by this before the softmax; by default the cache's

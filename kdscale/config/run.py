@@ -137,10 +137,10 @@ class RunConfig(Config):
                 "distill.curriculum.length cuts rows to their first positions, and with data.chat "
                 "there may be no answer in these"
             )
-        batch, rows = self.distill.training.global_batch_size, self.cache.rows
-        if rows is not None and batch > rows:
+        batch, total = self.distill.training.global_batch_size, self.cache.sequences
+        if total is not None and batch > total:
             raise ValueError(
-                f"distill.training.global_batch_size {batch} is more than cache.rows {rows}"
+                f"distill.training.global_batch_size {batch} is more than cache.sequences {total}"
             )
         return self
 

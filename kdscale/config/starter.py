@@ -43,7 +43,7 @@ _QUICKSTART: dict[str, Any] = {
         },
     },
     "cache": {
-        "rows": 1600,
+        "sequences": 1600,
         "sequences_per_shard": 200,
         "sequences_per_chunk": 50,
         "capture": {"micro_batch_size": 25},

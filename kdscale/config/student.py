@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from kdscale.config.base import Config, Place
+from kdscale.config.base import Config, Place, PlaceForm
 from kdscale.config.curriculum import CurriculumConfig
 from kdscale.config.initial import TeacherLayers, WidthConfig
 from kdscale.config.loss import LossConfig
@@ -89,6 +89,10 @@ class DistillConfig(Config):
 
     prefetch_batches: Operational[int] = Field(default=4, ge=1)
     """Batches read ahead of the training step."""
+
+    def place_form(self, field: str) -> PlaceForm:
+        """Return what `field`, of the type Place, holds."""
+        return "node"
 
     @model_validator(mode="after")
     def _online_where_online(self) -> "DistillConfig":

@@ -1,12 +1,12 @@
 """Config of the teacher: one that exists, or one trained here."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from kdscale.config.base import Config, Place, not_finite
+from kdscale.config.base import Config, Place, PlaceForm, not_finite
 from kdscale.config.operational import Operational
-from kdscale.config.training import TrainingConfig, WorkersConfig, ZeroConfig
+from kdscale.config.training import TeacherSharding, TrainingConfig, WorkersConfig, ZeroConfig
 
 
 class ModelConfig(Config):
@@ -49,6 +49,10 @@ class TeacherConfig(Config):
     workers: Operational[WorkersConfig] = WorkersConfig()
     """Workers that train it."""
 
+    def place_form(self, field: str) -> PlaceForm:
+        """Return what `field`, of the type Place, holds."""
+        return "hub"
+
     @model_validator(mode="after")
     def _one_of_both(self) -> "TeacherConfig":
         if (self.load is None) == (self.model is None):
@@ -63,9 +67,12 @@ class CaptureConfig(Config):
 
     workers: Operational[WorkersConfig] = WorkersConfig()
 
-    zero: Operational[ZeroConfig] = ZeroConfig(stage=3)
-    """3 shards the teacher, so that no rank ever holds all of it; 0 gives each worker a whole
-    copy."""
+    teacher_sharding: Operational[TeacherSharding] = "zero3"
+    """`zero3`: the teacher sharded over the workers (DeepSpeed ZeRO-3), so that no rank ever holds
+    all of it; `none`: a whole copy on each worker."""
+
+    teacher_offload: Operational[Literal["none", "cpu"]] = "none"
+    """Where the parameters of a sharded teacher live between uses."""
 
     micro_batch_size: Operational[int] = Field(default=8, gt=0)
     """Rows of one forward on one rank."""
@@ -75,7 +82,12 @@ class CaptureConfig(Config):
     encodes between its forwards."""
 
     @model_validator(mode="after")
-    def _stage_without_optimizer(self) -> "CaptureConfig":
-        if self.zero.stage not in (0, 3):
-            raise ValueError("capture has no optimiser to shard: zero.stage is 0 or 3")
+    def _offload_needs_sharding(self) -> "CaptureConfig":
+        if self.teacher_offload != "none" and self.teacher_sharding == "none":
+            raise ValueError("teacher_offload needs teacher_sharding zero3")
         return self
+
+    @property
+    def zero(self) -> ZeroConfig:
+        """ZeRO settings of the teacher."""
+        return ZeroConfig.for_teacher(self.teacher_sharding, self.teacher_offload)

@@ -1,5 +1,6 @@
 """Config of what trains: workers, optimiser, learning rate, parallelism. Teacher and student share
-it."""
+it.
+"""
 
 from typing import Annotated, Literal
 
@@ -9,6 +10,10 @@ from kdscale.config.base import Config
 from kdscale.config.operational import Operational
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
+TeacherSharding = Literal["none", "zero3"]
+"""How a teacher that is not trained lies on the workers: `none`, whole on each of them, or `zero3`,
+sharded over them (DeepSpeed ZeRO-3), so that none holds all of it."""
 
 
 class WorkersConfig(Config):
@@ -67,6 +72,13 @@ class ZeroConfig(Config):
 
     offload: Literal["none", "cpu"] = "none"
     """Where sharded optimiser states (and, at stage 3, parameters) live between uses."""
+
+    @classmethod
+    def for_teacher(
+        cls, sharding: TeacherSharding, offload: Literal["none", "cpu"] = "none"
+    ) -> "ZeroConfig":
+        """Return the ZeRO settings of a teacher that is not trained."""
+        return cls(stage=3 if sharding == "zero3" else 0, offload=offload)
 
     @model_validator(mode="after")
     def _offload_needs_zero(self) -> "ZeroConfig":
@@ -131,7 +143,7 @@ class EarlyStoppingConfig(Config):
     patience: int = Field(gt=0)
     """Validations in a row without a gain after which it ends."""
 
-    least_gain: float = Field(default=0.0, ge=0)
+    min_delta: float = Field(default=0.0, ge=0)
     """What the validation loss, nats a token, has to fall by for a gain. Smaller gains add up."""
 
 
@@ -160,7 +172,7 @@ class TrainingConfig(Config):
     less memory for about a third more time."""
 
     early_stopping: EarlyStoppingConfig | None = None
-    """{patience: n, least_gain: x} ends the training after n validations in a row without a gain of
+    """{patience: n, min_delta: x} ends the training after n validations in a row without a gain of
     x nats a token."""
 
     keep: Literal["best", "last"] = "last"

@@ -111,9 +111,9 @@ def _rank(difficulty: np.ndarray, order: str, seed: int) -> np.ndarray:
 
 def _epochs(config: CurriculumConfig, rows: int, sequences_per_chunk: int, seed: int) -> EpochOrder:
     """Return the order of epochs: few sequences shuffled as a whole, many in windows of chunks."""
-    if rows <= config.shuffle_rows:
+    if rows <= config.shuffle_sequences:
         return EpochOrder(rows, seed, chunk_rows=rows, window_chunks=None)
-    chunks = max(1, config.shuffle_rows // sequences_per_chunk)
+    chunks = max(1, config.shuffle_sequences // sequences_per_chunk)
     return EpochOrder(rows, seed, chunk_rows=sequences_per_chunk, window_chunks=chunks)
 
 

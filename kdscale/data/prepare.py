@@ -19,6 +19,7 @@ import numpy as np
 
 from kdscale.config import fingerprint
 from kdscale.config.data import DataConfig, LabelsConfig, SourceConfig
+from kdscale.config.places import without_folders
 from kdscale.config.task import Task
 from kdscale.data.chat.messages import plain_text
 from kdscale.data.chat.template import template_to_train
@@ -61,8 +62,9 @@ def data_identity(config: DataConfig, task: Task = "causal-lm") -> dict[str, Any
     """
     files: dict[str, Any] = {}
     if config.augment is not None and (tables := table_paths(config.augment)):
-        files["synonyms"] = {path: file_digest(path) for path in tables}
-    fields = config.model_dump(mode="json")
+        files["synonyms"] = [file_digest(path) for path in tables]
+    # Digests stand for the files, so that a folder may be moved.
+    fields = without_folders(config).model_dump(mode="json")
     # Fields that are not used are left out: names from before they existed stay valid.
     if config.chat is None:
         del fields["chat"]

@@ -141,7 +141,7 @@ def open_online_teacher(
         return None
     online = config.distill.online
     spec = sequence_spec(config, prepared, config.distill.training.micro_batch_size)
-    zero = ZeroConfig(stage=online.zero)
+    zero = ZeroConfig.for_teacher(online.teacher_sharding)
     return OnlineTeacher(teacher, worker, zero, spec, online.layer_outputs)
 
 

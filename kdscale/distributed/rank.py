@@ -22,7 +22,7 @@ class GracefulStopError(Exception):
 
 
 class DriverChannel(Protocol):
-    """How a rank reaches the process that started it."""
+    """Channel from a rank to the process that started it."""
 
     @property
     def attempt(self) -> int:
@@ -38,10 +38,10 @@ class DriverChannel(Protocol):
         """Report that this rank has reached `place` and does not hang."""
 
     def stop_requested(self) -> bool:
-        """Whether the driver has asked the group to save its state and end."""
+        """Return whether the driver has asked the group to save its state and end."""
 
     def waiting(self) -> AbstractContextManager[None]:
-        """Mark a block in which this rank waits for others, which is no hang of its own."""
+        """Mark a block in which this rank waits for others, so that it does not count as hung."""
 
 
 # None outside of a worker group.

@@ -12,6 +12,7 @@ from typing import Any
 
 from kdscale.doctor import check, probes
 from kdscale.doctor.check import Check
+from kdscale.errors import last_line
 
 _CONNECT_SECONDS = 5
 _PEER_SECONDS = 30.0
@@ -35,7 +36,8 @@ class Node:
 
 def checks(address: str) -> Iterator[Check]:
     """All findings on the cluster at `address` ("auto", or HEAD:6379); the connection is closed
-    after, if it was not there before."""
+    after, if it was not there before.
+    """
     import ray
 
     ours = not ray.is_initialized()
@@ -110,7 +112,7 @@ def _pair(pair: tuple[Node, Node]) -> Check:
                 raise TimeoutError(f"no answer within {_CALL_SECONDS:g} s")
             rates += ray.get(ready)
     except (ray.exceptions.RayError, TimeoutError) as error:
-        return Check("failed", name, _last_line(error), _network_fix(backend))
+        return Check("failed", name, last_line(error), _network_fix(backend))
     finally:
         for peer in peers:
             ray.kill(peer)
@@ -157,7 +159,7 @@ def _facts(nodes: list[Node]) -> list[dict[str, Any] | str]:
         try:
             found.append(ray.get(call, timeout=0))
         except (ray.exceptions.RayError, TimeoutError) as error:
-            found.append(f"it does not answer: {_last_line(error)}")
+            found.append(f"it does not answer: {last_line(error)}")
     return found
 
 
@@ -193,11 +195,5 @@ def _connect(address: str) -> Check | None:
             socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
-        return Check("failed", "cluster", f"{address}: {_last_line(error)}", fix)
+        return Check("failed", "cluster", f"{address}: {last_line(error)}", fix)
     return None
-
-
-def _last_line(error: BaseException) -> str:
-    """The end of an error's text: of a traceback, what was raised."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -5,7 +5,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 from kdscale.doctor.check import Check
-from kdscale.tracking.trackers import wandb_target
+from kdscale.tracking.wandb_run import wandb_target
 
 _ANSWER_SECONDS = 5
 

@@ -1,1 +1,1 @@
-"""What the models score, and `results.json`, which says so."""
+"""Evaluation: scores of models on held-out sequences, and the schema of `results.json`."""

@@ -1,4 +1,4 @@
-"""What a classifier scores: scikit-learn's figures, with intervals over rows."""
+"""Scores of classifiers: scikit-learn's figures, with intervals over documents."""
 
 from typing import Any
 
@@ -20,10 +20,13 @@ _TEMPERATURES = (0.05, 20.0)
 def classification_metrics(
     logits: np.ndarray, labels: np.ndarray, temperature: float
 ) -> dict[str, Any]:
-    """From [R, C] logits and [R] labels: accuracy; precision, recall and f1, each macro, micro and
-    weighted (0 where a class is never predicted); mcc; auroc (one class against the others, macro;
-    None where a class has no row); confusion [C][C] (label, prediction); and the expected
-    calibration error with logits divided by `temperature`."""
+    """Return a classifier's figures from logits [R, C] and labels [R].
+
+    Accuracy; precision, recall and f1, each macro, micro and weighted (0 where a class is never
+    predicted); mcc; auroc (one class against the others, macro; None where a class has no
+    document); confusion [C][C] (label, prediction); and the expected calibration error with logits
+    divided by `temperature`.
+    """
     classes = np.arange(logits.shape[1])
     predicted = logits.argmax(axis=1)
     found: dict[str, Any] = {
@@ -44,8 +47,10 @@ def classification_metrics(
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """What to divide [R, C] logits by so that [R] labels are likeliest (temperature scaling, Guo et
-    al., ICML 2017)."""
+    """Return the divisor of logits [R, C] that makes labels [R] likeliest.
+
+    Temperature scaling: Guo et al., ICML 2017.
+    """
     rows = np.arange(len(labels))
 
     def loss(log_temperature: float) -> float:
@@ -57,7 +62,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Expected calibration error: equal-width bins ((m - 1) / M, m / M], L1, top-1 confidence."""
+    """Return the expected calibration error: bins ((m - 1) / M, m / M], L1, top-1 confidence."""
     log_probs = log_softmax(logits.astype(np.float64), axis=1)
     confidence = np.exp(log_probs.max(axis=1))
     correct = logits.argmax(axis=1) == labels
@@ -69,8 +74,10 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
 def classification_intervals(
     counts: np.ndarray, logits: np.ndarray, labels: np.ndarray
 ) -> dict[str, Interval]:
-    """Wilson's of accuracy; of macro precision, recall and f1 over the draws of `counts`
-    [DRAWS, R]."""
+    """Return Wilson's interval of accuracy, and bootstrap intervals of the macro figures.
+
+    Of precision, recall and f1 over the draws of `counts` [DRAWS, R].
+    """
     rows, accuracy = len(labels), float((logits.argmax(axis=1) == labels).mean())
     classes = logits.shape[1]
     at = labels * classes + logits.argmax(axis=1)
@@ -90,7 +97,7 @@ def classification_intervals(
 
 
 def _share(some: np.ndarray, all_of: np.ndarray) -> np.ndarray:
-    """some / all_of, 0 where there is none."""
+    """Return some / all_of, 0 where there is none."""
     return np.divide(some, all_of, out=np.zeros_like(some), where=all_of > 0)
 
 

@@ -1,7 +1,7 @@
-"""All models on the rows of one evaluation set, shared out over ranks, and what comes of it.
+"""All models on one evaluation set, shared out over ranks, and their scores.
 
-Rows whose class is not known are not scored. A classifier's logits are few: they are kept, all of
-them on every rank.
+Documents whose class is not known are not scored. A classifier's logits are few: all of them are
+kept on every rank.
 """
 
 from collections.abc import Mapping
@@ -27,8 +27,10 @@ from kdscale.train.batches import rank_rows, split_micro_batches
 
 
 class DomainScores:
-    """What each of the models (teacher first) scores on the rows of `table`. `temperatures` are
-    theirs by name, None where they are not known before."""
+    """Scores of each model (teacher first) on the sequences of `table`.
+
+    `temperatures` are the models' by name, None where they are not known before.
+    """
 
     def __init__(
         self,
@@ -51,7 +53,7 @@ class DomainScores:
     def measure(
         self, models: dict[str, torch.nn.Module], worker: Rank, micro_batch_size: int
     ) -> None:
-        """Run all models over all rows, and add up over ranks. Collective."""
+        """Run all models over all sequences, and add up over ranks. Collective."""
         places = np.arange(len(self.order))
         mine = rank_rows(places, worker.rank, worker.world_size)
         for part, valid in split_micro_batches(mine, places, micro_batch_size, worker.world_size):
@@ -71,7 +73,7 @@ class DomainScores:
         valid: np.ndarray,
         worker: Rank,
     ) -> None:
-        """The rows at `part` [B] of the order, of which the `valid` [B] count."""
+        """Add the rows at `part` [B] of the order, of which the `valid` [B] count."""
         rows = self._table.take(self.order[part])
         batch = row_tensors(rows, worker.device, valid)
         labels = batch.labels[batch.mask]
@@ -94,7 +96,7 @@ class DomainScores:
 def summarise(
     domains: Mapping[str, DomainScores], references: Mapping[str, ModelReference]
 ) -> dict[str, Any]:
-    """{"models": {name: ModelResults}, "gap_intervals": {domain: [lower, upper]}}."""
+    """Return {"models": {name: ModelResults}, "gap_intervals": {domain: [lower, upper]}}."""
     models: dict[str, ModelResults] = {
         name: {"parameters": reference.parameters, "domains": {}}
         for name, reference in references.items()

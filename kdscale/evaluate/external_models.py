@@ -1,4 +1,4 @@
-"""Models that no run has made, evaluated beside teacher, student and baseline."""
+"""Models from outside the run, evaluated beside teacher, student and baseline."""
 
 from pathlib import Path
 
@@ -13,21 +13,28 @@ from kdscale.models.tasks import TaskSpec, describe_task, longest_input, task_of
 from kdscale.types import DataFacts
 
 
-def write_external_references(config: RunConfig, prepared: Prepared) -> dict[str, ModelReference]:
-    """The models of evaluate.models by name. Raises KdscaleError for one that cannot be scored on
-    the run's rows."""
+def external_references(config: RunConfig, prepared: Prepared) -> dict[str, ModelReference]:
+    """Return the models of evaluate.models by name.
+
+    Raises KdscaleError for one that cannot be scored on the run's sequences.
+    """
     found = {}
     for name, source in config.evaluate.models.items():
         found[name] = reference_to(source, None, name)
-        check_other(name, found[name].local(), config, prepared, prepared.tokenizer_folder())
+        check_external_model(
+            name, found[name].local(), config, prepared, prepared.tokenizer_folder()
+        )
     return found
 
 
-def check_other(
+def check_external_model(
     name: str, folder: str, config: RunConfig, data: DataFacts | None, tokenizer: Path | None
 ) -> None:
-    """KdscaleError where the model in `folder` has another task, other classes or another tokenizer
-    than the run, as far as its `data` and the folder of its `tokenizer` are known."""
+    """Check that the model in `folder` fits the run.
+
+    Raises KdscaleError where it has another task, other classes or another tokenizer than the run,
+    as far as the run's `data` and the folder of its `tokenizer` are known.
+    """
     shape, what = load_config_of(folder), f"model {name!r} of evaluate.models"
     if task_of(shape) != config.task:
         raise KdscaleError(
@@ -40,7 +47,7 @@ def check_other(
     classes = tuple(shape.id2label[number] for number in sorted(shape.id2label))
     if data is not None and data.classes and classes != data.classes:
         raise KdscaleError(
-            f"The {what} tells {list(classes)} apart, the data {list(data.classes)}.",
+            f"The {what} has the classes {list(classes)}, the data {list(data.classes)}.",
             "Give a model with the run's classes, in their order.",
         )
     if data is None or tokenizer is None:

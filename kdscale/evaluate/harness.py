@@ -1,7 +1,7 @@
-"""lm-eval's tasks on the models of a run, through its Python API. The only import of lm_eval.
+"""Tasks of lm-eval on the models of a run, through its Python API: the only import of lm_eval.
 
 EleutherAI's lm-evaluation-harness brings thousands of tasks and the ways that papers score them.
-Most download their data; those of `heldout.py` and a user's own YAML files need no network.
+Most download their data; those of `heldout.py` and a user's YAML files need no network.
 """
 
 import contextlib
@@ -17,22 +17,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer
 
 from kdscale.config.text import read_text
 from kdscale.data.pretrained_tokenizer import load_tokenizer, vocabulary_size
 from kdscale.distributed.rank import single_process_rank
 from kdscale.errors import KdscaleError
-from kdscale.evaluate.heldout import task_names
-from kdscale.evaluate.results import HarnessScore, HarnessTask
+from kdscale.evaluate.heldout import task_names, write_tasks
+from kdscale.evaluate.results import (
+    HarnessScore,
+    HarnessTask,
+    Results,
+    read_results,
+    write_results,
+)
 from kdscale.models.load import load_model
 from kdscale.models.tasks import describe_task, task_of
+from kdscale.run.finished_run import FinishedRun
+from kdscale.tracking.wandb_run import open_wandb_run
 
 _BOOTSTRAP_DRAWS = 1000
+_RUNS_OWN = ("teacher", "student", "baseline")
 
 
 @dataclass(frozen=True)
 class HarnessOptions:
-    """How tasks are run."""
+    """Options of a run of tasks."""
 
     tasks: Sequence[str]
     """Names of lm-eval's registry, of a task in `folders`, or paths of YAML files."""
@@ -49,19 +59,75 @@ class HarnessOptions:
 
 
 def check_installed() -> None:
-    """KdscaleError where lm-eval is not there."""
+    """Raise KdscaleError if lm-eval is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
         raise KdscaleError(
             "lm-eval is not installed.", "Install the extra: pip install 'kdscale[eval]'."
         )
 
 
+def named_folders(run: FinishedRun, models: Sequence[str], more: Sequence[str]) -> dict[str, str]:
+    """Return folders by name.
+
+    `models` are of the run or of its config's evaluate.models, each of `more` is NAME=FOLDER.
+    Raises KdscaleError for a model that the run has not and for a malformed text.
+    """
+    known = run.config.evaluate.models
+    found = {n: known[n] if n in known else run.model_folder(n) for n in models}
+    for text in more:
+        name, equals, folder = text.partition("=")
+        if not equals or not name or not folder or name in _RUNS_OWN:
+            raise KdscaleError(
+                f"{text!r} names no other model.",
+                "Write --model NAME=FOLDER, with a name other than teacher, student and baseline.",
+            )
+        found[name] = os.path.expanduser(folder)
+    return found
+
+
+def score_run(
+    run: FinishedRun, folders: dict[str, str], options: HarnessOptions, on: str, scratch: Path
+) -> Results:
+    """Run the tasks, add their scores to the run's results, and return these.
+
+    Held-out tasks are made of the evaluation set `on` and written to `scratch`, one of the options'
+    folders. Raises KdscaleError for a run that is not evaluated, and as `run_tasks`.
+    """
+    results = read_results(run.output)
+    if set(options.tasks) & set(task_names()):
+        prepared = run.prepared()
+        tokenizer = AutoTokenizer.from_pretrained(
+            prepared.tokenizer_folder(), trust_remote_code=False
+        )
+        write_tasks(prepared, on, tokenizer, scratch)
+    scores = run_tasks(folders, options)
+    results["lm_eval"] = merge(results.get("lm_eval", {}), scores)
+    write_results(run.output, results)
+    _track(run, scores)
+    return results
+
+
+def _track(run: FinishedRun, scores: dict[str, HarnessTask]) -> None:
+    """Log the scores as a run of W&B, where the run's config wants one."""
+    config = run.config
+    gallery = open_wandb_run(config, "lm-eval", run.output)
+    rows = [
+        (task, metric, model, score["value"], score["stderr"])
+        for task, entry in scores.items()
+        for model, found in entry["scores"].items()
+        for metric, score in found.items()
+    ]
+    gallery.summary({f"{task}/{metric}/{model}": value for task, metric, model, value, _ in rows})
+    gallery.log_table("lm_eval", ["task", "metric", "model", "value", "stderr"], rows)
+    gallery.finish()
+
+
 def run_tasks(folders: Mapping[str, str], options: HarnessOptions) -> dict[str, HarnessTask]:
-    """What the models in Hugging Face `folders`, by name, score: by task, groups included.
+    """Score the models in Hugging Face `folders`, by name: by task, groups included.
 
     All run in this process, one after the other, on its GPU in bfloat16 where there is one and in
     float32 elsewhere. Raises KdscaleError where lm-eval is missing, a task is unknown or its data
-    cannot be had, or a model is no causal language model.
+    cannot be loaded, or a model is no causal language model.
     """
     check_installed()
     _check_files(options)
@@ -78,8 +144,10 @@ def run_tasks(folders: Mapping[str, str], options: HarnessOptions) -> dict[str, 
 
 
 def merge(old: Mapping[str, HarnessTask], new: Mapping[str, HarnessTask]) -> dict[str, HarnessTask]:
-    """`old` with the tasks of `new` put in their place; scores of models that only `old` has stay
-    where the task is the very same."""
+    """Return `old` with the tasks of `new` in their place.
+
+    Scores of models that only `old` has stay where the task is the very same.
+    """
     merged = dict(old)
     for task, entry in new.items():
         before = old.get(task)
@@ -94,8 +162,11 @@ def _setting(entry: HarnessTask) -> dict[str, Any]:
 
 
 def _manager(options: HarnessOptions) -> Any:
-    """What finds the tasks: in the folders given, and in the registry only where it has to, as
-    reading its thousands of files takes long."""
+    """Return the finder of tasks.
+
+    It reads the folders given, and the registry only if needed: reading its thousands of files
+    takes long.
+    """
     from lm_eval.tasks import TaskManager
 
     folders = [str(folder) for folder in options.folders]
@@ -110,7 +181,7 @@ def _is_known(manager: Any, task: str) -> bool:
 
 
 def _check_files(options: HarnessOptions) -> None:
-    """KdscaleError for a task's file that is no text: lm-eval leaves out those in folders."""
+    """Raise KdscaleError for a task's file that is no text: lm-eval ignores those in folders."""
     given = [Path(task) for task in options.tasks if Path(task).is_file()]
     found = [file for folder in options.folders for file in sorted(folder.rglob("*.yaml"))]
     for file in (*given, *found):
@@ -118,7 +189,7 @@ def _check_files(options: HarnessOptions) -> None:
 
 
 def _check_tasks(manager: Any, tasks: Sequence[str]) -> None:
-    """KdscaleError for a task that is unknown, or whose data cannot be loaded."""
+    """Raise KdscaleError for a task that is unknown, or whose data cannot be loaded."""
     for task in tasks:
         if not _is_known(manager, task):
             raise KdscaleError(
@@ -137,7 +208,7 @@ def _check_tasks(manager: Any, tasks: Sequence[str]) -> None:
 
 
 def _evaluate(folder: str, manager: Any, options: HarnessOptions) -> dict[str, Any]:
-    """lm-eval's own results of one model."""
+    """Return lm-eval's results of one model."""
     import lm_eval
 
     found: dict[str, Any] = lm_eval.simple_evaluate(
@@ -156,7 +227,7 @@ def _evaluate(folder: str, manager: Any, options: HarnessOptions) -> dict[str, A
 
 
 def _language_model(folder: str, batch_size: int) -> Any:
-    """lm-eval's view of the causal language model in `folder`."""
+    """Return lm-eval's wrapper of the causal language model in `folder`."""
     from lm_eval.models.huggingface import HFLM
 
     worker = single_process_rank()
@@ -171,7 +242,7 @@ def _language_model(folder: str, batch_size: int) -> Any:
     vocab_size = vocabulary_size(tokenizer.get_vocab())
 
     class Model(HFLM):
-        """Without the ids that pad the embedding: no training has ever told them anything."""
+        """Model without the ids that pad the embedding, which no training has touched."""
 
         def _model_call(self, *inputs: Any, **more: Any) -> torch.Tensor:
             logits: torch.Tensor = super()._model_call(*inputs, **more)
@@ -181,7 +252,7 @@ def _language_model(folder: str, batch_size: int) -> Any:
 
 
 def _entries(raw: dict[str, Any], model: str, limit: int | None) -> dict[str, HarnessTask]:
-    """lm-eval's results of one model, task by task."""
+    """Convert lm-eval's results of one model, task by task."""
     found: dict[str, HarnessTask] = {}
     for task, metrics in raw["results"].items():
         scores = dict(_scores(metrics))
@@ -205,7 +276,7 @@ def _entries(raw: dict[str, Any], model: str, limit: int | None) -> dict[str, Ha
 
 
 def _scores(metrics: Mapping[str, Any]) -> Iterator[tuple[str, HarnessScore]]:
-    """Of lm-eval's `acc,none` and `acc_stderr,none`."""
+    """Yield the figures from lm-eval's `acc,none` and `acc_stderr,none`."""
     for key, value in metrics.items():
         name, comma, kind = key.partition(",")
         if not comma or name.endswith("_stderr") or not isinstance(value, int | float):
@@ -221,14 +292,14 @@ def _scores(metrics: Mapping[str, Any]) -> Iterator[tuple[str, HarnessScore]]:
 
 
 def _hash(samples: Sequence[Mapping[str, Any]]) -> str:
-    """lm-eval's own hash of a task's documents, prompts and targets."""
+    """Return a hash of lm-eval's hashes of a task's documents, prompts and targets."""
     parts = (s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples)
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what lm-eval prints off stdout, and its remarks to itself; progress is on stderr."""
+    """Keep lm-eval's prints off stdout and its remarks out of the log; progress is on stderr."""
     # Its bootstrap would fork a process that holds threads.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
     log = logging.getLogger("lm_eval")

@@ -1,7 +1,7 @@
-"""Tasks for lm-eval out of a run's own held-out rows: they need no network, and no other data.
+"""Tasks for lm-eval made of a run's held-out sequences, without network or other data.
 
-A passage is what one document has in one row, decoded. What is asked about passages is drawn with a
-fixed seed, so that the same rows give the same tasks, for every model and on every machine.
+A passage is the decoded part of one document in one sequence. Questions are drawn with a fixed
+seed, so that the same sequences give the same tasks, for every model and on every machine.
 """
 
 import json
@@ -29,14 +29,14 @@ Item = dict[str, Any]
 
 
 def task_names() -> list[str]:
-    """The tasks that `write_tasks` can write."""
+    """Return the tasks that `write_tasks` can write."""
     return sorted(file.name.removesuffix(".yaml") for file in _templates())
 
 
 def write_tasks(prepared: Prepared, evaluation_set: str, tokenizer: Any, folder: Path) -> None:
-    """Write all tasks on the rows of `evaluation_set` to `folder`: YAML and, as JSON lines, data.
+    """Write all tasks on `evaluation_set` to `folder`: YAML and, as JSON lines, data.
 
-    Raises KdscaleError where the rows are too few or too short to ask anything about.
+    Raises KdscaleError where its passages are too few or too short to ask anything about.
     """
     texts = list(passages(prepared, evaluation_set, tokenizer))
     random = np.random.default_rng(0)
@@ -63,8 +63,10 @@ def write_tasks(prepared: Prepared, evaluation_set: str, tokenizer: Any, folder:
 
 
 def passages(prepared: Prepared, evaluation_set: str, tokenizer: Any) -> Iterator[str]:
-    """The text of every document in every row of `evaluation_set`, in the rows' order; those of
-    fewer than 20 words are left out."""
+    """Yield the text of every document in every sequence, in order.
+
+    Those of fewer than 20 words are left out.
+    """
     table = prepared.split(evaluation_set)
     special = list(prepared.special_ids.values())
     for start in range(0, len(table), _ROWS_AT_ONCE):
@@ -82,8 +84,11 @@ def passages(prepared: Prepared, evaluation_set: str, tokenizer: Any) -> Iterato
 
 
 def cloze_items(texts: list[str], random: np.random.Generator) -> list[Item]:
-    """{"context", "choices", "label"}: a passage without its last words, and four endings, whose
-    number `label` is its own; the last word of a passage may be cut short and is left out."""
+    """Return {"context", "choices", "label"}: passages without their ending, and four endings.
+
+    `label` is the place of the true one. The last word of a passage may be cut short and is left
+    out.
+    """
     pieces = [_WORD.findall(text)[:-1] for text in texts]
     endings = ["".join(words[-_ENDING_WORDS:]) for words in pieces]
     if len(set(endings)) < CHOICES:
@@ -103,8 +108,10 @@ def cloze_items(texts: list[str], random: np.random.Generator) -> list[Item]:
 
 
 def last_word_items(texts: list[str]) -> Iterator[Item]:
-    """{"context", "word"}: a passage up to the last word in its second half that stands behind a
-    single space, and that word."""
+    """Yield {"context", "word"}: a passage up to a last whole word, and that word.
+
+    It is the last in the passage's second half that follows a single space.
+    """
     for text in texts:
         found = list(_ENDED_WORD.finditer(text, len(text) // 2))
         if found:

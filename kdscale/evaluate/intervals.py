@@ -1,13 +1,13 @@
-"""How sure a figure is: percentile intervals of the bootstrap over rows.
+"""Confidence intervals: percentiles of the bootstrap over sequences, Wilson's, and of medians.
 
 Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13. Every draw takes as many
-rows as there are, with replacement, and the same ones for all models, so that what models differ by
-is not blurred by what rows differ by. All figures are functions of sums over rows, so that a draw
-is a product with the number of times that each row was drawn.
+sequences as there are, with replacement, and the same ones for all models, so that differences
+between models are not blurred by those between sequences. All figures are functions of sums over
+sequences, so that a draw is a product with the number of times that each was drawn.
 
 The bootstrap knows only what happened: of a share without an error every draw is the same. Shares
-of rows have Wilson's interval (JASA 22, 1927) instead, or where the draws are all the same. The
-median of repeated measurements has that of its order statistics.
+of sequences have Wilson's interval (JASA 22, 1927) instead, or where the draws are all the same.
+The median of repeated measurements has that of its order statistics.
 """
 
 from collections.abc import Mapping
@@ -23,13 +23,13 @@ LEVEL = 0.95
 
 
 def draw_counts(rows: int, seed: int = 0) -> np.ndarray:
-    """[DRAWS, rows] float64: how often each row is in each draw."""
+    """Return how often each row is in each draw: [DRAWS, rows] float64."""
     random = np.random.default_rng(seed)
     return random.multinomial(rows, np.full(rows, 1 / rows), size=DRAWS).astype(np.float64)
 
 
 def interval(values: np.ndarray) -> Interval:
-    """The middle LEVEL of [DRAWS] values of a figure."""
+    """Return the middle LEVEL of the values [DRAWS] of a figure."""
     if not np.isfinite(values).all():
         return None
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
@@ -37,7 +37,7 @@ def interval(values: np.ndarray) -> Interval:
 
 
 def wilson_interval(share: float, rows: int) -> Interval:
-    """Of the chance behind a `share` of `rows` independent rows."""
+    """Return Wilson's interval of the chance behind a `share` of `rows` independent rows."""
     if rows == 0 or not np.isfinite(share):
         return None
     z2 = float(norm.ppf((1 + LEVEL) / 2)) ** 2
@@ -48,8 +48,11 @@ def wilson_interval(share: float, rows: int) -> Interval:
 
 
 def share_interval(values: np.ndarray, rows: int) -> Interval:
-    """Of a figure between 0 and 1: `interval`, and Wilson's over as many rows where all [DRAWS]
-    values are the same, as without any error."""
+    """Return the interval of a figure between 0 and 1.
+
+    `interval`, and Wilson's over as many rows where all values [DRAWS] are the same, as without any
+    error.
+    """
     found = interval(values)
     if found is not None and np.ptp(values) < 1e-12:
         return wilson_interval(float(values[0]), rows)
@@ -57,8 +60,10 @@ def share_interval(values: np.ndarray, rows: int) -> Interval:
 
 
 def median_interval(values: np.ndarray) -> Interval:
-    """Of the median that [N] independent measurements have, whatever their distribution: two of
-    them, with a chance of LEVEL or more. None of fewer than 6."""
+    """Return the interval of the median behind [N] measurements, of any distribution.
+
+    Two of the values, with a chance of LEVEL or more. None of fewer than 6.
+    """
     # The bound's place from either end: fewer values than that are beyond the median with a chance
     # below (1 - LEVEL) / 2, as each is above it or below it like the toss of a coin.
     place = int(binom.ppf((1 - LEVEL) / 2, len(values), 0.5))
@@ -67,8 +72,10 @@ def median_interval(values: np.ndarray) -> Interval:
 
 
 def language_model_intervals(counts: np.ndarray, by_row: np.ndarray) -> dict[str, Interval]:
-    """Of the figures that have the same names in DomainMetrics. `by_row` is [rows, 8], see
-    `LanguageModelSums.by_row`."""
+    """Return the intervals of the figures that have the same names in DomainMetrics.
+
+    `by_row` is [rows, 8], see `LanguageModelSums.by_row`.
+    """
     sums = counts @ by_row
     found = {"loss": interval(_quotient(sums, LOSS, TOKENS))}
     if by_row[:, BYTES].any():
@@ -83,7 +90,10 @@ def language_model_intervals(counts: np.ndarray, by_row: np.ndarray) -> dict[str
 
 
 def gap_interval(counts: np.ndarray, by_row: Mapping[str, np.ndarray]) -> Interval:
-    """Of the gap recovered in loss. `by_row` is [rows, 8] for teacher, student and baseline."""
+    """Return the interval of the gap recovered in loss.
+
+    `by_row` is [rows, 8] for teacher, student and baseline.
+    """
     if "baseline" not in by_row or "student" not in by_row:
         return None
     teacher, student, baseline = (

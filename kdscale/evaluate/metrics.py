@@ -1,17 +1,17 @@
-"""What a model scores on held-out rows, kept as sums that ranks can add.
+"""Scores of language models on held-out sequences, kept as sums that ranks can add.
 
 Means of means are wrong as soon as two batches differ in size, so nothing is divided until the end:
 every figure is a quotient of sums, all sums live in one float64 vector, and evaluating on many
 ranks is one all-reduce of that vector. They are kept row by row, so that the rows can be drawn
-again for intervals (`intervals.py`). Positions are worked through in chunks, because a vocabulary
-of 150,000 makes each [P, V] temporary hundreds of megabytes.
+again for intervals (`intervals.py`). Positions are processed in chunks, because a vocabulary of
+150,000 makes each [P, V] temporary hundreds of megabytes.
 
-Expected calibration error is that of Guo et al., "On Calibration of Modern Neural Networks",
-ICML 2017: equal-width bins ((m - 1) / M, m / M], L1, the confidence of the top-1 id. Agreement and
-KL are the fidelity measures of Stanton et al., "Does Knowledge Distillation Really Work?",
-NeurIPS 2021: a student may score well and still not do what its teacher does. KL(teacher || model)
-is large where the model misses what the teacher may say, KL(model || teacher) where it says what
-the teacher would not; the overlap of their likeliest ids tells what a top-1 that ties does not.
+Expected calibration error is that of Guo et al., "On Calibration of Modern Neural Networks", ICML
+2017: equal-width bins ((m - 1) / M, m / M], L1, the confidence of the top-1 id. Agreement and KL
+are the fidelity measures of Stanton et al., "Does Knowledge Distillation Really Work?", NeurIPS
+2021: a student may score well and still not do what its teacher does. KL(teacher || model) is large
+where the model misses what the teacher may say, KL(model || teacher) where it says what the teacher
+would not; the overlap of their likeliest ids shows what a top-1 that ties does not.
 """
 
 import math
@@ -45,8 +45,10 @@ class LanguageModelSums:
         rows: int = 1,
         temperature: float | None = None,
     ) -> None:
-        """The state lives on `device`: where the logits are, no update has to wait for a copy. With
-        a `temperature`, the calibration error of logits divided by it is measured too."""
+        """Keep the state on `device`: where the logits are, no update has to wait for a copy.
+
+        With a `temperature`, the calibration error of logits divided by it is measured too.
+        """
         size = rows * _SCALARS + 2 * 3 * BINS
         self._rows = rows
         self._temperature = temperature
@@ -98,13 +100,14 @@ class LanguageModelSums:
 
     @property
     def by_row(self) -> np.ndarray:
-        """[rows, 8] float64: the sums TOKENS, LOSS, BYTES, COMPARED, AGREED, KL, KL_BACK and
-        OVERLAP of each row."""
+        """Sums of each row, [rows, 8] float64.
+
+        TOKENS, LOSS, BYTES, COMPARED, AGREED, KL, KL_BACK and OVERLAP.
+        """
         return self._scalars.cpu().numpy()
 
     def state(self) -> Tensor:
-        """A copy of the sums, [rows * 8 + 90] float64; those of two ranks add up to that of
-        both."""
+        """Return a copy of the sums, [rows * 8 + 90] float64; those of ranks add up."""
         return self._state.clone()
 
     def load(self, state: Tensor) -> None:
@@ -113,7 +116,7 @@ class LanguageModelSums:
         self._state = state.to(self._state.device, torch.float64, copy=True)
 
     def metrics(self) -> DomainMetrics:
-        """The quotients of the sums; fields and units as in `DomainMetrics`.
+        """Return the quotients of the sums; fields and units as in `DomainMetrics`.
 
         Raises KdscaleError where no position was added.
         """
@@ -162,8 +165,10 @@ def _calibration_error(bins: list[CalibrationBin]) -> float:
 def _chunk_sums(
     logits: Tensor, labels: Tensor, teacher: Tensor | None, temperature: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Of one chunk of C positions: the scalars of each [C, 8], and the bins [2, 3 * BINS], zero
-    without a temperature; float64."""
+    """Return the sums of one chunk of C positions, float64.
+
+    The scalars of each [C, 8], and the bins [2, 3 * BINS], zero without a temperature.
+    """
     sums = torch.zeros(len(labels), _SCALARS, dtype=torch.float64, device=logits.device)
     log_probs = torch.log_softmax(logits.float(), dim=-1)
     # From the logits: the softmax may round two of them to a tie.
@@ -185,12 +190,12 @@ def _chunk_sums(
 
 
 def _at(log_probs: Tensor, ids: Tensor) -> Tensor:
-    """The log-probabilities at `ids` ([P]): [P] float64."""
+    """Return the log-probabilities at `ids` [P]: [P] float64."""
     return log_probs.gather(-1, ids.unsqueeze(-1)).squeeze(-1).double()
 
 
 def _bin_sums(confidence: Tensor, correct: Tensor) -> Tensor:
-    """Counts, summed confidence and summed correctness of each bin: [3 * BINS] float64."""
+    """Return counts, summed confidence and correctness of each bin: [3 * BINS] float64."""
     index = (confidence * BINS).ceil().long().sub(1).clamp(0, BINS - 1)
     values = torch.stack([torch.ones_like(confidence), confidence, correct])
     bins = torch.zeros(3, BINS, dtype=torch.float64, device=confidence.device)
@@ -198,15 +203,17 @@ def _bin_sums(confidence: Tensor, correct: Tensor) -> Tensor:
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """[C] float64: KL(p || q), nats; 0 log 0 is 0, also where both are -inf."""
+    """Return KL(p || q) in nats, [C] float64; 0 log 0 is 0, also where both are -inf."""
     p = log_p.exp()
     terms = (log_p - log_q).mul_(p).masked_fill_(p == 0, 0.0)
     return terms.sum(dim=-1, dtype=torch.float64)
 
 
 def _overlap(logits: Tensor, teacher: Tensor) -> Tensor:
-    """[C] float64: the share of each one's TOP likeliest ids that are the other's too. Ids without
-    probability, such as padding, are nobody's."""
+    """Return the share of each one's TOP likeliest ids that are the other's too: [C] float64.
+
+    Ids without probability, such as padding, count for neither.
+    """
     count = min(TOP, logits.shape[-1])
     ours, theirs = (each.topk(count, sorted=False) for each in (logits, teacher))
     our, their = (each.values > -math.inf for each in (ours, theirs))

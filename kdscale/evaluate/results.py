@@ -1,13 +1,13 @@
-"""`results.json`: the one file that says what a run achieved, its schema, its reading and writing.
+"""The schema of `results.json`, its reading and writing.
 
 The report, the model card and every comparison between runs read this file and nothing else, so it
-carries its own provenance: seed, versions, hardware, config fingerprint. The schema is a set of
+carries its provenance: seed, versions, hardware, config fingerprint. The schema is a set of
 TypedDicts, so that a result is a plain dict that mypy knows; pydantic checks it on the way out and
 on the way in. Nothing here imports torch: the report must open on a laptop that has none.
 
-Standard JSON has no NaN or infinity. A diverged model has them, and hiding that behind null would
-be a lie, so they are written as the strings "NaN", "Infinity" and "-Infinity", which
-`read_results` turns back into numbers.
+Standard JSON has no NaN or infinity. A diverged model has them, and null would hide that, so they
+are written as the strings "NaN", "Infinity" and "-Infinity", which `read_results` turns back into
+numbers.
 """
 
 import json
@@ -59,9 +59,9 @@ class CalibrationBin(TypedDict):
 
 
 class DomainMetrics(TypedDict):
-    """What one model scores on one evaluation domain."""
+    """Scores of one model on one evaluation domain."""
 
-    loss: float  # cross-entropy, nats a token
+    loss: float  # cross-entropy, nats per token
     perplexity: float
     bits_per_byte: float | None  # None where the bytes of the text are not known
     ece: float  # expected calibration error: 15 equal-width bins, L1, top-1 confidence
@@ -69,7 +69,7 @@ class DomainMetrics(TypedDict):
     calibration: list[CalibrationBin]
     agreement_top1: NotRequired[float]  # share of positions with the teacher's top-1 id
     overlap_top10: NotRequired[float]  # share of the 10 likeliest ids that are the teacher's too
-    kl_teacher_student: NotRequired[float]  # KL(teacher || model), nats a token, temperature 1
+    kl_teacher_student: NotRequired[float]  # KL(teacher || model), nats per token, temperature 1
     kl_student_teacher: NotRequired[float]  # KL(model || teacher), the same
     intervals: NotRequired[dict[str, Interval]]  # 95 %, by the name of the figure
     temperature: NotRequired[float]  # that makes the validation labels likeliest
@@ -129,7 +129,7 @@ class HarnessTask(TypedDict):
 
 
 class ModelSpeed(TypedDict):
-    """How fast one model is, and how large: medians, and 90th percentiles."""
+    """Speed and size of one model: medians, and 90th percentiles."""
 
     bytes: int | None  # of its weights' files; None where these are a hub's
     tokens_per_second: float  # of a batched forward
@@ -137,12 +137,12 @@ class ModelSpeed(TypedDict):
     row_seconds_p90: float
     text_seconds: NotRequired[float]  # of `new_tokens` written after a short prompt, with KV cache
     text_seconds_p90: NotRequired[float]
-    times_teacher: NotRequired[float]  # as many tokens a second as the teacher: median over turns
+    times_teacher: NotRequired[float]  # as many tokens per second as the teacher: median over turns
     times_teacher_interval: NotRequired[Interval]  # 95 %; None of too few turns
 
 
 class Speed(TypedDict):
-    """Models measured in turns on one device."""
+    """Speed of models measured in turns on one device."""
 
     device: str
     dtype: str
@@ -156,7 +156,7 @@ class Speed(TypedDict):
 
 
 class Sample(TypedDict):
-    """One beginning and how it goes on."""
+    """One prompt and its continuations."""
 
     prompt: str
     truth: str
@@ -164,7 +164,7 @@ class Sample(TypedDict):
 
 
 class Samples(TypedDict):
-    """What the models write."""
+    """Continuations written by the models."""
 
     domain: str
     temperature: float | None  # None: always the likeliest token
@@ -174,8 +174,11 @@ class Samples(TypedDict):
 
 
 class Results(TypedDict):
-    """The whole file. `models` holds teacher, student and baseline, as far as they exist, and
-    the other models of the config."""
+    """The whole file.
+
+    `models` holds teacher, student and baseline, as far as they exist, and the other models of the
+    config.
+    """
 
     schema_version: Literal[1]
     run: str
@@ -202,7 +205,7 @@ _ADAPTER: TypeAdapter[Results] = TypeAdapter(Results)
 
 
 def gap_recovered(teacher: float, student: float, baseline: float | None) -> float | None:
-    """(baseline - student) / (baseline - teacher), in loss: 1 is the teacher, 0 the baseline.
+    """Return (baseline - student) / (baseline - teacher), in loss: 1 is the teacher.
 
     None without a baseline, or where the baseline is not worse than the teacher: then there is no
     gap, and the quotient would mean nothing. Non-finite losses have no gap either.
@@ -231,11 +234,11 @@ def build_results(
     speed: Speed | None = None,
     samples: Samples | None = None,
 ) -> Results:
-    """The content of `results.json`, with the gap worked out for every domain of the student.
+    """Return the content of `results.json`, with the gap of every domain of the student.
 
     `cache` holds the CacheFacts, and may hold more. `versions` and `hardware` are those of the
-    worker that evaluated: see `environment`.
-    Raises pydantic's ValidationError where an argument does not fit the schema.
+    worker that evaluated: see `environment`. Raises pydantic's ValidationError where an argument
+    does not fit the schema.
     """
     measured = {"context": context, "speed": speed, "samples": samples}
     return _ADAPTER.validate_python(
@@ -277,13 +280,13 @@ def _gaps(models: Mapping[str, ModelResults]) -> dict[str, float | None]:
 
 
 def write_results(store: Store, results: Results) -> None:
-    """Put `results` to `results.json` of the run's `store`."""
+    """Write `results` to `results.json` of the run's `store`."""
     text = json.dumps(_standard(results), indent=2, allow_nan=False)
     store.put(RESULTS_KEY, text.encode() + b"\n")
 
 
 def read_results(store: Store) -> Results:
-    """The results of the run in `store`.
+    """Read the results of the run in `store`.
 
     Raises KdscaleError where there are none, or where they do not follow this schema.
     """
@@ -305,7 +308,7 @@ def read_results(store: Store) -> Results:
 
 
 def _standard(value: Any) -> Any:
-    """`value` with non-finite floats as strings."""
+    """Return `value` with non-finite floats as strings."""
     if isinstance(value, Mapping):
         return {key: _standard(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -316,7 +319,7 @@ def _standard(value: Any) -> Any:
 
 
 def environment() -> tuple[dict[str, str], dict[str, Any]]:
-    """(versions, hardware) of this process: package versions by name, and what it runs on.
+    """Return (versions, hardware) of this process.
 
     Versions come from the packages' metadata, so that asking imports nothing; absent packages are
     left out. Hardware: `cpu` (model), `cores` (usable ones), `memory_bytes`, `gpus` (names).

@@ -1,5 +1,4 @@
-"""What the models write after the same beginnings of held-out documents, side by side with how the
-documents go on."""
+"""Samples of text: continuations of held-out documents by the models, beside the documents'."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,8 +23,10 @@ def write_samples(
     worker: Rank,
     seed: int,
 ) -> Samples:
-    """Of causal language models, on the first evaluation set. The same rows, models and seed give
-    the same texts on the same kind of device."""
+    """Sample from causal language models on the first evaluation set.
+
+    The same sequences, models and seed give the same texts on the same kind of device.
+    """
     domain = prepared.evaluation_sets[0]
     prompts, truths = choose_prompts(prepared.split(domain), config)
     tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer_folder(), trust_remote_code=False)
@@ -60,8 +61,11 @@ def write_samples(
 
 
 def choose_prompts(table: RowTable, config: SamplesConfig) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Beginnings of documents' parts ([N, P] int32, N at most config.prompts), evenly over the
-    rows, and how each goes on, up to the end of its row. Parts that go on for long come first."""
+    """Choose beginnings of documents, evenly over the sequences, and their true continuations.
+
+    Beginnings are [N, P] int32, N at most config.prompts; continuations end with their sequence.
+    Documents that are long enough come first.
+    """
     looked_at = np.unique(
         np.linspace(0, len(table) - 1, min(len(table), _ROWS_LOOKED_AT)).astype(np.int64)
     )

@@ -1,5 +1,4 @@
-"""Whole models beside each other on one rank's device, for what is no sum over ranks: how fast they
-are, and what they write."""
+"""Whole models side by side on one rank's device, for speed and samples."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,13 +16,15 @@ _SHARE_OF_MACHINE = 0.25
 _SHARE_OF_DEVICE = 0.8
 
 
-def load_alone(
+def load_models(
     references: Mapping[str, ModelReference], worker: Rank
 ) -> dict[str, PreTrainedModel]:
-    """The models by name in evaluation mode on the rank's device; where they do not fit, the
-    largest are left out, which is said."""
+    """Load the models in evaluation mode on the rank's device.
+
+    Where they do not fit together, the largest are left out, and a line is logged.
+    """
     fitting = dict(references)
-    room = _room(worker)
+    room = _available_bytes(worker)
     while sum(r.parameters for r in fitting.values()) * worker.dtype.itemsize > room:
         largest = max(fitting, key=lambda name: fitting[name].parameters)
         worker.say(
@@ -51,8 +52,9 @@ def write_text(
     temperature: float | None = None,
     seed: int = 0,
 ) -> torch.Tensor:
-    """What a causal language model writes after `prompts` [B, T] int64: [B, at most new_tokens],
-    padded behind a text that has ended; `whole` texts do not end. Tokens are the likeliest, or
+    """Generate a continuation of `prompts` [B, T] int64: [B, at most new_tokens].
+
+    It is padded after a text that has ended; `whole` texts do not end. Tokens are the likeliest, or
     drawn at `temperature`. Ids of `vocab_size` and above only pad the embedding.
     """
     embeddings = model.config.get_text_config().vocab_size
@@ -74,8 +76,8 @@ def write_text(
     return found
 
 
-def _room(worker: Rank) -> float:
-    """Bytes that models may take here."""
+def _available_bytes(worker: Rank) -> float:
+    """Return the bytes that models may take here."""
     if worker.device.type == "cuda":
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info()[0] * _SHARE_OF_DEVICE

@@ -1,8 +1,8 @@
-"""How fast models are beside each other: a batch, a single row, a generated text.
+"""Speed of models side by side: a batch, a single sequence, a generated text.
 
 All models are measured in turns in one process on one device, so that what slows the machine down
-meanwhile slows all of them; figures are medians over the turns, after a warm-up. How many times as
-fast as the teacher a model is has an interval over the turns, each of which compares the two.
+meanwhile slows all of them; figures are medians over the turns, after a warm-up. The factor over
+the teacher has an interval over the turns, each of which compares the two.
 """
 
 import time
@@ -24,7 +24,7 @@ from kdscale.models.forward import model_inputs, row_tensors
 from kdscale.models.hf_folder import ModelReference
 from kdscale.models.tasks import task_of
 
-# Forwards of a single row in a turn: enough of them for a 90th percentile.
+# Forwards of a single sequence in a turn: enough of them for a 90th percentile.
 _SINGLES = 5
 _LATENCY_TURNS = 5
 PROMPT_TOKENS = 16
@@ -39,9 +39,9 @@ def measure_speed(
     config: SpeedConfig,
     worker: Rank,
 ) -> Speed:
-    """Of `models`, on rows of the first evaluation set."""
+    """Measure `models` on sequences of the first evaluation set."""
     table = prepared.split(prepared.evaluation_sets[0])
-    batch = row_tensors(table.take(np.arange(config.rows) % len(table)), worker.device)
+    batch = row_tensors(table.take(np.arange(config.sequences) % len(table)), worker.device)
     actions = {
         name: _actions(model, batch.ids, batch.segments, prepared, config.new_tokens)
         for name, model in models.items()
@@ -80,8 +80,10 @@ def _figures(
     size: int | None,
     teacher: Sequence[float] | None,
 ) -> ModelSpeed:
-    """Of a model that took `times`, for batches of so many tokens; `teacher` are the teacher's
-    seconds for the same batches."""
+    """Return the figures of a model that took `times`, for batches of so many tokens.
+
+    `teacher` are the teacher's seconds for the same batches.
+    """
     seconds = np.array(times["batch"])
     found: ModelSpeed = {
         "bytes": size,
@@ -100,7 +102,7 @@ def _figures(
 
 
 def _only(actions: Mapping[str, Mapping[str, Action]], *names: str) -> dict[str, dict[str, Action]]:
-    """Of each model's actions those of these names."""
+    """Return each model's actions of these names."""
     return {
         model: {name: act for name, act in acts.items() if name in names}
         for model, acts in actions.items()
@@ -114,7 +116,7 @@ def _actions(
     prepared: Prepared,
     new_tokens: int,
 ) -> dict[str, Action]:
-    """What is timed of a model, by name. `ids` and `segments` are [B, T]."""
+    """Return the timed actions of a model by name; `ids` and `segments` are [B, T]."""
     batch = model_inputs(model, ids, segments)
     row = model_inputs(model, ids[:1], segments[:1])
     prompt = ids[:1, : min(PROMPT_TOKENS, ids.shape[1])]
@@ -131,8 +133,11 @@ def _actions(
 def _take_turns(
     actions: Mapping[str, Mapping[str, Action]], most: int, seconds: float, worker: Rank
 ) -> dict[str, dict[str, list[float]]]:
-    """Seconds by model and action. Every second turn goes through the models backwards, so that
-    none is always the one after another. No turn but the first begins after so many `seconds`."""
+    """Return seconds by model and action.
+
+    Every second turn goes through the models backwards, so that none always follows the same other.
+    No turn but the first begins after so many `seconds`.
+    """
     times: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in actions}
     for timed in actions.values():
         for act in timed.values():
@@ -160,7 +165,7 @@ def _seconds(act: Action, device: torch.device) -> float:
 
 
 def _bytes(reference: ModelReference) -> int | None:
-    """Of the weights' files; None for a hub's model."""
+    """Return the bytes of the weights' files; None for a hub's model."""
     folder = Path(reference.local())
     files = list(folder.glob("*.safetensors"))
     return sum(file.stat().st_size for file in files) if files else None

@@ -1,10 +1,11 @@
-"""Temperature scaling of language models: one number that logits are divided by, so that the labels
-are likeliest (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017).
+"""Temperature scaling of language models: the divisor of logits that makes the labels likeliest.
 
-The loss is convex in b = 1 / T, with the slope E_q[z] - z_label and the curvature Var_q[z] under
-q = softmax(b z). Both are summed over positions at a few b, which needs no logits of other batches
+Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+
+The loss is convex in b = 1 / T, with the slope E_q[z] - z_label and the curvature Var_q[z] under q
+= softmax(b z). Both are summed over positions at a few b, which needs no logits of other batches
 and adds up over ranks; between two of them the slope is a cubic Hermite spline, and T where that is
-zero. A scalar needs few positions: it is fitted on some thousands, evenly over the validation rows.
+zero. A scalar needs few positions: it is fitted on some thousands, evenly over the validation set.
 """
 
 from collections.abc import Mapping
@@ -52,7 +53,7 @@ class TemperatureSums:
                 self._state[1, number] += (square - mean.square()).clamp(min=0).sum()
 
     def state(self) -> torch.Tensor:
-        """A copy of the sums, [2, 9] float64; those of two ranks add up to that of both."""
+        """Return a copy of the sums, [2, 9] float64; those of ranks add up."""
         return self._state.clone()
 
     def load(self, state: torch.Tensor) -> None:
@@ -60,7 +61,7 @@ class TemperatureSums:
         self._state = state.to(self._state.device, torch.float64, copy=True)
 
     def temperature(self) -> float:
-        """The best one between 1/4 and 4; 1 where the model's logits are not finite."""
+        """Return the best temperature from 1/4 to 4; 1 where logits are not finite."""
         slope, curvature = self._state.cpu().numpy()
         if not (np.isfinite(slope).all() and np.isfinite(curvature).all()):
             return 1.0
@@ -79,7 +80,7 @@ def fit_temperatures(
     worker: Rank,
     micro_batch_size: int,
 ) -> dict[str, float]:
-    """The temperature of each model, the same on all ranks. Collective."""
+    """Return the temperature of each model, the same on all ranks. Collective."""
     table = prepared.split(FITTED_ON)
     counts = prepared.manifest["splits"][FITTED_ON]["counts"]
     rows = -(-POSITIONS * len(table) // max(1, counts["targets_written"]))

@@ -1,6 +1,6 @@
 """The evaluate stage on a worker: all models over every held-out domain.
 
-The one place where teacher and students meet: agreement and KL compare them position by position.
+The only place where teacher and students meet: agreement and KL compare them position by position.
 The teacher may be sharded, so all ranks run equally many forwards; others are whole on each rank.
 """
 
@@ -17,7 +17,7 @@ from kdscale.distributed.rank import Rank, current_rank
 from kdscale.evaluate.domain import DomainScores, summarise
 from kdscale.evaluate.results import environment
 from kdscale.evaluate.samples import write_samples
-from kdscale.evaluate.single_device import load_alone
+from kdscale.evaluate.single_device import load_models
 from kdscale.evaluate.speed import measure_speed
 from kdscale.evaluate.temperature import fit_temperatures
 from kdscale.models.forward import target_logits
@@ -25,7 +25,7 @@ from kdscale.models.hf_folder import ModelReference
 from kdscale.models.sequence_check import check_sequences
 from kdscale.models.sharded import load_teacher
 from kdscale.store import Store
-from kdscale.tracking.trackers import open_gallery
+from kdscale.tracking.wandb_run import open_wandb_run
 from kdscale.train.batches import sequence_spec
 
 MEASURED_KEY = "evaluation.json"
@@ -33,8 +33,10 @@ MEASURED_KEY = "evaluation.json"
 
 @dataclass(frozen=True)
 class EvaluateJob:
-    """What an evaluation worker needs. `models` are those besides the teacher by name: student,
-    baseline, and the config's own."""
+    """The inputs of an evaluation worker.
+
+    `models` are those besides the teacher by name: student, baseline, and the config's.
+    """
 
     config: RunConfig
     output: Store
@@ -57,7 +59,7 @@ def evaluate(spec: EvaluateJob) -> None:
     worker = current_rank()
     config = spec.config.evaluate
     prepared = open_prepared(spec.prepared)
-    zero = ZeroConfig(stage=config.teacher_zero)
+    zero = ZeroConfig.for_teacher(config.teacher_sharding)
     models = {"teacher": load_teacher(spec.teacher.local(), worker, zero, spec.teacher.revision)}
     for name, reference in spec.models.items():
         whole = ZeroConfig(stage=0)
@@ -95,13 +97,13 @@ def evaluate(spec: EvaluateJob) -> None:
 
 
 def _side_by_side(spec: EvaluateJob, prepared: Prepared, worker: Rank) -> dict[str, Any]:
-    """Speed and samples, as far as they are wanted."""
+    """Return speed and samples, as far as they are wanted."""
     config = spec.config.evaluate
     writes = config.samples if spec.config.task == "causal-lm" else None
     if config.speed is None and writes is None:
         return {}
     references = {"teacher": spec.teacher, **spec.models}
-    models = load_alone(references, worker)
+    models = load_models(references, worker)
     found: dict[str, Any] = {}
     if config.speed is not None:
         # The baseline has the student's architecture.
@@ -113,9 +115,9 @@ def _side_by_side(spec: EvaluateJob, prepared: Prepared, worker: Rank) -> dict[s
 
 
 def _track(spec: EvaluateJob, measured: dict[str, Any]) -> None:
-    """The figures of all models, and what they write, to W&B."""
+    """Log the figures of all models, and their samples, to W&B."""
     config = spec.config
-    gallery = open_gallery(config, "evaluate", spec.output)
+    gallery = open_wandb_run(config, "evaluate", spec.output)
     gallery.summary(
         {
             f"{domain}/{figure}/{model}": value

@@ -1,10 +1,10 @@
-"""A run's model for others to use: a Hugging Face folder, ONNX, int8, each checked against it."""
+"""Export of a run's model as Hugging Face folder, ONNX or int8, each checked against it."""
 
 from enum import StrEnum
 
 
 class Format(StrEnum):
-    """What a model can be exported as. `--help` shows it: nothing heavy is imported here."""
+    """Format of an export. `--help` shows it, so nothing heavy is imported here."""
 
     HF = "hf"
     ONNX = "onnx"

@@ -1,14 +1,67 @@
-"""How far the logits of an exported model are from those of the run's own, and what that costs."""
+"""Comparison of an exported model with the run's own, on sequences of the validation set.
 
-from collections.abc import Callable, Iterable
+A program without kdscale gives a model token ids and an attention mask. So a packed sequence of a
+causal language model is cut into its documents, each padded on the right.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from kdscale.data.rows.order import spread
+from kdscale.data.rows.prepared import Prepared
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.metrics import LanguageModelSums
-from kdscale.models.forward import RowTensors, broadcast_logits, model_inputs
+from kdscale.models.forward import RowTensors, broadcast_logits, model_inputs, row_tensors
+
+_SEQUENCES = 8
+_LOGITS = 1 << 26  # of a batch: 256 MiB of float32
+
+
+def validation_batches(prepared: Prepared, rows: int, *, packed: bool) -> list[RowTensors]:
+    """Return at most `rows` validation sequences with a label, evenly spaced, in batches.
+
+    `packed` cuts a sequence into the documents that it may hold. `segments` of a batch [B, L] is
+    its attention mask: 1, and 0 for padding. L is a sequence's length, of documents the longest's.
+    """
+    table = prepared.split("validation")
+    labelled = table.labelled()
+    chosen = table.take(labelled[spread(rows, len(labelled))])
+    tensors = row_tensors(chosen, torch.device("cpu"))
+    sequences = [RowTensors(*parts) for parts in zip(*tensors, strict=True)]
+    if packed:
+        sequences = [document for row in sequences for document in _documents(row)]
+    sequences = [sequence for sequence in sequences if sequence.known.any()]
+    longest = max((len(sequence.ids) for sequence in sequences), default=1)
+    size = max(1, min(_SEQUENCES, _LOGITS // (longest * prepared.outputs)))
+    return [_padded(sequences[i : i + size]) for i in range(0, len(sequences), size)]
+
+
+def shorter(batch: RowTensors, multiple: int = 1) -> RowTensors:
+    """Return half of the first sequence, cut to a `multiple` of tokens: a new shape.
+
+    Its labels do not count again.
+    """
+    length = max(multiple, batch.ids.shape[1] // 2 // multiple * multiple)
+    part = RowTensors(*(part[:1, :length] for part in batch))
+    return part._replace(mask=torch.zeros_like(part.mask))
+
+
+def _documents(row: RowTensors) -> list[RowTensors]:
+    """Return the documents of a row [T], without its padding."""
+    numbers = row.segments.unique()
+    return [RowTensors(*(part[row.segments == n] for part in row)) for n in numbers if n != 0]
+
+
+def _padded(sequences: Sequence[RowTensors]) -> RowTensors:
+    """Pad sequences [L'] on the right with id 0 to one batch [B, L]."""
+    columns = zip(*sequences, strict=True)
+    parts = [torch.nn.utils.rnn.pad_sequence(list(each), batch_first=True) for each in columns]
+    batch = RowTensors(*parts)
+    return batch._replace(segments=(batch.segments != 0).long())
+
 
 Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From input_ids and attention_mask, [B, L] int64, to logits [B, L, V]; of a classifier [B, V],
@@ -17,7 +70,7 @@ where V is the number of its classes."""
 
 @dataclass(frozen=True)
 class Comparison:
-    """An exported model beside the run's own."""
+    """Difference of an exported model from the run's own."""
 
     shapes: tuple[tuple[int, int], ...]  # sequences and tokens of the batches, each shape once
     difference: float  # the largest, of two logits
@@ -28,7 +81,7 @@ class Comparison:
     labels: int
 
     def check_difference(self, tolerance: float, what: str) -> None:
-        """Refuse a difference of logits above `tolerance`, NaN too."""
+        """Refuse a difference of logits above `tolerance`, or NaN."""
         if not self.difference <= tolerance:
             raise KdscaleError(
                 f"The logits of {what} differ from the run's own by {self.difference:.3g}; "
@@ -38,7 +91,7 @@ class Comparison:
             )
 
     def check_kl(self, tolerance: float, what: str) -> None:
-        """Refuse distributions further off than `tolerance` nats a label, NaN too."""
+        """Refuse distributions further off than `tolerance` nats a label, or NaN."""
         if not self.kl <= tolerance:
             raise KdscaleError(
                 f"The distributions of {what} are {self.kl:.3g} nats a label (KL) from the run's "
@@ -49,7 +102,7 @@ class Comparison:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return values for JSON."""
         return {
             "max_difference": self.difference,
             "loss": self.loss,
@@ -61,7 +114,7 @@ class Comparison:
 
 
 def forward_of(model: torch.nn.Module) -> Forward:
-    """A transformers model as kdscale runs it."""
+    """Return a transformers model's forward as kdscale runs it."""
 
     def forward(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = model(**model_inputs(model, ids, mask)).logits
@@ -74,7 +127,7 @@ def forward_of(model: torch.nn.Module) -> Forward:
 def compare(
     own: torch.nn.Module, exported: Forward, batches: Iterable[RowTensors], outputs: int
 ) -> Comparison:
-    """Compare over `batches` (`segments` is the attention mask); of logits the first `outputs`.
+    """Compare over `batches` (`segments` is the attention mask) the first `outputs` of logits.
 
     Logits are compared wherever there is a token; loss, agreement and KL are those of the labels.
     """

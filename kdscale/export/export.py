@@ -4,16 +4,17 @@
     model.safetensors, generation_config.json  hf
     onnx/model.onnx                            onnx
     onnx/model_int8.onnx                       onnx-int8
-    export.json                                what was checked, and what each format costs
+    export.json                                results of the checks, of each format
 
-It is written beside its place and renamed when all of it has passed.
+It is written to a folder beside its target, which is renamed when all checks have passed.
 """
 
 import json
 import math
+import platform
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -25,14 +26,20 @@ from transformers import PreTrainedModel
 
 from kdscale.errors import KdscaleError
 from kdscale.export import Format
-from kdscale.export.compare import Comparison, Forward, compare, forward_of
+from kdscale.export.compare import (
+    Comparison,
+    Forward,
+    compare,
+    forward_of,
+    shorter,
+    validation_batches,
+)
 from kdscale.export.hugging_face import load_again, save_model
-from kdscale.export.processor import processor
-from kdscale.export.samples import shorter, validation_batches
 from kdscale.export.source import Source
 from kdscale.export.to_onnx import (
     INPUTS,
     PACKAGES,
+    WEIGHT_LIMIT,
     check_packages,
     load_onnx,
     quantise,
@@ -41,20 +48,29 @@ from kdscale.export.to_onnx import (
 from kdscale.models.chunked_classifier import row_multiple
 from kdscale.models.forward import RowTensors
 from kdscale.models.load import count_parameters, load_config_of, load_model
+from kdscale.report import formatting as units
+from kdscale.report.markdown import table
+from kdscale.report.tables import Table
 
 INDEX = "export.json"
 HF_TOLERANCE = 1e-5
-"""Of float32 logits; in other dtypes they have to be the same bits."""
+"""Tolerance of float32 logits; in other dtypes they have to be the same bits."""
 ONNX_TOLERANCE = 1e-4
-"""Of float32 logits, as a share of the largest one (of 1 where that is smaller)."""
+"""Tolerance of float32 logits, as a share of the largest one (of 1 where that is smaller)."""
 
 INT8_TOLERANCE = 0.01
 """KL from the run's own model, nats a label: that much loss is 1 % of perplexity. A file whose
 products saturate is further off (docs/export.md)."""
 
+# Instructions that 8-bit products run on, by torch's names, fastest first.
+_FOR_INT8 = (
+    *("amx_int8", "avx512_vnni", "avx_vnni", "avx512_bw", "avx2", "sse4_1"),
+    *("neon_i8mm", "neon_dot", "i8mm", "asimddp", "neon"),
+)
+
 
 def check_target(folder: Path) -> None:
-    """Refuse a place that is taken, or that is no local folder."""
+    """Refuse a target that exists, or that is no local folder."""
     if ":/" in str(folder):
         raise KdscaleError(
             f"{str(folder)!r} is no local folder.", "Export to a folder here, then copy it."
@@ -67,7 +83,7 @@ def check_target(folder: Path) -> None:
 
 
 def check_formats(formats: Sequence[Format]) -> None:
-    """KdscaleError where one of them needs a package that is missing."""
+    """Refuse formats that need a package that is missing."""
     if set(formats) - {Format.HF}:
         check_packages()
 
@@ -75,11 +91,11 @@ def check_formats(formats: Sequence[Format]) -> None:
 def export(
     source: Source, folder: Path, formats: Sequence[Format], *, rows: int = 64
 ) -> dict[str, Any]:
-    """Write `source` in `formats` to `folder`, checked on `rows` of the validation set; what
-    `export.json` says.
+    """Write `source` in `formats` to `folder`; return the content of `export.json`.
 
-    KdscaleError, with nothing left behind, where the folder is taken, a package is missing, the
-    rows have no label, or a format is not the run's own model within its tolerance.
+    Checked on `rows` sequences of the validation set. Raises KdscaleError, with nothing left
+    behind, where the folder exists, a package is missing, the sequences have no label, or a format
+    is not the run's own model within its tolerance.
     """
     check_target(folder)
     check_formats(formats)
@@ -90,14 +106,14 @@ def export(
 
 
 def file_sizes(folder: Path, pattern: str = "**/*") -> dict[str, int]:
-    """Bytes of the files of `folder` that match, by their names there, sorted."""
+    """Return bytes of the files of `folder` that match, by their names there, sorted."""
     files = sorted(file for file in folder.glob(pattern) if file.is_file())
     return {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
 
 
 @dataclass(frozen=True)
 class _Check:
-    """Compares what was exported with the run's own model."""
+    """Comparison of exported models with the run's own."""
 
     own: PreTrainedModel
     batches: list[RowTensors]
@@ -108,7 +124,7 @@ class _Check:
 
 
 def _write(source: Source, folder: Path, formats: Sequence[Format], rows: int) -> dict[str, Any]:
-    """All files but the index, which is returned."""
+    """Write all files but the index, which is returned."""
     own, dtype = _load(source)
     check = _Check(own, _batches(source, own, rows), source.prepared.outputs)
     own.config.save_pretrained(folder)
@@ -134,7 +150,7 @@ def _write(source: Source, folder: Path, formats: Sequence[Format], rows: int) -
 
 
 def _load(source: Source) -> tuple[PreTrainedModel, torch.dtype]:
-    """The run's own model, in the dtype that it is stored in."""
+    """Load the run's own model, in the dtype that it is stored in."""
     weights, revision = source.weights, source.reference.revision
     dtype = load_config_of(weights, revision).dtype or torch.float32
     own = load_model(weights, dtype, revision).eval()
@@ -144,7 +160,7 @@ def _load(source: Source) -> tuple[PreTrainedModel, torch.dtype]:
 
 
 def _batches(source: Source, own: PreTrainedModel, rows: int) -> list[RowTensors]:
-    """Rows to compare on, and a shape that no other batch has."""
+    """Return sequences to compare on, and a shape that no other batch has."""
     packed = source.run.results["task"] == "causal-lm"
     batches = validation_batches(source.prepared, rows, packed=packed)
     return [*batches, *(shorter(batch, row_multiple(own.config)) for batch in batches[:1])]
@@ -162,7 +178,7 @@ def _hugging_face(
 
 
 def _onnx(folder: Path, check: _Check, formats: Sequence[Format]) -> dict[str, Any]:
-    """The ONNX formats among `formats`. The run's own model is float32 from here on."""
+    """Write the ONNX formats among `formats`; the run's own model is float32 from here on."""
     check.own.float()
     plain, int8 = folder / "onnx" / "model.onnx", folder / "onnx" / "model_int8.onnx"
     plain.parent.mkdir()
@@ -197,13 +213,13 @@ def _entry(folder: Path, pattern: str, found: Comparison) -> dict[str, Any]:
 
 
 def _packages(formats: Sequence[Format]) -> tuple[str, ...]:
-    """Those that decided what the files are."""
+    """Return the packages that decided the files."""
     return ("kdscale", "torch", "transformers", *(PACKAGES if set(formats) - {Format.HF} else ()))
 
 
 @contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its place if the block ends well, and is gone if not."""
+    """Yield a folder beside `folder` that takes its place if the block succeeds, else vanishes."""
     folder = folder.absolute()
     staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     staging.mkdir(parents=True)
@@ -214,3 +230,67 @@ def _staged(folder: Path) -> Iterator[Path]:
         staging.rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def processor() -> dict[str, str]:
+    """Return the architecture and the instructions that 8-bit products run on.
+
+    The processor itself is asked, so that an emulated one counts as what it emulates.
+    """
+    return {"architecture": platform.machine(), "instructions": _instructions()}
+
+
+def _instructions() -> str:
+    # Older releases of torch only tell which of their own kernels they chose.
+    ask = getattr(torch.cpu, "get_capabilities", None)
+    has = ask() if ask is not None else {}
+    chosen = torch.backends.cpu.get_cpu_capability().lower()
+    return next((name for name in _FOR_INT8 if has.get(name)), chosen)
+
+
+def render(facts: Mapping[str, Any]) -> str:
+    """Return a table of the formats and an explanation of its figures, as Markdown."""
+    formats = facts["formats"]
+    first = next(iter(formats.values()))
+    content = Table(
+        caption="",
+        header=["Format", "Size", "Largest difference", "Loss", "Agreement", "KL"],
+        rows=[_row(name, entry) for name, entry in formats.items()],
+    )
+    shapes = ", ".join(f"{b}x{length}" for b, length in first["shapes"])
+    lines = [
+        table(content),
+        f"Beside the run's own {facts['model']}, over {first['labels']:,} labels of the validation "
+        f"set. Sequences and tokens of the batches: {shapes}.",
+    ]
+    opsets = {entry["opset"] for entry in formats.values() if "opset" in entry}
+    lines += [f"ONNX opset {opset}; batch and sequence of any size." for opset in opsets]
+    if Format.INT8 in formats:
+        lines.append(_int8_text(facts["checked_on"]))
+    return "\n\n".join(lines)
+
+
+def _int8_text(processor: Mapping[str, str]) -> str:
+    return (
+        f"Checked on {processor['architecture']} with {processor['instructions']}. Int8 weights "
+        f"are within {WEIGHT_LIMIT}, so that no instructions that sum their products in 16 bits "
+        "cut a sum off: other processors compute the same."
+    )
+
+
+def render_files(files: Mapping[str, int]) -> str:
+    """Return a table of the files of a folder and their sizes."""
+    rows = [[name, units.size(size)] for name, size in files.items()]
+    rows.append(["in all", units.size(sum(files.values()))])
+    return table(Table(caption="", header=["File", "Size"], rows=rows))
+
+
+def _row(name: str, entry: Mapping[str, Any]) -> list[str]:
+    return [
+        name,
+        units.size(entry["bytes"]),
+        f"{entry['max_difference']:.2g}",
+        f"{entry['loss']:.4f}",
+        f"{entry['agreement_top1']:.2%}",
+        f"{max(0.0, entry['kl']):.2e}",  # rounding may leave less than nothing
+    ]

@@ -1,8 +1,8 @@
-"""A model as a Hugging Face folder that anyone can load, and the same folder loaded again.
+"""Hugging Face folder of a model that anyone can load, and loading it again.
 
 A classifier of chunks is no class of transformers. Its folder loads in two ways: as the plain
-classifier, which takes texts of one chunk, and with `trust_remote_code=True` as what it is, from
-two files of code beside its weights.
+classifier, which takes texts of one chunk, and with `trust_remote_code=True` as itself, from two
+files of code beside its weights.
 """
 
 import json
@@ -32,15 +32,14 @@ from .chunked import chunked_class
 
 
 def save_model(model: PreTrainedModel, folder: Path, auto_class: str) -> None:
-    """Write config, weights and what generation needs; `auto_class` of transformers is to load
-    it."""
+    """Write config, weights and generation config, to be loaded by transformers' `auto_class`."""
     model.save_pretrained(folder)
     if is_chunked(model.config):
         _add_code(folder, type(model).__name__, auto_class)
 
 
 def load_again(folder: Path, auto_class: str, dtype: torch.dtype) -> torch.nn.Module:
-    """The model in `folder`, in the way that its card tells a user to load it."""
+    """Load the model in `folder` as its card instructs a user to."""
     if (folder / f"{CODE}.py").exists():
         # Through the auto class it would take the plain one's place for the rest of the process.
         loads = get_class_from_dynamic_module(f"{CODE}.{_CLASS}", str(folder))
@@ -52,7 +51,7 @@ def load_again(folder: Path, auto_class: str, dtype: torch.dtype) -> torch.nn.Mo
 
 
 def _add_code(folder: Path, plain: str, auto_class: str) -> None:
-    """The class of chunks over transformers' `plain`, as code that transformers finds."""
+    """Write the class of chunks over transformers' `plain`, as code that transformers finds."""
     assert chunked.__file__ is not None
     shutil.copy(chunked.__file__, folder / "chunked.py")
     (folder / f"{CODE}.py").write_text(_MODELING.format(plain=plain, name=_CLASS), encoding="utf-8")

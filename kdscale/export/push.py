@@ -1,7 +1,7 @@
-"""A finished export to a repository of the Hugging Face hub, or of the hub that HF_ENDPOINT names.
+"""Upload of a finished export to the Hugging Face hub, or the hub that HF_ENDPOINT names.
 
-The only module that speaks with a hub. The token is HF_TOKEN's: one that was saved by a login is
-not used, so that nobody publishes by accident.
+The only module that connects to a hub. The token is HF_TOKEN's: one that a login saved is not used,
+so that nothing is published by accident.
 """
 
 import os
@@ -19,7 +19,7 @@ TOKEN = "HF_TOKEN"
 
 
 def check_push(repo: str, *, with_token: bool = True) -> None:
-    """Refuse a name that no repository can have, or a missing token; contacts nobody."""
+    """Refuse an invalid repository name or a missing token; makes no connection."""
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
@@ -34,10 +34,10 @@ def check_push(repo: str, *, with_token: bool = True) -> None:
 
 
 def push(folder: Path, repo: str, *, private: bool = True) -> str:
-    """Upload `folder` to the model repository `repo`, made where there is none; the commit's URL.
+    """Upload `folder` to the model repository `repo`, created if need be; return the commit's URL.
 
-    KdscaleError where the hub refuses or cannot be reached, and where `repo` is public already but
-    is to be private.
+    Raises KdscaleError where the hub refuses or cannot be reached, and where `repo` is public
+    already but is to be private.
     """
     check_push(repo)
     api = HfApi(token=os.environ[TOKEN])

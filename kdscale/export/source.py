@@ -1,4 +1,4 @@
-"""What is exported: a complete model of a run, with its card, its tokenizer and rows to check on.
+"""Source of an export: a complete model of a run, with its card, tokenizer and validation data.
 
 Everything is found in the run's output, as a report finds it: neither the corpus nor the config's
 file has to be at hand, and a run that was moved or copied since is found where it is.
@@ -33,17 +33,17 @@ class Source:
 
     @cached_property
     def weights(self) -> str:
-        """What `from_pretrained` takes here; fetched if need be."""
+        """Argument of `from_pretrained`; fetched if need be."""
         return self.reference.local()
 
     @property
     def words(self) -> TaskLabels:
-        """What its task's results are called."""
+        """Labels of its task's results."""
         return task_labels(self.run.results)
 
 
 def find_source(uri: str, name: ModelName) -> Source:
-    """The model `name` of the run whose output is at `uri`.
+    """Find the model `name` of the run whose output is at `uri`.
 
     Raises KdscaleError where there is no run, where one of the stages that the model and its card
     come from is not complete, or where the run has no such model.
@@ -64,8 +64,10 @@ def find_source(uri: str, name: ModelName) -> Source:
 
 
 def _check_complete(run: FinishedRun, stage: str) -> None:
-    """Refuse a stage that is under way or has ended early. One that is not recorded may have been
-    found complete: what it made says so."""
+    """Refuse a stage that is running or has ended early.
+
+    One that is not recorded may have been found complete: its output decides.
+    """
     state = run.record["stages"].get(stage, {}).get("state", "complete")
     if state != "complete":
         raise _incomplete(run.output, stage, f"is not complete: its stage {stage!r} is {state}")

@@ -1,8 +1,11 @@
-"""A model as ONNX, for any number of sequences of any length, and its dynamic int8 quantisation.
+"""A model as ONNX, for sequences of any number and length, and its dynamic int8 quantisation.
 
 The graph takes input_ids and attention_mask, [batch, sequence] int64, and gives logits. Positions
 follow from the mask, so that padding on either side leaves a sequence's logits as they are. There
 is no cache of keys and values: a graph of this kind scores text, it does not generate it quickly.
+
+It is written by torch.onnx.export and not by optimum-onnx, whose latest release (0.1.0) requires
+transformers < 4.58, where kdscale requires 5.23.
 """
 
 import inspect
@@ -28,13 +31,13 @@ INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "logits"
 _ONE_FILE = 1 << 31  # bytes that a message of protobuf may have
 WEIGHT_LIMIT = 64
-"""Of int8 weights, absolute. AVX2 adds two products of an unsigned and a signed byte in 16 bits
+"""Largest absolute int8 weight. AVX2 adds two products of an unsigned and a signed byte in 16 bits
 and cuts off what is too large: 2 * 255 * 64 is not."""
 _INTEGER_PRODUCTS = ("MatMulInteger", "ConvInteger")
 
 
 def check_packages() -> None:
-    """KdscaleError where a package of the extra `export` is missing."""
+    """Refuse to run where a package of the extra `export` is missing."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise KdscaleError(
@@ -46,8 +49,8 @@ def check_packages() -> None:
 def write_onnx(model: PreTrainedModel, path: Path) -> int:
     """Write `model` (float32, in evaluation mode) to `path`, and return the opset.
 
-    Weights of more than 2 GB go to a file beside it. KdscaleError where torch cannot express the
-    architecture.
+    Weights of more than 2 GB go to a file beside it. Raises KdscaleError where torch cannot express
+    the architecture.
     """
     multiple = row_multiple(model.config)
     # Two of everything at least: torch.export takes a size of one for a constant.
@@ -80,11 +83,11 @@ def write_onnx(model: PreTrainedModel, path: Path) -> int:
 
 
 def quantise(source: Path, target: Path) -> None:
-    """Write the ONNX file `source` to `target` with int8 weights, a scale for each output channel.
+    """Write the ONNX file `source` to `target` with int8 weights, a scale for each channel.
 
     Weights lie within WEIGHT_LIMIT (7 bits), so that sums of products are the same on every
-    processor. Activations are quantised as they come (dynamically), those of each product by
-    itself. KdscaleError where a product would have other weights.
+    processor. Activations are quantised dynamically, those of each product by itself. Raises
+    KdscaleError where a product would have other weights.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -102,8 +105,10 @@ def quantise(source: Path, target: Path) -> None:
 
 
 def integer_weights(path: Path) -> dict[str, np.ndarray | None]:
-    """Weights of the integer products of the ONNX file at `path`, by the product's output; None
-    where they are no constant of the file."""
+    """Return the weights of the integer products of the ONNX file at `path`.
+
+    By the product's output; None where they are no constant of the file.
+    """
     import onnx
 
     graph = onnx.load(path).graph
@@ -136,7 +141,7 @@ def check_weights(path: Path) -> None:
 
 
 def load_onnx(path: Path) -> Forward:
-    """The ONNX file at `path`, run by onnxruntime on the CPU."""
+    """Return the forward of the ONNX file at `path`, run by onnxruntime on the CPU."""
     from onnxruntime import InferenceSession, SessionOptions
 
     options = SessionOptions()
@@ -153,7 +158,7 @@ def load_onnx(path: Path) -> Forward:
 
 
 class _Graph(torch.nn.Module):
-    """What the ONNX file computes."""
+    """Computation of the ONNX file."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -174,7 +179,7 @@ class _Graph(torch.nn.Module):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on packages and passes that do not matter here."""
+    """Silence the exporter's remarks on packages and passes that do not matter here."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -186,6 +191,6 @@ def _quiet() -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    """What went wrong; the rest is a report for torch's own developers."""
+    """Return the cause of an error; the rest is a report for torch's own developers."""
     cause = error.__cause__ or error
     return next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)

@@ -61,7 +61,7 @@ def chunk_loss(
         hard = hard * label_weights[:, None]
         labels = labels.where(label_weights != 0, 0)
     distillation = torch.zeros((), device=logits.device)
-    # Sparse targets that meet the labels' own softmax; all others need a softmax of their own.
+    # Sparse targets that share the labels' softmax; all others need a second one.
     sparse = targets if isinstance(targets, SparseTargets) and objective.is_plain else None
     # One pass, where a maximum, a difference, an exponential and a sum would be four.
     q = torch.softmax(logits, dim=-1, out=gradient)

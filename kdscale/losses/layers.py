@@ -6,7 +6,7 @@ layers, which no cache of logits has.
     hidden states     squared error behind a learned projection: Romero et al., "FitNets", ICLR 2015
                       cosine: Sanh et al., "DistilBERT", 2019
     attention weights KL(teacher || student): Wang et al., "MiniLM", arXiv:2002.10957
-                      squared error: Jiao et al., "TinyBERT", arXiv:1909.10351, who take it of the
+                      squared error: Jiao et al., "TinyBERT", arXiv:1909.10351, there of the
                       scores before the softmax, which no model returns
 
 Attention weights are [P, K], P queries over K keys, non-negative, 0 at keys that a query must not

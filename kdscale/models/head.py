@@ -1,8 +1,8 @@
 """A model as hidden states and a head, for losses that never see all logits.
 
 Most architectures end in a linear map, some with a bias, a factor or a soft cap; masked language
-models have a transform of their own before it. What the config says of it is compared with the
-model's own logits once; a model that does something else keeps its logits whole, which costs their
+models have a transform before it. The head that the config describes is compared with the model's
+own logits once; a model that does something else keeps its logits whole, which costs their
 memory, and their time at positions that no loss asks for. So does a classifier, whose logits are
 few.
 """

@@ -11,8 +11,7 @@ import copy
 import inspect
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import transformers
@@ -39,11 +38,8 @@ _TOKEN = 9
 _MOST_PARAMETERS = 20_000_000
 
 
-class _Lost(NamedTuple):
-    """Positions of a table that are not for tokens: `always`, and `each` for a lower padding id."""
-
-    always: int
-    each: int
+# Found by trial, by a config's class and content.
+_FOUND: dict[tuple[type, str], int | None] = {}
 
 
 def claimed_positions(config: Any) -> int | None:
@@ -55,8 +51,7 @@ def claimed_positions(config: Any) -> int | None:
 
 def lost_positions(config: Any) -> int:
     """Return how many of the positions of the model of `config` are not for tokens."""
-    lost = _lost_by(config)
-    return 0 if lost is None else _count(lost, config)
+    return _lost(config) or 0
 
 
 def usable_positions(config: Any) -> int | None:
@@ -65,8 +60,8 @@ def usable_positions(config: Any) -> int | None:
     None where no table ends, or where that cannot be found out. The class is the one that the
     config names.
     """
-    claimed, lost = claimed_positions(config), _lost_by(config)
-    return None if claimed is None or lost is None else claimed - _count(lost, config)
+    claimed, lost = claimed_positions(config), _lost(config)
+    return None if claimed is None or lost is None else claimed - lost
 
 
 def check_positions(config: Any, length: int, what: str) -> None:
@@ -136,41 +131,25 @@ def _scaled(text: Any, claimed: int) -> Iterator[int]:
             yield int(start * each["factor"])
 
 
-def _count(lost: _Lost, config: Any) -> int:
-    padding = getattr(config.get_text_config(), "pad_token_id", None)
-    return lost.always + lost.each * (padding or 0)
-
-
-def _lost_by(config: Any) -> _Lost | None:
-    """Return None for a model that takes any number of tokens, or for which that is not known."""
+def _lost(config: Any) -> int | None:
+    """Return how many positions are not for tokens; None if no table ends, or it is not known."""
     name = next(iter(config.architectures or ()), "")
     if claimed_positions(config) is None or not hasattr(transformers, name):
         return None
-    return _tried(_ByJson(config))
+    key = (type(config), config.to_json_string())
+    if key not in _FOUND:
+        _FOUND[key] = _try_lost(config)
+    return _FOUND[key]
 
 
-class _ByJson:
-    """Transformers config that is equal to others of the same content."""
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
-        self._key = (type(config), config.to_json_string())
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ByJson) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-
-@lru_cache(maxsize=256)
-def _tried(of: _ByJson) -> _Lost | None:
-    # Of a table that begins behind the padding id, the length tells by two of them.
-    one, three = _lost_with(of.config, 1), _lost_with(of.config, 3)
+def _try_lost(config: Any) -> int | None:
+    # A table that begins behind the padding id loses positions for each lower id, seen with two.
+    one, three = _lost_with(config, 1), _lost_with(config, 3)
     if one is None or three is None:
         return None
     each = (three - one) // 2
-    return _Lost(one - each, each)
+    padding = getattr(config.get_text_config(), "pad_token_id", None) or 0
+    return one - each + each * padding
 
 
 def _lost_with(config: Any, padding: int) -> int | None:

@@ -121,7 +121,7 @@ def _file_headers(store: Store, name: str) -> dict[str, TensorHeader]:
         start = store.get_range(name, 0, min(size, 200))
         _refuse_bytes(store, name, start, size, "its header cannot be read")
     if _LENGTH + length + last != size:
-        raise _cut(store, name, size, f"its header tells of {_LENGTH + length + last:,}")
+        raise _cut(store, name, size, f"its header describes {_LENGTH + length + last:,}")
     return tensors
 
 
@@ -163,7 +163,7 @@ def _hub_headers(name: str, revision: str | None) -> dict[str, TensorHeader]:
     except SafetensorsParsingError as error:
         raise KdscaleError(f"The weights of {what} cannot be used: {error}", _COPY_AGAIN) from error
     except (NotASafetensorsRepoError, HFValidationError) as error:
-        # The hub's client does not tell a model that is not there from one without such files.
+        # For the hub's client a missing model and one without such files look alike.
         raise KdscaleError(
             f"{name!r} is no folder here, and the hub has no model {what} with *.safetensors "
             "that you may read.",

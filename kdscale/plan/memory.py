@@ -19,9 +19,9 @@ Parts = dict[str, int]
 # DeepSpeed's defaults, elements: gradients reduced at a time; parameters kept gathered at stage 3.
 _REDUCE_BUCKET = 500_000_000
 _MOST_LIVE = 1_000_000_000
-# Of a process before it has a model, bytes: Python, torch, Ray, transformers; CUDA's libraries.
+# Bytes of a process without a model: Python, torch, Ray, transformers; CUDA's libraries.
 _BASE = {"cpu": 600 << 20, "gpu": 3 << 30}
-# What a process on a CPU takes besides, once it works: maps of files, the allocator's reserve,
+# Bytes that a process on a CPU adds once it works: maps of files, the allocator's reserve,
 # libraries that load at their first use; and DeepSpeed's engine. Measured by benchmarks/plan.py.
 _AT_WORK, _ENGINE = 90 << 20, 100 << 20
 # Positions of a chunk of the fused loss, see losses/fused.py.
@@ -223,7 +223,7 @@ def distill_memory(inputs: PlanInputs) -> Memory:
     }
     device = dict(memory.device)
     if distill.targets == "online":
-        weights = _weights(shape, ranks, distill.online.zero == 3, inputs)
+        weights = _weights(shape, ranks, distill.online.teacher_sharding == "zero3", inputs)
         forward = forward_only(shape, min(distill.training.micro_batch_size, rows), inputs)
         device["online teacher"] = sum(weights.values()) + forward
         device["online targets"] = 3 * 4 * _LOSS_POSITIONS * tokens.outputs
@@ -239,14 +239,14 @@ def evaluate_memory(inputs: PlanInputs) -> Memory:
     in float32 a model's logits, the teacher's, and one array of a metric, 3 x 4 B T V.
     """
     evaluate, shape = inputs.config.evaluate, inputs.teacher
-    is_sharded = evaluate.teacher_zero == 3
+    is_sharded = evaluate.teacher_sharding == "zero3"
     device = {
         **_weights(shape, evaluate.workers.count, is_sharded, inputs),
         "students": inputs.students * inputs.width * inputs.student.parameters,
         "forward": forward_only(shape, evaluate.micro_batch_size, inputs),
         "logits": 3 * 4 * _targets(evaluate.micro_batch_size, inputs) * shape.vocabulary,
     }
-    return _placed(device, {}, inputs, evaluate.teacher_zero)
+    return _placed(device, {}, inputs, 3 if is_sharded else 0)
 
 
 def _targets(rows: int, inputs: PlanInputs) -> int:

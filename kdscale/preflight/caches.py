@@ -28,21 +28,23 @@ _MADE_BEFORE = "the cache was made by an older version, which kept no more than 
 
 
 def other_caches(run: RunArtifacts) -> list[tuple[str, Store, float]]:
-    """(field of the config, store, weight) of each cache that another run made."""
+    """Return (config field, store, weight) of each cache that another run made."""
     cache = run.config.cache
+    if cache.reuse is None and cache.append_to is None:
+        return []
+    fields = ["cache.append_to" if cache.reuse is None else "cache.reuse"]
     if isinstance(cache.reuse, tuple):
-        return [
-            (f"cache.reuse.{number}.url", open_store(each.url), each.weight)
-            for number, each in enumerate(cache.reuse)
-        ]
-    field = "cache.reuse" if cache.reuse is not None else "cache.append_to"
-    url = cache.reuse or cache.append_to
-    return [] if url is None else [(field, open_store(url), 1.0)]
+        fields = [f"cache.reuse.{number}.url" for number in range(len(cache.reuse))]
+    stores = zip(fields, run.cache_stores, strict=True)
+    return [(field, store, weight) for field, (store, weight) in stores]
 
 
 def check_caches(run: RunArtifacts, data: KnownData | None) -> None:
-    """KdscaleError where a cache that is reused, or appended to, is of something else than the run,
-    as far as this is known; each field that differs is named with both values."""
+    """Refuse a cache to reuse or append to that was made for something else.
+
+    Each field that differs is named with both values, as far as they are known. Raises
+    KdscaleError.
+    """
     caches = other_caches(run)
     if not caches:
         return
@@ -59,7 +61,7 @@ def check_caches(run: RunArtifacts, data: KnownData | None) -> None:
             raise KdscaleError(
                 f"The cache {store} ({field}) was made for something else:\n"
                 + "\n".join(f"  {line}" for line in lines),
-                "Make the config agree with the cache, or let this run capture one of its own.",
+                "Make the config agree with the cache, or let this run capture its own cache.",
             )
         drawn_rows(manifest.rows, weight)
     check_alike([manifest.identity for manifest in manifests])
@@ -80,7 +82,7 @@ def _needed(run: RunArtifacts) -> tuple[str, ...]:
 
 
 def _known(run: RunArtifacts, data: KnownData | None) -> Identity:
-    """The fields of the identity that the run's cache would have, as far as they are known."""
+    """Return the fields of the identity that the run's cache would have, as far as known."""
     config = run.config
     found: Identity = {
         "format": FORMAT,
@@ -103,8 +105,10 @@ def _known(run: RunArtifacts, data: KnownData | None) -> Identity:
 
 
 def _teacher_digest(run: RunArtifacts) -> str | None:
-    """Of the complete teacher, or of one that its name says; None where the weights would have to
-    be read for it."""
+    """Return the digest of the complete teacher, or of one that its name identifies.
+
+    None where the weights would have to be read for it.
+    """
     marker = read_marker(run.model_store("teacher"))
     if marker is not None and marker.fingerprint == run.teacher_fingerprint:
         return marker.digest
@@ -128,7 +132,7 @@ def _line(
     expected: Any,
     data: KnownData | None,
 ) -> str:
-    """What differs in the field `name`."""
+    """Describe the difference in the field `name`."""
     have = found.get(name)
     if name == "tokenizer":
         theirs = read_tokenizer(store, found)
@@ -153,7 +157,7 @@ def _both(name: str, have: Any, expected: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
+    """Return a value as JSON gives it back."""
     return json.loads(json.dumps(value))
 
 
@@ -161,8 +165,10 @@ _SHARED = ("task", "seed", "data", "teacher", "cache")
 
 
 def differing_fields(run: RunArtifacts) -> list[str]:
-    """A line for each field of data, teacher and cache in which the run differs from the config
-    that its base was started with; none where that is not there."""
+    """Return a line for each field of data, teacher and cache that differs from the base.
+
+    Compared with the config that the base was started with; none where that is missing.
+    """
     try:
         base = FinishedRun(run.source).config
     except KdscaleError:
@@ -189,8 +195,10 @@ def _differing(theirs: Any, mine: Any, name: str = "") -> Iterator[tuple[str, An
 
 
 def describe_difference(theirs: bytes, mine: Path) -> str:
-    """What differs between the cache's tokenizer.json and that in the folder `mine`: the first id,
-    else the first setting."""
+    """Describe how the cache's tokenizer.json differs from that in the folder `mine`.
+
+    The first id, else the first setting.
+    """
     there = json.loads(theirs)
     here = json.loads((mine / TOKENIZER_FILE).read_text(encoding="utf-8"))
     their_ids, my_ids = _tokens(there), _tokens(here)
@@ -225,7 +233,7 @@ def _setting(name: str, there: dict[str, Any], here: dict[str, Any]) -> str:
 
 
 def _tokens(tokenizer: dict[str, Any]) -> dict[int, str]:
-    """The tokens by id, added ones too."""
+    """Return the tokens by id, added ones too."""
     vocabulary = tokenizer["model"].get("vocab", {})
     if isinstance(vocabulary, dict):
         found = {int(number): token for token, number in vocabulary.items()}

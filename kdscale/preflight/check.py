@@ -1,4 +1,10 @@
-"""All checks of a run before it starts, in order."""
+"""All checks of a run before it starts, in order.
+
+Whatever a later stage would refuse is refused here: before the first worker starts, by the same
+words from `kdscale run`, `submit` and `plan`. Nothing is written, no weights are read and no Ray is
+started; facts that are not known yet (how many documents are left, the ids of a trained tokenizer,
+whether weights are finite) are left to the stage that finds them out.
+"""
 
 import tempfile
 from collections.abc import Collection
@@ -11,7 +17,7 @@ from kdscale.config.loss import check_defined
 from kdscale.curriculum.difficulty import needs
 from kdscale.data.rows.classes import UNKNOWN_LABEL
 from kdscale.errors import KdscaleError
-from kdscale.evaluate.external_models import check_other
+from kdscale.evaluate.external_models import check_external_model
 from kdscale.evaluate.speed import PROMPT_TOKENS
 from kdscale.models.load import load_config_of
 from kdscale.models.positions import usable_positions
@@ -31,8 +37,10 @@ from kdscale.store import Store
 def preflight(
     config: RunConfig, stages: Collection[str] = STAGES, options: PreflightOptions = DEFAULTS
 ) -> Findings:
-    """Look at all that `stages` of `config` need. Raises KdscaleError for the first thing that one
-    of them would refuse; returns what was checked, and notes."""
+    """Check everything that `stages` of `config` need; return what was checked, and notes.
+
+    Raises KdscaleError for the first thing that one of the stages would refuse.
+    """
     findings = Findings()
     wanted = frozenset(stages) - {"report"}
     if not wanted:
@@ -67,7 +75,7 @@ def _look(context: Context) -> None:
 
 
 def _folder(shape: str) -> str:
-    """Of a config.json that is given itself, its folder."""
+    """Return the folder of a config.json that is given by its own path."""
     path = Path(shape).expanduser()
     return str(path.parent if path.is_file() else path)
 
@@ -88,14 +96,17 @@ def _check_caches(context: Context) -> None:
 
 
 def _is_there(store: Store, error: Exception) -> bool:
-    """Whether a cache can be seen; of a remote one the `error` says it."""
+    """Tell whether a cache can be seen; of a remote one by the `error`."""
     folder = store.local_path()
     return folder.exists() if folder is not None else not is_out_of_reach(error)
 
 
 def check_targets(context: Context) -> None:
-    """KdscaleError where the codec asks for more ids than there are, the loss is not defined on its
-    targets, or the curriculum ranks by labels that are not known."""
+    """Refuse targets that codec, loss, vocabulary or labels do not allow.
+
+    The codec asks for more ids than there are, the loss is not defined on its targets, or the
+    curriculum ranks by labels that are not known.
+    """
     config, data = context.config, context.data
     if config.cache.reuse is None:
         with context.findings.check("codec against loss and vocabulary"):
@@ -108,7 +119,7 @@ def check_targets(context: Context) -> None:
 
 
 def _check_labels(context: Context) -> None:
-    """Where rows are there, their labels are counted."""
+    """Count the labels of prepared rows, where the curriculum needs them."""
     wanted = {"nll", "gap"} & set(needs(context.config.distill.curriculum.difficulty))
     if context.prepared is None or not wanted or context.config.data.labels is None:
         return
@@ -123,8 +134,7 @@ def _check_labels(context: Context) -> None:
 
 
 def check_evaluation(context: Context) -> None:
-    """KdscaleError where a model cannot write the text that is asked for, or another model cannot
-    be compared."""
+    """Refuse text that a model cannot generate, and other models that cannot be compared."""
     config = context.config
     with context.findings.check("what evaluation writes and compares"):
         if config.task == "causal-lm":
@@ -138,14 +148,13 @@ def check_evaluation(context: Context) -> None:
             folder = locate(context, f"evaluate.models.{name}", source)
             if folder is not None:
                 tokenizer = context.data.tokenizer if context.data is not None else None
-                check_other(name, folder, config, context.data, tokenizer)
+                check_external_model(name, folder, config, context.data, tokenizer)
                 weights = source if "://" in source else folder
                 check_weights(weights, None, load_config_of(folder))
 
 
 def _check_writing(context: Context, what: str, shape: Any) -> None:
-    """KdscaleError where `shape`, a transformers config, has not the positions for the longest text
-    that it is to write."""
+    """Refuse a model with fewer positions than the longest text it is to generate."""
     config, length = context.config.evaluate, context.config.data.seq_len
     wanted = []
     if config.speed is not None:

@@ -1,4 +1,4 @@
-"""A run before it starts: the stages to make, what is known of its inputs, what was found."""
+"""Context of the checks: the run, the stages to make, facts known so far, findings."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from kdscale.run.artifacts import RunArtifacts
 
 @dataclass
 class Findings:
-    """`notes` are sentences for a person; `checked` names what was looked at, in its order."""
+    """Result of the checks: `notes` are sentences, `checked` names what was checked, in order."""
 
     notes: list[str] = field(default_factory=list)
     checked: list[str] = field(default_factory=list)
@@ -25,7 +25,7 @@ class Findings:
             self.notes.append(text)
 
     def unseen(self, field_name: str, what: str) -> None:
-        """Say that the config's `field_name`, which names `what`, is out of sight."""
+        """Note that the config's `field_name`, which names `what`, is out of reach here."""
         self.note(
             f"{field_name} {what} cannot be seen from here: what depends on it is checked where "
             "the run starts."
@@ -33,17 +33,17 @@ class Findings:
 
     @contextmanager
     def check(self, what: str) -> Iterator[None]:
-        """What goes through in the block was checked."""
+        """Record `what` as checked if the block passes."""
         yield
         self.checked.append(what)
 
 
 @dataclass(frozen=True)
 class PreflightOptions:
-    """From where a run is looked at."""
+    """Options of a check."""
 
     runs_elsewhere: bool = False
-    """It will run on other machines: what is not to be seen from here is noted, not refused."""
+    """It will run on other machines: what cannot be reached from here is noted, not refused."""
 
     tokens: float | None = None
     """Tokens of training text, in place of a corpus that is not at hand."""
@@ -57,7 +57,7 @@ DEFAULTS = PreflightOptions()
 
 @dataclass(frozen=True)
 class KnownData:
-    """What prepared data say of themselves, or are expected to say."""
+    """Facts that prepared data have, or are expected to have."""
 
     vocab_size: int
     classes: tuple[str, ...] = ()  # none also where they are not known yet
@@ -70,13 +70,13 @@ class KnownData:
 
     @property
     def outputs(self) -> int:
-        """What a distribution is over; two classes where they are not known yet."""
+        """Size of a distribution; the vocabulary where classes are not known yet."""
         return len(self.classes) or self.vocab_size
 
 
 @dataclass
 class Context:
-    """One look at a run."""
+    """One check of a run."""
 
     run: RunArtifacts
     stages: frozenset[str]  # that are to be made
@@ -86,19 +86,19 @@ class Context:
     prepared: Prepared | None = None
     data: KnownData | None = None  # None where nothing is known of the tokenizer
     teacher_source: str | None = None
-    """What `from_pretrained` takes here for the config and tokenizer of a teacher that exists."""
+    """Argument of `from_pretrained` for config and tokenizer of a teacher that exists."""
 
     teacher: Any | None = None  # of transformers; None where it is out of sight
     student: InitPlan | None = None
 
     @property
     def config(self) -> RunConfig:
-        """Of the run."""
+        """Config of the run."""
         return self.run.config
 
     @property
     def teacher_weights(self) -> str | None:
-        """Where the files of a teacher that exists can be looked at, if they can."""
+        """Place of an existing teacher's files, if they can be read from here."""
         if self.teacher_source is None or self.options.teacher_shape is not None:
             return None
         load = self.config.teacher.load
@@ -106,5 +106,5 @@ class Context:
         return load if load is not None and "://" in load else self.teacher_source
 
     def makes(self, *stages: str) -> bool:
-        """Whether one of `stages` is to be made."""
+        """Tell whether one of `stages` is to be made."""
         return not self.stages.isdisjoint(stages)

@@ -24,11 +24,11 @@ from kdscale.store import Store, open_store
 from kdscale.teacher.pretrained import save_tokenizer
 
 _LOOKED_AT = 16  # documents of a source
-_ONE_EACH = ("text", "python-stdlib", "python-docs")  # a piece is a document
+_ONE_EACH = ("text", "python-stdlib", "python-docs")  # an input is a document
 
 
 def check_text(context: Context) -> None:
-    """KdscaleError where a source cannot be read, or a step of cleaning cannot be made."""
+    """Refuse a source that cannot be read, or a cleaning step that cannot be made."""
     data = context.config.data
     classes = None
     with context.findings.check("cleaning, augmentation and classes"):
@@ -56,7 +56,7 @@ def _check_augment(context: Context, augment: AugmentConfig) -> None:
 
 
 def _sources(data: DataConfig) -> list[tuple[str, SourceConfig]]:
-    """Each source with the field that its path stands in."""
+    """Return each source with the config field of its path."""
     found = []
     for name, sources in named_sources(data).items():
         field = "data.train" if name == "train" else f"data.evaluate.{name}"
@@ -67,7 +67,7 @@ def _sources(data: DataConfig) -> list[tuple[str, SourceConfig]]:
 
 
 def _look(context: Context, field: str, source: SourceConfig) -> list[Document]:
-    """The first documents of a source; none of one that is out of sight."""
+    """Read the first documents of a source; none of one that is out of reach."""
     data = context.config.data
     label = None if data.labels is None else data.labels.field
     path = str(source.path)
@@ -92,7 +92,7 @@ def _look(context: Context, field: str, source: SourceConfig) -> list[Document]:
 
 
 def _check_columns(context: Context, fields: Fields, source: SourceConfig) -> None:
-    """Of a data set of Hugging Face, as far as it says what it has: it is not fetched for this."""
+    """Check the columns of a Hugging Face data set by its description, without fetching it."""
     path = str(source.path)
     if is_saved_dataset(path):
         have = _saved_columns(open_store(path), source.split)
@@ -112,7 +112,7 @@ def _check_columns(context: Context, fields: Fields, source: SourceConfig) -> No
 
 
 def _saved_columns(store: Store, split: str) -> list[str] | None:
-    """The columns of a data set that `save_to_disk` wrote, by its own description."""
+    """Return the columns of a data set that `save_to_disk` wrote, by its description."""
     folder = ""
     if store.exists("dataset_dict.json"):
         splits = json.loads(store.get("dataset_dict.json"))["splits"]
@@ -129,7 +129,7 @@ def _saved_columns(store: Store, split: str) -> list[str] | None:
 
 
 def _is_here(path: str) -> bool:
-    """Whether a local path, or the folder that a glob starts from, is there."""
+    """Tell whether a local path, or the folder that a glob starts from, exists."""
     root = path.split("*")[0].split("?")[0]
     root = root if root == path else root.rpartition("/")[0] or "."
     return Path(root).expanduser().exists()
@@ -139,10 +139,11 @@ _SMALLEST = 300  # ids: the bytes, the special tokens and a few more
 
 
 def look_at_tokenizer(context: Context) -> KnownData | None:
-    """What is known of the run's rows: from those that are there, else from the teacher's
-    tokenizer, else from the config. None where the tokenizer is out of sight.
+    """Return the known facts about the run's data.
 
-    Raises KdscaleError for a tokenizer, or a chat template, that does not serve.
+    From prepared data, else from the teacher's tokenizer, else from the config. None where the
+    tokenizer is out of reach. Raises KdscaleError for a tokenizer, or a chat template, that does
+    not serve.
     """
     config, prepared = context.config, context.prepared
     if prepared is not None:
@@ -170,14 +171,14 @@ def look_at_tokenizer(context: Context) -> KnownData | None:
 
 
 def _adopted(config: RunConfig, source: str, scratch: Path) -> tuple[Path, TokenizerInfo]:
-    """The tokenizer that the prepare stage will make of the teacher's."""
+    """Make the tokenizer that the prepare stage will make of the teacher's."""
     saved, folder = scratch / "saved", scratch / "tokenizer"
     save_tokenizer(config, source, saved)
     return folder, adopt_for_task(config.data, config.task, saved, folder)
 
 
 def of_prepared(prepared: Prepared) -> KnownData:
-    """What rows that are there say of themselves."""
+    """Return the facts that prepared data have."""
     return KnownData(
         prepared.vocab_size,
         prepared.classes,

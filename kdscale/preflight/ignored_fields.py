@@ -1,4 +1,4 @@
-"""Fields of the config that do nothing beside others."""
+"""Config fields that have no effect beside others."""
 
 from collections.abc import Iterator
 
@@ -22,7 +22,7 @@ _DECIDED = {
 
 
 def note_ignored(config: RunConfig, findings: Findings) -> None:
-    """Note every field that is set to something and will be ignored."""
+    """Note every field that is set and will be ignored."""
     for field, why in _ignored(config):
         findings.note(f"{field} is ignored: {why}.")
 

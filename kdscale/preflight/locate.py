@@ -1,4 +1,4 @@
-"""Where the models that a config names can be looked at from here, without their weights."""
+"""Location of the models that a config names, without their weights."""
 
 import socket
 from pathlib import Path
@@ -15,11 +15,11 @@ _HUB_SECONDS = 3.0
 
 
 def locate(context: Context, field: str, source: str) -> str | None:
-    """What `from_pretrained` takes on this machine for config and tokenizer of the model `source`,
-    which the config names in `field`: a folder or a hub name.
+    """Return what `from_pretrained` takes here for config and tokenizer of the model `source`.
 
-    None, and a note, where the run starts elsewhere and the model is not to be seen from here.
-    Raises KdscaleError where it is missing.
+    `field` is the config's; the result is a folder or a hub name. None, and a note, where the run
+    starts elsewhere and the model cannot be reached from here. Raises KdscaleError where it is
+    missing.
     """
     if "://" not in source and not Path(source).expanduser().is_dir():
         if not source.startswith((".", "/", "~")):
@@ -40,7 +40,7 @@ def locate(context: Context, field: str, source: str) -> str | None:
 
 
 def _hub_name(context: Context, field: str, name: str) -> str | None:
-    """A name of the hub; elsewhere the hub may be within reach where it is not from here."""
+    """Return a hub name; elsewhere the hub may be reachable where it is not from here."""
     if isinstance(cached := try_to_load_from_cache(name, "config.json"), str):
         # Without this the hub's client asks for newer files, and tries again for half a minute.
         return name if hub_answers() else str(Path(cached).parent)
@@ -57,7 +57,7 @@ def _hub_name(context: Context, field: str, name: str) -> str | None:
 
 
 def hub_answers() -> bool:
-    """Whether the Hugging Face hub can be reached from here; behind a proxy it may be."""
+    """Tell whether the Hugging Face hub can be reached; behind a proxy it may be."""
     if getproxies():
         return True
     address = urlparse(constants.ENDPOINT)
@@ -70,7 +70,7 @@ def hub_answers() -> bool:
 
 
 def is_out_of_reach(error: BaseException | None) -> bool:
-    """Whether `error` comes from a store or a hub that could not be read, whatever it became."""
+    """Tell whether `error` comes from a store or a hub that could not be read."""
     while error is not None:
         if isinstance(error, OSError):
             return True

@@ -1,5 +1,4 @@
-"""Teacher and student, built without memory for their weights: whether they can be made at all, and
-whether they are to be trained as the config says."""
+"""Teacher and student, built without memory for their weights."""
 
 import copy
 from collections.abc import Iterator
@@ -23,13 +22,12 @@ from kdscale.preflight.small_model import Probe
 from kdscale.teacher.pretrained import teacher_config
 from kdscale.train.state import parameter_groups
 
-# Of a tokenizer that is out of sight.
+# Vocabulary of a tokenizer that is out of reach.
 _SOME_IDS = 32_000
 
 
 def check_models(context: Context) -> None:
-    """KdscaleError where the teacher or the student cannot be made, does not fit the run, or cannot
-    be trained as the config says."""
+    """Refuse a teacher or student that cannot be made or trained, or does not fit the run."""
     config, data = context.config, context.data or KnownData(_SOME_IDS)
     shape = _existing(context)
     if config.teacher.load is None or shape is not None:
@@ -61,7 +59,7 @@ def check_models(context: Context) -> None:
 
 
 def _existing(context: Context) -> Any | None:
-    """The transformers config of a teacher that exists, if it is to be seen."""
+    """Return the transformers config of a teacher that exists, if it can be reached."""
     instead = context.options.teacher_shape is not None
     if context.teacher_source is None:
         return None
@@ -72,8 +70,7 @@ def _existing(context: Context) -> Any | None:
 
 @contextmanager
 def _building(what: str) -> Iterator[None]:
-    """What transformers raises of a model's options names none of them: it is a division by zero,
-    or a shape that does not fit another."""
+    """Name the model in transformers' errors, such as a division by zero."""
     try:
         yield
     except KdscaleError:
@@ -87,7 +84,7 @@ def _building(what: str) -> Iterator[None]:
 
 
 def _check_vocabulary_option(context: Context, data: KnownData, what: str) -> None:
-    """The tokenizer decides how many ids there are, whatever the options say."""
+    """Refuse or note a vocabulary option, as the tokenizer decides it."""
     teacher, student = context.config.teacher.model, context.config.distill.student.model
     model, field = (
         (teacher, "teacher.model") if what == "teacher" else (student, "distill.student.model")
@@ -156,7 +153,7 @@ def _note_positions(context: Context, shape: Any, what: str) -> None:
 
 
 def _check_trainable(model: PreTrainedModel, training: TrainingConfig, field: str) -> None:
-    """KdscaleError for a dropout, a recomputation or an optimiser that cannot be set."""
+    """Refuse a dropout, a recomputation or an optimiser that cannot be set."""
     if training.dropout is not None:
         set_dropout(model, training.dropout)
     if training.activation_checkpointing:

@@ -20,7 +20,7 @@ _BYTES_A_BIT = 0.28
 # Columnar files are compressed.
 _PARQUET_TEXT = 2.5
 _TARGETS_SHARE = 0.99
-# Of conversations that nobody has looked at yet.
+# Share of conversations that are answers, before they are read.
 _ANSWERS_SHARE = 0.5
 # Where documents are classified, but their classes are not known yet.
 _CLASSES = 2
@@ -28,7 +28,7 @@ _CLASSES = 2
 
 @dataclass(frozen=True)
 class Tokens:
-    """Rows of a run; `positions` are rows times their length, targets or not."""
+    """Sequences of a run; positions are sequences times their length, targets or not."""
 
     rows: int  # of the training split
     captured_rows: int
@@ -37,7 +37,7 @@ class Tokens:
     vocab_size: int  # V of the tokenizer
     outputs: int  # what a distribution is over: V, or the classes
     evaluation_sequences: tuple[int, ...]  # of each evaluation set
-    corpus_bytes: int | None  # of the training text as stored; None where nobody looked
+    corpus_bytes: int | None  # of the training text as stored; None if unknown
     source: str
     prepared: bool = False  # whether the rows are there
 
@@ -48,11 +48,11 @@ class Tokens:
 
 
 def count_tokens(config: RunConfig, vocab_size: int, given: float | None = None) -> Tokens:
-    """The rows of `config`, over a tokenizer that is expected to have `vocab_size` ids.
+    """Return the sequences of `config`, with a tokenizer of about `vocab_size` ids.
 
-    `given` tokens of training text, else those of the prepared data, else an estimate:
-    (1 - validation share) * bytes / (0.28 log2 V). Raises KdscaleError where the corpus is missing
-    or does not say how large it is.
+    `given` tokens of training text, else those of the prepared data, else an estimate: (1 -
+    validation share) * bytes / (0.28 log2 V). Raises KdscaleError where the corpus is missing or
+    its size is not known.
     """
     evaluation = (config.data.evaluation_sequences,) * (1 + len(config.data.evaluate))
     share = 1 - config.data.validation_share
@@ -69,7 +69,7 @@ def count_tokens(config: RunConfig, vocab_size: int, given: float | None = None)
     rows = max(1, round(tokens / config.data.seq_len))
     return Tokens(
         rows=rows,
-        captured_rows=min(config.cache.rows or rows, rows),
+        captured_rows=min(config.cache.sequences or rows, rows),
         seq_len=config.data.seq_len,
         targets_share=_targets_share(config),
         vocab_size=vocab_size,
@@ -81,7 +81,7 @@ def count_tokens(config: RunConfig, vocab_size: int, given: float | None = None)
 
 
 def _targets_share(config: RunConfig) -> float:
-    """Of positions, those that have a target."""
+    """Return the share of positions that have a target."""
     if config.task == "sequence-classification":
         return 1 / config.data.seq_len
     if config.data.chat is not None:
@@ -95,7 +95,7 @@ def _outputs(config: RunConfig, vocab_size: int) -> int:
 
 
 def _prepared(config: RunConfig) -> Prepared | None:
-    """The prepared data of `config`, if there are any."""
+    """Return the prepared data of `config`, if there are any."""
     try:
         run = RunArtifacts(config)
         return run.prepared if run.prepared_store.exists("manifest.json") else None
@@ -111,7 +111,7 @@ def _of_prepared(config: RunConfig, prepared: Prepared) -> Tokens:
     written = train["rows_written"] * config.data.seq_len
     return Tokens(
         rows=rows,
-        captured_rows=min(config.cache.rows or rows, rows),
+        captured_rows=min(config.cache.sequences or rows, rows),
         seq_len=config.data.seq_len,
         targets_share=train["targets_written"] / max(1, written),
         vocab_size=prepared.vocab_size,
@@ -124,7 +124,7 @@ def _of_prepared(config: RunConfig, prepared: Prepared) -> Tokens:
 
 
 def _training_bytes(data: DataConfig) -> int:
-    """Of the training source, or of what a mixture takes of its sources."""
+    """Return the bytes of the training source, or of the mixture's parts of its sources."""
     if isinstance(data.train, SourceConfig):
         return corpus_bytes(data.train)
     totals = [corpus_bytes(source) for source in data.train]
@@ -132,7 +132,7 @@ def _training_bytes(data: DataConfig) -> int:
 
 
 def corpus_bytes(source: SourceConfig) -> int:
-    """Bytes of text in a source, from the sizes of its files alone."""
+    """Return the bytes of text in a source, from the sizes of its files alone."""
     if source.kind == "huggingface" or (
         source.limit and source.kind in ("jsonl", "csv", "parquet")
     ):
@@ -153,8 +153,7 @@ _MUCH = 1.5  # times as many rows captured as read
 
 
 def note_unread(context: Context) -> None:
-    """Note rows that the cache captures and the student will never read, and batches that are
-    larger than the cache."""
+    """Note captured sequences that the student never reads, and batches larger than the cache."""
     config, training = context.config, context.config.distill.training
     if config.cache.reuse is not None:
         return
@@ -169,7 +168,7 @@ def note_unread(context: Context) -> None:
         context.findings.note(
             f"The student reads {read:,} rows ({training.steps:,} steps of "
             f"{training.global_batch_size:,}), {share} of the {about}{rows:,} that the cache "
-            f"captures: set cache.rows to {read}, or train it for longer."
+            f"captures: set cache.sequences to {read}, or train it for longer."
         )
     if training.global_batch_size > rows:
         context.findings.note(
@@ -180,7 +179,7 @@ def note_unread(context: Context) -> None:
 
 
 def _captured(context: Context) -> tuple[int, bool] | None:
-    """Rows of the cache, and whether these are counted; None where nobody knows."""
+    """Return the sequences of the cache and whether they were counted; None if unknown."""
     if context.prepared is not None:
         return len(context.run.selected), True
     if context.data is None and context.options.tokens is None:

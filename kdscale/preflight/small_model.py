@@ -1,9 +1,9 @@
-"""A small copy of a model, built for real: whether its forward goes through.
+"""A small copy of a model, built for real, to check that its forward works.
 
-Options that fit each other on paper may fail in the first forward, and whether an architecture
-gives a document in a row the logits that it gives alone, or gives attention weights, shows in its
-numbers alone. Neither depends on the size of the vocabulary, and hardly on the number of layers or
-the length of a window, so all are cut.
+Options that fit each other on paper may fail in the first forward, and only numbers show whether an
+architecture gives a document in a sequence the logits that it gives alone, or gives attention
+weights. Neither depends on the size of the vocabulary, and hardly on the number of layers or the
+length of a window, so all are cut.
 """
 
 import copy
@@ -32,18 +32,22 @@ _CPU = torch.device("cpu")
 
 
 class Probe:
-    """A copy of the model of a transformers `config` with random weights. One that is too large
-    even with a single layer is not made, and nothing is checked of it."""
+    """Copy of the model of a transformers `config` with random weights.
+
+    One that is too large even with a single layer is not built, and not checked.
+    """
 
     def __init__(self, config: Any, what: str) -> None:
-        """`what` it is called in a message."""
+        """Cut the config; `what` names the model in messages."""
         self._what = what
         self._config: Any = _small(config)
 
     def check(self, *, packs: bool, seq_len: int, attention: bool = False) -> None:
-        """KdscaleError where the forward fails, where rows of at most `seq_len` tokens, of
-        several documents where the run `packs`, give other logits than documents alone, or where a
-        loss on `attention` gets no weights of it."""
+        """Refuse a model whose forward fails or does not separate documents.
+
+        Sequences of at most `seq_len` tokens, of several documents where the run `packs`, must give
+        the logits of documents alone, and with `attention` the model must return attention weights.
+        """
         if self._config is None:
             return
         model = build_model(copy.deepcopy(self._config), seed=0)
@@ -78,7 +82,7 @@ class Probe:
 
 
 def _small(config: Any) -> Any | None:
-    """The config with few ids, short windows and as many first layers as fit, at least one."""
+    """Return the config with few ids, short windows and as many first layers as fit, or None."""
     small = copy.deepcopy(config)
     text = small.get_text_config()
     text.vocab_size = min(text.vocab_size, _IDS)

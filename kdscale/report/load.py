@@ -13,7 +13,7 @@ from kdscale.config.load import parse_tree
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.results import Results, read_results
 from kdscale.run.finished_run import CONFIG_KEY, FinishedRun
-from kdscale.run.stage_names import TRACKED
+from kdscale.run.stage_names import CURVES
 from kdscale.store import Store
 from kdscale.store.redact import redact
 
@@ -56,7 +56,8 @@ def load_report_data(store: Store) -> ReportData:
     Raises KdscaleError where `results.json` is missing or a file cannot be parsed.
     """
     text = redact(FinishedRun(store).config_text)
-    metrics = {stage: _lines(store, f"metrics/{stage}.jsonl") for stage in TRACKED}
+    names = [name for curves in CURVES.values() for name in curves]
+    metrics = {name: _lines(store, f"metrics/{name}.jsonl") for name in names}
     return ReportData(
         results=read_results(store),
         metrics={stage: lines for stage, lines in metrics.items() if lines},
@@ -80,8 +81,8 @@ def _lines(store: Store, key: str) -> list[Line]:
             if index == len(lines) - 1:
                 break
             raise KdscaleError(
-                f"{key} in {store}, line {index + 1} is no line of metrics: {line[:80]!r}.",
-                "Delete the line; the report needs only the lines that are whole.",
+                f"{key} in {store}, line {index + 1} is not a line of metrics: {line[:80]!r}.",
+                "Delete the line: the report reads complete lines only.",
             ) from error
     return parsed
 

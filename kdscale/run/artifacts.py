@@ -12,6 +12,7 @@ from kdscale.cache.commit.plan import selection_hash
 from kdscale.cache.spec import FORMAT
 from kdscale.config import RunConfig, fingerprint
 from kdscale.config.operational import recipe
+from kdscale.config.places import resolve_places
 from kdscale.data.prepare import data_identity
 from kdscale.data.rows.order import EvenRows
 from kdscale.data.rows.prepared import Prepared, open_prepared
@@ -122,7 +123,7 @@ class RunArtifacts:
     def selected(self) -> EvenRows:
         """The training sequences that the student learns from."""
         rows = len(self.prepared.training("cache"))
-        return EvenRows(self.config.cache.rows or rows, rows)
+        return EvenRows(self.config.cache.sequences or rows, rows)
 
     @property
     def selection_hash(self) -> str:
@@ -206,5 +207,6 @@ class RunArtifacts:
 
 
 def resolve_paths(config: RunConfig) -> RunConfig:
-    """Return the config with an absolute output: Ray workers run in other directories."""
-    return config.model_copy(update={"output": open_store(config.output).url})
+    """Return the config with absolute paths, because Ray workers run in other folders."""
+    output = open_store(config.output).url  # refuses what looks like a mistyped URL
+    return resolve_places(config.model_copy(update={"output": output}))[0]

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kdscale.errors import KdscaleError
-from kdscale.store import HeldLease, Lease, Store, Terms, conditional_put, read_lease
+from kdscale.errors import ExitCode, KdscaleError
+from kdscale.store import HeldLease, Lease, LeaseConfig, Store, conditional_put, read_lease
 
 LEASE_KEY = "lease.json"
 LEASE_SECONDS = 60.0
@@ -26,7 +26,7 @@ _PAUSE_SECONDS = 2.0
 class RunLockedError(KdscaleError):
     """A run that another driver has locked."""
 
-    exit_code = 7
+    exit_code = ExitCode.LOCKED
 
 
 @contextmanager
@@ -48,8 +48,8 @@ def run_lease(
         RunLockedError: Another driver has it.
     """
     claim = output.put_if_absent if conditional_put(output) else None
-    terms = Terms(seconds, claim=claim, is_dead=_is_dead)
-    lease = _take(output, owner or this_driver(), terms, wait)
+    config = LeaseConfig(seconds, claim=claim, is_dead=_is_dead)
+    lease = _take(output, owner or this_driver(), config, wait)
     try:
         yield lease
     finally:
@@ -75,27 +75,27 @@ def lease_owner(output: Store) -> Lease | None:
     return read_lease(output, LEASE_KEY)
 
 
-def _take(output: Store, owner: str, terms: Terms, wait: float | None) -> HeldLease:
+def _take(output: Store, owner: str, config: LeaseConfig, wait: float | None) -> HeldLease:
     """Try until the lease is free, the time is up or, without one, a renewal shows a live owner."""
     deadline = float("inf") if wait is None else time.monotonic() + wait
     first: Lease | None = None
     while True:
         try:
-            return HeldLease(output, LEASE_KEY, owner, terms, _process(os.getpid()))
+            return HeldLease(output, LEASE_KEY, owner, config, _process(os.getpid()))
         except KdscaleError as error:
             found = lease_owner(output)
             renewed = wait is None and first is not None and found != first
             if renewed or time.monotonic() >= deadline:
-                raise _locked(output, found, terms) from error
+                raise _locked(output, found, config) from error
             if first is None:
                 first = found
                 print(f"{error.problem} Waiting to see whether it is alive.", flush=True)
         time.sleep(_PAUSE_SECONDS)
 
 
-def _locked(output: Store, found: Lease | None, terms: Terms) -> RunLockedError:
+def _locked(output: Store, found: Lease | None, config: LeaseConfig) -> RunLockedError:
     assert found is not None  # nothing deletes it
-    now, since = terms.clock(), datetime.fromtimestamp(found.since, UTC)
+    now, since = config.clock(), datetime.fromtimestamp(found.since, UTC)
     kind, _, name = found.owner.partition(" ")
     stop = f"kdscale stop {name}" if kind == "job" else f"end {found.owner}"
     return RunLockedError(
@@ -103,7 +103,7 @@ def _locked(output: Store, found: Lease | None, terms: Terms) -> RunLockedError:
         f"{since.isoformat(timespec='seconds')}, last seen {max(now - found.renewed, 0):.0f} s "
         "ago.",
         f"Let it finish, stop it ({stop}), or wait for it: --wait-for-lease SECONDS. If it is "
-        f"dead, its lease ends {terms.seconds:.0f} s after it was last seen. For a separate "
+        f"dead, its lease ends {config.seconds:.0f} s after it was last seen. For a separate "
         "run give this one another `output`.",
     )
 

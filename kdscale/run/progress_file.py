@@ -40,7 +40,7 @@ _JOIN_SECONDS = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedProgress(StageProgress):
-    """How far a stage is, over all attempts at its fingerprint."""
+    """Progress of a stage over all attempts at its fingerprint."""
 
     fingerprint: str
     started: float

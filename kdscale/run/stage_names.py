@@ -7,8 +7,8 @@ STAGES: tuple[str, ...] = ("prepare", "teacher", "cache", "distill", "evaluate",
 ON_WORKERS = tuple(name for name in STAGES if name not in ("prepare", "report"))
 """The stages that run on worker groups."""
 
-TRACKED = ("teacher", "cache", "distill", "baseline")
-"""Names of the curves in `metrics/`: of the stages that log any, and of the baseline."""
+CURVES = {"teacher": ("teacher",), "cache": ("cache",), "distill": ("distill", "baseline")}
+"""Names of the files in `metrics/`, by the stage that logs them."""
 
 
 def chosen_stages(

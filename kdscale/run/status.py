@@ -12,14 +12,11 @@ from typing import Any
 from kdscale.cache.format.records import PlanRecord, read_record
 from kdscale.run.finished_run import FinishedRun
 from kdscale.run.progress_file import LOST_SECONDS, Driver, ProgressRecord, read_progress
-from kdscale.run.stage_names import STAGES
+from kdscale.run.stage_names import CURVES, STAGES
 from kdscale.store import Store, explained, open_store
 from kdscale.workers.progress import StageProgress
 
 _TAIL_BYTES = 64 * 1024
-_METRICS = {"teacher": ("teacher",), "distill": ("distill", "baseline")}
-"""The metrics files of the stages that train."""
-
 _LOSSES = ("train/loss", "train/ce_loss", "train/kl", "validation/loss")
 
 
@@ -42,7 +39,7 @@ class StageStatus(StageProgress):
     """Wall seconds over all attempts at the present fingerprint."""
 
     attempts: int = 0
-    """How many drivers began with it."""
+    """Number of drivers that began with it."""
 
     shards_committed: int | None = None
     """Shards of the cache, counted from its commits; None for other stages."""
@@ -131,7 +128,7 @@ def _stage(
         attempts=entry["attempts"],
         shards_committed=committed,
         shards_planned=planned,
-        losses=tuple(found for each in _METRICS.get(name, ()) if (found := _losses(output, each))),
+        losses=tuple(found for each in CURVES.get(name, ()) if (found := _losses(output, each))),
     )
 
 
@@ -149,16 +146,14 @@ def _shards(output: Store, fingerprint: str) -> tuple[int | None, int | None]:
 
 
 def _losses(output: Store, training: str) -> Losses | None:
-    """Return the losses at the end of a metrics file, None if nothing was logged yet."""
+    """Return the losses at the end of a metrics file, None if there are none."""
     lines = [json.loads(line) for line in _tail(output, f"metrics/{training}.jsonl")]
-    if not lines:
-        return None
     newest = {
         name: next((line[name] for line in reversed(lines) if name in line), None)
         for name in _LOSSES
         if any(name in line for line in lines)
     }
-    return Losses(training, lines[-1]["step"], newest)
+    return Losses(training, lines[-1]["step"], newest) if newest else None
 
 
 def _tail(output: Store, key: str) -> list[str]:

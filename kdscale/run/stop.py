@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Any, Self
 
-from kdscale.errors import KdscaleError
+from kdscale.errors import ExitCode, KdscaleError
 from kdscale.store import Store
 
 STOP_KEY = "stop.json"
@@ -28,7 +28,7 @@ _POLL_SECONDS = 2.0
 class StoppedError(KdscaleError):
     """A run that has stopped because it was asked to."""
 
-    exit_code = 5
+    exit_code = ExitCode.STOPPED
 
     def __init__(self, problem: str, fix: str = "The same command resumes it.") -> None:
         super().__init__(problem, fix)

@@ -10,7 +10,7 @@ whole folders, `redact` hides credentials.
 
 from kdscale.store.errors import explain, explained
 from kdscale.store.folders import download_folder, upload_folder
-from kdscale.store.lease import Fence, HeldLease, Lease, PutIfAbsent, Terms, read_lease
+from kdscale.store.lease import Fence, HeldLease, Lease, LeaseConfig, PutIfAbsent, read_lease
 from kdscale.store.open import file_at, open_store
 from kdscale.store.probe import Verdict, conditional_put, probe
 from kdscale.store.single_committer import SingleCommitter
@@ -21,10 +21,10 @@ __all__ = [
     "Fence",
     "HeldLease",
     "Lease",
+    "LeaseConfig",
     "PutIfAbsent",
     "SingleCommitter",
     "Store",
-    "Terms",
     "Verdict",
     "conditional_put",
     "download_folder",

@@ -43,7 +43,7 @@ class Lease:
 
 
 @dataclass(frozen=True)
-class Terms:
+class LeaseConfig:
     """Settings of a lease.
 
     seconds: after which an unrenewed one counts as dead; clocks of the hosts must agree within
@@ -65,7 +65,9 @@ class HeldLease:
     lease over at once, so give each run its own; so does one that knows the owner to be dead.
     """
 
-    def __init__(self, store: Store, key: str, owner: str, terms: Terms, process: str = "") -> None:
+    def __init__(
+        self, store: Store, key: str, owner: str, terms: LeaseConfig, process: str = ""
+    ) -> None:
         """KdscaleError where another one holds it."""
         self._store = store
         self._key = key

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Self
 
-from kdscale.store.lease import HeldLease, Terms
+from kdscale.store.lease import HeldLease, LeaseConfig
 from kdscale.store.store import Store
 
 _KEY = "committer.json"
@@ -30,7 +30,7 @@ class SingleCommitter:
     ) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._lease = HeldLease(store, _KEY, owner, Terms(lease, "commit", clock))
+        self._lease = HeldLease(store, _KEY, owner, LeaseConfig(lease, "commit", clock))
 
     def __enter__(self) -> Self:
         return self

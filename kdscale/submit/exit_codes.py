@@ -1,40 +1,29 @@
 """From a job's final status to an exit code and a sentence.
 
 The status decides, never the end of the log: a log stream also ends when a connection drops, and
-`ray job submit` then exits 0 for a job that failed later. The codes are the command's contract:
-
-    0  SUCCEEDED, or still going      4  no such job
-    1  FAILED (or the driver's code)  5  STOPPED
-    2  usage, or a bad config         6  --timeout is over, the job goes on
-    3  cluster unreachable          130  Ctrl-C: detached, the job goes on
+`ray job submit` then exits 0 for a job that failed later. The codes are `kdscale.errors.ExitCode`.
 """
 
-from kdscale.errors import KdscaleError
+from kdscale.errors import ExitCode, KdscaleError
 from kdscale.submit.job import Job
-
-UNREACHABLE = 3
-NOT_FOUND = 4
-STOPPED = 5
-TIMED_OUT = 6
-DETACHED = 130
 
 
 class UnreachableError(KdscaleError):
     """No Ray answers at the address, or it does not let us in."""
 
-    exit_code = UNREACHABLE
+    exit_code = ExitCode.UNREACHABLE
 
 
 class UnknownJobError(KdscaleError):
     """The back end does not know the job."""
 
-    exit_code = NOT_FOUND
+    exit_code = ExitCode.NOT_FOUND
 
 
 class WaitTimeoutError(KdscaleError):
     """The job was still going when the time to wait for it was over."""
 
-    exit_code = TIMED_OUT
+    exit_code = ExitCode.TIMED_OUT
 
 
 class DuplicateJobError(KdscaleError):
@@ -44,7 +33,7 @@ class DuplicateJobError(KdscaleError):
 def exit_code(job: Job) -> int:
     """The exit code that stands for the job's status."""
     if job.status == "STOPPED":
-        return STOPPED
+        return ExitCode.STOPPED
     if job.status != "FAILED":
         return 0
     code = job.exit_code

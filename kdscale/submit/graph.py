@@ -77,7 +77,7 @@ class Graph:
                 "digest": fingerprint(text),
             },
             config_text=text,
-            notes=first.notes,
+            places=first.places,
             output=first.output,
             given=first.given,
             secrets=self.secrets,

@@ -1,11 +1,10 @@
-"""What a submission asks of the cluster, worked out before anything contacts it.
+"""A submission, worked out before anything contacts the cluster.
 
-Paths are the trap: a relative path of the config means a folder of the submitter's machine, and the
-job starts in a folder of Ray's. So they become absolute here, and each one is named in a note,
-because it has to be on storage that all nodes share.
+A relative path of the config means a folder of the submitter's machine, and the job starts in a
+folder of Ray's. So local paths become absolute here, and each one is named in a note, because it
+has to be on storage that all nodes share.
 """
 
-import os
 import re
 import secrets
 import shlex
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kdscale.config import RunConfig, dump_config, fingerprint, parse_config
+from kdscale.config.places import LocalPlace, resolve_places
 from kdscale.errors import KdscaleError
 from kdscale.store.redact import redact
 from kdscale.submit.environment import read_secrets
@@ -39,8 +39,9 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 class JobPlan:
     """A job as it will be submitted, but for its files and the values of its secrets.
 
-    `given` names the variables that the user set, `secrets` those whose values are read from the
-    submitter's environment when the job is submitted, `excludes` are patterns of files that stay.
+    `places` are the local paths of the config. `given` names the variables that the user set,
+    `secrets` those whose values are read from the submitter's environment when the job is
+    submitted, `excludes` are patterns of files that stay.
     """
 
     submission_id: str
@@ -48,7 +49,7 @@ class JobPlan:
     environment: dict[str, str]
     metadata: dict[str, str]
     config_text: str
-    notes: tuple[str, ...]
+    places: tuple[LocalPlace, ...]
     output: str = ""
     given: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
@@ -58,6 +59,13 @@ class JobPlan:
     def grace_seconds(self) -> int:
         """How long a stopped job may take to write its checkpoint and leave."""
         return int(self.environment[GRACE_VARIABLE])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes on paths, for the user."""
+        needs = {"node": "each node keeps its own.", "path": "", "hub": "", "text": ""}
+        shared = "it has to be on storage that all nodes share."
+        return tuple(f"{p.field} is {p.path}: {needs[p.form] or shared}" for p in self.places)
 
     def summary(self) -> dict[str, Any]:
         """The plan as plain data, with the values of the variables in `given` masked."""
@@ -98,7 +106,7 @@ def plan_job(
     check_id(submission_id)
     given = dict(environment or {})
     read_secrets(secret_names, taken=given)
-    config, notes = _absolute_paths(config, folder or Path.cwd())
+    config, places = resolve_places(config, folder)
     variables = {**ENVIRONMENT, GRACE_VARIABLE: str(grace_seconds), **given}
     entrypoint, text = _entrypoint(only, start, until), dump_config(config)
     return JobPlan(
@@ -114,7 +122,7 @@ def plan_job(
             "grace_seconds": variables[GRACE_VARIABLE],
         },
         config_text=text,
-        notes=tuple(notes),
+        places=tuple(places),
         output=config.output,
         given=tuple(given),
         secrets=tuple(secret_names),
@@ -141,64 +149,3 @@ def _entrypoint(only: str | None, start: str | None, until: str | None) -> str:
         command += ["--until", until]
     # Ray hands the entrypoint to a shell.
     return shlex.join(command)
-
-
-def _absolute_paths(config: RunConfig, folder: Path) -> tuple[RunConfig, list[str]]:
-    """The config with its relative paths taken from `folder`, and a note for each local path."""
-    notes: list[str] = []
-
-    def absolute(field: str, path: str) -> str:
-        path = os.path.abspath(folder / Path(path).expanduser())
-        notes.append(f"{field} is {path}: it has to be on storage that all nodes share.")
-        return path
-
-    tree = config.model_dump(mode="json")
-    if _local(config.output):
-        tree["output"] = absolute("output", config.output)
-    if config.base is not None and _local(config.base):
-        tree["base"] = absolute("base", config.base)
-    load = config.teacher.load
-    if load is not None and _local_folder(load, folder):
-        tree["teacher"]["load"] = absolute("teacher.load", load)
-    cache = tree["cache"]
-    for field in ("reuse", "append_to"):
-        if isinstance(cache[field], str) and _local(cache[field]):
-            cache[field] = absolute(f"cache.{field}", cache[field])
-    for number, source in enumerate(cache["reuse"] if isinstance(cache["reuse"], list) else ()):
-        if _local(source["url"]):
-            source["url"] = absolute(f"cache.reuse.{number}.url", source["url"])
-    for number, step in enumerate((tree["data"]["augment"] or {}).get("steps", ())):
-        if step.get("table") is not None and _local(step["table"]):
-            field = f"data.augment.steps.{number}.table"
-            step["table"] = absolute(field, step["table"])
-    chat = config.data.chat
-    if chat is not None and chat.template_file is not None and _local(chat.template_file):
-        path = absolute("data.chat.template", chat.template_file)
-        tree["data"]["chat"]["template"] = path
-    for field, source in _sources(tree["data"]):
-        path = source["path"]
-        if path is None or not _local(path):
-            continue
-        # The path of a Hugging Face data set is a name on the hub more often than a folder.
-        if source["kind"] != "huggingface" or _local_folder(path, folder):
-            source["path"] = absolute(f"{field}.path", path)
-    return RunConfig.model_validate(tree), notes
-
-
-def _sources(data: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    extra = [(f"data.evaluate.{name}", source) for name, source in data["evaluate"].items()]
-    train = data["train"]
-    if not isinstance(train, list):
-        return [("data.train", train), *extra]
-    return [*((f"data.train.{number}", each) for number, each in enumerate(train)), *extra]
-
-
-def _local(path: str) -> bool:
-    return "://" not in path
-
-
-def _local_folder(name: str, folder: Path) -> bool:
-    """Whether `name` is a folder here, and not a name on the Hugging Face hub."""
-    return _local(name) and (
-        name.startswith((".", "/", "~")) or (folder / Path(name).expanduser()).is_dir()
-    )

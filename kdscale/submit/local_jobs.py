@@ -24,8 +24,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from kdscale.errors import ExitCode
 from kdscale.submit.environment import read_secrets
-from kdscale.submit.exit_codes import STOPPED, DuplicateJobError, UnknownJobError
+from kdscale.submit.exit_codes import DuplicateJobError, UnknownJobError
 from kdscale.submit.job import Job
 from kdscale.submit.job_plan import JobPlan, check_id
 from kdscale.submit.local_runner import LOCK, LOG, RESULT, STOP
@@ -164,7 +165,7 @@ def _ended(home: Path, known: dict[str, Any], stopped: bool) -> Job:
     code = known["exit_code"]
     if code == 0:
         return Job(status="SUCCEEDED", **known)
-    if stopped or code == STOPPED:
+    if stopped or code == ExitCode.STOPPED:
         return Job(status="STOPPED", **known)
     reason = f"its process ended with code {code}"
     return Job(status="FAILED", reason=reason, message=_log_end(home), **known)

@@ -8,14 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from kdscale.errors import KdscaleError
+from kdscale.errors import ExitCode, KdscaleError, last_line
 from kdscale.run.stop import request_stop
 from kdscale.store import open_store
 from kdscale.submit import sealed, upload
 from kdscale.submit.cluster import check_versions, connect
 from kdscale.submit.environment import read_secrets
 from kdscale.submit.exit_codes import (
-    STOPPED,
     DuplicateJobError,
     UnknownJobError,
     UnreachableError,
@@ -148,7 +147,8 @@ class RayJobs:
 
     def _seal(self, plan: JobPlan, runtime_env: dict[str, Any]) -> dict[str, str]:
         """Send the plan's secrets ahead; `runtime_env` gets what opens them. Returns what the job's
-        metadata says of them."""
+        metadata says of them.
+        """
         if not plan.secrets:
             return {}
         values = read_secrets(plan.secrets)
@@ -207,14 +207,14 @@ class RayJobs:
                     "`kdscale list` shows the jobs it remembers; check --address too.",
                 ) from error
             raise KdscaleError(
-                f"The cluster at {address} refused the request: {_last_line(error)}",
+                f"The cluster at {address} refused the request: {last_line(error)}",
                 "See the head's dashboard.log, or `ray job logs` on the head, for the cause.",
             ) from error
 
 
 def _job(details: "JobDetails") -> Job:
     status = cast(Status, str(details.status.value))
-    if status == "FAILED" and details.driver_exit_code == STOPPED:
+    if status == "FAILED" and details.driver_exit_code == ExitCode.STOPPED:
         # The run left by itself, as a stop request in its output asked it to.
         status = "STOPPED"
     return Job(
@@ -231,8 +231,3 @@ def _job(details: "JobDetails") -> Job:
 
 def _unix(milliseconds: int | None) -> float | None:
     return milliseconds / 1000 if milliseconds else None
-
-
-def _last_line(error: Exception) -> str:
-    """The sentence at the end of the server's traceback."""
-    return str(error).strip().splitlines()[-1]

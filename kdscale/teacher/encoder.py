@@ -152,7 +152,7 @@ class Encoder:
         encoded = self._codec.encode(forward.logits, noise, temperature=self._temperature)
         own = forward.logits.gather(1, labels.clamp(min=0)[:, None])[:, 0]
         nll = encoded.log_norm - own.float() / self._temperature
-        # Of a label that is not known: nobody can say how well it was predicted.
+        # Without a label there is no loss.
         nll = torch.where(labels >= 0, nll, torch.nan)
         # Positions that are no targets stay zero bytes: no loss ever looks at them.
         payload = np.zeros((batch * length, self._codec.bytes_per_position), np.uint8)

@@ -85,7 +85,7 @@ def config_to_train(config: RunConfig, prepared: DataFacts, shape: Any | None = 
     check_vocabulary(shape, prepared.vocab_size, "teacher")
     set_task(shape, task_spec_of(config, prepared), config.data.seq_len)
     if shape.pad_token_id is None:
-        # Classifiers over decoders find a row's end by it.
+        # Classifiers over decoders find a sequence's end by it.
         shape.pad_token_id = prepared.special_ids.get("pad_token_id")
     return shape
 

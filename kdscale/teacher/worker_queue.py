@@ -27,7 +27,7 @@ class WorkerQueue(Generic[Item]):
         self, name: str, work: Callable[[Item], None], *, threads: int, waiting: int
     ) -> None:
         self.waited = 0.0
-        """Seconds that `put` has waited for room."""
+        """Seconds that `put` has waited for space."""
         self._work = work
         self._queue: queue.Queue[Item | None] = queue.Queue(waiting)
         self._error: BaseException | None = None
@@ -68,11 +68,11 @@ class WorkerQueue(Generic[Item]):
         self.waited += time.perf_counter() - started
 
     def _run(self) -> None:
-        # The caller's computation has the other cores: each OpenMP thread more would only push one
-        # of its own aside. This holds for the present thread alone.
+        # The caller's computation has the other cores: further OpenMP threads would only displace
+        # its own. This holds for the present thread alone.
         torch.set_num_threads(1)
         for item in iter(self._queue.get, None):
-            # After an error the queue is still emptied, so that nobody waits in `put` for ever.
+            # After an error the queue is still emptied, so that no `put` waits for ever.
             if self._error is None:
                 try:
                     self._do(item)

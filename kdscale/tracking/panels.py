@@ -1,6 +1,6 @@
-"""A chart or a table of a run as plain data: made from its results, shown by whoever can draw it.
+"""Charts and tables of a run as plain data.
 
-The report room makes them and tracking shows them in W&B; neither knows the other.
+The report makes them, tracking shows them in W&B; neither imports the other.
 """
 
 import hashlib
@@ -17,8 +17,10 @@ _ARTIFACT_BYTES = 128
 
 
 def fit(name: str, size: int) -> str:
-    """`name` with no other characters than letters, digits, `_`, `.` and `-`, and at most `size`
-    bytes of UTF-8. What is cut ends in a checksum of the whole, so that it stays distinct."""
+    """Shorten and clean a name for a key: letters, digits, `_`, `.`, `-`, at most `size` bytes.
+
+    What is cut ends in a checksum of the whole, so that names stay distinct.
+    """
     safe = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "unnamed"
     if len(safe.encode()) <= size:
         return safe
@@ -28,13 +30,13 @@ def fit(name: str, size: int) -> str:
 
 
 def artifact_name(name: str) -> str:
-    """`name` as W&B allows it for an artifact: ASCII, of 128 characters at most."""
+    """Return `name` as W&B allows it for an artifact: ASCII, of 128 characters at most."""
     return fit(name.encode("ascii", "replace").decode(), _ARTIFACT_BYTES)
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Rows under columns, and how they are to be drawn.
+    """Rows under columns, and the way to draw them.
 
     Columns of `lines` are x, y and the line's name, of `bars` a name and a value, of a `confusion`
     the label, the prediction and how often; a `table` has any.
@@ -48,6 +50,6 @@ class Panel:
 
     @property
     def key(self) -> str:
-        """What W&B files it under: the part before the slash is a section of its page."""
+        """The key in W&B: the part before the slash is a section of its page."""
         section = fit(self.section, _KEY_BYTES // 4)
         return f"{section}/{fit(self.name, _KEY_BYTES - len(section.encode()) - 1)}"

@@ -1,8 +1,8 @@
-"""A saved view of a W&B project: the charts and tables of one run, in the order of its report.
+"""A saved view of a W&B project: the charts and tables of one run, in its report's order.
 
-Charts show themselves in a run's own page, one section each; a view puts them in the report's order
-and beside the curves of the run's stages. The only import of wandb_workspaces, the library that W&B
-keeps for this. It speaks to W&B's server, so a view is made only of runs that are online.
+Charts appear in a run's page, one section each; a view puts them in the report's order and beside
+the curves of the run's stages. The only import of wandb_workspaces, W&B's library for this. It
+calls W&B's server, so a view is made only of runs that are online.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ CHARTS = {
 def build_view(
     entity: str, project: str, group: str, run: str, panels: Sequence[Panel]
 ) -> "Workspace":
-    """The view of the runs in `group`, whose `panels` the run of that id has logged."""
+    """Build the view of the runs in `group`, whose `panels` the run of that id has logged."""
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
@@ -46,7 +46,7 @@ def build_view(
 
 
 def save_view(entity: str, project: str, group: str, run: str, panels: Sequence[Panel]) -> str:
-    """Save it with W&B's server, and return its address."""
+    """Save the view with W&B's server, and return its address."""
     return str(build_view(entity, project, group, run, panels).save().url)
 
 

@@ -101,7 +101,7 @@ class WorkerGroups:
 
 
 def run_workers(job: Job, workers: WorkersConfig, stage: RunningStage) -> None:
-    """Run `job` on a group of workers of its own: see WorkerGroups.run."""
+    """Run `job` on a group of workers for this job alone: see WorkerGroups.run."""
     with WorkerGroups() as groups:
         groups.run(job, workers, stage)
 

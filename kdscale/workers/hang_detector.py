@@ -25,7 +25,7 @@ _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 
 @dataclass(frozen=True)
 class RankHeartbeat:
-    """How far a rank is. `attempt` counts the groups of the stage from 0."""
+    """Progress of a rank. `attempt` counts the groups of the stage from 0."""
 
     rank: int
     attempt: int

@@ -30,13 +30,13 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class StageProgress:
-    """How far a stage is: in the workers' channel, in `progress.json` and in `kdscale status`."""
+    """Progress of a stage: in the workers' channel, in `progress.json` and in `kdscale status`."""
 
     done: int = 0
     total: int = 0
     tokens: int = 0
     note: str = ""
-    """What is counted, or worked on."""
+    """The name of what is counted, or of the present work."""
 
     updated: float = 0.0
     """Unix seconds of the last report; 0 before the first."""

@@ -21,7 +21,7 @@ from tests.fault.processes import Pipe, kill_me
 from tests.unit.cache.planted import Planted
 
 Moment = Literal["before", "after"]
-"""Of a store call: before it is made, or when it is done and its answer not yet used."""
+"""Moment of a store call: before it is made, or after it and before its answer is used."""
 
 MOMENTS: tuple[Moment, ...] = ("before", "after")
 
@@ -39,7 +39,7 @@ class Call:
 
     @property
     def writes(self) -> bool:
-        """Whether it changes the store."""
+        """Return whether it changes the store."""
         return self.name in ("put", "put_if_absent", "delete")
 
 
@@ -150,7 +150,7 @@ def capture_cut_off(pipe: Pipe, planted: Planted, number: int) -> int:
 
 
 def read_cut_off(pipe: Pipe, store: Store, expected: CachedRows) -> int:
-    """Read batches, fetched ahead, until told to end, and then an epoch more; the number of epochs.
+    """Read batches, fetched ahead, until a message, and an epoch more; return the epochs.
 
     Says when it has read one epoch, and when a fetch has to be tried again.
     """

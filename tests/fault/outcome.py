@@ -19,7 +19,7 @@ SHARDS = 2
 # Per shard: two objects and a commit. Then prior, plan, table of shards, manifest.
 WRITES = 3 * SHARDS + 4
 
-# What decides who commits is no part of the cache.
+# The objects that decide between committers are no part of the cache.
 _BESIDE = {"committer.json", "store-probe.json"}
 
 

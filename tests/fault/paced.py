@@ -29,7 +29,7 @@ class Pace:
         new.replace(self._path)
 
     def allows(self, step: int) -> bool:
-        """Whether step `step`, counted from 0, may run."""
+        """Return whether step `step`, counted from 0, may run."""
         return step < int(self._path.read_text())
 
 

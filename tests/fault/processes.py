@@ -65,7 +65,7 @@ class Worker:
         return str(value)
 
     def end(self) -> tuple[str, Any]:
-        """How `work` ended: ("returned", value), ("failed", traceback) or ("died", None)."""
+        """Return how it ended: ("returned", value), ("failed", traceback) or ("died", None)."""
         return self._receive()
 
     def await_death(self) -> None:
@@ -85,7 +85,7 @@ class Worker:
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let a frozen process go on."""
+        """Let a frozen process continue."""
         self._signal(signal.SIGCONT)
 
     def _join(self) -> int | None:
@@ -133,12 +133,12 @@ class Pipe:
         return self._connection.recv()
 
     def is_told(self) -> bool:
-        """Whether the test has told something that was not received yet."""
+        """Return whether a message of the test waits."""
         return self._connection.poll()
 
 
 def meeting(count: int) -> Barrier:
-    """Where `count` workers that got it wait for each other, again and again."""
+    """Return a barrier at which `count` workers wait for each other, again and again."""
     return context.Barrier(count, timeout=PATIENCE_SECONDS)
 
 

@@ -35,7 +35,7 @@ from tests.unit.train.overfitting import lines, make_prepared, session
 pytestmark = [pytest.mark.fault, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 Lines = dict[int, dict[str, float]]
-"""What a training logged, by step."""
+"""The log of a training, by step."""
 
 STEPS = 30
 TRAINING = {"steps": STEPS, "early_stopping": None, "keep": "last", "checkpoint_every": 8}
@@ -186,10 +186,10 @@ def test_a_worker_that_hangs_is_named_and_the_group_started_again(
     os.kill(int(pid), signal.SIGSTOP)
     run.pace.allow(STEPS)
     run.until(lambda: "it is killed" in run.log())
-    (told,) = re.findall(r"rank \d \(pid .*it is killed.*", run.log())
-    assert told.startswith(f"rank 1 (pid {pid} on "), told
-    # Since what it last said of itself, which may be some seconds behind.
-    assert "hangs: no heartbeat since" in told
+    (line,) = re.findall(r"rank \d \(pid .*it is killed.*", run.log())
+    assert line.startswith(f"rank 1 (pid {pid} on "), line
+    # Since its last heartbeat, which may be some seconds old.
+    assert "hangs: no heartbeat since" in line
     run.end()
     assert run.error is None, run.log()
     assert f"resumed at step 8 of {STEPS}" in run.log()

@@ -27,7 +27,7 @@ BATCH_ROWS = 32
 
 
 def read_epoch(pipe: Pipe, store: Store, seed: int, expected: CachedRows, start: Barrier) -> int:
-    """Every row once in an order of its own; the number of rows, each of which was compared."""
+    """Read every row once in a random order and compare it; return the number of rows."""
     start.wait()
     reader = CacheReader(store)
     order = np.random.default_rng(seed).permutation(len(reader))

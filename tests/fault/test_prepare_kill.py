@@ -36,7 +36,7 @@ def begin() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 def write_corpus(folder: Path) -> Path:
-    """Files of documents that nobody wrote twice: a second of cleaning each."""
+    """Write files of distinct documents: a second of cleaning each."""
     folder.mkdir()
     words = [f"w{n}" for n in range(3000)]
     for number in range(FILES):

@@ -70,7 +70,7 @@ def planted_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         teacher={"load": str(teacher)},
         data__tokenizer={"kind": "teacher"},
         data__overlap=9,
-        cache__rows=None,
+        cache__sequences=None,
     )
     path = write_config(folder / "planted.yaml", config)
     code, log = run_kdscale("run", str(path), "--until", "cache")

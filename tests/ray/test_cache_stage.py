@@ -43,7 +43,7 @@ def cache_of(output: Path) -> Path:
 
 
 def larger(run: FinishedRun, output: Path) -> Path:
-    cache = {"cache__rows": 700, "cache__append_to": str(cache_of(output))}
+    cache = {"cache__sequences": 700, "cache__append_to": str(cache_of(output))}
     config = tiny_config(run.corpus, str(output), **cache)
     return write_config(output.parent / "larger.yaml", config)
 

@@ -61,7 +61,7 @@ def chat_config(folder: Path) -> dict[str, Any]:
         "evaluation_sequences": 32,
     }
     config["teacher"]["training"]["steps"] = 200
-    config["cache"]["rows"] = None
+    config["cache"]["sequences"] = None
     config["distill"]["training"]["steps"] = 100
     return config
 

@@ -210,7 +210,7 @@ def submit(script_root: Path, address: str, folder: Path) -> str:
         environment=ENVIRONMENT,
         metadata={"job_name": "test"},
         config_text="",
-        notes=(),
+        places=(),
     )
     staged = folder / "staged"
     staged.mkdir()
@@ -282,7 +282,8 @@ def test_code_and_secret_through_an_object_store(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Ray's node fetches the code from the store, and the job its secret, each with the node's own
-    credentials."""
+    credentials.
+    """
     root = checkout_with(
         "import os, kdscale\n"
         "from kdscale.submit.sealed import discard_secrets, open_secrets\n"
@@ -308,7 +309,8 @@ def test_a_graph_and_its_repeated_submission(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """The driver on the cluster submits the nodes to its own cluster, each when its turn has come;
-    one that failed is continued by submitting the graph again."""
+    one that failed is continued by submitting the graph again.
+    """
     fail = tmp_path / "fail"
     fail.touch()
     root = checkout_with(

@@ -1,5 +1,6 @@
 """README and docs name only what exists: links, files, commands, options, targets, config fields."""
 
+import ast
 import json
 import re
 import textwrap
@@ -103,6 +104,18 @@ def test_commands_and_their_options_exist(command: str) -> None:
     options = {name for each in known.params for name in (*each.opts, *each.secondary_opts)}
     for word in re.findall(r"(?<![\w-])--?[a-z][\w-]*", " ".join(words)):
         assert word in options | {"--help"}, command
+
+
+def test_errors_in_the_troubleshooting_page_are_raised_by_the_code() -> None:
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in ROOT.glob("kdscale/**/*.py")]
+    nodes = (node for tree in trees for node in ast.walk(tree))
+    constants = [node.value for node in nodes if isinstance(node, ast.Constant)]
+    raised = "\n".join(text for text in constants if isinstance(text, str))
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    symptoms = [line.split("|")[1] for line in page.splitlines() if line.startswith("| ")]
+    quoted = re.findall(r'"([^"]+)"', "\n".join(symptoms))
+    assert len(quoted) > 10
+    assert [text for text in quoted if text not in raised] == []
 
 
 @pytest.mark.parametrize("page", [*ALL_PAGES, ROOT / ".github/workflows/ci.yml"], ids=str)

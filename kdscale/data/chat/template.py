@@ -36,7 +36,7 @@ Span = tuple[int, int]
 _MARKS_ANSWERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # Templates of the Llama 3 family write a date, and fall back to this one.
 _DATE = "26 Jul 2024"
-# In the place of an answer, to see what stands around it.
+# Takes the place of an answer, to find the text around it.
 _MARKER = "\ue000"
 _CHANGES_EARLIER = "changes earlier turns of a conversation with later ones"
 _CHANGES_TEXT = "changes the text of an answer"
@@ -89,7 +89,7 @@ def check_template(template: ChatTemplate) -> None:
     if "strftime_now" in template.text and "date_string" not in template.text:
         raise KdscaleError(
             "The chat template writes the date of today: rows would differ from day to day.",
-            _OWN_TEMPLATE + "writes none, or one of its own.",
+            _OWN_TEMPLATE + "writes none, or a fixed one.",
         )
     question, answer = Message("user", "Why?", False), Message("assistant", "So.", True)
     try:
@@ -196,7 +196,7 @@ def _find_answer(template: ChatTemplate, messages: Sequence[Message], at: int, t
     marked, tail = _tail(template, messages, at, replace(message, content=_MARKER))
     end = tail
     if message.more:
-        # What other fields have behind the content, such as calls of tools, is said before the end.
+        # Other fields, such as tool calls, are written between the content and the end.
         end = _tail(template, messages, at, Message("assistant", _MARKER, True))[1]
     if message.content:
         if not marked.startswith(before):
@@ -208,7 +208,7 @@ def _find_answer(template: ChatTemplate, messages: Sequence[Message], at: int, t
         lead = ""
         if not (asks and after.endswith(end)):
             _refuse_changes(messages, at, _CHANGES_TEXT)
-    # Without a prompt for the answer, the turn's heading is in `lead`, and nobody generates that.
+    # Without a prompt for the answer, the turn's heading is in `lead`, which is not generated.
     start = len(before) if asks or not lead.strip() else len(before) + len(lead)
     return start, len(after) - len(end) + _turn_end(template, end)
 
@@ -233,14 +233,14 @@ def _turn_end(template: ChatTemplate, tail: str) -> int:
             "a student could not learn where to stop.",
             _OWN_TEMPLATE + "writes {{ eos_token }} behind each answer.",
         )
-    # Of those that start together the longest is the token.
+    # The longest of the tokens that start first.
     return min(ends, key=lambda end: (end[0], -end[1]))[1]
 
 
 def _refuse_changes(messages: Sequence[Message], at: int, what: str) -> NoReturn:
     raise KdscaleError(
         f"The chat template {what} ({messages[at].content[:60]!r}), so that which tokens are "
-        "answers cannot be told.",
+        "answers cannot be found.",
         _OWN_TEMPLATE + "writes every turn as it is, or marks answers with {% generation %}.",
     )
 

@@ -33,7 +33,7 @@ def calibrate(
     width: WidthConfig, teacher: str | Path, revision: str | None, rows: Rows, worker: Rank
 ) -> WidthStatistics:
     """Return statistics of the teacher in a folder or of a hub name over `rows`. Collective."""
-    model = load_teacher(teacher, worker, ZeroConfig(stage=width.teacher_zero), revision)
+    model = load_teacher(teacher, worker, ZeroConfig.for_teacher(width.teacher_sharding), revision)
     statistics = measure(model, rows, worker.device)
     del model
     gc.collect()
@@ -93,7 +93,7 @@ class _Recorder:
         """Add the activations of a forward over `rows`."""
         batch = row_tensors(rows, device)
         self._counted = computed_tokens(self._config, batch.segments != 0)
-        # The head over all positions would cost as much as some layers and tell nothing.
+        # The head over all positions would cost as much as some layers, for nothing.
         short = {"logits_to_keep": 1} if task_of(self._config) == "causal-lm" else {}
         model(**model_inputs(model, batch.ids, batch.segments), **short)
         self._tokens += int(self._counted.sum())

@@ -28,7 +28,7 @@ class Family:
     """Whether the size of a head is a number of its own, not the width over the heads."""
 
     axes: dict[str, Axes]
-    """What runs along each dimension of a module's weight, by the end of the module's name; a bias
+    """Axes of a module's weight, a name for each dimension, by the end of the module's name; a bias
     has the first of them."""
 
 
@@ -40,20 +40,14 @@ _LLAMA = Family(
     final_norm="norm",
     has_head_dim=True,
     axes={
-        "embed_tokens": ("vocabulary", "hidden"),
-        "lm_head": ("vocabulary", "hidden"),
+        **dict.fromkeys(("embed_tokens", "lm_head"), ("vocabulary", "hidden")),
         "score": ("classes", "hidden"),
-        "norm": ("hidden",),
-        "input_layernorm": ("hidden",),
-        "post_attention_layernorm": ("hidden",),
+        **dict.fromkeys(("norm", "input_layernorm", "post_attention_layernorm"), ("hidden",)),
         "q_proj": ("queries", "hidden"),
-        "k_proj": ("keys", "hidden"),
-        "v_proj": ("keys", "hidden"),
+        **dict.fromkeys(("k_proj", "v_proj"), ("keys", "hidden")),
         "o_proj": ("hidden", "queries"),
-        "q_norm": ("head",),
-        "k_norm": ("head",),
-        "gate_proj": ("neurons", "hidden"),
-        "up_proj": ("neurons", "hidden"),
+        **dict.fromkeys(("q_norm", "k_norm"), ("head",)),
+        **dict.fromkeys(("gate_proj", "up_proj"), ("neurons", "hidden")),
         "down_proj": ("hidden", "neurons"),
     },
 )
@@ -68,25 +62,19 @@ _BERT = Family(
         "word_embeddings": ("vocabulary", "hidden"),
         "position_embeddings": ("positions", "hidden"),
         "token_type_embeddings": ("types", "hidden"),
-        "LayerNorm": ("hidden",),
+        **dict.fromkeys(("LayerNorm", "lm_head.layer_norm"), ("hidden",)),
         "query": ("queries", "hidden"),
-        "key": ("keys", "hidden"),
-        "value": ("keys", "hidden"),
+        **dict.fromkeys(("key", "value"), ("keys", "hidden")),
         "attention.output.dense": ("hidden", "queries"),
         "intermediate.dense": ("neurons", "hidden"),
         "output.dense": ("hidden", "neurons"),
-        "pooler.dense": ("hidden", "hidden"),
-        "classifier": ("classes", "hidden"),
-        "classifier.dense": ("hidden", "hidden"),
-        "classifier.out_proj": ("classes", "hidden"),
-        "chunk_score": ("classes", "hidden"),
-        "predictions.transform.dense": ("hidden", "hidden"),
-        "predictions.decoder": ("vocabulary", "hidden"),
-        "predictions": ("vocabulary",),
-        "lm_head.dense": ("hidden", "hidden"),
-        "lm_head.layer_norm": ("hidden",),
-        "lm_head.decoder": ("vocabulary", "hidden"),
-        "lm_head": ("vocabulary",),
+        **dict.fromkeys(("pooler.dense", "classifier.dense"), ("hidden", "hidden")),
+        **dict.fromkeys(("predictions.transform.dense", "lm_head.dense"), ("hidden", "hidden")),
+        **dict.fromkeys(
+            ("classifier", "classifier.out_proj", "chunk_score"), ("classes", "hidden")
+        ),
+        **dict.fromkeys(("predictions.decoder", "lm_head.decoder"), ("vocabulary", "hidden")),
+        **dict.fromkeys(("predictions", "lm_head"), ("vocabulary",)),
     },
 )
 

@@ -28,30 +28,30 @@ class Stage:
 
     name: str
     fingerprint: Callable[[RunArtifacts], str]
-    """Of its config and its inputs."""
+    """Returns the fingerprint of its config and its inputs."""
 
     is_complete: Callable[[RunArtifacts, RunRecord], bool]
-    """Whether its output is there and has the fingerprint."""
+    """Returns whether its output is there and has the fingerprint."""
 
     make: Callable[[StageContext], list[str]]
-    """Make its output, if that is not complete; returns lines for the terminal."""
+    """Makes its output, if that is not complete; returns lines for the terminal."""
 
     check: Callable[[RunArtifacts], None] = lambda run: None
-    """Refuse, ahead of `make`, what can be known only once the stages before are complete."""
+    """Refuses, before `make`, what can be known only once the stages before are complete."""
 
     models: Callable[[RunArtifacts], dict[str, str]] = lambda run: {}
-    """The fingerprints of the models that it writes to the run's output, by name; empty if they
-    cannot be known yet."""
+    """Returns the fingerprints of the models that it writes to the run's output, by name; empty if
+    they cannot be known yet."""
 
     needs_ray: bool = True
     supports_graceful_stop: bool = True
-    """Whether it has a state to save when it is asked to stop."""
+    """It has a state to save when it is asked to stop."""
 
     comes_from_base: bool = False
-    """Whether a run with a base takes its output from there."""
+    """A run with a base takes its output from there."""
 
     repeats_alone: bool = False
-    """Whether it runs again, though complete, if a user names it alone."""
+    """It runs again, though complete, if a user names it alone."""
 
 
 def models_complete(run: RunArtifacts, models: dict[str, str]) -> bool:

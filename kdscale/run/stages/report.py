@@ -5,7 +5,7 @@ from kdscale.report import write_model_card, write_report
 from kdscale.report.load import load_report_data
 from kdscale.report.panels import panels, summary
 from kdscale.run.stages.base import Stage, StageContext
-from kdscale.tracking.trackers import open_gallery
+from kdscale.tracking.wandb_run import open_wandb_run
 
 
 def _make(context: StageContext) -> list[str]:
@@ -18,7 +18,7 @@ def _make(context: StageContext) -> list[str]:
     for name in run.student_names:
         write_model_card(run.output, name)
     found = load_report_data(run.output)
-    gallery = open_gallery(run.config, "report", run.output)
+    gallery = open_wandb_run(run.config, "report", run.output)
     gallery.summary(summary(found))
     gallery.show(panels(found))
     gallery.finish()

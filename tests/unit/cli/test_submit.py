@@ -99,7 +99,7 @@ def test_dry_run_for_kubernetes_prints_the_rayjob(
     [
         (("--backend", "slurm"), "no back end 'slurm'"),
         (("--timeout", "5m"), "--timeout is for --follow"),
-        (("--grace", "soon"), "'soon' is no length of time"),
+        (("--grace", "soon"), "'soon' is not a length of time"),
         (("--env", "HF_TOKEN=not-for-eyes"), "--secret HF_TOKEN"),
         (("--secret", "ABSENT_TOKEN"), "ABSENT_TOKEN is not set here"),
         (("--student", "a.yaml", "--only", "cache"), "--student goes with neither"),

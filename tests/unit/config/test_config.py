@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel
 
 from kdscale.config import RunConfig, dump_config, fingerprint, load_config, parse_config
-from kdscale.config.data import DataConfig
+from kdscale.config.renamed import RENAMED
 from kdscale.config.starter import starter_yaml
 from kdscale.errors import KdscaleError
 
@@ -24,18 +24,6 @@ def test_every_shipped_config_is_valid_and_survives_its_dump(path: Path) -> None
 
 def test_the_starter_config_is_valid() -> None:
     assert parse_config(starter_yaml()).name
-
-
-def test_the_examples_of_the_docs_are_valid() -> None:
-    text = (CONFIGS[0].parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^    data:\n(?:(?:     .*)?\n)+", text, re.M)
-    lines = re.findall(r"`(train: {[^`]*})`", text)
-    assert len(blocks) >= 4
-    assert len(lines) >= 6
-    for block in blocks:
-        DataConfig.model_validate(yaml.safe_load(block)["data"])
-    for line in lines:
-        DataConfig.model_validate(yaml.safe_load(line))
 
 
 def test_every_field_is_documented_once_under_the_field() -> None:
@@ -72,13 +60,17 @@ def test_every_field_is_documented_once_under_the_field() -> None:
         ("data.evaluation_context=8; task=masked-lm", "is for the task causal-lm"),
         ("teacher.load=some/model", "give either `load` or `model`"),
         ("distill.student.teacher_layers=[0]", "give either `model` or `teacher_layers`"),
-        ("cache.rows=4", "global_batch_size 8 is more than cache.rows 4"),
-        ("cache.capture.zero.stage=2", "zero.stage is 0 or 3"),
+        ("cache.sequences=4", "global_batch_size 8 is more than cache.sequences 4"),
+        ("cache.capture.teacher_sharding=zero2", "Input should be 'none' or 'zero3'"),
+        (
+            "cache.capture={teacher_sharding: none, teacher_offload: cpu}",
+            "teacher_offload needs teacher_sharding zero3",
+        ),
         ("distill.loss.kd_weight={kind: linear, start: 1}", "`end` belongs to every kind"),
         ("distill.loss.kd_weight={start: 1.5}", r"kd_weight 1.5 is outside 0\.\.1"),
         ("distill.loss.kd_weight={kind: stages, values: [0.5, 2]}", r"2\.0 is outside 0\.\.1"),
         ("distill.loss.divergence={kind: reverse_kl}", "not defined on the targets of 'varopt'"),
-        ("distill.online.zero=3", "set targets to `online`"),
+        ("distill.online.teacher_sharding=zero3", "set targets to `online`"),
         (
             "distill.curriculum.length={multiple: 2, positions: {start: 2}}; data.overlap=3",
             "goes down to 2 positions, of which data.overlap takes 3",
@@ -101,13 +93,52 @@ def test_every_field_is_documented_once_under_the_field() -> None:
         ),
         ("data.evaluate={validation: {kind: python-docs}}", "give the other set another name"),
         ("data.tokenizer.kind=teacher", "needs teacher.load"),
-        ("nonsense", "has not the form a.b=value"),
+        ("nonsense", "does not have the form a.b=value"),
         ("seed.x=1", "goes through 'seed', a value"),
     ],
 )
 def test_a_mistake_is_named_with_the_field(override: str, message: str) -> None:
     with pytest.raises(KdscaleError, match=message):
         load_config(QUICKSTART, override.split("; "))
+
+
+# Keys of the quickstart's config, and what else stands around an old one.
+_AROUND = {
+    "teacher.training.early_stopping.least_gain": "teacher.training.early_stopping.patience=2",
+    "distill.training.early_stopping.least_gain": "distill.training.early_stopping.patience=2",
+}
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items(), ids=RENAMED)
+def test_an_old_key_is_refused_with_its_new_name(old: str, new: str, tmp_path: Path) -> None:
+    overrides = [_AROUND.get(old, "seed=0"), f"{old}=1"]
+    problem = rf"^  {re.escape(old)}: renamed to {re.escape(new)}$"
+    with pytest.raises(KdscaleError, match=re.compile(problem, re.M)):
+        load_config(QUICKSTART, overrides)
+    tree = yaml.safe_load(QUICKSTART.read_text())
+    section, *names = tree, *old.split(".")
+    for name in names[:-1]:
+        section = section.setdefault(name, {})
+    section[names[-1]] = 1
+    path = tmp_path / "old.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(KdscaleError, match=re.compile(problem, re.M)):
+        load_config(path)
+
+
+def test_a_new_name_is_one_of_a_field() -> None:
+    for new in RENAMED.values():
+        model: type[BaseModel] = RunConfig
+        for name in new.split()[0].split("."):
+            field = model.model_fields[name]
+            inner = (field.annotation, *getattr(field.annotation, "__args__", ()))
+            models = [a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)]
+            model = models[0] if models else BaseModel
+
+
+def test_an_old_value_is_refused_with_its_new_name() -> None:
+    with pytest.raises(KdscaleError, match=r"distill\.targets: 'live' is now 'online'"):
+        load_config(QUICKSTART, ["distill.targets=live"])
 
 
 def test_overrides_are_yaml_and_open_sections() -> None:

@@ -122,7 +122,7 @@ def test_after_the_warmup_every_epoch_meets_every_row_once() -> None:
 
 def test_many_rows_are_shuffled_within_windows_of_blocks() -> None:
     rows = 1000
-    config = CurriculumConfig(warmup_share=0.0, shuffle_rows=64)
+    config = CurriculumConfig(warmup_share=0.0, shuffle_sequences=64)
     windowed = ranked(config, np.zeros(rows), sequences_per_chunk=8)
     for epoch in np.split(met(windowed, range(125)), 2):
         assert sorted(epoch) == list(range(rows))

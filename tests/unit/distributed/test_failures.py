@@ -1,4 +1,4 @@
-"""Which errors of a worker end the run at once, and what the user reads of them."""
+"""Errors of a worker: which end the run at once, and their text for the user."""
 
 import errno
 import os
@@ -56,7 +56,7 @@ def recurse() -> None:
     recurse()
 
 
-def test_what_would_come_again_is_final(tmp_path: Path) -> None:
+def test_an_error_that_would_come_again_is_final(tmp_path: Path) -> None:
     damaged = pointer(tmp_path)
     assert isinstance(damaged, SafetensorError)
     for error in (
@@ -85,7 +85,7 @@ def test_what_would_come_again_is_final(tmp_path: Path) -> None:
         assert not is_retryable(error), repr(error)
 
 
-def test_what_was_lost_is_tried_again() -> None:
+def test_a_loss_is_retried() -> None:
     for error in (
         RuntimeError(
             "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer "
@@ -113,7 +113,7 @@ def test_what_was_lost_is_tried_again() -> None:
         assert is_retryable(error), repr(error)
 
 
-def die_or_tell(folder: str) -> None:
+def die_or_report(folder: str) -> None:
     """Rank 1 is killed while rank 0 waits for it in a collective."""
     dist.barrier()
     if dist.get_rank() == 1:
@@ -121,19 +121,19 @@ def die_or_tell(folder: str) -> None:
     try:
         dist.all_reduce(torch.ones(1))
     except Exception as error:
-        Path(folder, "mendable").write_text(str(is_retryable(error)))
+        Path(folder, "retryable").write_text(str(is_retryable(error)))
         os._exit(0)
 
 
 @pytest.mark.dist
-def test_gloos_own_words_for_a_lost_peer_are_known(tmp_path: Path) -> None:
+def test_gloos_text_for_a_lost_peer_is_known(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="rank 1 died"):
-        run_ranks(die_or_tell, 2, str(tmp_path))
-    assert (tmp_path / "mendable").read_text() == "True"
+        run_ranks(die_or_report, 2, str(tmp_path))
+    assert (tmp_path / "retryable").read_text() == "True"
 
 
 @pytest.mark.parametrize(
-    ("error", "problem", "fix", "says_all"),
+    ("error", "problem", "fix", "is_clear"),
     [
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has ..."),
@@ -158,12 +158,12 @@ def test_gloos_own_words_for_a_lost_peer_are_known(tmp_path: Path) -> None:
     ],
 )
 def test_a_final_error_is_one_sentence_and_a_fix(
-    error: Exception, problem: str, fix: str, says_all: bool
+    error: Exception, problem: str, fix: str, is_clear: bool
 ) -> None:
-    found, all_said = describe_failure(error, "The stage 'cache' failed on its workers")
+    found, clear = describe_failure(error, "The stage 'cache' failed on its workers")
     assert problem in found.problem
     assert "\n" not in found.problem
     assert fix in found.fix
-    assert all_said == says_all
+    assert clear == is_clear
     ours = KdscaleError("a", "b")
     assert describe_failure(ours, "A worker could not start") == (ours, True)

@@ -1,4 +1,4 @@
-"""The output of a finished run, made without a cluster: rows, three models, config and results."""
+"""Output of a finished run, made without a cluster: sequences, three models, config, results."""
 
 import json
 from dataclasses import asdict, replace
@@ -26,7 +26,7 @@ _SIZES = {"teacher": 24, "student": 16, "baseline": 16}
 
 
 def make_finished_run(folder: Path, **changes: Any) -> Store:
-    """The run in `folder`/output; `changes` as of `tiny_config`."""
+    """Make the run in `folder`/output; `changes` as of `tiny_config`."""
     corpus = write_corpus(folder / "corpus", _MODULES)
     store = open_store(str(folder / "output"))
     config = tiny_config(corpus, store.url, data__seq_len=T, **changes)
@@ -45,7 +45,7 @@ def make_finished_run(folder: Path, **changes: Any) -> Store:
 def make_model(
     store: Store, name: str, hidden: int, ids: dict[str, Any], tokenizer: Path, **options: Any
 ) -> None:
-    """A Llama with random weights, published to `name`; its embedding has padding."""
+    """Publish a Llama with random weights to `name`; its embedding has padding."""
     sizes = {"hidden_size": hidden, "intermediate_size": 32, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.4}
     shape = ModelConfig(
@@ -67,7 +67,7 @@ _SPECIAL = {"bos": "start", "eos": "end", "pad": "pad"}
 
 
 def _prepare(store: Store, texts: list[str], tokenizer: Path) -> dict[str, Any]:
-    """Rows as the prepare stage writes them, all of them held out."""
+    """Write sequences as the prepare stage does, all of them held out."""
     info = train_tokenizer(texts, 400, tokenizer)
     upload_folder(tokenizer, store, "tokenizer")
     builder = RowBuilder(Layout(T, 1, False, True, info.pad_id))

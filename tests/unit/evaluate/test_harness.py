@@ -11,10 +11,9 @@ from typer.testing import CliRunner
 from kdscale.cli import app
 from kdscale.errors import KdscaleError
 from kdscale.evaluate import harness
-from kdscale.evaluate.harness import HarnessOptions, merge, run_tasks
+from kdscale.evaluate.harness import HarnessOptions, merge, named_folders, run_tasks
 from kdscale.evaluate.heldout import last_word_items, passages, task_names
 from kdscale.evaluate.results import HarnessTask, read_results
-from kdscale.evaluate.scoring import named_folders
 from kdscale.models.load import load_model
 from kdscale.run.finished_run import FinishedRun
 from kdscale.store import open_store
@@ -157,4 +156,4 @@ def test_a_model_that_the_run_has_not_is_refused(output: Path) -> None:
     with pytest.raises(KdscaleError, match="no complete assistant"):
         named_folders(FinishedRun(open_store(str(output))), ["assistant"], [])
     with pytest.raises(KdscaleError, match="not the output of a run"):
-        FinishedRun(open_store(str(output / "student")))
+        named_folders(FinishedRun(open_store(str(output / "student"))), ["student"], [])

@@ -21,7 +21,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _naive(logits: np.ndarray, labels: np.ndarray, teacher: np.ndarray) -> dict:
-    """The reference: one position at a time, [P, V] float64."""
+    """Compute the reference: one position at a time, [P, V] float64."""
     loss = kl = back = agreed = overlap = 0.0
     bins: dict[int, list[tuple[float, bool]]] = {}
     for row, label, teacher_row in zip(logits, labels, teacher, strict=True):

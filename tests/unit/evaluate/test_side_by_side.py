@@ -9,10 +9,9 @@ import torch
 
 from kdscale.config.evaluate import SamplesConfig, SpeedConfig
 from kdscale.distributed.rank import current_rank
-from kdscale.evaluate import single_device as alone
-from kdscale.evaluate import speed
+from kdscale.evaluate import single_device, speed
 from kdscale.evaluate.samples import choose_prompts, write_samples
-from kdscale.evaluate.single_device import load_alone, write_text
+from kdscale.evaluate.single_device import load_models, write_text
 from kdscale.evaluate.speed import measure_speed
 from kdscale.models.hf_folder import ModelReference, read_marker
 from kdscale.run.finished_run import FinishedRun
@@ -36,8 +35,8 @@ def references(run: FinishedRun) -> dict[str, ModelReference]:
 def test_every_turn_measures_every_model(
     run: FinishedRun, references: dict[str, ModelReference]
 ) -> None:
-    models = load_alone(references, current_rank())
-    config = SpeedConfig(turns=2, rows=3, new_tokens=5)
+    models = load_models(references, current_rank())
+    config = SpeedConfig(turns=2, sequences=3, new_tokens=5)
     found = measure_speed(models, references, run.prepared(), config, current_rank())
     assert (found["device"], found["dtype"]) == ("CPU", "float32")
     assert (found["rows"], found["seq_len"], found["turns"]) == (3, T, 2)
@@ -55,8 +54,8 @@ def test_every_turn_measures_every_model(
 def test_a_speed_has_an_interval_over_turns_that_compare(
     run: FinishedRun, references: dict[str, ModelReference], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models = load_alone(references, current_rank())
-    config = SpeedConfig(turns=9, rows=2, new_tokens=1, seconds=600)
+    models = load_models(references, current_rank())
+    config = SpeedConfig(turns=9, sequences=2, new_tokens=1, seconds=600)
     # A machine that gets slower from turn to turn, on which the student takes a third as long.
     order: list[str] = []
 
@@ -78,8 +77,8 @@ def test_a_speed_has_an_interval_over_turns_that_compare(
 
 
 def test_turns_end_with_their_time(run: FinishedRun, references: dict[str, ModelReference]) -> None:
-    models = load_alone(references, current_rank())
-    config = SpeedConfig(turns=50, rows=1, new_tokens=1, seconds=1e-9)
+    models = load_models(references, current_rank())
+    config = SpeedConfig(turns=50, sequences=1, new_tokens=1, seconds=1e-9)
     found = measure_speed(models, references, run.prepared(), config, current_rank())
     assert found["turns"] == 1
 
@@ -94,15 +93,15 @@ def test_the_largest_is_left_out_where_memory_is_short(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     student = references["student"].parameters
-    monkeypatch.setattr(alone, "_room", lambda worker: 4 * (student + 1))
-    assert list(load_alone(references, current_rank())) == ["student"]
+    monkeypatch.setattr(single_device, "_available_bytes", lambda worker: 4 * (student + 1))
+    assert list(load_models(references, current_rank())) == ["student"]
 
 
 def test_greedy_text_is_the_argmax_of_whole_forwards(
     run: FinishedRun, references: dict[str, ModelReference]
 ) -> None:
     prepared = run.prepared()
-    model = load_alone(references, current_rank())["student"]
+    model = load_models(references, current_rank())["student"]
     vocabulary = prepared.vocab_size
     ids = torch.randint(vocabulary, (3, 9), generator=torch.Generator().manual_seed(0))
     got = write_text(model, ids, 6, prepared.special_ids, vocabulary, whole=True)
@@ -120,7 +119,7 @@ def test_drawn_text_follows_its_seed_and_leaves_the_generator_alone(
     run: FinishedRun, references: dict[str, ModelReference]
 ) -> None:
     prepared = run.prepared()
-    model = load_alone(references, current_rank())["student"]
+    model = load_models(references, current_rank())["student"]
     ids = torch.full((2, 4), 7)
 
     def text(seed: int) -> list[list[int]]:
@@ -140,7 +139,7 @@ def test_drawn_text_follows_its_seed_and_leaves_the_generator_alone(
 def test_samples_are_of_documents_and_stand_beside_their_truth(
     run: FinishedRun, references: dict[str, ModelReference]
 ) -> None:
-    models = load_alone(references, current_rank())
+    models = load_models(references, current_rank())
     config = SamplesConfig(prompts=3, prompt_tokens=16, new_tokens=24)
     found = write_samples(models, run.prepared(), config, current_rank(), seed=0)
     assert (found["domain"], found["temperature"]) == ("validation", None)

@@ -16,8 +16,10 @@ P, V = 600, 40
 
 
 def sample(sharpness: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits `sharpness` times what the labels were drawn from: the best temperature is about that
-    number."""
+    """Return logits `sharpness` times what the labels were drawn from.
+
+    The best temperature is about that number.
+    """
     generator = torch.Generator().manual_seed(seed)
     true = 2 * torch.randn(P, V, generator=generator)
     labels = torch.multinomial(true.softmax(-1), 1, generator=generator)[:, 0]

@@ -18,11 +18,9 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from kdscale.errors import KdscaleError
 from kdscale.export import Format, export, to_onnx
-from kdscale.export.export import INT8_TOLERANCE
-from kdscale.export.processor import processor
-from kdscale.export.samples import validation_batches
+from kdscale.export.compare import validation_batches
+from kdscale.export.export import INT8_TOLERANCE, processor, render
 from kdscale.export.source import find_source
-from kdscale.export.text import render
 from kdscale.export.to_onnx import check_weights, integer_weights
 from kdscale.store import Store
 from tests.unit.export.planted import plant_run
@@ -47,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def exported(run: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The folder onnx/ of an export in both formats, and what export.json says."""
+    """Export in both formats; return the folder onnx/ and the content of export.json."""
     folder = tmp_path_factory.mktemp("exports") / "out"
     formats = [Format.ONNX, Format.INT8]
     return folder / "onnx", export.export(find_source(run.url, "student"), folder, formats)
@@ -55,7 +53,7 @@ def exported(run: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 @pytest.fixture(scope="module")
 def eight_bits(exported: tuple[Path, dict[str, Any]], tmp_path_factory: Any) -> Path:
-    """The same graph with weights of eight bits, as it must not be exported."""
+    """Write the same graph with weights of eight bits, as it must not be exported."""
     path: Path = tmp_path_factory.mktemp("eight") / "model.onnx"
     quantize_dynamic(
         exported[0] / "model.onnx", path, per_channel=True, weight_type=QuantType.QInt8

@@ -9,7 +9,7 @@ import pytest
 
 from kdscale.errors import KdscaleError
 from kdscale.export.push import check_push
-from tests.unit.export.hub import Hub, local_hub
+from tests.hub import UploadHub, upload_hub
 from tests.unit.export.planted import plant_run
 
 TOKEN = "hf_of_nobody_0123456789abcdefghijklmn"
@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def push(
-    folder: Path, hub: Hub, *, private: bool = True, token: str | None = TOKEN
+    folder: Path, hub: UploadHub, *, private: bool = True, token: str | None = TOKEN
 ) -> subprocess.CompletedProcess[str]:
     """In a process of its own: huggingface_hub reads its endpoint once."""
     code = (
@@ -44,7 +44,7 @@ def push(
 
 @pytest.mark.parametrize("private", [True, False])
 def test_a_folder_goes_to_a_repository_that_is_made_for_it(folder: Path, private: bool) -> None:
-    with local_hub(public=not private) as hub:
+    with upload_hub(public=not private) as hub:
         done = push(folder, hub, private=private)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-1] == f"{hub.endpoint}/me/tiny/commit/1"
@@ -55,7 +55,7 @@ def test_a_folder_goes_to_a_repository_that_is_made_for_it(folder: Path, private
 
 
 def test_nothing_private_goes_to_a_public_repository(folder: Path) -> None:
-    with local_hub(public=True) as hub:
+    with upload_hub(public=True) as hub:
         done = push(folder, hub)
     assert done.returncode == 2
     assert "error: me/tiny exists and is public." in done.stderr
@@ -63,7 +63,7 @@ def test_nothing_private_goes_to_a_public_repository(folder: Path) -> None:
 
 
 def test_a_hub_that_is_out_of_reach_leaves_the_export(folder: Path) -> None:
-    with local_hub() as hub:
+    with upload_hub() as hub:
         pass
     done = push(folder, hub)
     assert done.returncode == 2
@@ -83,7 +83,7 @@ def test_a_name_or_token_that_cannot_do_is_refused(monkeypatch: pytest.MonkeyPat
 
 def test_a_dry_run_lists_the_files_keeps_none_and_asks_nobody(tmp_path: Path) -> None:
     run = plant_run(str(tmp_path / "run"), tmp_path)
-    with local_hub() as hub:
+    with upload_hub() as hub:
         done = subprocess.run(
             [
                 *(str(Path(sys.executable).with_name("kdscale")), "export", run.url),

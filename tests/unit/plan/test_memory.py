@@ -155,7 +155,7 @@ def test_a_masked_language_model_has_logits_where_it_guesses() -> None:
 
 
 def test_a_sharded_teacher_takes_its_share_and_what_is_gathered() -> None:
-    whole = setting("H100", cache__capture__zero={"stage": 0})
+    whole = setting("H100", cache__capture__teacher_sharding="none")
     shared = setting("H100", cache__capture__workers={"count": 4, "gpus": 1})
     n = whole.teacher.parameters
     assert capture_memory(whole).device["weights"] == 2 * n
@@ -179,7 +179,7 @@ def test_a_online_teacher_stands_beside_its_student() -> None:
 
 
 def test_evaluation_holds_all_models() -> None:
-    found = setting("H100", evaluate={"teacher_zero": 0})
+    found = setting("H100", evaluate={"teacher_sharding": "none"})
     memory = evaluate_memory(found).device
     assert memory["weights"] == 2 * found.teacher.parameters
     assert memory["students"] == 2 * 2 * found.student.parameters

@@ -177,7 +177,7 @@ def test_tokens_are_estimated_from_the_corpus(tmp_path: Path) -> None:
     ).corpus_bytes == (25_000 * 4)
     given = count_tokens(config, 2048, 32 * 77)
     assert (given.rows, given.captured_rows, given.corpus_bytes) == (77, 77, None)
-    fewer = config.model_copy(update={"cache": config.cache.model_copy(update={"rows": 10})})
+    fewer = config.model_copy(update={"cache": config.cache.model_copy(update={"sequences": 10})})
     assert count_tokens(fewer, 2048, 32 * 77).captured == 320
 
 

@@ -49,7 +49,8 @@ def test_a_rate_is_peak_times_utilisation_or_what_was_measured() -> None:
 @pytest.mark.parametrize(("workers", "units"), [(1, 40), (2, 20), (40, 1), (41, 1), (1024, 1)])
 def test_capture_takes_as_many_rounds_as_the_busiest_rank(workers: int, units: int) -> None:
     found = setting(
-        "H100", cache__capture={"workers": {"count": workers, "gpus": 1}, "zero": {"stage": 0}}
+        "H100",
+        cache__capture={"workers": {"count": workers, "gpus": 1}, "teacher_sharding": "none"},
     )
     flops = units * 16 * 32 * found.teacher.forward_flops(32)
     expected = flops / (0.40 * 989e12)

@@ -1,4 +1,4 @@
-"""What a look at a run leaves alone, what it notes, and what it cannot see from here."""
+"""Preflight: its notes, models and data out of reach, and nothing left behind."""
 
 import json
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(place: Path, tmp_path: Path) -> Callable[..., RunConfig]:
-    """A good config but for the changes given."""
+    """Return a maker of good configs but for the changes given."""
 
     def make(**changes: Any) -> RunConfig:
         tree = run_config(place, **{"output": str(tmp_path / "output"), **changes})
@@ -119,7 +119,9 @@ def test_a_dry_run_says_what_was_checked(
 ) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(
-        dump_config(config(cache__rows=32, distill__training={"steps": 1, "global_batch_size": 8}))
+        dump_config(
+            config(cache__sequences=32, distill__training={"steps": 1, "global_batch_size": 8})
+        )
     )
     code, out, _ = run(capsys, "run", str(path), "--dry-run")
     assert code == 0
@@ -186,7 +188,7 @@ NOTES: dict[str, tuple[dict[str, Any], str]] = {
         "distill.student.model.options.vocab_size 320 is no choice of the model",
     ),
     "unread": (
-        {"cache__rows": 64, "distill__training": {"steps": 2, "global_batch_size": 8}},
+        {"cache__sequences": 64, "distill__training": {"steps": 2, "global_batch_size": 8}},
         "reads 16 rows (2 steps of 8), ",
     ),
     "long rows": (
@@ -200,7 +202,7 @@ NOTES: dict[str, tuple[dict[str, Any], str]] = {
         "Sequences of 600 tokens are longer than the 512 positions that the teacher (llama)",
     ),
     "large batch": (
-        {"cache__rows": None, "distill__training": {"steps": 1, "global_batch_size": 900}},
+        {"cache__sequences": None, "distill__training": {"steps": 1, "global_batch_size": 900}},
         "it will have some of them more than once",
     ),
     "revision": (

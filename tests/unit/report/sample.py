@@ -32,7 +32,7 @@ data:
 teacher:
   model: {architecture: llama, options: {hidden_size: 256}}
   training: {steps: 640, global_batch_size: 8}
-cache: {rows: 1600}
+cache: {sequences: 1600}
 distill:
   student: {model: {architecture: llama, options: {hidden_size: 96}}}
   training: {steps: 200, global_batch_size: 8}

@@ -1,10 +1,11 @@
-"""Fingerprints: what names an artefact, and what only says how to compute it."""
+"""Fingerprints: what names an artifact, and what is operational."""
 
 from pathlib import Path
 
 import pytest
 
 from kdscale.config import RunConfig
+from kdscale.config.operational import recipe
 from kdscale.errors import KdscaleError
 from kdscale.run.artifacts import RunArtifacts
 from kdscale.run.pipeline import run_pipeline
@@ -23,7 +24,7 @@ def run(corpus: Path, **changes: object) -> RunArtifacts:
 
 def test_rows_are_named_by_their_config_and_their_source(corpus: Path) -> None:
     first = run(corpus).prepare_fingerprint
-    assert run(corpus, seed=9, cache__rows=32).prepare_fingerprint == first
+    assert run(corpus, seed=9, cache__sequences=32).prepare_fingerprint == first
     assert run(corpus, data__seq_len=32).prepare_fingerprint != first
     (corpus / "bisect.py").write_text("# another text, long enough to be kept by the cleaning\n")
     assert run(corpus).prepare_fingerprint != first
@@ -92,3 +93,13 @@ def test_a_base_that_lacks_something_is_named(corpus: Path) -> None:
         run_pipeline(child, until="cache")
     assert "base, has not completed its stage 'prepare'" in caught.value.problem
     assert "--until cache" in caught.value.fix
+
+
+def test_operational_fields_are_in_no_recipe(corpus: Path) -> None:
+    config = run(corpus).config
+    assert recipe(config.teacher)["training"].keys() == {
+        *("steps", "global_batch_size", "optimiser", "dropout", "early_stopping", "keep"),
+        *("validate_every", "validation_sequences"),
+    }
+    assert {"workers", "baseline", "cache_folder"}.isdisjoint(recipe(config.distill))
+    assert recipe(config.cache).keys() == {"codec", "temperature", "rows"}

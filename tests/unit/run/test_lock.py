@@ -1,4 +1,4 @@
-"""Who may run: one driver at a time, the same job at once again, the next one after a death."""
+"""The lock of a run: one driver at a time, the same job at once, another after a death."""
 
 import json
 import multiprocessing
@@ -13,7 +13,7 @@ from kdscale.errors import KdscaleError
 from kdscale.run import lock as module
 from kdscale.run.lock import LEASE_KEY, RunLockedError, lease_owner, run_lease, this_driver
 from kdscale.run.record import RunRecord
-from kdscale.store import HeldLease, Store, Terms, open_store
+from kdscale.store import HeldLease, LeaseConfig, Store, open_store
 
 NOW = 1_000_000.0
 
@@ -25,11 +25,11 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 def held(store: Store, owner: str, now: float = NOW, process: str = "") -> HeldLease:
-    terms = Terms(60, claim=store.put_if_absent, clock=lambda: now)
-    return HeldLease(store, LEASE_KEY, owner, terms, process)
+    config = LeaseConfig(60, claim=store.put_if_absent, clock=lambda: now)
+    return HeldLease(store, LEASE_KEY, owner, config, process)
 
 
-def test_a_second_run_is_told_who_holds_it_and_what_to_do(store: Store) -> None:
+def test_a_second_run_is_refused_with_the_owner_and_a_fix(store: Store) -> None:
     with run_lease(store, "job first"):
         with pytest.raises(RunLockedError) as caught, run_lease(store, "job second", wait=0):
             pass
@@ -44,7 +44,7 @@ def test_a_second_run_is_told_who_holds_it_and_what_to_do(store: Store) -> None:
         assert (found.owner, found.epoch) == ("job second", 2)
 
 
-def test_a_holder_that_renews_is_alive_and_the_waiting_end(store: Store) -> None:
+def test_an_owner_that_renews_is_alive_and_the_waiting_end(store: Store) -> None:
     with (
         run_lease(store, "first", seconds=0.4),
         pytest.raises(RunLockedError, match="first has held it"),
@@ -53,9 +53,9 @@ def test_a_holder_that_renews_is_alive_and_the_waiting_end(store: Store) -> None
         pass
 
 
-def test_a_dead_holder_is_followed_when_its_lease_ends(store: Store) -> None:
-    # Nobody renews this one; its owner is on another machine.
-    first = HeldLease(store, LEASE_KEY, "first", Terms(3600))
+def test_a_dead_owner_is_followed_when_its_lease_ends(store: Store) -> None:
+    # This one is not renewed; its owner is on another machine.
+    first = HeldLease(store, LEASE_KEY, "first", LeaseConfig(3600))
     with run_lease(store, "second", seconds=1) as lease:
         lease.check()
         with pytest.raises(KdscaleError, match=r"second .* has taken over"):
@@ -108,7 +108,7 @@ def test_a_process_that_died_between_claim_and_lease_is_passed_by(store: Store) 
     assert found.epoch == 3
 
 
-def test_of_many_that_start_together_one_wins(store: Store) -> None:
+def test_one_of_many_that_start_together_wins(store: Store) -> None:
     won, refused = [], []
     barrier = threading.Barrier(8)
 
@@ -143,7 +143,7 @@ def test_nothing_is_written_once_the_lease_is_lost(store: Store) -> None:
     assert store.get("run.json") == before
 
 
-def test_a_ray_job_is_called_by_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ray_job_is_named_by_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     assert this_driver().startswith(f"process {os.getpid()} of ")
     job = {"metadata": {"job_submission_id": "tiny-1"}}

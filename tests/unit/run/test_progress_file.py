@@ -1,4 +1,4 @@
-"""What a run tells of itself while it runs, when it ends, and when it is killed."""
+"""The progress file while a run is at work, when it ends, and when it is killed."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def reported(progress: RunningStage, done: int, note: str = "rows") -> None:
     progress.drain()
 
 
-def test_it_beats_while_the_run_goes_on(store: Store) -> None:
+def test_it_beats_while_the_run_is_at_work(store: Store) -> None:
     progress = RunningStage("cache")
     with ProgressFile(store, seconds=0.02) as file:
         first = wait_for(store, lambda found: True)
@@ -64,7 +64,7 @@ def test_it_beats_while_the_run_goes_on(store: Store) -> None:
     assert last(store).drivers[-1].state == "complete"
 
 
-def test_the_last_word_of_a_stage_is_kept_when_the_next_begins(store: Store) -> None:
+def test_the_progress_of_a_stage_is_kept_when_the_next_begins(store: Store) -> None:
     with ProgressFile(store, seconds=60) as file:
         for name in ("cache", "distill"):
             progress = RunningStage(name)
@@ -76,7 +76,7 @@ def test_the_last_word_of_a_stage_is_kept_when_the_next_begins(store: Store) -> 
     }
 
 
-def test_how_it_failed_is_told_without_secrets(
+def test_the_cause_of_a_failure_has_no_secrets(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-key")
@@ -89,7 +89,7 @@ def test_how_it_failed_is_told_without_secrets(
     assert states == [("failed", "No *** fits."), ("failed", "RuntimeError: boom")]
 
 
-def test_what_was_asked_to_stop_has_not_failed(store: Store) -> None:
+def test_a_run_that_was_asked_to_stop_has_not_failed(store: Store) -> None:
     with pytest.raises(StoppedError), ProgressFile(store):
         raise StoppedError("Stopped as asked.")
     with pytest.raises(KeyboardInterrupt), ProgressFile(store):
@@ -165,7 +165,7 @@ def test_a_driver_that_lost_the_run_is_silent(store: Store) -> None:
     assert [driver.state for driver in last(store).drivers] == ["lost", "complete"]
 
 
-def test_what_cannot_be_read_is_written_anew(store: Store) -> None:
+def test_an_unreadable_file_is_written_anew(store: Store) -> None:
     store.put(PROGRESS_KEY, b"{}x")
     with pytest.raises(KdscaleError, match="not written by this version"):
         read_progress(store)

@@ -1,4 +1,4 @@
-"""Where a run stands: from its store alone, at the edges between alive, lost and ended."""
+"""The status of a run, from its store alone: alive, lost and ended."""
 
 import json
 from pathlib import Path
@@ -61,7 +61,7 @@ def stage(store: Store, name: str, now: float = HEARD) -> StageStatus:
     return next(each for each in run_status(store, now).stages if each.name == name)
 
 
-def test_no_run_is_an_error_that_says_what_to_give(tmp_path: Path) -> None:
+def test_no_run_is_an_error_with_a_fix(tmp_path: Path) -> None:
     with pytest.raises(KdscaleError, match="not the output of a run"):
         run_status(open_store(str(tmp_path)))
 
@@ -92,19 +92,19 @@ def test_how_a_run_ended(store: Store) -> None:
     assert run_status(store, HEARD).state == "complete"
 
 
-def test_a_run_that_never_told_of_itself_still_has_its_record(store: Store) -> None:
+def test_a_run_without_progress_still_has_its_record(store: Store) -> None:
     write_record(store, **dict.fromkeys(STAGES, "complete"))
     found = run_status(store)
     assert (found.state, found.driver, found.heard_seconds_ago) == ("complete", None, None)
     json.dumps(found.as_dict())
 
 
-def test_seconds_of_a_running_stage_go_on(store: Store) -> None:
+def test_seconds_of_a_running_stage_count_on(store: Store) -> None:
     write_record(store, teacher="running")
     write_progress(store, teacher={"done": 3, "total": 9, "seconds_left": 20.0})
     found = stage(store, "teacher")
     assert (found.seconds, found.done, found.total, found.seconds_left) == (15.0, 3, 9, 20.0)
-    # What another config's stage reached is not this one's.
+    # The progress of another config's stage is not this one's.
     write_progress(store, teacher={"done": 3, "fingerprint": "other"})
     assert (stage(store, "teacher").seconds, stage(store, "teacher").done) == (5.0, 0)
 

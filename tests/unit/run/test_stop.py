@@ -1,4 +1,4 @@
-"""What a driver does when it is asked to stop, by a signal or through the store."""
+"""A driver that is asked to stop, by a signal or through the store."""
 
 import os
 import signal
@@ -42,7 +42,9 @@ def until(ready: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_ends(store: Store, number: int) -> None:
+def test_the_first_signal_is_graceful_and_the_second_ends_the_run(
+    store: Store, number: int
+) -> None:
     before = signal.getsignal(number)
     with StopRequests(store) as requests:
         requests.check()
@@ -57,12 +59,7 @@ def test_the_first_signal_asks_and_the_second_ends(store: Store, number: int) ->
     assert signal.getsignal(number) is before
 
 
-def test_a_signal_ends_what_has_nothing_to_save(store: Store) -> None:
-    with StopRequests(store), pytest.raises(StoppedError, match="at once by SIGINT"):
-        signalled(signal.SIGINT)
-
-
-def test_a_request_in_the_store_is_heard_and_cleared_at_the_end(store: Store) -> None:
+def test_a_request_in_the_store_is_found_and_cleared_at_the_end(store: Store) -> None:
     with StopRequests(store) as requests, requests.graceful():
         name = request_stop(store, seconds=3600)
         until(requests.stop_requested)
@@ -70,9 +67,15 @@ def test_a_request_in_the_store_is_heard_and_cleared_at_the_end(store: Store) ->
     assert not store.exists(STOP_KEY)
 
 
-def test_a_request_ends_what_has_nothing_to_save(store: Store) -> None:
-    with StopRequests(store), pytest.raises(StoppedError, match="at once by the request"):
-        requested(store)
+@pytest.mark.parametrize(
+    ("act", "cause"),
+    [(lambda store: signalled(signal.SIGINT), "SIGINT"), (requested, "the request")],
+)
+def test_a_run_without_a_state_to_save_ends_at_once(
+    store: Store, act: Callable[[Store], None], cause: str
+) -> None:
+    with StopRequests(store), pytest.raises(StoppedError, match=f"at once by {cause}"):
+        act(store)
 
 
 def test_after_the_time_that_was_given_the_run_ends(store: Store) -> None:
@@ -90,7 +93,7 @@ def test_a_request_from_before_the_run_is_dropped(store: Store) -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b'{"id": 3}', b"[]"])
-def test_what_is_no_request_is_ignored(store: Store, text: bytes) -> None:
+def test_an_invalid_request_is_ignored(store: Store, text: bytes) -> None:
     with StopRequests(store) as requests:
         store.put(STOP_KEY, text)
         assert requests._read() is None

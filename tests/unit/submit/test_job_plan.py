@@ -112,7 +112,7 @@ def test_relative_paths_become_absolute(tmp_path: Path) -> None:
     # A folder of that name is there, so it is no name on the hub.
     assert made.data.evaluate["mine"].path == f"{tmp_path}/somewhere/sets/mine"
     named = [note.split()[0] for note in plan.notes]
-    assert named == ["output", "cache.reuse", "data.train.path", "data.evaluate.mine.path"]
+    assert named == ["output", "data.train.path", "data.evaluate.mine.path", "cache.reuse"]
     assert all("storage that all nodes share" in note for note in plan.notes)
 
 
@@ -150,6 +150,24 @@ def test_teacher_folder_becomes_absolute(tmp_path: Path) -> None:
     dotted = config(teacher={"load": "./absent"})
     made = parse_config(plan_job(dotted, folder=tmp_path).config_text)
     assert made.teacher.load == f"{tmp_path}/absent"
+
+
+def test_models_to_compare_and_the_folder_of_blocks_become_absolute(tmp_path: Path) -> None:
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    models = {"mine": "models/mine", "dotted": "./absent", "hub": "org/absent"}
+    distill = LOADED["distill"] | {"cache_folder": "blocks"}
+    plan = plan_job(config(evaluate={"models": models}, distill=distill), folder=tmp_path)
+    made = parse_config(plan.config_text)
+    assert made.evaluate.models == {
+        "mine": f"{tmp_path}/models/mine",
+        "dotted": f"{tmp_path}/absent",
+        "hub": "org/absent",
+    }
+    assert made.distill.cache_folder == f"{tmp_path}/blocks"
+    notes = dict(note.split(" is ", 1) for note in plan.notes)
+    assert notes["evaluate.models.mine"].endswith("on storage that all nodes share.")
+    assert notes["distill.cache_folder"] == f"{tmp_path}/blocks: each node keeps its own."
+    assert "evaluate.models.hub" not in notes
 
 
 def test_everything_else_of_the_config_is_unchanged() -> None:

@@ -68,7 +68,7 @@ def make_plan(name: str, **fields: object) -> JobPlan:
         submission_id=name,
         entrypoint="python jobs/run.py job/config.yaml",
         config_text="",
-        notes=(),
+        places=(),
         **given,
     )
 

@@ -108,10 +108,13 @@ def make_subject(
             "cache": {
                 "codec": {"kind": "full"},
                 "temperature": 1.5,
-                "rows": count,
+                "sequences": count,
                 "sequences_per_shard": 6,
                 "sequences_per_chunk": 3,
-                "capture": {"zero": {"stage": stage}, "micro_batch_size": 4},
+                "capture": {
+                    "teacher_sharding": "zero3" if stage == 3 else "none",
+                    "micro_batch_size": 4,
+                },
             },
             "distill": {
                 "student": {"teacher_layers": [0]},

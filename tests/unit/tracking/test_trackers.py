@@ -20,10 +20,11 @@ from kdscale.evaluate.results import Results
 from kdscale.report.load import load_report_data
 from kdscale.report.panels import panels
 from kdscale.store import Store, open_store
-from kdscale.tracking import trackers as tracking
+from kdscale.tracking import wandb_run
 from kdscale.tracking import wandb_view as workspace
 from kdscale.tracking.panels import Panel, fit
-from kdscale.tracking.trackers import Tracker, WandbRun, open_gallery, open_tracker
+from kdscale.tracking.trackers import Tracker, open_tracker
+from kdscale.tracking.wandb_run import WandbRun, open_wandb_run
 from kdscale.tracking.wandb_view import build_view
 from tests.runs import tiny_config
 from tests.s3 import S3Server, free_ports
@@ -60,11 +61,11 @@ def steps_of(store: Store) -> list[tuple[int, float]]:
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What tracking itself logged; wandb logs things of its own when it was imported before."""
+    """Return what tracking itself logged; wandb logs things when it was imported before."""
     return [
         record.getMessage()
         for record in caplog.records
-        if record.name == "kdscale.tracking.trackers"
+        if record.name == "kdscale.tracking.wandb_run"
     ]
 
 
@@ -199,7 +200,7 @@ def test_charts_and_tables_are_the_runs_own(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     tree = tiny_config(tmp_path / "corpus", str(tmp_path), name="night")
     config = RunConfig.model_validate({**tree, "tracking": OFFLINE})
-    gallery = open_gallery(config, "report", store)
+    gallery = open_wandb_run(config, "report", store)
     gallery.summary({"gap_recovered": 0.49})
     gallery.show(PANELS)
     gallery.finish()
@@ -304,7 +305,7 @@ def test_every_panel_of_a_report_is_in_its_run(
     assert "quality/speed" in tables
     assert ("quality/lm-eval" in tables) == (make is with_harness)
     tree = tiny_config(tmp_path / "corpus", str(output), name=64 * "n")
-    gallery = open_gallery(
+    gallery = open_wandb_run(
         RunConfig.model_validate({**tree, "tracking": OFFLINE}), "report", open_store(str(output))
     )
     gallery.show(shown)
@@ -321,7 +322,7 @@ def test_a_panel_that_fails_costs_no_other(
     mixed = Panel("quality", "m" * 500, "table", ("a",), [["text"], [1.0]])
     tree = tiny_config(tmp_path / "corpus", str(tmp_path), name="night")
     config = RunConfig.model_validate({**tree, "tracking": OFFLINE})
-    gallery = open_gallery(config, "report", open_store(str(tmp_path)))
+    gallery = open_wandb_run(config, "report", open_store(str(tmp_path)))
     gallery.show([PANELS[0], torn, mixed, *PANELS[1:]])
     gallery.finish()
     (log,) = offline_runs(tmp_path)
@@ -390,7 +391,7 @@ def test_a_view_is_saved_where_the_run_is_online(
         WandbRun(online).show(PANELS[1:2])
     assert asked == [("team", "p", "night", "abc", PANELS[1:2])] * 2
     assert said(caplog) == [
-        "W&B: save a view failed, the run goes on without it: ConnectionError: no route to host",
+        "W&B: save a view failed, the run continues without it: ConnectionError: no route to host",
         "W&B: the view of its charts and tables: https://wandb.example/team/p?nw=1",
     ]
 
@@ -431,7 +432,7 @@ def test_wandb_out_of_reach_becomes_an_offline_run(
     (port,) = free_ports(1)
     monkeypatch.setenv("WANDB_API_KEY", "hunter2" + "0" * 33)
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
-    monkeypatch.setattr(tracking, "_INIT_SECONDS", 3.0)
+    monkeypatch.setattr(wandb_run, "_INIT_SECONDS", 3.0)
     store = open_store(str(tmp_path))
     tracker = start(store, TrackingConfig())
     tracker.log(1, 1, {"loss": 1.0})
@@ -535,7 +536,7 @@ def test_where_wandb_goes(
         monkeypatch.setenv(name, value)
     (tmp_path / "netrc").write_text(netrc)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert tracking._mode(wanted) == mode
+    assert wandb_run._mode(wanted) == mode
 
 
 @pytest.mark.usefixtures("no_settings")
@@ -544,7 +545,7 @@ def test_a_netrc_that_is_no_text_names_nobody(
 ) -> None:
     (tmp_path / "netrc").write_bytes("# Prüfung\nmachine api.wandb.ai".encode("latin-1"))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert tracking._mode("auto") == "offline"
+    assert wandb_run._mode("auto") == "offline"
 
 
 def test_wandb_is_not_imported_where_it_is_off(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ def follow(losses: list[float], stopping: EarlyStoppingConfig | None) -> list[Va
     return found[1:]
 
 
-def ends_after(losses: list[float], patience: int, least_gain: float = 0.0) -> int | None:
+def ends_after(losses: list[float], patience: int, min_delta: float = 0.0) -> int | None:
     """Return the number of validations after which the training ends."""
-    stopping = EarlyStoppingConfig(patience=patience, least_gain=least_gain)
+    stopping = EarlyStoppingConfig(patience=patience, min_delta=min_delta)
     for index, validated in enumerate(follow(losses, stopping)):
         if validated.ends(stopping):
             return index + 1
@@ -50,11 +50,11 @@ def test_patience_is_counted_in_validations_without_gain(
 def test_small_gains_add_up_and_still_make_a_new_best() -> None:
     # Falls of 0.25 where 0.5 is a gain: every second validation is one.
     losses = [3.0, 2.75, 2.5, 2.25, 2.0]
-    stopping = EarlyStoppingConfig(patience=2, least_gain=0.5)
+    stopping = EarlyStoppingConfig(patience=2, min_delta=0.5)
     found = follow(losses, stopping)
-    assert [v.without_gain for v in found] == [0, 1, 0, 1, 0]
+    assert [v.patience_used for v in found] == [0, 1, 0, 1, 0]
     assert [v.best_step for v in found] == [10, 20, 30, 40, 50]
-    assert ends_after([3.0, 2.9, 2.8, 2.7], patience=2, least_gain=0.5) == 3
+    assert ends_after([3.0, 2.9, 2.8, 2.7], patience=2, min_delta=0.5) == 3
 
 
 def test_losses_that_are_not_numbers_end_a_training_and_are_never_best() -> None:

@@ -1,4 +1,4 @@
-"""A Ray that is gone, or does not start, is told within a minute and in a sentence."""
+"""A Ray that is gone, or does not start: an error within a minute, in a sentence."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ from kdscale.workers import ray_session
 from tests.s3 import free_ports
 
 
-def told(address: str, monkeypatch: pytest.MonkeyPatch) -> KdscaleError:
+def refusal(address: str, monkeypatch: pytest.MonkeyPatch) -> KdscaleError:
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(KdscaleError) as caught, ray_session.ray_session():
         pass
@@ -25,37 +25,37 @@ def test_a_cluster_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_session, "_RETRY_SECONDS", 0.0)
     (port,) = free_ports(1)
     for protocol in ("", "ray://"):
-        error = told(f"{protocol}127.0.0.1:{port}", monkeypatch)
+        error = refusal(f"{protocol}127.0.0.1:{port}", monkeypatch)
         assert "No Ray cluster answers" in error.problem
         assert "Connection refused" in error.problem
         assert "unset RAY_ADDRESS" in error.fix
 
 
-def test_a_head_whose_name_nobody_knows_is_given_up_at_once(
+def test_an_unknown_host_is_refused_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ray_session, "_RETRY_SECONDS", 600.0)
     assert (
         "the host 'mistyped.invalid' is not known"
-        in told("mistyped.invalid:6379", monkeypatch).problem
+        in refusal("mistyped.invalid:6379", monkeypatch).problem
     )
 
 
 @pytest.mark.parametrize("address", ["head", "head:port", ":6379", "head:0", "head:99999"])
 def test_an_address_that_is_none(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    error = told(address, monkeypatch)
+    error = refusal(address, monkeypatch)
     assert "no address of a Ray cluster" in error.problem
     assert "HEAD:6379" in error.fix
 
 
 def test_the_address_for_jobs_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "kdscale submit" in told("http://head:8265", monkeypatch).fix
+    assert "kdscale submit" in refusal("http://head:8265", monkeypatch).fix
 
 
 def test_something_else_listens_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_session, "_ANSWER_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        error = told(f"127.0.0.1:{silent.getsockname()[1]}", monkeypatch)
+        error = refusal(f"127.0.0.1:{silent.getsockname()[1]}", monkeypatch)
     assert "has not answered as Ray" in error.problem
 
 

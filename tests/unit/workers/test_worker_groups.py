@@ -15,18 +15,18 @@ def test_a_kdscale_error_of_a_rank_is_what_the_user_reads() -> None:
     assert group._stage_error(ours, "distill") is ours
 
 
-def test_other_failures_name_the_stage_and_say_how_to_go_on() -> None:
+def test_other_failures_name_the_stage_and_a_fix() -> None:
     other = group._stage_error(TypeError("no such argument"), "cache")
     assert "'cache' failed on its workers: TypeError: no such argument" in other.problem
     assert "finished work is kept" in other.fix
 
 
-def test_a_rank_without_its_store_is_told_as_any_command_without_it() -> None:
+def test_a_store_that_fails_has_the_text_of_any_command() -> None:
     gone = StoreError("get s3://b/k: 403", "s3://b/k cannot be read: denied.", "denied", "Log in.")
     for error in (gone, WorkerGroupError("Traceback", {1: gone})):
-        told = group._stage_error(error, "cache")
-        assert told.problem.endswith("failed on its workers: s3://b/k cannot be read: denied.")
-        assert told.fix == "Log in. Then run the same command again: finished work is kept."
+        found = group._stage_error(error, "cache")
+        assert found.problem.endswith("failed on its workers: s3://b/k cannot be read: denied.")
+        assert found.fix == "Log in. Then run the same command again: finished work is kept."
     full = group._stage_error(OSError(28, "No space left on device", "/tmp/x"), "cache")
     assert "/tmp/x cannot be used: the disk is full" in full.problem
 

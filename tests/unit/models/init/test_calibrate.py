@@ -82,18 +82,18 @@ def test_a_measured_model_is_left_as_it_was(tmp_path: Path) -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in teacher.modules())
 
 
-def statistics(folder: str, zero: int) -> list[np.ndarray]:
-    width = WidthConfig.model_validate({"hidden_size": 6, "teacher_zero": zero})
+def statistics(folder: str, sharding: str) -> list[np.ndarray]:
+    width = WidthConfig.model_validate({"hidden_size": 6, "teacher_sharding": sharding})
     found = calibrate(width, folder, None, make_rows(), current_rank())
     return [found.channels, found.neurons, found.heads]
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("zero", [0, 3])
-def test_a_teacher_on_two_ranks_has_the_same_statistics(tmp_path: Path, zero: int) -> None:
+@pytest.mark.parametrize("sharding", ["none", "zero3"])
+def test_a_teacher_on_two_ranks_has_the_same_statistics(tmp_path: Path, sharding: str) -> None:
     make_teacher(tmp_path)
-    alone = statistics(str(tmp_path), zero=0)
-    first, second = run_ranks(statistics, 2, str(tmp_path), zero)
+    alone = statistics(str(tmp_path), sharding="none")
+    first, second = run_ranks(statistics, 2, str(tmp_path), sharding)
     for mine, others, expected in zip(first, second, alone, strict=True):
         np.testing.assert_array_equal(mine, others)
         np.testing.assert_array_equal(mine, expected)

@@ -3,7 +3,7 @@
 import pytest
 
 from kdscale.errors import KdscaleError
-from kdscale.submit.duration import seconds
+from kdscale.utils.duration import parse_duration
 
 
 @pytest.mark.parametrize(
@@ -11,10 +11,10 @@ from kdscale.submit.duration import seconds
     [("0", 0), ("90", 90), ("30s", 30), ("5m", 300), ("2h", 7200), ("1d", 86400), (" 5m ", 300)],
 )
 def test_seconds(text: str, expected: int) -> None:
-    assert seconds(text) == expected
+    assert parse_duration(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "m", "-5m", "5 m", "1.5h", "5min", "1h30m"])
 def test_malformed(text: str) -> None:
-    with pytest.raises(KdscaleError, match="no length of time"):
-        seconds(text)
+    with pytest.raises(KdscaleError, match="not a length of time"):
+        parse_duration(text)

@@ -1,4 +1,4 @@
-"""Weights of labels: classes of unequal size, sequences whose class is not known."""
+"""Cross-entropy on labels, weighted: classes of unequal size, labels that are not known."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,9 @@ import torch
 
 from kdscale.config.data import DataConfig
 from kdscale.data.rows.prepared import RowTable
+from kdscale.losses.fused import LossSums, head_and_loss
+from kdscale.models.forward import RowTensors
+from kdscale.models.head import ModelWithHead
 
 
 @dataclass(frozen=True)
@@ -13,7 +16,7 @@ class LabelWeights:
     """Weight of each label in the cross-entropy."""
 
     of_class: torch.Tensor | None = None  # [classes] float32; None where all count alike
-    known_share: float = 1.0  # of the rows; those whose label is known count for the others
+    known_share: float = 1.0  # of the sequences; those with a known label count for the others
 
     def at(self, labels: torch.Tensor) -> torch.Tensor | None:
         """Return [P] float32 for labels [P], 0 where one is -1; None where every one counts 1."""
@@ -24,6 +27,13 @@ class LabelWeights:
 
 
 EQUAL = LabelWeights()
+
+
+def label_loss(model: ModelWithHead, rows: RowTensors, weights: LabelWeights = EQUAL) -> LossSums:
+    """Return the sums of the cross-entropy on the labels at the positions of `rows` that count."""
+    labels = rows.labels[rows.mask]
+    hidden = model.hidden(rows.ids, rows.segments)[rows.mask]
+    return head_and_loss(hidden, model.head, labels, label_weights=weights.at(labels))
 
 
 def class_weights(data: DataConfig, table: RowTable, device: torch.device) -> torch.Tensor | None:
