@@ -24,7 +24,7 @@ from benchmarks.common import ASSETS, CONFIGS, RESULTS, ROOT, Quick, finished, g
 OUTPUT = ROOT / "runs" / "smollm2-bbc"
 QUICK = {
     "data.evaluation_sequences": 4,
-    "cache.rows": 16,
+    "cache.sequences": 16,
     "cache.sequences_per_shard": 8,
     "distill.training.steps": 4,
     "distill.training.global_batch_size": 4,

@@ -105,7 +105,7 @@ def repair(
 ) -> None:
     """Mend what is damaged, and capture again the shards that only the teacher can give.
 
-    Exit code 1 if something cannot be mended.
+    Exit code 1 if something cannot be repaired.
     """
     from kdscale.cache.maintain.repair import repair as repair_cache
     from kdscale.workers.progress import stage_progress
@@ -115,8 +115,8 @@ def repair(
         report = repair_cache(
             store, workers=workers, put_if_absent=put_if_absent, progress=shown.update
         )
-    for key in report.mended:
-        typer.echo(f"mended {key}")
+    for key in report.restored:
+        typer.echo(f"restored {key}")
     for damage in report.lost:
         typer.echo(f"cannot mend: {damage}")
     if report.lost:
@@ -125,7 +125,7 @@ def repair(
     if report.withdrawn:
         typer.echo(f"{store}: withdrew shards {', '.join(map(str, report.withdrawn))}")
         _capture_again(uri, store, report.withdrawn, withdraw_only)
-    elif not report.mended:
+    elif not report.restored:
         typer.echo(f"{store}: nothing is damaged")
 
 

@@ -12,7 +12,7 @@ from kdscale.config.cleaning import MOST_STEPS, CleaningStep, NearDuplicates
 
 ChunkPooling = Literal["mean", "max", "attention"]
 
-# Of these a piece is a document or a range of rows: a limit is known before anything is read.
+# Kinds of which an input is a document or a range of rows: a limit is known before anything is read.
 _LISTED = ("python-stdlib", "python-docs", "text", "huggingface")
 
 

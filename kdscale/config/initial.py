@@ -34,8 +34,7 @@ TeacherLayers = Annotated[
 class WidthConfig(Config):
     """Sizes of a student narrower than its teacher. What is kept of the teacher are the dimensions
     with the largest activations on a calibration sample; a size left out stays the teacher's, and
-    the size of a head always does.
-    """
+    the size of a head always does."""
 
     hidden_size: int | None = Field(default=None, gt=0)
     """Dimensions of the residual stream."""

@@ -29,8 +29,7 @@ class HiddenConfig(Config):
 
 class AttentionConfig(Config):
     """Attention of student and teacher is to agree, layer by layer. Heads are averaged first, as
-    their numbers differ.
-    """
+    their numbers differ."""
 
     kind: Literal["kl", "mse"] = "kl"
     """`kl`: KL(teacher || student) over the keys that a query looks at; `mse`: the squared
@@ -47,8 +46,7 @@ class AttentionConfig(Config):
 
 class TaidConfig(Config):
     """TAID (Shing et al., arXiv:2501.16937): the target moves from the student's own distribution
-    to the teacher's. t is the teacher's part in it, 1 at the last step.
-    """
+    to the teacher's. t is the teacher's part in it, 1 at the last step."""
 
     start: float = Field(default=0.4, ge=0, lt=1)
     """t at the first step."""

@@ -13,7 +13,7 @@ from kdscale.models.tasks import TaskSpec, describe_task, longest_input, task_of
 from kdscale.types import DataFacts
 
 
-def write_external_references(config: RunConfig, prepared: Prepared) -> dict[str, ModelReference]:
+def external_references(config: RunConfig, prepared: Prepared) -> dict[str, ModelReference]:
     """Return the models of evaluate.models by name.
 
     Raises KdscaleError for one that cannot be scored on the run's sequences.
@@ -21,11 +21,13 @@ def write_external_references(config: RunConfig, prepared: Prepared) -> dict[str
     found = {}
     for name, source in config.evaluate.models.items():
         found[name] = reference_to(source, None, name)
-        check_other(name, found[name].local(), config, prepared, prepared.tokenizer_folder())
+        check_external_model(
+            name, found[name].local(), config, prepared, prepared.tokenizer_folder()
+        )
     return found
 
 
-def check_other(
+def check_external_model(
     name: str, folder: str, config: RunConfig, data: DataFacts | None, tokenizer: Path | None
 ) -> None:
     """Check that the model in `folder` fits the run.
@@ -45,7 +47,7 @@ def check_other(
     classes = tuple(shape.id2label[number] for number in sorted(shape.id2label))
     if data is not None and data.classes and classes != data.classes:
         raise KdscaleError(
-            f"The {what} tells {list(classes)} apart, the data {list(data.classes)}.",
+            f"The {what} has the classes {list(classes)}, the data {list(data.classes)}.",
             "Give a model with the run's classes, in their order.",
         )
     if data is None or tokenizer is None:

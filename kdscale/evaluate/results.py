@@ -61,7 +61,7 @@ class CalibrationBin(TypedDict):
 class DomainMetrics(TypedDict):
     """Scores of one model on one evaluation domain."""
 
-    loss: float  # cross-entropy, nats a token
+    loss: float  # cross-entropy, nats per token
     perplexity: float
     bits_per_byte: float | None  # None where the bytes of the text are not known
     ece: float  # expected calibration error: 15 equal-width bins, L1, top-1 confidence
@@ -69,7 +69,7 @@ class DomainMetrics(TypedDict):
     calibration: list[CalibrationBin]
     agreement_top1: NotRequired[float]  # share of positions with the teacher's top-1 id
     overlap_top10: NotRequired[float]  # share of the 10 likeliest ids that are the teacher's too
-    kl_teacher_student: NotRequired[float]  # KL(teacher || model), nats a token, temperature 1
+    kl_teacher_student: NotRequired[float]  # KL(teacher || model), nats per token, temperature 1
     kl_student_teacher: NotRequired[float]  # KL(model || teacher), the same
     intervals: NotRequired[dict[str, Interval]]  # 95 %, by the name of the figure
     temperature: NotRequired[float]  # that makes the validation labels likeliest
@@ -137,7 +137,7 @@ class ModelSpeed(TypedDict):
     row_seconds_p90: float
     text_seconds: NotRequired[float]  # of `new_tokens` written after a short prompt, with KV cache
     text_seconds_p90: NotRequired[float]
-    times_teacher: NotRequired[float]  # as many tokens a second as the teacher: median over turns
+    times_teacher: NotRequired[float]  # as many tokens per second as the teacher: median over turns
     times_teacher_interval: NotRequired[Interval]  # 95 %; None of too few turns
 
 

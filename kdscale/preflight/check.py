@@ -17,7 +17,7 @@ from kdscale.config.loss import check_defined
 from kdscale.curriculum.difficulty import needs
 from kdscale.data.rows.classes import UNKNOWN_LABEL
 from kdscale.errors import KdscaleError
-from kdscale.evaluate.external_models import check_other
+from kdscale.evaluate.external_models import check_external_model
 from kdscale.evaluate.speed import PROMPT_TOKENS
 from kdscale.models.load import load_config_of
 from kdscale.models.positions import usable_positions
@@ -148,7 +148,7 @@ def check_evaluation(context: Context) -> None:
             folder = locate(context, f"evaluate.models.{name}", source)
             if folder is not None:
                 tokenizer = context.data.tokenizer if context.data is not None else None
-                check_other(name, folder, config, context.data, tokenizer)
+                check_external_model(name, folder, config, context.data, tokenizer)
                 weights = source if "://" in source else folder
                 check_weights(weights, None, load_config_of(folder))
 

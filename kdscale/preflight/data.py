@@ -24,7 +24,7 @@ from kdscale.store import Store, open_store
 from kdscale.teacher.pretrained import save_tokenizer
 
 _LOOKED_AT = 16  # documents of a source
-_ONE_EACH = ("text", "python-stdlib", "python-docs")  # a piece is a document
+_ONE_EACH = ("text", "python-stdlib", "python-docs")  # an input is a document
 
 
 def check_text(context: Context) -> None:

@@ -149,7 +149,7 @@ def _training(results: Results, which: str, config: Mapping[str, Any]) -> str:
         items += [
             f"Targets: forward KL to cached teacher distributions, codec "
             f"{plain(facts.codec_text(cache['codec']))}, "
-            f"{units.number(cache['bytes_per_token'], 2)} bytes a {task_labels(results).target}, "
+            f"{units.number(cache['bytes_per_token'], 2)} bytes per {task_labels(results).target}, "
             "stored.",
             f"Cache: {cache['rows']:,} sequences, {cache['targets']:,} target positions.",
         ]

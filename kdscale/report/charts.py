@@ -23,7 +23,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import (
     EngFormatter,
-    Formatter,
     LogLocator,
     NullFormatter,
     PercentFormatter,
@@ -84,7 +83,7 @@ _CHARACTER = 7.0  # mean width in pixels
 
 @dataclass(frozen=True)
 class Gap:
-    """A domain's losses (nats a token) and the share of the gap that the student recovered."""
+    """A domain's losses (nats per token) and the share of the gap that the student recovered."""
 
     domain: str
     teacher: float
@@ -120,17 +119,17 @@ def line_chart(
     notes: Sequence[Note] = (),
     description: str = "",
 ) -> Markup:
-    """Draw lines over a common x axis.
+    """Draw lines over a common x axis; lines of one label share an entry of the legend.
 
     Args:
         identifier: the drawing's id, unique on the page.
-        title: its name for screen readers.
-        series: the lines; those of one label have one entry in the legend.
+        title: the name for screen readers.
+        series: the lines.
         y_label: the unit of the y axis.
         x_label: the unit of the x axis.
         width: in pixels.
         shares: y values are shares of 1, shown in percent.
-        y_range: the y axis; otherwise what happens after the first `skip_share` of the x axis: the
+        y_range: the y axis; by default what happens after the first `skip_share` of the x axis: the
             fall from a random start would flatten everything that is worth comparing.
         skip_share: see `y_range`.
         log: both axes are logarithmic.
@@ -144,44 +143,48 @@ def line_chart(
     first, last = min(x for x, _ in flat), max(x for x, _ in flat)
     late = [(x, y) for x, y in flat if x >= first + skip_share * (last - first)]
     late += [(last, s.finite()[0][1]) for s in shown if s.kind == "level"]
-    entries = {s.label or s.name: _key(s) for s in shown if s.kind != "faint"}
 
     def paint(axes: Axes) -> None:
         if log:
             axes.loglog()
-            for axis in (axes.xaxis, axes.yaxis):
-                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axis.set_minor_formatter(NullFormatter())
             axes.margins(0.05)
         for each in sorted(shown, key=lambda s: s.kind == "strong"):
             _line(axes, each, (first, last))
         for note in notes:
             _mark(axes, note.role, note.x, note.y, 6.5)
-            place, anchor = ((10, 8), "left") if note.above else ((-10, -14), "right")
-            at: dict[str, Any] = {"textcoords": "offset points", "ha": anchor, "fontweight": "bold"}
-            axes.annotate(note.text, (note.x, note.y), place, **at)
+            shift, anchor = ((10, 8), "left") if note.above else ((-10, -14), "right")
+            _write(axes, note.text, note.x, note.y, shift, ha=anchor, weight="bold")
         axes.ignore_existing_data_limits = True
         axes.update_datalim([(first, late[0][1]), *late])
         axes.autoscale_view()
+        axes.set(xlabel=x_label, ylabel=y_label)
         if y_range:
             axes.set_ylim(*y_range)
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(StrMethodFormatter("{x:g}") if log else _plain(axis))
-        if shares:
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.set(xlabel=x_label, ylabel=y_label)
+            _label_ticks(axis, log, shares and axis is axes.yaxis)
 
     text = description or _describe(series, x_label)
-    legend = entries if len(shown) > 1 else {}
-    left = 66 if y_label else 56
-    return _drawing(identifier, title, text, (width, 300), (left, 52), paint, legend)
+    keys = {s.label or s.name: _key(s) for s in shown if s.kind != "faint"}
+    margins, legend = (66 if y_label else 56, 52), keys if len(shown) > 1 else {}
+    return _drawing(identifier, title, text, (width, 300), margins, paint, legend)
 
 
-def _plain(axis: Axis) -> Formatter:
-    """Return labels without offset or exponent, and with k, M, G from 10,000 on."""
-    if max(map(abs, axis.get_view_interval())) >= 1e4:
-        return EngFormatter(sep=" ")
-    return ScalarFormatter(useOffset=False)
+def _label_ticks(axis: Axis, log: bool, shares: bool) -> None:
+    """Write percents, or numbers without offset or exponent and with k, M, G from 10,000 on."""
+    if log:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    elif shares:
+        axis.set_major_formatter(PercentFormatter(1.0))
+    elif max(map(abs, axis.get_view_interval())) >= 1e4:
+        axis.set_major_formatter(EngFormatter(sep=" "))
+    else:
+        axis.set_major_formatter(ScalarFormatter(useOffset=False))
+
+
+def _look(role: str) -> dict[str, Any]:
+    return {"color": PALETTE[role], "ls": _DASHES[role]}
 
 
 def _line(axes: Axes, series: Series, ends: tuple[float, float]) -> None:
@@ -190,9 +193,8 @@ def _line(axes: Axes, series: Series, ends: tuple[float, float]) -> None:
     x, y = [p[0] for p in points], [p[1] for p in points]
     if series.kind == "level":
         x, y = list(ends), [y[0], y[0]]
-    look: dict[str, Any] = {"color": PALETTE[series.role], "ls": _DASHES[series.role]}
-    look |= {"lw": 1.5, "alpha": 0.45} if series.kind == "faint" else {"lw": 2}
-    axes.plot(x, y, gid=f"@series {series.kind} {series.role}", **look)
+    strength = {"lw": 1.5, "alpha": 0.45} if series.kind == "faint" else {"lw": 2}
+    axes.plot(x, y, gid=f"@series {series.kind} {series.role}", **_look(series.role), **strength)
     if series.kind == "level" or (series.kind != "strong" and len(points) > 1):
         return
     tips = series.tips or [f"{series.name}, {px:g}: {py:.4g}" for px, py in points]
@@ -206,27 +208,25 @@ def _mark(
     axes: Axes, role: str, x: float, y: float, radius: float, tip: str = "", clip: bool = True
 ) -> None:
     """Draw a model's marker, with `tip` shown on hover."""
-    face = PALETTE["card"] if role == "seed" else PALETTE[role]
-    edge = PALETTE["soft"] if role == "seed" else PALETTE["card"]
-    look: dict[str, Any] = {
-        "marker": MARKERS.get(role, "o"),
-        "ms": 2 * radius,
-        "mfc": face,
-        "mec": edge,
-    }
-    name = f"@mark {role}|{tip}"
-    axes.plot([x], [y], ls="", mew=1, zorder=3, gid=name, clip_on=clip, **look)
+    face, edge = ("card", "soft") if role == "seed" else (role, "card")
+    axes.plot(
+        *([x], [y]),
+        marker=MARKERS.get(role, "o"),
+        ls="",
+        ms=2 * radius,
+        mfc=PALETTE[face],
+        mec=PALETTE[edge],
+        mew=1,
+        zorder=3,
+        clip_on=clip,
+        gid=f"@mark {role}|{tip}",
+    )
 
 
 def _key(series: Series) -> Line2D:
     """Return the legend's sample of a line."""
     marker = MARKERS[series.role] if series.kind == "strong" else ""
-    look: dict[str, Any] = {
-        "color": PALETTE[series.role],
-        "ls": _DASHES[series.role],
-        "marker": marker,
-    }
-    return Line2D([], [], lw=2, ms=7, **look)
+    return Line2D([], [], lw=2, ms=7, marker=marker, **_look(series.role))
 
 
 def _describe(series: Sequence[Series], x_label: str) -> str:
@@ -275,8 +275,7 @@ def reliability_chart(identifier: str, domain: str, scores: Mapping[str, DomainM
         axes.plot([0, 1], [0, 1], color=PALETTE["soft"], ls=(0, (2, 4)), lw=1)
         for role, found in ((role, found) for role, found in bins.items() if found):
             at = [(b["confidence"], b["accuracy"]) for b in found]
-            look: dict[str, Any] = {"color": PALETTE[role], "ls": _DASHES[role], "lw": 1.25}
-            axes.plot(*zip(*at, strict=True), gid=f"@series thin {role}", **look)
+            axes.plot(*zip(*at, strict=True), lw=1.25, gid=f"@series thin {role}", **_look(role))
             largest = max(b["count"] for b in found)
             for b, (x, y) in zip(found, at, strict=True):
                 tip = (
@@ -287,7 +286,7 @@ def reliability_chart(identifier: str, domain: str, scores: Mapping[str, DomainM
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence of the top-1 id")
         axes.set_ylabel("accuracy of the top-1 id")
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(PercentFormatter(1.0))
+            _label_ticks(axis, log=False, shares=True)
 
     title, text = f"Calibration on {domain}", " ".join(sentences)
     return _drawing(identifier, title, text, (376, 360), (70, 52), paint, entries)
@@ -314,17 +313,17 @@ def gap_chart(identifier: str, gaps: Sequence[Gap]) -> Markup:
             for role, x, size in (("baseline", 0.0, 6), ("teacher", 1.0, 7), ("student", at, 7)):
                 _mark(axes, role, x, y, size, clip=False)
             soft, student = PALETTE["soft"], f"student {gap.student:.4f} · {units.percent(at)}"
-            _write(axes, gap.domain, low, top + 12, -120, weight="bold")
-            _write(axes, f"baseline {gap.baseline:.4f}", low, y, -14, ha="right", color=soft)
-            _write(axes, f"teacher {gap.teacher:.4f}", high, y, 14, color=soft)
-            _write(axes, student, at, y - 20, ha="center", weight="bold")
+            _write(axes, gap.domain, low, top + 12, (-120, 0), weight="bold")
+            _write(axes, f"baseline {gap.baseline:.4f}", low, y, (-14, 0), ha="right", color=soft)
+            _write(axes, f"teacher {gap.teacher:.4f}", high, y, (14, 0), color=soft)
+            _write(axes, student, at, y - 20, (0, 0), ha="center", weight="bold")
 
     sentences = [
         f"{gap.domain}: baseline {gap.baseline:.4f}, student {gap.student:.4f}, teacher "
         f"{gap.teacher:.4f}: {units.between(gap.recovered, gap.interval)} of the gap recovered."
         for gap in gaps
     ]
-    title = "Loss of the student between baseline and teacher, nats a token"
+    title = "Loss of the student between baseline and teacher, nats per token"
     size = (720, 78 * len(gaps))
     return _drawing(identifier, title, " ".join(sentences), size, (122, 0), paint, right=122)
 
@@ -345,16 +344,13 @@ def dot_chart(
             for value in row.values if len(row.values) > 1 else ():
                 _mark(axes, "seed", value, y, 3)
             _mark(axes, "student", row.middle, y, 5.5, f"{row.name}: {row.text}")
-            edge: dict[str, Any] = {
-                "xycoords": ("axes fraction", "data"),
-                "textcoords": "offset points",
-            }
-            axes.annotate(row.text, (1, y), (14, 0), va="center", fontweight="bold", **edge)
+            place = ("axes fraction", "data")
+            _write(axes, row.text, 1, y, (14, 0), xycoords=place, weight="bold")
         axes.margins(x=0.05)
         axes.set_yticks(range(len(shown)), [_shorten(row.name, 24) for row in shown])
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", visible=True)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0) if shares else _plain(axes.xaxis))
+        _label_ticks(axes.xaxis, log=False, shares=shares)
         axes.set_xlabel(x_label)
 
     text = " ".join(f"{row.name}: {row.text}." for row in shown)
@@ -374,7 +370,7 @@ def bar_chart(
         axes.set(xlim=(0, max(*finite.values(), 1e-9)), ylim=(len(finite) - 0.5, -0.5))
         for y, value in enumerate(finite.values()):
             axes.barh(y, value, 0.67, color=PALETTE["student"], gid="@bar")
-            _write(axes, form(value), value, y, 8, color=PALETTE["soft"])
+            _write(axes, form(value), value, y, (8, 0), color=PALETTE["soft"])
         axes.set_yticks(range(len(finite)), [_shorten(name, 14) for name in finite])
         axes.tick_params(bottom=False, labelbottom=False)
         axes.grid(visible=False)
@@ -385,10 +381,16 @@ def bar_chart(
     return _drawing(identifier, title, text, size, (120, 6), paint, right=120)
 
 
-def _write(axes: Axes, text: str, x: float, y: float, shift: float = 0, **look: Any) -> None:
-    """Write `text` at a point, moved right by `shift` pixels."""
-    look |= {"textcoords": "offset points", "va": "center", "annotation_clip": False}
-    axes.annotate(text, (x, y), (shift, 0), **look)
+def _write(
+    axes: Axes, text: str, x: float, y: float, shift: tuple[float, float], **look: Any
+) -> None:
+    """Write `text` at a point, moved by `shift` pixels right and up."""
+    axes.annotate(
+        *(text, (x, y), shift),
+        textcoords="offset points",
+        annotation_clip=False,
+        **{"va": "center", **look},
+    )
 
 
 def _whisker(axes: Axes, interval: tuple[float, float], y: float) -> None:
@@ -426,7 +428,9 @@ def _drawing(
     if not bottom:  # a drawing without axes
         top = 0
     out = io.StringIO()
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": identifier}), warnings.catch_warnings():
+    with mpl.rc_context(), warnings.catch_warnings():
+        mpl.rcdefaults()  # a reader's own matplotlibrc may have another style
+        mpl.rcParams.update({**_STYLE, "svg.hashsalt": identifier})
         warnings.filterwarnings("ignore", "Glyph")  # the reader's fonts count, not ours
         figure = Figure(figsize=(width / 72, height / 72), dpi=72)
         inner = (width - left - right) / width, (height - top - bottom) / height

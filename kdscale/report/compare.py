@@ -103,7 +103,7 @@ def compare_table(runs: Sequence[ReportData], domain: str) -> Table:
     """Return a line a run, and a line for each experiment of several seeds."""
     found = figures(runs, domain)
     target = task_labels(runs[0].results).target
-    header = ["Run", "Seed", "Student", f"Bytes a {target}", *(each.name for each in found)]
+    header = ["Run", "Seed", "Student", f"Bytes per {target}", *(each.name for each in found)]
     rows = []
     for group in experiments(runs):
         for place in group:
@@ -144,7 +144,7 @@ def headline(runs: Sequence[ReportData]) -> str:
     best = (min if shown.name.endswith("loss") else max)(rows, key=lambda each: each[1].middle)
     kept = _bytes(runs[best[0]].results)
     what = shown.name[0].lower() + shown.name[1:]
-    cached = "" if kept == units.NONE else f", at {kept} bytes a {target}"
+    cached = "" if kept == units.NONE else f", at {kept} bytes per {target}"
     return f"Best on {domain} is {best[1].name}: {what} {best[1].text}{cached}."
 
 

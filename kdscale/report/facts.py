@@ -87,7 +87,7 @@ def times_smaller(results: Results) -> float | None:
 
 
 def times_faster(results: Results) -> tuple[float, Sequence[float]] | None:
-    """Return the student's tokens a second over the teacher's, with the 95 % interval.
+    """Return the student's tokens per second over the teacher's, with the 95 % interval.
 
     Of batched forwards. None where too little was measured for an interval.
     """
@@ -139,14 +139,16 @@ def key_figures(results: Results) -> list[KeyFigure]:
     speed = times_faster(results)
     if speed is not None and "speed" in results:
         times, (low, high) = speed
-        meaning = f"as many tokens a second ({low:.1f} to {high:.1f}), {results['speed']['device']}"
+        meaning = (
+            f"as many tokens per second ({low:.1f} to {high:.1f}), {results['speed']['device']}"
+        )
         found.append(KeyFigure(f"{times:.1f}×", meaning))
     if gap is not None:
         found.append(KeyFigure(units.percent(gap), f"of the loss gap recovered, {domain}"))
     if results["cache"] is not None:
         kept = units.number(results["cache"]["bytes_per_token"], 1)
         target = task_labels(results).target
-        found.append(KeyFigure(f"{kept} B", f"a {target} keeps what the teacher knows"))
+        found.append(KeyFigure(f"{kept} B", f"stored per {target}: the teacher's distribution"))
     student_score = score(results, "student", domain)
     if student_score and "f1_macro" in student_score:
         macro = units.percent(student_score["f1_macro"])
@@ -180,8 +182,8 @@ def headline(results: Results) -> str:
     cache = results["cache"]
     if cache is None:
         return sentence
-    kept = f"{cache['bytes_per_token']:.1f} bytes a {task_labels(results).target}"
-    return f"{sentence} What the teacher knows is cached in {kept}."
+    kept = f"{cache['bytes_per_token']:.1f} bytes per {task_labels(results).target}"
+    return f"{sentence} The teacher's distributions are cached in {kept}."
 
 
 def _classes_found(results: Results) -> str:

@@ -81,8 +81,8 @@ def _lines(store: Store, key: str) -> list[Line]:
             if index == len(lines) - 1:
                 break
             raise KdscaleError(
-                f"{key} in {store}, line {index + 1} is no line of metrics: {line[:80]!r}.",
-                "Delete the line; the report needs only the lines that are whole.",
+                f"{key} in {store}, line {index + 1} is not a line of metrics: {line[:80]!r}.",
+                "Delete the line: the report reads complete lines only.",
             ) from error
     return parsed
 

@@ -20,7 +20,7 @@ def render_markdown(run: ReportData) -> str:
         kept = units.number(results["cache"]["bytes_per_token"], 2)
         codec = plain(facts.codec_text(results["cache"]["codec"]))
         target = task_labels(results).target
-        parts += ["## Cache", f"{kept} bytes a {target} stored, codec {codec}."]
+        parts += ["## Cache", f"{kept} bytes per {target} stored, codec {codec}."]
     if results["seconds"]:
         parts += ["## Stages", table(tables.stage_table(results))]
     return "\n\n".join(parts) + "\n"

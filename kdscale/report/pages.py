@@ -34,11 +34,11 @@ from kdscale.tracking.metrics import BY_KEY
 
 _ROLES = ("student", "baseline", "teacher", "second", "third")  # styles of lines, not models here
 _DIFFICULTY = {
-    "entropy": "teacher entropy, nats a token",
-    "nll": "teacher loss, nats a token",
+    "entropy": "teacher entropy, nats per token",
+    "nll": "teacher loss, nats per token",
     "length": "target tokens in a sequence",
-    "rarity": "rarity of the tokens, nats a token",
-    "gap": "student's loss above the teacher's, nats a token",
+    "rarity": "rarity of the tokens, nats per token",
+    "gap": "student's loss above the teacher's, nats per token",
 }
 
 
@@ -220,7 +220,7 @@ def _sizes(runs: Sequence[ReportData], domain: str, shown: Figure | None, identi
     if shown is None or len({size for size, _ in points}) < 2:
         return Chart(domain, Markup(""))
     target = task_labels(runs[0].results).target
-    series, over = [Series(shown.name, "student", sorted(points))], f"bytes a {target}"
+    series, over = [Series(shown.name, "student", sorted(points))], f"bytes per {target}"
     title = f"{shown.name}, {domain}"
     chart = line_chart(identifier, title, series, "", x_label=over, shares=shown.is_share)
     words = f"{shown.name} over the bytes that a {target} takes"
@@ -238,6 +238,6 @@ def _students(runs: Sequence[ReportData]) -> Chart:
         )
         for places, role in zip(groups, _ROLES, strict=False)
     ]
-    title, unit = "Students in training", f"nats a {task_labels(runs[0].results).target}"
+    title, unit = "Students in training", f"nats per {task_labels(runs[0].results).target}"
     chart = line_chart("students", title, series, unit, skip_share=0.2)
     return Chart(title, chart, data_table(title, series, STEP))

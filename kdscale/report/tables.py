@@ -195,13 +195,13 @@ def legend(results: Results) -> str:
     of_context = f"Context: at least {seen} of its document's tokens before each, or all there are."
     of_overlap = "Top 10: share of the model's ten likeliest that are among the teacher's. "
     return (
-        f"{of_classes if classifies(results) else ''}Loss in nats a {target}. "
+        f"{of_classes if classifies(results) else ''}Loss in nats per {target}. "
         f"{'' if seen is None else of_context + ' '}ECE: expected calibration error over 15 "
         "equal-width bins; scaled: with logits divided by the temperature T that makes the "
         "validation labels likeliest. Agreement: share of targets where the model's top-1 choice "
         f"is the teacher's. {'' if classifies(results) else of_overlap}KL: from the teacher to the "
-        f"model, nats a {target}; back: from the model to the teacher. The baseline is the student "
-        "trained on the labels alone, with the same steps, order and seed."
+        f"model, nats per {target}; back: from the model to the teacher. The baseline is the "
+        "student trained on the labels alone, with the same steps, order and seed."
     )
 
 
@@ -259,7 +259,7 @@ def model_speed_table(results: Results) -> Table | None:
         return None
     speed = results["speed"]
     writes = any("text_seconds" in found for found in speed["models"].values())
-    header = ["Model", "Parameters", "Weights", "Tokens a second", "Times teacher"]
+    header = ["Model", "Parameters", "Weights", "Tokens per second", "Times teacher"]
     header += ["One sequence", "p90"]
     header += [f"{speed['new_tokens']} new tokens", "p90"] if writes else []
     rows = []
@@ -331,7 +331,7 @@ def confusion_table(results: Results, model: str, domain: str) -> Table | None:
     if not names or not counts:
         return None
     rows = [[name, *map(str, line)] for name, line in zip(names, counts, strict=True)]
-    caption = f"{domain}: what the {model} takes each class for"
+    caption = f"{domain}: predictions of the {model} by label"
     return Table(caption, ["Class", *names], rows)
 
 
@@ -351,7 +351,7 @@ def cache_table(cache: CacheFacts, target: str = "token") -> Table:
     """Return the cache's contents and size; facts beyond the schema follow as they are."""
     rows = [
         ["Codec", facts.codec_text(cache["codec"])],
-        [f"Bytes a {target} (stored)", units.number(cache["bytes_per_token"], 2)],
+        [f"Bytes per {target} (stored)", units.number(cache["bytes_per_token"], 2)],
         ["Size of all objects", units.size(cache["bytes"])],
         ["Sequences", f"{cache['rows']:,}"],
         ["Target positions", f"{cache['targets']:,}"],
@@ -384,7 +384,7 @@ def speed_table(run: ReportData) -> Table:
                     units.percent(median(wait) if wait else None),
                 ]
             )
-    header = ["Stage", "Tokens a second", "Waiting for data"]
+    header = ["Stage", "Tokens per second", "Waiting for data"]
     return Table("Speed (medians over the logged steps)", header, rows)
 
 

@@ -21,7 +21,7 @@ class Metric:
     report: bool = False  # drawn by the report, or a column of its tables
 
 
-_NATS = "nats a token"
+_NATS = "nats per token"
 _SHARE = "share"
 
 TABLE: tuple[Metric, ...] = (
@@ -43,8 +43,8 @@ TABLE: tuple[Metric, ...] = (
         "Norm of the gradient before clipping.", "", "train/gradient_norm", "kdscale_gradient_norm"
     ),
     Metric(
-        "Tokens a second over all ranks, since the last logged line.",
-        "tokens a second",
+        "Tokens per second over all ranks, since the last logged line.",
+        "tokens per second",
         "tokens_per_second",
         "kdscale_tokens_per_second",
         view=True,

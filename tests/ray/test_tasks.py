@@ -154,7 +154,7 @@ def test_the_student_is_told_apart_from_its_baseline(classified: tuple[Path, Res
     assert found["student"]["agreement_top1"] > 0.5
     assert "reaches a macro F1 of" in log
     page = (output / "report" / "index.html").read_text()
-    assert "what the student takes each class for" in page
+    assert "predictions of the student by label" in page
     card = (output / "student" / "README.md").read_text()
     assert "AutoModelForSequenceClassification" in card
     assert "text-classification" in card

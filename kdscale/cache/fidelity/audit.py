@@ -38,7 +38,7 @@ class Audit:
     teacher: str
     temperature: float
     rows: int
-    budget: float  # stored bytes a token
+    budget: float  # stored bytes per token
     proof: dict[str, float]  # see `Proof.result`
     own: Audited  # the cache's codec, one of `codecs`
     codecs: list[Audited]
@@ -71,7 +71,7 @@ def audit(
 ) -> Audit:
     """Audit the cache in `store` on `rows` of its sequences, evenly spread.
 
-    `draws` of each target are compared. budget: stored bytes a token; by default those of the
+    `draws` of each target are compared. budget: stored bytes per token; by default those of the
     cache's codec. teacher: see `find_teacher`. say: called with what is being done. Raises
     KdscaleError where there is no such cache or teacher, or where the sequences have no targets.
     """
@@ -85,7 +85,7 @@ def audit(
     codecs = bench.measure(distinct([own, FullCodec(), *tried]))
     limit = budget or min(_LARGEST_BUDGET, codecs[own].bytes_stored)
     fitted = [config for config in _fitted(limit, codecs) if config not in codecs]
-    say(f"comparing codecs of {limit:.1f} stored bytes a token")
+    say(f"comparing codecs of {limit:.1f} stored bytes per token")
     codecs |= bench.measure(fitted) if fitted else {}
     rising = sorted(codecs.values(), key=lambda codec: codec.bytes_stored)
     return Audit(

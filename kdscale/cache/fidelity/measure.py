@@ -32,7 +32,7 @@ class Direction:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """A codec's measures: means over positions and draws. Loss and KL in nats a token."""
+    """A codec's measures: means over positions and draws. Loss and KL in nats per token."""
 
     positions: int
     draws: int

@@ -53,7 +53,7 @@ def _chart(
         title,
         [_family([c for c in shown if c.family == family], value) for family in families],
         title.lower(),
-        x_label="stored bytes a token",
+        x_label="stored bytes per token",
         log=True,
         notes=[
             Note(name, ROLES[c.config.kind], c.bytes_stored, value(c), above)
@@ -62,7 +62,7 @@ def _chart(
         ],
         description=(
             f"{title} of {len(shown)} codecs, from {shown[0].bytes_stored:.1f} to "
-            f"{shown[-1].bytes_stored:.1f} bytes a token. The table below has all figures."
+            f"{shown[-1].bytes_stored:.1f} bytes per token. The table below has all figures."
         ),
     )
     return Chart(title, svg)

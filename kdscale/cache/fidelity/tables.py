@@ -29,7 +29,7 @@ def proof_sentence(audit: Audit) -> str:
 
 def advice(audit: Audit) -> str:
     """Return the recommended codec as lines of YAML."""
-    within = f"within {audit.budget:.1f} stored bytes a token"
+    within = f"within {audit.budget:.1f} stored bytes per token"
     if audit.recommended is None:
         return f"No codec keeps {within}."
     return f"Least gradient error {within}:\n\ncache:\n  {as_yaml(audit.recommended.config)}"

@@ -37,7 +37,7 @@ class Corpus:
     inputs: list[InputShard]
     local: bool
     unread: tuple[Unread, ...] = ()
-    """What is beside the pieces in the places of the sources, where there is something."""
+    """Other files at the places of the sources, where there are some."""
 
     @property
     def limit(self) -> int | None:
@@ -61,7 +61,7 @@ def find_corpus(*sources: SourceConfig) -> Corpus:
 
 
 class _Inputs(NamedTuple):
-    """Of one source."""
+    """Inputs of one source."""
 
     inputs: list[InputShard]
     local: bool = True
@@ -79,7 +79,7 @@ def _find_inputs(source: SourceConfig) -> _Inputs:
         inputs = _hub_inputs(source)
     else:
         inputs, local, unread = _file_inputs(source)
-    # A kind with a document a piece needs no more pieces than the limit asks for.
+    # A kind with one document an input needs no more inputs than the limit.
     if source.limit is not None and source.kind in ("python-stdlib", "python-docs", "text"):
         inputs = inputs[: source.limit]
     return _Inputs(inputs, local, unread)

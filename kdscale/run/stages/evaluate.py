@@ -6,7 +6,7 @@ from typing import Any
 from kdscale.cache.maintain.inspect import inspect
 from kdscale.config import RunConfig
 from kdscale.errors import KdscaleError
-from kdscale.evaluate.external_models import write_external_references
+from kdscale.evaluate.external_models import external_references
 from kdscale.evaluate.results import (
     RESULTS_KEY,
     HarnessTask,
@@ -37,7 +37,7 @@ def _make(context: StageContext) -> list[str]:
         teacher=run.teacher(),
         models={
             **{name: run.student(name) for name in run.student_names},
-            **write_external_references(config, run.prepared),
+            **external_references(config, run.prepared),
         },
     )
     context.groups.run(job, config.evaluate.workers, context.progress)

@@ -8,7 +8,7 @@ import pytest
 
 from kdscale.config import parse_config
 from kdscale.errors import KdscaleError
-from kdscale.evaluate.external_models import write_external_references
+from kdscale.evaluate.external_models import external_references
 from kdscale.evaluate.worker import MEASURED_KEY, EvaluateJob
 from kdscale.models.hf_folder import read_marker
 from kdscale.run.artifacts import RunArtifacts
@@ -33,7 +33,7 @@ def with_models(output: Path, **models: str) -> FinishedRun:
 
 def test_another_folder_becomes_a_row(output: Path) -> None:
     run = with_models(output, copy=str(output / "student"))
-    others = write_external_references(run.config, run.prepared())
+    others = external_references(run.config, run.prepared())
     teacher, student = (read_marker(run.output.child(n)) for n in ("teacher", "student"))
     assert teacher is not None
     assert student is not None
@@ -65,7 +65,7 @@ def test_another_tokenizer_is_refused(output: Path, tmp_path: Path) -> None:
     path.write_text(json.dumps(tree))
     run = with_models(output, other=str(folder))
     with pytest.raises(KdscaleError, match="another tokenizer") as caught:
-        write_external_references(run.config, run.prepared())
+        external_references(run.config, run.prepared())
     assert "--model other=" in caught.value.fix
 
 

@@ -58,7 +58,7 @@ def test_body_says_how_it_was_made_and_what_it_scores() -> None:
     text = model_card(sample_results(), "student", HUB_CONFIG)
     for words in (
         "distilled from `Qwen/Qwen3-8B`",
-        "codec varopt (k 12, head 4, head_bits 8), 15.23 bytes a token, stored",
+        "codec varopt (k 12, head 4, head_bits 8), 15.23 bytes per token, stored",
         "Steps: 5,000, each of 64 sequences of 1024 tokens.",
         "Seed: 0.",
         "| student | 419 k | 3.3821 | 29.43 | 1.6825 | 0.0156 | 0.0039 (T 0.96) |",

@@ -100,7 +100,7 @@ def test_the_page_is_one_file_with_a_chart_for_each_set() -> None:
 def test_the_best_experiment_comes_first() -> None:
     runs = [run_of(0, 3.0), run_of(1, 3.2), run_of(0, 3.5, 20.0, k=20)]
     assert headline(runs).startswith("Best on validation is run-k12: gap recovered 30.5% ± ")
-    assert headline(runs).endswith(", at 15.0 bytes a token.")
+    assert headline(runs).endswith(", at 15.0 bytes per token.")
     for run in runs:
         run.results["gap_recovered"] = {}
     assert headline(runs).startswith("Best on validation is run-k12: student's loss 3.1000 ± ")

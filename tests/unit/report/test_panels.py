@@ -45,7 +45,7 @@ def test_every_chart_of_the_page_is_a_panel(tmp_path: Path) -> None:
 def test_lines_have_their_points_and_levels_their_length(tmp_path: Path) -> None:
     run = _run(tmp_path)
     chart = _by_key(panels(run))["training/student-and-baseline"]
-    assert chart.columns == ("optimiser step", "nats a token", "line")
+    assert chart.columns == ("optimiser step", "nats per token", "line")
     validation = [(x, y) for x, y, name in chart.rows if name == "student, validation"]
     assert validation == run.series("distill", "validation/loss")
     assert [row for row in chart.rows if row[2] == "teacher, evaluated"] == [
@@ -56,7 +56,7 @@ def test_lines_have_their_points_and_levels_their_length(tmp_path: Path) -> None
 
 def test_confusions_count_documents(tmp_path: Path) -> None:
     found = _by_key(panels(_run(tmp_path, class_results())))
-    chart = found["quality/validation-what-the-student-takes-each-class-for"]
+    chart = found["quality/validation-predictions-of-the-student-by-label"]
     assert chart.kind == "confusion"
     assert chart.rows[:2] == [
         ["business", "business", 93],

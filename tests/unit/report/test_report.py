@@ -23,13 +23,13 @@ def _report(folder: Path, results: Results | None = None) -> tuple[str, Element]
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Element]:
-    """Summary and page of the sample run."""
+    """Return summary and page of the sample run."""
     return _report(tmp_path_factory.mktemp("sample"))
 
 
 @pytest.fixture(scope="module")
 def page(sample: tuple[str, Element]) -> Element:
-    """The page of the sample run."""
+    """Return the page of the sample run."""
     return sample[1]
 
 
@@ -146,7 +146,7 @@ def test_charts_bring_the_data_they_draw(page: Element) -> None:
 def test_confusions_are_shaded_by_their_share_of_the_class(tmp_path: Path) -> None:
     _, page = _report(tmp_path, class_results())
     tables = {t.all("caption")[0].text: t for t in page.all("table")}
-    cells = tables["validation: what the student takes each class for"].all("td")
+    cells = tables["validation: predictions of the student by label"].all("td")
     assert [cell.text for cell in cells[:3]] == ["93", "4", "3"]
     assert [cell.attributes["style"] for cell in cells[:3]] == [
         "--share: 93%",
@@ -176,7 +176,7 @@ def test_the_summary_is_a_github_table(sample: tuple[str, Element]) -> None:
     assert f"| :--- |{' ---: |' * 6}" in lines
     assert "| validation | 29.9% (27.4–32.3) |" in lines
     assert "| all | 7 min 27 s |" in lines
-    assert any(line.startswith("15.23 bytes a token stored, codec varopt") for line in lines)
+    assert any(line.startswith("15.23 bytes per token stored, codec varopt") for line in lines)
 
 
 @pytest.mark.parametrize("evil", ["<script>alert(1)</script>", "a|b", 'x" onload="y', "</title>"])
@@ -314,7 +314,7 @@ def test_speed_and_size_stand_side_by_side(tmp_path: Path, sample: tuple[str, El
     assert "CPU, 1 thread, float32" in page.text
     assert "medians of 15 turns (5 of single sequences)" in page.text
     assert "8.9 times smaller and 4.5 (4.3 to 4.7) times faster than its teacher" in page.text
-    assert "as many tokens a second (4.3 to 4.7), CPU" in page.text
+    assert "as many tokens per second (4.3 to 4.7), CPU" in page.text
     assert row in write_model_card(sample_run(tmp_path / "card"))
 
 
@@ -345,7 +345,7 @@ def test_the_headline_tells_a_speed_with_its_interval_or_none(
     assert expected in summary
     assert expected in page
     assert expected in write_model_card(store)
-    assert ("as many tokens a second (" in page) == (interval is not None)
+    assert ("as many tokens per second (" in page) == (interval is not None)
     assert "41.0 k" in summary
 
 

@@ -28,7 +28,7 @@ def test_table_and_page(run: AuditedRun, tmp_path: Path) -> None:
     own = next(line for line in lines if line.startswith(("* ", ">* ")))
     assert "varopt k=6 head=3 head_bits=8" in own
     assert "Encoded again, all" in result.stdout
-    assert "within 8.0 stored bytes a token" in result.stdout
+    assert "within 8.0 stored bytes per token" in result.stdout
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
