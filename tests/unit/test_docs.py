@@ -14,6 +14,7 @@ import yaml
 
 from kdscale.cli import app
 from kdscale.config import RunConfig, parse_config
+from kdscale.config.renamed import RENAMED
 from kdscale.store import open_store
 from tests.pages import ALL_PAGES, PAGES, README, ROOT, blocks, commands, prose
 from tests.unit.cache.planted import make_planted
@@ -114,6 +115,12 @@ def test_errors_in_the_troubleshooting_page_are_raised_by_the_code() -> None:
     quoted = re.findall(r'"([^"]+)"', "\n".join(symptoms))
     assert len(quoted) > 10
     assert [text for text in quoted if text not in raised] == []
+
+
+def test_the_changelog_has_every_renamed_key() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    keys = {re.sub(r"^(teacher|distill)\.training", "*.training", key) for key in RENAMED}
+    assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
 
 
 @pytest.mark.parametrize("page", [*ALL_PAGES, ROOT / ".github/workflows/ci.yml"], ids=str)
