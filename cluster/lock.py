@@ -34,13 +34,13 @@ def main() -> None:
 
 
 def installed() -> dict[str, str]:
-    """What this environment has, without kdscale; of `2.13.0+cpu` the public part."""
+    """Return what is installed here, without kdscale; of `2.13.0+cpu` the public part."""
     found = {canonical(item.name): public(item.version) for item in distributions()}
     return {name: version for name, version in found.items() if name != "kdscale"}
 
 
 def resolve(constraints: str) -> dict[str, str]:
-    """The packages that pip would install into an empty environment, by name."""
+    """Return the packages that pip would install into an empty environment, by name."""
     command = [
         *(sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"),
         *("--disable-pip-version-check", "--report", "-", "--constraint", constraints),
@@ -53,12 +53,12 @@ def resolve(constraints: str) -> dict[str, str]:
 
 
 def canonical(name: str) -> str:
-    """A package's name as requirements compare it."""
+    """Return a package's name as requirements compare it."""
     return name.lower().replace("_", "-").replace(".", "-")
 
 
 def public(version: str) -> str:
-    """A version without its local part."""
+    """Return a version without its local part."""
     return version.partition("+")[0]
 
 

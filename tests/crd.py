@@ -47,7 +47,7 @@ def _schema(kind: str) -> dict[str, Any]:
 
 
 def _convert(node: Any) -> Any:
-    """A structural schema of Kubernetes as JSON Schema that refuses unknown fields."""
+    """Turn a structural schema of Kubernetes into JSON Schema that refuses unknown fields."""
     if isinstance(node, list):
         return [_convert(item) for item in node]
     if not isinstance(node, dict):
@@ -70,7 +70,7 @@ def _convert(node: Any) -> Any:
 def _unique(
     validator: Any, keys: list[str], instance: Any, schema: dict[str, Any]
 ) -> Iterator[ValidationError]:
-    """Lists that are maps: no two items may have the same keys."""
+    """Check lists that are maps: no two items may have the same keys."""
     seen = [tuple(item.get(key) for key in keys) for item in instance]
     for entry in seen:
         if seen.count(entry) > 1:

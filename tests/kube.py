@@ -53,11 +53,11 @@ class Kubernetes:
         self._loop.close()
 
     def set_status(self, name: str, namespace: str, **status: Any) -> None:
-        """What the operator has to say of a RayJob."""
+        """Set the operator's status of a RayJob."""
         self.objects["rayjobs", namespace, name].setdefault("status", {}).update(status)
 
     def add_head(self, cluster: str, namespace: str) -> None:
-        """A running head of the cluster."""
+        """Add a running head of the cluster."""
         labels = {"ray.io/cluster": cluster, "ray.io/node-type": "head"}
         name = f"{cluster}-head"
         self.pods[namespace, name] = {
@@ -143,7 +143,7 @@ class Kubernetes:
         return _status(404, "NotFound", key) if found is None else web.json_response(found)
 
     async def _execute(self, request: web.Request) -> web.WebSocketResponse:
-        """A command by the protocol v5.channel.k8s.io: a byte names the stream that follows."""
+        """Run a command by the protocol v5.channel.k8s.io: a byte names the stream that follows."""
         socket = web.WebSocketResponse(protocols=["v5.channel.k8s.io"])
         await socket.prepare(request)
         process = await asyncio.create_subprocess_exec(
@@ -187,7 +187,7 @@ def _status(code: int, reason: str, key: tuple[str, ...], why: str = "") -> web.
 def _items(
     request: web.Request, kind: str, version: str, items: list[dict[str, Any]]
 ) -> web.Response:
-    """A list, as far as its selectors let pass."""
+    """Return a list, filtered by its selectors."""
     wanted = dict(p.split("=") for p in request.query.get("labelSelector", "").split(",") if p)
     phase = request.query.get("fieldSelector", "").partition("status.phase=")[2]
     kept = [

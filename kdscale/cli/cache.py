@@ -103,7 +103,7 @@ def repair(
         typer.Option("--withdraw-only", help="Leave the capture of bad shards to a later run."),
     ] = False,
 ) -> None:
-    """Mend what is damaged, and capture again the shards that only the teacher can give.
+    """Restore damaged objects, and capture again the shards that only the teacher can give.
 
     Exit code 1 if something cannot be repaired.
     """
@@ -236,7 +236,7 @@ def _capture_again(uri: str, store: "Store", shards: list[int], withdraw_only: b
 
 @contextmanager
 def _commits(store: "Store") -> "Iterator[PutIfAbsent]":
-    """What stands for the store's put-if-absent, where that does not decide between writers."""
+    """Yield the store's put-if-absent, or a replacement where it does not choose one writer."""
     from kdscale.store import SingleCommitter, conditional_put
 
     if conditional_put(store):

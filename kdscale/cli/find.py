@@ -1,4 +1,4 @@
-"""Where a cache is that a user speaks of, and which run makes it."""
+"""Find the cache that a user names, and the run that makes it."""
 
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def find_cache(uri: str, *, published: bool = True) -> "Store":
-    """The cache at `uri`: a cache's own folder, or the one that the run at `uri` used last.
+    """Return the cache at `uri`: a cache's folder, or the one that the run there used last.
 
     Raises KdscaleError where there is none, or none that is `published`.
     """

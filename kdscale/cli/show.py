@@ -23,7 +23,7 @@ def show(markdown: str) -> None:
 
 
 def aligned(table: "Table") -> str:
-    """A table in columns, the first one flush left, and its caption."""
+    """Return a table in columns, the first one flush left, and its caption."""
     lines = [table.header, *table.rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(table.header))]
     text = "\n".join(

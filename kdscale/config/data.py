@@ -124,7 +124,7 @@ class LabelsConfig(Config):
 
 
 def standard(name: str) -> str:
-    """A class's name as it is compared: NFC, without outer blanks and case."""
+    """Return a class's name as it is compared: NFC, without outer blanks and case."""
     return unicodedata.normalize("NFC", name).strip().casefold()
 
 

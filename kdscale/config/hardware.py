@@ -62,7 +62,7 @@ class Hardware(Config):
 
 
 def load_hardware(path: str | Path) -> Hardware:
-    """The hardware in a YAML file. KdscaleError where it cannot be read or a field is wrong."""
+    """Return the hardware in a YAML file. Raises KdscaleError where it is invalid."""
     text = read_text(
         path, "hardware file", "Give the path of a YAML file, or a name of the built-in table."
     )

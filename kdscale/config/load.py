@@ -23,7 +23,7 @@ _KUBE_STARTER = "start from cluster/kuberay.yaml"
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The resolved config of the YAML file at `path`, after the overrides (`a.b=c`, c being YAML).
+    """Return the config of the YAML file at `path`, after the overrides (`a.b=c`, c being YAML).
 
     Raises KdscaleError for a missing or malformed file, an unknown key, or a value out of range.
     """
@@ -36,12 +36,12 @@ def parse_config(text: str, overrides: Sequence[str] = (), origin: str = "config
 
 
 def load_kube_options(path: str | Path, overrides: Sequence[str] = ()) -> KubeOptions:
-    """The Kubernetes cluster that the YAML file at `path` describes; raises as `load_config`."""
+    """Return the Kubernetes cluster in the YAML file at `path`; raises as `load_config`."""
     return _parse(KubeOptions, _read(path, _KUBE_STARTER), overrides, str(path), _KUBE_STARTER)
 
 
 def load_overrides(path: str | Path) -> list[str]:
-    """The fields of a part of a config, a YAML file, as overrides `a.b=c`, a field each."""
+    """Return the fields of a YAML file, a part of a config, as overrides `a.b=c`."""
     tree = parse_tree(_read(path, _STARTER), str(path))
 
     def fields(prefix: str, tree: dict[str, Any]) -> Iterator[str]:

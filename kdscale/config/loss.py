@@ -121,7 +121,7 @@ class LossConfig(Config):
 
 
 def status(kind: str, source: str) -> Status:
-    """What the loss `kind` is on targets of `source`."""
+    """Return what the loss `kind` is on targets of `source`."""
     if source in _WHOLE:
         return "exact"
     if source in _SAMPLED:

@@ -146,7 +146,7 @@ class RunConfig(Config):
 
 
 def _texts(tree: Any, name: str) -> Iterator[tuple[str, str]]:
-    """The name and value of every text in `tree`."""
+    """Yield the name and value of every text in `tree`."""
     if isinstance(tree, str):
         yield name, tree
     elif isinstance(tree, dict):

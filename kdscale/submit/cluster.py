@@ -23,7 +23,7 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 
 def connect(address: str | None) -> "JobSubmissionClient":
-    """A client of the job server at `address`, which is known to answer.
+    """Return a client of the job server at `address`, after it has answered.
 
     Raises UnreachableError when nothing answers or the token is refused, KdscaleError when the
     address is malformed or the environment names another one.
@@ -60,7 +60,7 @@ def connect(address: str | None) -> "JobSubmissionClient":
 
 
 def resolve_address(address: str | None) -> str:
-    """The address to use: the one given, else the environment's, else this machine's dashboard.
+    """Return the address given, else the environment's, else this machine's dashboard.
 
     Raises KdscaleError when the one given is no http(s) URL, or is not the one Ray would use.
     """
@@ -80,7 +80,7 @@ def resolve_address(address: str | None) -> str:
 
 
 def find_token() -> str | None:
-    """The token that Ray itself would find; None without one, or with RAY_AUTH_MODE=disabled."""
+    """Return the token that Ray would find; None without one, or with RAY_AUTH_MODE=disabled."""
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return None
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
@@ -113,7 +113,7 @@ def check_versions(client: "JobSubmissionClient") -> None:
 
 
 def _cluster_python(url: str) -> str | None:
-    """The Python of the cluster's nodes, which their command lines show; None where they do not."""
+    """Return the Python in the command lines of the cluster's nodes; None where there is none."""
     nodes = _ask(url, "/nodes?view=summary").get("data", {}).get("summary", [])
     for node in nodes:
         command = " ".join(node.get("raylet", {}).get("cmdline") or node.get("cmdline") or ())
@@ -140,7 +140,7 @@ def _headers() -> dict[str, str] | None:
 
 
 def refused(url: str) -> UnreachableError:
-    """The error for a cluster that asks for a token we do not have."""
+    """Return the error for a cluster that asks for another token."""
     return UnreachableError(
         f"The cluster at {url} refuses us: its token is missing here, or another one.",
         "Put the cluster's token (on its head: `ray get-auth-token`) into ~/.ray/auth_token or "

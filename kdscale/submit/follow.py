@@ -108,7 +108,7 @@ class _Follower:
             write(log[self.written :])
 
     async def ask(self) -> Job | None:
-        """The job; None while the back end is silent and there is patience left."""
+        """Return the job; None while the back end is silent and there is patience left."""
         try:
             job = await asyncio.to_thread(self.backend.details, self.job_id)
         except UnreachableError:

@@ -68,7 +68,7 @@ class JobPlan:
         return tuple(f"{p.field} is {p.path}: {needs[p.form] or shared}" for p in self.places)
 
     def summary(self) -> dict[str, Any]:
-        """The plan as plain data, with the values of the variables in `given` masked."""
+        """Return the plan as plain data, with the values of the variables in `given` masked."""
         root = checkout()
         shown = {name: "***" if name in self.given else v for name, v in self.environment.items()}
         return {
@@ -96,7 +96,7 @@ def plan_job(
     excludes: Sequence[str] = (),
     folder: Path | None = None,
 ) -> JobPlan:
-    """The job that runs `config`, `only` one stage or from stage `start` and up to `until`.
+    """Return the job that runs `config`: `only` one stage, or from `start` and up to `until`.
 
     Relative paths of the config are taken from `folder`, the current one when not given. Raises
     KdscaleError for a malformed id, and for a secret that is not set here.
@@ -131,7 +131,7 @@ def plan_job(
 
 
 def check_id(text: str) -> None:
-    """Raises KdscaleError for what cannot be a job's id, nor the name of its folder."""
+    """Raise KdscaleError for text that cannot be a job's id."""
     if not _ID.fullmatch(text):
         raise KdscaleError(
             f"{text!r} cannot be a job's id.",

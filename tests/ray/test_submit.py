@@ -99,7 +99,7 @@ def token() -> str:
 
 @pytest.fixture(scope="module")
 def head_folder() -> Iterator[Path]:
-    """What the head writes."""
+    """Return the folder of the head's files."""
     # Short, because the path of a UNIX socket has at most 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="kr"))
     yield folder
@@ -108,7 +108,7 @@ def head_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def address(token: str, head_folder: Path, s3_server: S3Server) -> Iterator[str]:
-    """The dashboard of a head with two CPUs, started here and ended by its process id.
+    """Start a head with two CPUs, ended by its process id; yield its dashboard's address.
 
     Its node has credentials of its own for the S3 server, as a machine of a cloud has.
     """
@@ -176,7 +176,7 @@ def client_environment(monkeypatch: pytest.MonkeyPatch, token: str, tmp_path: Pa
 
 @pytest.fixture
 def checkout_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Path]:
-    """Makes a checkout whose job script is the text given, and has `kdscale submit` use it."""
+    """Make a checkout with this job script, and let `kdscale submit` use it."""
 
     def make(script: str) -> Path:
         root = tmp_path / "checkout"
@@ -205,7 +205,7 @@ def run(*arguments: str) -> int:
 
 
 def submit(script_root: Path, address: str, folder: Path) -> str:
-    """A job of the stub checkout, submitted through the package's functions."""
+    """Submit a job of the stub checkout through the package's functions."""
     plan = JobPlan(
         submission_id=f"test-{secrets.token_hex(4)}",
         entrypoint="python jobs/run.py",
@@ -283,9 +283,7 @@ def test_code_and_secret_through_an_object_store(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Ray's node fetches the code from the store, and the job its secret, each with the node's own
-    credentials.
-    """
+    """Ray's node fetches the code, and the job its secret, with the node's own credentials."""
     root = checkout_with(
         "import os, kdscale\n"
         "from kdscale.submit.secrets import discard_secrets, open_secrets\n"
@@ -310,8 +308,9 @@ def test_a_graph_and_its_repeated_submission(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """The driver on the cluster submits the nodes to its own cluster, each when its turn has come;
-    one that failed is continued by submitting the graph again.
+    """The driver on the cluster submits the nodes in order to its own cluster.
+
+    One that failed is continued by submitting the graph again.
     """
     fail = tmp_path / "fail"
     fail.touch()
@@ -532,7 +531,7 @@ raise SystemExit(41)
 
 
 def find_in_files(folder: Path, needle: str) -> list[Path]:
-    """The files below `folder` that hold the text."""
+    """Return the files below `folder` that hold the text."""
     found = []
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink() and needle.encode() in path.read_bytes():
@@ -586,7 +585,7 @@ def test_a_secret_reaches_the_job_and_is_readable_nowhere(
 
 
 def dashboard_answers(address: str, token: str) -> list[str]:
-    """What the dashboard tells whoever asks."""
+    """Return the dashboard's answers."""
     kinds = ("actors", "jobs", "nodes", "workers", "tasks", "runtime_envs")
     paths = ["/api/jobs/", "/api/jobs/secret-1", "/api/jobs/secret-1/logs", "/nodes?view=summary"]
     paths += ["/logical/actors", "/api/cluster_status", *(f"/api/v0/{k}?detail=1" for k in kinds)]

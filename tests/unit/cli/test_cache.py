@@ -135,7 +135,7 @@ def test_repair_says_what_it_restored_and_what_it_cannot(
     cache.store.delete(load_manifest(cache.store).shards[2].object)
     assert run("repair", cache.store.url) == 1
     out, err = capsys.readouterr()
-    assert f"cannot mend: {prior} " in out
+    assert f"cannot repair: {prior} " in out
     assert "fix: restore" in err
     assert committed_shards(cache.store, cache.generation) == {0, 1, 2}
 

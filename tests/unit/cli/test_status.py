@@ -30,7 +30,7 @@ def config(tmp_path: Path, output: Store) -> Path:
 
 
 def fail_in_teacher(output: Store) -> None:
-    """A driver that got through 3 of 9 steps."""
+    """Write the files of a driver that got through 3 of 9 steps."""
     record = RunRecord(output, "tiny", "f")
     progress = RunningStage("teacher")
     with ProgressFile(output) as progress_file, record.running("teacher", "t"):

@@ -83,7 +83,7 @@ def test_token_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @contextmanager
 def cluster(ray_version: str, python: str | None) -> Iterator[SimpleNamespace]:
-    """A client of a server that tells these versions."""
+    """Yield a client of a server that reports these versions."""
     command = [f"/opt/lib/python{python}/site-packages/ray/core/src/ray/raylet/raylet"]
     summary = [] if python is None else [{"raylet": {"cmdline": command}}]
     answers = {

@@ -63,7 +63,7 @@ def chunks(text: str, size: int) -> list[Any]:
 
 
 def until(opened: int, client: Callable[[], Jobs], then: Status) -> Any:
-    """A status that is RUNNING until the log was opened so many times."""
+    """Yield RUNNING until the log was opened so many times, then `then`."""
     while client().opened < opened:
         yield "RUNNING"
     while True:
