@@ -1,10 +1,10 @@
-"""What a step of distilling costs, over a step of plain training, and what an online teacher costs.
+"""Cost of a step of distilling, over a step of plain training and over an online teacher.
 
     make bench-setup
     python benchmarks/step_cost.py [--quick] [--assets FOLDER] [--turns 5]
 
-The student has three layers of SmolLM2-135M's shape over its 49,152 ids. Three arms take turns, a
-few steps each, on the same rows, with two threads, AdamW and the same batch:
+The student has three layers of SmolLM2-135M's shape over its 49,152 ids. Three variants take turns,
+a few steps each, on the same rows, with two threads, AdamW and the same batch:
 
     cache   kdscale from a cache on the local disk: reading, verifying, decoding, loss, backward,
             optimiser, all as the distill stage does it
@@ -17,44 +17,51 @@ Ratios are of neighbouring turns, and their median is the value. The last line i
 also kept in results/step_cost.json; --quick takes one step a turn and keeps nothing.
 """
 
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import typer
 
-ROOT = Path(__file__).parents[1]
-# Of a script only its own folder is on the path.
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.peers import kdscale_cache, synthetic  # noqa: E402  after the path is set
-from kdscale.cache.read.reader import CacheReader  # noqa: E402
-from kdscale.config import RunConfig  # noqa: E402
-from kdscale.config.student import DistillConfig  # noqa: E402
-from kdscale.curriculum.sampler import CurriculumSampler  # noqa: E402
-from kdscale.distill.batches import MicroBatch, read_steps  # noqa: E402
-from kdscale.distill.objective import DistillationLoss, LabelsLoss  # noqa: E402
-from kdscale.distributed.rank import Rank  # noqa: E402
-from kdscale.models.head import ModelWithHead  # noqa: E402
-from kdscale.models.load import build_model, load_config_of  # noqa: E402
-from kdscale.store import open_store  # noqa: E402
-from kdscale.train.backends.base import Backend, make_backend  # noqa: E402
-from kdscale.train.loop import Step  # noqa: E402
+from benchmarks.common import (
+    ASSETS,
+    PEERS_PYTHON,
+    ROOT,
+    TEACHER,
+    Assets,
+    PeersPython,
+    Quick,
+    Turns,
+    goal,
+    ratios,
+    report,
+    require,
+    take_turns,
+)
+from benchmarks.peers import kdscale_cache, synthetic
+from kdscale.cache.read.reader import CacheReader
+from kdscale.config import RunConfig
+from kdscale.config.student import DistillConfig
+from kdscale.curriculum.sampler import CurriculumSampler
+from kdscale.distill.batches import MicroBatch, read_steps
+from kdscale.distill.objective import DistillationLoss, LabelsLoss
+from kdscale.distributed.rank import Rank
+from kdscale.models.head import ModelWithHead
+from kdscale.models.load import build_model, load_config_of
+from kdscale.store import open_store
+from kdscale.train.backends.base import Backend, make_backend
+from kdscale.train.loop import Step
 
-KEPT = ROOT / "benchmarks" / "results" / "step_cost.json"
-PEERS_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
 LAYERS, ROW_LENGTH, BATCH_ROWS = 3, 512, 4
 THREADS = 2
 ROWS = 512
@@ -62,65 +69,49 @@ RATE = 1e-4
 
 
 def main(
-    quick: bool = typer.Option(False, help="One step a turn, to see that it works."),
-    assets: Path = typer.Option(ROOT / "assets", help="Folder that assets.py wrote."),
-    turns: int = typer.Option(5, min=1, help="Turns that count, after one to warm up."),
-    peers_python: Path = typer.Option(PEERS_PYTHON, help="The peers' Python."),
+    quick: Quick = False,
+    assets: Assets = ASSETS,
+    turns: Turns = 5,
+    peers_python: PeersPython = PEERS_PYTHON,
 ) -> None:
     """Measure, print and keep."""
     torch.set_num_threads(THREADS)
     turns, steps = (1, 1) if quick else (turns, 4)
-    teacher = assets / "smollm2-135m-instruct"
     with tempfile.TemporaryDirectory() as scratch:
         cache = Path(scratch) / "cache"
         rows = BATCH_ROWS * 16 if quick else ROWS
         kdscale_cache.write(synthetic.make_records(rows, ROW_LENGTH), cache)
-        ours = Ours(cache, teacher, steps * (turns + 1))
-        with Live(peers_python, teacher, steps) as live:
-            arms = {"cache": ours.cache, "labels": ours.labels, "trl": lambda _: live.turn()}
-            found = [{name: arm(steps) for name, arm in arms.items()} for _ in range(turns + 1)][1:]
-            trl = live.version
-    seconds = {name: [turn[name] for turn in found] for name in found[0]}
-    over_labels = [turn["cache"] / turn["labels"] for turn in found]
-    over_cache = [turn["trl"] / turn["cache"] for turn in found]
-    result = {
-        "benchmark": "step_cost",
-        "machine": {"cpu": platform.machine(), "cores": os.cpu_count()},
-        "versions": {**{n: version(n) for n in ("kdscale", "torch", "transformers")}, "trl": trl},
-        "tokens_a_step": BATCH_ROWS * ROW_LENGTH,
-        "rows": [
-            {
-                "arm": name,
-                "seconds_a_step": statistics.median(some) / steps,
-                "least": min(some) / steps,
-                "most": max(some) / steps,
-            }
-            for name, some in seconds.items()
+        ours = Ours(cache, assets / TEACHER, steps, turns + 1)
+        with Online(require(peers_python), assets / TEACHER, steps) as online:
+            variants = {"cache": ours.cache, "labels": ours.labels, "trl": online.turn}
+            found = take_turns(variants, turns)
+    over_labels = ratios(found, "cache", "labels")
+    over_cache = ratios(found, "trl", "cache")
+    rows_found = []
+    for name in variants:
+        seconds = [turn[name] / steps for turn in found]
+        row = {"arm": name, "seconds_a_step": statistics.median(seconds)}
+        rows_found.append(row | {"least": min(seconds), "most": max(seconds)})
+    report(
+        "step_cost",
+        rows_found,
+        [
+            goal("step_over_cross_entropy", statistics.median(over_labels), "<=1.03"),
+            goal("online_teacher_over_step", statistics.median(over_cache), ">1"),
         ],
-        "spread": {"step_over_cross_entropy": over_labels, "online_teacher_over_step": over_cache},
-        "goals": [
-            {
-                "name": "step_over_cross_entropy",
-                "value": statistics.median(over_labels),
-                "goal": "<=1.03",
-            },
-            {
-                "name": "online_teacher_over_step",
-                "value": statistics.median(over_cache),
-                "goal": ">1",
-            },
-        ],
-    }
-    if not quick:
-        KEPT.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+        keep=not quick,
+        versions={"trl": online.version},
+        tokens_a_step=BATCH_ROWS * ROW_LENGTH,
+        spread={"step_over_cross_entropy": over_labels, "online_teacher_over_step": over_cache},
+    )
 
 
 class Ours:
-    """The arms of kdscale, each with a student of its own that starts from the same weights."""
+    """Variants of kdscale, each with a student that starts from the same weights."""
 
-    def __init__(self, cache: Path, teacher: Path, steps: int) -> None:
-        config = make_config(str(cache), steps)
+    def __init__(self, cache: Path, teacher: Path, steps: int, turns: int) -> None:
+        config = make_config(str(cache), steps * turns)
+        self._steps_a_turn = steps
         self._worker = Rank(0, 1, torch.device("cpu"))
         shape = load_config_of(teacher)
         shape.num_hidden_layers = LAYERS
@@ -151,25 +142,23 @@ class Ours:
         sampler.set_difficulty(0, reader.statistics.entropy)
         return read_steps(distill, self._worker, reader, sampler, range(distill.training.steps))
 
-    def cache(self, steps: int) -> float:
-        """Seconds of some steps of distilling."""
-        return self._timed("cache", islice(self._cached, steps), self._distillation)
+    def cache(self) -> None:
+        """Take the steps of a turn of distilling."""
+        self._train("cache", self._cached, self._distillation)
 
-    def labels(self, steps: int) -> float:
-        """Seconds of as many of plain training."""
-        return self._timed("labels", islice(self._in_memory, steps), LabelsLoss())
+    def labels(self) -> None:
+        """Take as many steps of plain training."""
+        self._train("labels", self._in_memory, LabelsLoss())
 
-    def _timed(self, name: str, steps: Iterator[Step[MicroBatch]], loss: Any) -> float:
+    def _train(self, name: str, steps: Iterable[Step[MicroBatch]], loss: Any) -> None:
         backend: Backend = self._backends[name]
         backend.model.train()
-        started = time.perf_counter()
-        for number, step in enumerate(steps):
+        for number, step in enumerate(islice(steps, self._steps_a_turn)):
             (batch,) = step.micro_batches
             with backend.micro_batch(last=True):
                 objective, _ = backend.model(loss, batch, number)
                 backend.backward(objective / step.targets)
             backend.step(RATE)
-        return time.perf_counter() - started
 
 
 def make_config(cache: str, steps: int) -> RunConfig:
@@ -199,15 +188,13 @@ def make_config(cache: str, steps: int) -> RunConfig:
     )
 
 
-class Live:
-    """TRL's arm in a process of its own, which waits between its turns."""
+class Online:
+    """Process of TRL with an online teacher, which waits between its turns."""
 
     def __init__(self, python: Path, teacher: Path, steps: int) -> None:
-        if not python.exists():
-            raise SystemExit(f"{python} does not exist: run `make bench-setup`.")
         arguments = [str(teacher), *map(str, (LAYERS, BATCH_ROWS, ROW_LENGTH, steps, THREADS))]
         self._process = subprocess.Popen(
-            [str(python.absolute()), "-m", "benchmarks.online_trl", *arguments],
+            [str(python), "-m", "benchmarks.online_trl", *arguments],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"},
             stdin=subprocess.PIPE,
@@ -216,21 +203,21 @@ class Live:
         )
         self.version = self._answer()
 
-    def turn(self) -> float:
-        """Seconds of its steps."""
+    def turn(self) -> None:
+        """Take the steps of a turn."""
         assert self._process.stdin is not None
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
-        return float(self._answer())
+        self._answer()
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit("the process of TRL's arm ended, see above")
+            raise SystemExit("the process of TRL ended, see above")
         return line.strip()
 
-    def __enter__(self) -> "Live":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

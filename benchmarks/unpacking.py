@@ -1,9 +1,9 @@
-"""How fast a core undoes what packing did: positions a second, over reading the same unpacked.
+"""Speed of unpacking on one core: positions a second, over reading the same unpacked.
 
     python benchmarks/unpacking.py [--quick]
 
 Made-up records of `varopt` with 12 ids (benchmarks/peers/synthetic.py), in chunks of the
-default size, from memory, on one thread. Three arms take turns on the same chunks:
+default size, from memory, on one thread. Three variants take turns on the same chunks:
 
     ids      the ids of a chunk alone, into memory that is there
     packed   a whole chunk as it is stored, tokens and masks too, to rows
@@ -13,15 +13,10 @@ The last line is one JSON object, also kept in results/unpacking.json; --quick t
 and keeps nothing.
 """
 
-import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,56 +24,39 @@ import numpy as np
 import torch
 import typer
 
-ROOT = Path(__file__).parents[1]
-# Of a script only its own folder is on the path.
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.peers import kdscale_cache, synthetic  # noqa: E402  after the path is set
-from benchmarks.peers.contract import Records  # noqa: E402
-from kdscale.cache.commit.manifest import load_manifest  # noqa: E402
-from kdscale.cache.format.packing import Packing, packable  # noqa: E402
-from kdscale.cache.read.chunk_store import StoredChunks  # noqa: E402
-from kdscale.store import open_store  # noqa: E402
+from benchmarks.common import Quick, ratios, report, take_turns
+from benchmarks.peers import kdscale_cache, synthetic
+from benchmarks.peers.contract import Records
+from kdscale.cache.commit.manifest import load_manifest
+from kdscale.cache.format.packing import Packing, packable
+from kdscale.cache.read.chunk_store import StoredChunks
+from kdscale.store import open_store
 
-KEPT = ROOT / "benchmarks" / "results" / "unpacking.json"
 ROW_LENGTH, CHUNK_ROWS, REPEATS = 512, 64, 7
 
 
-def main(
-    quick: bool = typer.Option(False, help="Few chunks, to see that it works."),
-) -> None:
+def main(quick: Quick = False) -> None:
     """Measure, print and keep."""
     torch.set_num_threads(1)
     chunks = 2 if quick else 16
     records = synthetic.make_records(chunks * CHUNK_ROWS, ROW_LENGTH)
-    arms = {"ids": unpack_ids(records)}
+    variants = {"ids": unpack_ids(records)}
     with tempfile.TemporaryDirectory() as scratch:
         for name in ("packed", "plain"):
             folder = Path(scratch) / name
             kdscale_cache.write(records, folder, packed=name == "packed")
-            arms[name] = decode(folder, chunks)
-        for arm in arms.values():
-            arm()
-        turns = [{name: _seconds(arm) for name, arm in arms.items()} for _ in range(REPEATS)]
-    positions = {name: len(records) * ROW_LENGTH for name in arms}
+            variants[name] = decode(folder, chunks)
+        turns = take_turns(variants, REPEATS)
+    positions = dict.fromkeys(variants, len(records) * ROW_LENGTH)
     positions["ids"] = int(records.loss_mask.sum())
-    found = {
-        "benchmark": "unpacking",
-        "machine": {"cpu": platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("kdscale", "numba", "numpy", "pyarrow")},
-        "rows": [
-            {
-                "arm": name,
-                "positions_per_second": positions[name] / statistics.median(t[name] for t in turns),
-            }
-            for name in arms
-        ],
-        "packed_over_plain": statistics.median(t["packed"] / t["plain"] for t in turns),
-        "goals": [],
-    }
-    if not quick:
-        KEPT.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found))
+    rows = [
+        {"arm": name, "positions_per_second": count / statistics.median(t[name] for t in turns)}
+        for name, count in positions.items()
+    ]
+    over = statistics.median(ratios(turns, "packed", "plain"))
+    report("unpacking", rows, [], keep=not quick, packed_over_plain=over)
 
 
 def unpack_ids(records: Records) -> Callable[[], Any]:
@@ -108,12 +86,6 @@ def decode(folder: Path, count: int) -> Callable[[], Any]:
     chunks = StoredChunks(store, load_manifest(store))
     data = [chunks.fetch(number) for number in range(count)]
     return lambda: [len(chunks.decode(number, chunk)) for number, chunk in enumerate(data)]
-
-
-def _seconds(arm: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    arm()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -72,6 +72,8 @@ class StoreError(OSError):
 
 
 def last_line(error: BaseException | str) -> str:
-    """Return the last line of an error's text, of a traceback what was raised; else its type."""
+    """Return the last line of an error's text: of a traceback, the exception that was raised."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else "" if isinstance(error, str) else type(error).__name__
+    if lines:
+        return lines[-1]
+    return type(error).__name__ if isinstance(error, BaseException) else ""

@@ -1,14 +1,14 @@
-"""The nouns that all rooms share.
+"""Types that all packages share.
 
 Shape legend, used in every docstring:
-    R  rows (all of a data set, or of a file)      B  rows in a batch
-    T  positions in a row                          P  positions, flattened over rows
+    R  sequences of a data set or file             B  sequences in a batch
+    T  positions in a sequence                     P  positions, flattened over sequences
     V  vocabulary, padding included                K  ids that a codec keeps at a position
 
-Position i of a row speaks of its label: its logits predict it, `loss_mask[i]` says whether that
-prediction counts, and the cache holds the teacher's distribution of it. For a causal language model
-the label is token i + 1, given tokens 0..i; for a masked one the token that stood at i; a row to be
-classified has one label, at position 0.
+Position i of a sequence stands for its label: its logits predict it, `loss_mask[i]` says whether
+that prediction counts, and the cache holds the teacher's distribution of it. For a causal language
+model the label is token i + 1, given tokens 0..i; for a masked one the token that stood at i; a
+sequence to be classified has one label, at position 0.
 """
 
 from collections.abc import Callable
@@ -21,10 +21,10 @@ import torch
 
 @dataclass(frozen=True)
 class Rows:
-    """Fixed-length token rows on the host.
+    """Sequences of tokens of one length, on the host, one a row.
 
-    `segment_ids` number the documents packed in a row from 1; 0 is padding. Attention never crosses
-    from one segment to another.
+    `segment_ids` number the documents packed in a sequence from 1; 0 is padding. Attention never
+    crosses from one segment to another.
     """
 
     sample_ids: np.ndarray  # [R, 16] uint8: xxh3_128 of the row's content
@@ -40,7 +40,7 @@ class Rows:
         return len(self.input_ids)
 
     def take(self, indices: np.ndarray) -> "Rows":
-        """The rows at `indices` ([B] integers), in that order."""
+        """Return the sequences at `indices` ([B] integers), in that order."""
         return Rows(
             self.sample_ids[indices],
             self.input_ids[indices],
@@ -52,8 +52,11 @@ class Rows:
 
 
 def labels_of(rows: Rows) -> np.ndarray:
-    """[R, T] int32: the label of every position that the loss mask counts. A row without labels of
-    its own has the next token; its last position wraps round, and no loss mask counts it."""
+    """Return the label of every position that the loss mask counts, [R, T] int32.
+
+    A sequence without labels has the next tokens; the last position wraps round, and no loss mask
+    counts it.
+    """
     return np.roll(rows.input_ids, -1, axis=1) if rows.labels is None else rows.labels
 
 
@@ -123,16 +126,16 @@ class Head:
 
 
 class DataFacts(Protocol):
-    """What models are built over: prepared data, or what is known of them before they are made."""
+    """Facts that models are built from: of prepared data, or known before it is made."""
 
     @property
     def vocab_size(self) -> int:
-        """Ids of the tokenizer."""
+        """Number of ids of the tokenizer."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """What rows are told apart into, by number; none for language models."""
+        """Classes of sequences, by number; none for language models."""
 
     @property
     def special_ids(self) -> dict[str, int]:
-        """bos, eos and pad ids, as transformers' configs call them."""
+        """Ids of bos, eos and padding, by the names in transformers' configs."""

@@ -1,11 +1,11 @@
-"""What an arm is: a module that writes records in its own format and gives them back in batches.
+"""Contract of a reader: a module that writes records in its format and yields them in batches.
 
-An arm `benchmarks/peers/<name>.py` has
+A reader `benchmarks/peers/<name>.py` has
 
     PACKAGES    the distributions that it measures
-    RESUME      how it resumes within an epoch, in a few words
-    write(records, folder)          the records as files, at the settings that its authors recommend
-    open_loader(place) -> Loader    its reader on such files, shuffled by its own means
+    RESUME      its way to resume within an epoch, in a few words
+    write(records, folder)          write the records as files, at its authors' settings
+    open_loader(place) -> Loader    open its loader on such files, shuffled by its means
 
 Shapes: R rows in all, B in a batch, T positions in a row, 28 payload bytes a position.
 """
@@ -28,7 +28,7 @@ Batch = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Records:
-    """What every arm stores, one record a row."""
+    """Records that every reader stores, one a row."""
 
     sample_ids: np.ndarray  # [R, 16] uint8
     input_ids: np.ndarray  # [R, T] int32
@@ -40,22 +40,22 @@ class Records:
 
     @property
     def seq_len(self) -> int:
-        """T."""
+        """Tokens of a row, T."""
         return int(self.input_ids.shape[1])
 
     def row(self, index: int) -> dict[str, np.ndarray]:
-        """One record's fields, each flat."""
+        """Return one record's fields, each flat."""
         return {name: np.ravel(getattr(self, name)[index]) for name in FIELDS}
 
     def save(self, folder: Path) -> None:
-        """One .npy file a field."""
+        """Write one .npy file a field."""
         folder.mkdir(parents=True, exist_ok=True)
         for name in FIELDS:
             np.save(folder / f"{name}.npy", getattr(self, name))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Return what `save` wrote, memory-mapped."""
+        """Load the files of `save`, memory-mapped."""
         return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in FIELDS))
 
 
@@ -64,7 +64,7 @@ FIELDS = ("sample_ids", "input_ids", "loss_mask", "payload")
 
 @dataclass(frozen=True)
 class Place:
-    """Where an arm finds its files. Credentials and endpoints are in the environment."""
+    """Place of a reader's files. Credentials and endpoints are in the environment."""
 
     url: str
     """A folder, or s3://bucket/prefix."""
@@ -73,10 +73,10 @@ class Place:
     """The files under it, sorted."""
 
     cache: Path
-    """A folder on the local disk for what the arm wants to keep; empty where the run is cold."""
+    """A folder on the local disk for the reader's cache; empty where the run is cold."""
 
     workers: int
-    """Processes that load (threads where the arm has those instead); 0 loads in the consumer."""
+    """Processes that load, or threads where the reader has those; 0 loads in the consumer."""
 
     @property
     def is_remote(self) -> bool:
@@ -92,13 +92,33 @@ class Loader(Protocol):
     """An open reader."""
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """Every record once, in the order of epoch `number`; called for 0, then 1."""
+        """Yield every record once, in the order of epoch `number`; called for 0, then 1."""
         ...
 
     def state(self) -> Any:
-        """Where the epoch stands after the batches taken so far, to be pickled."""
+        """Return the position after the batches taken so far, to be pickled."""
         ...
 
     def resume(self, state: Any) -> Iterator[Batch]:
         """Return the rest of epoch 0, on a fresh loader."""
         ...
+
+
+class StatefulLoader:
+    """Loader over a library's loader with `state_dict`, whose epochs follow each other."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Return the next epoch."""
+        return iter(self._loader)
+
+    def state(self) -> Any:
+        """Return the state as counted by the loader."""
+        return self._loader.state_dict()
+
+    def resume(self, state: Any) -> Iterator[Batch]:
+        """Return the rest of the epoch."""
+        self._loader.load_state_dict(state)
+        return iter(self._loader)

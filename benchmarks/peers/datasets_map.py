@@ -5,7 +5,6 @@ numpy takes the columns: the fastest of its ways (format "numpy" gives a third o
 are copied to the cache first. No checksums.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import datasets
@@ -15,20 +14,20 @@ import torch
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import BatchSampler, RandomSampler
 
-from benchmarks.peers.contract import BATCH_ROWS, FIELDS, SEED, Batch, Place
+from benchmarks.peers.contract import BATCH_ROWS, FIELDS, SEED, Place, StatefulLoader
 from benchmarks.peers.parquet_files import from_binary, load_options, write
 
-__all__ = ["PACKAGES", "RESUME", "DatasetsLoader", "open_loader", "write"]
+__all__ = ["PACKAGES", "RESUME", StatefulLoader, "open_loader", "write"]
 
 PACKAGES = ("datasets", "pyarrow", "torchdata")
 RESUME = "StatefulDataLoader.state_dict"
 
 
-def open_loader(place: Place) -> "DatasetsLoader":
+def open_loader(place: Place) -> StatefulLoader:
     """Return a loader over the Arrow file in the cache, which is made where it is missing."""
     table = datasets.load_dataset(**load_options(place)).with_format("arrow")
     rows = RandomSampler(table, generator=torch.Generator().manual_seed(SEED))
-    return DatasetsLoader(
+    return StatefulLoader(
         StatefulDataLoader(
             table,
             sampler=BatchSampler(rows, BATCH_ROWS, drop_last=False),
@@ -50,23 +49,3 @@ def _column(name: str, column: Any) -> np.ndarray:
     _, offsets, data = array.buffers()
     ends = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1]
     return from_binary(name, memoryview(data)[ends[0] : ends[-1]], len(array))
-
-
-class DatasetsLoader:
-    """Epochs follow each other by themselves."""
-
-    def __init__(self, loader: StatefulDataLoader) -> None:
-        self._loader = loader
-
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """Return the next epoch."""
-        return iter(self._loader)
-
-    def state(self) -> Any:
-        """Return the samplers' and the workers' states."""
-        return self._loader.state_dict()
-
-    def resume(self, state: Any) -> Iterator[Batch]:
-        """Return the rest of the epoch."""
-        self._loader.load_state_dict(state)
-        return iter(self._loader)

@@ -10,8 +10,7 @@ import datasets
 import numpy as np
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from benchmarks.peers.contract import BATCH_ROWS, FIELDS, SEED, Place
-from benchmarks.peers.datasets_map import DatasetsLoader
+from benchmarks.peers.contract import BATCH_ROWS, FIELDS, SEED, Place, StatefulLoader
 from benchmarks.peers.parquet_files import from_binary, load_options, write
 
 __all__ = ["PACKAGES", "RESUME", "open_loader", "write"]
@@ -25,10 +24,10 @@ _BUFFER_ROWS = 1000
 datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0
 
 
-def open_loader(place: Place) -> DatasetsLoader:
+def open_loader(place: Place) -> StatefulLoader:
     """Return a loader that reads the Parquet files where they are."""
     stream = datasets.load_dataset(**load_options(place), streaming=True)
-    return DatasetsLoader(
+    return StatefulLoader(
         StatefulDataLoader(
             stream.shuffle(seed=SEED, buffer_size=_BUFFER_ROWS).batch(BATCH_ROWS),
             batch_size=None,

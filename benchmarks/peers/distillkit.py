@@ -35,7 +35,7 @@ _TYPES = {
 
 
 def write(records: Records, folder: Path) -> None:
-    """Files data_0.parquet, data_1.parquet, ..."""
+    """Write files data_0.parquet, data_1.parquet, ..."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, start in enumerate(range(0, len(records), _FILE_ROWS)):
         rows = slice(start, min(start + _FILE_ROWS, len(records)))
@@ -45,7 +45,7 @@ def write(records: Records, folder: Path) -> None:
 
 
 def _lists(values: np.ndarray, kind: Any) -> Any:
-    """[R, N] or [R, T, 28] numbers as lists, or lists of lists."""
+    """Return [R, N] or [R, T, 28] numbers as lists, or lists of lists."""
     inner = kind.value_type
     if values.ndim > 2:
         rows = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
@@ -61,7 +61,7 @@ def open_loader(place: Place) -> "DistillKitLoader":
 
 
 def collate_packed_batch(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """DistillKit's own."""
+    """Collate as DistillKit does."""
     return {key: torch.tensor([example[key] for example in examples]) for key in examples[0]}
 
 
@@ -78,7 +78,7 @@ class DistillKitLoader:
         return self._batches(number, skipped=0)
 
     def state(self) -> Any:
-        """Batches taken."""
+        """Return the number of batches taken."""
         return self._taken
 
     def resume(self, state: Any) -> Iterator[Batch]:

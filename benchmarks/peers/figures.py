@@ -1,18 +1,19 @@
-"""From what was measured to the benchmark's figures: rows, goals and lines to read."""
+"""Figures of the reader benchmark: rows, goals and lines to read."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from benchmarks.peers.session import CAUSAL_LM, OURS
+from benchmarks import common
+from benchmarks.peers.session import OURS, PLAIN
 
 GOAL = 3.0
 
 
 @dataclass
 class Measured:
-    """All runs of one arm from one storage with so many workers."""
+    """All runs of one reader from one storage with a number of workers."""
 
     arm: str
     storage: str
@@ -20,14 +21,14 @@ class Measured:
     runs: list[dict[str, Any]] = field(default_factory=list)
     resumed: dict[str, Any] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
-    """The last words of runs that ended in an error."""
+    """Ends of the output of failed runs."""
 
     def rates(self, phase: str) -> list[float]:
-        """Tokens/s of each run in `phase`, cold or warm."""
+        """Return the tokens/s of each run in `phase`, cold or warm."""
         return [run[phase]["tokens"] / run[phase]["seconds"] for run in self.runs]
 
     def row(self, epoch_rows: int) -> dict[str, Any]:
-        """One object of the results. An epoch is not whole where time ran out."""
+        """Return one row of the results. An epoch is not whole where time ran out."""
         phases = {
             phase: {
                 "tokens_per_second": spread(self.rates(phase)),
@@ -50,24 +51,23 @@ class Measured:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and most, to four digits."""
-    found = {"median": median(values), "min": min(values), "max": max(values)}
-    return {name: float(f"{value:.4g}") for name, value in found.items()}
+    """Return median, least and most, to four digits."""
+    return {name: float(f"{value:.4g}") for name, value in common.spread(values).items()}
 
 
 def goals(measured: Iterable[Measured], decode: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """Return the benchmark's goals; `best_peer` says which one it was."""
+    """Return the benchmark's goals, each with its `best_peer`."""
     arms = list(measured)
     found = [
         _against_best(arms, f"{storage}_{phase}_vs_best_peer{suffix}", ours, storage, phase)
-        for suffix, ours in (("", OURS), ("_unpacked", CAUSAL_LM))
+        for suffix, ours in (("", OURS), ("_unpacked", PLAIN))
         for storage, phase in (("local", "cold"), ("local", "warm"), ("s3", "cold"))
     ]
     pairs = zip(decode["decode_seconds"], decode["copy_seconds"], strict=True)
     ratios = [ours / copy for ours, copy in pairs]
     return [
         *found,
-        {"name": "decode_over_memcpy", "value": median(ratios), "goal": "<=2", **_range(ratios)},
+        common.goal("decode_over_memcpy", median(ratios), "<=2", min=min(ratios), max=max(ratios)),
     ]
 
 
@@ -92,19 +92,10 @@ def lines(rows: Iterable[dict[str, Any]]) -> Iterable[str]:
 def _against_best(
     arms: list[Measured], name: str, ours: str, storage: str, phase: str
 ) -> dict[str, Any]:
-    """Our median tokens/s over the best peer's, each with the workers that suit it best."""
+    """Return our median tokens/s over the best peer's, each with its best number of workers."""
     best: dict[str, float] = {}
     for arm in arms:
         if arm.storage == storage:
             best[arm.arm] = max(best.get(arm.arm, 0.0), median(arm.rates(phase)))
-    peer = max(best.keys() - {OURS, CAUSAL_LM}, key=best.__getitem__)
-    return {
-        "name": name,
-        "value": best[ours] / best[peer],
-        "goal": f">={GOAL:g}",
-        "best_peer": peer,
-    }
-
-
-def _range(values: Sequence[float]) -> dict[str, float]:
-    return {"min": min(values), "max": max(values)}
+    peer = max(best.keys() - {OURS, PLAIN}, key=best.__getitem__)
+    return common.goal(name, best[ours] / best[peer], f">={GOAL:g}", best_peer=peer)

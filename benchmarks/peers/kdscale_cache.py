@@ -1,4 +1,4 @@
-"""kdscale's own cache, as a student reads it: packed ids, checksums on.
+"""kdscale's cache, as a student reads it: packed ids, checksums on.
 
 Threads do the work of loader processes: with `workers` 0 a batch is read where the loop runs.
 """

@@ -1,4 +1,4 @@
-"""kdscale's own cache with `cache.pack: false`: ids at rest as the codec packs them."""
+"""kdscale's cache with `cache.pack: false`: ids stored as the codec packs them."""
 
 from pathlib import Path
 
@@ -10,5 +10,5 @@ __all__ = ["PACKAGES", "RESUME", "open_loader", "write"]
 
 
 def write(records: Records, folder: Path) -> None:
-    """See `kdscale_cache.write`."""
+    """Write the cache without entropy coding."""
     kdscale_cache.write(records, folder, packed=False)

@@ -4,22 +4,20 @@ Arrays are one-dimensional, which it stores without a header. It has no checksum
 """
 
 import os
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from litdata import StreamingDataLoader, StreamingDataset, optimize
 from litdata.streaming import downloader
 
-from benchmarks.peers.contract import BATCH_ROWS, SEED, Batch, Place, Records
+from benchmarks.peers.contract import BATCH_ROWS, SEED, Place, Records, StatefulLoader
 
 PACKAGES = ("litdata",)
 RESUME = "StreamingDataLoader.state_dict"
 
 
 def write(records: Records, folder: Path) -> None:
-    """Chunks and their index."""
+    """Write chunks and their index."""
     optimize(
         fn=partial(Records.row, records),
         inputs=list(range(len(records))),
@@ -30,7 +28,7 @@ def write(records: Records, folder: Path) -> None:
     )
 
 
-def open_loader(place: Place) -> "LitDataLoader":
+def open_loader(place: Place) -> StatefulLoader:
     """Return a loader that maps a local folder's chunks, and copies those of S3 to the cache."""
     options = None
     if place.is_remote:
@@ -44,7 +42,7 @@ def open_loader(place: Place) -> "LitDataLoader":
         seed=SEED,
         storage_options=options,
     )
-    return LitDataLoader(
+    return StatefulLoader(
         StreamingDataLoader(
             dataset,
             batch_size=BATCH_ROWS,
@@ -52,23 +50,3 @@ def open_loader(place: Place) -> "LitDataLoader":
             persistent_workers=place.workers > 0,
         )
     )
-
-
-class LitDataLoader:
-    """Epochs follow each other by themselves."""
-
-    def __init__(self, loader: StreamingDataLoader) -> None:
-        self._loader = loader
-
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """Return the next epoch."""
-        return iter(self._loader)
-
-    def state(self) -> Any:
-        """Epoch and samples, as counted by the loader."""
-        return self._loader.state_dict()
-
-    def resume(self, state: Any) -> Iterator[Batch]:
-        """Return the rest of the epoch."""
-        self._loader.load_state_dict(state)
-        return iter(self._loader)

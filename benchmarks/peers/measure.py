@@ -1,10 +1,10 @@
-"""One arm in a process of its own: writes its format, reads epochs, stops halfway, resumes.
+"""Process of one reader: it writes its format, reads epochs, stops halfway, resumes.
 
     python -m benchmarks.peers.measure JOB.json
 
-The job names the task, the arm, the place and the file for the result. A process for each
-measurement keeps one arm's threads, caches and memory away from the next; importing the arm's
-libraries is not measured. Timed epochs do nothing with a batch but count it. The rows are compared
+The job names the task, the reader, the place and the file for the result. A process for each
+measurement keeps the threads, caches and memory of readers apart; importing libraries is not
+measured. Timed epochs do nothing with a batch but count it. The rows are compared
 with what was written by the tasks `stop` and `resume`, which between them see the whole epoch.
 """
 
@@ -46,12 +46,12 @@ def write(job: Job) -> Result:
 
 
 def epochs(job: Job) -> Result:
-    """Two epochs, of which each is left after `seconds`: `cold` from opening on, then `warm`.
+    """Measure two epochs of at most `seconds` each: `cold` from opening on, then `warm`.
 
-    Warm is only as warm as what the cold one has read.
+    Warm is only what the cold one has read.
 
     Memory: `peak_mib` is the sum of the peaks of all loading processes, in which pages that forked
-    workers share and files that are mapped count in each; `import_mib` is what the imports took.
+    workers share and files that are mapped count in each; `import_mib` is that of imports.
     """
     arm = _arm(job["arm"])
     imported = _status_mib("VmRSS", os.getpid())
@@ -66,7 +66,7 @@ def epochs(job: Job) -> Result:
 
 
 def stop(job: Job) -> Result:
-    """Half an epoch; its state goes to the file `state` and its rows' ids to `ids`."""
+    """Read half an epoch; write its state to the file `state` and its rows' ids to `ids`."""
     records = Records.load(Path(job["records"]))
     loader = _arm(job["arm"]).open_loader(_place(job))
     half = -(-len(records) // BATCH_ROWS) // 2
@@ -76,19 +76,19 @@ def stop(job: Job) -> Result:
 
 
 def restart(job: Job) -> Result:
-    """Start a process that resumes from `state`; `seconds` to its first batch."""
+    """Resume from `state`; return the `seconds` to the first batch."""
     return {"seconds": _resumed(job)[1]}
 
 
 def resume(job: Job) -> Result:
-    """Return the same, and the rest of that epoch, whose rows' ids go to `ids`."""
+    """Resume, and read the rest of that epoch, whose rows' ids go to `ids`."""
     batches, seconds = _resumed(job)
     records = Records.load(Path(job["records"]))
     return {"seconds": seconds, "wrong_rows": _compare(batches, records, Path(job["ids"]))}
 
 
 def special(job: Job) -> Result:
-    """Return a measurement that only one arm has: its function `measure`."""
+    """Return a measurement that only one reader has: its function `measure`."""
     result: Result = _arm(job["arm"]).measure(_place(job))
     return result
 
@@ -108,7 +108,6 @@ def _place(job: Job) -> Place:
 def _resumed(job: Job) -> tuple[Iterator[Batch], float]:
     """Return the batches after `state`, and the seconds until the first of them was there."""
     arm = _arm(job["arm"])
-    # What `stop` has written itself.
     state = pickle.loads(Path(job["state"]).read_bytes())
     started = time.perf_counter()
     batches = iter(arm.open_loader(_place(job)).resume(state))
@@ -130,7 +129,7 @@ def _timed(batches: Iterator[Batch], started: float, limit: float) -> Result:
 
 
 def _compare(batches: Iterator[Batch], records: Records, ids: Path) -> int:
-    """Rows that are not what was written under their id. The ids in order are saved, [N, 16]."""
+    """Count rows that differ from those written under their id; save the ids in order, [N, 16]."""
     places = {bytes(key): index for index, key in enumerate(records.sample_ids)}
     wrong, seen = 0, []
     for batch in batches:

@@ -7,19 +7,24 @@ xxh3 in the shards, checked when a shard arrives; a shard that is on the local d
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-from benchmarks.peers.contract import BATCH_ROWS, PAYLOAD_BYTES, SEED, Batch, Place, Records
+from benchmarks.peers.contract import (
+    BATCH_ROWS,
+    PAYLOAD_BYTES,
+    SEED,
+    Place,
+    Records,
+    StatefulLoader,
+)
 
 # `streaming` imports its image classes, which need a torchvision built for the very torch that is
 # installed. Where torch is a CPU build and torchvision is not, it cannot be imported; records hold
 # no images.
 sys.modules.setdefault("streaming.vision", ModuleType("streaming.vision"))
 
-from streaming import MDSWriter, StreamingDataLoader, StreamingDataset  # noqa: E402  see above
+from streaming import MDSWriter, StreamingDataLoader, StreamingDataset
 
 PACKAGES = ("streaming-community",)
 RESUME = "StreamingDataLoader.state_dict"
@@ -27,7 +32,7 @@ _HASH = "xxh3_64"
 
 
 def write(records: Records, folder: Path) -> None:
-    """MDS shards and their index."""
+    """Write MDS shards and their index."""
     length = records.seq_len
     columns = {
         "sample_ids": "ndarray:uint8:16",
@@ -40,7 +45,7 @@ def write(records: Records, folder: Path) -> None:
             writer.write(records.row(index))
 
 
-def open_loader(place: Place) -> "MosaicLoader":
+def open_loader(place: Place) -> StatefulLoader:
     """Return a loader that reads a local folder in place, and copies shards of S3 to the cache."""
     if place.is_remote:
         os.environ["S3_ENDPOINT_URL"] = os.environ["AWS_ENDPOINT_URL"]
@@ -50,7 +55,7 @@ def open_loader(place: Place) -> "MosaicLoader":
     dataset = StreamingDataset(
         **where, shuffle=True, shuffle_seed=SEED, batch_size=BATCH_ROWS, validate_hash=_HASH
     )
-    return MosaicLoader(
+    return StatefulLoader(
         StreamingDataLoader(
             dataset,
             batch_size=BATCH_ROWS,
@@ -58,23 +63,3 @@ def open_loader(place: Place) -> "MosaicLoader":
             persistent_workers=place.workers > 0,
         )
     )
-
-
-class MosaicLoader:
-    """Epochs follow each other by themselves."""
-
-    def __init__(self, loader: StreamingDataLoader) -> None:
-        self._loader = loader
-
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """Return the next epoch."""
-        return iter(self._loader)
-
-    def state(self) -> Any:
-        """Epoch and samples, as counted by the loader."""
-        return self._loader.state_dict()
-
-    def resume(self, state: Any) -> Iterator[Batch]:
-        """Return the rest of the epoch."""
-        self._loader.load_state_dict(state)
-        return iter(self._loader)

@@ -1,4 +1,4 @@
-"""Parquet files under `datasets`, Hugging Face's library: what its two arms have in common.
+"""Parquet files under `datasets`, Hugging Face's library: the common part of its two readers.
 
 Fields are binary columns: read at several times the speed of list columns, which would moreover
 come out as int64. Row groups of 1,000 rows, snappy and files of 64 MiB, as `to_parquet` and the Hub
@@ -19,7 +19,7 @@ _GROUP_ROWS = 1000
 
 
 def write(records: Records, folder: Path) -> None:
-    """Parquet files of binary columns."""
+    """Write Parquet files of binary columns."""
     folder.mkdir(parents=True, exist_ok=True)
     row_bytes = sum(values.nbytes for values in records.row(0).values())
     file_rows = _FILE_BYTES // row_bytes

@@ -1,4 +1,4 @@
-"""Runs the arms' jobs, each in a process of its own, in the arm's own environment."""
+"""Jobs of the readers, each in a fresh process, in the reader's environment."""
 
 import json
 import os
@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.storage import ROOT, Storage, drop_page_cache, files_in
+from benchmarks.common import ROOT
+from benchmarks.peers.storage import Storage, drop_page_cache, files_in
 
 OURS = "kdscale_cache"
-# The same without packing ids at rest: larger files, nothing to unpack.
-CAUSAL_LM = "kdscale_plain"
+# The same without entropy coding: larger files, nothing to unpack.
+PLAIN = "kdscale_plain"
 PEERS = (
     "mosaic",
     "litdata_chunks",
@@ -29,8 +30,8 @@ _JOB_SECONDS = 180
 _MORE_RESTARTS = 2
 
 
-class ArmFailedError(RuntimeError):
-    """An arm's process did not end well: the end of what it said, and more of it."""
+class ReaderFailedError(RuntimeError):
+    """A reader's process failed: the end of its output, and more of it."""
 
 
 @dataclass(frozen=True)
@@ -40,27 +41,23 @@ class Session:
     work: Path
     peers_python: Path
     seconds: float
-    """After so much time an epoch is left."""
+    """Time limit of an epoch."""
 
     @property
     def records(self) -> Path:
-        """Where the records are."""
+        """Folder of the records."""
         return self.work / "records"
 
     @property
     def formats(self) -> Path:
-        """Where each arm's files are, in a folder of its name."""
+        """Folder of the readers' files, with a folder each."""
         return self.work / "formats"
 
     def write(self, arms: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Write the arms' files.
-
-        Returns for each arm the versions of its libraries, its way to resume, and its bytes
-        on disk.
-        """
+        """Write the readers' files; return versions, the way to resume and bytes of each."""
         found: dict[str, dict[str, Any]] = {}
         for ours in (True, False):
-            some = [arm for arm in arms if (arm in (OURS, CAUSAL_LM)) == ours]
+            some = [arm for arm in arms if (arm in (OURS, PLAIN)) == ours]
             found |= self._run(some[0], "write", {}, arms=some, formats=str(self.formats))
         for arm, about in found.items():
             folder = self.formats / arm
@@ -72,7 +69,7 @@ class Session:
         return self._run(arm, "epochs", storage.env, place=self._cold(arm, storage, workers))
 
     def special(self, arm: str, storage: Storage) -> dict[str, Any]:
-        """Return the measurement that only this arm has."""
+        """Return the measurement that only this reader has."""
         return self._run(arm, "special", storage.env, place=self._cold(arm, storage, 0))
 
     def resumed(self, arm: str, storage: Storage, workers: int) -> dict[str, Any]:
@@ -103,7 +100,7 @@ class Session:
         }
 
     def _cold(self, arm: str, storage: Storage, workers: int) -> dict[str, Any]:
-        """Return a place with an empty local cache, and nothing of the arm in the page cache."""
+        """Return a place with an empty local cache, and none of its files in the page cache."""
         cache = self.work / "cache"
         shutil.rmtree(cache, ignore_errors=True)
         cache.mkdir()
@@ -127,7 +124,7 @@ class Session:
                 }
             )
         )
-        python = sys.executable if arm in (OURS, CAUSAL_LM) else str(self.peers_python)
+        python = sys.executable if arm in (OURS, PLAIN) else str(self.peers_python)
         try:
             ended = subprocess.run(
                 [python, "-m", "benchmarks.peers.measure", str(job)],
@@ -139,9 +136,11 @@ class Session:
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise ArmFailedError(f"{task} of {arm} had not ended after {_JOB_SECONDS} s") from error
+            raise ReaderFailedError(
+                f"{task} of {arm} had not ended after {_JOB_SECONDS} s"
+            ) from error
         if ended.returncode or not result.exists():
             said = ended.stderr.strip()
-            raise ArmFailedError(said[-200:], f"{task} of {arm} failed:\n{said[-4000:]}")
+            raise ReaderFailedError(said[-200:], f"{task} of {arm} failed:\n{said[-4000:]}")
         found: dict[str, Any] = json.loads(result.read_text())
         return found

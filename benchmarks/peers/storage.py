@@ -1,4 +1,4 @@
-"""Where the arms' files lie: a folder, a real S3 server, and the same server far away."""
+"""Storage of the readers' files: a folder, a real S3 server, and that server far away."""
 
 import os
 import subprocess
@@ -8,16 +8,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.common import ROOT
 from tests.s3 import BUCKET, S3Server
 
-ROOT = Path(__file__).parents[2]
 LATENCY_MS = 20
 _PREFIX = "reader"
 
 
 @dataclass(frozen=True)
 class Storage:
-    """A place that holds a folder for each arm."""
+    """A place that holds a folder for each reader."""
 
     name: str
     base: str
@@ -27,13 +27,13 @@ class Storage:
     """The folder on this machine's disk that holds the bytes."""
 
     env: Mapping[str, str] = field(default_factory=dict)
-    """What a process needs in its environment to reach it."""
+    """Environment of a process that reads it."""
 
     is_far: bool = False
     """Whether it answers LATENCY_MS late."""
 
     def url(self, arm: str) -> str:
-        """Return the folder of an arm."""
+        """Return the folder of a reader."""
         return f"{self.base}/{arm}"
 
 
@@ -53,7 +53,7 @@ def serve(work: Path, formats: Path) -> Iterator[list[Storage]]:
 
 
 def files_in(folder: Path) -> tuple[str, ...]:
-    """Names of the files at any depth, sorted."""
+    """Return the names of the files at any depth, sorted."""
     return tuple(sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()))
 
 

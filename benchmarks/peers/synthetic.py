@@ -31,7 +31,7 @@ _SHARPNESS = (0.7, 1.6)
 
 
 def codec() -> Codec:
-    """Twelve ids of 16 bits and four head values of 8: 28 bytes."""
+    """Return the codec of twelve ids of 16 bits and four head values of 8: 28 bytes."""
     return make_codec(VaroptCodec(k=12, head=4, head_bits=8), VOCAB)
 
 
@@ -41,7 +41,7 @@ def prior(records: Records) -> Prior:
 
 
 def make_records(rows: int, seq_len: int) -> Records:
-    """`rows` rows of `seq_len` tokens; equal arguments give equal records."""
+    """Return `rows` rows of `seq_len` tokens; equal arguments give equal records."""
     generator = np.random.default_rng(0)
     input_ids = _tokens(generator, rows, seq_len)
     mask = generator.random(input_ids.shape) < 0.95
@@ -60,7 +60,7 @@ def make_records(rows: int, seq_len: int) -> Records:
 
 
 def _tokens(generator: np.random.Generator, rows: int, length: int) -> np.ndarray:
-    """[rows, length] int32."""
+    """Return [rows, length] int32."""
     tokens = np.empty((rows, length), np.int32)
     tokens[:, 0] = _zipf(generator, rows, VOCAB)
     for place in range(1, length):
@@ -72,7 +72,7 @@ def _tokens(generator: np.random.Generator, rows: int, length: int) -> np.ndarra
 
 
 def _zipf(generator: np.random.Generator, count: int, size: int) -> np.ndarray:
-    """Ranks below `size`, [count] int64: probability about 1 / (1 + rank)."""
+    """Return ranks below `size`, [count] int64, of probability about 1 / (1 + rank)."""
     return np.floor((size + 1) ** generator.random(count)).astype(np.int64) - 1
 
 
@@ -87,7 +87,7 @@ def _favoured(contexts: np.ndarray, ranks: np.ndarray) -> np.ndarray:
 
 
 def _payload(generator: np.random.Generator, contexts: np.ndarray) -> np.ndarray:
-    """[P, 28] uint8 for positions whose tokens are `contexts` [P]."""
+    """Return [P, 28] uint8 for positions whose tokens are `contexts` [P]."""
     sampled = generator.choice(contexts, max(1, len(contexts) // _ENCODED_SHARE), replace=False)
     sampled.sort()
     encoded = np.concatenate(list(_encoded(generator, sampled)))
@@ -99,7 +99,7 @@ def _payload(generator: np.random.Generator, contexts: np.ndarray) -> np.ndarray
 
 
 def _encoded(generator: np.random.Generator, contexts: np.ndarray) -> Iterator[np.ndarray]:
-    """[P, 28] uint8 in pieces."""
+    """Yield [P, 28] uint8 in pieces."""
     everywhere = _zipf_weights(VOCAB) * (1 - _LOCAL_SHARE)
     ranks, weights = np.arange(_FAVOURED), _zipf_weights(_FAVOURED) * _LOCAL_SHARE
     encoder = codec()
@@ -124,7 +124,7 @@ def _zipf_weights(size: int) -> torch.Tensor:
 def _set_stored_order(records: Records) -> None:
     """Put the ids of each position's set in the order in which kdscale stores them, in place.
 
-    The arms' rows are compared byte by byte, and the order of a set means nothing.
+    The readers' rows are compared byte by byte, and the order of a set means nothing.
     """
     encoder = codec()
     assert packable(encoder)

@@ -28,7 +28,7 @@ _SIGNED_SECONDS = 3600
 
 
 def write(records: Records, folder: Path) -> None:
-    """Tar files of one member a field."""
+    """Write tar files of one member a field."""
     folder.mkdir(parents=True, exist_ok=True)
     pattern = str(folder / "shard-%06d.tar")
     with webdataset.ShardWriter(pattern, maxsize=_SHARD_BYTES, verbose=0) as writer:
@@ -47,7 +47,7 @@ def open_loader(place: Place) -> "WebDatasetLoader":
         detshuffle=True,
         seed=SEED,
         cache_dir=str(place.cache) if place.is_remote else None,
-        # A worker may be left without a shard.
+        # A worker may have no shard.
         empty_check=False,
     )
     batches = (
@@ -98,7 +98,7 @@ class WebDatasetLoader:
             yield batch
 
     def state(self) -> Any:
-        """Batches taken: there is no state of its own."""
+        """Return the number of batches taken: it has no other state."""
         return self._taken
 
     def resume(self, state: Any) -> Iterator[Batch]:

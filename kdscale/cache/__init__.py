@@ -1,6 +1,6 @@
-"""The logit cache: what a teacher knows of a corpus, in a few bytes a token, in object storage.
+"""The logit cache: a teacher's distributions over a corpus, in a few bytes a token.
 
-`codecs` turn a distribution into bytes and back. `format` lays shards of rows out as objects,
-`commit` makes a cache of them complete exactly once, `read` gives rows in any order, and `maintain`
-is for whoever looks after what is stored. Each stands on those before it.
+`codecs` turn a distribution into bytes and back. `format` stores shards of sequences as objects,
+`commit` completes a cache of them exactly once, `read` gives sequences in any order, and `maintain`
+inspects, verifies, repairs, exports and cleans up. Each imports only those before it.
 """

@@ -2,7 +2,7 @@
 
 Numba compiles such a function at its first call and keeps the machine code beside the source, or in
 the user's cache folder. The function runs without the interpreter's lock, so threads decode side by
-side. It must do without bounds checks, so whoever calls it checks sizes first.
+side. It has no bounds checks, so its callers check sizes first.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def compiled(function: Function) -> Function:
 
 @compiled
 def _nothing() -> None:
-    """Numba imports most of itself at the first call of any function: better now than in a loop."""
+    """Numba imports most of itself at the first call of any function: that is done now."""
 
 
 _nothing()

@@ -37,7 +37,7 @@ def check_cache_spec(found: Identity, expected: Identity) -> None:
         ]
         raise KdscaleError(
             "The cache was made for something else:\n" + "\n".join(lines),
-            "Make the config agree with the cache, or write a cache of its own to another output.",
+            "Make the config agree with the cache, or write another cache to another output.",
         )
 
 

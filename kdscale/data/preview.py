@@ -91,7 +91,7 @@ def preview(
         raise KdscaleError(
             f"There is no source {source!r}.", f"Choose from {', '.join(config.sources)}."
         )
-    # Of a mixture the first of each of its sources.
+    # The first documents of each source of a mixture.
     each_has = -(-documents // len(sources))
     corpora = [find_corpus(each) for each in sources]
     parts = [list(islice(_read(each, config), each_has)) for each in corpora]

@@ -20,7 +20,7 @@ from kdscale.losses.divergences import make_divergence
 from kdscale.losses.fused import Objective, head_and_loss
 from kdscale.models.forward import RowTensors
 from kdscale.models.head import ModelWithHead
-from kdscale.train.label_weights import EQUAL, LabelWeights
+from kdscale.train.label_loss import EQUAL, LabelWeights, label_loss
 from kdscale.train.loop import MicroBatchLoss
 
 
@@ -37,11 +37,7 @@ class LabelsLoss:
 
     def __call__(self, model: ModelWithHead, batch: MicroBatch, step: int) -> MicroBatchLoss:
         """Return the sums over the batch's targets."""
-        rows = batch.rows
-        hidden = model.hidden(rows.ids, rows.segments)[rows.mask]
-        labels = rows.labels[rows.mask]
-        found = head_and_loss(hidden, model.head, labels, label_weights=self._weights.at(labels))
-        loss = found.objective
+        loss = label_loss(model, batch.rows, self._weights).objective
         return loss, {"loss": loss.detach(), "ce_loss": loss.detach()}
 
 

@@ -35,7 +35,7 @@ from kdscale.models.hf_folder import ModelReference
 from kdscale.store import Store
 from kdscale.train.batches import batch_digest
 from kdscale.train.job import TrainingJob, run_training
-from kdscale.train.label_weights import EQUAL, LabelWeights, class_weights
+from kdscale.train.label_loss import EQUAL, LabelWeights, class_weights
 from kdscale.train.loop import MicroBatchLoss, StatefulLoss, Step
 from kdscale.utils.local_cache_dir import local_cache_dir
 
@@ -44,7 +44,7 @@ from kdscale.utils.local_cache_dir import local_cache_dir
 class DistillJob:
     """Training of a student and its baseline, as each worker does it."""
 
-    sessions: Sequence[TrainingJob]  # the student's first
+    trainings: Sequence[TrainingJob]  # the student's first
     prepared: Store
     caches: Sequence[CacheSource]
     expected: dict[str, Any]  # the fields of the cache's identity that the student needs
@@ -54,19 +54,19 @@ class DistillJob:
     def run(self) -> None:
         """Train on this rank, with all others."""
         worker = current_rank()
-        sessions = [session for session in self.sessions if not session.is_complete()]
-        if not sessions:
+        trainings = [training for training in self.trainings if not training.is_complete()]
+        if not trainings:
             return
-        config = sessions[0].config
+        config = trainings[0].config
         prepared = open_prepared(self.prepared)
         reader = open_cache(config, self.caches, self.expected)
         targets = config.distill.targets
         source = "online" if targets == "online" else reader.codec.describe()["kind"]
         check_defined(config.distill.loss.divergence.kind, source)
         start = init_student(config, prepared, self.teacher, worker)
-        for session in sessions:
-            recipe = StudentRecipe(session, worker, prepared, reader, start, self)
-            run_training(session, recipe, worker, prepared)
+        for training in trainings:
+            recipe = StudentRecipe(training, worker, prepared, reader, start, self)
+            run_training(training, recipe, worker, prepared)
 
 
 def open_cache(
@@ -102,18 +102,18 @@ class StudentRecipe:
 
     def __init__(
         self,
-        session: TrainingJob,
+        training: TrainingJob,
         worker: Rank,
         prepared: Prepared,
         cached: CacheReader | ConcatReader,
         start: StudentInit,
         job: DistillJob,
     ) -> None:
-        config = session.config
+        config = training.config
         self._config, self._worker, self._start = config, worker, start
         self._tables, self._outputs = job.tables, prepared.outputs
         self._reader: Reader = cached
-        weights, is_baseline = EQUAL, session.name == "baseline"
+        weights, is_baseline = EQUAL, training.name == "baseline"
         if config.data.labels is not None:
             known = known_labels(cached)
             weights = LabelWeights(

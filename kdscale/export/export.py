@@ -54,9 +54,9 @@ from kdscale.report.tables import Table
 
 INDEX = "export.json"
 HF_TOLERANCE = 1e-5
-"""Of float32 logits; in other dtypes they have to be the same bits."""
+"""Tolerance of float32 logits; in other dtypes they have to be the same bits."""
 ONNX_TOLERANCE = 1e-4
-"""Of float32 logits, as a share of the largest one (of 1 where that is smaller)."""
+"""Tolerance of float32 logits, as a share of the largest one (of 1 where that is smaller)."""
 
 INT8_TOLERANCE = 0.01
 """KL from the run's own model, nats a label: that much loss is 1 % of perplexity. A file whose

@@ -33,12 +33,12 @@ class Source:
 
     @cached_property
     def weights(self) -> str:
-        """What `from_pretrained` takes here; fetched if need be."""
+        """Argument of `from_pretrained`; fetched if need be."""
         return self.reference.local()
 
     @property
     def words(self) -> TaskLabels:
-        """What its task's results are called."""
+        """Labels of its task's results."""
         return task_labels(self.run.results)
 
 

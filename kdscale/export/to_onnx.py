@@ -31,7 +31,7 @@ INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "logits"
 _ONE_FILE = 1 << 31  # bytes that a message of protobuf may have
 WEIGHT_LIMIT = 64
-"""Of int8 weights, absolute. AVX2 adds two products of an unsigned and a signed byte in 16 bits
+"""Largest absolute int8 weight. AVX2 adds two products of an unsigned and a signed byte in 16 bits
 and cuts off what is too large: 2 * 255 * 64 is not."""
 _INTEGER_PRODUCTS = ("MatMulInteger", "ConvInteger")
 

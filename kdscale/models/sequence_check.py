@@ -45,14 +45,14 @@ class SequenceSpec:
 
 
 @torch.no_grad()
-def check_sequences(model: torch.nn.Module, logits_at: LogitsAt, kind: SequenceSpec) -> None:
+def check_sequences(model: torch.nn.Module, logits_at: LogitsAt, spec: SequenceSpec) -> None:
     """Refuse a model for which a document in a sequence has other logits than alone.
 
     `model`, of transformers or an engine around one, is run on a document alone as transformers
     runs it; `logits_at` is what the run computes for sequences. The model stays in the mode that it
     is in. Collective where it is sharded. Raises KdscaleError.
     """
-    trial = _Trial(model, logits_at, kind)
+    trial = _Trial(model, logits_at, spec)
     rows = [[document] for document in trial.single]
     found = trial.in_rows(rows)
     trial.refuse(
@@ -72,10 +72,10 @@ def check_sequences(model: torch.nn.Module, logits_at: LogitsAt, kind: SequenceS
         )
     trial.refuse(
         trial.error(found, alone),
-        f"gives a document other logits in a sequence of {kind.seq_len} tokens than alone",
+        f"gives a document other logits in a sequence of {spec.seq_len} tokens than alone",
         "Set data.seq_len to what the model was trained with, or choose another architecture.",
     )
-    if kind.packs and trial.packed:
+    if spec.packs and trial.packed:
         _check_packed(trial, rows, alone)
 
 
@@ -117,9 +117,9 @@ class _Document:
 class _Trial:
     """Documents of random tokens, and the logits of a model for them."""
 
-    def __init__(self, model: torch.nn.Module, logits_at: LogitsAt, kind: SequenceSpec) -> None:
+    def __init__(self, model: torch.nn.Module, logits_at: LogitsAt, spec: SequenceSpec) -> None:
         self._model, self._bare = model, unwrapped(model)
-        self._logits_at, self._kind = logits_at, kind
+        self._logits_at, self._spec = logits_at, spec
         parameter = next(p for p in model.parameters() if p.is_floating_point())
         autocast = torch.is_autocast_enabled(parameter.device.type)
         self._is_half = autocast or parameter.dtype.itemsize == 2
@@ -127,7 +127,7 @@ class _Trial:
         self.is_causal = task == "causal-lm"
         self._classifies = task == "sequence-classification"
         self.name = f"This {describe_task(task)} ({self._bare.config.model_type})"
-        length, multiple = kind.seq_len, row_multiple(self._bare.config)
+        length, multiple = spec.seq_len, row_multiple(self._bare.config)
         ids = self._random_ids(2 * length).to(parameter.device)
         half = max(multiple, length // 2 // multiple * multiple)
         self.single = [_Document(ids[:length]), _Document(ids[:half])]
@@ -139,7 +139,7 @@ class _Trial:
 
     def alone(self, document: _Document) -> torch.Tensor:
         """Compute the logits [P, outputs] of a document by itself, as transformers does."""
-        ids, outputs, where = document.ids[None], self._kind.outputs, document.compared
+        ids, outputs, where = document.ids[None], self._spec.outputs, document.compared
         inputs: dict[str, Any] = {"input_ids": ids}
         if self.is_causal:
             inputs["use_cache"] = False
@@ -155,7 +155,7 @@ class _Trial:
     def in_rows(self, rows: Sequence[Sequence[_Document]]) -> list[torch.Tensor]:
         """Compute the logits [P, outputs] of each document of sequences as the run does."""
         found: list[torch.Tensor] = []
-        size = self._kind.micro_batch_size
+        size = self._spec.micro_batch_size
         for first in range(0, len(rows), size):
             part = rows[first : first + size]
             documents = [document for row in part for document in row]
@@ -186,7 +186,7 @@ class _Trial:
             raise KdscaleError(f"{self.name} {problem}: they differ by {error:.1%}.", fix)
 
     def _tensors(self, rows: Sequence[Sequence[_Document]]) -> RowTensors:
-        shape = (len(rows), self._kind.seq_len)
+        shape = (len(rows), self._spec.seq_len)
         ids = self.single[0].ids.new_zeros(shape)
         segments, counted = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
         for number, row in enumerate(rows):
@@ -205,7 +205,7 @@ class _Trial:
         """Return [count] int64, none of them one that the architecture treats differently."""
         config = self._bare.config.get_text_config()
         special = {getattr(config, name, None) for name in _SPECIAL}
-        ordinary = [i for i in range(min(self._kind.vocab_size, 1024)) if i not in special]
+        ordinary = [i for i in range(min(self._spec.vocab_size, 1024)) if i not in special]
         generator = torch.Generator().manual_seed(0)
         return torch.tensor(ordinary)[torch.randint(len(ordinary), (count,), generator=generator)]
 

@@ -46,7 +46,7 @@ class Calibration(Config):
     """The same of reading it."""
 
     latency_seconds: float = Field(ge=0)
-    """Of a write of one byte."""
+    """Seconds of a write of one byte."""
 
     start_up_seconds: float = Field(ge=0)
     """From the call to the first line of a worker, and from its last line to the return."""

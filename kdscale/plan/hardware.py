@@ -23,8 +23,7 @@ def _gpu(
     name: str,
     instance: str,
     price: float,
-    node: int,
-    *,
+    per_node: int,
     memory: float,
     host: float,
     bandwidth: float,
@@ -39,7 +38,7 @@ def _gpu(
         memory_gib=memory,
         host_memory_gib=host,
         bandwidth_gb_s=bandwidth,
-        devices_per_node=node,
+        devices_per_node=per_node,
         link_gb_s=link,
         network_gb_s=network,
         on_demand=price,
@@ -48,28 +47,17 @@ def _gpu(
     )
 
 
-def _in_eights(name: str, instance: str, price: float, memory: float, **others: float) -> Hardware:
-    return _gpu(name, instance, price, 8, memory=memory, **others)
-
-
-def _single(name: str, instance: str, price: float, memory: float, **others: float) -> Hardware:
-    return _gpu(name, instance, price, 1, memory=memory, link=32, **others)
-
-
+# Name, instance, $/h, GPUs a machine, GiB of GPU and host, GB/s of memory, link and network.
 TABLE = (
     # NVLink 4, 900 GB/s both ways; EFA, 3,200 Gb/s a machine.
-    _in_eights("H100", "p5.48xlarge", 6.88, 80, host=256, bandwidth=3350, link=450, network=50),
+    _gpu("H100", "p5.48xlarge", 6.88, 8, 80, 256, 3350, 450, 50),
     # NVLink 3, 600 GB/s both ways; EFA, 400 Gb/s a machine.
-    _in_eights(
-        "A100-80", "p4de.24xlarge", 3.43, 80, host=144, bandwidth=2039, link=300, network=6.25
-    ),
-    _in_eights(
-        "A100-40", "p4d.24xlarge", 2.74, 40, host=144, bandwidth=1555, link=300, network=6.25
-    ),
+    _gpu("A100-80", "p4de.24xlarge", 3.43, 8, 80, 144, 2039, 300, 6.25),
+    _gpu("A100-40", "p4d.24xlarge", 2.74, 8, 40, 144, 1555, 300, 6.25),
     # Machines with one GPU, at 20, 10 and 10 Gb/s at most; without the memory that ECC takes.
-    _single("L40S", "g6e.xlarge", 1.86, 44, host=32, bandwidth=864, network=2.5),
-    _single("A10G", "g5.xlarge", 1.01, 22, host=16, bandwidth=600, network=1.25),
-    _single("L4", "g6.xlarge", 0.80, 22, host=16, bandwidth=300, network=1.25),
+    _gpu("L40S", "g6e.xlarge", 1.86, 1, 44, 32, 864, 32, 2.5),
+    _gpu("A10G", "g5.xlarge", 1.01, 1, 22, 16, 600, 32, 1.25),
+    _gpu("L4", "g6.xlarge", 0.80, 1, 22, 16, 300, 32, 1.25),
 )
 
 

@@ -19,9 +19,9 @@ Parts = dict[str, int]
 # DeepSpeed's defaults, elements: gradients reduced at a time; parameters kept gathered at stage 3.
 _REDUCE_BUCKET = 500_000_000
 _MOST_LIVE = 1_000_000_000
-# Of a process before it has a model, bytes: Python, torch, Ray, transformers; CUDA's libraries.
+# Bytes of a process without a model: Python, torch, Ray, transformers; CUDA's libraries.
 _BASE = {"cpu": 600 << 20, "gpu": 3 << 30}
-# What a process on a CPU takes besides, once it works: maps of files, the allocator's reserve,
+# Bytes that a process on a CPU adds once it works: maps of files, the allocator's reserve,
 # libraries that load at their first use; and DeepSpeed's engine. Measured by benchmarks/plan.py.
 _AT_WORK, _ENGINE = 90 << 20, 100 << 20
 # Positions of a chunk of the fused loss, see losses/fused.py.

@@ -43,7 +43,7 @@ class PreflightOptions:
     """Options of a check."""
 
     runs_elsewhere: bool = False
-    """It will run on other machines: what is not to be seen from here is noted, not refused."""
+    """It will run on other machines: what cannot be reached from here is noted, not refused."""
 
     tokens: float | None = None
     """Tokens of training text, in place of a corpus that is not at hand."""
@@ -86,7 +86,7 @@ class Context:
     prepared: Prepared | None = None
     data: KnownData | None = None  # None where nothing is known of the tokenizer
     teacher_source: str | None = None
-    """What `from_pretrained` takes here for the config and tokenizer of a teacher that exists."""
+    """Argument of `from_pretrained` for config and tokenizer of a teacher that exists."""
 
     teacher: Any | None = None  # of transformers; None where it is out of sight
     student: InitPlan | None = None

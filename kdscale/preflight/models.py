@@ -22,7 +22,7 @@ from kdscale.preflight.small_model import Probe
 from kdscale.teacher.pretrained import teacher_config
 from kdscale.train.state import parameter_groups
 
-# Of a tokenizer that is out of sight.
+# Vocabulary of a tokenizer that is out of reach.
 _SOME_IDS = 32_000
 
 

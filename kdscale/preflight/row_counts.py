@@ -20,7 +20,7 @@ _BYTES_A_BIT = 0.28
 # Columnar files are compressed.
 _PARQUET_TEXT = 2.5
 _TARGETS_SHARE = 0.99
-# Of conversations that were not read yet.
+# Share of conversations that are answers, before they are read.
 _ANSWERS_SHARE = 0.5
 # Where documents are classified, but their classes are not known yet.
 _CLASSES = 2

@@ -1,4 +1,4 @@
-"""Where S3 is and who asks: the environment, and botocore for what the environment leaves open.
+"""Endpoint and credentials of S3: from the environment, and from botocore for the rest.
 
 Both clients of S3 take it from here, so that a run behaves the same through either.
 """

@@ -34,8 +34,8 @@ _answered: set[tuple[str, str | None]] = set()
 class Backend(Protocol):
     """One process's client. Safe in many threads; neither pickled nor used after a fork.
 
-    Methods that read raise FileNotFoundError where nothing stands at the URL; any other failure is
-    an OSError or an exception of the client, which `retry` tells apart.
+    Methods that read raise FileNotFoundError where there is nothing at the URL; any other failure
+    is an OSError or an exception of the client, which `retry` tells apart.
     """
 
     def read(self, url: str) -> bytes:

@@ -51,7 +51,7 @@ _ENDPOINT = "Check AWS_ENDPOINT_URL (or your provider's setting), the network, a
 
 # What the file system of a machine says, and what to do about it.
 _RIGHTS = ("access was denied", "Give {user} the right to it, or choose another place.")
-_NO_FOLDER = ("a file stands where a folder is needed", "Correct the path {where}.")
+_NO_FOLDER = ("a file is where a folder is needed", "Correct the path {where}.")
 _FILE_SYSTEM = {
     errno.ENOSPC: ("the disk is full", "Free space on that disk, or choose another place."),
     errno.EDQUOT: (
@@ -95,7 +95,7 @@ def worded(error: BaseException, verb: str, url: str, path: Path | None = None) 
     is_remote = "://" in url
     if number in _FILE_SYSTEM and (not is_remote or number in _OF_THIS_MACHINE):
         where = (str(path) if path else "A disk of this machine") if is_remote else shown
-        # What stands in the way is not what was asked for.
+        # The obstacle is not the object that was asked for.
         named = getattr(error, "filename", None) if number in _IN_THE_WAY else None
         what, fix = _of_file_system(number, redact(str(named)) if named else where)
         what = f"{what} ({_cause(error)})"
@@ -208,7 +208,7 @@ def _of_file_system(number: int, where: str) -> tuple[str, str]:
 
 
 def _errno(error: BaseException) -> int:
-    """Return the number that the kernel gave, wherever it stands in the chain.
+    """Return the number that the kernel gave, from any link of the chain.
 
     0 where there is none.
     """

@@ -12,7 +12,7 @@ def upload_folder(folder: Path, store: Store, prefix: str, last: str | None = No
     """Write every file of `folder`, at any depth, under `prefix`.
 
     `last` names the file that says the rest is complete: it is taken away first and written after
-    all others, so that it never stands over a mixture. FileNotFoundError where `folder` lacks it.
+    all others, so that it never marks a mixture. FileNotFoundError where `folder` lacks it.
     """
     target = store.child(prefix)
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
@@ -31,10 +31,10 @@ def upload_folder(folder: Path, store: Store, prefix: str, last: str | None = No
 def download_folder(
     store: Store, prefix: str, folder: Path, names: list[str] | None = None
 ) -> Path:
-    """Fetch into `folder` what stands under `prefix`, or only `names` of it, and return `folder`.
+    """Fetch into `folder` what is under `prefix`, or only `names` of it, and return `folder`.
 
     A file that is there with the right size is kept as it is, so a folder belongs to one version of
-    one prefix. FileNotFoundError where nothing stands under `prefix`. A local store needs no
+    one prefix. FileNotFoundError where nothing is under `prefix`. A local store needs no
     download: `store.local_path(prefix)` is the folder.
     """
     source = store.child(prefix)

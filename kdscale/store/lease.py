@@ -20,7 +20,7 @@ from kdscale.store.store import Store
 log = logging.getLogger(__name__)
 
 PutIfAbsent = Callable[[str, bytes], bool]
-"""`Store.put_if_absent` of a store whose probe passes, or what stands for it."""
+"""`Store.put_if_absent` of a store whose probe passes, or its replacement."""
 
 _RENEWALS_A_LEASE = 4
 _PAUSE_SECONDS = 1.0

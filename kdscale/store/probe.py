@@ -1,4 +1,4 @@
-"""Whether a store's conditional put can decide between writers. Claims are not enough.
+"""Probe of a store's conditional put: whether it decides between writers.
 
 Servers of S3's protocol have let several simultaneous creates of one key succeed (SeaweedFS before
 4.17 let 3 of 3, see its issue 8800; versitygw up to 32 of 32), or ignored the header; so may a
@@ -20,7 +20,7 @@ _KEY = "store-probe.json"
 
 @dataclass(frozen=True)
 class Verdict:
-    """`winners`: how many writers of each round were told that their bytes are stored."""
+    """`winners`: how many writers of each round got the answer that their bytes are stored."""
 
     conditional_put: bool
     writers: int
@@ -61,7 +61,7 @@ def probe(store: Store, writers: int = 16, rounds: int = 4) -> Verdict:
     """Let `writers` create a fresh key at the same moment, in each of `rounds`; then one more.
 
     In every round exactly one must win and its bytes be stored; a later create must be refused.
-    Each writer has a connection of its own. Nothing is left in the store.
+    Each writer has its own connection. Nothing is left in the store.
     """
     if not store.claims_conditional_put:
         return Verdict(False, writers, 0, (), "the protocol has no conditional put")

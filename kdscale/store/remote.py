@@ -1,7 +1,7 @@
 """A store behind a client: S3, GCS, Azure and whatever else fsspec reaches.
 
-What the clients have in common stands here: the retry policy, what an error says, and what to make
-of an answer that is short or a create that is refused.
+What the clients have in common is here: the retry policy, the wording of errors, and the handling
+of short answers and refused creates.
 """
 
 import os

@@ -79,17 +79,19 @@ class Retry:
 
     def __call__(self, operation: Callable[[], T], name: str = "") -> T:
         """Return the operation's result, or raise its last error, unchanged. `name` is logged."""
-        start = self.clock()
+        start, elapsed = self.clock(), 0.0
         ceiling = wait_exponential(multiplier=self.first_pause, max=self.longest_pause)
 
         def is_too_late(state: RetryCallState) -> bool:
-            return self.clock() - start + state.upcoming_sleep > self.deadline
+            nonlocal elapsed
+            elapsed = self.clock() - start
+            return elapsed + state.upcoming_sleep > self.deadline
 
         def log_pause(state: RetryCallState) -> None:
             assert state.outcome is not None
             error = state.outcome.exception()
             # A blip is no news; a longer outage is why a run stands still.
-            level = logging.WARNING if self.clock() - start > _OUTAGE else logging.INFO
+            level = logging.WARNING if elapsed > _OUTAGE else logging.INFO
             text = f"{name}: {type(error).__name__}: {error}; trying again in "
             log.log(level, redact(f"{text}{state.upcoming_sleep:.1f} s"))
 

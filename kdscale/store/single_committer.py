@@ -49,7 +49,7 @@ class SingleCommitter:
             return self._store.get(key) == data
 
     def renew(self) -> None:
-        """Make the lease young again. KdscaleError when another committer has taken over."""
+        """Renew the lease. KdscaleError when another committer has taken over."""
         self._lease.renew()
 
     def close(self) -> None:

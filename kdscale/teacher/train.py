@@ -15,7 +15,6 @@ from kdscale.config import RunConfig
 from kdscale.data.rows.order import uniform_batch
 from kdscale.data.rows.prepared import Prepared, open_prepared
 from kdscale.distributed.rank import Rank, current_rank
-from kdscale.losses.fused import head_and_loss
 from kdscale.models.forward import RowTensors, row_tensors
 from kdscale.models.head import ModelWithHead
 from kdscale.models.load import build_model, load_model
@@ -23,7 +22,7 @@ from kdscale.store import Store
 from kdscale.teacher.pretrained import teacher_config, teacher_source
 from kdscale.train.batches import batch_digest, rank_rows, split_micro_batches
 from kdscale.train.job import TrainingJob, run_training
-from kdscale.train.label_weights import LabelWeights, class_weights
+from kdscale.train.label_loss import LabelWeights, class_weights, label_loss
 from kdscale.train.loop import MicroBatchLoss, StatefulLoss, Step
 from kdscale.types import DataFacts
 
@@ -32,15 +31,17 @@ from kdscale.types import DataFacts
 class TeacherJob:
     """Training of a teacher, as each worker does it."""
 
-    session: TrainingJob
+    training: TrainingJob
     prepared: Store
 
     def run(self) -> None:
         """Train on this rank, with all others."""
-        if self.session.is_complete():
+        if self.training.is_complete():
             return
         worker, prepared = current_rank(), open_prepared(self.prepared)
-        run_training(self.session, TeacherRecipe(self.session, worker, prepared), worker, prepared)
+        run_training(
+            self.training, TeacherRecipe(self.training, worker, prepared), worker, prepared
+        )
 
 
 class TeacherRecipe:
@@ -77,10 +78,7 @@ class TeacherRecipe:
 
     def compute_loss(self, model: ModelWithHead, batch: RowTensors, step: int) -> MicroBatchLoss:
         """See TrainingRecipe."""
-        labels = batch.labels[batch.mask]
-        hidden = model.hidden(batch.ids, batch.segments)[batch.mask]
-        weights = self._weights.at(labels)
-        loss = head_and_loss(hidden, model.head, labels, label_weights=weights).objective
+        loss = label_loss(model, batch, self._weights).objective
         return loss, {"loss": loss.detach()}
 
     def metrics(self, step: int, indices: np.ndarray) -> dict[str, float]:

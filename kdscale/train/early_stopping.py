@@ -17,7 +17,7 @@ class ValidationHistory:
     best_loss: float = math.inf  # nats a token
     best_step: int = 0  # 0: no validation gave a loss yet
     reference: float = math.inf  # the loss that the next gain is measured from
-    without_gain: int = 0  # validations in a row
+    patience_used: int = 0  # validations since the last gain
 
     def after(
         self, step: int, loss: float, stopping: EarlyStoppingConfig | None
@@ -28,13 +28,13 @@ class ValidationHistory:
         since the last gain, so that smaller ones add up. A loss that is not a number is neither.
         """
         least = stopping.min_delta if stopping is not None else 0.0
-        found = replace(self, without_gain=self.without_gain + 1)
+        found = replace(self, patience_used=self.patience_used + 1)
         if loss < self.best_loss:
             found = replace(found, best_loss=loss, best_step=step)
         if loss < self.reference and loss <= self.reference - least:
-            found = replace(found, reference=loss, without_gain=0)
+            found = replace(found, reference=loss, patience_used=0)
         return found
 
     def ends(self, stopping: EarlyStoppingConfig | None) -> bool:
         """Return whether `stopping` has run out of patience."""
-        return stopping is not None and self.without_gain >= stopping.patience
+        return stopping is not None and self.patience_used >= stopping.patience

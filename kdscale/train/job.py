@@ -18,7 +18,6 @@ from kdscale.config.training import TrainingConfig
 from kdscale.data.rows.order import spread
 from kdscale.data.rows.prepared import Prepared
 from kdscale.distributed.rank import GracefulStopError, Rank
-from kdscale.losses.fused import head_and_loss
 from kdscale.models.attention_check import check_attention
 from kdscale.models.forward import RowTensors, row_tensors
 from kdscale.models.head import ModelWithHead
@@ -34,6 +33,7 @@ from kdscale.train.batches import (
     split_micro_batches,
 )
 from kdscale.train.checkpoint import delete_checkpoints, load_checkpoint, save_checkpoint
+from kdscale.train.label_loss import label_loss
 from kdscale.train.loop import Callbacks, MicroBatchLoss, Progress, StatefulLoss, Step, train
 
 BatchT = TypeVar("BatchT")
@@ -248,9 +248,7 @@ def _validator(
 
 
 def _cross_entropy(model: ModelWithHead, batch: RowTensors) -> torch.Tensor:
-    known = batch.known
-    hidden = model.hidden(batch.ids, batch.segments)[known]
-    return head_and_loss(hidden, model.head, batch.labels[known]).cross_entropy
+    return label_loss(model, batch._replace(mask=batch.known)).cross_entropy
 
 
 def _restore_published(job: TrainingJob, backend: Backend, worker: Rank, end: Progress) -> int:

@@ -4,8 +4,7 @@ Up to 1,024 indices are sorted by a hash of each, so that all orders are equally
 through a Feistel network over the smallest power of four that covers n, walked until the value
 falls below n (format-preserving encryption by cycle walking; Black and Rogaway, CT-RSA 2002). It
 gives any element of an epoch's order in constant time and memory, which lets ranks, loader workers
-and resumed runs agree without talking. It stands alone because data, curriculum and cache all
-shuffle, and none of them may import another for it.
+and resumed runs agree without talking. Data, curriculum and cache all shuffle with it.
 """
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from kdscale.utils.splitmix import FIRST, GOLDEN, SECOND, splitmix64
 
 VERSION = 2
-"""Of the orders that keys stand for; raised when any of them changes."""
+"""Version of the orders that keys give; raised when any of them changes."""
 
 _TABLE = 1024
 # Four leave neighbours together too often and the halves of an order too far apart, up to n = 10^4.
@@ -22,7 +21,7 @@ _64_BITS = 2**64 - 1
 
 
 def permute(indices: np.ndarray, n: int, key: int) -> np.ndarray:
-    """Where a pseudo-random permutation of range(n), chosen by `key`, sends `indices`.
+    """Return where a pseudo-random permutation of range(n), chosen by `key`, sends `indices`.
 
     `indices` is [B] of integers in 0..n-1; the answer is [B] int64.
     """
@@ -46,7 +45,7 @@ def hash_key(*parts: int) -> int:
     """64 bits that depend on every part (splitmix64)."""
     state = 0
     for part in parts:
-        # `splitmix64` of one number: Python's own integers are ten times faster than an array of one.
+        # One number: Python's own integers are ten times faster than an array of one.
         state = ((state ^ part) + GOLDEN) & _64_BITS
         state = (state ^ (state >> 30)) * FIRST & _64_BITS
         state = (state ^ (state >> 27)) * SECOND & _64_BITS

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from kdscale.cache.codecs import make_codec
 from kdscale.config import RunConfig
 from kdscale.config.cache import FullCodec
-from kdscale.config.teacher import ModelConfig
 from kdscale.config.training import ZeroConfig
 from kdscale.data.rows.prepared import Prepared, open_prepared
 from kdscale.distill.batches import MicroBatch
@@ -24,32 +23,20 @@ from kdscale.distributed.rank import current_rank
 from kdscale.models.forward import row_tensors
 from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import ModelReference
-from kdscale.models.load import build_model, make_config
+from kdscale.models.load import build_model
 from kdscale.store import Store, open_store
 from kdscale.train.batches import rank_rows, sequence_spec, split_micro_batches
 from kdscale.train.job import TrainingJob, run_training
 from kdscale.train.loop import Step
 from tests.ranks import run_ranks
+from tests.small_llama import llama_config, strong_llama
 from tests.unit.train.overfitting import LENGTH, ROWS, make_prepared
 
 STEPS, SAVED, ALPHA, BETA, START = 8, 3, 0.6, 0.5, 0.2
-SPECIAL = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-SHAPE = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-}
 
 
 class Killed(BaseException):
     """Ends a training as a signal would: nothing that it does later is done."""
-
-
-def shape(vocab_size: int) -> Any:
-    config = ModelConfig(architecture="llama", options=SHAPE)
-    return make_config(config, vocab_size, SPECIAL, LENGTH)
 
 
 def make_session(output: str, stage: int) -> TrainingJob:
@@ -64,7 +51,7 @@ def make_session(output: str, stage: int) -> TrainingJob:
                 "taid": {"start": START, "alpha": ALPHA, "beta": BETA},
                 "teacher_sharding": "zero3" if stage == 3 else "none",
             },
-            "student": {"model": {"architecture": "llama", "options": SHAPE}},
+            "student": {"teacher_layers": [0]},
             "training": {
                 "steps": STEPS,
                 "global_batch_size": 5,
@@ -96,7 +83,7 @@ class OnlineStudent:
         self.die_at: int | None = None
 
     def build(self) -> PreTrainedModel:
-        return build_model(shape(self.prepared.vocab_size), 1)
+        return build_model(llama_config(self.prepared.vocab_size, LENGTH), 1)
 
     def wrap(self, model: PreTrainedModel) -> ModelWithHead:
         return ModelWithHead(model, self.prepared.vocab_size)
@@ -146,10 +133,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Store, Path]:
     """Return a teacher's folder, prepared data, and a folder to write to."""
     where = tmp_path_factory.mktemp("taid")
     prepared = make_prepared(where / "prepared")
-    teacher = build_model(shape(open_prepared(prepared).vocab_size), 0)
-    for parameter in teacher.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    teacher.save_pretrained(where / "teacher")
+    config = llama_config(open_prepared(prepared).vocab_size, LENGTH)
+    strong_llama(config, 0).save_pretrained(where / "teacher")
     return str(where / "teacher"), prepared, where
 
 

@@ -13,7 +13,6 @@ from kdscale.cache.codecs import make_codec
 from kdscale.config import RunConfig
 from kdscale.config.cache import CodecConfig, FullCodec, TopkCodec
 from kdscale.config.online import HiddenConfig
-from kdscale.config.teacher import ModelConfig
 from kdscale.config.training import OptimiserConfig, TrainingConfig, ZeroConfig
 from kdscale.distill.batches import MicroBatch
 from kdscale.distill.layer_losses import make_attention_loss, make_hidden_loss
@@ -24,29 +23,19 @@ from kdscale.models.attention_check import check_attention
 from kdscale.models.forward import RowTensors, compute_logits, model_inputs
 from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import ModelReference
-from kdscale.models.load import build_model, load_model, make_config
+from kdscale.models.load import load_model
 from kdscale.models.sequence_check import SequenceSpec
 from kdscale.train.backends.base import make_backend
 from tests.ranks import run_ranks
 from tests.runs import tiny_config
+from tests.small_llama import llama_config, strong_llama
 
 VOCAB, LENGTH, ROWS = 50, 12, 3
-SPECIAL = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 
 
 def model(seed: int, width: int) -> Any:
-    options = {
-        "hidden_size": width,
-        "intermediate_size": 2 * width,
-        "num_hidden_layers": 2,
-        "num_attention_heads": width // 4,
-        "num_key_value_heads": 2,
-    }
-    config = ModelConfig(architecture="llama", options=options)
-    found = build_model(make_config(config, VOCAB, SPECIAL, LENGTH), seed)
-    for parameter in found.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return found
+    config = llama_config(VOCAB, LENGTH, width=width, heads=width // 4, layers=2)
+    return strong_llama(config, seed)
 
 
 def reference(folder: str) -> ModelReference:

@@ -174,7 +174,7 @@ def test_a_committer_that_was_frozen_is_fenced_off(
     assert_undisturbed(store, expected, "frozen committer")
 
 
-def test_a_write_that_slips_past_the_lease_is_found_and_mended(
+def test_a_write_that_slips_past_the_lease_is_found_and_repaired(
     store: Store, settings: dict[str, str], start: Start, undisturbed: CachedRows
 ) -> None:
     """What no lease can rule out on such a store: the pause is between the look and the put."""
@@ -191,6 +191,6 @@ def test_a_write_that_slips_past_the_lease_is_found_and_mended(
     assert_same(decoded(store), committed_by(late, undisturbed, shards=1))
     assert [damage.key for damage in verify(store).bad] == [commit_key(1)]
     report = repair(store)
-    assert (report.mended, report.withdrawn, report.lost) == ([commit_key(1)], [], [])
+    assert (report.restored, report.withdrawn, report.lost) == ([commit_key(1)], [], [])
     assert verify(store).bad == []
     assert_same(decoded(store), committed_by(late, undisturbed, shards=2))

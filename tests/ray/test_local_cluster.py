@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from kdscale.submit import connect, kuberay
-from kdscale.submit.exit_codes import UnreachableError
+from kdscale.submit.job import UnreachableError
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -121,9 +121,10 @@ def test_up_status_down(local: Local, monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert "has a cluster already" in again.stderr
 
     # What Kubernetes asks each pod, without a token: the nodes' agents.
-    probe = kuberay._probe(period=1, failures=1)["httpGet"]
+    template = (Path(kuberay.__file__).parent / "rayjob.yaml.j2").read_text()
     for offset in (2, 11, 21):
-        url = f"http://127.0.0.1:{local.port + offset}{probe['path']}"
+        url = f"http://127.0.0.1:{local.port + offset}/api/healthz"
+        assert "httpGet: {path: /api/healthz, port: 52365}" in template
         assert requests.get(url, timeout=10).status_code == 200, url
 
     assert len(local.processes()) > 3

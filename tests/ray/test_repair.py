@@ -37,7 +37,7 @@ def test_bad_shards_alone_are_captured_again(finished_run: FinishedRun, tmp_path
     # Of the cache itself; the run is in the folder around it, which is not where it was made.
     code, log = run_kdscale("cache", "repair", cache.url)
     assert code == 0, log[-4000:]
-    assert "mended commits/000009.json" in log
+    assert "restored commits/000009.json" in log
     assert "withdrew shards 3, 7" in log
     assert re.search(r"\b2 of 40 shards to capture", log)
     assert "all of them are captured again" in log

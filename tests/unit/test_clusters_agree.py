@@ -4,14 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from kdscale.config import KubeOptions
-from kdscale.submit import kuberay
+from kdscale.config import KubeOptions, load_config
+from kdscale.submit import kuberay, plan_job
 from tests.nodes import HEALTH_CHECKS
 
 ROOT = Path(__file__).parents[2]
-OPTIONS = KubeOptions(image="kdscale")
-
-
 FILES = ["cluster/local.sh", "ray_cluster.yaml", "cluster/gcp.yaml", "cluster/on_premise.yaml"]
 
 
@@ -23,8 +20,13 @@ def test_the_health_checks_are_those_of_the_tests(file: str) -> None:
 
 
 def test_pods_have_the_same_health_checks() -> None:
-    environment = {each["name"]: each.get("value") for each in kuberay._environment(OPTIONS)}
-    assert HEALTH_CHECKS.items() <= environment.items()
+    config = load_config(ROOT / "jobs/configs/quickstart.yaml", ["output=s3://bucket/run"])
+    manifest = kuberay.rayjob_manifest(plan_job(config), config, KubeOptions(image="kdscale"))
+    cluster = manifest["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        given = group["template"]["spec"]["containers"][0]["env"]
+        environment = {each["name"]: each.get("value") for each in given}
+        assert HEALTH_CHECKS.items() <= environment.items()
 
 
 def test_a_silent_node_is_waited_for_as_long_as_the_docs_say() -> None:

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -112,11 +113,15 @@ def package_of(name: str) -> str:
     return first_two if first_two in ALLOWED else name.split(".")[0]
 
 
-def modules() -> Iterator[tuple[str, ast.Module]]:
+@cache
+def modules() -> list[tuple[str, list[str]]]:
+    """Return each module's dotted name, without `kdscale.`, and all that it imports."""
+    found = []
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         name = ".".join(part for part in parts if part != "__init__")
-        yield name, ast.parse(path.read_text(encoding="utf-8"))
+        found.append((name, list(imports(ast.parse(path.read_text(encoding="utf-8"))))))
+    return found
 
 
 def imports(tree: ast.Module) -> Iterator[str]:
@@ -129,9 +134,9 @@ def imports(tree: ast.Module) -> Iterator[str]:
 
 def test_packages_import_only_what_they_may() -> None:
     wrong = []
-    for name, tree in modules():
+    for name, imported_names in modules():
         package = package_of(name)
-        for imported in imports(tree):
+        for imported in imported_names:
             if imported.startswith("kdscale.") and package in ALLOWED:
                 other = package_of(imported.removeprefix("kdscale."))
                 if other not in ALLOWED[package] | {package}:
@@ -150,10 +155,10 @@ def test_only_the_cli_imports_the_leaves() -> None:
 
 def test_the_parts_of_the_cache_import_those_before_them() -> None:
     wrong = []
-    for name, tree in modules():
+    for name, imported_names in modules():
         if name.startswith("cache."):
             part = name.split(".")[1]
-            for imported in imports(tree):
+            for imported in imported_names:
                 parts = imported.split(".")
                 known = parts[:2] == ["kdscale", "cache"] and part in CACHE and parts[2] in CACHE
                 if known and CACHE.index(parts[2]) > CACHE.index(part):
@@ -162,9 +167,9 @@ def test_the_parts_of_the_cache_import_those_before_them() -> None:
 
 
 def test_the_report_reads_results_and_not_the_evaluation() -> None:
-    for name, tree in modules():
+    for name, imported_names in modules():
         if name.startswith("report"):
-            for imported in imports(tree):
+            for imported in imported_names:
                 if imported.startswith("kdscale.evaluate"):
                     assert imported.startswith("kdscale.evaluate.results"), name
 
@@ -173,8 +178,8 @@ def test_the_report_reads_results_and_not_the_evaluation() -> None:
 def test_one_wall_an_outside_library(library: str) -> None:
     found = {
         name
-        for name, tree in modules()
-        for imported in imports(tree)
+        for name, imported_names in modules()
+        for imported in imported_names
         if imported == library or imported.startswith(f"{library}.")
     }
     outside = {

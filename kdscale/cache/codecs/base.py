@@ -64,7 +64,7 @@ class Codec(Protocol):
 
 
 class SampledIds(Protocol):
-    """A payload that ends in K packed ids, most of which may stand in any order.
+    """A payload that ends in K packed ids, most of which may come in any order.
 
     What is to be stored can then sort them, which takes fewer bits.
     """

@@ -5,7 +5,7 @@ Anshumann et al., "Sparse Logit Sampling: Accelerating Knowledge Distillation in
 times is c/N * p_i/q_i. At tau = 1 that is c/N, which sums to 1. With another tau it sums to 1 on
 average only: it is never renormalised, because that would bias it.
 
-Draws, not counts, are stored: N sorted ids, in which a count is how often an id stands.
+Draws, not counts, are stored: N sorted ids, in which a count is how often an id occurs.
 
 Layout of a position: where tau is not 1, the weight p_i/q_i of each draw in float16 (rounded by at
 most 2^-11 of it or, under 6.1e-5, by 3e-8; cut at 65504); then N packed ids, rising.

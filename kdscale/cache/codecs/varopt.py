@@ -6,7 +6,7 @@ probability p_i / tau each and all stand for tau = (1 - head) / (K - h), so the 
 and the sum is 1. With E[t] = p the gradient q - t of the forward KL is unbiased too.
 
 Layout of a position: H codes of `head_bits`, then K packed ids. Ids 0 .. h-1 are the head, in
-falling order of probability; the codes of places h .. H-1 say "no value of its own".
+falling order of probability; the codes of places h .. H-1 mean "no own value".
 """
 
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ class Varopt(ChunkedCodec):
         return self.k
 
     def decode(self, payload: Tensor) -> SparseTargets:
-        """[..., bytes] uint8 -> K ids and probabilities that sum to 1. An id may stand twice."""
+        """[..., bytes] uint8 -> K ids and probabilities that sum to 1. An id may occur twice."""
         codes = self._codes(payload)
         ids = bits.unpack(payload[..., self.prefix_bytes :], self.k, self.id_width)
         in_tail = codes == self._steps + 1
@@ -69,7 +69,7 @@ class Varopt(ChunkedCodec):
         return SparseTargets(ids, torch.cat([head, tail], dim=-1))
 
     def ordered_ids(self, payload: Tensor) -> Tensor:
-        """[P, bytes] uint8 -> [P] int64: h. The ids of the tail may stand in any order."""
+        """[P, bytes] uint8 -> [P] int64: h. The ids of the tail may come in any order."""
         return (self._codes(payload) != self._steps + 1).sum(-1)
 
     def describe(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class ShardWriter:
         generation: Generation,
         put_if_absent: PutIfAbsent | None = None,
     ) -> None:
-        """`put_if_absent` stands in for the store's own, where that is not to be relied on."""
+        """`put_if_absent` replaces the store's own, where that cannot be relied on."""
         self._store = store
         self._generation = generation
         self._layout = open_layout(store, identity, generation)

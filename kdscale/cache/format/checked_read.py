@@ -1,7 +1,7 @@
 """Reads that are checked against the manifest before anything decodes them.
 
 A wrong digest may come from the way rather than from the store, so a read is tried twice. Then the
-error names the object, because the data cannot be mended here: the shard must be captured again.
+error names the object, because the data cannot be repaired here: the shard must be captured again.
 """
 
 from collections.abc import Callable

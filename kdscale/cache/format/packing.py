@@ -1,4 +1,4 @@
-"""Sampled ids at rest: 12 ids of a position in about 14 bytes instead of 24.
+"""Stored form of sampled ids: 12 ids of a position in about 14 bytes instead of 24.
 
 1. An id becomes its rank under the position's token (prior.py).
 2. Ids that are a set have no order, so they are sorted by rank and only the gaps are kept.
@@ -8,7 +8,7 @@
 Positions are grouped by how many of their ids are ordered, and each slot of a group is a stream of
 its own, whose skew zstd's entropy stage takes out; the open bits are stored as they are. An
 asymmetric numeral system (constriction) in zstd's place takes 0.8 % fewer bytes of such a stream
-and thirty times as long to decode it. Unpacked ids of a set stand in rising rank instead of the
+and thirty times as long to decode it. Unpacked ids of a set come in rising rank instead of the
 order in which they were drawn, which means the same; everything else comes back bit by bit.
 """
 
@@ -23,7 +23,6 @@ import torch
 
 from kdscale.cache.codecs import Codec, bits
 from kdscale.cache.codecs.base import SampledIds
-from kdscale.cache.format import varbits as bitstream
 from kdscale.cache.format.prior import Prior
 from kdscale.cache.jit import compiled
 
@@ -40,6 +39,9 @@ _OPEN_BITS = np.maximum((_CLASSES >> _MANTISSA) - _MANTISSA, 0)
 _LEADING = (1 << _MANTISSA) + (_CLASSES & ((1 << _MANTISSA) - 1))
 # The least number of each class.
 _LEAST = (_LEADING << (_CLASSES >> _MANTISSA)) >> _MANTISSA
+
+# A number of at most 24 bits and the shift of up to seven bits before it lie within four bytes.
+_WINDOW_BYTES = 4
 
 # Positions, and bytes of the streams, which a column of Arrow keeps below 2 GiB. The bit above says
 # that the first stream, how many ids of a position are ordered, is of four bytes instead of one.
@@ -78,7 +80,7 @@ class Packing:
         streams = [counts, *(plane[group] for plane in planes for group in groups.values())]
         compressed = b"".join(_ZSTD.compress(s.tobytes(), asbytes=True) for s in streams)
         left = (numbers - _LEAST[classes]).ravel()
-        open_bits = bitstream.join(left, _OPEN_BITS[classes].ravel())
+        open_bits = join_bits(left, _OPEN_BITS[classes].ravel())
         return _LENGTHS.pack(len(ordered), wide | len(compressed)) + compressed + open_bits
 
     def unpack(self, contexts: np.ndarray, data: bytes) -> np.ndarray:
@@ -102,7 +104,7 @@ class Packing:
         if positions != count:
             raise ValueError(f"{positions} positions were packed, not {count}")
         # Frames that follow each other are undone by one call, and the groups of a plane touch.
-        open_bits = bitstream.windows(memoryview(data)[_LENGTHS.size + length :])
+        open_bits = bit_windows(memoryview(data)[_LENGTHS.size + length :])
         compressed = memoryview(data)[_LENGTHS.size : _LENGTHS.size + length]
         shape = (counts.itemsize + codec.prefix_bytes + codec.k, count)
         streams = _ZSTD.decompress(compressed, math.prod(shape), asbytes=True)
@@ -134,7 +136,7 @@ def _unpack(
     planes: np.ndarray,  # [prefix bytes + K, P] uint8: bytes of the prefix, then classes
     ordered: np.ndarray,  # [P] unsigned
     contexts: np.ndarray,  # [P] integers
-    open_bits: np.ndarray,  # uint32, see `bitstream.windows`
+    open_bits: np.ndarray,  # uint32, see `bit_windows`
     memory: np.ndarray,  # uint8
     offsets: np.ndarray,  # [P] int64
 ) -> bool:
@@ -144,7 +146,7 @@ def _unpack(
     """
     prefix_bytes, k, id_width = sizes
     classes = planes[prefix_bytes:]
-    # The open bits stand slot by slot, so each slot has a cursor of its own.
+    # The open bits are stored slot by slot, so each slot has its own cursor.
     cursors = np.zeros(k + 1, np.int64)
     for slot in range(k):
         cursors[slot + 1] = cursors[slot]
@@ -203,3 +205,29 @@ def _gaps(ranks: np.ndarray, ordered: np.ndarray) -> np.ndarray:
     gaps = np.where(in_set, rising, ranks)
     gaps[:, 1:] -= before
     return gaps
+
+
+def join_bits(values: np.ndarray, widths: np.ndarray) -> bytes:
+    """Join [N] int32 numbers, each of as many bits as `widths` [N] gives, 0 to 24.
+
+    Bits count from the least significant one of the first byte.
+    """
+    offsets = np.cumsum(widths, dtype=np.int64) - widths
+    shifted = values.astype(np.int64) << (offsets & 7)
+    size = (int(widths.sum()) + 7) // 8
+    joined = np.zeros(size + _WINDOW_BYTES)
+    for byte in range(_WINDOW_BYTES):
+        # Neighbours share a byte but never a bit, so that adding them is joining them.
+        part = (shifted >> (8 * byte)) & 0xFF
+        joined += np.bincount((offsets >> 3) + byte, part, len(joined))
+    return joined[:size].astype(np.uint8).tobytes()
+
+
+def bit_windows(stream: bytes | memoryview) -> np.ndarray:
+    """Return the four bytes from each byte of `stream` on, [bytes + 1] uint32.
+
+    The number of `width` bits at bit `offset` is (windows[offset >> 3] >> (offset & 7)) & ((1
+    << width) - 1).
+    """
+    padded = bytes(stream) + bytes(_WINDOW_BYTES)
+    return np.ndarray(len(stream) + 1, "<u4", padded, strides=(1,))

@@ -1,7 +1,7 @@
 """What tokens follow a token: the knowledge that writer and reader share about a cache's ids.
 
 Counted from the tokens of the captured rows before the capture starts, stored once with the cache,
-and used for nothing but renaming ids at rest: an id becomes its rank among the ids that usually
+and used for nothing but renaming stored ids: an id becomes its rank among the ids that usually
 follow the position's token, so that likely ids are small numbers. No teacher is needed for it, and
 a poor prior costs bytes, never correctness.
 """
@@ -63,7 +63,7 @@ class Prior:
 
     @cached_property
     def _place(self) -> np.ndarray:
-        """[V] int32: where each id stands in `order`."""
+        """[V] int32: the place of each id in `order`."""
         place = np.empty(len(self.order), np.int32)
         place[self.order] = np.arange(len(self.order), dtype=np.int32)
         return place

@@ -51,7 +51,7 @@ class Chunk(Config):
 
 
 class Record(Config):
-    """What is stored as JSON of its own, with a checksum of all its other fields."""
+    """A record that is stored as JSON, with a checksum of all its other fields."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -128,7 +128,7 @@ class Generation(Config):
     """Which rows of that data were asked for (`request_digest`)."""
 
     prior: ObjectReference | None
-    """What the payload at rest is packed with; None where it is stored as it is."""
+    """The prior that the payload is packed under; None where it is stored as it is."""
 
     @cached_property
     def shards(self) -> list[range]:

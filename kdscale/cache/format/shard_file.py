@@ -3,7 +3,7 @@
 Any Arrow reader opens the whole object. Ours fetches a chunk with one range read and decodes it
 with the schema alone, which follows from row length and codec. Arrow compresses each column with
 zstd: tokens and masks take 2 bytes a position instead of 9. The payload of a codec that samples is
-packed (packing.py) over the whole chunk and stands in the chunk's first row.
+packed (packing.py) over the whole chunk and stored in the chunk's first row.
 
 Checksums are over the bytes as stored: xxh3_64 of a chunk, xxh3_128 of an object. Beside each shard
 stands its index, a small file with the row statistics and the table of chunks, so that neither a

@@ -1,1 +1,1 @@
-"""What looks after a stored cache: statistics, verification, repair, collection, export."""
+"""Maintenance of caches: inspect, stats, verify, repair, gc, export."""

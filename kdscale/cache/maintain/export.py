@@ -77,7 +77,7 @@ def decode_columns(cached: CachedRows, codec: Codec) -> Columns:
     byte_count [R] float64, entropy and nll [R] float32; where rows bring them, labels [R, T] int32,
     -1 where there is none. Of a codec that keeps K ids: target_ids
     [R, T, K] int32 and target_probs [R, T, K] float32, with ghost [R, T] float32 where it has a
-    ghost bucket; an id may stand more than once, its probabilities then add up. Of codec `full`:
+    ghost bucket; an id may occur more than once, its probabilities then add up. Of codec `full`:
     log_probs [R, T, V] float32. Positions outside the loss mask have no probability anywhere.
     """
     rows, mask = cached.rows, torch.from_numpy(cached.rows.loss_mask)[..., None]

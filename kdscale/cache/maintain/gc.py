@@ -137,7 +137,7 @@ def _collect(store: Store, dry_run: bool, entry: Entry) -> bool:
         except FileNotFoundError:
             pass
         except KdscaleError:
-            return False  # Nobody knows what it named.
+            return False  # What it named is not known.
     if not dry_run:
         store.delete(entry.key)
     return True

@@ -1,4 +1,4 @@
-"""Mend what the cache itself has the means to mend, and give back the rest to the capture.
+"""Repair of a cache: what it can restore from itself is restored, the rest is captured again.
 
 The teacher is expensive, so a shard is captured again only where neither its commit nor the
 manifest names intact objects; withdrawing its commit is all it takes. Plans and manifests follow
@@ -50,14 +50,14 @@ _THREADS = 4
 class RepairReport:
     """What `repair` did."""
 
-    mended: list[str]
+    restored: list[str]
     """Keys that are right again, without the teacher."""
 
     withdrawn: list[int]
     """Shards that the cache stage has to capture again."""
 
     lost: list[Damage]
-    """What nothing here can mend. Shards are then left as they are."""
+    """Damage that cannot be repaired here. Shards are then left as they are."""
 
 
 def repair(
@@ -67,25 +67,25 @@ def repair(
     put_if_absent: PutIfAbsent | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> RepairReport:
-    """Verify the latest manifest, and mend or withdraw what is damaged.
+    """Verify the latest manifest, and repair or withdraw what is damaged.
 
-    put_if_absent: stands in for the store's own, see `kdscale.workers.commit_actor`. Safe to
+    put_if_absent: replaces the store's own, see `kdscale.workers.commit_actor`. Safe to
     run again after it was killed. KdscaleError where there is no cache, or where one without
     a readable manifest lacks shards.
     """
     bad = verify(store, workers=workers, progress=progress).bad
-    mended: list[str] = []
+    restored: list[str] = []
     while shared := [damage for damage in bad if damage.shard is None]:
-        more = [key for key in _mend_shared(store, shared, put_if_absent) if key not in mended]
+        more = [key for key in _restore_shared(store, shared, put_if_absent) if key not in restored]
         if not more:
-            return RepairReport(mended, [], shared)
-        mended += more
+            return RepairReport(restored, [], shared)
+        restored += more
         # What the damage hid can be seen only now.
         bad = verify(store, workers=workers, progress=progress).bad
     if not bad:
-        return RepairReport(mended, [], [])
+        return RepairReport(restored, [], [])
     kept, withdrawn = _settle(store, bad, put_if_absent or store.put_if_absent)
-    return RepairReport(mended + kept, withdrawn, [])
+    return RepairReport(restored + kept, withdrawn, [])
 
 
 # Shards
@@ -137,30 +137,30 @@ def _is_intact(checker: ShardChecker, shard: Shard) -> bool:
 # What all shards share
 
 
-def _mend_shared(
+def _restore_shared(
     store: Store, shared: Sequence[Damage], put_if_absent: PutIfAbsent | None
 ) -> list[str]:
-    """Write plans, priors and the manifest again where that can be done; the keys mended."""
+    """Write plans, priors and the manifest again where possible; return the keys restored."""
     damaged = {damage.key for damage in shared}
     manifests = [key for key in damaged if key.startswith("manifests/")]
     if manifests:
         for key in manifests:
-            _mend_manifest(store, key, put_if_absent)
+            _restore_manifest(store, key, put_if_absent)
         return manifests
     manifest = load_manifest(store)
-    mended = []
+    restored = []
     for number, generation in enumerate(manifest.generations):
         if plan_key(number) in damaged:
             store.put(plan_key(number), record_bytes(_plan_again(manifest, generation)))
-            mended.append(plan_key(number))
+            restored.append(plan_key(number))
     by_prior = {generation.prior_key: generation for generation in manifest.generations}
     for key in damaged & by_prior.keys():
-        if _mend_prior(store, manifest, by_prior[key]):
-            mended.append(key)
-    return mended
+        if _restore_prior(store, manifest, by_prior[key]):
+            restored.append(key)
+    return restored
 
 
-def _mend_manifest(store: Store, key: str, put_if_absent: PutIfAbsent | None) -> None:
+def _restore_manifest(store: Store, key: str, put_if_absent: PutIfAbsent | None) -> None:
     """Publish again from plans and commits; the same content gives the same record and table.
 
     What nobody can open is taken away first, and so are those before it that nobody can open. Where
@@ -195,7 +195,7 @@ def _plan_again(manifest: Manifest, generation: Generation) -> PlanRecord:
     )
 
 
-def _mend_prior(store: Store, manifest: Manifest, generation: Generation) -> bool:
+def _restore_prior(store: Store, manifest: Manifest, generation: Generation) -> bool:
     """Count a generation's prior again from its rows' tokens, which are stored without its help."""
     assert generation.prior is not None
     assert generation.prior_key is not None

@@ -1,6 +1,6 @@
 """Is a cache sound? Every stored byte against its digest, and every record against the others.
 
-Shards are independent, so they are checked side by side; whoever wants a quick answer takes a
+Shards are independent, so they are checked side by side; for a quick answer take a
 sample. Damage is reported, never raised.
 """
 

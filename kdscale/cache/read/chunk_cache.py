@@ -1,13 +1,13 @@
 """Decoded chunks in memory: fetched in parallel, each once at a time, within a budget of bytes.
 
 Random rows share chunks, and batches read ahead want the same chunk at the same time. So the table
-holds futures: who comes second waits for the first one's fetch.
+holds futures: a second request waits for the first one's fetch.
 
 The budget covers what is held, what is on its way and what waits to be used. How large a chunk gets
 is known from those before it (all but a shard's last are of one size), so the first is fetched
 alone. Fetching ahead stops where nothing more can be dropped, and one chunk may always go beyond
-the budget, or a small budget would read nothing. Who waits for room holds no chunk, so no two can
-wait for each other.
+the budget, or a small budget would read nothing. A thread that waits for room holds no chunk,
+so no two can wait for each other.
 """
 
 import threading
@@ -44,8 +44,8 @@ class ChunkCache:
     """An LRU of decoded chunks of at most `memory_bytes`, and the threads that fill it.
 
     load: from a chunk's number to its rows and the bytes that were fetched from the store for them
-    (0 where a local disk had them). What it raises reaches everyone who waits for that chunk, and
-    the next request tries again.
+    (0 where a local disk had them). What it raises reaches every stream that waits for that chunk,
+    and the next request tries again.
     """
 
     def __init__(self, load: Callable[[int], tuple[FixedRows, int]], memory_bytes: int) -> None:
@@ -157,7 +157,7 @@ class ChunkCache:
                 self.fetched += fetched > 0
                 self.fetched_bytes += fetched
                 self.disk_hits += fetched == 0
-            # Before: who has the chunk and lets it go makes room for another at once.
+            # Before the result is set: a stream that drops the chunk makes room at once.
             self._release([entry])
             entry.future.set_result(chunk)
 

@@ -1,6 +1,6 @@
 """Several caches read as one, each with a weight: more corpora, or several teachers, a student.
 
-An epoch of the mixture has its rows cache by cache, and which row of which cache stands where is
+An epoch of the mixture has its rows cache by cache, and the row and cache of each place are
 arithmetic, so nothing grows with the rows. A mixture has the interface of `CacheReader`: orders,
 curricula and resume work on it as on one cache.
 """

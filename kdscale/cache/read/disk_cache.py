@@ -1,8 +1,8 @@
 """Decoded chunks on a local disk: shared by the processes of a host, and there after a restart.
 
-A chunk's file is written aside and renamed, so nobody sees half of one, and its digest is compared
-the first time a process opens it. That makes the folder safe to lose, to damage and to share, and
-flushing needless: what a power cut leaves broken is found, deleted and fetched again.
+A chunk's file is written aside and renamed, so no reader sees half of one, and its digest is
+compared the first time a process opens it. That makes the folder safe to lose, to damage and to
+share, and flushing needless: what a power cut leaves broken is found, deleted and fetched again.
 
 The folder is kept within its size by the modification times, which every use renews, least recent
 first. A file that others have mapped may be deleted: they keep it until they let go. The bytes in
@@ -118,7 +118,7 @@ class DiskCache:
 
     @contextmanager
     def exclusive(self, key: str) -> Iterator[None]:
-        """Held by one thread of all processes of the host at a time: who fetches the chunk.
+        """Hold the right to fetch the chunk: one thread of all processes of the host at a time.
 
         It is a courtesy that saves downloads, not a guard: after a while, or where the disk does
         not work, the body runs without it.

@@ -1,4 +1,4 @@
-"""The order of an epoch as a function: which row stands at which position, without a table.
+"""Order of an epoch as a function from positions to rows, without a table.
 
 A full shuffle makes every batch open as many chunks as it has rows. Here chunks of consecutive rows
 (as many as a chunk has, or a shard) are shuffled, and rows are shuffled inside windows of several
@@ -83,7 +83,7 @@ class EpochOrder:
 class _Epoch:
     """One epoch's order. Slots are the places of the shuffled chunks.
 
-    The last chunk may be short. It gets a slot of its own choice, and the full chunks are shuffled
+    The last chunk may be short. It gets a random slot, and the full chunks are shuffled
     over the others, so that where a slot starts is plain arithmetic. To avoid cases, positions are
     mapped to what they would be if the short chunk were full: they skip the `gap` rows it lacks.
     """
@@ -109,7 +109,7 @@ class _Epoch:
             size = self._end(int(window)) - start - self.gap * (window == short_window)
             key = hash_key(self.key, _ROWS, int(window))
             slots_rows[here] = start + permute(spaced[here] - start, int(size), key)
-        # Behind the short chunk, rows of its own window have to skip the gap too.
+        # Behind the short chunk, rows of its window have to skip the gap too.
         short_end = (self.short_slot + 1) * self.chunk_rows - self.gap
         slots_rows += self.gap * ((windows == short_window) & (slots_rows >= short_end))
         return self._chunk_at(slots_rows // self.chunk_rows) * self.chunk_rows + (

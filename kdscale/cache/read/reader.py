@@ -2,7 +2,7 @@
 
 It pins one manifest, so its rows never change, and it knows nothing of epochs or ranks: the order
 comes from outside, as indices. Each chunk is verified before it is decoded. Where a row lies is
-arithmetic; only the tables of chunks, which stand in the shards' indexes, are fetched when met.
+arithmetic; only the tables of chunks, which are in the shards' indexes, are fetched when needed.
 """
 
 import ctypes

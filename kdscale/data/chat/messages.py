@@ -59,7 +59,7 @@ def read_conversation(
     answer = _messages(record[config.completion], config, name, "assistant", plain=True)
     assert asked is not None
     assert answer is not None
-    # What the prompt brings of answers was given by someone else.
+    # Answers in the prompt are not targets.
     return [replace(each, is_target=False) for each in asked] + answer
 
 

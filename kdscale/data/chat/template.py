@@ -36,7 +36,7 @@ Span = tuple[int, int]
 _MARKS_ANSWERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # Templates of the Llama 3 family write a date, and fall back to this one.
 _DATE = "26 Jul 2024"
-# In the place of an answer, to see what stands around it.
+# Takes the place of an answer, to find the text around it.
 _MARKER = "\ue000"
 _CHANGES_EARLIER = "changes earlier turns of a conversation with later ones"
 _CHANGES_TEXT = "changes the text of an answer"
@@ -196,7 +196,7 @@ def _find_answer(template: ChatTemplate, messages: Sequence[Message], at: int, t
     marked, tail = _tail(template, messages, at, replace(message, content=_MARKER))
     end = tail
     if message.more:
-        # What other fields have behind the content, such as calls of tools, is said before the end.
+        # Other fields, such as tool calls, are written between the content and the end.
         end = _tail(template, messages, at, Message("assistant", _MARKER, True))[1]
     if message.content:
         if not marked.startswith(before):
@@ -233,7 +233,7 @@ def _turn_end(template: ChatTemplate, tail: str) -> int:
             "a student could not learn where to stop.",
             _OWN_TEMPLATE + "writes {{ eos_token }} behind each answer.",
         )
-    # Of those that start together the longest is the token.
+    # The longest of the tokens that start first.
     return min(ends, key=lambda end: (end[0], -end[1]))[1]
 
 

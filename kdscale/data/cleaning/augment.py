@@ -16,7 +16,7 @@ from kdscale.config.text import decode_text
 from kdscale.errors import KdscaleError
 from kdscale.store import file_at
 
-# Words, and what stands between them, by turns.
+# Alternates words and the blanks between them.
 _WORDS = re.compile(r"(\s+)")
 Words = list[str]
 Synonyms = Mapping[str, list[str]]

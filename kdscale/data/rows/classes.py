@@ -53,7 +53,7 @@ def find_classes(config: LabelsConfig, labels: Iterable[str | None]) -> Classes:
     for label in labels:
         if label is not None and standard(label):
             name = meant.get(standard(label), label.strip())
-            # Of several spellings the first in the alphabet, whatever the documents' order.
+            # The first spelling in the alphabet, in any order of documents.
             known = found.get(standard(name))
             found[standard(name)] = name if known is None else min(known, name)
     if len(found) < 2:

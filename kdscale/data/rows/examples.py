@@ -15,7 +15,7 @@ from kdscale.data.rows.pack import CHUNK_ROWS, RowCollector, RowCounts, empty_ro
 from kdscale.data.tokenizer import TokenizerInfo
 from kdscale.types import Rows
 
-# Of ten tokens that a model is to guess: so many become the mask, and the next one another token.
+# Shares of the tokens to predict that become the mask, and another token.
 _MASKED, _REPLACED = 0.8, 0.1
 
 

@@ -127,7 +127,7 @@ class SplitWriter:
 
     def _store_rows(self, name: str, chunks: Iterable[Rows], counts: RowCounts) -> dict[str, Any]:
         """Write the rows as shards, and their ids beside them."""
-        # The ids of all rows are one object, which may be larger than what memory has to spare.
+        # The ids of all rows are one object, which may be larger than memory.
         with TemporaryDirectory(prefix="kdscale-ids-") as folder:
             ids = Path(folder) / "ids"
             with ids.open("wb") as file:

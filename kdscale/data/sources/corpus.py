@@ -22,7 +22,7 @@ from kdscale.errors import KdscaleError
 from kdscale.store import file_at, open_store
 
 ROWS_PER_PIECE = 10_000
-_LOOKS_AT_ONCE = 16
+_PARALLEL_STATS = 16
 _PROSE = re.compile(r".*\.(md|rst)|readme(\.txt)?", re.IGNORECASE)
 
 
@@ -37,7 +37,7 @@ class Corpus:
     inputs: list[InputShard]
     local: bool
     unread: tuple[Unread, ...] = ()
-    """What is beside the pieces in the places of the sources, where there is something."""
+    """Other files at the places of the sources, where there are some."""
 
     @property
     def limit(self) -> int | None:
@@ -61,7 +61,7 @@ def find_corpus(*sources: SourceConfig) -> Corpus:
 
 
 class _Inputs(NamedTuple):
-    """Of one source."""
+    """Inputs of one source."""
 
     inputs: list[InputShard]
     local: bool = True
@@ -79,7 +79,7 @@ def _find_inputs(source: SourceConfig) -> _Inputs:
         inputs = _hub_inputs(source)
     else:
         inputs, local, unread = _file_inputs(source)
-    # A kind with a document a piece needs no more pieces than the limit asks for.
+    # A kind with one document an input needs no more inputs than the limit.
     if source.limit is not None and source.kind in ("python-stdlib", "python-docs", "text"):
         inputs = inputs[: source.limit]
     return _Inputs(inputs, local, unread)
@@ -104,8 +104,8 @@ def corpus_identity(source: SourceConfig) -> dict[str, Any]:
         inputs = [InputShard("file", key, store.url, key) for key in sorted(store.list())]
     else:
         inputs = find_corpus(source).inputs
-    with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
-        for shard, (size, changed) in zip(inputs, pool.map(_look, inputs), strict=True):
+    with ThreadPoolExecutor(_PARALLEL_STATS) as pool:
+        for shard, (size, changed) in zip(inputs, pool.map(_stat, inputs), strict=True):
             digest.update(f"{shard.key}\0{size}\0{changed}\0".encode("utf-8", "surrogateescape"))
             total += size
     return {"files": len(inputs), "bytes": total, "sha256": digest.hexdigest()}
@@ -119,7 +119,7 @@ def file_digest(path: str) -> str:
     return hashlib.sha256(store.get(name)).hexdigest()
 
 
-def _look(shard: InputShard) -> tuple[int, int]:
+def _stat(shard: InputShard) -> tuple[int, int]:
     """Return a file's size, and on a local disk its time of change in nanoseconds."""
     store = open_store(shard.root)
     path = store.local_path(shard.key)

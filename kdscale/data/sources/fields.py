@@ -10,7 +10,7 @@ from kdscale.data.chat.template import CannotRenderError, ChatTemplate, require_
 from kdscale.errors import KdscaleError
 
 _LABEL = "data.labels.field"
-# Beside a conversation, in the data sets of TRL, ShareGPT and OpenAI: a part of what is said.
+# Beside a conversation, in the data sets of TRL, ShareGPT and OpenAI: parts of the prompt.
 _OF_CONVERSATIONS = ("tools", "functions", "system")
 
 
@@ -29,7 +29,7 @@ class Fields(NamedTuple):
     label: str | None
     chat: ChatConfig | None = None
     template: ChatTemplate | None = None
-    """Of conversations, where it is known already: a field that it does not write is refused."""
+    """Template of conversations, where known: a field that it does not write is refused."""
 
     @property
     def needed(self) -> list[str]:

@@ -38,7 +38,7 @@ class Unread:
     """Files by the reason."""
 
     examples: dict[str, list[str]]
-    """Of each reason the first of them."""
+    """The first files of each reason."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the manifest."""

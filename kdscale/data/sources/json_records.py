@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 from kdscale.data.sources.opening import Opened
 
 MOST_CHARACTERS = 2**30
-"""Of a value in a file that is not in lines."""
+"""Longest value in a file that is not in lines."""
 
 _READ_BYTES = 2**20
 _BLANKS = re.compile(r"[ \t\r\n]*")
 # Objects one after the other may have commas between them, files that were joined their marks.
 _BETWEEN_VALUES = re.compile(r"[ \t\r\n,\ufeff]*")
-# So near to the end of what was read, a number or a word may have been cut.
+# So near to the end of the window, a number or a word may be cut.
 _CUT = 16
 _DECODER = json.JSONDecoder()
 _NOT_JSON = (ValueError, RecursionError)
@@ -154,7 +154,7 @@ class _Text:
 
     def __init__(self, opened: Opened) -> None:
         self._file = opened.file
-        # What is no UTF-8 stays in the strings, which cannot be decoded then.
+        # Other bytes than UTF-8 stay in the strings, which count as undecodable later.
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._text, self._at, self._line = "", 0, 1
         self._is_last = False

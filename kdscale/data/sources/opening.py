@@ -16,7 +16,7 @@ from kdscale.store import Store, open_store
 
 RANGE_BYTES = 8 * 2**20
 HEAD_BYTES = 2**20
-"""What is looked at before a form is decided on."""
+"""Bytes that decide how a file is read."""
 
 _TEXT_CHARACTERS = 2**18
 _MAGIC_BYTES = 512
@@ -24,7 +24,7 @@ PARQUET = b"PAR1\x15"
 """A Parquet file's own mark, and the first byte of what follows: a column may be called PAR1."""
 
 DAMAGES = (EOFError, zlib.error, lzma.LZMAError, UnicodeError, pa.ArrowException)
-"""What unpacking and decoding raises besides OSError."""
+"""Errors of decompression and decoding besides OSError."""
 
 _PACKED: dict[bytes, Callable[[Any], Any]] = {
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),

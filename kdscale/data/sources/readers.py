@@ -237,7 +237,7 @@ def _row(data: Any, row: int, shard: InputShard) -> Any:
     try:
         return data[row]
     except ImportError as error:
-        # What is inside of messages, and only another library can decode.
+        # A value inside of messages that only another library can decode.
         raise KdscaleError(
             f"Row {row} of {shard.name} holds more than text: {error}",
             "Take the field out of the data set (datasets' `map` or `cast`), or another field.",

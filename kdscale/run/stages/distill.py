@@ -23,7 +23,7 @@ def _models(run: RunArtifacts) -> dict[str, str]:
 def _make(context: StageContext) -> list[str]:
     """Train the student and its baseline."""
     run = context.run
-    sessions = [
+    trainings = [
         TrainingJob(
             name=name,
             fingerprint=fingerprint,
@@ -35,7 +35,7 @@ def _make(context: StageContext) -> list[str]:
         for name, fingerprint in _fingerprints(run).items()
     ]
     job = DistillJob(
-        sessions=sessions,
+        trainings=trainings,
         prepared=run.prepared_store,
         caches=_pinned_caches(run, context.record),
         expected=run.cache_needs,

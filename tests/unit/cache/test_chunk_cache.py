@@ -1,6 +1,5 @@
 """The table of chunks: its budget, its errors, and where a chunk comes from."""
 
-import multiprocessing
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from kdscale.cache.read.disk_cache import DiskCache, MappedRows
 from kdscale.cache.rows import CachedRows
 from kdscale.errors import KdscaleError
 from kdscale.types import Rows
+from tests.forked import context
 from tests.unit.cache.made import fixed
 
 CHUNK_BYTES = 1000
@@ -341,7 +341,6 @@ def test_threads_of_several_sources_fetch_a_chunk_once(tmp_path: Path, store: St
 def test_processes_that_share_a_disk_fetch_a_chunk_once(
     tmp_path: Path, store: StoredChunks
 ) -> None:
-    context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(3)
     workers = [context.Process(target=_load_all, args=(tmp_path, barrier)) for _ in range(3)]
     for worker in workers:

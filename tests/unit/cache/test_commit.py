@@ -143,7 +143,7 @@ def appended(planted: Planted, count: int = 10) -> Planted:
     return more
 
 
-def test_a_plan_missing_before_others_is_named_and_mended(plant: Plant) -> None:
+def test_a_plan_missing_before_others_is_named_and_restored(plant: Plant) -> None:
     planted = plant().publish()
     more = appended(planted)
     publish(planted.store, more.generation)

@@ -26,9 +26,9 @@ from kdscale.cache.read import disk_cache as disk
 from kdscale.cache.read.disk_cache import DiskCache, MappedRows
 from kdscale.cache.rows import CachedRows
 from kdscale.types import Rows
+from tests.forked import context as forked
 from tests.unit.cache.made import fixed, make_rows
 
-SPAWN = multiprocessing.get_context("spawn")
 ROWS, LENGTH, WIDTH = 5, 33, 7
 
 
@@ -70,8 +70,8 @@ def used(folder: Path) -> int:
 @contextmanager
 def child(function: Any, *arguments: Any) -> Iterator[tuple[Any, Connection]]:
     """`function(connection, *arguments)` in a process of its own, which is killed at the end."""
-    ours, theirs = SPAWN.Pipe()
-    process = SPAWN.Process(target=function, args=(theirs, *arguments))
+    ours, theirs = forked.Pipe()
+    process = forked.Process(target=function, args=(theirs, *arguments))
     process.start()
     theirs.close()
     try:
@@ -403,14 +403,14 @@ def test_a_child_forked_under_a_lock_does_not_keep_it(
     cache = DiskCache(tmp_path, 1 << 20)
     with cache.exclusive("ab"):
         (lock,) = (tmp_path / "locks").iterdir()
-        forked = context.Process(target=done.wait, args=(60,))
-        forked.start()
+        child = context.Process(target=done.wait, args=(60,))
+        child.start()
     try:
         with lock.open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:
         done.set()
-        forked.join(60)
+        child.join(60)
 
 
 def test_two_chunks_seldom_share_a_lock(tmp_path: Path) -> None:
@@ -422,7 +422,7 @@ def test_two_chunks_seldom_share_a_lock(tmp_path: Path) -> None:
 
 
 def test_the_same_chunk_put_by_many_at_once_is_whole(tmp_path: Path) -> None:
-    barrier = SPAWN.Barrier(3)
+    barrier = forked.Barrier(3)
     context = [child(_put_at_once, tmp_path, barrier) for _ in range(3)]
     with context[0] as (_, a), context[1] as (_, b), context[2] as (_, c):
         assert [receive(connection) for connection in (a, b, c)] == [20, 20, 20]

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdscale.cache.codecs import bits, make_codec, uniforms
-from kdscale.cache.format import varbits as bitstream
-from kdscale.cache.format.packing import Packing, packable
+from kdscale.cache.format.packing import Packing, bit_windows, join_bits, packable
 from kdscale.cache.format.prior import Prior, count_prior, decode_prior, encode_prior
 from kdscale.config.cache import CodecConfig, FullCodec, SampleCodec, TopkCodec, VaroptCodec
 
@@ -162,15 +161,15 @@ def test_a_prior_without_followers_is_the_order_of_all() -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 24), st.integers(0, 2**24 - 1)), max_size=60))
-def test_bitstream_joins_and_splits_any_widths(numbers: list[tuple[int, int]]) -> None:
+def test_numbers_of_any_widths_are_joined_and_split(numbers: list[tuple[int, int]]) -> None:
     widths = np.array([width for width, _ in numbers], np.int32)
     values = np.array([value % (1 << width) for width, value in numbers], np.int32)
-    data = bitstream.join(values, widths)
+    data = join_bits(values, widths)
     assert len(data) == (widths.sum() + 7) // 8
     offsets = np.cumsum(widths) - widths
     naive = sum(int(value) << int(at) for value, at in zip(values, offsets, strict=True))
     assert int.from_bytes(data, "little") == naive
-    windows = bitstream.windows(data).astype(np.int64)
+    windows = bit_windows(data).astype(np.int64)
     found = (windows[offsets >> 3] >> (offsets & 7)) & ((1 << widths) - 1)
     assert np.array_equal(found, values)
 

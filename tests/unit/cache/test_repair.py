@@ -141,7 +141,7 @@ def test_what_shards_share_is_written_again_byte_by_byte(
     damage(planted)
     report = repair(planted.store)
     assert (report.withdrawn, report.lost) == ([], [])
-    assert len(report.mended) == 1
+    assert len(report.restored) == 1
     assert content(planted.store) == before
 
 
@@ -153,7 +153,7 @@ def test_everything_at_once(plant: Plant) -> None:
     planted.store.delete(commit_key(0))
     report = repair(planted.store)
     (prior,) = planted.store.list("prior/")
-    assert sorted(report.mended) == [commit_key(0), "plans/0000.json", prior]
+    assert sorted(report.restored) == [commit_key(0), "plans/0000.json", prior]
     assert (report.withdrawn, report.lost) == ([], [])
     assert content(planted.store).keys() == before.keys()
     assert_whole(planted)
@@ -188,7 +188,7 @@ def test_a_prior_that_cannot_be_counted_again_is_lost_and_nothing_is_withdrawn(
     change_prior(planted)
     before = content(planted.store)
     report = repair(planted.store)
-    assert (report.mended, report.withdrawn) == ([], [])
+    assert (report.restored, report.withdrawn) == ([], [])
     assert [damage.key for damage in report.lost] == planted.store.list("prior/")
     assert content(planted.store) == before
 
@@ -201,7 +201,7 @@ def test_each_generation_s_prior_is_counted_from_its_own_rows(plant: Plant) -> N
     assert len(keys) == 2
     for key in keys:
         planted.damage(key, 40)
-    assert sorted(repair(planted.store).mended) == keys
+    assert sorted(repair(planted.store).restored) == keys
     assert content(planted.store) == before
 
 

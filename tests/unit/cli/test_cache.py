@@ -124,13 +124,13 @@ def test_verify_of_a_sample(cache: Planted, capsys: pytest.CaptureFixture[str]) 
     assert "error: The sample 2.0 is no share" in capsys.readouterr().err
 
 
-def test_repair_says_what_it_mended_and_what_it_cannot(
+def test_repair_says_what_it_restored_and_what_it_cannot(
     cache: Planted, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (prior,) = cache.store.list("prior/")
     cache.damage(prior, 40)
     assert run("repair", cache.store.url) == 0
-    assert f"mended {prior}\n" in capsys.readouterr().out
+    assert f"restored {prior}\n" in capsys.readouterr().out
     cache.damage(prior, 40)
     cache.store.delete(load_manifest(cache.store).shards[2].object)
     assert run("repair", cache.store.url) == 1

@@ -8,7 +8,6 @@ import yaml
 from pydantic import BaseModel
 
 from kdscale.config import RunConfig, dump_config, fingerprint, load_config, parse_config
-from kdscale.config.data import DataConfig
 from kdscale.config.renamed import RENAMED
 from kdscale.config.starter import starter_yaml
 from kdscale.errors import KdscaleError
@@ -25,18 +24,6 @@ def test_every_shipped_config_is_valid_and_survives_its_dump(path: Path) -> None
 
 def test_the_starter_config_is_valid() -> None:
     assert parse_config(starter_yaml()).name
-
-
-def test_the_examples_of_the_docs_are_valid() -> None:
-    text = (CONFIGS[0].parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^    data:\n(?:(?:     .*)?\n)+", text, re.M)
-    lines = re.findall(r"`(train: {[^`]*})`", text)
-    assert len(blocks) >= 4
-    assert len(lines) >= 6
-    for block in blocks:
-        DataConfig.model_validate(yaml.safe_load(block)["data"])
-    for line in lines:
-        DataConfig.model_validate(yaml.safe_load(line))
 
 
 def test_every_field_is_documented_once_under_the_field() -> None:

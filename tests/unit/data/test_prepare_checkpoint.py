@@ -1,4 +1,4 @@
-"""What a killed prepare leaves, and what the next one makes of it."""
+"""Checkpoints of a killed prepare, and how the next one continues."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def config(tmp_path: Path) -> DataConfig:
 
 
 def clean(config: DataConfig, store: Store) -> list[int]:
-    """The task over the only file of the corpus: the documents of each part."""
+    """Run the task over the only file of the corpus; return the documents of each part."""
     inputs = [
         {name: getattr(shard, name) for name in InputShard.__dataclass_fields__}
         for shard in find_corpus(config.train).inputs

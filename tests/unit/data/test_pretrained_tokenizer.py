@@ -18,8 +18,7 @@ TEXT = "The river  runs, 12345 isn't <|endoftext|> here?"
 
 
 def teacher(folder: Path, model_type: str, tokenizer_class: str | None, **names: Any) -> Path:
-    """A teacher of 300 embeddings with a tokenizer of its own, whose only special token is no
-    class's."""
+    """Write a teacher of 300 embeddings whose tokenizer's only special token is no class's."""
     train_tokenizer(TEXTS, 300, folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (folder / name).read_text(encoding="utf-8")
@@ -83,7 +82,7 @@ def test_ids_beyond_the_embedding_are_named(tmp_path: Path) -> None:
 
 
 def with_holes(folder: Path) -> Path:
-    """A tokenizer of 300 ids from 0 to 339: those above 280 are moved up by 40."""
+    """Return a tokenizer of 300 ids from 0 to 339: those above 280 are moved up by 40."""
     train_tokenizer(TEXTS, 300, folder)
     path = folder / "tokenizer.json"
     found = json.loads(path.read_text(encoding="utf-8"))

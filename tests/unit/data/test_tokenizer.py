@@ -79,7 +79,7 @@ def test_text_cannot_forge_the_end_of_a_document(trained: tuple[Path, TokenizerI
 
 
 def teacher_folder(folder: Path, **special: str) -> Path:
-    """A tokenizer unlike ours: lower-casing, words, a template, and a saved truncation."""
+    """Write a lower-casing tokenizer of words with a template and a saved truncation."""
     tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -37,7 +37,7 @@ SIZES = {
 def plant_run(
     url: str, scratch: Path, task: Task = "causal-lm", architecture: str = "llama", **data: Any
 ) -> Store:
-    """A run at `url` with a student; `data` are fields of the data's config."""
+    """Write a run at `url` with a student; `data` are fields of the data's config."""
     output = open_store(url)
     if task == "sequence-classification":
         data = {"labels": {"classes": CLASSES}, **data}
@@ -80,7 +80,7 @@ def write_record(output: Store, **states: str) -> None:
 
 
 def documents(vocab_size: int, count: int = 24) -> list[TokenDocument]:
-    """Of 4 to 27 random tokens each, so that rows hold several, or padding."""
+    """Return documents of 4 to 27 random tokens, so that rows hold several, or padding."""
     random = np.random.default_rng(0)
     texts = [random.integers(2, vocab_size, random.integers(4, 28)) for _ in range(count)]
     return [

@@ -36,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def exported(run: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A causal language model in all formats."""
+    """Export a causal language model in all formats."""
     folder = tmp_path_factory.mktemp("exports") / "all"
     return folder, export.export(find_source(run.url, "student"), folder, ALL)
 
@@ -243,7 +243,7 @@ def test_another_models_logits_are_refused_and_nothing_is_left(
 
 def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        KdscaleError, match="nothing is not the output of a run: it has no run.json"
+        KdscaleError, match=r"nothing is not the output of a run: it has no run\.json"
     ):
         find_source(str(tmp_path / "nothing"), "student")
     run = plant_run(str(tmp_path / "run"), tmp_path)

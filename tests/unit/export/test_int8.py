@@ -45,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def exported(run: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The folder onnx/ of an export in both formats, and what export.json says."""
+    """Export in both formats; return the folder onnx/ and the content of export.json."""
     folder = tmp_path_factory.mktemp("exports") / "out"
     formats = [Format.ONNX, Format.INT8]
     return folder / "onnx", export.export(find_source(run.url, "student"), folder, formats)
@@ -53,7 +53,7 @@ def exported(run: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 @pytest.fixture(scope="module")
 def eight_bits(exported: tuple[Path, dict[str, Any]], tmp_path_factory: Any) -> Path:
-    """The same graph with weights of eight bits, as it must not be exported."""
+    """Write the same graph with weights of eight bits, as it must not be exported."""
     path: Path = tmp_path_factory.mktemp("eight") / "model.onnx"
     quantize_dynamic(
         exported[0] / "model.onnx", path, per_channel=True, weight_type=QuantType.QInt8

@@ -7,6 +7,7 @@ from typing import Any
 from kdscale.config import RunConfig
 from kdscale.plan.hardware import find_hardware
 from kdscale.plan.inputs import PlanInputs, read_inputs
+from tests.changes import changed
 
 LLAMA = {
     "hidden_size": 64,
@@ -18,7 +19,7 @@ LLAMA = {
 
 
 def tree(**changes: Any) -> dict[str, Any]:
-    """A run of two small llamas; `changes` are dotted keys with `__` for the dot."""
+    """Return a run of two small llamas; `changes` are dotted keys with `__` for the dot."""
     found: dict[str, Any] = {
         "name": "small",
         "output": "runs/small",
@@ -38,17 +39,11 @@ def tree(**changes: Any) -> dict[str, Any]:
             "training": {"steps": 20, "global_batch_size": 8, "micro_batch_size": 4},
         },
     }
-    for key, value in changes.items():
-        section = found
-        *parents, last = key.split("__")
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        section[last] = value
-    return found
+    return changed(found, changes)
 
 
 def setting(hardware: str = "H100", tokens: float = 32 * 640, **changes: Any) -> PlanInputs:
-    """The setting of `tree(**changes)`."""
+    """Return the inputs of `tree(**changes)`."""
     return _setting(hardware, tokens, json.dumps(tree(**changes)))
 
 

@@ -1,4 +1,4 @@
-"""What does not fit is refused, with the part, the size and a change that does fit."""
+"""Runs that do not fit are refused, with the part, the size and a change that fits."""
 
 import re
 
@@ -21,7 +21,10 @@ EIGHT = {"count": 8, "gpus": 1}
 
 
 def large(part: str, **changes: object) -> PlanInputs:
-    """A run whose `part` (teacher or distill__student) has 7 B parameters, on 8 workers a stage."""
+    """Return a run whose `part` has 7 B parameters, on 8 workers a stage.
+
+    `part` is teacher or distill__student.
+    """
     model = {"architecture": "llama", "options": BILLIONS}
     changes = {f"{part}__model": model, "distill__workers": EIGHT, **changes}
     changes = {"cache__capture__workers": EIGHT, "teacher__workers": EIGHT, **changes}

@@ -50,7 +50,7 @@ def config_of(architecture: str, **more: Any) -> Any:
 
 
 def counted(config: Any) -> Any:
-    """A model whose attention is matrix products: the counter knows no fused one of a CPU."""
+    """Build a model whose attention is matrix products, which the counter knows."""
     model = build_model(config, seed=0)
     model.set_attn_implementation("eager")
     return model

@@ -18,6 +18,7 @@ from kdscale.models.load import build_model, make_config
 from kdscale.models.tasks import CAUSAL_LM, TaskSpec
 from kdscale.store import open_store
 from kdscale.teacher.pretrained import save_tokenizer
+from tests.changes import changed
 from tests.unit.cache.planted import make_planted
 
 LLAMA = {
@@ -34,25 +35,8 @@ BERT = {
     "num_attention_heads": 4,
 }
 SMALL = {**LLAMA, "hidden_size": 16, "num_hidden_layers": 2}
-WORDS = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "the",
-    "lazy",
-    "dog",
-    "and",
-    "then",
-    "sleeps",
-    "under",
-    "a",
-    "tree",
-    "for",
-    "days",
-]
+TEXT = "the quick brown fox jumps over the lazy dog and then sleeps under a tree for days"
+WORDS = TEXT.split()
 IDS = 300
 
 
@@ -74,7 +58,7 @@ def write_teacher(
     seq_len: int = 64,
     words: tuple[str, ...] = tuple(WORDS),
 ) -> Path:
-    """A Hugging Face folder with weights and a tokenizer."""
+    """Write a Hugging Face folder with weights and a tokenizer."""
     text = " ".join(words) + " "
     info = train_tokenizer([text * 4] * 4, IDS, folder, masks=task_spec.task == "masked-lm")
     special = {"bos_token_id": info.start_id, "eos_token_id": info.end_id}
@@ -86,8 +70,10 @@ def write_teacher(
 
 
 def run_config(folder: Path, **changes: Any) -> dict[str, Any]:
-    """A config over `folder`/text and `folder`/teacher; `changes` are dotted keys with `__` for the
-    dot."""
+    """Return a config over `folder`/text and `folder`/teacher.
+
+    `changes` are dotted keys with `__` for the dot.
+    """
     found: dict[str, Any] = {
         "name": "small",
         "output": str(folder / "output"),
@@ -103,16 +89,7 @@ def run_config(folder: Path, **changes: Any) -> dict[str, Any]:
             "training": {"steps": 8, "global_batch_size": 8, "micro_batch_size": 4},
         },
     }
-    for key, value in changes.items():
-        section = found
-        *parents, last = key.split("__")
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        if value is None:
-            section.pop(last, None)
-        else:
-            section[last] = value
-    return found
+    return changed(found, changes)
 
 
 def write_cache(
@@ -123,8 +100,10 @@ def write_cache(
     tokenizer_of: Path | None = None,
     **identity: Any,
 ) -> Path:
-    """A finished cache of eight rows whose identity is that of the run `tree` but for `identity`,
-    and for the tokenizer of the teacher in `tokenizer_of`."""
+    """Write a finished cache of eight rows whose identity is that of the run `tree`.
+
+    But for `identity`, and for the tokenizer of the teacher in `tokenizer_of`.
+    """
     config = RunConfig.model_validate(tree)
     source = Path(str(config.teacher.load))
     with TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-"""What a look at a run leaves alone, what it notes, and what it cannot see from here."""
+"""Preflight: its notes, models and data out of reach, and nothing left behind."""
 
 import json
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(place: Path, tmp_path: Path) -> Callable[..., RunConfig]:
-    """A good config but for the changes given."""
+    """Return a maker of good configs but for the changes given."""
 
     def make(**changes: Any) -> RunConfig:
         tree = run_config(place, **{"output": str(tmp_path / "output"), **changes})

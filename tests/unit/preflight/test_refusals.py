@@ -1,5 +1,7 @@
-"""Configs that a later stage would refuse: each is refused by `run`, `plan` and `submit`, by the
-same words, before anything starts."""
+"""Configs that a later stage would refuse, refused before anything starts.
+
+By `run`, `plan` and `submit`, in the same words.
+"""
 
 import json
 import shutil

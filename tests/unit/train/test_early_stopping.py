@@ -52,7 +52,7 @@ def test_small_gains_add_up_and_still_make_a_new_best() -> None:
     losses = [3.0, 2.75, 2.5, 2.25, 2.0]
     stopping = EarlyStoppingConfig(patience=2, min_delta=0.5)
     found = follow(losses, stopping)
-    assert [v.without_gain for v in found] == [0, 1, 0, 1, 0]
+    assert [v.patience_used for v in found] == [0, 1, 0, 1, 0]
     assert [v.best_step for v in found] == [10, 20, 30, 40, 50]
     assert ends_after([3.0, 2.9, 2.8, 2.7], patience=2, min_delta=0.5) == 3
 

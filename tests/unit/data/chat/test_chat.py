@@ -81,7 +81,7 @@ def as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
 
 
 def learned(folder: Path, found: Encoded) -> str:
-    """The text of the targets."""
+    """Return the text of the targets."""
     assert found.targets is not None
     return str(AutoTokenizer.from_pretrained(folder).decode(found.tokens[found.targets]))
 
@@ -280,7 +280,7 @@ def test_what_cannot_be_read_is_left_out() -> None:
 
 
 def talk_with(answer: dict[str, Any], **chat: Any) -> list[Message]:
-    """A question and the answer, as they are read."""
+    """Return a question and the answer, as they are read."""
     asked = {"role": "user", "content": "Why?", "weight": 0}
     record = {"messages": [asked, {"role": "assistant", "content": "So.", **answer}]}
     return read_conversation(record, ChatConfig.model_validate(chat), "a#0") or []

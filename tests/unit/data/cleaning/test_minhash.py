@@ -9,6 +9,7 @@ from kdscale.config.cleaning import NearDuplicates
 from kdscale.data.cleaning.cleaner import Status
 from kdscale.data.cleaning.minhash import band_hashes, bands_and_rows, first_of_alike
 from kdscale.data.rows.selection import DedupIndex, DocumentTable, filter_documents, step_counts
+from tests.unit.data.tables import table
 
 CONFIG = NearDuplicates(kind="near_duplicates", words=1)
 
@@ -57,7 +58,7 @@ def test_bands_depend_on_words_and_not_on_case_or_punctuation() -> None:
 
 
 def components_by_hand(bands: np.ndarray) -> np.ndarray:
-    """The first of each component, by walking from every document to all that it meets."""
+    """Return the first of each component, by walking from every document."""
     seen: set[int] = set()
     first = np.zeros(len(bands), bool)
     for start in range(len(bands)):
@@ -82,11 +83,10 @@ def test_of_documents_that_meet_directly_or_not_the_first_stays(seed: int) -> No
 
 def facts(texts: list[str], status: list[int] | None = None) -> DocumentTable:
     count = len(texts)
-    return DocumentTable(
-        ranks=np.arange(count, dtype=np.uint64),
+    return table(
+        count,
         digests=np.array([[0, hash(text) & 0xFFFF] for text in texts], np.uint64),
         status=np.array(status or [Status.KEPT] * count, np.uint8),
-        labels=np.full(count, -1, np.int32),
         changed=np.arange(count, dtype=np.uint32),
         bands=np.stack([band_hashes(text, CONFIG) for text in texts]),
     )

@@ -54,7 +54,7 @@ def expected_segments(document: Document, layout: Layout) -> list[tuple[tuple, t
 
 
 def found_segments(rows: Rows) -> list[list[tuple[tuple, tuple]]]:
-    """The same of each row, read off its segment ids and loss mask."""
+    """Return the same of each row, read off its segment ids and loss mask."""
     found = []
     for ids, segments, mask in zip(rows.input_ids, rows.segment_ids, rows.loss_mask, strict=True):
         count = segments.max()

@@ -45,7 +45,7 @@ def assert_equal(found: Rows, expected: Rows) -> None:
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Copies of remote objects go to a folder of this test."""
+    """Send copies of remote objects to a folder of this test."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -55,7 +55,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def publish(
     store: Store, rows: Rows, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Any]:
-    """A prepared data set with several shards, written by the real writer."""
+    """Write a prepared data set with several shards by the real writer."""
     monkeypatch.setattr(splits_module, "rows_per_shard", lambda length: 40)
     info = train_tokenizer(["some words for a tokenizer"], 300, folder)
     upload_folder(folder, store, "tokenizer")

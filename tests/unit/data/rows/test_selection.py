@@ -7,7 +7,6 @@ from kdscale.data.cleaning.cleaner import Status, name_hash
 from kdscale.data.rows.selection import (
     LAST_RANK,
     DedupIndex,
-    DocumentTable,
     HashRange,
     filter_documents,
     first_of_each,
@@ -15,21 +14,7 @@ from kdscale.data.rows.selection import (
     first_training_rank,
 )
 from kdscale.errors import KdscaleError
-
-
-def digests(*numbers: int) -> np.ndarray:
-    return np.array([[7, number] for number in numbers], np.uint64).reshape(-1, 2)
-
-
-def facts(numbers: list[int], status: list[Status]) -> DocumentTable:
-    count = len(numbers)
-    return DocumentTable(
-        ranks=np.arange(count, dtype=np.uint64),
-        digests=digests(*numbers),
-        status=np.array(status, np.uint8),
-        labels=np.full(count, -1, np.int32),
-        changed=np.zeros(count, np.uint32),
-    )
+from tests.unit.data.tables import digests, table
 
 
 def test_the_first_of_equal_digests_stays() -> None:
@@ -47,9 +32,9 @@ def test_the_first_of_equal_digests_stays() -> None:
 def test_dropped_documents_are_counted_by_reason() -> None:
     kept, short, bad = Status.KEPT, Status.SHORT, Status.UNDECODABLE
     # Documents left out share the digest of the empty text: they are no duplicates of each other.
-    selection = filter_documents(
-        facts([1, 2, 0, 1, 0, 0, 3], [kept, kept, short, kept, bad, short, kept])
-    )
+    status = np.array([kept, kept, short, kept, bad, short, kept], np.uint8)
+    found = table(7, digests=digests(1, 2, 0, 1, 0, 0, 3), status=status)
+    selection = filter_documents(found)
     assert selection.kept.tolist() == [True, True, False, False, False, False, True]
     assert selection.counts == {
         "read": 7,
@@ -63,9 +48,8 @@ def test_dropped_documents_are_counted_by_reason() -> None:
 
 
 def test_an_evaluation_document_that_is_in_training_is_dropped() -> None:
-    selection = filter_documents(
-        facts([1, 2, 2, 3, 3], [Status.KEPT] * 5), DedupIndex(digests(9, 3, 3, 1), None)
-    )
+    training = DedupIndex(digests(9, 3, 3, 1), None)
+    selection = filter_documents(table(5, digests=digests(1, 2, 2, 3, 3)), training)
     assert selection.kept.tolist() == [False, True, False, False, False]
     counts = selection.counts
     assert (counts["leaked"], counts["dropped_duplicate"], counts["kept"]) == (2, 2, 1)

@@ -1,4 +1,4 @@
-"""What each kind of source consists of, and the documents in it."""
+"""Inputs of each kind of source, and the documents in them."""
 
 import gzip
 import http.server
@@ -26,13 +26,7 @@ from kdscale.data.sources.opening import RANGE_BYTES
 from kdscale.data.sources.readers import long_description, read_shard
 from kdscale.errors import KdscaleError
 from kdscale.store import open_store, upload_folder
-
-
-def write(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return folder
+from tests.unit.data.sources.files import write
 
 
 def documents(source: SourceConfig) -> list[tuple[str, Any]]:
@@ -137,15 +131,6 @@ def test_json_lines_plain_and_compressed(tmp_path: Path) -> None:
         ("a.jsonl#3", None),
         ("b.jsonl.gz#0", "drei"),
         ("b.jsonl.gz#1", "lone \ud800"),
-    ]
-
-
-def test_a_file_may_be_one_json_array(tmp_path: Path) -> None:
-    records = [{"text": "one\nline"}, {"text": "lone \ud800"}]
-    write(tmp_path, {"a.json": b" " + json.dumps(records, indent=1).encode(), "b.json": b""})
-    assert documents(SourceConfig(kind="jsonl", path=str(tmp_path))) == [
-        ("a.json#0", "one\nline"),
-        ("a.json#1", "lone \ud800"),
     ]
 
 
@@ -263,9 +248,6 @@ def test_a_file_of_the_web(tmp_path: Path) -> None:
         ),
         ({"a.jsonl": b'{"text": 5}\n'}, "jsonl", "'text' of a.jsonl#0 holds int, not text"),
         ({"a.jsonl": b'["text"]\n'}, "jsonl", "a.jsonl#0 has no field 'text', only none"),
-        ({"a.json": b'[{"text": "one"},'}, "jsonl", "a.json is damaged or not a jsonl file"),
-        ({"a.jsonl.gz": gzip.compress(b"{}" * 99)[:-9]}, "jsonl", "a.jsonl.gz is damaged"),
-        ({"a.parquet": b"PAR1 no"}, "parquet", "a.parquet is damaged or not a parquet file"),
     ],
 )
 def test_what_cannot_be_read_is_named(

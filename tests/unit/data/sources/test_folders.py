@@ -1,4 +1,4 @@
-"""What is in a folder and is not read is named and counted."""
+"""Files of a folder that are not read are named and counted."""
 
 import json
 import os
@@ -18,15 +18,9 @@ from kdscale.data.sources.folders import describe_unread
 from kdscale.data.sources.readers import read_shard
 from kdscale.errors import KdscaleError
 from kdscale.store import open_store
+from tests.unit.data.sources.files import write
 
 LINE = b'{"text": "the river runs past the old mill"}\n'
-
-
-def write(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return folder
 
 
 def unread(source: SourceConfig) -> list[tuple[dict[str, int], dict[str, list[str]]]]:
@@ -123,7 +117,7 @@ def test_a_preview_names_what_is_not_read(tmp_path: Path) -> None:
 
 
 def clean(folder: Path, work: Path, **fields: Any) -> Documents:
-    """What a prepare reads of a folder, in this process."""
+    """Read a folder as a prepare does, in this process."""
     config = DataConfig.model_validate({"train": {"path": str(folder), **fields}})
     corpus, store = find_corpus(*config.sources["train"]), open_store(str(work))
     cleaned = store.child("train/documents")

@@ -31,7 +31,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n"
 
 
 def zipped(data: bytes) -> bytes:
-    """gzip without the time, which would be part of a test's name."""
+    """Compress without the time, which would be part of a test's name."""
     return gzip.compress(data, mtime=0)
 
 
@@ -42,7 +42,7 @@ def parquet() -> bytes:
 
 
 def read(folder: Path, kind: Any, data: bytes | str, name: str = "a.json") -> list[Any]:
-    """(number in the file, content) of each document."""
+    """Return (number in the file, content) of each document."""
     (folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
     source = SourceConfig(kind=kind, path=str(folder / name))
     found = [each for shard in find_corpus(source).inputs for each in read_shard(shard, source)]
@@ -74,6 +74,11 @@ def read(folder: Path, kind: Any, data: bytes | str, name: str = "a.json") -> li
 def test_json_of_all_forms(tmp_path: Path, data: str, encoding: str) -> None:
     found = read(tmp_path, "jsonl", data.encode(encoding), "a.jsonl")
     assert found == list(enumerate(TEXTS))
+
+
+def test_lone_surrogates_of_an_array_stay(tmp_path: Path) -> None:
+    data = json.dumps([*RECORDS[:2], {"text": "lone \ud800"}])
+    assert read(tmp_path, "jsonl", data)[2:] == [(2, "lone \ud800")]
 
 
 def test_numbers_of_lines_count_all_lines(tmp_path: Path) -> None:
@@ -150,6 +155,7 @@ def test_a_broken_line_is_a_document_that_cannot_be_decoded(tmp_path: Path) -> N
         ("csv", "text,text\na,b\n", r"a\.json has several columns 'text'"),
         ("csv", zipped(TABLE.encode())[:-9], r"a\.json is damaged"),
         ("parquet", LINES, r"a\.json is damaged or not a parquet file"),
+        ("parquet", "PAR1 no", r"a\.json is damaged or not a parquet file"),
         ("parquet", LFS, r"a\.json is a git-lfs pointer"),
         ("parquet", parquet()[:-9], r"a\.json is damaged or not a parquet file"),
         ("parquet", parquet()[:40] + b"\xee" * 40 + parquet()[80:], r"a\.json is damaged"),

@@ -23,18 +23,16 @@ from kdscale.data.rows.selection import (
 from kdscale.data.sources.corpus import find_corpus
 from kdscale.data.sources.readers import read_shard
 from kdscale.errors import KdscaleError
+from tests.unit.data.tables import table
 
 
 def facts(sizes: list[list[int]]) -> DocumentTable:
     """Documents of given sizes in each source, all of them different."""
     numbers = np.repeat(np.arange(len(sizes)), [len(own) for own in sizes])
     count = len(numbers)
-    return DocumentTable(
+    return table(
+        count,
         ranks=np.array([name_hash(str(at)) for at in range(count)], np.uint64),
-        digests=np.stack([np.zeros(count, np.uint64), np.arange(count, dtype=np.uint64)], 1),
-        status=np.full(count, Status.KEPT, np.uint8),
-        labels=np.full(count, -1, np.int32),
-        changed=np.zeros(count, np.uint32),
         sizes=np.array([size for own in sizes for size in own], np.int64),
         sources=numbers.astype(np.uint32),
     )

@@ -1,4 +1,4 @@
-"""Weights of labels: classes of unequal size, sequences whose class is not known."""
+"""Cross-entropy on labels, weighted: classes of unequal size, labels that are not known."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,9 @@ import torch
 
 from kdscale.config.data import DataConfig
 from kdscale.data.rows.prepared import RowTable
+from kdscale.losses.fused import LossSums, head_and_loss
+from kdscale.models.forward import RowTensors
+from kdscale.models.head import ModelWithHead
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,13 @@ class LabelWeights:
 
 
 EQUAL = LabelWeights()
+
+
+def label_loss(model: ModelWithHead, rows: RowTensors, weights: LabelWeights = EQUAL) -> LossSums:
+    """Return the sums of the cross-entropy on the labels at the positions of `rows` that count."""
+    labels = rows.labels[rows.mask]
+    hidden = model.hidden(rows.ids, rows.segments)[rows.mask]
+    return head_and_loss(hidden, model.head, labels, label_weights=weights.at(labels))
 
 
 def class_weights(data: DataConfig, table: RowTable, device: torch.device) -> torch.Tensor | None:

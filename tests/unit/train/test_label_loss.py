@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdscale.config.data import DataConfig
-from kdscale.train.label_weights import EQUAL, LabelWeights, class_weights
+from kdscale.train.label_loss import EQUAL, LabelWeights, class_weights
 
 CPU = torch.device("cpu")
 
