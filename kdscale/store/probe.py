@@ -47,7 +47,8 @@ class Verdict:
 def conditional_put(store: Store) -> bool:
     """Return whether the store's conditional put works.
 
-    It is probed once; the verdict stays in the store. Ask from one process and hand the answer on: two that ask at the same time both probe.
+    It is probed once; the verdict stays in the store. Ask from one process and hand the answer on:
+    two that ask at the same time both probe.
     """
     try:
         return Verdict.read(store.get(_KEY)).conditional_put
