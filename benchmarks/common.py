@@ -23,7 +23,7 @@ PEERS_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
 
 Row = dict[str, Any]
 
-Quick = Annotated[bool, typer.Option(help="Run a small part, under a minute, and keep nothing.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Run a small part and keep nothing.")]
 Assets = Annotated[Path, typer.Option(help="Folder that assets.py wrote.")]
 Turns = Annotated[int, typer.Option(min=1, help="Measured turns, after one to warm up.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Runs of each variant.")]

@@ -39,8 +39,8 @@ def main(quick: Quick = False) -> None:
         output = Path(scratch) / "run" if quick else OUTPUT
         results = finished(CONFIGS / "smollm2-bbc.yaml", output, QUICK if quick else {})
     if not quick:
-        kept = {**results, "output": str(OUTPUT.relative_to(ROOT))}
-        (RESULTS / "smollm2-bbc.json").write_text(json.dumps(kept, indent=1) + "\n")
+        text = json.dumps({**results, "output": str(OUTPUT)}, indent=1)
+        (RESULTS / "smollm2-bbc.json").write_text(text.replace(f"{ROOT}/", "") + "\n")
     student, baseline = (results["models"][name]["domains"] for name in ("student", "baseline"))
     goals = [
         goal(

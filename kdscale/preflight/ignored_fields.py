@@ -30,7 +30,7 @@ def note_ignored(config: RunConfig, findings: Findings) -> None:
 def _ignored(config: RunConfig) -> Iterator[tuple[str, str]]:
     data, teacher, cache, distill = config.data, config.teacher, config.cache, config.distill
     if cache.reuse is not None:
-        for name in _changed(cache, CacheConfig(), "codec", "rows", "capture", "pack"):
+        for name in _changed(cache, CacheConfig(), "codec", "sequences", "capture", "pack"):
             yield f"cache.{name}", "nothing is captured where cache.reuse names a finished cache"
     if data.tokenizer.kind == "teacher":
         for name in _changed(data.tokenizer, TokenizerConfig(), "vocab_size", "sample_documents"):
