@@ -1,6 +1,7 @@
-"""All stages of a config: what a submitted job starts.
+"""The stages of a config as a job of a cluster: what `kdscale submit` starts.
 
 python jobs/run.py CONFIG [--set a.b=c ...] [--only STAGE] [--from STAGE] [--overwrite]
+python jobs/run.py run-graph GRAPH
 """
 
 from kdscale.cli.entry import run_job

@@ -22,8 +22,9 @@ _OUT, _ERROR, _STATUS = b"\x01", b"\x02", b"\x03"  # channels of an executed com
 
 
 class Kubernetes:
-    """The server as a context manager; `folder` gets its kubeconfig. operator: whether KubeRay is
-    installed.
+    """The server as a context manager; `folder` gets its kubeconfig.
+
+    operator: whether KubeRay is installed.
     """
 
     def __init__(self, folder: Path, namespaces: tuple[str, ...], operator: bool = True) -> None:

@@ -1,5 +1,4 @@
-"""`kdscale cache audit`: what a cache's codec does to a student's gradients, and what would be
-better."""
+"""`kdscale cache audit`: the error of a cache's codec in a student's gradients, and better ones."""
 
 import json
 from pathlib import Path

@@ -16,7 +16,7 @@ from kdscale.errors import KdscaleError
 if TYPE_CHECKING:
     from kdscale.store import PutIfAbsent, Store
 
-app = typer.Typer(help="Look into a logit cache, and after it.", no_args_is_help=True)
+app = typer.Typer(help="Inspect and maintain a logit cache.", no_args_is_help=True)
 app.command("audit")(audit)
 
 Workers = Annotated[int, typer.Option(min=1, help="Objects read at the same time.")]
@@ -134,9 +134,11 @@ def gc(
     uri: Uri,
     grace: Grace = "24h",  # type: ignore[assignment]  # typer parses the default like any text
     keep: Annotated[
-        int | None, typer.Option(min=1, help="Delete all but so many manifests, too.")
+        int | None, typer.Option(min=1, help="Also delete all but the newest N manifests.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list objects to delete.")
+    ] = False,
 ) -> None:
     """Delete objects that nothing names, and what killed writers left."""
     from kdscale.cache.maintain.gc import gc as collect
@@ -154,7 +156,7 @@ def export(
     uri: Uri,
     out: Annotated[str, typer.Argument(metavar="OUT", help="An empty folder, or any URL.")],
     file_format: Annotated[
-        Literal["parquet", "safetensors"], typer.Option("--format", help="Of the files.")
+        Literal["parquet", "safetensors"], typer.Option("--format", help="Output file format.")
     ] = "parquet",
     rows: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
 ) -> None:

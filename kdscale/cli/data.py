@@ -101,8 +101,10 @@ def _plain(text: str) -> Any:
 
 
 def _row(number: int, row: "RowPreview", brackets: tuple[str, str]) -> Any:
-    """A row's tokens, those that are predicted as the next token in green and between `brackets`.
-    Where another token is to be predicted at a position, it stands behind it in square brackets."""
+    """Return a row's tokens; those predicted as the next token are green and between `brackets`.
+
+    Where another token is to be predicted at a position, it follows in square brackets.
+    """
     from rich.text import Text
 
     shown = Text()

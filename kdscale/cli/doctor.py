@@ -1,4 +1,4 @@
-"""`kdscale doctor`: what this machine, a store and a cluster lack for a run."""
+"""`kdscale doctor`: check this machine, a store and a cluster."""
 
 import json
 from dataclasses import asdict

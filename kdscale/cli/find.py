@@ -29,8 +29,10 @@ def find_cache(uri: str, *, published: bool = True) -> "Store":
 
 
 def find_maker(uri: str, store: "Store") -> "RunConfig | None":
-    """The config of a run that captures into `store`: that at `uri`, or that of the folder the
-    cache is in."""
+    """Return the config of a run that captures into `store`; None where there is none.
+
+    It is the run at `uri`, or that of the folder that the cache is in.
+    """
     from kdscale.run.artifacts import RunArtifacts, resolve_paths
     from kdscale.run.finished_run import FinishedRun
     from kdscale.store import open_store

@@ -1,7 +1,7 @@
-"""Jobs on a cluster or on this machine: list, status, logs, wait, stop.
+"""Jobs on a cluster: list, status, logs, wait, stop.
 
 stdout carries what a script wants (a log, or one JSON object), stderr what a person wants. Exit
-codes come from a job's final status: see kdscale/submit/verdict.py.
+codes come from a job's final status: see kdscale/submit/job.py.
 """
 
 import json
@@ -31,7 +31,7 @@ def list_(
     kube: options.Kube = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """List the jobs that are remembered, oldest first."""
+    """List jobs, oldest first."""
     from kdscale.submit import open_backend
 
     jobs = open_backend(backend, address, kube).list()
@@ -43,7 +43,7 @@ def list_(
 
 
 def status(job: str, address: str | None, backend: str, kube: str | None, as_json: bool) -> None:
-    """Print a job's status; the exit code tells how a job that has ended went."""
+    """Print a job's status, and exit with the code for it."""
     from kdscale.submit import open_backend
 
     at = open_backend(backend, address, kube, say=say)
@@ -69,7 +69,7 @@ def logs(
     ] = None,
     timeout: options.Timeout = None,
 ) -> None:
-    """Print a job's log so far, or with -f until it ends, and then exit with its verdict."""
+    """Print a job's log so far, or with -f until it ends, and exit with the job's status."""
     options.check_timeout(timeout, follow)
     _check_id(job)
     from kdscale.submit import offset_since, open_backend
@@ -92,7 +92,7 @@ def wait(
     timeout: options.Timeout = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Wait until a job has ended, without its log, and exit with its verdict."""
+    """Wait until a job has ended, without its log, and exit with the job's status."""
     _check_id(job)
     from kdscale.submit import open_backend
 
@@ -111,15 +111,15 @@ def stop(
             "--grace",
             parser=options.duration,
             metavar="TIME",
-            help="How long it may take to write its checkpoint and leave, before it is killed. "
-            "Default: what --grace of the submission said.",
+            help="Time to write its checkpoint and exit, before it is killed. Default: that of the "
+            "submission.",
         ),
     ] = None,
 ) -> None:
-    """Stop a job and wait until it has ended: it writes a checkpoint, then leaves."""
+    """Stop a job and wait until it has ended: it writes a checkpoint, then exits."""
     _check_id(job)
     from kdscale.submit import describe, follow, open_backend
-    from kdscale.submit.exit_codes import WaitTimeoutError
+    from kdscale.submit.job import WaitTimeoutError
 
     at = open_backend(backend, address, kube, say=say)
     if not at.stop(job, grace):
@@ -131,7 +131,7 @@ def stop(
         at.stop(job)
         ended = follow(at, job, None)
     except KeyboardInterrupt as error:
-        say("\nDetached; the job has been asked to stop and will be.")
+        say("\nDetached; the job has been asked to stop.")
         raise typer.Exit(ExitCode.DETACHED) from error
     at.clean(ended)
     say(describe(ended))
@@ -161,7 +161,7 @@ def watch(
 
 
 def conclude(backend: "Backend", job: "Job", as_json: bool, words: TextIO, **more: Any) -> None:
-    """Say how the job stands, and exit with the code for it. `more` goes into the JSON object."""
+    """Print the job's status, and exit with the code for it. `more` goes into the JSON object."""
     from kdscale.submit import describe, exit_code
 
     if job.is_over:
@@ -174,26 +174,26 @@ def conclude(backend: "Backend", job: "Job", as_json: bool, words: TextIO, **mor
 
 
 def next_commands(backend: "Backend", job: str) -> None:
-    """Tell the person what can be done with the job."""
+    """Print the commands for the job."""
     for command in (f"status {job}", f"logs -f {job}", f"stop {job}"):
         say(f"  kdscale {command}{backend.options}")
 
 
 def say(text: str) -> None:
-    """Tell the person; stdout stays for scripts."""
+    """Print on stderr; stdout stays for scripts."""
     typer.echo(text, err=True)
 
 
 def print_json(content: dict[str, Any]) -> None:
-    """The one object that a script asked for."""
+    """Print the one JSON object of a command."""
     typer.echo(json.dumps(content))
 
 
 def _check_id(job: str) -> None:
-    """KdscaleError for what is a run's output or config rather than a job's id."""
+    """Raise KdscaleError for a run's output or config in place of a job's id."""
     if "/" in job or job.endswith((".yaml", ".yml")):
         raise KdscaleError(
-            f"{job!r} is no job's id, but a path or a URL.",
+            f"{job!r} is a path or a URL, not a job's id.",
             "Give the id that `kdscale submit` printed (`kdscale list` shows those there are). "
             "`kdscale status` takes a run's output too, and says which job drives it.",
         )
@@ -201,8 +201,8 @@ def _check_id(job: str) -> None:
 
 def _detach(backend: "Backend", job: str) -> None:
     try:
-        # Said where a second Ctrl-C is caught already: a quick hand answers before the sleep.
-        say(f"\nDetached; the job goes on. Ctrl-C again within {AGAIN_SECONDS:.0f} s stops it.")
+        # Inside the block: a second Ctrl-C may come before the sleep.
+        say(f"\nDetached; the job continues. Ctrl-C again within {AGAIN_SECONDS:.0f} s stops it.")
         time.sleep(AGAIN_SECONDS)
     except KeyboardInterrupt:
         backend.stop(job)

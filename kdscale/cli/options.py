@@ -17,7 +17,7 @@ def _stage(name: str | None) -> str | None:
 
 
 def finite(value: float | None) -> float | None:
-    """Refuse infinity and NaN, which lie within any bounds that an option has."""
+    """Refuse infinity and NaN, which pass any bounds of an option."""
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is no finite number.")
     return value
@@ -42,7 +42,7 @@ def check_stages(only: str | None, start: str | None, until: str | None = None) 
 def check_timeout(timeout: int | None, follow: bool) -> None:
     """Refuse `--timeout` where nothing is waited for."""
     if timeout is not None and not follow:
-        raise typer.BadParameter("--timeout is for --follow: nothing is waited for.")
+        raise typer.BadParameter("--timeout needs --follow: nothing is waited for.")
 
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
@@ -64,9 +64,7 @@ Until = Annotated[
     str | None,
     typer.Option("--until", metavar="STAGE", callback=_stage, help="Run no stage after this one."),
 ]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Make again what is complete already.")
-]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Run complete stages again.")]
 WaitForLease = Annotated[
     float | None,
     typer.Option(
@@ -74,8 +72,8 @@ WaitForLease = Annotated[
         metavar="SECONDS",
         min=0,
         callback=finite,
-        help="Wait so long where another process is at this run. Default: until it is clear "
-        "whether that one lives.",
+        help="Seconds to wait if another process holds this run. Default: until it is clear "
+        "whether that process is alive.",
     ),
 ]
 Address = Annotated[
@@ -84,13 +82,13 @@ Address = Annotated[
         "--address",
         metavar="URL",
         help="Dashboard of the cluster, http://HEAD:8265. Default: RAY_API_SERVER_ADDRESS, "
-        "RAY_ADDRESS, or this machine's.",
+        "RAY_ADDRESS, or this machine's cluster.",
     ),
 ]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id that `kdscale submit` printed.")]
 BackendName = Annotated[
     str,
-    typer.Option("--backend", metavar="NAME", help="Where jobs run: ray, local or kuberay."),
+    typer.Option("--backend", metavar="NAME", help="Where jobs run: ray or kuberay."),
 ]
 Kube = Annotated[
     str | None,

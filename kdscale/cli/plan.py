@@ -37,7 +37,7 @@ def plan(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> None:
-    """Tokens, FLOPs, time, money, memory and bytes of a run, and whether it fits.
+    """Estimate tokens, FLOPs, time, money, memory and bytes of a run, and whether it fits.
 
     Nothing starts but the measurement of --calibrate. Exit code 2 for a config that cannot fit.
     """

@@ -18,13 +18,13 @@ def run(
     wait_for_lease: options.WaitForLease = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Check all that the stages will need, and start none."),
+        typer.Option("--dry-run", help="Check everything that the stages need; start none."),
     ] = False,
 ) -> None:
     """Run a config's stages: prepare, teacher, cache, distill, evaluate, report.
 
-    What is complete is skipped, what is not is continued. What a stage would refuse is refused
-    before the first one starts.
+    Completed stages are skipped; interrupted ones resume. Anything that a stage would refuse is
+    refused before the first one starts.
     """
     options.check_stages(only, start, until)
     from kdscale.config import load_config

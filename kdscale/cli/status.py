@@ -37,9 +37,7 @@ def status(
     backend: options.BackendName = "ray",
     kube: options.Kube = None,
     as_json: options.AsJson = False,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Look again and again until the run ends.")
-    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat until the run ends.")] = False,
     every: Annotated[
         float,
         typer.Option(
@@ -50,10 +48,10 @@ def status(
         ),
     ] = 5.0,
 ) -> None:
-    """Print where a run stands, from its store alone; or a job's status, from its cluster.
+    """Print the progress of a run, from its store alone; or a job's status, from its cluster.
 
-    Exit code 1 for a run that failed or whose driver was lost, 5 for one that was stopped; that of
-    a job tells how it went.
+    Exit code 1 for a run that failed or whose driver was lost, 5 for one that was stopped; for
+    a job, the code of its status.
     """
     if not _is_run(thing):
         if watch:
@@ -69,17 +67,18 @@ def status(
 
 
 def _is_run(thing: str) -> bool:
-    """Whether it names a run rather than a job: an id holds neither a slash nor a folder."""
+    """Return whether `thing` is a run, not a job: an id has no slash and is no folder here."""
     return "/" in thing or thing.endswith((".yaml", ".yml")) or Path(thing).is_dir()
 
 
 def _job_status(
     thing: str, address: str | None, backend: str, kube: str | None, as_json: bool
 ) -> None:
-    """A job's status. Where no cluster is named and nobody knows the job, what is said covers a
-    mistyped folder too.
+    """Print a job's status.
+
+    Where no cluster is given and the job is unknown, the error covers a mistyped folder too.
     """
-    from kdscale.submit.exit_codes import UnknownJobError, UnreachableError
+    from kdscale.submit.job import UnknownJobError, UnreachableError
 
     try:
         jobs.status(thing, address, backend, kube, as_json)
@@ -94,7 +93,7 @@ def _job_status(
 
 
 def _output(thing: str) -> "Store":
-    """The store of the run that `thing` names. KdscaleError for a folder that is not there."""
+    """Return the store of the run `thing`. KdscaleError for a folder that does not exist."""
     from kdscale.config import load_config
     from kdscale.store import open_store
 
@@ -112,7 +111,7 @@ def _output(thing: str) -> "Store":
 
 
 def _near(thing: str) -> str:
-    """A folder beside it with nearly its name, in brackets."""
+    """Return a folder beside it with a similar name, in brackets."""
     path = Path(thing).expanduser()
     with suppress(OSError):
         beside = [each.name for each in path.parent.iterdir() if each.is_dir()]
@@ -122,7 +121,7 @@ def _near(thing: str) -> str:
 
 
 def _looks(output: "Store", every: float) -> Iterator["RunStatus"]:
-    """The status, every few seconds, until the run no longer runs."""
+    """Yield the status every few seconds, until the run has ended."""
     from kdscale.run.status import run_status
 
     while True:
@@ -146,7 +145,7 @@ def _print(looks: Iterator["RunStatus"]) -> str:
 
 
 def _show(looks: Iterator["RunStatus"]) -> str:
-    """In place, on a terminal."""
+    """Update the lines in place, on a terminal."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -158,11 +157,11 @@ def _show(looks: Iterator["RunStatus"]) -> str:
 
 
 def _lines(run: "RunStatus") -> Iterator[str]:
-    """What a person reads."""
+    """Yield the lines of a run's status."""
     from kdscale.report.formatting import duration
 
     heard = run.heard_seconds_ago
-    when = "" if heard is None else f", last heard of {duration(heard)} ago"
+    when = "" if heard is None else f", last heartbeat {duration(heard)} ago"
     yield f"{run.name}: {run.state}{when if run.state in ('running', 'lost') else ''}"
     yield f"output: {run.output}"
     if run.driver is not None:
@@ -201,7 +200,7 @@ def _stage_lines(stage: "StageStatus") -> Iterator[str]:
 
 
 def _details(stage: "StageStatus") -> Iterator[str]:
-    """Only what there is to say."""
+    """Yield what is known of a stage."""
     from kdscale.report.formatting import duration
 
     # What a stage said last before its end is no news once it is complete.
@@ -220,5 +219,5 @@ def _details(stage: "StageStatus") -> Iterator[str]:
 
 
 def _clock(seconds: float) -> str:
-    """A moment in this machine's time zone."""
+    """Return a time in this machine's time zone."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

@@ -1,4 +1,4 @@
-"""`kdscale submit`: a config becomes a job on a cluster or on this machine.
+"""`kdscale submit`: run a config as a job of a cluster.
 
 stdout carries the job's id alone, or one JSON object; everything else goes to stderr.
 """
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdscale.cli import options
-from kdscale.cli.graph import send_graph
 from kdscale.cli.jobs import conclude, next_commands, print_json, say, watch
+from kdscale.errors import ExitCode
 from kdscale.run.stage_names import STAGES, chosen_stages
 
 if TYPE_CHECKING:
-    from kdscale.submit import Backend, JobPlan
+    from kdscale.submit import Backend, Job, JobPlan
 
 SubmissionId = Annotated[
     str | None,
@@ -27,12 +27,12 @@ SubmissionId = Annotated[
         "--name",
         metavar="ID",
         help="Id of the job, which makes a repeated submission harmless. Default: the run's name "
-        "and a tail.",
+        "with a random ending.",
     ),
 ]
 Follow = Annotated[
     bool,
-    typer.Option("--follow/--detach", help="Follow the log to the job's end; its verdict is ours."),
+    typer.Option("--follow/--detach", help="Stream the log and exit with the job's status."),
 ]
 DryRun = Annotated[
     bool,
@@ -57,7 +57,7 @@ Secret = Annotated[
     typer.Option(
         "--secret",
         metavar="NAME",
-        help="Variable of this shell that the job gets too, and nobody sees; may be repeated.",
+        help="Variable of this shell that the job gets as a secret; may be repeated.",
     ),
 ]
 AllowVisible = Annotated[
@@ -93,7 +93,7 @@ Grace = Annotated[
         "--grace",
         parser=options.duration,
         metavar="TIME",
-        help="How long the job may take to write its checkpoint when it is stopped.",
+        help="Time for the job to write its checkpoint when it is stopped: 90s, 10m.",
     ),
 ]
 AllowSkew = Annotated[
@@ -126,30 +126,33 @@ def submit(
     until: options.Until = None,
     student: Student = None,
 ) -> None:
-    """Run a config as a job of a cluster, or of this machine. Prints the job's id."""
+    """Run a config as a job of a cluster. Prints the job's id.
+
+    Without --address: the Ray cluster of this machine, which `ray start --head` starts.
+    """
     options.check_stages(only, start, until)
     options.check_timeout(timeout, follow)
-    from kdscale import submit as room
+    from kdscale import submit as api
     from kdscale.config import load_config
 
-    at = room.open_backend(
+    at = api.open_backend(
         backend, address, kube, upload_to=upload_to, allow_skew=allow_skew, say=say
     )
     shared: dict[str, Any] = {
-        "environment": room.read_environment(environment or (), env_file, allow_visible),
+        "environment": api.read_environment(environment or (), env_file, allow_visible),
         "secret_names": secret or (),
         "grace_seconds": grace,
     }
     if student:
         if only or start or until or exclude or backend == "kuberay":
             raise typer.BadParameter("--student goes with neither stages, --exclude nor kuberay.")
-        graph = room.plan_graph(
+        graph = api.plan_graph(
             config, overrides or (), student, graph_id=submission_id, upload_to=upload_to, **shared
         )
-        _preflight({node.config_text for node in graph.nodes}, backend)
-        render, send = graph.summary, partial(send_graph, at, backend, graph)
+        _preflight({node.config_text for node in graph.nodes})
+        render, send = graph.summary, partial(api.submit_graph, at, graph, say)
     else:
-        plan = room.plan_job(
+        plan = api.plan_job(
             load_config(config, overrides or ()),
             only=only,
             start=start,
@@ -161,23 +164,41 @@ def submit(
         render, send = partial(at.render, plan), partial(_send, at, plan)
         for note in plan.notes:
             say(f"note: {note}")
-        _preflight({plan.config_text}, backend, chosen_stages(only, start, until))
+        _preflight({plan.config_text}, chosen_stages(only, start, until))
     if dry_run:
         _print_plan(render(), as_json)
         return
-    submitted, created = send()
-    _conclude(at, submitted, created, as_json, follow, timeout)
+    submitted, found = send()
+    if found is not None:
+        say(f"The job is there already, from an earlier submission. {api.describe(found)}")
+        if found.status in ("FAILED", "STOPPED"):
+            say("Submit under another id to continue where it ended.")
+    _conclude(at, submitted, found is None, as_json, follow, timeout)
 
 
-def _preflight(configs: set[str], backend: str, stages: Sequence[str] = STAGES) -> None:
-    """Look at all that `stages` of the configs will need, as far as it is to be seen from here."""
+def run_graph(graph: Annotated[Path, typer.Argument(metavar="GRAPH")]) -> None:
+    """Run the jobs of a submitted graph, on the cluster."""
+    from kdscale.submit import open_backend
+    from kdscale.submit.graph import GraphRun, load_graph
+
+    planned = load_graph(graph.read_text(encoding="utf-8"))
+    at = open_backend("ray", upload_to=planned.upload_to, say=print)
+    try:
+        succeeded = GraphRun(at, planned, print).run()
+    except KeyboardInterrupt as error:
+        raise typer.Exit(ExitCode.STOPPED) from error
+    raise typer.Exit(ExitCode.OK if succeeded else ExitCode.FAILED)
+
+
+def _preflight(configs: set[str], stages: Sequence[str] = STAGES) -> None:
+    """Check all that `stages` of the configs need, as far as it can be seen from here."""
     from kdscale.config import parse_config
     from kdscale.preflight import PreflightOptions, preflight
 
     notes: dict[str, None] = {}
     for text in sorted(configs):
-        preflight_options = PreflightOptions(runs_elsewhere=backend != "local")
-        notes |= dict.fromkeys(preflight(parse_config(text), stages, preflight_options).notes)
+        elsewhere = PreflightOptions(runs_elsewhere=True)
+        notes |= dict.fromkeys(preflight(parse_config(text), stages, elsewhere).notes)
     for note in notes:
         say(f"note: {note}")
 
@@ -190,7 +211,7 @@ def _conclude(
     follow: bool,
     timeout: int | None,
 ) -> None:
-    """Print the id, what can be done with the job, and with `follow` its log and its verdict."""
+    """Print the id and further commands; with `follow`, the log, and exit with the job's status."""
     job = plan.submission_id
     if not as_json:
         typer.echo(job)
@@ -204,23 +225,17 @@ def _conclude(
         print_json({"id": job, "created": created, "output": plan.output})
 
 
-def _send(backend: "Backend", plan: "JobPlan") -> tuple["JobPlan", bool]:
-    """Submit the plan. Returns it, and False where an earlier submission of it is there already."""
-    from kdscale import submit as room
+def _send(backend: "Backend", plan: "JobPlan") -> tuple["JobPlan", "Job | None"]:
+    """Submit the plan. Returns it, and the job of an earlier submission of it, if there is one."""
+    from kdscale import submit as api
 
     with tempfile.TemporaryDirectory(prefix="kdscale-") as folder:
-        staged = room.stage(room.checkout(), plan.config_text, Path(folder), plan.excludes)
-        found = room.submit_once(backend, plan, staged)
-    if found is None:
-        return plan, True
-    say(f"The job is there already, from an earlier submission. {room.describe(found)}")
-    if found.status in ("FAILED", "STOPPED"):
-        say("Submit under another id to go on where it ended.")
-    return plan, False
+        staged = api.stage(api.checkout(), plan.config_text, Path(folder), plan.excludes)
+        return plan, api.submit_once(backend, plan, staged)
 
 
 def _print_plan(content: dict[str, Any], as_json: bool) -> None:
-    """What a dry run shows, as YAML or JSON."""
+    """Print the result of a dry run, as YAML or JSON."""
     import yaml
 
     if as_json:

@@ -1,5 +1,4 @@
-"""Frozen pydantic models, one module a room, and their way from YAML and overrides to a
-fingerprint."""
+"""Config of a run: frozen pydantic models, one module a package, from YAML and overrides."""
 
 from kdscale.config.kube import KubeOptions
 from kdscale.config.load import (

@@ -51,8 +51,10 @@ AugmentStep = Annotated[Delete | Swap | Replace | Crop, Field(discriminator="kin
 
 
 class AugmentConfig(Config):
-    """Varied copies of the training documents. What is varied follows from the document and the
-    number of its copy."""
+    """Varied copies of the training documents.
+
+    The variation follows from the document and the number of its copy.
+    """
 
     steps: tuple[AugmentStep, ...] = Field(min_length=1)
     """What is done to a copy, in this order."""

@@ -1,6 +1,4 @@
-"""What every config model shares: frozen, unknown keys refused, documented once, under the
-field.
-"""
+"""Base of all config models: frozen, unknown keys refused, each field documented under it."""
 
 import math
 import os
@@ -11,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.01, 100.0
 Temperature = Annotated[float, Field(ge=LEAST_TEMPERATURE, le=MOST_TEMPERATURE)]
-"""What logits are divided by: beyond these a softmax is one-hot, or uniform."""
+"""Divisor of logits: beyond these bounds a softmax is one-hot, or uniform."""
 
 PLACE = object()
 """Marks the type of a field that holds a place."""
@@ -34,7 +32,7 @@ class Config(BaseModel):
         use_attribute_docstrings=True,
         validate_default=True,
         protected_namespaces=(),
-        # No setting means anything as infinity or NaN.
+        # Infinity and NaN are no meaningful value of any setting.
         allow_inf_nan=False,
     )
 
@@ -44,7 +42,7 @@ class Config(BaseModel):
 
 
 def not_finite(tree: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """The place and value of each infinity and NaN in a tree that no fields describe."""
+    """Yield the name and value of each infinity and NaN in a tree without typed fields."""
     if isinstance(tree, float) and not math.isfinite(tree):
         yield name, tree
     elif isinstance(tree, Mapping):

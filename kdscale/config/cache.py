@@ -1,4 +1,4 @@
-"""Config of the logit cache: which rows, which codec, which size of shard."""
+"""Config of the logit cache: which sequences, which codec, which size of shard."""
 
 from typing import Annotated, Literal
 
@@ -73,11 +73,12 @@ class ReusedCache(Config):
     """Folder or URL of the cache (`<output>/cache/<fingerprint>`)."""
 
     weight: float = Field(default=1.0, gt=0)
-    """How often an epoch has each of its rows: 2 is twice, 0.5 an evenly spread half of them."""
+    """How often an epoch has each of its sequences: 2 is twice, 0.5 an evenly spread half of
+    them."""
 
 
 class CacheConfig(Config):
-    """What the cache holds."""
+    """The logit cache: its codec, its sequences, how it is captured."""
 
     codec: CodecConfig = VaroptCodec()
     """How a position's distribution is kept: `full`, `topk`, `sample` or `varopt`."""
@@ -97,13 +98,13 @@ class CacheConfig(Config):
     from all of them."""
 
     sequences: int | None = Field(default=None, gt=0)
-    """Capture so many training rows, evenly spread over the corpus; all of them when not given."""
+    """Capture so many training sequences, evenly spread over the corpus; all when not given."""
 
     sequences_per_shard: Operational[int] = Field(default=512, gt=0)
-    """Rows of a work shard: what one worker captures and commits at a time. Aim at 64 MiB."""
+    """Sequences of a shard, which one worker captures and commits at a time. Aim at 64 MiB."""
 
     sequences_per_chunk: Operational[int] = Field(default=64, gt=0)
-    """Rows of a chunk: what a reader fetches and verifies at a time. Aim at 1 to 4 MiB."""
+    """Sequences of a chunk, which a reader fetches and verifies at a time. Aim at 1 to 4 MiB."""
 
     pack: Operational[bool] = True
     """Store the ids of codecs that sample as their ranks under the text's own statistics, entropy

@@ -6,9 +6,7 @@ from kdscale.config.base import Config, Place, PlaceForm
 
 
 class ChatConfig(Config):
-    """Documents are conversations, rendered by a chat template; the assistant's answers are what
-    is learned.
-    """
+    """Documents are conversations, rendered by a chat template; only answers are learned."""
 
     field: str = "messages"
     """Column with a list of messages: {role, content}, or {from, value} as ShareGPT has them."""

@@ -11,8 +11,10 @@ PII_KINDS: tuple[PiiKind, ...] = get_args(PiiKind)
 
 
 class Normalise(Config):
-    """Characters that look alike become the same: NFKC, plain quotes and dashes, single blanks and
-    at most one empty line."""
+    """Characters that look alike become the same.
+
+    NFKC, plain quotes and dashes, single blanks and at most one empty line.
+    """
 
     kind: Literal["normalise"]
 

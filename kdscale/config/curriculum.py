@@ -15,8 +15,8 @@ class Schedule(Config):
     """A number that changes over training."""
 
     kind: Literal["constant", "linear", "cosine", "inverse", "stages"] = "constant"
-    """`inverse` is end + (start - end) / t for t = 1, 2, 3, ...: with start 1 and end 0 the
-    article's 1/t, with start 0 and end 1 its 1 - 1/t. `stages` takes `values` one after the
+    """`inverse` is end + (start - end) / t for t = 1, 2, 3, ...: with start 1 and end 0 it
+    is 1/t, with start 0 and end 1 it is 1 - 1/t. `stages` takes `values` one after the
     other."""
 
     start: float | None = None
@@ -67,7 +67,7 @@ class Schedule(Config):
 
     @property
     def corners(self) -> tuple[float, ...]:
-        """Values that the schedule never leaves the range of: for checking a range."""
+        """Values whose range the schedule never leaves."""
         if self.values is not None:
             return self.values
         return tuple(value for value in (self.start, self.end) if value is not None)
@@ -85,8 +85,8 @@ class FusionConfig(Config):
     """The difficulties: entropy, nll, length, rarity, gap."""
 
     k: float = Field(default=60.0, gt=0)
-    """A row gets 1 / (k + rank) from each, the easiest having rank 1. The larger k, the less the
-    easiest rows of one difficulty outweigh its others."""
+    """A sequence gets 1 / (k + rank) from each, the easiest having rank 1. The larger k, the less
+    the easiest sequences of one difficulty outweigh its others."""
 
     @model_validator(mode="after")
     def _each_once(self) -> "FusionConfig":
@@ -96,14 +96,14 @@ class FusionConfig(Config):
 
 
 class LengthConfig(Config):
-    """Rows cut short, to their first positions."""
+    """Sequences cut to their first positions."""
 
     positions: Schedule
-    """Positions of a row that are trained on, for example {kind: linear, start: 64, end: 512,
-    until: 0.3}; never more than a row has."""
+    """Positions of a sequence that are trained on, for example {kind: linear, start: 64, end: 512,
+    until: 0.3}; never more than a sequence has."""
 
     multiple: int = Field(default=8, ge=2)
-    """Lengths are multiples of this (but for whole rows), so that there are few of them."""
+    """Lengths are multiples of this (except for whole sequences), so that there are few of them."""
 
     @model_validator(mode="after")
     def _at_least_one_multiple(self) -> "LengthConfig":
@@ -114,21 +114,21 @@ class LengthConfig(Config):
 
 
 class CurriculumConfig(Config):
-    """In which order the rows are met."""
+    """The order of the sequences."""
 
     difficulty: DifficultyName | FusionConfig = "entropy"
-    """`entropy`: mean entropy of the teacher over the row; `nll`: the teacher's mean negative
-    log-likelihood of the labels; `length`: target tokens in the row; `rarity`: mean -log of the
-    target tokens' frequencies; `gap`: the student's nll less the teacher's, measured on all rows at
-    every stage of the warm-up. Several as one: {kind: fusion, of: [nll, rarity]}."""
+    """`entropy`: mean entropy of the teacher over the sequence; `nll`: the teacher's mean negative
+    log-likelihood of the labels; `length`: target tokens in the sequence; `rarity`: mean -log of
+    the target tokens' frequencies; `gap`: the student's nll less the teacher's, measured on all
+    rows at every stage of the warm-up. Several as one: {kind: fusion, of: [nll, rarity]}."""
 
     order: Literal["easy", "hard", "random"] = "easy"
-    """Which rows come first. `random` keeps the pacing and ignores the difficulty: the
+    """Which sequences come first. `random` keeps the pacing and ignores the difficulty: the
     baseline that Wu et al. (ICLR 2021) ask for."""
 
     pacing: Literal["linear", "root", "geometric", "step", "baby_step"] = "root"
-    """How the share of rows in the pool grows from `start_share` to 1. `step` and `baby_step` run
-    shuffled epochs over the pool of a stage; the last `baby_step` has all rows."""
+    """How the share of sequences in the pool grows from `start_share` to 1. `step` and `baby_step`
+    run shuffled epochs over the pool of a stage; the last `baby_step` has all rows."""
 
     root: float = Field(default=2.0, gt=0)
     """p of the root pacing: 2 is the competence of Platanios et al. (2019)."""
@@ -147,7 +147,7 @@ class CurriculumConfig(Config):
     default, turns the curriculum off: no order was better than none (docs/results.md)."""
 
     length: LengthConfig | None = None
-    """Rows are cut short early in training; left out, they are whole."""
+    """Sequences are cut early in training; left out, they are whole."""
 
     shuffle_sequences: int = Field(default=65536, gt=0)
     """A cache of more rows is shuffled chunk by chunk, and row by row within windows of so many

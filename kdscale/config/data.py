@@ -1,4 +1,4 @@
-"""Config of the data room: where text comes from and how it becomes rows."""
+"""Config of the data: where text comes from and how it becomes sequences."""
 
 import unicodedata
 from typing import Annotated, Any, Literal
@@ -12,7 +12,7 @@ from kdscale.config.cleaning import MOST_STEPS, CleaningStep, NearDuplicates
 
 ChunkPooling = Literal["mean", "max", "attention"]
 
-# Kinds of which an input is a document or a range of rows: a limit is known before anything is read.
+# An input is a document or a range of rows: a limit is known before anything is read.
 _LISTED = ("python-stdlib", "python-docs", "text", "huggingface")
 
 
@@ -140,7 +140,7 @@ class ChunksConfig(Config):
 
 
 class MaskingConfig(Config):
-    """What a masked language model is to guess."""
+    """Masking for a masked language model."""
 
     share: float = Field(default=0.15, gt=0, lt=1)
     """Share of the tokens that are targets. As for BERT (arXiv:1810.04805), of every ten of them
@@ -151,7 +151,7 @@ class MaskingConfig(Config):
 
 
 class DataConfig(Config):
-    """From raw text to rows of fixed length."""
+    """From raw text to sequences of fixed length."""
 
     train: Sources = SourceConfig(kind="python-stdlib")
     """Documents to train on; `validation_share` of them are held out. A list of sources, each with
@@ -166,12 +166,12 @@ class DataConfig(Config):
     tokenizer: TokenizerConfig = TokenizerConfig()
 
     seq_len: int = Field(default=128, ge=8)
-    """Tokens in a row (T)."""
+    """Tokens in a sequence (T)."""
 
     long_documents: Literal["split", "truncate", "drop", "hierarchical"] = "split"
-    """What happens to a document longer than a row. `drop`, for causal language models: it is left
-    out. `hierarchical`, for classification: a row is several chunks of a document, see `chunks`;
-    what is longer than all of them is truncated."""
+    """What happens to a document longer than a sequence. `drop`, for causal language models: it is
+    left out. `hierarchical`, for classification: a sequence is several chunks of a document, see
+    `chunks`; what is longer than all of them is truncated."""
 
     chunks: ChunksConfig | None = None
     """For `long_documents: hierarchical`."""
@@ -187,11 +187,11 @@ class DataConfig(Config):
     """What is masked, for the task masked-lm."""
 
     overlap: int = Field(default=1, ge=1)
-    """Tokens that a split document's rows share. Only new tokens count in the loss; 1 is enough to
-    predict every token once, more gives the first tokens of a row some context."""
+    """Tokens that a split document's sequences share. Only new tokens count in the loss; 1 is
+    enough to predict every token once, more gives the first tokens of a sequence some context."""
 
     pack: bool = True
-    """Pack short documents into one row, with attention kept inside each; for causal language
+    """Pack short documents into one sequence, with attention kept inside each; for causal language
     models."""
 
     cleaning: tuple[CleaningStep, ...] = ()
@@ -207,11 +207,11 @@ class DataConfig(Config):
     """Documents with fewer characters after cleaning are dropped (and counted)."""
 
     evaluation_sequences: int = Field(default=256, gt=0)
-    """Rows kept of each evaluation set, chosen evenly over it."""
+    """Sequences kept of each evaluation set, evenly spaced over it."""
 
     evaluation_context: int | None = Field(default=None, ge=1)
-    """In place of `overlap` for the rows of evaluation sets (a sliding window): every target has so
-    many tokens of its document before it, or all there are. For causal language models."""
+    """In place of `overlap` for the sequences of evaluation sets (a sliding window): every target
+    has so many tokens of its document before it, or all there are. For causal language models."""
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> "DataConfig":

@@ -50,7 +50,7 @@ class EvaluateConfig(Config):
     workers: Operational[WorkersConfig] = WorkersConfig()
 
     micro_batch_size: Operational[int] = Field(default=8, gt=0)
-    """Rows of one forward on one rank."""
+    """Sequences of one forward on one rank."""
 
     teacher_sharding: Operational[TeacherSharding] = "zero3"
     """`zero3`: the teacher sharded over the workers; `none`: a whole copy on each. Students are

@@ -1,4 +1,4 @@
-"""Config of what a student takes over from its teacher: which layers, which width."""
+"""Config of a student's start from its teacher: which layers, which width."""
 
 from typing import Annotated, Any, Literal
 
@@ -32,9 +32,11 @@ TeacherLayers = Annotated[
 
 
 class WidthConfig(Config):
-    """Sizes of a student narrower than its teacher. What is kept of the teacher are the dimensions
-    with the largest activations on a calibration sample; a size left out stays the teacher's, and
-    the size of a head always does."""
+    """Sizes of a student narrower than its teacher.
+
+    The teacher's dimensions with the largest activations on a calibration sample are kept; a size
+    that is left out stays the teacher's, and the size of a head always does.
+    """
 
     hidden_size: int | None = Field(default=None, gt=0)
     """Dimensions of the residual stream."""

@@ -1,4 +1,4 @@
-"""Config of a Kubernetes cluster: what `kdscale submit` has to know about it beside the run."""
+"""Config of a Kubernetes cluster for `kdscale submit`."""
 
 from typing import Annotated, Literal
 
@@ -18,7 +18,7 @@ def mebibytes(memory: str) -> int:
 
 
 class Toleration(Config):
-    """A taint of nodes that pods put up with."""
+    """A Kubernetes toleration."""
 
     key: str
     """The taint's key, such as `nvidia.com/gpu`."""
@@ -121,10 +121,11 @@ class KubeOptions(Config):
     student: GroupOptions = GroupOptions()
 
     idle_timeout_seconds: int = Field(default=600, ge=60)
-    """A worker pod without work goes after so long. Loading a large teacher takes minutes."""
+    """A worker pod without work is removed after this time. Loading a large teacher takes
+    minutes."""
 
     ttl_seconds: int = Field(default=3600, ge=0)
-    """The head of a job that has ended stays so long, for its log; then the cluster goes."""
+    """The head of an ended job stays for this time, for its log; then the cluster is deleted."""
 
     retries: int = Field(default=1, ge=0)
     """How often a job that failed is started again, in a new cluster: a head that is lost takes the

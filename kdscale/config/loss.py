@@ -29,8 +29,11 @@ class ForwardKl(Config):
 
 
 class ReverseKl(Config):
-    """KL(q || p): mode seeking. Where p is 0, q costs 87 nats; on `topk` no listed id and no ghost
-    bucket counts for less than 1e-8, as rounding may have left it nothing."""
+    """KL(q || p): mode seeking.
+
+    Where p is 0, q costs 87 nats; on `topk` no listed id and no ghost bucket counts for less than
+    1e-8, as rounding may have left it nothing.
+    """
 
     kind: Literal["reverse_kl"]
 

@@ -13,7 +13,7 @@ LayerPairs = Annotated[tuple[tuple[int, int], ...], Field(min_length=1)]
 
 
 class HiddenConfig(Config):
-    """Hidden states of student and teacher are to agree, layer by layer."""
+    """A loss between hidden states of student and teacher, layer by layer."""
 
     kind: Literal["mse", "cosine"] = "mse"
     """`mse`: mean squared difference; `cosine`: 1 - cosine."""
@@ -28,8 +28,10 @@ class HiddenConfig(Config):
 
 
 class AttentionConfig(Config):
-    """Attention of student and teacher is to agree, layer by layer. Heads are averaged first, as
-    their numbers differ."""
+    """A loss between attention weights of student and teacher, layer by layer.
+
+    Heads are averaged first, because their numbers differ.
+    """
 
     kind: Literal["kl", "mse"] = "kl"
     """`kl`: KL(teacher || student) over the keys that a query looks at; `mse`: the squared
@@ -45,8 +47,11 @@ class AttentionConfig(Config):
 
 
 class TaidConfig(Config):
-    """TAID (Shing et al., arXiv:2501.16937): the target moves from the student's own distribution
-    to the teacher's. t is the teacher's part in it, 1 at the last step."""
+    """TAID (Shing et al., arXiv:2501.16937).
+
+    The target moves from the student's own distribution to the teacher's; t is the teacher's share,
+    1 at the last step.
+    """
 
     start: float = Field(default=0.4, ge=0, lt=1)
     """t at the first step."""
@@ -59,7 +64,7 @@ class TaidConfig(Config):
 
 
 class OnlineConfig(Config):
-    """`distill.targets: online`: every step runs the teacher over the student's rows.
+    """`distill.targets: online`: every step runs the teacher over the student's sequences.
 
     It costs a teacher's forward a step, and gives what a cache of samples cannot: the whole
     distribution, for every divergence and at any temperature, and what its layers do.
@@ -77,7 +82,7 @@ class OnlineConfig(Config):
 
     attention: AttentionConfig | None = None
     """A loss between attention weights, on top of the others. Student and teacher then compute
-    their attention in the way that has them in memory, [rows, heads, positions, positions] a
+    their attention in the way that has them in memory, [sequences, heads, positions, positions] a
     layer."""
 
     taid: TaidConfig | None = None
@@ -85,7 +90,7 @@ class OnlineConfig(Config):
 
     @property
     def layer_outputs(self) -> tuple[Literal["hidden", "attention"], ...]:
-        """What the layers of student and teacher must give for these losses."""
+        """Outputs of layers that these losses need."""
         names: tuple[Literal["hidden", "attention"], ...] = ("hidden", "attention")
         return tuple(name for name in names if getattr(self, name) is not None)
 

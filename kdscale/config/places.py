@@ -46,8 +46,9 @@ def map_places(config: Kind, change: Change) -> Kind:
 
 
 def resolve_places(config: Kind, folder: Path | None = None) -> tuple[Kind, list[LocalPlace]]:
-    """Return the config with absolute local paths, taken from `folder` (default: the current one),
-    and a list of these paths. URLs and hub names stay as they are.
+    """Return the config with absolute local paths, and a list of these paths.
+
+    They are taken from `folder`, the current one by default. URLs and hub names stay as they are.
     """
     base, found = folder or Path.cwd(), list[LocalPlace]()
 
@@ -90,9 +91,7 @@ def _map_config(config: Kind, name: str, change: Change) -> Kind:
 
 
 def _map(value: Any, hints: list[Any], name: str, form: PlaceForm, change: Change) -> Any:
-    """Return the value with its places changed, or the value itself where it has none. Its type is
-    one of `hints`.
-    """
+    """Return the value, whose type is one of `hints`, with its places changed."""
     if isinstance(value, Config):
         return _map_config(value, name, change)
     kinds = [kind for hint in hints for kind in _alternatives(hint)]

@@ -40,9 +40,7 @@ _VALUES = {("distill.targets", "live"): "online"}
 
 
 def new_name(field: str, value: Any) -> str | None:
-    """Return the new name of a key that no longer exists, or of a `value` that `field` no longer
-    takes; None if there is none.
-    """
+    """Return how a key, or the `value` of a `field`, is called today; None if as it was."""
     if field in RENAMED:
         return f"renamed to {RENAMED[field]}"
     if isinstance(value, str) and (field, value) in _VALUES:

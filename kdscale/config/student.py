@@ -27,8 +27,8 @@ class StudentConfig(Config):
 
     width: WidthConfig | None = None
     """Sizes smaller than the teacher's for a start from `teacher_layers`: hidden_size,
-    intermediate_size, num_attention_heads, num_key_value_heads; and calibration_sequences, the rows
-    on which the teacher's most active dimensions are found."""
+    intermediate_size, num_attention_heads, num_key_value_heads; and calibration_sequences, the
+    sequences on which the teacher's most active dimensions are found."""
 
     copy_embeddings: bool = False
     """Let a student of `model` start with the teacher's embeddings and head; both need the same

@@ -1,4 +1,4 @@
-"""What a run's models predict."""
+"""Tasks: what a run's models predict."""
 
 from typing import Literal
 

@@ -63,7 +63,7 @@ class TeacherConfig(Config):
 
 
 class CaptureConfig(Config):
-    """How the teacher runs over the rows to be cached."""
+    """How the teacher runs over the sequences to be cached."""
 
     workers: Operational[WorkersConfig] = WorkersConfig()
 
@@ -75,7 +75,7 @@ class CaptureConfig(Config):
     """Where the parameters of a sharded teacher live between uses."""
 
     micro_batch_size: Operational[int] = Field(default=8, gt=0)
-    """Rows of one forward on one rank."""
+    """Sequences of one forward on one rank."""
 
     queue_batches: int = Field(default=4, ge=1)
     """Forwards that may wait for encoding before the teacher has to pause. GPUs only: a CPU worker

@@ -15,10 +15,10 @@ _MARKS = (
 
 
 def read_text(path: str | Path, what: str, fix: str) -> str:
-    """The text of the file at `path`, with "\\n" as the end of a line.
+    """Return the text of the file at `path`, with line feeds as line ends.
 
-    Raises KdscaleError where it cannot be read: `what` it is ("config"), and `fix`, a sentence that
-    helps if the path is wrong. A file of another encoding is refused as `decode_text` says.
+    Raises KdscaleError where it cannot be read: `what` names it ("config"), and `fix` is a sentence
+    for a wrong path. A file of another encoding is refused as by `decode_text`.
     """
     try:
         raw = Path(path).read_bytes()
@@ -30,7 +30,7 @@ def read_text(path: str | Path, what: str, fix: str) -> str:
 
 
 def decode_text(raw: bytes, subject: str) -> str:
-    """The text of `raw`, without its byte order mark.
+    """Return the text of `raw`, without its byte order mark.
 
     Raises KdscaleError where that is not UTF-8: "`subject` is not UTF-8", with line and byte.
     Nothing of the text itself is in the message, as it may hold secrets.
@@ -44,12 +44,12 @@ def decode_text(raw: bytes, subject: str) -> str:
         at = error.start + len(raw) - len(raw.removeprefix(codecs.BOM_UTF8))
         raise _refusal(
             f"{subject} is not UTF-8: byte {at + 1} of the file, in line "
-            f"{_line(raw, at)}, is 0x{raw[at]:02x}, which does not belong there.",
+            f"{_line(raw, at)}, is 0x{raw[at]:02x}, which is not valid there.",
             "LATIN1",
         ) from error
     if (at := raw.find(b"\0")) >= 0:
         raise _refusal(
-            f"{subject} is no text: byte {at + 1} of the file, in line {_line(raw, at)}, is 0, as "
+            f"{subject} is not text: byte {at + 1} of the file, in line {_line(raw, at)}, is 0, as "
             "in UTF-16.",
             "UTF-16",
         )

@@ -1,6 +1,4 @@
-"""Config of what trains: workers, optimiser, learning rate, parallelism. Teacher and student share
-it.
-"""
+"""Config of trainings, of teacher and student: workers, optimiser, learning rate, parallelism."""
 
 from typing import Annotated, Literal
 
@@ -23,8 +21,8 @@ class WorkersConfig(Config):
     """Number of workers (ranks)."""
 
     min_count: int | None = Field(default=None, ge=1)
-    """Start with as few workers as this where the cluster has no room for `count`, go on with as
-    few where some are lost, and grow up to `count` when there is room. Exactly `count` if not
+    """Start with as few workers as this if the cluster has no room for `count`, continue with as
+    few if some are lost, and grow up to `count` when there is room. Exactly `count` if not
     given."""
 
     resize_seconds: float = Field(default=60, gt=0)
@@ -38,15 +36,15 @@ class WorkersConfig(Config):
 
     max_failures: int = Field(default=3, ge=-1)
     """How often the worker group is started again after a worker died or hung, or its node was
-    lost; -1: any number of times. An error that no restart can mend ends the stage at once."""
+    lost; -1: any number of times. An error that a restart cannot fix ends the stage at once."""
 
     max_preemptions: int = Field(default=-1, ge=-1)
     """How often the worker group is started again after a node was taken away with a notice, as
     spot machines are; -1: any number of times. Counted apart from `max_failures`."""
 
     hang_seconds: float = Field(default=900, gt=0)
-    """A worker of which nothing has been heard, or whose work stands still, for longer than this
-    hangs: the group is started again. Longer than any step, upload or loading of a model takes."""
+    """A worker without a heartbeat or progress for longer than this counts as hung, and the group
+    is started again. Longer than any step, upload or loading of a model takes."""
 
     collective_timeout_seconds: int = Field(default=1800, gt=0)
     """A collective that waits longer than this fails instead of hanging."""
@@ -94,7 +92,7 @@ class OptimiserConfig(Config):
     """Peak learning rate: about what AdamW moves every weight by in a step."""
 
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
-    """What the learning rate does after its warm-up: `wsd` stays at the peak and falls over the
+    """The learning rate after its warm-up: `wsd` stays at the peak and falls over the
     last `decay_share` of the steps."""
 
     final_learning_rate_share: float = Field(default=0.1, ge=0, le=1)
@@ -138,13 +136,13 @@ class OptimiserConfig(Config):
 
 
 class EarlyStoppingConfig(Config):
-    """When a training that no longer gets better ends before its last step."""
+    """When a training that no longer improves ends before its last step."""
 
     patience: int = Field(gt=0)
     """Validations in a row without a gain after which it ends."""
 
     min_delta: float = Field(default=0.0, ge=0)
-    """What the validation loss, nats a token, has to fall by for a gain. Smaller gains add up."""
+    """The validation loss, nats a token, has to fall by this for a gain. Smaller gains add up."""
 
 
 class TrainingConfig(Config):
@@ -154,10 +152,10 @@ class TrainingConfig(Config):
     """Optimiser steps."""
 
     global_batch_size: int = Field(gt=0)
-    """Rows in a global batch, over all ranks and micro-batches."""
+    """Sequences in a global batch, over all ranks and micro-batches."""
 
     micro_batch_size: Operational[int] = Field(default=8, gt=0)
-    """Rows of one forward and backward on one rank; gradients accumulate over them."""
+    """Sequences of one forward and backward on one rank; gradients accumulate over them."""
 
     optimiser: OptimiserConfig = OptimiserConfig()
 
@@ -182,10 +180,10 @@ class TrainingConfig(Config):
     """Steps between two logged lines."""
 
     validate_every: int = Field(default=100, gt=0)
-    """Steps between two passes over the validation rows; the last step always has one."""
+    """Steps between two validations; the last step always has one."""
 
     validation_sequences: int = Field(default=64, gt=0)
-    """Rows of such a pass."""
+    """Sequences of a validation."""
 
     checkpoint_every: Operational[int] = Field(default=100, gt=0)
     """Steps between two checkpoints. The last two, and of `keep: best` the best one, are kept until

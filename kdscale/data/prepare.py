@@ -142,7 +142,7 @@ def prepare(
         everything = source.choose(known=bool(train.names))
         _require_documents(name, source.result.counts, int(everything.covered.sum()))
         splits[name] = writer.write_sample(name, source.documents, everything)
-    manifest = _manifest(config, task, info, sources, corpora) | {"splits": splits}
+    manifest = _manifest(config, task, info, sources, corpora, splits)
     write_manifest(store, manifest)
     clear_work(store)
     return manifest
@@ -305,8 +305,9 @@ def _manifest(
     info: TokenizerInfo,
     sources: dict[str, _Source],
     corpora: dict[str, Corpus],
+    splits: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return the manifest but for the splits."""
+    """Return the manifest."""
     tokenizer = {"kind": config.tokenizer.kind, **info.as_dict()}
     if config.tokenizer.kind == "train":
         tokenizer["requested_vocab_size"] = config.tokenizer.vocab_size
@@ -320,6 +321,7 @@ def _manifest(
         "tokenizer": tokenizer,
         "classes": list(sources["train"].names),
         "sources": {name: source.counts(config) for name, source in sources.items()},
+        "splits": splits,
         "undecodable": {name: names for name, names in undecodable.items() if names},
         "unread": {
             name: [each.as_dict() for each in corpus.unread]

@@ -24,7 +24,7 @@ from kdscale.models.positions import usable_positions
 from kdscale.models.stored_tensors import check_weights
 from kdscale.preflight.caches import check_caches, other_caches
 from kdscale.preflight.context import DEFAULTS, Context, Findings, PreflightOptions
-from kdscale.preflight.data import check_text, look_at_tokenizer
+from kdscale.preflight.data import check_text, known_data
 from kdscale.preflight.ignored_fields import note_ignored
 from kdscale.preflight.locate import is_out_of_reach, locate
 from kdscale.preflight.models import check_models
@@ -47,11 +47,11 @@ def preflight(
         return findings
     with tempfile.TemporaryDirectory(prefix="kdscale-preflight-") as scratch:
         run = RunArtifacts(resolve_paths(config))
-        _look(Context(run, wanted, options, findings, Path(scratch)))
+        _check_all(Context(run, wanted, options, findings, Path(scratch)))
     return findings
 
 
-def _look(context: Context) -> None:
+def _check_all(context: Context) -> None:
     config, options = context.config, context.options
     note_ignored(config, context.findings)
     if options == DEFAULTS:
@@ -63,7 +63,7 @@ def _look(context: Context) -> None:
         context.teacher_source = _folder(options.teacher_shape)
     elif config.teacher.load is not None:
         context.teacher_source = locate(context, "teacher.load", config.teacher.load)
-    context.data = look_at_tokenizer(context)
+    context.data = known_data(context)
     if context.makes(*ON_WORKERS):
         check_models(context)
     if context.makes("cache", "distill"):

@@ -23,7 +23,7 @@ from kdscale.preflight.locate import hub_answers, is_out_of_reach
 from kdscale.store import Store, open_store
 from kdscale.teacher.pretrained import save_tokenizer
 
-_LOOKED_AT = 16  # documents of a source
+_FIRST_DOCUMENTS = 16  # documents of a source
 _ONE_EACH = ("text", "python-stdlib", "python-docs")  # an input is a document
 
 
@@ -39,7 +39,7 @@ def check_text(context: Context) -> None:
             classes = Classes(data.labels.classes, data.labels.aliases)
     with context.findings.check("the first documents of each source"):
         for field, source in _sources(data):
-            found = _look(context, field, source)
+            found = _first_documents(context, field, source)
             if classes is not None:
                 for document in found:
                     classes.number(document.label)
@@ -66,7 +66,7 @@ def _sources(data: DataConfig) -> list[tuple[str, SourceConfig]]:
     return found
 
 
-def _look(context: Context, field: str, source: SourceConfig) -> list[Document]:
+def _first_documents(context: Context, field: str, source: SourceConfig) -> list[Document]:
     """Read the first documents of a source; none of one that is out of reach."""
     data = context.config.data
     label = None if data.labels is None else data.labels.field
@@ -76,7 +76,7 @@ def _look(context: Context, field: str, source: SourceConfig) -> list[Document]:
             _check_columns(context, Fields(source.text_field, label, data.chat), source)
             return []
         inputs = find_corpus(source).inputs
-        found = list(islice(read_shard(inputs[0], source, label, data.chat), _LOOKED_AT))
+        found = list(islice(read_shard(inputs[0], source, label, data.chat), _FIRST_DOCUMENTS))
     except (KdscaleError, OSError) as error:
         absent = is_out_of_reach(error) if "://" in path else not _is_here(path)
         if not context.options.runs_elsewhere or not absent:
@@ -138,7 +138,7 @@ def _is_here(path: str) -> bool:
 _SMALLEST = 300  # ids: the bytes, the special tokens and a few more
 
 
-def look_at_tokenizer(context: Context) -> KnownData | None:
+def known_data(context: Context) -> KnownData | None:
     """Return the known facts about the run's data.
 
     From prepared data, else from the teacher's tokenizer, else from the config. None where the

@@ -37,6 +37,55 @@ class Table:
     name: str = ""
 
 
+Cell = Callable[[Any], str]  # of DomainMetrics
+
+
+def _figure(key: str, digits: int = 4) -> Cell:
+    return lambda metrics: units.number(metrics.get(key), digits)
+
+
+def _share(key: str) -> Cell:
+    return lambda metrics: units.percent(metrics.get(key))
+
+
+def _f1(metrics: DomainMetrics) -> str:
+    return units.between(metrics.get("f1_macro"), metrics.get("intervals", {}).get("f1_macro"))
+
+
+def _scaled_error(metrics: DomainMetrics) -> str:
+    """Return the calibration error after temperature scaling, with the temperature."""
+    error, temperature = metrics.get("ece_scaled"), metrics.get("temperature")
+    if error is None:
+        return units.NONE
+    return f"{units.number(error, 4)} (T {units.number(temperature, 2)})"
+
+
+_OF_TOKENS: dict[str, Cell] = {
+    "Loss": _figure("loss"),
+    "Perplexity": _figure("perplexity", 2),
+    "Bits/byte": _figure("bits_per_byte"),
+    "ECE": _figure("ece"),
+    "ECE scaled": _scaled_error,
+}
+_OF_CLASSES: dict[str, Cell] = {
+    "Accuracy": _share("accuracy"),
+    "F1": _f1,
+    "Precision": _share("precision_macro"),
+    "Recall": _share("recall_macro"),
+    "MCC": _figure("mcc", 3),
+    "AUROC": _figure("auroc", 3),
+    "Loss": _figure("loss"),
+    "ECE": _figure("ece"),
+    "ECE scaled": _scaled_error,
+}
+_OF_FIDELITY: dict[str, Cell] = {
+    "Agreement": _share("agreement_top1"),
+    "Top 10": _share("overlap_top10"),
+    "KL": _figure("kl_teacher_student"),
+    "KL back": _figure("kl_student_teacher"),
+}
+
+
 def score_tables(results: Results) -> list[Table]:
     """Return the tables of scores.
 
@@ -56,78 +105,25 @@ def score_tables(results: Results) -> list[Table]:
 
 def quality_table(results: Results, domain: str) -> Table:
     """Return a row a model: size, losses and calibration, or how well classes are found."""
-    if classifies(results):
-        return _classes_table(results, domain)
-    header = ["Model", "Parameters", "Loss", "Perplexity", "Bits/byte", "ECE", "ECE scaled"]
-
-    def cells(metrics: DomainMetrics) -> list[str]:
-        return [
-            units.number(metrics["loss"], 4),
-            units.number(metrics["perplexity"], 2),
-            units.number(metrics["bits_per_byte"], 4),
-            units.number(metrics["ece"], 4),
-            _scaled_error(metrics),
-        ]
-
-    return _by_model(results, domain, "tokens", header, cells)
-
-
-def _by_model(
-    results: Results,
-    domain: str,
-    unit: str,
-    header: list[str],
-    cells: Callable[[DomainMetrics], list[str]],
-) -> Table:
-    """Return a row for each model evaluated on `domain`: its size, then its `cells`."""
+    columns, unit = (_OF_CLASSES, "documents") if classifies(results) else (_OF_TOKENS, "tokens")
     scores = {model: facts.score(results, model, domain) for model in facts.models(results)}
     found = {model: metrics for model, metrics in scores.items() if metrics is not None}
     rows = [
-        [model, units.count(results["models"][model]["parameters"]), *cells(metrics)]
+        [
+            model,
+            units.count(results["models"][model]["parameters"]),
+            *(cell(metrics) for cell in columns.values()),
+        ]
         for model, metrics in found.items()
     ]
     scored = max((metrics["tokens"] for metrics in found.values()), default=0)
-    return Table(f"{domain}: {scored:,} {unit}", header, rows)
-
-
-def _classes_table(results: Results, domain: str) -> Table:
-    header = ["Model", "Parameters", "Accuracy", "F1", "Precision", "Recall", "MCC", "AUROC"]
-    header += ["Loss", "ECE", "ECE scaled"]
-
-    def cells(metrics: DomainMetrics) -> list[str]:
-        return [
-            units.percent(metrics.get("accuracy")),
-            units.between(metrics.get("f1_macro"), metrics.get("intervals", {}).get("f1_macro")),
-            units.percent(metrics.get("precision_macro")),
-            units.percent(metrics.get("recall_macro")),
-            units.number(metrics.get("mcc"), 3),
-            units.number(metrics.get("auroc"), 3),
-            units.number(metrics["loss"], 4),
-            units.number(metrics["ece"], 4),
-            _scaled_error(metrics),
-        ]
-
-    return _by_model(results, domain, "documents", header, cells)
-
-
-def _scaled_error(metrics: DomainMetrics) -> str:
-    """Return the calibration error after temperature scaling, with the temperature."""
-    error, temperature = metrics.get("ece_scaled"), metrics.get("temperature")
-    if error is None:
-        return units.NONE
-    return f"{units.number(error, 4)} (T {units.number(temperature, 2)})"
+    return Table(f"{domain}: {scored:,} {unit}", ["Model", "Parameters", *columns], rows)
 
 
 def fidelity_table(results: Results) -> Table:
     """Return how like the teacher's the other models' distributions are, by domain."""
-    columns = {
-        "Agreement": lambda scored: units.percent(scored.get("agreement_top1")),
-        "Top 10": lambda scored: units.percent(scored.get("overlap_top10")),
-        "KL": lambda scored: units.number(scored.get("kl_teacher_student"), 4),
-        "KL back": lambda scored: units.number(scored.get("kl_student_teacher"), 4),
-    }
-    if classifies(results):
-        del columns["Top 10"]
+    hidden = {"Top 10"} if classifies(results) else set()
+    columns = {name: cell for name, cell in _OF_FIDELITY.items() if name not in hidden}
     rows = []
     for domain in facts.domains(results):
         for model in facts.models(results):
@@ -139,34 +135,27 @@ def fidelity_table(results: Results) -> Table:
 
 def change_table(results: Results) -> Table:
     """Return how each model's figures on other domains differ from those on HOME."""
-    header = ["Model and domain", "Loss", "Bits/byte", "ECE"]
+    keys = {"Loss": "loss", "Bits/byte": "bits_per_byte", "ECE": "ece"}
     if classifies(results):
-        header = ["Model and domain", "Accuracy, points", "F1, points", "Loss", "ECE"]
+        shares = {"Accuracy, points": "accuracy", "F1, points": "f1_macro"}
+        keys = {**shares, "Loss": "loss", "ECE": "ece"}
     rows = []
     for domain in facts.domains(results):
         for model in facts.models(results):
             home, away = (facts.score(results, model, d) for d in (HOME, domain))
             if domain != HOME and home is not None and away is not None:
-                rows.append([f"{model}, {domain}", *_changes(home, away)])
-    return Table(f"Change from {HOME}, the training domain", header, rows)
+                rows.append([f"{model}, {domain}", *_changes(home, away, keys)])
+    return Table(f"Change from {HOME}, the training domain", ["Model and domain", *keys], rows)
 
 
-def _changes(home: DomainMetrics, away: DomainMetrics) -> list[str]:
-    shown = [
-        units.signed(away["loss"] - home["loss"], 4),
-        units.signed(_difference(away["bits_per_byte"], home["bits_per_byte"]), 4),
-        units.signed(away["ece"] - home["ece"], 4),
-    ]
-    if "f1_macro" not in home:
-        return shown
-    accuracy = _difference(away.get("accuracy"), home.get("accuracy"))
-    f1 = _difference(away.get("f1_macro"), home.get("f1_macro"))
-    points = [None if each is None else 100 * each for each in (accuracy, f1)]
-    return [*(units.signed(each, 1) for each in points), shown[0], shown[2]]
-
-
-def _difference(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one - other
+def _changes(home: Any, away: Any, keys: Mapping[str, str]) -> list[str]:
+    cells = []
+    for name, key in keys.items():
+        scale, digits = (100, 1) if name.endswith("points") else (1, 4)
+        before, after = home.get(key), away.get(key)
+        change = None if before is None or after is None else scale * (after - before)
+        cells.append(units.signed(change, digits))
+    return cells
 
 
 def gap_table(results: Results) -> Table:

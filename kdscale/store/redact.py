@@ -15,7 +15,7 @@ _SECRETS = (
     "AZURE_STORAGE_CONNECTION_STRING",
     "AZURE_STORAGE_SAS_TOKEN",
 )
-# Names a job's secrets, separated by commas; set with them (submit/sealed.py).
+# Names a job's secrets, separated by commas; set with them (submit/secrets.py).
 NAMES_VARIABLE = "KDSCALE_SECRET_NAMES"
 
 

@@ -1,55 +1,53 @@
-"""What a back end must do to run jobs, and how one is chosen."""
+"""Back ends, where jobs run: Ray's job server, or Kubernetes with KubeRay."""
 
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 from kdscale.errors import KdscaleError
-from kdscale.submit.job import Job
+from kdscale.submit.job import DuplicateJobError, Job, UnknownJobError
 from kdscale.submit.job_plan import JobPlan
-
-BackendName = Literal["ray", "local", "kuberay"]
 
 
 class Backend(Protocol):
-    """A place where jobs run. Making one contacts nothing; every call may raise UnreachableError.
+    """A place where jobs run. Creating one contacts nothing; calls may raise UnreachableError.
 
     Calls that take a job's id raise UnknownJobError where there is no such job.
     """
 
     @property
     def options(self) -> str:
-        """The options of a command that reach this back end again, with a space before each."""
+        """Options of a command that reach this back end again, with a space before each."""
 
     def render(self, plan: JobPlan) -> dict[str, Any]:
-        """What a submission would send, as plain data. Contacts nothing."""
+        """Return what a submission would send, as plain data. Contacts nothing."""
 
     def submit(self, plan: JobPlan, folder: Path) -> None:
-        """Start the job on the files staged in `folder`, which may be gone after.
+        """Start the job on the files staged in `folder`, which may be removed afterwards.
 
         Raises DuplicateJobError for an id in use.
         """
 
     def details(self, job_id: str) -> Job:
-        """The job as it is at this moment."""
+        """Return the job as it is now."""
 
     def log(self, job_id: str) -> str:
-        """All that the job has written so far."""
+        """Return all that the job has written so far."""
 
     def tail(self, job_id: str) -> AsyncIterator[str]:
-        """The log from its beginning, as it grows. May end, break or fall silent at any time."""
+        """Yield the log from its beginning, as it grows. May end or break at any time."""
 
     def list(self) -> list[Job]:
-        """All jobs that are remembered, oldest first."""
+        """Return all jobs that the back end remembers, oldest first."""
 
     def stop(self, job_id: str, grace_seconds: int | None = None) -> bool:
-        """Ask the job to leave, to be killed after `grace_seconds` (default: as submitted).
+        """Ask the job to stop, to be killed after `grace_seconds` (default: as submitted).
 
-        True when it was going. Does not wait.
+        Returns whether it was going. Does not wait.
         """
 
     def clean(self, job: Job) -> None:
-        """Take away what a job that has ended may have left, such as its sealed secrets."""
+        """Delete what an ended job may have left, such as its sealed secrets."""
 
 
 def open_backend(
@@ -61,7 +59,7 @@ def open_backend(
     allow_skew: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Backend:
-    """The back end `name`: `kube` is for kuberay, all else for ray.
+    """Return the back end `name`: `kube` is for kuberay, the other arguments for ray.
 
     Raises KdscaleError for an unknown name.
     """
@@ -69,14 +67,42 @@ def open_backend(
         from kdscale.submit.ray_jobs import RayJobs
 
         return RayJobs(address, upload_to=upload_to, allow_skew=allow_skew, say=say)
-    if name == "local":
-        from kdscale.submit.local_jobs import LocalJobs
-
-        return LocalJobs()
     if name == "kuberay":
         from kdscale.submit.kube_jobs import KubeJobs
 
         return KubeJobs(kube)
-    raise KdscaleError(
-        f"There is no back end {name!r}.", f"Choose one of {', '.join(get_args(BackendName))}."
-    )
+    if name == "local":
+        raise KdscaleError(
+            "There is no back end 'local' any more: Ray's job server runs on one machine too.",
+            "`ray start --head` once, then `kdscale submit CONFIG` without --backend.",
+        )
+    raise KdscaleError(f"There is no back end {name!r}.", "Choose one of ray, kuberay.")
+
+
+def submit_once(backend: Backend, plan: JobPlan, folder: Path) -> Job | None:
+    """Submit the plan, or return the job that an earlier submission of the same plan started.
+
+    None where this call started it. Raises KdscaleError where the id belongs to another config.
+    """
+    try:
+        found = backend.details(plan.submission_id)
+    except UnknownJobError:
+        try:
+            backend.submit(plan, folder)
+        except DuplicateJobError:
+            # Another submission came first.
+            found = backend.details(plan.submission_id)
+        else:
+            return None
+    check_same(found, plan)
+    return found
+
+
+def check_same(found: Job, plan: JobPlan) -> None:
+    """Raise KdscaleError where the job is not one of this plan."""
+    if found.metadata.get("digest") != plan.metadata["digest"]:
+        raise KdscaleError(
+            f"The id {plan.submission_id!r} belongs to a job with another config, other stages or "
+            "other variables.",
+            f"Look at it with `kdscale status {plan.submission_id}`, or choose another id.",
+        )

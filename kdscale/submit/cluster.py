@@ -1,8 +1,8 @@
-"""The client of a cluster's job server, with the address that was asked for and the token it needs.
+"""Client of a cluster's job server, with the address that was asked for and the token it needs.
 
-Two habits of Ray's own client are corrected here. `RAY_API_SERVER_ADDRESS` and `RAY_ADDRESS` beat
-its `address` argument without a word, so that a job can land on the wrong cluster: a difference is
-refused. And it sends its token only where `RAY_AUTH_MODE=token` was set before Ray was imported:
+Two defaults of Ray's own client are corrected here. `RAY_API_SERVER_ADDRESS` and `RAY_ADDRESS`
+silently override its `address` argument, so that a job can land on the wrong cluster: a difference
+is refused. And it sends its token only where `RAY_AUTH_MODE=token` was set before Ray was imported:
 wherever a token is found, it is sent.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdscale.config.text import read_text
 from kdscale.errors import KdscaleError
-from kdscale.submit.exit_codes import UnreachableError
+from kdscale.submit.job import UnreachableError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -44,8 +44,16 @@ def connect(address: str | None) -> "JobSubmissionClient":
     except AuthenticationError as error:
         raise refused(url) from error
     except (ConnectionError, requests.RequestException, RuntimeError) as error:
+        cause = str(error).splitlines()[0]
+        if url == DEFAULT_ADDRESS:
+            raise UnreachableError(
+                f"No address was given, and no Ray job server answers on this machine, {url}: "
+                f"{cause}",
+                "Start one here: `ray start --head`, then `kdscale submit CONFIG`. Or give a "
+                "cluster's dashboard, --address http://HEAD:8265.",
+            ) from error
         raise UnreachableError(
-            f"No Ray job server answers at {url}: {str(error).splitlines()[0]}",
+            f"No Ray job server answers at {url}: {cause}",
             "Give the dashboard's address, --address http://HEAD:8265. Through a firewall, forward "
             "the port: `ray dashboard ray_cluster.yaml`, or `ssh -L 8265:localhost:8265 HEAD`.",
         ) from error

@@ -12,8 +12,7 @@ from collections.abc import Callable
 
 from kdscale.errors import KdscaleError
 from kdscale.submit.backend import Backend
-from kdscale.submit.exit_codes import UnreachableError, WaitTimeoutError
-from kdscale.submit.job import Job
+from kdscale.submit.job import Job, UnreachableError, WaitTimeoutError
 
 Write = Callable[[str], None]
 
@@ -28,8 +27,9 @@ def follow(
     poll_seconds: float = 2.0,
     patience_seconds: float = 120.0,
 ) -> Job:
-    """Pass the job's log to `write`, each character but the first `skip` once, and return the ended
-    job. Without `write`, only wait.
+    """Pass the job's log to `write`, but for the first `skip` characters; return the ended job.
+
+    Without `write`, only wait.
 
     Raises UnknownJobError; WaitTimeoutError when the job has not ended after `timeout_seconds`;
     UnreachableError when nothing answers for `patience_seconds`. The job itself goes on after an

@@ -4,12 +4,12 @@ import asyncio
 import codecs
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from kdscale.config import load_kube_options, parse_config
 from kdscale.errors import KdscaleError
 from kdscale.submit import kubectl
-from kdscale.submit.job import Job, Status
+from kdscale.submit.job import Job
 from kdscale.submit.job_plan import JobPlan
 from kdscale.submit.kuberay import rayjob_manifest
 from kdscale.submit.package import checkout
@@ -29,6 +29,7 @@ class KubeJobs:
         self.cluster = load_kube_options(self.file)
 
     def render(self, plan: JobPlan) -> dict[str, Any]:
+        """Return the RayJob. Contacts nothing."""
         known = {secret.variable for secret in self.cluster.secrets}
         if missing := [name for name in plan.secrets if name not in known]:
             raise KdscaleError(
@@ -40,15 +41,19 @@ class KubeJobs:
         return rayjob_manifest(plan, parse_config(plan.config_text), self.cluster)
 
     def submit(self, plan: JobPlan, folder: Path) -> None:
+        """Create the RayJob; its code is the image's."""
         kubectl.apply(self.render(plan))
 
     def details(self, job_id: str) -> Job:
-        return _job(kubectl.details(job_id, self.cluster.namespace))
+        """Return the job as it is now."""
+        return kubectl.details(job_id, self.cluster.namespace)
 
     def log(self, job_id: str) -> str:
+        """Return the job's log so far."""
         return kubectl.log(job_id, self.cluster.namespace).decode(errors="replace")
 
     async def tail(self, job_id: str) -> AsyncIterator[str]:
+        """Yield the log from its beginning, as it grows."""
         seen, decode = 0, codecs.getincrementaldecoder("utf-8")(errors="replace").decode
         while True:
             # In this order: what was written before the end is read after it.
@@ -61,9 +66,11 @@ class KubeJobs:
             await asyncio.sleep(_POLL_SECONDS)
 
     def list(self) -> list[Job]:
-        return [_job(job) for job in kubectl.list_jobs(self.cluster.namespace)]
+        """Return the jobs of the namespace, oldest first."""
+        return kubectl.list_jobs(self.cluster.namespace)
 
     def stop(self, job_id: str, grace_seconds: int | None = None) -> bool:
+        """Ask the job to stop; return whether it was going."""
         if grace_seconds is not None:
             raise KdscaleError(
                 "On Kubernetes a job's time to leave is set when it is submitted.",
@@ -73,15 +80,3 @@ class KubeJobs:
 
     def clean(self, job: Job) -> None:
         """Nothing to do: the operator takes the cluster away, and secrets are Kubernetes' own."""
-
-
-def _job(job: kubectl.KubeJob) -> Job:
-    return Job(
-        id=job.id,
-        status=cast(Status, job.status),
-        started=job.started,
-        ended=job.ended,
-        reason=job.reason,
-        message=f"{job.states}. {job.message}".strip(),
-        metadata=job.metadata,
-    )

@@ -1,19 +1,18 @@
 """Jobs on Kubernetes through `kubectl`: submit, look up, log, stop, list.
 
-The job's own state and the operator's can disagree: a job runs on in Ray after the operator has
-given up on it (kuberay 2314), and a job that has ended may leave its cluster (kuberay 3553). Both
-are kept, and a job has failed when either says so.
+The job's own state and the operator's can disagree: a job continues in Ray after the operator has
+abandoned it (kuberay 2314), and a job that has ended may leave its cluster (kuberay 3553). Both
+are shown, and a job has failed when either says so.
 """
 
 import json
 import shlex
 import subprocess
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from kdscale.errors import KdscaleError
-from kdscale.submit.exit_codes import UnknownJobError, UnreachableError
+from kdscale.submit.job import Job, Status, UnknownJobError, UnreachableError
 from kdscale.submit.kuberay import DIGEST, LABELS, object_name
 
 _SELECTOR = ",".join(f"{name}={value}" for name, value in LABELS.items())
@@ -33,45 +32,10 @@ _UNREACHABLE = (
 )
 
 
-@dataclass(frozen=True)
-class KubeJob:
-    """A job as Kubernetes knows it. Times are Unix seconds, None where a thing has not happened."""
-
-    id: str
-    status: str
-    """In Ray's words: PENDING, RUNNING, STOPPED, SUCCEEDED, FAILED."""
-
-    ray: str
-    """jobStatus: what Ray said last, "" before it was asked."""
-
-    deployment: str
-    """jobDeploymentStatus: how far the operator is."""
-
-    reason: str
-    message: str
-    cluster: str
-    """Name of the RayCluster, "" before there is one."""
-
-    started: float | None
-    ended: float | None
-    metadata: dict[str, str]
-    """What the submission said of itself."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the status is final."""
-        return self.status in ("STOPPED", "SUCCEEDED", "FAILED")
-
-    @property
-    def states(self) -> str:
-        """Both states, for a person."""
-        return f"job {self.ray or 'not started'}, cluster {self.deployment or 'not begun'}"
-
-
 def apply(manifest: dict[str, Any]) -> str:
     """Create the object and return its name. The same object twice is harmless.
 
-    KdscaleError where another one has the name, UnreachableError.
+    Raises KdscaleError where another one has the name, UnreachableError.
     """
     kind, meta = manifest["kind"].lower(), manifest["metadata"]
     name, namespace = meta["name"], meta["namespace"]
@@ -88,11 +52,16 @@ def apply(manifest: dict[str, Any]) -> str:
     return str(name)
 
 
-def details(job_id: str, namespace: str) -> KubeJob:
-    """The job's states. Raises UnknownJobError, UnreachableError."""
+def details(job_id: str, namespace: str) -> Job:
+    """Return the job as it is now. Raises UnknownJobError, UnreachableError."""
+    return _job(_rayjob(job_id, namespace))
+
+
+def _rayjob(job_id: str, namespace: str) -> dict[str, Any]:
     name = object_name(job_id)
     try:
-        return _job(json.loads(_kubectl(namespace, "get", "rayjob", name, "--output", "json")))
+        found = json.loads(_kubectl(namespace, "get", "rayjob", name, "--output", "json"))
+        return cast(dict[str, Any], found)
     except _AbsentError as error:
         raise UnknownJobError(
             f"The namespace {namespace} has no job {job_id!r} (RayJob {name}).",
@@ -101,26 +70,26 @@ def details(job_id: str, namespace: str) -> KubeJob:
         ) from error
 
 
-def list_jobs(namespace: str) -> list[KubeJob]:
-    """The jobs that kdscale submitted and that are still there, oldest first."""
+def list_jobs(namespace: str) -> list[Job]:
+    """Return the jobs that kdscale submitted and that still exist, oldest first."""
     output = _kubectl(namespace, "get", "rayjobs", "--selector", _SELECTOR, "--output", "json")
     items = json.loads(output)["items"]
     return [_job(item) for item in sorted(items, key=lambda i: i["metadata"]["creationTimestamp"])]
 
 
 def log(job_id: str, namespace: str, start: int = 0) -> bytes:
-    """What the job has written, from byte `start` on. Empty before its head runs.
+    """Return the job's log from byte `start` on. Empty before its head runs.
 
     KdscaleError where the head is gone, and the log with it.
     """
-    job = details(job_id, namespace)
-    path = shlex.quote(f"{LOGS}/job-driver-{job.id}.log")
+    item = _rayjob(job_id, namespace)
+    path = shlex.quote(f"{LOGS}/job-driver-{job_id}.log")
     # No pod and no file yet is an empty log; `tail` counts bytes from 1.
     script = f"test ! -e {path} || tail --bytes=+{start + 1} {path}"
-    pod = _head_pod(job, namespace)
+    pod = _head_pod(item, namespace)
     if pod is not None:
         return _run(namespace, "exec", pod, "--container", "ray-head", "--", "sh", "-c", script)
-    if job.is_over:
+    if _job(item).is_over:
         raise KdscaleError(
             f"The head of {job_id} is gone, and its log with it.",
             "Give the head more time in the cluster's options: ttl_seconds. Metrics and results "
@@ -130,15 +99,15 @@ def log(job_id: str, namespace: str, start: int = 0) -> bytes:
 
 
 def stop(job_id: str, namespace: str) -> bool:
-    """Ask the job to end; True when it was going.
+    """Ask the job to end; return whether it was going.
 
-    Its driver gets an interrupt and its time, as everywhere; a job without a head is deleted.
+    Its driver gets an interrupt and its grace period; a job without a head is deleted.
     """
-    job = details(job_id, namespace)
-    if job.is_over:
+    item = _rayjob(job_id, namespace)
+    if _job(item).is_over:
         return False
-    pod = _head_pod(job, namespace)
-    if pod is None or not job.ray:
+    pod = _head_pod(item, namespace)
+    if pod is None or not item["status"].get("jobStatus"):
         _kubectl(namespace, "delete", "rayjob", object_name(job_id), "--wait=false")
     else:
         command = ("ray", "job", "stop", "--no-wait", job_id)
@@ -146,44 +115,43 @@ def stop(job_id: str, namespace: str) -> bool:
     return True
 
 
-def _job(item: dict[str, Any]) -> KubeJob:
+def _job(item: dict[str, Any]) -> Job:
     spec, status = item["spec"], item.get("status", {})
     ray, deployment = status.get("jobStatus", ""), status.get("jobDeploymentStatus", "")
-    return KubeJob(
+    states = f"job {ray or 'not started'}, cluster {deployment or 'not begun'}"
+    return Job(
         id=spec["jobId"],
-        status=_verdict(ray, deployment),
-        ray=ray,
-        deployment=deployment,
-        reason=status.get("reason", ""),
-        message=status.get("message", ""),
-        cluster=status.get("rayClusterName", ""),
+        status=_combined(ray, deployment),
         started=_seconds(status.get("startTime")),
         ended=_seconds(status.get("endTime")),
+        reason=status.get("reason", ""),
+        message=f"{states}. {status.get('message', '')}".strip(),
         metadata=spec.get("metadata", {}),
     )
 
 
 def _seconds(time: str | None) -> float | None:
-    """Unix seconds of a time as Kubernetes writes it."""
+    """Return the Unix seconds of a time as Kubernetes writes it."""
     return None if time is None else datetime.fromisoformat(time).timestamp()
 
 
-def _verdict(ray: str, deployment: str) -> str:
-    """One status of two. While the operator starts a failed job again, it has not failed."""
+def _combined(ray: str, deployment: str) -> Status:
+    """Return one status of two. While the operator restarts a failed job, it has not failed."""
     if deployment in ("Failed", "ValidationFailed"):
         return "FAILED"
     if deployment in ("Retrying", "Suspending", "Suspended"):
         return "PENDING"
-    return ray or "PENDING"
+    return cast(Status, ray or "PENDING")
 
 
-def _head_pod(job: KubeJob, namespace: str) -> str | None:
-    """Name of the running head of the job's cluster; None where there is none."""
-    if not job.cluster:
+def _head_pod(item: dict[str, Any], namespace: str) -> str | None:
+    """Return the name of the running head of the job's cluster; None where there is none."""
+    cluster = item.get("status", {}).get("rayClusterName")
+    if not cluster:
         return None
     output = _kubectl(
         *(namespace, "get", "pods", "--field-selector", "status.phase=Running"),
-        *("--selector", f"ray.io/cluster={job.cluster},ray.io/node-type=head"),
+        *("--selector", f"ray.io/cluster={cluster},ray.io/node-type=head"),
         *("--output", "json"),
     )
     items = json.loads(output)["items"]
@@ -203,7 +171,7 @@ def _kubectl(namespace: str, *arguments: str, text: str | None = None) -> str:
 
 
 def _run(namespace: str, *arguments: str, text: str | None = None) -> bytes:
-    """What kubectl prints. Its refusals as errors that a person can act on."""
+    """Return what kubectl prints. Raises its refusals as errors with a fix."""
     command = ["kubectl", "--namespace", namespace, f"--request-timeout={_SECONDS}s", *arguments]
     try:
         done = subprocess.run(

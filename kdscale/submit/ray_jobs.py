@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any, cast
 from kdscale.errors import ExitCode, KdscaleError, last_line
 from kdscale.run.stop import request_stop
 from kdscale.store import open_store
-from kdscale.submit import sealed, upload
+from kdscale.submit import package, secrets
 from kdscale.submit.cluster import check_versions, connect
 from kdscale.submit.environment import read_secrets
-from kdscale.submit.exit_codes import (
+from kdscale.submit.job import (
     DuplicateJobError,
+    Job,
+    Status,
     UnknownJobError,
     UnreachableError,
 )
-from kdscale.submit.job import Job, Status
 from kdscale.submit.job_plan import JobPlan
 
 if TYPE_CHECKING:
@@ -51,42 +52,48 @@ class RayJobs:
 
     @cached_property
     def client(self) -> "JobSubmissionClient":
-        """Connects. Raises UnreachableError."""
+        """A client of the job server; connects. Raises UnreachableError."""
         return connect(self.address)
 
     @property
     def options(self) -> str:
+        """Options of a command that reach this cluster again."""
         return "" if self.address is None else f" --address {self.address}"
 
     def render(self, plan: JobPlan) -> dict[str, Any]:
+        """Return what a submission would send. Contacts nothing."""
         return plan.summary() | {"upload": self.upload_to or "through Ray"}
 
     def submit(self, plan: JobPlan, folder: Path) -> None:
+        """Start the job on the files staged in `folder`."""
         client = self.client
         if not self.allow_skew:
             check_versions(client)
         with tempfile.TemporaryDirectory(prefix="kdscale-package-") as scratch:
-            archive = upload.pack(folder, Path(scratch) / "package.zip")
-            files = upload.publish(archive, self.upload_to, self.say)
+            archive = package.pack(folder, Path(scratch) / "package.zip")
+            files = package.publish(archive, self.upload_to, self.say)
             runtime_env: dict[str, Any] = {"working_dir": files, "env_vars": dict(plan.environment)}
             metadata = plan.metadata | self._seal(plan, runtime_env)
             try:
                 self._send(plan, runtime_env, metadata)
             except BaseException:
-                # Nobody's: a job of this id that is there already has an object of its own.
+                # An existing job of this id has its own object.
                 if _SEALED in metadata:
-                    sealed.discard_secrets(metadata[_SEALED])
+                    secrets.discard_secrets(metadata[_SEALED])
                 raise
 
     def details(self, job_id: str) -> Job:
+        """Return the job as it is now."""
         with self._translated(job_id):
             return _job(self.client.get_job_info(job_id))
 
     def log(self, job_id: str) -> str:
+        """Return the job's log so far."""
         with self._translated(job_id):
             return cast(str, self.client.get_job_logs(job_id))
 
     async def tail(self, job_id: str) -> AsyncIterator[str]:
+        """Yield the log from its beginning, as it grows; may end or break."""
         import aiohttp
 
         try:
@@ -96,11 +103,13 @@ class RayJobs:
             return  # A stream may break; the job's status says whether there is more to hear.
 
     def list(self) -> list[Job]:
+        """Return all jobs that the cluster remembers, oldest first."""
         with self._translated():
             jobs = [_job(job) for job in self.client.list_jobs() if job.submission_id]
         return sorted(jobs, key=lambda job: job.started or 0)
 
     def stop(self, job_id: str, grace_seconds: int | None = None) -> bool:
+        """Ask the job to stop; return whether it was going."""
         if grace_seconds is None:
             with self._translated(job_id):
                 self._let_it_begin(job_id)
@@ -136,26 +145,28 @@ class RayJobs:
             time.sleep(_LOOK_SECONDS)
 
     def clean(self, job: Job) -> None:
-        # A driver that ended by itself has done it, and one that was killed has no such code.
+        """Delete the secrets of a job that has ended."""
+        # A driver that ended by itself has done it; one that was killed has no such code.
         ended_itself = job.exit_code is not None and 0 <= job.exit_code <= 125
         if ended_itself or _SEALED not in job.metadata:
             return
         try:
-            sealed.discard_secrets(job.metadata[_SEALED])
+            secrets.discard_secrets(job.metadata[_SEALED])
         except OSError as error:
             self.say(f"note: the job's sealed secrets could not be deleted from here: {error}")
 
     def _seal(self, plan: JobPlan, runtime_env: dict[str, Any]) -> dict[str, str]:
-        """Send the plan's secrets ahead; `runtime_env` gets what opens them. Returns what the job's
-        metadata says of them.
+        """Send the plan's secrets ahead, and let `runtime_env` open them.
+
+        Returns what the job's metadata records of them.
         """
         if not plan.secrets:
             return {}
         values = read_secrets(plan.secrets)
-        keys = sealed.seal_secrets(values, plan.output, plan.submission_id)
+        keys = secrets.seal_secrets(values, plan.output, plan.submission_id)
         runtime_env["env_vars"] |= keys
-        runtime_env["worker_process_setup_hook"] = sealed.HOOK
-        return {_SEALED: keys[sealed.LOCATION_VARIABLE]}
+        runtime_env["worker_process_setup_hook"] = secrets.HOOK
+        return {_SEALED: keys[secrets.LOCATION_VARIABLE]}
 
     def _send(self, plan: JobPlan, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
         deadline = time.monotonic() + _AGENT_SECONDS
@@ -189,7 +200,7 @@ class RayJobs:
 
     @contextmanager
     def _translated(self, job_id: str | None = None) -> Iterator[None]:
-        """Turn what Ray's client raises into errors with a fix."""
+        """Turn exceptions of Ray's client into errors with a fix."""
         import requests
 
         address = self.client.get_address()
@@ -198,7 +209,7 @@ class RayJobs:
         except (ConnectionError, requests.RequestException) as error:
             raise UnreachableError(
                 f"The cluster at {address} does not answer: {error}",
-                "A job that has started goes on without us; try again when the network is back.",
+                "A job that has started continues; try again when the network is back.",
             ) from error
         except RuntimeError as error:
             if job_id is not None and "status code 404" in str(error):

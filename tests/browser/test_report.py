@@ -59,7 +59,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     assert other["cache"] is not None
     other["cache"]["bytes_per_token"], other["gap_recovered"] = 24.0, {"validation": 0.41}
     store = sample_run(folder / "2", other)
-    text = store.get("config.resolved.yaml").replace(b"rows: 1600", b"rows: 3200")
+    text = store.get("config.resolved.yaml").replace(b"sequences: 1600", b"sequences: 3200")
     store.put("config.resolved.yaml", text)
     write_comparison(stores, folder / "comparison.html")
     reports = {name: folder / name / "report" / "index.html" for name in PAGES[:2]}

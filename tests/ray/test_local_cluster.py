@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from kdscale.submit import connect, kuberay
-from kdscale.submit.exit_codes import UnreachableError
+from kdscale.submit.job import UnreachableError
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 

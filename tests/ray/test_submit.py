@@ -24,7 +24,8 @@ import requests
 import kdscale.submit as room
 from kdscale.cli import main
 from kdscale.store import open_store
-from kdscale.submit.exit_codes import UnreachableError
+from kdscale.submit import graph
+from kdscale.submit.job import UnreachableError
 from kdscale.submit.job_plan import ENVIRONMENT, JobPlan
 from kdscale.submit.ray_jobs import RayJobs
 from tests.proxy import CuttableProxy
@@ -48,7 +49,7 @@ import yaml
 from kdscale.config import load_config
 from kdscale.errors import KdscaleError
 from kdscale.store import open_store
-from kdscale.submit.sealed import discard_secrets, open_secrets
+from kdscale.submit.secrets import discard_secrets, open_secrets
 from kdscale.tracking.trackers import open_tracker
 
 def digest():
@@ -183,7 +184,8 @@ def checkout_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[
         (root / "jobs" / "run.py").write_text(script)
         (root / "kdscale").mkdir()
         (root / "kdscale" / "__init__.py").write_text("WHERE = 'staged'\n")
-        monkeypatch.setattr(room, "checkout", lambda: root)
+        for module in (room, graph):
+            monkeypatch.setattr(module, "checkout", lambda: root)
         return root
 
     return make
@@ -203,7 +205,7 @@ def run(*arguments: str) -> int:
 
 
 def submit(script_root: Path, address: str, folder: Path) -> str:
-    """A job of the stub checkout, submitted through the room's own functions."""
+    """A job of the stub checkout, submitted through the package's functions."""
     plan = JobPlan(
         submission_id=f"test-{secrets.token_hex(4)}",
         entrypoint="python jobs/run.py",
@@ -286,7 +288,7 @@ def test_code_and_secret_through_an_object_store(
     """
     root = checkout_with(
         "import os, kdscale\n"
-        "from kdscale.submit.sealed import discard_secrets, open_secrets\n"
+        "from kdscale.submit.secrets import discard_secrets, open_secrets\n"
         "open_secrets()\n"
         "print(kdscale.__file__, len(os.environ['HF_TOKEN']))\n"
         "discard_secrets()\n"
@@ -315,10 +317,11 @@ def test_a_graph_and_its_repeated_submission(
     fail.touch()
     root = checkout_with(
         "import pathlib, sys\n"
+        "from kdscale.cli.entry import run_job\n"
+        "if sys.argv[1] == 'run-graph': run_job()\n"
         f"sys.exit('--only' in sys.argv and pathlib.Path({str(fail)!r}).exists())\n"
     )
     with_real_package(root)
-    shutil.copy(QUICKSTART.parents[1] / "graph.py", root / "jobs" / "graph.py")
     (tmp_path / "small.yaml").write_text("distill: {baseline: false}\n")
     arguments = ["submit", str(QUICKSTART), "--student", "small.yaml", "--address", address]
     arguments += ["--set", f"output={tmp_path}/output", "--name", "graph-1", "--follow"]

@@ -1,9 +1,8 @@
-"""README and docs name only what exists: links, files, commands, options, targets, config fields."""
+"""README and docs name only what exists: links, files, commands, options, targets, fields."""
 
 import ast
 import json
 import re
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ import torch
 import typer
 import yaml
 
-from kdscale.cache.commit.manifest import load_manifest
 from kdscale.cli import app
 from kdscale.config import RunConfig, parse_config
+from kdscale.config.renamed import RENAMED
 from kdscale.store import open_store
 from tests.pages import ALL_PAGES, PAGES, README, ROOT, blocks, commands, prose
 from tests.unit.cache.planted import make_planted
@@ -118,6 +117,12 @@ def test_errors_in_the_troubleshooting_page_are_raised_by_the_code() -> None:
     assert [text for text in quoted if text not in raised] == []
 
 
+def test_the_changelog_has_every_renamed_key() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    keys = {re.sub(r"^(teacher|distill)\.training", "*.training", key) for key in RENAMED}
+    assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
+
+
 @pytest.mark.parametrize("page", [*ALL_PAGES, ROOT / ".github/workflows/ci.yml"], ids=str)
 def test_make_targets_exist(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -182,9 +187,17 @@ def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert launched[0].distill.training.steps == 500
 
     cache = make_planted(open_store(str(tmp_path / "cache")), rows=16).publish()
-    assert load_manifest(cache.store).rows == 16
     scope: dict[str, Any] = {}
-    exec(re.sub(r'"s3://[^"]*"', repr(cache.store.url), textwrap.dedent(read)), scope)
+    exec(re.sub(r'"s3://[^"]*"', repr(cache.store.url), read), scope)
     assert np.array_equal(scope["tokens"], cache.rows.input_ids[[3, 14, 15]])
     at = torch.from_numpy(scope["mask"])
     assert torch.allclose(scope["targets"].probs.sum(-1)[at], torch.ones(int(at.sum())))
+
+
+def test_the_cache_pages_python_runs(tmp_path: Path) -> None:
+    (text,) = blocks(ROOT / "docs" / "cache.md", "python")
+    cache = make_planted(open_store(str(tmp_path / "cache")), rows=16).publish()
+    scope: dict[str, Any] = {}
+    exec(text.replace("runs/quickstart/cache/FINGERPRINT", cache.store.url), scope)
+    assert scope["step"] == 999
+    assert scope["rows"].input_ids.shape == scope["targets"].probs.shape[:2]

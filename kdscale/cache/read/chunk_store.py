@@ -11,7 +11,7 @@ of `ChunkCache`.
 import threading
 import time
 from functools import cache, lru_cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -106,26 +106,10 @@ class StoredChunks:
         return np.array(entries, np.uint64)
 
 
-class Chunks(Protocol):
-    """The part of StoredChunks that a loader needs."""
-
-    def key(self, number: int) -> str:
-        """Name a chunk by its stored bytes and all that decoding depends on."""
-        ...
-
-    def fetch(self, number: int) -> bytes:
-        """Return the stored bytes, verified."""
-        ...
-
-    def decode(self, number: int, data: bytes) -> FixedRows:
-        """Return the rows in what `fetch` gave."""
-        ...
-
-
 class ChunkLoader:
     """Chunks by number, through the disk where there is one; safe in many threads."""
 
-    def __init__(self, chunks: Chunks, disk: DiskCache | None) -> None:
+    def __init__(self, chunks: StoredChunks, disk: DiskCache | None) -> None:
         self._chunks = chunks
         self._disk = disk
         self._lock = threading.Lock()

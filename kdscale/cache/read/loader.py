@@ -27,6 +27,7 @@ THREADS = 4
 # more to map than to fill.
 GROUP_BYTES = 8 << 20
 _PREFETCH_BYTES = 256 << 20
+_ROW_FIELDS = tuple(field.name for field in fields(Rows))
 
 
 class Reader(Protocol):
@@ -105,9 +106,11 @@ class CacheLoader:
 def rank_share(batch: np.ndarray, rank: int, world_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return a rank's share [b] of the global `batch` [B], and which of it is valid, [b] bool."""
     mine = batch[rank::world_size]
-    size = -(-len(batch) // world_size)
-    filled = np.concatenate([mine, np.repeat(batch[:1], size - len(mine))])
-    return filled, np.arange(size) < len(mine)
+    missing = -(-len(batch) // world_size) - len(mine)
+    if not missing:
+        return mine, np.ones(len(mine), np.bool_)
+    filled = np.concatenate([mine, np.repeat(batch[:1], missing)])
+    return filled, np.arange(len(filled)) < len(mine)
 
 
 def read_batches(
@@ -175,6 +178,6 @@ def _attempt(reader: Reader, order: np.ndarray) -> CachedRows | Exception:
 
 def _part(whole: CachedRows, part: slice) -> CachedRows:
     """Return consecutive rows, not copied."""
-    own = {field.name: getattr(whole.rows, field.name) for field in fields(Rows)}
+    own = {name: getattr(whole.rows, name) for name in _ROW_FIELDS}
     rows = Rows(**{name: array[part] for name, array in own.items() if array is not None})
     return CachedRows(rows, whole.payload[part], whole.entropy[part], whole.nll[part])

@@ -58,13 +58,18 @@ _INVISIBLE = ("script", "style", "noscript", "template", "head")
 def strip_markup(text: str) -> str:
     """Return the visible text of an HTML or XML document.
 
-    A text without a tag or an entity stays as it is: `a < b` is no markup.
+    A text without a tag or an entity stays as it is, as `a < b` is no markup, and so does one that
+    the parser refuses.
     """
     if not _TAG.search(text):
         return text
     from bs4 import BeautifulSoup
+    from bs4.exceptions import ParserRejectedMarkup
 
-    soup = BeautifulSoup(text, "html.parser")
+    try:
+        soup = BeautifulSoup(text, "html.parser")
+    except ParserRejectedMarkup:
+        return text
     for element in soup.find_all(_INVISIBLE):
         element.decompose()
     lines = (line.strip() for line in soup.get_text("\n").split("\n"))

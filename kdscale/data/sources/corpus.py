@@ -22,7 +22,7 @@ from kdscale.errors import KdscaleError
 from kdscale.store import file_at, open_store
 
 ROWS_PER_PIECE = 10_000
-_LOOKS_AT_ONCE = 16
+_PARALLEL_STATS = 16
 _PROSE = re.compile(r".*\.(md|rst)|readme(\.txt)?", re.IGNORECASE)
 
 
@@ -104,8 +104,8 @@ def corpus_identity(source: SourceConfig) -> dict[str, Any]:
         inputs = [InputShard("file", key, store.url, key) for key in sorted(store.list())]
     else:
         inputs = find_corpus(source).inputs
-    with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
-        for shard, (size, changed) in zip(inputs, pool.map(_look, inputs), strict=True):
+    with ThreadPoolExecutor(_PARALLEL_STATS) as pool:
+        for shard, (size, changed) in zip(inputs, pool.map(_stat, inputs), strict=True):
             digest.update(f"{shard.key}\0{size}\0{changed}\0".encode("utf-8", "surrogateescape"))
             total += size
     return {"files": len(inputs), "bytes": total, "sha256": digest.hexdigest()}
@@ -119,7 +119,7 @@ def file_digest(path: str) -> str:
     return hashlib.sha256(store.get(name)).hexdigest()
 
 
-def _look(shard: InputShard) -> tuple[int, int]:
+def _stat(shard: InputShard) -> tuple[int, int]:
     """Return a file's size, and on a local disk its time of change in nanoseconds."""
     store = open_store(shard.root)
     path = store.local_path(shard.key)

@@ -1,4 +1,4 @@
-"""`kdscale init`: a config that explains every field, is valid, and is the quickstart."""
+"""`kdscale init`: the quickstart as a short config, or with every field explained."""
 
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,20 @@ def run(*arguments: str) -> int:
     return int(caught.value.code or 0)
 
 
-def test_starter_is_the_quickstart() -> None:
-    starter, quickstart = parse_config(starter_yaml()), load_config(QUICKSTART)
+@pytest.mark.parametrize("full", [False, True])
+def test_starter_is_the_quickstart(full: bool) -> None:
+    starter, quickstart = parse_config(starter_yaml(full)), load_config(QUICKSTART)
     same = {"name": quickstart.name, "output": quickstart.output}
     assert starter.model_copy(update=same) == quickstart
 
 
+def test_the_short_one_is_short() -> None:
+    assert len(starter_yaml().splitlines()) < 60
+    assert "--full" in starter_yaml().splitlines()[0]
+
+
 def test_every_field_is_there() -> None:
-    text = starter_yaml()
+    text = starter_yaml(full=True)
     written = keys(yaml.safe_load(text))
     of_models = keys(yaml.safe_load(dump_config(parse_config(text))))
     # The evaluation set leaves out the defaults of its source.
@@ -43,7 +49,7 @@ def test_every_field_is_there() -> None:
 
 
 def test_comments_come_from_the_fields() -> None:
-    lines = starter_yaml().splitlines()
+    lines = starter_yaml(full=True).splitlines()
     seed = lines.index("seed: 0")
     assert lines[seed - 1] == "# Seed of initial weights, data order, dropout and sampling."
     order = lines.index("    order: easy")
@@ -56,7 +62,9 @@ def test_init_writes_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     path = tmp_path / "new" / "mine.yaml"
     assert run("init", str(path)) == 0
     assert path.read_text() == starter_yaml()
+    assert run("init", "--full", str(tmp_path / "full.yaml")) == 0
+    assert (tmp_path / "full.yaml").read_text() == starter_yaml(full=True)
     path.write_text("mine")
     assert run("init", str(path)) == 2
     assert path.read_text() == "mine"
-    assert f"error: {path} is there already." in capsys.readouterr().err
+    assert f"error: {path} already exists." in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """`kdscale submit --dry-run` and the answers that need no cluster."""
 
-import json
 import socket
 from pathlib import Path
 
@@ -98,7 +97,8 @@ def test_dry_run_for_kubernetes_prints_the_rayjob(
     ("arguments", "words"),
     [
         (("--backend", "slurm"), "no back end 'slurm'"),
-        (("--timeout", "5m"), "--timeout is for --follow"),
+        (("--backend", "local"), "ray start --head"),
+        (("--timeout", "5m"), "--timeout needs --follow"),
         (("--grace", "soon"), "'soon' is not a length of time"),
         (("--env", "HF_TOKEN=not-for-eyes"), "--secret HF_TOKEN"),
         (("--secret", "ABSENT_TOKEN"), "ABSENT_TOKEN is not set here"),
@@ -114,32 +114,3 @@ def test_usage_is_refused_before_anything_happens(
     assert out == ""
     assert words in " ".join(err.replace("│", " ").split())
     assert "not-for-eyes" not in err
-
-
-def test_jobs_of_this_machine_through_the_same_commands(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("PYTHONPATH", str(CONFIG.parents[2]))
-    here = ("--backend", "local")
-    arguments = ["submit", str(CONFIG), *here, "--name", "mine", "--only", "prepare", "--follow"]
-    for name in ("a.txt", "b.txt"):
-        (tmp_path / name).write_text("too short to be kept")
-    # What only reading everything shows fails in the job.
-    arguments += ["--set", f"data.train={{kind: text, path: {tmp_path}/*.txt}}"]
-    assert run(*arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == "mine\n"
-    assert "0 documents are left" in err
-    assert "mine: FAILED after" in err
-    assert run("status", "mine", *here, "--json") == 2
-    assert json.loads(capsys.readouterr().out)["status"] == "FAILED"
-    assert run("list", *here) == 0
-    assert capsys.readouterr().out == "mine\tFAILED\tquickstart\n"
-    assert run("logs", "mine", *here, "--since", "1h") == 0
-    assert "error: " in capsys.readouterr().out
-    assert run("wait", "mine", *here, "--timeout", "5s") == 2
-    assert run("stop", "mine", *here) == 0
-    assert "The job had ended before." in capsys.readouterr().err
-    assert run(*arguments, "--json") == 2
-    assert json.loads(capsys.readouterr().out)["created"] is False

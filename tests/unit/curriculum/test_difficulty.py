@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -37,6 +37,7 @@ def test_a_fusion_needs_its_parts() -> None:
     assert combine(fusion, tables) == pytest.approx(expected)
 
 
+@settings(deadline=None)
 @given(
     tables=st.integers(1, 12).flatmap(
         lambda rows: st.lists(
@@ -82,6 +83,7 @@ def rows(seed: int, count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
     return ids, mask
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 1000), count=st.integers(1, 9), length=st.integers(2, 9))
 def test_rarity_token_by_token_and_in_chunks(seed: int, count: int, length: int) -> None:
     ids, mask = rows(seed, count, length)

@@ -35,12 +35,14 @@ def naive_starts(shares: list[Fraction], steps: int) -> list[int]:
     return starts
 
 
+@settings(deadline=None)
 @given(stages=st.integers(1, 12), steps=st.integers(0, 300))
 def test_equal_stages_begin_where_their_predecessors_end(stages: int, steps: int) -> None:
     shares = [Fraction(1, stages)] * stages
     assert stage_starts(stages, steps) == naive_starts(shares, steps)
 
 
+@settings(deadline=None)
 @given(parts=st.lists(st.integers(1, 9), min_size=1, max_size=6), steps=st.integers(0, 300))
 def test_shares_of_the_run_are_exact_in_spite_of_floats(parts: list[int], steps: int) -> None:
     whole = sum(parts)
@@ -113,7 +115,7 @@ def test_root_one_is_linear() -> None:
         assert root == pytest.approx(competence(config(pacing="linear"), step, STEPS))
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     pacing=st.sampled_from(PACINGS),
     start=st.floats(0.01, 1),

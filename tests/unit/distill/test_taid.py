@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdscale.config.online import TaidConfig
@@ -55,6 +55,7 @@ def test_a_training_of_one_step_has_no_line() -> None:
     assert TaidState(0.4).after(TaidConfig(), 2.0, 0, 1).t == 1.0
 
 
+@settings(deadline=None)
 @given(
     losses=st.lists(st.floats(0, 50) | st.just(math.nan), min_size=STEPS, max_size=STEPS),
     alpha=st.floats(0, 1),

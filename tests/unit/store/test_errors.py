@@ -283,7 +283,7 @@ def test_a_file_where_a_folder_is_needed(tmp_path: Path) -> None:
         assert store.list() == []
         assert not store.exists("key")
         error = told(lambda: store.put("key", b""))  # noqa: B023
-        assert "a file stands where a folder is needed" in error.problem
+        assert "a file is where a folder is needed" in error.problem
         assert str(tmp_path / "file") in error.problem
 
 

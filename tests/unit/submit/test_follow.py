@@ -9,8 +9,7 @@ import pytest
 
 from kdscale.errors import KdscaleError
 from kdscale.submit import Job, follow
-from kdscale.submit.exit_codes import UnknownJobError, UnreachableError, WaitTimeoutError
-from kdscale.submit.job import Status
+from kdscale.submit.job import Status, UnknownJobError, UnreachableError, WaitTimeoutError
 
 LOG = "Running entrypoint\nline 1\nline 2\nline 3\n"
 

@@ -11,7 +11,7 @@ import pytest
 from kdscale.config import KubeOptions, load_config
 from kdscale.errors import KdscaleError
 from kdscale.submit import kubectl, kuberay, plan_job
-from kdscale.submit.exit_codes import UnknownJobError, UnreachableError
+from kdscale.submit.job import UnknownJobError, UnreachableError
 from tests.kube import Kubernetes
 
 ROOT = Path(__file__).parents[3]
@@ -77,7 +77,9 @@ def test_both_states_are_shown_and_make_one_verdict(ray: str, deployment: str, s
     job = kubectl._job(item)
     assert job.status == status
     assert job.is_over == (status in ("STOPPED", "SUCCEEDED", "FAILED"))
-    assert job.states == f"job {ray or 'not started'}, cluster {deployment or 'not begun'}"
+    assert job.message.startswith(
+        f"job {ray or 'not started'}, cluster {deployment or 'not begun'}."
+    )
 
 
 def test_details_and_list(cluster: Kubernetes) -> None:
@@ -94,7 +96,8 @@ def test_details_and_list(cluster: Kubernetes) -> None:
         endTime="2026-11-26T21:00:30Z",
     )
     job = kubectl.details(ID, SPACE)
-    assert (job.is_over, job.reason, job.message) == (True, "DeadlineExceeded", "too long")
+    assert (job.is_over, job.reason) == (True, "DeadlineExceeded")
+    assert job.message == "job RUNNING, cluster Failed. too long"
     assert job.started is not None
     assert job.ended == job.started + 3630
     assert job.metadata["output"] == "s3://bucket/run"

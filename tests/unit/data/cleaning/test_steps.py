@@ -37,6 +37,8 @@ def test_markup_goes_and_what_only_looks_like_it_stays() -> None:
     assert strip_markup(page).split() == ["A", "&", "B", "C"]
     code = "if a < b and c > d: x = [y for y in z if y <3]"
     assert strip_markup(code) == code
+    refused = "<p>which Python's parser refuses: <![', x"
+    assert strip_markup(refused) == refused
 
 
 PII = {

@@ -1,9 +1,0 @@
-"""Write the report from results.json.
-
-python jobs/report.py CONFIG [--set a.b=c ...] [--overwrite]
-"""
-
-from kdscale.cli.entry import run_job
-
-if __name__ == "__main__":
-    run_job("report")
