@@ -62,8 +62,8 @@ def _make(context: StageContext) -> list[str]:
         context.groups.run(job, config.capture.workers, context.progress)
     facts = inspect(job.cache)
     return [
-        f"{facts['rows']:,} rows, {facts['targets']:,} targets, {facts['bytes']:,} bytes, "
-        f"{facts['bytes_per_position']:.1f} bytes a position at rest"
+        f"{facts['rows']:,} sequences, {facts['targets']:,} targets, {facts['bytes']:,} bytes, "
+        f"{facts['bytes_per_position']:.1f} stored bytes a position"
     ]
 
 
