@@ -244,7 +244,7 @@ def measure(positions: Positions, draws: int, widths: tuple[int, ...]) -> list[R
 
 
 def noise(streams: int, seed: int, start: int, count: int) -> Tensor:
-    """Return [count, streams] uniforms of the positions from `start` on, each a row of its own."""
+    """Return [count, streams] uniforms of the positions from `start` on, a row each."""
     numbers = torch.arange(start, start + count).repeat(2, 1).T.contiguous()
     return uniforms(seed, numbers.view(torch.uint8), 1, streams)[:, 0]
 

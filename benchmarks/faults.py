@@ -2,8 +2,8 @@
 
     python benchmarks/faults.py [--quick]
 
-A head and three workers with a core each, every one a real node with a network, processes and
-folders of its own (tests/nodes.py), a real S3 server, and jobs submitted from outside. A run goes
+A head and three workers with a core each, every one a node with its network, processes and
+folders (tests/nodes.py), a real S3 server, and jobs submitted from outside. A run goes
 through undisturbed first. Its cache and distill stages are then run again from what it made
 before them: undisturbed, and under each fault. The time lost is what a stage took over the median
 of the undisturbed ones; what comes out must be equal, bit for bit. Needs root, for the namespaces.

@@ -86,22 +86,22 @@ def measure(
 
     From far away only with workers, which can hide the latency.
     """
-    arms = [
-        (Measured(arm, storage.name, workers), storage)
-        for storage, workers, arm in product(storages, WORKERS, (OURS, PLAIN, *PEERS))
+    readers = [
+        (Measured(reader, storage.name, workers), storage)
+        for storage, workers, reader in product(storages, WORKERS, (OURS, PLAIN, *PEERS))
         if (workers or not (quick or storage.is_far)) and not (quick and storage.is_far)
     ]
-    for repeat, (measured, storage) in product(range(repeats), arms):
-        log(f"{repeat + 1}/{repeats} {storage.name} {measured.arm}, {measured.workers} workers")
+    for repeat, (measured, storage) in product(range(repeats), readers):
+        log(f"{repeat + 1}/{repeats} {storage.name} {measured.reader}, {measured.workers} workers")
         with _counted(measured):
-            measured.runs.append(session.epochs(measured.arm, storage, measured.workers))
-    for measured, storage in arms:
-        is_asked = measured.arm == OURS or not quick
+            measured.runs.append(session.epochs(measured.reader, storage, measured.workers))
+    for measured, storage in readers:
+        is_asked = measured.reader == OURS or not quick
         if storage.name == "s3" and measured.workers and measured.runs and is_asked:
-            log(f"resume {measured.arm}")
+            log(f"resume {measured.reader}")
             with _counted(measured):
-                measured.resumed = session.resumed(measured.arm, storage, measured.workers)
-    return [measured for measured, _ in arms if measured.runs]
+                measured.resumed = session.resumed(measured.reader, storage, measured.workers)
+    return [measured for measured, _ in readers if measured.runs]
 
 
 @contextmanager
@@ -113,10 +113,10 @@ def _counted(measured: Measured) -> Iterator[None]:
     try:
         yield
     except ReaderFailedError as error:
-        if measured.arm in (OURS, PLAIN):
+        if measured.reader in (OURS, PLAIN):
             raise
         measured.failures.append(error.args[0])
-        log(f"{measured.arm} failed")
+        log(f"{measured.reader} failed")
 
 
 if __name__ == "__main__":

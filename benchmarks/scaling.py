@@ -107,8 +107,8 @@ def make_run(output: str, turns: int) -> RunConfig:
         "distill.training.micro_batch_size": BATCH_ROWS // 4,
         "tracking.wandb": "disabled",
     }
-    for who, sizes in (("teacher.model", TEACHER), ("distill.student.model", STUDENT)):
-        changes |= {f"{who}.options.{name}": value for name, value in sizes.items()}
+    for model, sizes in (("teacher.model", TEACHER), ("distill.student.model", STUDENT)):
+        changes |= {f"{model}.options.{name}": value for name, value in sizes.items()}
     return load_config(
         CONFIGS / "quickstart.yaml", [f"{key}={value}" for key, value in changes.items()]
     )

@@ -1,5 +1,5 @@
-"""The arms of the reader benchmark: a module for each loader, and what they have in common.
+"""Readers of the reader benchmark: a module for each loader, and their common parts.
 
-Peers run in an environment of their own, without kdscale, so nothing here imports it except
+Peers run in their environment, without kdscale, so nothing here imports it except
 `kdscale_cache.py` and `synthetic.py`.
 """

@@ -15,7 +15,7 @@ GOAL = 3.0
 class Measured:
     """All runs of one reader from one storage with a number of workers."""
 
-    arm: str
+    reader: str
     storage: str
     workers: int
     runs: list[dict[str, Any]] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Measured:
         memory = {
             name: median(run[name] for run in self.runs) for name in ("peak_mib", "import_mib")
         }
-        found = {"arm": self.arm, "storage": self.storage, "workers": self.workers}
+        found = {"arm": self.reader, "storage": self.storage, "workers": self.workers}
         resumed = dict(self.resumed)
         if resumed:
             resumed["resume_seconds"] = spread(resumed["resume_seconds"])
@@ -57,9 +57,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def goals(measured: Iterable[Measured], decode: dict[str, list[float]]) -> list[dict[str, Any]]:
     """Return the benchmark's goals, each with its `best_peer`."""
-    arms = list(measured)
+    readers = list(measured)
     found = [
-        _against_best(arms, f"{storage}_{phase}_vs_best_peer{suffix}", ours, storage, phase)
+        _against_best(readers, f"{storage}_{phase}_vs_best_peer{suffix}", ours, storage, phase)
         for suffix, ours in (("", OURS), ("_unpacked", PLAIN))
         for storage, phase in (("local", "cold"), ("local", "warm"), ("s3", "cold"))
     ]
@@ -90,12 +90,12 @@ def lines(rows: Iterable[dict[str, Any]]) -> Iterable[str]:
 
 
 def _against_best(
-    arms: list[Measured], name: str, ours: str, storage: str, phase: str
+    readers: list[Measured], name: str, ours: str, storage: str, phase: str
 ) -> dict[str, Any]:
     """Return our median tokens/s over the best peer's, each with its best number of workers."""
     best: dict[str, float] = {}
-    for arm in arms:
-        if arm.storage == storage:
-            best[arm.arm] = max(best.get(arm.arm, 0.0), median(arm.rates(phase)))
+    for reader in readers:
+        if reader.storage == storage:
+            best[reader.reader] = max(best.get(reader.reader, 0.0), median(reader.rates(phase)))
     peer = max(best.keys() - {OURS, PLAIN}, key=best.__getitem__)
     return common.goal(name, best[ours] / best[peer], f">={GOAL:g}", best_peer=peer)

@@ -32,15 +32,15 @@ Result = dict[str, Any]
 
 
 def write(job: Job) -> Result:
-    """Write the records in the formats of `arms`, each to a folder of its name in `formats`."""
+    """Write the records in the formats of `readers`, each to a folder of its name in `formats`."""
     records = Records.load(Path(job["records"]))
     found = {}
     for name in job["arms"]:
-        arm = _arm(name)
-        arm.write(records, Path(job["formats"]) / name)
+        reader = _reader(name)
+        reader.write(records, Path(job["formats"]) / name)
         found[name] = {
-            "versions": {name: version(name) for name in arm.PACKAGES},
-            "resume": arm.RESUME,
+            "versions": {name: version(name) for name in reader.PACKAGES},
+            "resume": reader.RESUME,
         }
     return found
 
@@ -53,10 +53,10 @@ def epochs(job: Job) -> Result:
     Memory: `peak_mib` is the sum of the peaks of all loading processes, in which pages that forked
     workers share and files that are mapped count in each; `import_mib` is that of imports.
     """
-    arm = _arm(job["arm"])
+    reader = _reader(job["arm"])
     imported = _status_mib("VmRSS", os.getpid())
     started = time.perf_counter()
-    loader = arm.open_loader(_place(job))
+    loader = reader.open_loader(_place(job))
     cold = _timed(loader.epoch(0), started, job["seconds"])
     started = time.perf_counter()
     warm = _timed(loader.epoch(1), started, job["seconds"])
@@ -68,7 +68,7 @@ def epochs(job: Job) -> Result:
 def stop(job: Job) -> Result:
     """Read half an epoch; write its state to the file `state` and its rows' ids to `ids`."""
     records = Records.load(Path(job["records"]))
-    loader = _arm(job["arm"]).open_loader(_place(job))
+    loader = _reader(job["arm"]).open_loader(_place(job))
     half = -(-len(records) // BATCH_ROWS) // 2
     wrong = _compare(islice(loader.epoch(0), half), records, Path(job["ids"]))
     Path(job["state"]).write_bytes(pickle.dumps(loader.state()))
@@ -89,14 +89,14 @@ def resume(job: Job) -> Result:
 
 def special(job: Job) -> Result:
     """Return a measurement that only one reader has: its function `measure`."""
-    result: Result = _arm(job["arm"]).measure(_place(job))
+    result: Result = _reader(job["arm"]).measure(_place(job))
     return result
 
 
 TASKS = {task.__name__: task for task in (write, epochs, stop, restart, resume, special)}
 
 
-def _arm(name: str) -> ModuleType:
+def _reader(name: str) -> ModuleType:
     return importlib.import_module(f"benchmarks.peers.{name}")
 
 
@@ -107,10 +107,10 @@ def _place(job: Job) -> Place:
 
 def _resumed(job: Job) -> tuple[Iterator[Batch], float]:
     """Return the batches after `state`, and the seconds until the first of them was there."""
-    arm = _arm(job["arm"])
+    reader = _reader(job["arm"])
     state = pickle.loads(Path(job["state"]).read_bytes())
     started = time.perf_counter()
-    batches = iter(arm.open_loader(_place(job)).resume(state))
+    batches = iter(reader.open_loader(_place(job)).resume(state))
     first = next(batches)
     return chain([first], batches), time.perf_counter() - started
 

@@ -32,9 +32,9 @@ class Storage:
     is_far: bool = False
     """Whether it answers LATENCY_MS late."""
 
-    def url(self, arm: str) -> str:
+    def url(self, reader: str) -> str:
         """Return the folder of a reader."""
-        return f"{self.base}/{arm}"
+        return f"{self.base}/{reader}"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Where a cache comes from, beside it: what its identity holds as digests, in full.
+"""Origin of a cache, stored beside it: in full what its identity holds as digests.
 
 A digest says that a tokenizer is another one, and not which of its ids. So the tokenizer itself is
 kept, and what is known of teacher and rows. No part of the identity: caches made before there was

@@ -1,4 +1,4 @@
-"""What a cache holds of a row: its tokens, its encoded distributions and its statistics."""
+"""Rows of a cache: tokens, encoded distributions and statistics."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from kdscale.types import Rows
 
 @dataclass(frozen=True)
 class RowStats:
-    """What a curriculum needs to know of rows, without their payload."""
+    """Statistics of rows, which a curriculum needs without their payload."""
 
     sample_ids: np.ndarray  # [R, 16] uint8
     entropy: np.ndarray  # [R] float32: mean entropy of the teacher over the row's targets, nats

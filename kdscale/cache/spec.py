@@ -1,4 +1,4 @@
-"""What a cache is a cache of: a flat dict that must agree wherever two things meet.
+"""Spec of a cache: a flat dict (teacher, tokenizer, codec, ...) that is checked at every opening.
 
 Its fields: format, task, teacher, tokenizer, vocab_size, data, seq_len, codec (a dict),
 temperature, dtype, rows, seed; classes, where rows are classified. A shard captured under another

@@ -66,6 +66,8 @@ _STYLE: Any = {
     "xtick.color": PALETTE["soft"],
     "ytick.color": PALETTE["soft"],
     "ytick.major.size": 0,
+    "ytick.minor.size": 0,
+    "xtick.minor.size": 0,
     "axes.edgecolor": PALETTE["soft"],
     "axes.spines.top": False,
     "axes.spines.right": False,

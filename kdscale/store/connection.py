@@ -71,7 +71,7 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, repr=False)
 class Connection:
-    """What it takes to open the client of `url`; `read_timeout` is in seconds of silence."""
+    """Connection data of the client of `url`; `read_timeout` is in seconds of silence."""
 
     url: str
     read_timeout: float = 30.0
@@ -87,7 +87,7 @@ class Connection:
 
     @property
     def has_answered(self) -> bool:
-        """Whether the bucket has ever answered, be it with a refusal of what was asked."""
+        """Return whether the bucket has ever answered, be it with a refusal of what was asked."""
         return self._bucket in _answered
 
     def heard(self) -> None:

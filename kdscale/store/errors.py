@@ -150,7 +150,7 @@ def explained() -> Iterator[None]:
 
 
 def is_bucket_missing(error: BaseException) -> bool:
-    """Whether the bucket is missing, rather than an object in it."""
+    """Return whether the bucket is missing, rather than an object in it."""
     return any(
         error_code(link) in _NO_BUCKET or any(sign in str(link) for sign in _NO_BUCKET)
         for link in chain(error)
@@ -223,7 +223,7 @@ def _cause(error: BaseException) -> str:
 
 
 def _full_disks() -> str:
-    """Which of the usual folders have next to nothing left, for an error that names no file."""
+    """Return the usual folders that are nearly full, for an error that names no file."""
     usual = {
         "TMPDIR": Path(tempfile.gettempdir()),
         "RAY_TMPDIR": Path(os.environ.get("RAY_TMPDIR") or "/tmp/ray"),

@@ -39,7 +39,7 @@ _MODIFIED = ("LastModified", "last_modified", "mtime", "updated", "modified", "c
 
 
 def claims_conditional_put(url: str) -> bool:
-    """Whether the protocol of `url` has a conditional put, so far as its file system knows."""
+    """Return whether the protocol of `url` has a conditional put."""
     return url.partition("://")[0] in _CONDITIONAL
 
 

@@ -199,7 +199,7 @@ class HeldLease:
 
 @dataclass(frozen=True)
 class Fence:
-    """What a process that writes on behalf of the holder of `lease` asks before it does."""
+    """Check that a process asks before it writes on behalf of the holder of `lease`."""
 
     store: Store
     key: str

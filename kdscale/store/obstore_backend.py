@@ -244,7 +244,7 @@ def _gcs(bucket: str) -> Maker | None:
 
 
 def _azure(container: str) -> Maker | None:
-    """From container[@account.host], with the credentials that are whole in the environment."""
+    """Return the maker for container[@account.host], with the environment's credentials."""
     name, _, host = container.partition("@")
     account = host.partition(".")[0] or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
     options = _azure_credentials()

@@ -1,4 +1,4 @@
-"""From a URL or path to its store."""
+"""Opening of stores by URL or path."""
 
 import difflib
 import os

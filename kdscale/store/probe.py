@@ -45,9 +45,10 @@ class Verdict:
 
 
 def conditional_put(store: Store) -> bool:
-    """Whether the store's conditional put works. It is probed once; the verdict stays in the store.
+    """Return whether the store's conditional put works.
 
-    Ask from one process and hand the answer on: two that ask at the same time both probe.
+    It is probed once; the verdict stays in the store. Ask from one process and hand the answer on:
+    two that ask at the same time both probe.
     """
     try:
         return Verdict.read(store.get(_KEY)).conditional_put
@@ -83,7 +84,7 @@ def probe(store: Store, writers: int = 16, rounds: int = 4) -> Verdict:
 
 
 def _round(stores: list[Store], key: str) -> tuple[int, str]:
-    """How many writers won, and what is wrong with it: "" for nothing."""
+    """Return how many writers won, and what is wrong with that, "" for nothing."""
     barrier = Barrier(len(stores))
 
     def write(number: int) -> bool:

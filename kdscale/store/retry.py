@@ -111,7 +111,7 @@ class Retry:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same call may succeed later.
+    """Return whether the same call may succeed later.
 
     Of the errors that it was raised from, the first that names a network failure or an HTTP status
     decides: what lies below are a parser's or a socket's own words for it.
@@ -138,7 +138,7 @@ def http_status(error: BaseException) -> int | None:
 
 
 def is_unknown_host(error: BaseException) -> bool:
-    """Whether no name server knows the host; not that none could be asked."""
+    """Return whether no name server knows the host; not that none could be asked."""
     if isinstance(error, socket.gaierror):
         return error.errno in _UNKNOWN_HOST_ERRNO
     return any(sign in str(error) for sign in _UNKNOWN_HOST)

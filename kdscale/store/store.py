@@ -57,7 +57,7 @@ class Store(ABC):
 
     @property
     def claims_conditional_put(self) -> bool:
-        """Whether the protocol has one; whether it works, `probe` finds out."""
+        """Return whether the protocol has one; whether it works, `probe` finds out."""
         return True
 
     @abstractmethod
@@ -90,7 +90,7 @@ class Store(ABC):
 
     @abstractmethod
     def exists(self, key: str) -> bool:
-        """Whether the key holds an object."""
+        """Return whether the key holds an object."""
 
     @abstractmethod
     def size(self, key: str) -> int:

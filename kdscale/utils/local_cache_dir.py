@@ -1,4 +1,4 @@
-"""Where this machine keeps copies of remote objects: shared by a user's workers, safe to delete."""
+"""Folders for this machine's copies of remote objects, shared by a user's workers."""
 
 import os
 import tempfile

@@ -57,7 +57,8 @@ HERE = {
 
 LONG = (
     "kdscale run run.yaml --only evaluate",
-    # From a folder: test_export.py.
+    # Other commands do the same with the run, and test_export.py with a folder.
+    "kdscale cache audit URI --budget 16",
     "kdscale export s3://bucket/run --to exported --format hf --format onnx --format onnx-int8",
 )
 

@@ -15,6 +15,6 @@ def test_every_table_is_that_of_the_results() -> None:
 def test_the_plot_is_that_of_the_results() -> None:
     found = json.loads((results_page.RESULTS / "quality.json").read_text(encoding="utf-8"))
     drawn = (results_page.PLOT.read_text(encoding="utf-8"), results_page.plot(found))
-    # The description has the figures; the drawing's last digits differ between Matplotlib's releases.
+    # The description has the figures; the drawing varies with the release of Matplotlib.
     kept, now = (re.findall(r"<desc[^>]*>(.*)</desc>", text) for text in drawn)
     assert kept == now != []

@@ -103,7 +103,7 @@ WALLS = {
     "onnxruntime": {"export"},
     "lm_eval": {"evaluate.harness"},
     "matplotlib": {"report.charts"},
-    "jinja2": {"report.pages", "data.chat"},
+    "jinja2": {"report.pages", "data.chat", "submit.kuberay"},
 }
 
 

@@ -1,4 +1,4 @@
-"""What a codec is: logits in, bytes and statistics out, and back from bytes to a target.
+"""Protocol of codecs: logits in, bytes and statistics out, and bytes back to a target.
 
 A codec turns a position's logits into a fixed number of bytes and those bytes into a target for the
 student. It is pure tensor code without state: it runs where the logits are, and equal bytes a

@@ -59,7 +59,7 @@ class Scratch:
 
 
 def distribution(logits: Tensor, scratch: Scratch) -> Distribution:
-    """Of [C, V] float32 logits; its blocks live in `scratch`."""
+    """Return the distribution of [C, V] float32 logits; its blocks live in `scratch`."""
     vocab_size = logits.shape[1]
     if beyond := -vocab_size % BLOCK:
         logits = torch.nn.functional.pad(logits, (0, beyond), value=_NOWHERE)

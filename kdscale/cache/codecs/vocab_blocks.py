@@ -53,7 +53,7 @@ def locate(blocks: Tensor, sums: Tensor, points: Tensor) -> Tensor:
 
 
 def rows(blocks: Tensor, which: Tensor) -> Tensor:
-    """Of each position's blocks [C, N, BLOCK] those at `which` [C, K]: [C, K, BLOCK]."""
+    """Return each position's blocks at `which` [C, K] of [C, N, BLOCK]: [C, K, BLOCK]."""
     return blocks[torch.arange(len(blocks), device=blocks.device)[:, None], which]
 
 

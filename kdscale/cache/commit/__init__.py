@@ -1,1 +1,1 @@
-"""How a cache becomes complete exactly once: plan, writers' commits, manifests."""
+"""Commit protocol, which completes a cache exactly once: plan, commits, manifests."""

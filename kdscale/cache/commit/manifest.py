@@ -49,7 +49,7 @@ class Manifest:
 
     @property
     def identity(self) -> Identity:
-        """What the cache is a cache of."""
+        """Return the cache's spec."""
         return self.record.identity
 
     @property
@@ -122,7 +122,7 @@ def load_manifest(
 
 
 def manifest_key(version: int) -> str:
-    """Where a version lies, relative to the cache."""
+    """Return where a version lies, relative to the cache."""
     return f"{_FOLDER}{version:08d}.json"
 
 

@@ -31,7 +31,7 @@ _FOLDER = "plans/"
 
 
 def plan_key(number: int) -> str:
-    """Where the plan of a generation lies, relative to the cache."""
+    """Return where the plan of a generation lies, relative to the cache."""
     return f"{_FOLDER}{number:04d}.json"
 
 

@@ -1,1 +1,1 @@
-"""What is stored and how: records, shards as Arrow files, entropy-coded ids, checked reads."""
+"""Stored form of a cache: records, shards as Arrow files, packed ids, checked reads."""

@@ -50,13 +50,13 @@ _WIDE = 1 << 31
 
 
 def packable(codec: Codec) -> TypeGuard[SampledIds]:
-    """Whether the codec's payload ends in sampled ids: others are stored as they are."""
+    """Return whether the codec's payload ends in sampled ids: others are stored as they are."""
     return hasattr(codec, "ordered_ids")
 
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """How the payload of one codec is stored under one prior."""
+    """Stored form of one codec's payload under one prior."""
 
     codec: SampledIds
     prior: Prior
@@ -186,7 +186,7 @@ def _unpack(
 
 
 def _groups(ordered: np.ndarray) -> dict[int, slice]:
-    """Where the positions with each number of ordered ids lie once they are sorted by it."""
+    """Return where the positions with each number of ordered ids lie once they are sorted by it."""
     ends = np.cumsum(np.bincount(ordered)).tolist()
     starts = [0, *ends]
     return {

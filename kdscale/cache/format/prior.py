@@ -1,4 +1,4 @@
-"""What tokens follow a token: the knowledge that writer and reader share about a cache's ids.
+"""Prior of a cache's ids: which tokens usually follow a token.
 
 Counted from the tokens of the captured rows before the capture starts, stored once with the cache,
 and used for nothing but renaming stored ids: an id becomes its rank among the ids that usually

@@ -86,12 +86,12 @@ class Shard(Config):
 
     @property
     def object(self) -> str:
-        """Where the data object lies; the same content has the same key."""
+        """Return where the data object lies; the same content has the same key."""
         return f"data/{self.shard:06d}-{self.digest[:16]}.arrow"
 
     @property
     def index(self) -> str:
-        """Where the index object lies."""
+        """Return where the index object lies."""
         return f"index/{self.shard:06d}-{self.index_digest[:16]}.arrow"
 
 
@@ -125,7 +125,7 @@ class Generation(Config):
     """Fingerprint of the data that the rows are from."""
 
     request: Digest128
-    """Which rows of that data were asked for (`request_digest`)."""
+    """Selection of rows of that data (`selection_hash`)."""
 
     prior: ObjectReference | None
     """The prior that the payload is packed under; None where it is stored as it is."""
@@ -138,7 +138,7 @@ class Generation(Config):
 
     @property
     def prior_key(self) -> str | None:
-        """Where the prior lies."""
+        """Return where the prior lies."""
         return None if self.prior is None else f"prior/{self.prior.digest[:16]}.arrow"
 
 
@@ -168,7 +168,7 @@ class ManifestRecord(Record):
 
     @property
     def shards_key(self) -> str:
-        """Where the table of shards lies."""
+        """Return where the table of shards lies."""
         return f"manifests/shards-{self.shards.digest[:16]}.arrow"
 
     @model_validator(mode="after")

@@ -116,7 +116,7 @@ def decode_chunk(data: bytes, layout: "Layout") -> FixedRows:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What a shard's index object says."""
+    """Content of a shard's index object."""
 
     stats: RowStats
     chunks: tuple[Chunk, ...]
@@ -153,13 +153,13 @@ _STATS: list["pa.Field[Any]"] = [
 
 @dataclass(frozen=True)
 class Layout:
-    """What it takes to decode a chunk."""
+    """Everything needed to decode a chunk."""
 
     seq_len: int
     bytes_per_position: int
     packing: Packing | None
     labelled: bool = False
-    """Whether rows know their labels; otherwise these are the next tokens."""
+    """True where rows have labels; otherwise these are the next tokens."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -212,7 +212,7 @@ def _chunk(
 
 
 def _chunks(data: bytes, sizes: list[int]) -> tuple[Chunk, ...]:
-    """Where each record batch lies in a file: the messages behind its magic word and its schema."""
+    """Return where each record batch lies in a file: the messages after magic word and schema."""
     source = pa.BufferReader(data)
     source.seek(_MAGIC_BYTES)
     pa.ipc.read_message(source)

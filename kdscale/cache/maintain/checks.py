@@ -43,7 +43,7 @@ class Damage:
 
 @dataclass
 class Tally:
-    """What was read, and what of it is damaged."""
+    """Counts of what was read, and the damage in it."""
 
     objects: int = 0
     chunks: int = 0
@@ -100,7 +100,7 @@ def check_shard(
 
 
 def _index_problems(shard: Shard, rows: int, index: ShardIndex) -> Iterator[str]:
-    """Whether manifest, plan, statistics and table of chunks count the same."""
+    """Return whether manifest, plan, statistics and table of chunks count the same."""
     counted = {shard.rows, rows, len(index.stats), sum(chunk.rows for chunk in index.chunks)}
     if len(counted) > 1:
         yield f"should have {rows} rows; manifest and index say {sorted(counted)}"
@@ -152,7 +152,7 @@ def _same_rows(chunk: CachedRows, stats: RowStats) -> bool:
 
 
 def _are_distributions(chunk: CachedRows, codec: Codec) -> bool:
-    """Whether all targets have ids of the vocabulary and probabilities that can be such."""
+    """Return whether all targets have ids of the vocabulary and probabilities that can be such."""
     payload = chunk.payload[chunk.rows.loss_mask]
     vocab_size = codec.describe()["vocab_size"]
     step = max(1, _PAYLOAD_BYTES // codec.bytes_per_position)

@@ -111,7 +111,7 @@ def _rows_per_file(reader: CacheReader, file_bytes: int) -> int:
 
 
 def _metadata(reader: CacheReader) -> dict[str, Any]:
-    """Which cache the rows are from."""
+    """Return the description of the rows' cache."""
     record = reader.manifest.record
     return {
         "fingerprint": record.fingerprint,

@@ -30,7 +30,7 @@ _THREADS = 16
 
 @dataclass(frozen=True)
 class GcReport:
-    """What `gc` deleted, or would have."""
+    """Result of `gc`: the objects deleted, or to be deleted."""
 
     entries: list[Entry]
     """Objects, records of manifests, and temporary files."""
@@ -42,7 +42,7 @@ class GcReport:
 
     @property
     def bytes(self) -> int:
-        """Of all entries."""
+        """Bytes of all entries."""
         return sum(entry.size for entry in self.entries)
 
 

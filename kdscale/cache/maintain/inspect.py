@@ -1,4 +1,4 @@
-"""What a cache holds: its facts, and single positions for a person to read."""
+"""Inspection of a cache: its facts, and single positions for a person to read."""
 
 from collections.abc import Callable
 from typing import Any

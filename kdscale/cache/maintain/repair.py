@@ -48,7 +48,7 @@ _THREADS = 4
 
 @dataclass(frozen=True)
 class RepairReport:
-    """What `repair` did."""
+    """Result of `repair`."""
 
     restored: list[str]
     """Keys that are right again, without the teacher."""

@@ -100,7 +100,7 @@ def _stored_size(batch: pa.RecordBatch) -> int:
 
 
 def _row_statistics(store: Store, manifest: Manifest) -> dict[str, Any]:
-    """How entropy, nll and targets are spread over rows; rows without targets have no entropy."""
+    """Return the spread of entropy, nll and targets over rows; without targets none of entropy."""
     shards = _some_shards(manifest, _SHARDS_FOR_ROWS)
     parts = list(
         ordered_map(partial(_index_stats, store), shards, threads=_THREADS, ahead=_THREADS)

@@ -25,7 +25,7 @@ from kdscale.store import Store
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `verify` read, and what of it is damaged."""
+    """Result of `verify`: what was read, and the damage in it."""
 
     version: int
     shards: int
@@ -117,7 +117,7 @@ class ShardChecker:
             return None
 
     def _commit_damage(self, number: int) -> Iterator[Damage]:
-        """Where the stored commit is not the manifest's."""
+        """Report a stored commit that differs from the manifest's."""
         key = commit_key(number)
         try:
             commit = read_record(Commit, self._store, key)

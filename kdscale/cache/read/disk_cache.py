@@ -82,7 +82,7 @@ class DiskCache:
         return time.monotonic() >= self._paused_until
 
     def is_beside(self, path: Path) -> bool:
-        """Whether `path` lies on the same disk."""
+        """Return whether `path` lies on the same disk."""
         nearest = next(
             folder for folder in (self._folder, *self._folder.parents) if folder.exists()
         )
@@ -242,7 +242,7 @@ def _open_lock(path: Path) -> int | None:
 
 @contextmanager
 def _locked(descriptor: int) -> Iterator[bool]:
-    """Whether the open lock file is ours alone. Closes it."""
+    """Return whether the open lock file is ours alone. Closes it."""
     try:
         yield _acquire(descriptor)
     finally:

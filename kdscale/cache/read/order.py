@@ -117,7 +117,7 @@ class _Epoch:
         )
 
     def _end(self, window: int) -> int:
-        """Where a window ends if the short chunk were full."""
+        """Return where a window ends if the short chunk were full."""
         return min((window + 1) * self.window_chunks, self.chunks) * self.chunk_rows
 
     def _chunk_at(self, slots: np.ndarray) -> np.ndarray:

@@ -49,7 +49,7 @@ class SubsetReader:
 
     @cached_property
     def statistics(self) -> RowStats:
-        """Of the chosen rows."""
+        """Return the statistics of the chosen rows."""
         stats = self._reader.statistics
         return RowStats(*(getattr(stats, field.name)[self._chosen] for field in fields(RowStats)))
 

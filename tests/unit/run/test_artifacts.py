@@ -102,4 +102,4 @@ def test_operational_fields_are_in_no_recipe(corpus: Path) -> None:
         *("validate_every", "validation_sequences"),
     }
     assert {"workers", "baseline", "cache_folder"}.isdisjoint(recipe(config.distill))
-    assert recipe(config.cache).keys() == {"codec", "temperature", "rows"}
+    assert recipe(config.cache).keys() == {"codec", "temperature", "sequences"}
