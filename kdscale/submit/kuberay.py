@@ -123,7 +123,9 @@ def _check(plan: JobPlan, config: RunConfig) -> None:
         raise KdscaleError(
             f"{relative[0].field} {relative[0].given!r} is a path of this machine, which pods do "
             "not have.",
-            "Give a URL of an object store, or an absolute path inside the image.",
+            "Give an absolute path inside the pods, or leave it out."
+            if relative[0].form == "node"
+            else "Give a URL of an object store, or an absolute path inside the image.",
         )
     size = len(plan.config_text.encode())
     if size > _MOST_CONFIG_BYTES:

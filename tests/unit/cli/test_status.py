@@ -128,4 +128,4 @@ def test_a_mistyped_folder_is_told(
 @pytest.mark.parametrize("command", ["logs", "wait", "stop"])
 def test_a_path_is_no_jobs_id(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command, "runs/quickstart") == 2
-    assert "'runs/quickstart' is no job's id" in capsys.readouterr().err
+    assert "'runs/quickstart' is a path or a URL, not a job's id" in capsys.readouterr().err
