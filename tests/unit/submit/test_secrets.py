@@ -61,7 +61,7 @@ def test_without_secrets_nothing_is_opened() -> None:
     secrets.discard_secrets()
 
 
-@pytest.mark.parametrize("key", [Fernet.generate_key().decode(), "00" * 32])
+@pytest.mark.parametrize("key", [Fernet.generate_key().decode(), "00" * 32], ids=["other", "bad"])
 def test_an_object_that_is_gone_or_another(tmp_path: Path, key: str) -> None:
     os.environ.update(secrets.seal_secrets(VALUES, str(tmp_path), "job-1"))
     os.environ[secrets.KEY_VARIABLE] = key
