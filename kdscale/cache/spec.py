@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from kdscale.errors import KdscaleError
 
-FORMAT: Literal[4] = 4
+FORMAT: Literal[5] = 5
 """Version of everything that a cache stores. A cache of another version is refused."""
 
 Identity = dict[str, Any]

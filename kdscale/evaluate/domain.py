@@ -23,7 +23,7 @@ from kdscale.evaluate.results import DomainMetrics, Interval, ModelResults
 from kdscale.evaluate.temperature import FITTED_ON
 from kdscale.models.forward import row_tensors, target_logits
 from kdscale.models.hf_folder import ModelReference
-from kdscale.train.batches import rank_rows, split_micro_batches
+from kdscale.train.batches import split_micro_batches
 
 
 class DomainScores:
@@ -55,8 +55,9 @@ class DomainScores:
     ) -> None:
         """Run all models over all sequences, and add up over ranks. Collective."""
         places = np.arange(len(self.order))
-        mine = rank_rows(places, worker.rank, worker.world_size)
-        for part, valid in split_micro_batches(mine, places, micro_batch_size, worker.world_size):
+        for part, valid in split_micro_batches(
+            places, micro_batch_size, worker.rank, worker.world_size
+        ):
             self._add(models, part, valid, worker)
             worker.beat("a batch of evaluation")
         for total in self.sums.values():

@@ -19,7 +19,7 @@ from kdscale.data.rows.prepared import Prepared
 from kdscale.distributed.rank import Rank
 from kdscale.evaluate.metrics import CHUNK_ELEMENTS
 from kdscale.models.forward import row_tensors, target_logits
-from kdscale.train.batches import rank_rows, split_micro_batches
+from kdscale.train.batches import split_micro_batches
 
 # Whose labels it is fitted on: the models were not trained on them.
 FITTED_ON = "validation"
@@ -86,8 +86,9 @@ def fit_temperatures(
     rows = -(-POSITIONS * len(table) // max(1, counts["targets_written"]))
     chosen = np.unique(np.linspace(0, len(table) - 1, min(rows, len(table))).astype(np.int64))
     sums = {name: TemperatureSums(worker.device) for name in models}
-    mine = rank_rows(chosen, worker.rank, worker.world_size)
-    for part, valid in split_micro_batches(mine, chosen, micro_batch_size, worker.world_size):
+    for part, valid in split_micro_batches(
+        chosen, micro_batch_size, worker.rank, worker.world_size
+    ):
         batch = row_tensors(table.take(part), worker.device, valid)
         for name, model in models.items():
             logits = target_logits(model, batch, prepared.outputs).float()

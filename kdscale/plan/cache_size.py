@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdscale.cache.codecs import make_codec
+from kdscale.cache.codecs.id_bytes import id_bytes
 from kdscale.cache.format.packing import packable
 from kdscale.config.cache import (
     CacheConfig,
@@ -17,9 +18,9 @@ from kdscale.config.cache import (
 )
 from kdscale.plan.inputs import PlanInputs
 
-# Payload stored over payload in memory, by ids or draws; measured on SmolLM2-135M over BBC news,
-# benchmarks/results/codec_fidelity.json. Packed payloads shrink with the number of ids; the order
-# and the values of topk leave zstd little to find.
+# Payload stored over payload with ids of log2(V) bits, by ids or draws; measured on SmolLM2-135M
+# over BBC news, benchmarks/results/codec_fidelity.json. Packed payloads shrink with the number of
+# ids; the order and the values of topk leave zstd little to find.
 _RATIOS = {
     "varopt": ((3, 0.55), (8, 0.60), (12, 0.59), (16, 0.58), (24, 0.57), (48, 0.51), (64, 0.48)),
     "sample": ((4, 0.50), (12, 0.42), (25, 0.36), (50, 0.31), (100, 0.26)),
@@ -64,16 +65,18 @@ class Requests:
 def stored_payload(codec: CodecConfig, vocab_size: int, pack: bool = True) -> float:
     """Return the stored bytes of a position's payload.
 
-    Bytes in memory times the measured ratio of the codec's family at its number of ids, on straight
-    lines between those measured.
+    Bytes in memory, with ids of log2(V) bits as compression takes the others out, times the
+    measured ratio of the codec's family at its number of ids, on straight lines between those
+    measured.
     """
     made = make_codec(codec, vocab_size)
-    in_memory = made.bytes_per_position
+    ids = codec.draws if isinstance(codec, SampleCodec) else getattr(codec, "k", 0)
+    unused_bits = 8 * id_bytes(vocab_size) - (vocab_size - 1).bit_length()
+    used = made.bytes_per_position - ids * unused_bits / 8
     if packable(made) and not pack:
-        return _UNPACKED * in_memory
-    size = codec.draws if isinstance(codec, SampleCodec) else getattr(codec, "k", 1)
+        return _UNPACKED * used
     sizes, ratios = np.array(_RATIOS[codec.kind]).T
-    return in_memory * float(np.interp(size, sizes, ratios))
+    return used * float(np.interp(ids, sizes, ratios))
 
 
 def cache_bytes(config: CacheConfig, codec: CodecConfig, inputs: PlanInputs) -> CacheBytes:

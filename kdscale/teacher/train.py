@@ -20,7 +20,7 @@ from kdscale.models.head import ModelWithHead
 from kdscale.models.load import build_model, load_model
 from kdscale.store import Store
 from kdscale.teacher.pretrained import teacher_config, teacher_source
-from kdscale.train.batches import batch_digest, rank_rows, split_micro_batches
+from kdscale.train.batches import batch_digest, split_micro_batches
 from kdscale.train.job import TrainingJob, run_training
 from kdscale.train.label_loss import LabelWeights, class_weights, label_loss
 from kdscale.train.loop import MicroBatchLoss, StatefulLoss, Step
@@ -69,8 +69,9 @@ class TeacherRecipe:
         training, worker = self._training, self._worker
         for step in range(start, training.steps):
             batch = self._batch(step)
-            mine = rank_rows(batch, worker.rank, worker.world_size)
-            parts = split_micro_batches(mine, batch, training.micro_batch_size, worker.world_size)
+            parts = split_micro_batches(
+                batch, training.micro_batch_size, worker.rank, worker.world_size
+            )
             micro_batches = [
                 row_tensors(self._table.take(part), worker.device, valid) for part, valid in parts
             ]

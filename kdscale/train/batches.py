@@ -12,6 +12,7 @@ import xxhash
 from kdscale.config import RunConfig
 from kdscale.data.rows.prepared import Prepared
 from kdscale.models.sequence_check import SequenceSpec
+from kdscale.utils.rank_share import rank_share
 
 
 def micro_batches_per_rank(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
@@ -28,26 +29,18 @@ def batch_digest(batch: np.ndarray) -> float:
     return float(xxhash.xxh3_64_intdigest(batch.astype("<i8").tobytes()) >> 16)
 
 
-def rank_rows(batch: np.ndarray, rank: int, world_size: int) -> np.ndarray:
-    """Return this rank's part of the global `batch` ([B] int64): every world_size-th index."""
-    return batch[rank::world_size]
-
-
 def split_micro_batches(
-    mine: np.ndarray, batch: np.ndarray, micro_batch_size: int, world_size: int
+    batch: np.ndarray, micro_batch_size: int, rank: int, world_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (indices [m], valid [m] bool) of each micro-batch of a rank whose indices are `mine`.
+    """Yield (indices [m], valid [m] bool) of each micro-batch of a rank's share of `batch` [B].
 
     All micro-batches of all ranks but the last of each rank have `micro_batch_size` sequences;
     invalid ones must not count in the loss.
     """
-    count = micro_batches_per_rank(len(batch), micro_batch_size, world_size)
-    per_rank = -(-len(batch) // world_size)
-    padded = np.concatenate([mine, np.repeat(batch[:1], per_rank - len(mine))])
-    valid = np.arange(per_rank) < len(mine)
-    for index in range(count):
-        part = slice(index * micro_batch_size, (index + 1) * micro_batch_size)
-        yield padded[part], valid[part]
+    share, valid = rank_share(batch, rank, world_size)
+    for first in range(0, len(share), micro_batch_size):
+        part = slice(first, first + micro_batch_size)
+        yield share[part], valid[part]
 
 
 def sequence_spec(config: RunConfig, prepared: Prepared, micro_batch_size: int) -> SequenceSpec:

@@ -28,7 +28,6 @@ from kdscale.tracking.trackers import Tracker, open_tracker
 from kdscale.train.backends.base import Backend, make_backend
 from kdscale.train.batches import (
     micro_batches_per_rank,
-    rank_rows,
     sequence_spec,
     split_micro_batches,
 )
@@ -233,9 +232,8 @@ def _validator(
         backend.model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=worker.device)
         order = spread(len(rows), len(rows))
-        mine = rank_rows(order, worker.rank, worker.world_size)
         size = training.micro_batch_size
-        for part, valid in split_micro_batches(mine, order, size, worker.world_size):
+        for part, valid in split_micro_batches(order, size, worker.rank, worker.world_size):
             batch = row_tensors(rows.take(part), worker.device, valid)
             sums[0] += backend.model(_cross_entropy, batch)
             sums[1] += batch.known.sum()

@@ -25,7 +25,7 @@ from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import ModelReference
 from kdscale.models.load import build_model
 from kdscale.store import Store, open_store
-from kdscale.train.batches import rank_rows, sequence_spec, split_micro_batches
+from kdscale.train.batches import sequence_spec, split_micro_batches
 from kdscale.train.job import TrainingJob, run_training
 from kdscale.train.loop import Step
 from tests.ranks import run_ranks
@@ -95,8 +95,8 @@ class OnlineStudent:
                 raise Killed
             self.seen[step] = self.compute_loss.taid.t
             batch = np.arange(5 * step, 5 * step + 5) % ROWS
-            mine, parts = rank_rows(batch, worker.rank, worker.world_size), []
-            for rows, valid in split_micro_batches(mine, batch, 2, worker.world_size):
+            parts = []
+            for rows, valid in split_micro_batches(batch, 2, worker.rank, worker.world_size):
                 made = row_tensors(self.table.take(rows), worker.device, valid)
                 parts.append(MicroBatch(made, torch.empty(*made.ids.shape, 0), None))
             yield Step(parts, sum(int(part.rows.mask.sum()) for part in parts), batch)

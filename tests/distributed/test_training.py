@@ -25,7 +25,7 @@ from kdscale.store import open_store
 from kdscale.train.backends import zero
 from kdscale.train.backends.base import make_backend
 from kdscale.train.backends.zero import _zero_config
-from kdscale.train.batches import micro_batches_per_rank, rank_rows, split_micro_batches
+from kdscale.train.batches import micro_batches_per_rank, split_micro_batches
 from kdscale.train.checkpoint import load_checkpoint, save_checkpoint
 from kdscale.train.loop import Callbacks, MicroBatchLoss, Progress, Step, train
 from tests.ranks import run_ranks
@@ -112,12 +112,11 @@ def run(
                 np.arange(step * config.global_batch_size, (step + 1) * config.global_batch_size)
                 % ROWS
             )
-            mine = rank_rows(batch, worker.rank, worker.world_size)
-            seen.extend(mine.tolist())
             parts = []
             for rows, valid in split_micro_batches(
-                mine, batch, config.micro_batch_size, worker.world_size
+                batch, config.micro_batch_size, worker.rank, worker.world_size
             ):
+                seen.extend(rows[valid].tolist())
                 parts.append((ids[rows], mask[rows] & torch.from_numpy(valid)[:, None]))
             yield Step(parts, sum(int(m.sum()) for _, m in parts), batch)
 

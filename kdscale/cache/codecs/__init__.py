@@ -5,8 +5,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from kdscale.cache.codecs.base import Codec, Encoded, SampledIds
-from kdscale.cache.codecs.bits import MAX_WIDTH
 from kdscale.cache.codecs.full import Full
+from kdscale.cache.codecs.id_bytes import MAX_IDS
 from kdscale.cache.codecs.noise import uniforms
 from kdscale.cache.codecs.sample import Sample
 from kdscale.cache.codecs.topk import Topk
@@ -24,9 +24,9 @@ def make_codec(config: CodecConfig, vocab_size: int) -> Codec:
 
     Raises KdscaleError where the vocabulary is too small for the ids asked for, or too large.
     """
-    if vocab_size > 1 << MAX_WIDTH:
+    if vocab_size > MAX_IDS:
         raise KdscaleError(
-            f"A vocabulary of {vocab_size} ids is larger than the {1 << MAX_WIDTH} a codec packs.",
+            f"A vocabulary of {vocab_size} ids is larger than the {MAX_IDS} a codec takes.",
             "Check the tokenizer: no known language model has so many ids.",
         )
     if isinstance(config, FullCodec):

@@ -64,14 +64,14 @@ class Codec(Protocol):
 
 
 class SampledIds(Protocol):
-    """A payload that ends in K packed ids, most of which may come in any order.
+    """A payload that ends in K ids, most of which may come in any order.
 
     What is to be stored can then sort them, which takes fewer bits.
     """
 
     @property
     def prefix_bytes(self) -> int:
-        """Bytes of a position before its packed ids."""
+        """Bytes of a position before its ids."""
         ...
 
     @property
@@ -80,8 +80,8 @@ class SampledIds(Protocol):
         ...
 
     @property
-    def id_width(self) -> int:
-        """Bits of an id."""
+    def vocab_size(self) -> int:
+        """Number of ids there are, which `id_bytes` of the payload's ids follow from."""
         ...
 
     def ordered_ids(self, payload: Tensor) -> Tensor:

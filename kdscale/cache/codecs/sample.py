@@ -8,7 +8,7 @@ average only: it is never renormalised, because that would bias it.
 Draws, not counts, are stored: N sorted ids, in which a count is how often an id occurs.
 
 Layout of a position: where tau is not 1, the weight p_i/q_i of each draw in float16 (rounded by at
-most 2^-11 of it or, under 6.1e-5, by 3e-8; cut at 65504); then N packed ids, rising.
+most 2^-11 of it or, under 6.1e-5, by 3e-8; cut at 65504); then N ids of 2 or 3 bytes, rising.
 """
 
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdscale.cache.codecs import bits
 from kdscale.cache.codecs.chunked import ChunkedCodec
 from kdscale.cache.codecs.distribution import Distribution
+from kdscale.cache.codecs.id_bytes import from_bytes, id_bytes, to_bytes
 from kdscale.cache.codecs.vocab_blocks import BLOCK, locate, running_sums
 from kdscale.types import SparseTargets
 
@@ -37,7 +37,7 @@ class Sample(ChunkedCodec):
     @property
     def bytes_per_position(self) -> int:
         """See `Codec.bytes_per_position`."""
-        return self.prefix_bytes + bits.packed_bytes(self.draws, self.id_width)
+        return self.prefix_bytes + self.draws * id_bytes(self.vocab_size)
 
     @property
     def streams(self) -> int:
@@ -55,21 +55,16 @@ class Sample(ChunkedCodec):
         return self.draws
 
     @property
-    def id_width(self) -> int:
-        """See `SampledIds.id_width`."""
-        return bits.width_for(self.vocab_size)
-
-    @property
     def blocks_read(self) -> int:
         """See `ChunkedCodec.blocks_read`."""
         return self.draws
 
     def decode(self, payload: Tensor) -> SparseTargets:
         """[..., bytes] uint8 -> N ids, which may repeat, and 1/N or weight/N for each."""
-        weights, packed = payload.split(
+        weights, held = payload.split(
             [self.prefix_bytes, payload.shape[-1] - self.prefix_bytes], dim=-1
         )
-        ids = bits.unpack(packed, self.draws, self.id_width)
+        ids = from_bytes(held, id_bytes(self.vocab_size))
         if not self._weighted:
             return SparseTargets(ids, torch.full_like(ids, 1 / self.draws, dtype=torch.float32))
         # A slice of one position counts as contiguous, yet may start at an odd byte.
@@ -104,11 +99,11 @@ class Sample(ChunkedCodec):
     def pack(self, *selected: Tensor) -> Tensor:
         """See `ChunkedCodec.pack`."""
         ids, *log_weights = selected
-        packed = bits.pack(ids, self.id_width)
+        held = to_bytes(ids, id_bytes(self.vocab_size))
         if not log_weights:
-            return packed
+            return held
         weights = log_weights[0].exp().clamp(max=_LARGEST_WEIGHT).half()
-        return torch.cat([weights.view(torch.uint8), packed], dim=-1)
+        return torch.cat([weights.view(torch.uint8), held], dim=-1)
 
     @property
     def _weighted(self) -> bool:

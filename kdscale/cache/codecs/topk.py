@@ -3,10 +3,10 @@
 It is what rivals keep and is here to be compared with. A target cut off at K is biased; it is never
 renormalised, as that would inflate the head and teach the student that the tail does not exist.
 
-Layout of a position: K packed ids, then K log-probabilities, both from the most probable id down.
-With 16 bits a log-probability is a float16: a probability p keeps a relative error of at most
-|log p| / 2048, which is 0.5% at p = 4e-5. With 8 bits it is a whole number of 1/16 nat: an error of
-at most 1/32 nat, 3.2% of p, and what is below 1.2e-7 (exp -15.91) is kept as 0.
+Layout of a position: K ids of 2 or 3 bytes, then K log-probabilities, both from the most probable
+id down. With 16 bits a log-probability is a float16: a probability p keeps a relative error of at
+most |log p| / 2048, which is 0.5% at p = 4e-5. With 8 bits it is a whole number of 1/16 nat: an
+error of at most 1/32 nat, 3.2% of p, and what is below 1.2e-7 (exp -15.91) is kept as 0.
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdscale.cache.codecs import bits
 from kdscale.cache.codecs.chunked import ChunkedCodec
 from kdscale.cache.codecs.distribution import Distribution
+from kdscale.cache.codecs.id_bytes import from_bytes, id_bytes, to_bytes
 from kdscale.types import SparseTargets
 
 _STEPS_PER_NAT = 16
@@ -36,7 +36,7 @@ class Topk(ChunkedCodec):
     @property
     def bytes_per_position(self) -> int:
         """See `Codec.bytes_per_position`."""
-        return self._id_bytes + self._value_bytes
+        return self._ids_bytes + self._value_bytes
 
     @property
     def streams(self) -> int:
@@ -50,8 +50,8 @@ class Topk(ChunkedCodec):
 
     def decode(self, payload: Tensor) -> SparseTargets:
         """[..., bytes] uint8 -> K ids, their probabilities, and the rest of the mass as `ghost`."""
-        packed, values = payload.split([self._id_bytes, self._value_bytes], dim=-1)
-        ids = bits.unpack(packed, self.k, bits.width_for(self.vocab_size))
+        held, values = payload.split([self._ids_bytes, self._value_bytes], dim=-1)
+        ids = from_bytes(held, id_bytes(self.vocab_size))
         probs = self._probs(values)
         mass = probs.sum(-1, keepdim=True)
         # Rounding can lift the mass above 1, which no target may exceed. Where all ids are listed,
@@ -81,11 +81,11 @@ class Topk(ChunkedCodec):
             values = log_probs.half().view(torch.uint8)
         else:
             values = (log_probs * -_STEPS_PER_NAT).round().clamp(0, _NOTHING).to(torch.uint8)
-        return torch.cat([bits.pack(ids, bits.width_for(self.vocab_size)), values], dim=-1)
+        return torch.cat([to_bytes(ids, id_bytes(self.vocab_size)), values], dim=-1)
 
     @property
-    def _id_bytes(self) -> int:
-        return bits.packed_bytes(self.k, bits.width_for(self.vocab_size))
+    def _ids_bytes(self) -> int:
+        return self.k * id_bytes(self.vocab_size)
 
     @property
     def _value_bytes(self) -> int:

@@ -5,8 +5,8 @@ sums", SODA 2009. The h most probable ids are kept as they are; the other K - h 
 probability p_i / tau each and all stand for tau = (1 - head) / (K - h), so the tail costs no values
 and the sum is 1. With E[t] = p the gradient q - t of the forward KL is unbiased too.
 
-Layout of a position: H codes of `head_bits`, then K packed ids. Ids 0 .. h-1 are the head, in
-falling order of probability; the codes of places h .. H-1 mean "no own value".
+Layout of a position: H codes of `head_bits`, then K ids of 2 or 3 bytes. Ids 0 .. h-1 are the
+head, in falling order of probability; the codes of places h .. H-1 mean "no own value".
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdscale.cache.codecs import bits
 from kdscale.cache.codecs.chunked import ChunkedCodec
 from kdscale.cache.codecs.distribution import Distribution
+from kdscale.cache.codecs.id_bytes import from_bytes, id_bytes, to_bytes
 from kdscale.cache.codecs.vocab_blocks import BLOCK, locate, rows, running_sums
 from kdscale.types import SparseTargets
 
@@ -34,7 +34,7 @@ class Varopt(ChunkedCodec):
     @property
     def bytes_per_position(self) -> int:
         """See `Codec.bytes_per_position`."""
-        return self.prefix_bytes + bits.packed_bytes(self.k, self.id_width)
+        return self.prefix_bytes + self.k * id_bytes(self.vocab_size)
 
     @property
     def streams(self) -> int:
@@ -44,12 +44,7 @@ class Varopt(ChunkedCodec):
     @property
     def prefix_bytes(self) -> int:
         """Those of the head's codes."""
-        return bits.packed_bytes(self.head, self.head_bits)
-
-    @property
-    def id_width(self) -> int:
-        """See `SampledIds.id_width`."""
-        return bits.width_for(self.vocab_size)
+        return self.head * self._code_bytes
 
     @property
     def blocks_read(self) -> int:
@@ -59,7 +54,7 @@ class Varopt(ChunkedCodec):
     def decode(self, payload: Tensor) -> SparseTargets:
         """[..., bytes] uint8 -> K ids and probabilities that sum to 1. An id may occur twice."""
         codes = self._codes(payload)
-        ids = bits.unpack(payload[..., self.prefix_bytes :], self.k, self.id_width)
+        ids = from_bytes(payload[..., self.prefix_bytes :], id_bytes(self.vocab_size))
         in_tail = codes == self._steps + 1
         own = codes.masked_fill(in_tail, 0)
         slots = self.k - self.head + in_tail.sum(-1, keepdim=True)
@@ -103,8 +98,12 @@ class Varopt(ChunkedCodec):
     def pack(self, *selected: Tensor) -> Tensor:
         """See `ChunkedCodec.pack`."""
         codes, ids = selected
-        packed = bits.pack(codes, self.head_bits), bits.pack(ids, self.id_width)
-        return torch.cat(packed, dim=-1)
+        held = to_bytes(codes, self._code_bytes), to_bytes(ids, id_bytes(self.vocab_size))
+        return torch.cat(held, dim=-1)
+
+    @property
+    def _code_bytes(self) -> int:
+        return self.head_bits // 8
 
     @property
     def _steps(self) -> int:
@@ -113,7 +112,7 @@ class Varopt(ChunkedCodec):
 
     def _codes(self, payload: Tensor) -> Tensor:
         """[..., H] int64."""
-        return bits.unpack(payload[..., : self.prefix_bytes], self.head, self.head_bits)
+        return from_bytes(payload[..., : self.prefix_bytes], self._code_bytes)
 
     def _round(self, head_values: Tensor, tail_mass: Tensor, uniforms: Tensor) -> Tensor:
         """Head values [C, H] float64 (0 past the head) -> codes [C, H], multiples of 1/S.

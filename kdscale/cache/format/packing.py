@@ -21,8 +21,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from kdscale.cache.codecs import Codec, bits
+from kdscale.cache.codecs import Codec
 from kdscale.cache.codecs.base import SampledIds
+from kdscale.cache.codecs.id_bytes import from_bytes, id_bytes
 from kdscale.cache.format.prior import Prior
 from kdscale.cache.jit import compiled
 
@@ -68,8 +69,8 @@ class Packing:
         wide = _WIDE if ordered.max(initial=0) > 255 else 0
         by_group = np.argsort(ordered, kind="stable")
         payload = payload[by_group]
-        packed_ids = torch.from_numpy(payload[:, codec.prefix_bytes :])
-        ids = bits.unpack(packed_ids, codec.k, codec.id_width).numpy()
+        held = torch.from_numpy(payload[:, codec.prefix_bytes :])
+        ids = from_bytes(held, id_bytes(codec.vocab_size)).numpy()
         groups = _groups(ordered)
         ranks = self.prior.rank(contexts[by_group], ids)
         numbers = _gaps(ranks, ordered[by_group]).T + 1
@@ -85,7 +86,7 @@ class Packing:
 
     def unpack(self, contexts: np.ndarray, data: bytes) -> np.ndarray:
         """Invert `pack`: [P, bytes a position] uint8, the ids of a set in rising rank."""
-        width = self.codec.prefix_bytes + bits.packed_bytes(self.codec.k, self.codec.id_width)
+        width = self.codec.prefix_bytes + self.codec.k * id_bytes(self.codec.vocab_size)
         payload = np.empty((len(contexts), width), np.uint8)
         self.unpack_to(payload.reshape(-1), width * np.arange(len(contexts)), contexts, data)
         return payload
@@ -114,7 +115,7 @@ class Packing:
             raise ValueError("the packed bytes hold classes that there are not")
         by_group = np.argsort(ordered, kind="stable")
         fits = _unpack(
-            (codec.prefix_bytes, codec.k, codec.id_width),
+            (codec.prefix_bytes, codec.k, id_bytes(codec.vocab_size)),
             self.prior.starts,
             self.prior.names,
             planes,
@@ -130,7 +131,7 @@ class Packing:
 
 @compiled
 def _unpack(
-    sizes: tuple[int, int, int],  # bytes of the prefix, K, bits of an id
+    sizes: tuple[int, int, int],  # bytes of the prefix, K, bytes of an id
     starts: np.ndarray,  # [V + 1] int32, see `Prior`
     names: np.ndarray,  # [pairs + V] int32, see `Prior`
     planes: np.ndarray,  # [prefix bytes + K, P] uint8: bytes of the prefix, then classes
@@ -144,7 +145,7 @@ def _unpack(
 
     False where the bits or the prior do not reach.
     """
-    prefix_bytes, k, id_width = sizes
+    prefix_bytes, k, size = sizes
     classes = planes[prefix_bytes:]
     # The open bits are stored slot by slot, so each slot has its own cursor.
     cursors = np.zeros(k + 1, np.int64)
@@ -162,7 +163,7 @@ def _unpack(
             at += 1
         first = starts[contexts[place]]
         count = starts[contexts[place] + 1] - first
-        rank, word, filled = 0, np.uint64(0), 0
+        rank = 0
         for slot in range(k):
             one = classes[slot, place]
             cursor, width = cursors[slot], _OPEN_BITS[one]
@@ -173,15 +174,12 @@ def _unpack(
             named = rank + (first if rank < count else followers - count)
             if named >= len(names):
                 return False
-            word |= np.uint64(names[named]) << np.uint64(filled)
-            filled += id_width
-            while filled >= 8:
-                memory[at] = word & np.uint64(255)
-                word >>= np.uint64(8)
-                filled -= 8
-                at += 1
-        if filled:
-            memory[at] = word & np.uint64(255)
+            name = names[named]
+            memory[at] = name & 255
+            memory[at + 1] = (name >> 8) & 255
+            if size == 3:
+                memory[at + 2] = name >> 16
+            at += size
     return True
 
 

@@ -145,7 +145,7 @@ class Generation(Config):
 class PlanRecord(Record):
     """plans/<number>.json: what one generation captures. Written before its first shard."""
 
-    format: Literal[4]  # spec.FORMAT
+    format: Literal[5]  # spec.FORMAT
     identity: dict[str, Any]
     generation: Generation
     created: str
@@ -155,7 +155,7 @@ class PlanRecord(Record):
 class ManifestRecord(Record):
     """manifests/<version>.json: a published cache. What it does not name does not exist."""
 
-    format: Literal[4]  # spec.FORMAT
+    format: Literal[5]  # spec.FORMAT
     version: Positive
     identity: dict[str, Any]
     fingerprint: str

@@ -45,7 +45,7 @@ _LOCKS = 1024
 # A sweep frees this share of the folder, so that the next one is far away.
 _SWEPT_SHARE = 16
 _COUNT = struct.Struct("<Q")
-_MAGIC = b"KDSBLK\x00\x02"
+_MAGIC = b"KDSBLK\x00\x03"
 _HEAD = struct.Struct("<8sQQ")
 _DIGEST_END = 16
 _ALIGNMENT = 64

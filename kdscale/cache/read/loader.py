@@ -19,6 +19,7 @@ import numpy as np
 from kdscale.cache.prefetch import ordered_map
 from kdscale.cache.rows import CachedRows
 from kdscale.types import Rows
+from kdscale.utils.rank_share import rank_share
 
 THREADS = 4
 """Threads that read ahead, at most."""
@@ -101,16 +102,6 @@ class CacheLoader:
         with closing(read):
             for step, sequences in enumerate(read, self._start_step):
                 yield LoadedBatch(step, *pending.popleft(), sequences)
-
-
-def rank_share(batch: np.ndarray, rank: int, world_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return a rank's share [b] of the global `batch` [B], and which of it is valid, [b] bool."""
-    mine = batch[rank::world_size]
-    missing = -(-len(batch) // world_size) - len(mine)
-    if not missing:
-        return mine, np.ones(len(mine), np.bool_)
-    filled = np.concatenate([mine, np.repeat(batch[:1], missing)])
-    return filled, np.arange(len(filled)) < len(mine)
 
 
 def read_batches(

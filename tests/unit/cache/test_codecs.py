@@ -127,7 +127,7 @@ def test_too_few_columns_are_refused(config: CodecConfig) -> None:
 
 
 def test_more_ids_than_the_vocabulary_has_are_refused() -> None:
-    assert make_codec(TopkCodec(k=12), 12).bytes_per_position == 6 + 24
+    assert make_codec(TopkCodec(k=12), 12).bytes_per_position == 24 + 24
     for config in (TopkCodec(k=12), VaroptCodec(k=12)):
         with pytest.raises(KdscaleError, match="k is 12, but the vocabulary has only 11 ids"):
             make_codec(config, 11)
@@ -206,18 +206,18 @@ def test_bytes_depend_on_neither_batch_nor_chunk_nor_threads(
     assert_same(part, expected)
 
 
-@pytest.mark.parametrize("vocab", [2, 3, 127, 128, 129, (1 << 17) + 1])
+@pytest.mark.parametrize("vocab", [2, 3, 128, 65_535, 65_536, 65_537, (1 << 17) + 1])
 @pytest.mark.parametrize("kind", ["sample", "topk", "varopt"])
-def test_any_vocabulary_takes_the_bits_it_needs(vocab: int, kind: str) -> None:
+def test_any_vocabulary_takes_the_bytes_it_needs(vocab: int, kind: str) -> None:
     configs = {
         "sample": SampleCodec(draws=5),
         "topk": TopkCodec(k=2),
         "varopt": VaroptCodec(k=2, head=1),
     }
     codec = make_codec(configs[kind], vocab)
-    width = (vocab - 1).bit_length()
+    size = 2 if vocab <= 65_536 else 3
     others = {"sample": 0, "topk": 4, "varopt": 1}[kind]
-    assert codec.bytes_per_position == others + -(-width * (5 if kind == "sample" else 2) // 8)
+    assert codec.bytes_per_position == others + size * (5 if kind == "sample" else 2)
     logits = torch.zeros(50, vocab)
     logits[:, -1] = 40.0
     targets = codec.decode(encode(codec, logits).payload)

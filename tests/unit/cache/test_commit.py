@@ -398,7 +398,7 @@ def test_shard_captured_again_gives_a_new_version_and_leaves_the_old_one(plant: 
         (
             ["format"],
             2,
-            "written by a kdscale of cache format 2; this kdscale reads and writes format 4",
+            "written by a kdscale of cache format 2; this kdscale reads and writes format 5",
         ),
         (["surplus"], 1, "Extra inputs are not permitted"),
     ],

@@ -23,8 +23,8 @@ def test_inspect_tells_the_facts(plant: Plant) -> None:
     assert (facts["version"], facts["generations"]) == (1, 1)
     assert facts["targets"] == planted.rows.loss_mask.sum()
     assert (facts["bytes"], facts["prior_bytes"]) == (stored, sizes["prior/"])
-    # Two codes of a byte and four ids of six bits.
-    assert facts["payload_bytes_per_position"] == 5
+    # Two codes of a byte and four ids of two.
+    assert facts["payload_bytes_per_position"] == 10
     assert facts["bytes_per_position"] == pytest.approx(stored / 368)
     assert facts["created"].endswith("+00:00")
 

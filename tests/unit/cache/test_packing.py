@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kdscale.cache.codecs import bits, make_codec, uniforms
+from kdscale.cache.codecs import make_codec, uniforms
+from kdscale.cache.codecs.id_bytes import MAX_IDS, from_bytes, id_bytes, to_bytes
 from kdscale.cache.format.packing import Packing, bit_windows, join_bits, packable
 from kdscale.cache.format.prior import Prior, count_prior, decode_prior, encode_prior
 from kdscale.config.cache import CodecConfig, FullCodec, SampleCodec, TopkCodec, VaroptCodec
@@ -71,8 +72,8 @@ def test_packed_positions_mean_what_they_meant(config: CodecConfig, vocab_size: 
 
 
 def ids_of(codec: object, payload: np.ndarray) -> np.ndarray:
-    packed = torch.from_numpy(payload[:, codec.prefix_bytes :])  # type: ignore[attr-defined]  # any packable codec
-    return bits.unpack(packed, codec.k, codec.id_width).numpy()  # type: ignore[attr-defined]  # as above
+    held = torch.from_numpy(payload[:, codec.prefix_bytes :])  # type: ignore[attr-defined]  # any packable codec
+    return from_bytes(held, id_bytes(codec.vocab_size)).numpy()  # type: ignore[attr-defined]  # as above
 
 
 def test_a_prior_of_the_text_saves_a_third_and_none_still_saves() -> None:
@@ -176,12 +177,13 @@ def test_numbers_of_any_widths_are_joined_and_split(numbers: list[tuple[int, int
 
 @settings(deadline=None, max_examples=60)
 @given(
-    vocab_size=st.sampled_from([40, 64, 257, 1 << 16, (1 << 16) + 1, 200_000, 1 << 22]),
+    vocab_size=st.sampled_from([40, 64, 257, 65_535, 65_536, 65_537, 200_000, 1 << 22]),
     k=st.integers(2, 40),
     head_bits=st.sampled_from([8, 16]),
     count=st.integers(0, 50),
     seed=st.integers(0, 99),
 )
+@example(vocab_size=MAX_IDS, k=12, head_bits=16, count=50, seed=0)
 def test_any_ids_come_back(vocab_size: int, k: int, head_bits: int, count: int, seed: int) -> None:
     """Also those that no teacher would draw."""
     codec = make_codec(VaroptCodec(k=k, head=k // 2, head_bits=head_bits), vocab_size)
@@ -190,8 +192,8 @@ def test_any_ids_come_back(vocab_size: int, k: int, head_bits: int, count: int, 
     ids = generator.integers(0, vocab_size, (count, k))
     contexts = generator.integers(0, vocab_size, count)
     codes = generator.choice([0, 7, 2**head_bits - 1], (count, k // 2))
-    pairs = ((codes, head_bits), (ids, codec.id_width))
-    payload = torch.cat([bits.pack(torch.from_numpy(n), width) for n, width in pairs], 1).numpy()
+    pairs = ((codes, head_bits // 8), (ids, id_bytes(vocab_size)))
+    payload = torch.cat([to_bytes(torch.from_numpy(n), size) for n, size in pairs], 1).numpy()
     packing = Packing(codec, prior_of(text(min(vocab_size, 300), seed=seed), vocab_size))
     found = packing.unpack(contexts, packing.pack(contexts, payload))
     assert np.array_equal(found[:, : codec.prefix_bytes], payload[:, : codec.prefix_bytes])

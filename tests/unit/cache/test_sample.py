@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdscale.cache.codecs import bits
+from kdscale.cache.codecs.id_bytes import from_bytes, id_bytes
 from kdscale.cache.codecs.sample import Sample
 from kdscale.types import SparseTargets
 
@@ -116,9 +116,9 @@ def test_weights_beyond_float16_are_cut() -> None:
 @pytest.mark.parametrize(("tau", "prefix", "ordered"), [(1.0, 0, 0), (0.9, 18, 9)])
 def test_what_packing_at_rest_needs_to_know(tau: float, prefix: int, ordered: int) -> None:
     codec = Sample(9, tau, 300)
-    assert (codec.prefix_bytes, codec.k, codec.id_width, codec.streams) == (prefix, 9, 9, 9)
-    assert codec.bytes_per_position == prefix + 11
+    assert (codec.prefix_bytes, codec.k, codec.vocab_size, codec.streams) == (prefix, 9, 300, 9)
+    assert codec.bytes_per_position == prefix + 18
     payload = codec.encode(zipf(300).expand(4, -1), random_uniforms(4, 9)).payload
     assert codec.ordered_ids(payload).tolist() == [ordered] * 4
-    ids = bits.unpack(payload[:, codec.prefix_bytes :], codec.k, codec.id_width)
+    ids = from_bytes(payload[:, codec.prefix_bytes :], id_bytes(300))
     assert torch.equal(ids, codec.decode(payload).ids)

@@ -18,7 +18,7 @@ def through(codec: Topk, logits: torch.Tensor) -> SparseTargets:
     return codec.decode(payload)
 
 
-@pytest.mark.parametrize(("bits", "size", "error"), [(16, 6 + 10, 0.006), (8, 6 + 5, 0.032)])
+@pytest.mark.parametrize(("bits", "size", "error"), [(16, 10 + 10, 0.006), (8, 10 + 5, 0.032)])
 def test_keeps_the_largest_and_the_mass_left_over(bits: int, size: int, error: float) -> None:
     codec = Topk(5, bits, 300)
     assert codec.bytes_per_position == size

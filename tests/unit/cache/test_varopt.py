@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdscale.cache.codecs import bits
+from kdscale.cache.codecs.id_bytes import from_bytes, id_bytes
 from kdscale.cache.codecs.varopt import Varopt
 
 LARGE = (1 << 17) + 1000
@@ -216,26 +216,25 @@ def test_the_last_point_falls_on_an_id_with_mass() -> None:
 
 
 def test_layout_is_codes_then_ids() -> None:
-    """A default position over a vocabulary of 2048: 4 codes, 12 ids of 11 bits."""
+    """A position over a vocabulary of 2048: 4 codes, 12 ids of two bytes."""
     subject = Varopt(12, 4, 8, 2048)
-    assert subject.bytes_per_position == 4 + 17
+    assert subject.bytes_per_position == 4 + 24
     encoded = subject.encode(only(2048, {2047: 1.0})[None], torch.zeros(1, 2, dtype=torch.float64))
     payload = encoded.payload
-    # One head of weight 1, three tail ids in the places of codes; then id 2047 in 11 bits.
-    assert payload[0, :5].tolist() == [254, 255, 255, 255, 255]
-    assert int(payload[0, 5]) & 0b111 == 0b111
+    # One head of weight 1, three tail ids in the places of codes; then id 2047, little endian.
+    assert payload[0].tolist() == [254, 255, 255, 255] + [255, 7] * 12
 
 
 def test_what_packing_at_rest_needs_to_know() -> None:
     """The codes come first, and all ids behind the head are a multiset of one weight."""
     p = torch.tensor([0.05, 0.5, 0.02, 0.3] + [0.13 / 60] * 60)
     subject = Varopt(8, 4, 16, 64)
-    assert (subject.prefix_bytes, subject.k, subject.id_width) == (8, 8, 6)
+    assert (subject.prefix_bytes, subject.k, subject.vocab_size) == (8, 8, 64)
     rows = torch.stack([p.log(), torch.zeros(64), only(64, {7: 1.0})])
     payload = subject.encode(rows, random_uniforms(3)).payload
     heads = subject.ordered_ids(payload)
     assert heads.tolist() == [3, 0, 1]
-    ids = bits.unpack(payload[:, subject.prefix_bytes :], subject.k, subject.id_width)
+    ids = from_bytes(payload[:, subject.prefix_bytes :], id_bytes(64))
     targets = subject.decode(payload)
     assert torch.equal(ids, targets.ids)
     for head, probs in zip(heads, targets.probs, strict=True):

@@ -173,7 +173,7 @@ def test_a_chunk_that_no_reader_can_decode_is_found(plant: Plant) -> None:
 
 def test_targets_that_are_no_distribution_are_found(plant: Plant) -> None:
     planted = plant(packed=False)
-    # Ids have six bits and the vocabulary 50 ids: all ones name an id that there is not.
+    # Ids have two bytes and the vocabulary 50 ids: all ones name an id that there is not.
     wrong = np.where(planted.rows.loss_mask[..., None], np.uint8(255), np.uint8(0))
     planted.payload[16:] = wrong[16:]
     planted.publish()

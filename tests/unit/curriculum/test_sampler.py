@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from kdscale.config.curriculum import CurriculumConfig
 from kdscale.curriculum.pacing import uniform_from
 from kdscale.curriculum.sampler import CurriculumSampler, SeenRows
-from kdscale.train.batches import rank_rows, split_micro_batches
+from kdscale.train.batches import split_micro_batches
 
 STEPS, BATCH = 200, 16
 DIFFICULTY = np.random.default_rng(0).permutation(1000).astype(np.float32)
@@ -192,7 +192,7 @@ def test_ranks_share_the_batch_of_one_rank(pacing: str, world: int) -> None:
         shares = []
         for rank in range(world):
             own = sampler(pacing=pacing).batch(step)
-            parts = split_micro_batches(rank_rows(own, rank, world), own, 4, world)
+            parts = split_micro_batches(own, 4, rank, world)
             shares.append(np.concatenate([rows[valid] for rows, valid in parts]))
         dealt = [shares[place % world][place // world] for place in range(BATCH)]
         assert np.array_equal(dealt, alone.batch(step))

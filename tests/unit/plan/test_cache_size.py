@@ -48,6 +48,13 @@ def test_a_measured_payload_counts_for_its_own_codec() -> None:
     assert cache_bytes(config, other, measured) == cache_bytes(config, other, found)
 
 
+@pytest.mark.parametrize(("vocab_size", "used"), [(2048, 24), (49_152, 34), (128_256, 36)])
+def test_only_the_bits_that_ids_need_are_stored(vocab_size: int, used: int) -> None:
+    """Two head values of a byte and 16 ids of 11, 16 and 17 bits."""
+    assert stored_payload(VaroptCodec(), vocab_size) == pytest.approx(0.58 * used)
+    assert stored_payload(VaroptCodec(), vocab_size, pack=False) == pytest.approx(0.97 * used)
+
+
 def test_what_is_not_packed_stays_as_it_is() -> None:
     packed = stored_payload(VaroptCodec(), 49152)
     assert stored_payload(VaroptCodec(), 49152, pack=False) == pytest.approx(0.97 * 34)

@@ -166,7 +166,7 @@ def test_a_sharded_teacher_takes_its_share_and_what_is_gathered() -> None:
 
 def test_the_reader_takes_its_budget_or_the_whole_cache() -> None:
     small = distill_memory(setting("H100"))
-    row = 32 * (2 + 18 + 9)  # two head values, 16 ids of 9 bits, ids, segments and mask
+    row = 32 * (2 + 32 + 9)  # two head values, 16 ids of two bytes, ids, segments and mask
     assert small.host["cache reader"] == 640 * row
     large = distill_memory(setting("H100", tokens=1e9, distill__cache_memory_mib=64))
     assert large.host["cache reader"] == 64 << 20

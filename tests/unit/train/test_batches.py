@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kdscale.train.batches import micro_batches_per_rank, rank_rows, split_micro_batches
+from kdscale.train.batches import micro_batches_per_rank, split_micro_batches
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
@@ -15,8 +15,7 @@ def test_ranks_take_every_row_once_in_equally_many_micro_batches(
     counted: list[int] = []
     shapes = set()
     for rank in range(world_size):
-        mine = rank_rows(batch, rank, world_size)
-        parts = list(split_micro_batches(mine, batch, size, world_size))
+        parts = list(split_micro_batches(batch, size, rank, world_size))
         shapes.add(tuple(len(part) for part, _ in parts))
         assert len(parts) == micro_batches_per_rank(rows, size, world_size)
         for part, valid in parts:
