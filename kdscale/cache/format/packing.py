@@ -131,7 +131,7 @@ class Packing:
 
 @compiled
 def _unpack(
-    sizes: tuple[int, int, int],  # bytes of the prefix, K, bytes of an id
+    sizes: tuple[int, int, int],  # bytes of the prefix, K, bytes of an id (2 or 3)
     starts: np.ndarray,  # [V + 1] int32, see `Prior`
     names: np.ndarray,  # [pairs + V] int32, see `Prior`
     planes: np.ndarray,  # [prefix bytes + K, P] uint8: bytes of the prefix, then classes

@@ -132,7 +132,7 @@ def test_one_cache_of_weight_one_is_that_cache(caches: list[Planted]) -> None:
 def test_no_rows_and_rows_that_are_not_there(caches: list[Planted]) -> None:
     mixed = ConcatReader(readers_of(caches), (1, 1, 1))
     assert len(mixed.read(np.array([], np.int64))) == 0
-    assert mixed.read(np.array([], np.int64)).payload.shape == (0, 16, 5)
+    assert mixed.read(np.array([], np.int64)).payload.shape == (0, 16, 10)
     for index in (-1, len(mixed)):
         with pytest.raises(IndexError, match=f"rows {index}"):
             mixed.read(np.array([index]))
