@@ -170,13 +170,14 @@ def test_records_of_a_cache_name_nothing_outside(path: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("path", ELSEWHERE)
 def test_manifests_name_nothing_outside(path: str, tmp_path: Path) -> None:
-    from kdscale.config import fingerprint
+    from kdscale.cache.spec import FORMAT
+from kdscale.config import fingerprint
 
     store = open_store(str(tmp_path))
     prior = {"digest": "0" * 32, "length": 1}
     generation = {"first_shard": 0, "first_row": 0, "rows": 1, "sequences_per_shard": 1}
     generation |= {"sequences_per_chunk": 1, "data": "d", "request": "0" * 32, "prior": prior}
-    manifest: dict[str, Any] = {"format": 4, "version": 1, "identity": {}, "created": "now"}
+    manifest: dict[str, Any] = {"format": FORMAT, "version": 1, "identity": {}, "created": "now"}
     manifest |= {"fingerprint": fingerprint({}), "generations": [generation], "shards": prior}
     assert read_record(ManifestRecord, store, write(store, manifest)).shards_key.startswith(
         "manifests/shards-"

@@ -274,12 +274,12 @@ def test_what_only_the_cluster_has_is_noted_by_a_submission_and_refused_by_a_run
         preflight(config(**UNSEEN[field], **bad), options=ELSEWHERE)
 
 
-def test_a_local_submission_sees_what_the_run_sees(
+def test_a_submission_leaves_to_the_cluster_what_only_the_cluster_sees(
     config: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(dump_config(config(teacher__load="/absent/teacher")))
-    code, _, err = run(capsys, "submit", str(path), "--backend", "local", "--dry-run")
+    code, _, err = run(capsys, "run", str(path), "--dry-run")
     assert (code, "'/absent/teacher' does not exist" in err) == (2, True)
     code, _, err = run(capsys, "submit", str(path), "--dry-run")
     assert (code, "teacher.load /absent/teacher cannot be seen from here" in err) == (0, True)
