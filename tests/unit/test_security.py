@@ -171,7 +171,7 @@ def test_records_of_a_cache_name_nothing_outside(path: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("path", ELSEWHERE)
 def test_manifests_name_nothing_outside(path: str, tmp_path: Path) -> None:
     from kdscale.cache.spec import FORMAT
-from kdscale.config import fingerprint
+    from kdscale.config import fingerprint
 
     store = open_store(str(tmp_path))
     prior = {"digest": "0" * 32, "length": 1}
