@@ -8,45 +8,49 @@ import typer
 
 from kdscale.cli.show import aligned
 
+Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="Output of a run: a path or URL.")]
+Tasks = Annotated[
+    str,
+    typer.Option(
+        metavar="A,B", help="Tasks of lm-eval, or YAML files. By default those without network."
+    ),
+]
+Models = Annotated[
+    str, typer.Option(metavar="A,B", help="Models of the run; all that it has by default.")
+]
+OtherModels = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=FOLDER", help="Another Hugging Face folder or hub name; repeatable."
+    ),
+]
+TaskFolders = Annotated[
+    list[Path] | None,
+    typer.Option(exists=True, metavar="FOLDER", help="Folder of task files; repeatable."),
+]
+EvaluationSet = Annotated[
+    str, typer.Option(metavar="SET", help="Evaluation set that the held-out tasks ask about.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="First documents of each task only.")]
+FewShot = Annotated[int | None, typer.Option(min=0, help="Examples before each question.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Sequences of one forward.")]
+
 
 def lm_eval(
-    output: Annotated[
-        str, typer.Argument(metavar="OUTPUT", help="Output of a run: a path or URL.")
-    ],
-    tasks: Annotated[
-        str,
-        typer.Option(
-            metavar="A,B", help="Tasks of lm-eval, or YAML files. By default those without network."
-        ),
-    ] = "",
-    models: Annotated[
-        str, typer.Option(metavar="A,B", help="Of the run; all that it has by default.")
-    ] = "",
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=FOLDER", help="Another Hugging Face folder or hub name; repeatable."
-        ),
-    ] = None,
-    include_path: Annotated[
-        list[Path] | None,
-        typer.Option(exists=True, metavar="FOLDER", help="Folder of task files; repeatable."),
-    ] = None,
-    on: Annotated[
-        str, typer.Option(metavar="SET", help="Evaluation set that the held-out tasks ask about.")
-    ] = "validation",
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="First documents of each task only.")
-    ] = None,
-    few_shot: Annotated[
-        int | None, typer.Option(min=0, help="Examples before each question.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of one forward.")] = 8,
+    output: Output,
+    tasks: Tasks = "",
+    models: Models = "",
+    model: OtherModels = None,
+    include_path: TaskFolders = None,
+    on: EvaluationSet = "validation",
+    limit: Limit = None,
+    few_shot: FewShot = None,
+    batch_size: BatchSize = 8,
 ) -> None:
     """Run lm-eval's tasks on a run's teacher, student and baseline, here and without a cluster.
 
     Scores go to results.json, the report, the model cards and W&B. The tasks heldout_* are made of
-    the run's own held-out rows and need no network.
+    the run's held-out sequences and need no network.
     """
     from transformers.utils.logging import disable_progress_bar
 

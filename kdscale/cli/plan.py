@@ -1,11 +1,15 @@
 """`kdscale plan`: what a run will take, before anything starts."""
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kdscale.cli import options
+
+if TYPE_CHECKING:
+    from kdscale.plan.calibration import Calibration
+    from kdscale.plan.inputs import PlanInputs
 
 
 def plan(
@@ -44,14 +48,12 @@ def plan(
     from kdscale.config import load_config
 
     resolved = load_config(config, overrides or ())
-    from kdscale.plan.calibration import find
     from kdscale.plan.hardware import find_hardware
     from kdscale.plan.inputs import read_inputs
     from kdscale.plan.plan import make_plan
     from kdscale.plan.render import render
     from kdscale.preflight import PreflightOptions, preflight
     from kdscale.run.artifacts import resolve_paths
-    from kdscale.store import open_store
 
     resolved = resolve_paths(resolved)
     name = hardware or ("H100" if resolved.cache.capture.workers.gpus else "cpu")
@@ -60,15 +62,25 @@ def plan(
     for note in preflight(resolved, options=PreflightOptions(elsewhere, tokens, teacher)).notes:
         typer.echo(f"note: {note}", err=True)
     inputs = read_inputs(resolved, chosen, tokens=tokens, teacher_shape=teacher)
-    measured = None
-    if calibrate:
-        from kdscale.plan.calibrate import calibrate as measure
-
-        measured = measure(inputs, say=lambda line: typer.echo(line, err=True))
-    else:
-        # With --tokens nothing remote is looked at: a plan of a cluster that is out of reach.
-        store = open_store(resolved.output)
-        is_near = tokens is None or store.local_path() is not None
-        measured = find(store if is_near else None, chosen.name)
+    # With --tokens nothing remote is looked at: a plan of a cluster that is out of reach.
+    measured = (
+        _measure(inputs) if calibrate else _find_measured(inputs, near_only=tokens is not None)
+    )
     found = make_plan(inputs.with_measured(measured))
     typer.echo(json.dumps(found.as_dict()) if as_json else render(found))
+
+
+def _measure(inputs: "PlanInputs") -> "Calibration":
+    from kdscale.plan.calibrate import calibrate
+
+    return calibrate(inputs, say=lambda line: typer.echo(line, err=True))
+
+
+def _find_measured(inputs: "PlanInputs", near_only: bool) -> "Calibration | None":
+    """Return what an earlier calibration measured; `near_only` looks at no remote store."""
+    from kdscale.plan.calibration import find
+    from kdscale.store import open_store
+
+    store = open_store(inputs.config.output)
+    is_near = not near_only or store.local_path() is not None
+    return find(store if is_near else None, inputs.hardware.name)

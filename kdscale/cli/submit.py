@@ -138,11 +138,9 @@ def submit(
     at = api.open_backend(
         backend, address, kube, upload_to=upload_to, allow_skew=allow_skew, say=say
     )
-    shared: dict[str, Any] = {
-        "environment": api.read_environment(environment or (), env_file, allow_visible),
-        "secret_names": secret or (),
-        "grace_seconds": grace,
-    }
+    visible = api.read_environment(environment or (), env_file, allow_visible)
+    shared: dict[str, Any] = {"environment": visible, "secret_names": secret or ()}
+    shared["grace_seconds"] = grace
     if student:
         if only or start or until or exclude or backend == "kuberay":
             raise typer.BadParameter("--student goes with neither stages, --exclude nor kuberay.")
@@ -161,18 +159,16 @@ def submit(
             excludes=exclude or (),
             **shared,
         )
-        render, send = partial(at.render, plan), partial(_send, at, plan)
         for note in plan.notes:
             say(f"note: {note}")
         _preflight({plan.config_text}, chosen_stages(only, start, until))
+        render, send = partial(at.render, plan), partial(_send, at, plan)
     if dry_run:
         _print_plan(render(), as_json)
         return
     submitted, found = send()
     if found is not None:
-        say(f"The job is there already, from an earlier submission. {api.describe(found)}")
-        if found.status in ("FAILED", "STOPPED"):
-            say("Submit under another id to continue where it ended.")
+        _report_earlier(found)
     _conclude(at, submitted, found is None, as_json, follow, timeout)
 
 
@@ -201,6 +197,15 @@ def _preflight(configs: set[str], stages: Sequence[str] = STAGES) -> None:
         notes |= dict.fromkeys(preflight(parse_config(text), stages, elsewhere).notes)
     for note in notes:
         say(f"note: {note}")
+
+
+def _report_earlier(job: "Job") -> None:
+    """Tell that an earlier submission made the job."""
+    from kdscale.submit import describe
+
+    say(f"The job is there already, from an earlier submission. {describe(job)}")
+    if job.status in ("FAILED", "STOPPED"):
+        say("Submit under another id to continue where it ended.")
 
 
 def _conclude(

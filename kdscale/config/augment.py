@@ -57,10 +57,10 @@ class AugmentConfig(Config):
     """
 
     steps: tuple[AugmentStep, ...] = Field(min_length=1)
-    """What is done to a copy, in this order."""
+    """Changes made to a copy, in this order."""
 
     copies: int = Field(default=1, ge=1)
-    """Of each document, beside itself."""
+    """Copies of each document, beside itself."""
 
     of: tuple[Literal["teacher", "cache"], ...] = Field(default=("cache",), min_length=1)
     """The stages that see the copies: `teacher`, its training; `cache`, and so the student."""

@@ -73,7 +73,7 @@ class ReusedCache(Config):
     """Folder or URL of the cache (`<output>/cache/<fingerprint>`)."""
 
     weight: float = Field(default=1.0, gt=0)
-    """How often an epoch has each of its sequences: 2 is twice, 0.5 an evenly spread half of
+    """Times that an epoch has each of its sequences: 2 is twice, 0.5 an evenly spread half of
     them."""
 
 
@@ -81,7 +81,7 @@ class CacheConfig(Config):
     """The logit cache: its codec, its sequences, how it is captured."""
 
     codec: CodecConfig = VaroptCodec()
-    """How a position's distribution is kept: `full`, `topk`, `sample` or `varopt`."""
+    """Codec of a position's distribution: `full`, `topk`, `sample` or `varopt`."""
 
     temperature: Temperature = 1.0
     """Teacher logits are divided by this before the softmax. A cache is made at one temperature."""

@@ -50,6 +50,6 @@ class ChatConfig(Config):
 
     @property
     def template_file(self) -> str | None:
-        """Where the template is, if it is not in the config itself."""
+        """The template's file; None if the config itself has the template."""
         is_text = self.template is None or "{" in self.template
         return None if is_text else self.template

@@ -56,19 +56,19 @@ class Length(Config):
 
 
 class MaskPii(Config):
-    """What identifies a person or gives access is replaced by its kind, such as <EMAIL>."""
+    """Replacement of personal data and credentials by their kind, such as <EMAIL>."""
 
     kind: Literal["mask_pii"]
 
     of: tuple[PiiKind, ...] = Field(default=PII_KINDS, min_length=1)
-    """Which kinds; `credentials` are user and password in a URL."""
+    """Kinds to replace; `credentials` are user and password in a URL."""
 
     region: str = Field(default="US", pattern="^[A-Z]{2}$")
     """Country whose way of writing phone numbers is understood without a country code."""
 
 
 class NearDuplicates(Config):
-    """Of documents that nearly repeat one another, one stays."""
+    """Removal of near duplicates: of documents that nearly repeat one another, one stays."""
 
     kind: Literal["near_duplicates"]
 
@@ -79,7 +79,7 @@ class NearDuplicates(Config):
     """Words of a sequence."""
 
     permutations: int = Field(default=128, ge=16)
-    """Of the MinHash: more of them err less and cost more."""
+    """Hash functions of the MinHash: more of them err less and cost more."""
 
 
 # What became of a document is a bit a step.

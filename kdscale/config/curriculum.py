@@ -123,11 +123,11 @@ class CurriculumConfig(Config):
     rows at every stage of the warm-up. Several as one: {kind: fusion, of: [nll, rarity]}."""
 
     order: Literal["easy", "hard", "random"] = "easy"
-    """Which sequences come first. `random` keeps the pacing and ignores the difficulty: the
+    """Sequences that come first. `random` keeps the pacing and ignores the difficulty: the
     baseline that Wu et al. (ICLR 2021) ask for."""
 
     pacing: Literal["linear", "root", "geometric", "step", "baby_step"] = "root"
-    """How the share of sequences in the pool grows from `start_share` to 1. `step` and `baby_step`
+    """Growth of the share of sequences in the pool from `start_share` to 1. `step` and `baby_step`
     run shuffled epochs over the pool of a stage; the last `baby_step` has all rows."""
 
     root: float = Field(default=2.0, gt=0)

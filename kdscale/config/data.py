@@ -129,13 +129,13 @@ def standard(name: str) -> str:
 
 
 class ChunksConfig(Config):
-    """How a long document is classified: chunk by chunk."""
+    """Classification of long documents, chunk by chunk."""
 
     length: int = Field(ge=8)
     """Tokens of a chunk; `data.seq_len` is a multiple of it."""
 
     pooling: ChunkPooling = "mean"
-    """How the scores of a document's chunks become one: their `mean`, their `max`, or `attention`:
+    """Pooling of the scores of a document's chunks: their `mean`, their `max`, or `attention`:
     a mean with weights that are trained."""
 
 
@@ -147,7 +147,7 @@ class MaskingConfig(Config):
     eight become the mask token, one becomes another token and one stays."""
 
     copies: int = Field(default=1, ge=1)
-    """How often each piece of text is there, with other tokens masked each time."""
+    """Copies of each piece of text, with other tokens masked each time."""
 
 
 class DataConfig(Config):
@@ -169,7 +169,7 @@ class DataConfig(Config):
     """Tokens in a sequence (T)."""
 
     long_documents: Literal["split", "truncate", "drop", "hierarchical"] = "split"
-    """What happens to a document longer than a sequence. `drop`, for causal language models: it is
+    """Treatment of a document longer than a sequence. `drop`, for causal language models: it is
     left out. `hierarchical`, for classification: a sequence is several chunks of a document, see
     `chunks`; what is longer than all of them is truncated."""
 
@@ -181,10 +181,10 @@ class DataConfig(Config):
     completion: ...}. Only the assistant's answers are learned."""
 
     labels: LabelsConfig | None = None
-    """Where the classes come from, for the task sequence-classification."""
+    """Source of the classes, for the task sequence-classification."""
 
     masking: MaskingConfig = MaskingConfig()
-    """What is masked, for the task masked-lm."""
+    """Masking, for the task masked-lm."""
 
     overlap: int = Field(default=1, ge=1)
     """Tokens that a split document's sequences share. Only new tokens count in the loss; 1 is
@@ -195,7 +195,7 @@ class DataConfig(Config):
     models."""
 
     cleaning: tuple[CleaningStep, ...] = ()
-    """What is done to every document, in this order, after line ends, control characters and
+    """Cleaning steps of every document, in this order, after line ends, control characters and
     trailing blanks are levelled: normalise, strip_markup, language, length, mask_pii and
     near_duplicates, which comes last wherever it stands. What each step did is counted."""
 
@@ -245,7 +245,7 @@ class DataConfig(Config):
 
     @property
     def near_duplicates(self) -> NearDuplicates | None:
-        """How near duplicates are found, if they are."""
+        """The step that removes near duplicates, if there is one."""
         found = [step for step in self.cleaning if isinstance(step, NearDuplicates)]
         return found[0] if found else None
 

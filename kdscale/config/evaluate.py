@@ -10,7 +10,7 @@ from kdscale.config.training import TeacherSharding, WorkersConfig
 
 
 class SpeedConfig(Config):
-    """How fast the models are, one after the other in turns on one device."""
+    """Measurement of the models' speed, by turns on one device."""
 
     turns: int = Field(default=15, ge=1)
     """Turns at most in which every model does a batched forward, and of which each compares it with
@@ -57,7 +57,7 @@ class EvaluateConfig(Config):
     whole on each worker."""
 
     speed: SpeedConfig | None = SpeedConfig()
-    """How fast teacher and student are; null leaves it out."""
+    """Measurement of speed; null leaves it out."""
 
     samples: SamplesConfig | None = SamplesConfig()
     """Text that causal language models write; null leaves it out, and with it the held-out text

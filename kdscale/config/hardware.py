@@ -15,7 +15,7 @@ class Hardware(Config):
     """One device (a GPU, or a core of a CPU) as a plan sees it."""
 
     name: str
-    """What tables call it."""
+    """Name in tables."""
 
     kind: Literal["gpu", "cpu"] = "gpu"
     """A GPU computes in bfloat16 with its own memory; a core of a CPU in float32, in the
@@ -31,7 +31,7 @@ class Hardware(Config):
     """The machine's memory for each of its devices; of a CPU, that of the whole machine."""
 
     bandwidth_gb_s: float = Field(gt=0)
-    """Of the device's memory, GB/s."""
+    """Bandwidth of the device's memory, GB/s."""
 
     devices_per_node: int = Field(gt=0)
     """GPUs, or cores, of a machine."""
@@ -49,7 +49,7 @@ class Hardware(Config):
     """The same for a device that may be taken away."""
 
     source: str
-    """Where the figures are from, and of when the prices are."""
+    """Source of the figures, and date of the prices."""
 
     forward_utilisation: float = Field(default=0.40, gt=0, le=1)
     """Share of `flops` that a forward is assumed to reach where nothing was measured."""

@@ -21,7 +21,7 @@ class LayerChoice(Config):
 
 
 def _form(value: Any) -> str:
-    """Which form of `teacher_layers` is meant, so that an error speaks of that one alone."""
+    """Return the form of `teacher_layers` that is meant, so that errors name only that one."""
     return "layers" if isinstance(value, list | tuple) else "choice"
 
 

@@ -34,7 +34,7 @@ class Toleration(Config):
 
 
 class PlacementOptions(Config):
-    """Which nodes pods may run on."""
+    """Nodes that pods may run on."""
 
     node_selector: dict[str, str] = {}
     """Labels that a node must have."""
@@ -63,7 +63,7 @@ class GroupOptions(PlacementOptions):
     """Memory of the pod."""
 
     shared_memory: Memory = "4Gi"
-    """How much of it /dev/shm may take: Ray's objects, and NCCL's buffers between GPUs."""
+    """Part of it that /dev/shm may take: Ray's objects, and NCCL's buffers between GPUs."""
 
     @model_validator(mode="after")
     def _shared_within_memory(self) -> "GroupOptions":
@@ -128,7 +128,7 @@ class KubeOptions(Config):
     """The head of an ended job stays for this time, for its log; then the cluster is deleted."""
 
     retries: int = Field(default=1, ge=0)
-    """How often a job that failed is started again, in a new cluster: a head that is lost takes the
+    """Restarts of a failed job, each in a new cluster: a head that is lost takes the
     job's driver along."""
 
     deadline_seconds: int | None = Field(default=None, gt=0)

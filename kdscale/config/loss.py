@@ -105,7 +105,7 @@ class LossConfig(Config):
     """A divergence from the teacher's targets, mixed with cross-entropy on the labels."""
 
     divergence: DivergenceConfig = ForwardKl()
-    """What is to become small between teacher and student: forward_kl, reverse_kl, jensen_shannon,
+    """Divergence between teacher and student: forward_kl, reverse_kl, jensen_shannon,
     skewed_kl, skewed_reverse_kl, adaptive_kl, total_variation or logit_mse. Sampled targets
     (`varopt`, `sample`) take the forward KL alone."""
 

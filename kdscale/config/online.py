@@ -57,7 +57,7 @@ class TaidConfig(Config):
     """t at the first step."""
 
     alpha: float = Field(default=5e-4, ge=0, le=1)
-    """How fast t may run ahead of the straight line from `start` to 1, as the loss falls."""
+    """Speed at which t may run ahead of the straight line from `start` to 1, as the loss falls."""
 
     beta: float = Field(default=0.99, ge=0, lt=1)
     """Decay of the mean of the loss's relative change, which drives t."""

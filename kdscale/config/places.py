@@ -27,7 +27,7 @@ class LocalPlace:
     """Its name in the config, such as `data.evaluate.law.path`."""
 
     given: str
-    """As the config has it, with ~ expanded."""
+    """The config's text, with ~ expanded."""
 
     path: str
     """The same, absolute."""
@@ -36,7 +36,7 @@ class LocalPlace:
 
     @property
     def is_relative(self) -> bool:
-        """Whether its meaning depends on the current folder."""
+        """True if its meaning depends on the current folder."""
         return not os.path.isabs(self.given)
 
 

@@ -22,7 +22,7 @@ _CREDENTIALS = re.compile(
 
 
 class TrackingConfig(Config):
-    """Where metrics go besides `metrics/*.jsonl`."""
+    """Destinations of metrics besides `metrics/*.jsonl`."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """`auto` is online where an API key is found and offline elsewhere."""
@@ -41,7 +41,7 @@ class RunConfig(Config):
     """Name of the run; W&B groups its stages by it."""
 
     task: Task = "causal-lm"
-    """What the models predict: the next token, masked tokens (masked-lm), or a document's class
+    """Task of the models: the next token, masked tokens (masked-lm), or a document's class
     (sequence-classification)."""
 
     output: Place
@@ -63,7 +63,7 @@ class RunConfig(Config):
 
     @property
     def packs(self) -> bool:
-        """Whether a row may hold several documents."""
+        """True if a row may hold several documents."""
         return self.data.pack and self.task == "causal-lm"
 
     @model_validator(mode="after")

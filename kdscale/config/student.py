@@ -35,7 +35,7 @@ class StudentConfig(Config):
     hidden size."""
 
     tie_embeddings: bool | None = None
-    """Whether the head is the embedding. As the architecture or the teacher has it, if not
+    """Tie the head to the embedding. As the architecture or the teacher has it, if not
     given."""
 
     @model_validator(mode="after")
@@ -55,7 +55,7 @@ class StudentConfig(Config):
 
     @property
     def takes_from_teacher(self) -> bool:
-        """Whether the student's first weights need the teacher's files."""
+        """True if the student's first weights need the teacher's files."""
         return self.teacher_layers is not None or self.copy_embeddings
 
 
@@ -65,7 +65,7 @@ class DistillConfig(Config):
     student: StudentConfig
 
     targets: Literal["cache", "online"] = "cache"
-    """Where the teacher's distributions come from. The rows, their order and their statistics are
+    """Source of the teacher's distributions. The sequences, their order and their statistics are
     the cache's either way, so that both train on the same batches."""
 
     online: OnlineConfig = OnlineConfig()
@@ -85,7 +85,8 @@ class DistillConfig(Config):
     run; the least recently used go first. 0 reads every chunk from the store."""
 
     cache_folder: Operational[Place | None] = None
-    """Where they are kept: best a local NVMe disk. By default in the folder for temporary files."""
+    """Folder of these chunks, best on a local NVMe disk. Default: in the folder for temporary
+    files."""
 
     prefetch_batches: Operational[int] = Field(default=4, ge=1)
     """Batches read ahead of the training step."""

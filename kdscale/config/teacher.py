@@ -43,7 +43,7 @@ class TeacherConfig(Config):
     """Architecture of a teacher trained here."""
 
     training: TrainingConfig | None = None
-    """How a teacher is trained here: from the start, or further from `load`. What the model in
+    """Training of the teacher here: from the start, or further from `load`. What the model in
     `load` lacks for the run's task, such as a classifier's head, starts at random."""
 
     workers: Operational[WorkersConfig] = WorkersConfig()
@@ -63,7 +63,7 @@ class TeacherConfig(Config):
 
 
 class CaptureConfig(Config):
-    """How the teacher runs over the sequences to be cached."""
+    """The teacher's run over the sequences to be cached."""
 
     workers: Operational[WorkersConfig] = WorkersConfig()
 
@@ -72,7 +72,7 @@ class CaptureConfig(Config):
     all of it; `none`: a whole copy on each worker."""
 
     teacher_offload: Operational[Literal["none", "cpu"]] = "none"
-    """Where the parameters of a sharded teacher live between uses."""
+    """Place of a sharded teacher's parameters between uses."""
 
     micro_batch_size: Operational[int] = Field(default=8, gt=0)
     """Sequences of one forward on one rank."""

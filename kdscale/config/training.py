@@ -10,8 +10,8 @@ from kdscale.config.operational import Operational
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 TeacherSharding = Literal["none", "zero3"]
-"""How a teacher that is not trained lies on the workers: `none`, whole on each of them, or `zero3`,
-sharded over them (DeepSpeed ZeRO-3), so that none holds all of it."""
+"""Placement on the workers of a teacher that is not trained: `none`, whole on each of them, or
+`zero3`, sharded over them (DeepSpeed ZeRO-3), so that none holds all of it."""
 
 
 class WorkersConfig(Config):
@@ -35,11 +35,11 @@ class WorkersConfig(Config):
     """GPUs of a worker: 0 runs on CPU with gloo in float32, 1 on a GPU with NCCL in bfloat16."""
 
     max_failures: int = Field(default=3, ge=-1)
-    """How often the worker group is started again after a worker died or hung, or its node was
+    """Restarts of the worker group after a worker died or hung, or its node was
     lost; -1: any number of times. An error that a restart cannot fix ends the stage at once."""
 
     max_preemptions: int = Field(default=-1, ge=-1)
-    """How often the worker group is started again after a node was taken away with a notice, as
+    """Restarts of the worker group after a node was taken away with a notice, as
     spot machines are; -1: any number of times. Counted apart from `max_failures`."""
 
     hang_seconds: float = Field(default=900, gt=0)
@@ -69,7 +69,7 @@ class ZeroConfig(Config):
     (DDP)."""
 
     offload: Literal["none", "cpu"] = "none"
-    """Where sharded optimiser states (and, at stage 3, parameters) live between uses."""
+    """Place of sharded optimiser states (and, at stage 3, parameters) between uses."""
 
     @classmethod
     def for_teacher(
@@ -105,7 +105,7 @@ class OptimiserConfig(Config):
     """Share of the steps over which `wsd` falls."""
 
     decay_shape: Literal["linear", "1-sqrt"] = "1-sqrt"
-    """How `wsd` falls."""
+    """Shape of the fall of `wsd`."""
 
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     """AdamW's moment decays, each from 0 to below 1."""
@@ -136,7 +136,7 @@ class OptimiserConfig(Config):
 
 
 class EarlyStoppingConfig(Config):
-    """When a training that no longer improves ends before its last step."""
+    """Early end of a training that no longer improves."""
 
     patience: int = Field(gt=0)
     """Validations in a row without a gain after which it ends."""

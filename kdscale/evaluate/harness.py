@@ -48,7 +48,7 @@ class HarnessOptions:
     """Names of lm-eval's registry, of a task in `folders`, or paths of YAML files."""
 
     folders: Sequence[Path] = ()
-    """Where task files are besides the registry."""
+    """Folders of task files besides the registry."""
 
     limit: int | None = None
     """Only the first documents of each task."""

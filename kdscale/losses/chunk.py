@@ -36,7 +36,7 @@ class Objective:
 
     @property
     def is_plain(self) -> bool:
-        """Whether labels and sparse targets meet the same softmax."""
+        """True if labels and sparse targets meet the same softmax."""
         return self.divergence is None and self.temperature == 1.0
 
 

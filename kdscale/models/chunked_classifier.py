@@ -25,7 +25,7 @@ def set_chunks(config: Any, length: int, pooling: str) -> None:
 
 
 def is_chunked(config: Any) -> bool:
-    """Whether a transformers config asks for such a class."""
+    """Return whether a transformers config asks for such a class."""
     return getattr(config, CHUNKS, None) is not None
 
 
@@ -64,7 +64,7 @@ def chunked_class(plain: Any) -> Any:
 
         @classmethod
         def from_config(cls, config: Any, dtype: torch.dtype, **_: Any) -> Any:
-            """As of the auto classes."""
+            """Return a model from a config, as transformers' auto classes do."""
             return cls._from_config(config, dtype=dtype)
 
         def forward(

@@ -40,7 +40,7 @@ class ModelReference:
 
     @property
     def is_hub_name(self) -> bool:
-        """Whether transformers is to fetch it from a hub."""
+        """True if transformers is to fetch it from a hub."""
         return not is_folder(self.source)
 
     def local(self, *, weights: bool = True) -> str:

@@ -42,7 +42,7 @@ class MetaModel:
 
     @property
     def tied(self) -> bool:
-        """Whether the head's weight is the embedding's."""
+        """True if the head's weight is the embedding's."""
         return self.head.get("weight") in self.embedding.values()
 
     def count_layers(self, prefix: str) -> int:

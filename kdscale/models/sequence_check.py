@@ -133,7 +133,7 @@ class _Trial:
         self.single = [_Document(ids[:length]), _Document(ids[:half])]
         """One as long as a sequence, and its first half."""
         self.otherwise = _Document(torch.cat([ids[:half], ids[-(length - half) :]]))
-        """As long, with another second half."""
+        """Return sequences of the same length with another second half."""
         self.packed = _cut(ids[length:])
         """Those of one sequence."""
 

@@ -132,7 +132,7 @@ class PlanInputs:
 
     @property
     def is_gpu(self) -> bool:
-        """Whether workers compute on GPUs."""
+        """True if workers compute on GPUs."""
         return self.hardware.kind == "gpu"
 
     @property

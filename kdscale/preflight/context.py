@@ -63,7 +63,7 @@ class KnownData:
     classes: tuple[str, ...] = ()  # none also where they are not known yet
     special_ids: dict[str, int] = field(default_factory=dict)
     is_exact: bool = False
-    """Whether `vocab_size` is the tokenizer's; else it has at most so many ids."""
+    """True if `vocab_size` is the tokenizer's; else it has at most so many ids."""
 
     tokenizer: Path | None = None  # folder, where it is at hand
     digest: str | None = None  # of its tokenizer.json, sha256

@@ -153,9 +153,7 @@ def line_chart(
         for each in sorted(shown, key=lambda s: s.kind == "strong"):
             _line(axes, each, (first, last))
         for note in notes:
-            _mark(axes, note.role, note.x, note.y, 6.5)
-            shift, anchor = ((10, 8), "left") if note.above else ((-10, -14), "right")
-            _write(axes, note.text, note.x, note.y, shift, ha=anchor, weight="bold")
+            _annotate(axes, note)
         axes.ignore_existing_data_limits = True
         axes.update_datalim([(first, late[0][1]), *late])
         axes.autoscale_view()
@@ -169,6 +167,13 @@ def line_chart(
     keys = {s.label or s.name: _key(s) for s in shown if s.kind != "faint"}
     margins, legend = (66 if y_label else 56, 52), keys if len(shown) > 1 else {}
     return _drawing(identifier, title, text, (width, 300), margins, paint, legend)
+
+
+def _annotate(axes: Axes, note: Note) -> None:
+    """Draw a larger marker and its name."""
+    _mark(axes, note.role, note.x, note.y, 6.5)
+    shift, anchor = ((10, 8), "left") if note.above else ((-10, -14), "right")
+    _write(axes, note.text, note.x, note.y, shift, ha=anchor, weight="bold")
 
 
 def _label_ticks(axis: Axis, log: bool, shares: bool) -> None:

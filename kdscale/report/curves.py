@@ -11,7 +11,7 @@ from kdscale.report.load import Point, ReportData
 
 STEP = "optimiser step"
 MAX_POINTS = 300
-"""Of a line: more than the pixels can show only makes the file heavy."""
+"""Most points of a line: more than the pixels can show only make the file heavy."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a run's results say, in numbers and sentences that page, summary and model card share."""
+"""Numbers and sentences of a run's results, shared by page, summary and model card."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass

@@ -32,7 +32,7 @@ class Job:
 
     @property
     def is_over(self) -> bool:
-        """Whether the status is final."""
+        """True if the status is final."""
         return self.status in FINAL
 
     def facts(self) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class JobPlan:
 
     @property
     def grace_seconds(self) -> int:
-        """How long a stopped job may take to write its checkpoint and leave."""
+        """Time for a stopped job to write its checkpoint and end."""
         return int(self.environment[GRACE_VARIABLE])
 
     @property

@@ -17,7 +17,7 @@ from kdscale.submit.kuberay import DIGEST, LABELS, object_name
 
 _SELECTOR = ",".join(f"{name}={value}" for name, value in LABELS.items())
 LOGS = "/tmp/ray/session_latest/logs"
-"""Where the head has the logs of drivers."""
+"""Folder on the head with the logs of drivers."""
 
 _SECONDS = 60  # of one call; a log that is followed is asked for again and again
 

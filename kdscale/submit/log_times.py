@@ -26,7 +26,7 @@ def stamp_output() -> None:
 
 
 def offset_since(log: str, since: float, started: float | None) -> int:
-    """Where the part of `log` starts that was written at `since` (Unix seconds) or later.
+    """Return the offset of the part of `log` that was written at `since` (Unix seconds) or later.
 
     `started` is the job's own start: of a younger job all is wanted. KdscaleError where no line
     bears a time.

@@ -115,7 +115,7 @@ class _CaptureLoop:
         self._timer = DeviceTimer(worker.device)
         self._rows_before = self._rows_done = 0  # in earlier attempts, in this one
         self.stopped = False
-        """Whether it ended before all shards were through, as this rank was asked to stop."""
+        """True if it ended before all shards were through, as this rank was asked to stop."""
 
     def run(self, missing: list[int], tracker: Tracker | None) -> None:
         """Capture the `missing` shards of all ranks."""

@@ -10,7 +10,7 @@ from typing import Literal
 
 Cell = str | float
 _KEY_BYTES = 80
-"""Of a section and of a name, together: W&B puts a table under `run-<id>-<key>_table-<checksum>`,
+"""Longest section and name together: W&B puts a table under `run-<id>-<key>_table-<checksum>`,
 which may have 128 characters, and in a file of that key, whose name may have 255 bytes."""
 
 _ARTIFACT_BYTES = 128

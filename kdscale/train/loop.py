@@ -50,7 +50,7 @@ class Progress:
     adapted: dict[str, float] = field(default_factory=dict)  # of a StatefulLoss
 
     def is_final(self, training: TrainingConfig) -> bool:
-        """Whether no step is left: all are done, or early stopping ends the training."""
+        """Return whether no step is left: all are done, or early stopping ends the training."""
         return self.step >= training.steps or self.validated.ends(training.early_stopping)
 
 
@@ -87,7 +87,7 @@ class Callbacks:
     """Follows every step, on all ranks."""
 
     stop_requested: Callable[[], bool] = lambda: False
-    """Whether to end the training after this step, with a checkpoint; on any rank."""
+    """Return whether to end the training after this step, with a checkpoint; on any rank."""
 
 
 def train(

@@ -46,7 +46,7 @@ class Audit:
 
     @property
     def agrees(self) -> bool:
-        """Whether the cache is this teacher's."""
+        """True if the cache is this teacher's."""
         return self.proof["ids_in_common"] >= SAME_TEACHER
 
     def as_dict(self) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def decode_columns(cached: CachedRows, codec: Codec) -> Columns:
 
 
 def _rows_per_file(reader: CacheReader, file_bytes: int) -> int:
-    """As many as fit, at least one, and at most a shard's: files then lie evenly over the cache."""
+    """Return the sequences of a file: as many as fit, at least one and at most a shard's."""
     one = decode_columns(reader.read(np.arange(1)), reader.codec)
     row_bytes = sum(column.nbytes for column in one.values())
     return max(1, min(file_bytes // row_bytes, reader.manifest.generations[0].sequences_per_shard))

@@ -73,7 +73,7 @@ class Opened(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether the head is the whole file."""
+        """True if the head is the whole file."""
         return len(self.head) < HEAD_BYTES
 
 

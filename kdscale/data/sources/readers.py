@@ -81,7 +81,7 @@ class _Tally:
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether none of many records could be decoded."""
+        """True if none of many records could be decoded."""
         return self.broken == self.records == _HOPELESS_RECORDS
 
 

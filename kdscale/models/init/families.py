@@ -25,7 +25,7 @@ class Family:
     """In the base model; None where the last layer's second norm is the end."""
 
     has_head_dim: bool
-    """Whether the size of a head is a number of its own, not the width over the heads."""
+    """True if the size of a head is a number of its own, not the width over the heads."""
 
     axes: dict[str, Axes]
     """Axes of a module's weight, a name for each dimension, by the end of the module's name; a bias
