@@ -30,7 +30,7 @@ from kdscale.store import Store
 from kdscale.store.redact import redact
 
 RESULTS_KEY = "results.json"
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 
 PACKAGES = (
     "kdscale",
@@ -180,7 +180,7 @@ class Results(TypedDict):
     config.
     """
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     run: str
     output: str
     created: str  # ISO 8601, UTC

@@ -32,7 +32,7 @@ def test_results_compare_teacher_student_and_baseline_on_every_domain(
     finished_run: FinishedRun,
 ) -> None:
     results = json.loads((finished_run.output / "results.json").read_text())
-    assert results["schema_version"] == 1
+    assert results["schema_version"] == 2
     assert set(results["models"]) == {"teacher", "student", "baseline"}
     for model in results["models"].values():
         assert set(model["domains"]) == {"validation", "docs"}

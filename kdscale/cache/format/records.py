@@ -31,6 +31,10 @@ def commit_key(shard: int) -> str:
     return f"commits/{shard:06d}.json"
 
 
+class OtherFormatError(KdscaleError):
+    """A cache of another format version, which is not damaged."""
+
+
 class ObjectReference(Config):
     """An object that is named by its content."""
 
@@ -208,13 +212,13 @@ def read_record(kind: type[Kind], store: Store, key: str) -> Kind:
 
 
 def _check_format(data: bytes, store: Store, key: str) -> None:
-    """KdscaleError for a record of another cache format; other damage is for pydantic to name."""
+    """Raise OtherFormatError for another cache format; other damage is for pydantic to name."""
     try:
         found = json.loads(data).get("format", FORMAT)
     except (ValueError, AttributeError):
         return
     if found != FORMAT and isinstance(found, int):
-        raise KdscaleError(
+        raise OtherFormatError(
             f"{store}/{key} was written by a kdscale of cache format {found}; "
             f"this kdscale reads and writes format {FORMAT}.",
             f"Read the cache with a kdscale of format {found}, or capture it again to another "

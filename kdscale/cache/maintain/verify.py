@@ -14,7 +14,14 @@ import numpy as np
 from kdscale.cache.codecs import open_codec
 from kdscale.cache.commit.manifest import Manifest, load_manifest, manifest_key, manifest_versions
 from kdscale.cache.commit.plan import open_layout, plan_key
-from kdscale.cache.format.records import Commit, PlanRecord, Shard, commit_key, read_record
+from kdscale.cache.format.records import (
+    Commit,
+    OtherFormatError,
+    PlanRecord,
+    Shard,
+    commit_key,
+    read_record,
+)
 from kdscale.cache.format.shard_file import Layout
 from kdscale.cache.maintain.checks import Damage, Tally, check_shard, fetch
 from kdscale.cache.maintain.inspect import priors
@@ -142,6 +149,8 @@ def _open_manifest(store: Store, version: int, tally: Tally) -> Manifest | None:
     key = manifest_key(version)
     try:
         manifest = load_manifest(store, version)
+    except OtherFormatError:
+        raise  # Repairing it would do harm.
     except KdscaleError as error:
         tally.bad.append(Damage(None, key, f"cannot be read: {error.problem}"))
         return None

@@ -10,7 +10,7 @@ from kdscale.store import Store
 MANIFEST = "manifest.json"
 FORMAT = "kdscale-prepared"
 # Also raised when the same input would give other rows, because fingerprints include it.
-VERSION = 1
+VERSION = 2
 AUGMENTED = "augmented"
 """The split with the varied copies of the training documents."""
 

@@ -1,5 +1,6 @@
 """Verify reads everything, and finds every kind of damage, whoever did it."""
 
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -9,10 +10,12 @@ from kdscale.cache.commit.manifest import load_manifest, publish
 from kdscale.cache.format.records import Chunk, Commit, Shard, commit_key, read_record, record_bytes
 from kdscale.cache.format.shard_file import chunk_digest, decode_index, encode_index, object_digest
 from kdscale.cache.maintain.inspect import inspect
+from kdscale.cache.maintain.repair import repair
 from kdscale.cache.maintain.verify import verify
 from kdscale.cache.rows import RowStats
 from kdscale.config.cache import CodecConfig, FullCodec, SampleCodec, TopkCodec, VaroptCodec
 from kdscale.errors import KdscaleError
+from kdscale.store import Store
 from tests.unit.cache.planted import Plant, Planted
 from tests.unit.cache.test_commit import appended
 
@@ -206,3 +209,18 @@ def test_an_append_under_way_is_no_damage(plant: Plant) -> None:
     assert (report.version, report.shards, report.chunks, report.bad) == (2, 6, 14, [])
     report = verify(planted.store, version=1)
     assert (report.version, report.shards, report.chunks, report.bad) == (1, 3, 9, [])
+
+
+@pytest.mark.parametrize("command", [verify, repair], ids=["verify", "repair"])
+def test_a_cache_of_another_format_is_no_damage_and_stays_as_it_is(
+    plant: Plant, command: Callable[[Store], object]
+) -> None:
+    store = plant().publish().store
+    key = "manifests/00000001.json"
+    manifest = json.loads(store.get(key)) | {"format": 3}
+    del manifest["checksum"]
+    store.put(key, json.dumps(manifest).encode())
+    before = {name: store.get(name) for name in store.list("")}
+    with pytest.raises(KdscaleError, match="written by a kdscale of cache format 3"):
+        command(store)
+    assert {name: store.get(name) for name in before} == before

@@ -53,7 +53,7 @@ def test_results_come_back_as_written(tmp_path: Path) -> None:
     store, results = open_store(str(tmp_path)), sample_results()
     write_results(store, results)
     assert read_results(store) == results
-    assert results["schema_version"] == 1
+    assert results["schema_version"] == 2
     assert results["cache"] is not None
     assert dict(results["cache"])["units"] == 8
 
@@ -82,7 +82,7 @@ def test_missing_results_name_the_place_and_the_command(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "where"),
-    [({"schema_version": 2}, "schema_version"), ({"seed": "many"}, "seed"), (None, "the file")],
+    [({"schema_version": 1}, "schema_version"), ({"seed": "many"}, "seed"), (None, "the file")],
 )
 def test_a_file_of_another_schema_is_refused(tmp_path: Path, change: Any, where: str) -> None:
     store = open_store(str(tmp_path))
