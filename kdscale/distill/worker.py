@@ -24,6 +24,7 @@ from kdscale.config.loss import check_defined
 from kdscale.curriculum.sampler import SeenRows
 from kdscale.data.rows.prepared import Prepared, open_prepared
 from kdscale.distill.batches import MicroBatch
+from kdscale.distill.before import BeforeJob
 from kdscale.distill.curriculum import Reader, make_sampler, staged_steps
 from kdscale.distill.layer_losses import make_layer_losses
 from kdscale.distill.objective import DistillationLoss, LabelsLoss
@@ -50,20 +51,25 @@ class DistillJob:
     expected: dict[str, Any]  # the fields of the cache's identity that the student needs
     teacher: ModelReference
     tables: Store  # for what the curriculum measures
+    before: BeforeJob | None = None
+    """To keep the student before its first step, where it is evaluated too."""
 
     def run(self) -> None:
         """Train on this rank, with all others."""
         worker = current_rank()
         trainings = [training for training in self.trainings if not training.is_complete()]
-        if not trainings:
+        before = None if self.before is None or self.before.is_complete() else self.before
+        if not trainings and before is None:
             return
-        config = trainings[0].config
+        config = self.trainings[0].config
         prepared = open_prepared(self.prepared)
         reader = open_cache(config, self.caches, self.expected)
         targets = config.distill.targets
         source = "online" if targets == "online" else reader.codec.describe()["kind"]
         check_defined(config.distill.loss.divergence.kind, source)
         start = init_student(config, prepared, self.teacher, worker)
+        if before is not None:
+            before.keep(config.distill.student, start, prepared, worker)
         for training in trainings:
             recipe = StudentRecipe(training, worker, prepared, reader, start, self)
             run_training(training, recipe, worker, prepared)
