@@ -141,11 +141,12 @@ def _check_special(
         if other == token:
             continue
         if other is not None or token in known:
-            where = f"there the id {known[token]}" if token in known else "not known there"
-            has = "no token" if other is None else repr(other)
+            has = "none" if other is None else repr(other)
+            where = f"has the id {known[token]}" if token in known else "is unknown"
             raise KdscaleError(
                 f"The student {source!r} has another tokenizer than the run: the run's special "
-                f"token {token!r} has the id {number}, and is {where}, where {number} is {has}.",
+                f"token {token!r} has the id {number}; in the student that is {has}, and the "
+                f"token {where}.",
                 fix,
             )
         note(

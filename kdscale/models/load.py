@@ -158,9 +158,11 @@ def fit_to_task(
         )
     check_vocabulary(config, vocab_size, what)
     set_task(config, task_spec, seq_len)
-    if config.pad_token_id is None:
-        # Classifiers over decoders find a sequence's end by it.
-        config.pad_token_id = special_ids.get("pad_token_id")
+    text, classifies = config.get_text_config(), task_spec.task == "sequence-classification"
+    if classifies and text.pad_token_id is None:
+        # Classifiers over decoders find a sequence's end by it. A language model does not need one,
+        # and the embedding of a padding id would not be trained: it may be the one that ends texts.
+        text.pad_token_id = special_ids.get("pad_token_id")
 
 
 def check_vocabulary(config: Any, vocab_size: int, what: str) -> None:
