@@ -10,6 +10,7 @@ import typer
 
 from kdscale.cli import options
 from kdscale.cli.audit import audit
+from kdscale.cli.cache_import import import_
 from kdscale.cli.find import find_cache, find_maker
 from kdscale.errors import KdscaleError
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Inspect and maintain a logit cache.", no_args_is_help=True)
 app.command("audit")(audit)
+app.command("import")(import_)
 
 Workers = Annotated[int, typer.Option(min=1, help="Objects read at the same time.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of YAML.")]
@@ -111,7 +113,7 @@ def repair(
     from kdscale.workers.progress import stage_progress
 
     store = find_cache(uri)
-    with stage_progress("repair") as shown, _commits(store) as put_if_absent:
+    with stage_progress("repair") as shown, commits(store, "kdscale cache repair") as put_if_absent:
         report = repair_cache(
             store, workers=workers, put_if_absent=put_if_absent, progress=shown.update
         )
@@ -235,12 +237,12 @@ def _capture_again(uri: str, store: "Store", shards: list[int], withdraw_only: b
 
 
 @contextmanager
-def _commits(store: "Store") -> "Iterator[PutIfAbsent]":
+def commits(store: "Store", what: str) -> "Iterator[PutIfAbsent]":
     """Yield the store's put-if-absent, or a replacement where it does not choose one writer."""
     from kdscale.store import SingleCommitter, conditional_put
 
     if conditional_put(store):
         yield store.put_if_absent
     else:
-        with SingleCommitter(store, "kdscale cache repair") as committer:
+        with SingleCommitter(store, what) as committer:
             yield committer.put_if_absent
