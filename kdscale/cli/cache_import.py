@@ -107,7 +107,7 @@ def import_(
     from kdscale.importing.detect import open_reader
     from kdscale.importing.vocabulary import Vocabulary, adopt
     from kdscale.importing.write import ImportJob
-    from kdscale.store import open_store
+    from kdscale.store import open_store, single_commits
     from kdscale.workers.progress import stage_progress
 
     disable_progress_bar()
@@ -141,21 +141,21 @@ def import_(
             allow_misaligned=allow_misaligned,
         )
         with stage_progress("import") as shown:
-            if dry_run:
-                job.existing()
-                found = job.survey(shown.update)
-            else:
-                _run(job, shown.update)
-    if dry_run:
-        _show(found, job)
+            # Before the store is touched.
+            resumes = job.existing() is not None and not dry_run
+            found = None if resumes else job.survey(shown.update)
+            if not dry_run:
+                with single_commits(job.out, "kdscale cache import") as put_if_absent:
+                    job.run(found, shown.update, put_if_absent)
+        if found is not None:
+            _show(found, job, dry_run)
+        if not dry_run:
+            _show_cache(job)
 
 
-def _run(job: "ImportJob", progress: Any) -> None:
+def _show_cache(job: "ImportJob") -> None:
     from kdscale.cache.maintain.inspect import inspect
-    from kdscale.cli.cache import commits
 
-    with commits(job.out, "kdscale cache import") as put_if_absent:
-        job.run(progress, put_if_absent)
     facts = inspect(job.out)
     about = facts["identity"]["import"]
     typer.echo(
@@ -174,14 +174,13 @@ def _name(about: dict[str, Any], codec: dict[str, Any]) -> str:
     return f"top {codec['k']} of {about['layout']}, biased: {rest}"
 
 
-def _show(found: "Survey", job: "ImportJob") -> None:
-    """Print what an import would write."""
+def _show(found: "Survey", job: "ImportJob", dry_run: bool) -> None:
+    """Print the figures of a survey, and what a dry run would write."""
     from kdscale.cache.codecs import make_codec
     from kdscale.config.cache import TopkCodec
     from kdscale.importing.write import VALUE_BITS
 
     codec = make_codec(TopkCodec(k=found.k, value_bits=VALUE_BITS), job.info.vocab_size)
-    figures = found.as_dict()
     size = found.rows * found.seq_len * codec.bytes_per_position
     typer.echo(f"layout: {found.layout}, values: {found.meaning.values}")
     typer.echo(
@@ -189,16 +188,21 @@ def _show(found: "Survey", job: "ImportJob") -> None:
         f"{found.without_target:,} without target, {found.split:,} longer than seq_len)"
     )
     typer.echo(f"tokens: {found.tokens:,}, targets: {found.targets:,}")
-    typer.echo(f"mass of the listed ids: mean {found.mean_mass:.4f}, least {found.least_mass:.4f}")
+    scaled = f"; {found.scaled:,} positions above 1, scaled to it" if found.scaled else ""
+    typer.echo(
+        f"mass of the listed ids: mean {found.mean_mass:.4f}, least {found.least_mass:.4f}{scaled}"
+    )
     for shift in ("-1", "0", "1"):
         fit = found.alignment[shift]
         typer.echo(
             f"labels moved by {shift}: mean log-probability {fit['mean_log_prob']:.3f}, listed at "
             f"{fit['listed']:.1%} of {found.alignment['positions']:,} positions"
         )
+    if not dry_run:
+        return
     typer.echo(
         f"would write to {job.out}: {found.rows:,} sequences of {found.seq_len}, at most "
-        f"{size:,} bytes; {_name({**figures}, codec.describe())}"
+        f"{size:,} bytes; {_name(found.as_dict(), codec.describe())}"
     )
 
 

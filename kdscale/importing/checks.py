@@ -15,7 +15,8 @@ Values = Literal["logprobs", "probs", "logits", "renormalised"]
 """Meaning of a set's values. Of `logits` and of log-probabilities that were `renormalised` over the
 listed ids, the mass of the other ids is not known."""
 
-LOG_OF_REST_IS_KNOWN = ("logprobs", "probs")
+_REST_IS_KNOWN = ("logprobs", "probs")
+_LAST_DIGITS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Meaning:
     @property
     def rest_is_known(self) -> bool:
         """True if the mass of the ids that are not listed follows from the others'."""
-        return self.values in LOG_OF_REST_IS_KNOWN
+        return self.values in _REST_IS_KNOWN
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Entries:
     ids: np.ndarray  # [p, K] int64, NO_ID at the end of short ones
     log_probs: np.ndarray  # [p, K] float64, falling; -inf where there is no id
     mass: np.ndarray  # [p] float64: of the listed ids, at most 1
+    scaled: np.ndarray  # [p] bool: where the values had a mass above 1, beyond their last digits
 
     @property
     def width(self) -> int:
@@ -77,7 +79,8 @@ def checked(sequence: Sequence, meaning: Meaning) -> Entries:
             "a compressed set, check its compression config.",
         )
     over = np.maximum(mass, 1.0)
-    return Entries(about, ids, log_probs - np.log(over)[:, None], mass / over)
+    scaled = over > 1 + _LAST_DIGITS
+    return Entries(about, ids, log_probs - np.log(over)[:, None], mass / over, scaled)
 
 
 def _check_ids(where: str, about: np.ndarray, ids: np.ndarray, vocab_size: int) -> None:

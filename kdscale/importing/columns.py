@@ -6,8 +6,8 @@ columns of lists, ids (`top_ids`, `top_token_ids`, `topk_ids`, `target_token_ids
 (`prompt_logprobs`, `logprobs`), where an entry is
 
 - vLLM's: a dict from id to {logprob, rank}, or to a number. It also lists the actual token where
-  that is not among the k: entries whose rank lies beyond the others are left out. `outputs`, with
-  `token_ids` and `logprobs`, follow on the prompt.
+  that is not among the k: of a sequence whose shortest entry has k ids, ranks beyond k are left
+  out. `outputs`, with `token_ids` and `logprobs`, follow on the prompt.
 - axolotl's, and the OpenAI API's: a list of {token, logprob}, `token` being "token_id:123" or a
   text that one id alone stands for.
 
@@ -104,17 +104,18 @@ class Columns:
         for answer in outputs[:1]:
             tokens = np.append(tokens, np.array(answer["token_ids"], np.int64))
             entries += _entry_list(answer.get("logprobs") or [])
-        pairs = [self._entry(f"{where}, entry {n}", entry) for n, entry in enumerate(entries)]
+        found = [json.loads(each) if isinstance(each, str) else each for each in entries]
+        # Some have the actual token more.
+        k = min((len(each) for each in found if each), default=0)
+        pairs = [self._entry(f"{where}, entry {n}", entry, k) for n, entry in enumerate(found)]
         return tokens, ragged([p[0] for p in pairs]), ragged([p[1] for p in pairs])
 
-    def _entry(self, where: str, entry: Any) -> tuple[list[int], list[float]]:
-        """Return the ids and values of one entry."""
-        if isinstance(entry, str):
-            entry = json.loads(entry)
+    def _entry(self, where: str, entry: Any, k: int) -> tuple[list[int], list[float]]:
+        """Return the ids and values of one entry; of a sequence whose shortest has `k` ids."""
         if not entry:
             return [], []
         if isinstance(entry, Mapping):
-            return _of_vllm(where, entry)
+            return _of_vllm(entry, k)
         if not isinstance(entry, list) or not all(isinstance(each, Mapping) for each in entry):
             raise KdscaleError(
                 f"{where} is {str(entry)[:80]!r}: neither a dict from ids nor a list of tokens "
@@ -150,21 +151,18 @@ class Columns:
         return value
 
 
-def _of_vllm(where: str, entry: Mapping[Any, Any]) -> tuple[list[int], list[float]]:
-    """Return ids and values of a dict from ids, without a token that only stands for the actual.
+def _of_vllm(entry: Mapping[Any, Any], k: int) -> tuple[list[int], list[float]]:
+    """Return ids and values of a dict from ids; of ranked ones the first `k`.
 
-    Arrow gives a key that is not in the entry too, with None.
+    The actual token is listed whatever its rank.
     """
     found = {int(token): value for token, value in entry.items() if value is not None}
     if not all(isinstance(value, Mapping) for value in found.values()):
         return list(found), list(found.values())
-    ranks = [value.get("rank") for value in found.values()]
-    known = all(rank is not None for rank in ranks)
     kept = {
         token: value["logprob"]
         for token, value in found.items()
-        # Of k + 1 entries one may be the actual token, whatever its rank.
-        if not known or value["rank"] <= len(found)
+        if value.get("rank") is None or value["rank"] <= k
     }
     return list(kept), list(kept.values())
 

@@ -5,7 +5,7 @@ them; the teacher saw more of it than a later window shows. Shorter ones share r
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -94,7 +94,7 @@ def encode(
     if not rest_is_known:
         log_probs, probs = log_probs - np.log(mass)[:, None], probs / mass[:, None]
         mass = np.ones_like(mass)
-    kept = Entries(entries.about, ids, log_probs, np.minimum(mass, 1.0))
+    kept = replace(entries, ids=ids, log_probs=log_probs, mass=np.minimum(mass, 1.0))
     entropy, nll = np.zeros((2, count), np.float32)
     rest = np.maximum(1 - mass, 0.0)
     entropy[where] = -(_x_log_x(probs).sum(1) + _x_log_x(rest))

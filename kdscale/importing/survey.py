@@ -36,6 +36,9 @@ class Survey:
     k: int
     mean_mass: float
     least_mass: float
+    scaled: int
+    """Positions whose values had a mass above 1."""
+
     alignment: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
@@ -121,6 +124,7 @@ def survey(
         k=min(top_k or counts.width, counts.width),
         mean_mass=counts.mass / counts.positions,
         least_mass=counts.least_mass,
+        scaled=counts.scaled,
         alignment=alignment.as_dict(),
     )
 
@@ -137,6 +141,7 @@ class _Counts:
     targets: int = 0
     positions: int = 0
     width: int = 0
+    scaled: int = 0
     mass: float = 0.0
     least_mass: float = 1.0
 
@@ -150,6 +155,7 @@ class _Counts:
         self.tokens += len(found.tokens)
         self.targets += int(found.scored.sum())
         self.positions += len(entries.about)
+        self.scaled += int(entries.scaled.sum())
         self.width = max(self.width, entries.width)
         if len(entries.mass):
             self.mass += float(entries.mass.sum())

@@ -79,7 +79,7 @@ class ImportJob:
             seq_len=self.seq_len,
             top_k=self.top_k,
             pack=self.pack,
-            decide_meaning=self.values is None,
+            decide_meaning=self.values is None and self.reader.values == "logprobs",
             allow_misaligned=self.allow_misaligned,
             progress=progress,
         )
@@ -125,11 +125,20 @@ class ImportJob:
             )
         return plan.identity, plan.generation
 
-    def run(self, progress: Progress, put_if_absent: PutIfAbsent | None = None) -> Manifest:
-        """Import what is missing, and publish. Safe to call again after it was killed."""
+    def run(
+        self,
+        surveyed: Survey | None,
+        progress: Progress,
+        put_if_absent: PutIfAbsent | None = None,
+    ) -> Manifest:
+        """Import what is missing, and publish. Safe to call again after it was killed.
+
+        surveyed: of this job; None where an earlier attempt has a plan (`existing`).
+        """
         found = self.existing()
         if found is None:
-            found = self._plan(self.survey(progress), put_if_absent)
+            assert surveyed is not None
+            found = self._plan(surveyed, put_if_absent)
         identity, generation = found
         missing = set(range(len(generation.shards))) - committed_shards(self.out, generation)
         writer = ShardWriter(self.out, identity, generation, put_if_absent)

@@ -72,11 +72,12 @@ ALLOWED: dict[str, set[str]] = {
         *("config", "data", "errors", "evaluate", "models", "report", "run.finished_run"),
         *("store", "utils"),
     },
+    "importing": {"cache", "config", "data", "errors", "models", "store", "types"},
     "doctor": {"config", "errors", "store", "tracking", "utils"},
 }
 
 # Packages that only the CLI imports.
-LEAVES = {"plan", "export", "doctor"}
+LEAVES = {"plan", "export", "importing", "doctor"}
 
 # Packages that train and read caches without Ray, as a user's own program does.
 WITHOUT_RAY = ("cache", "distributed", "losses", "models", "train")
