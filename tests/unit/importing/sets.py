@@ -88,7 +88,7 @@ def compress_position(values: np.ndarray, config: dict[str, Any]) -> tuple[bytes
         t = np.linspace(0, 1, count) if config.get("normalize_t") else np.arange(count)
         named = {"sqrt": np.sqrt(t), "exp": np.exp(t)}
         terms = np.stack(
-            [named.get(i) if i in named else t**i for i in config["polynomial_terms"]], axis=1
+            [named[i] if i in named else t**i for i in config["polynomial_terms"]], axis=1
         )
         solved = np.linalg.lstsq(terms, rest, rcond=None)[0]
         more, coefficients = _floats(solved, config["term_dtype"])
@@ -133,13 +133,12 @@ def write_distillkit(
             }
         )
     lists = pa.list_(pa.list_(pa.uint8()))
-    schema = pa.schema(
-        [
-            ("input_ids", pa.list_(pa.uint64())),
-            ("compressed_logprobs", lists),
-            ("bytepacked_indices", lists),
-        ]
-    )
+    columns: list[Any] = [
+        ("input_ids", pa.list_(pa.uint64())),
+        ("compressed_logprobs", lists),
+        ("bytepacked_indices", lists),
+    ]
+    schema = pa.schema(columns)
     for file, first in enumerate(range(0, len(rows), rows_per_file)):
         table = pa.Table.from_pylist(rows[first : first + rows_per_file], schema)
         pq.write_table(table, folder / f"data_{file}.parquet")
@@ -183,14 +182,13 @@ def write_legacy(
                 "coeffs": solved.tolist(),
             }
         )
-    schema = pa.schema(
-        [
-            ("input_ids", pa.list_(pa.uint64())),
-            ("packed_indices", pa.list_(pa.list_(pa.uint64()))),
-            ("exact_values", pa.list_(pa.list_(pa.float32()))),
-            ("coeffs", pa.list_(pa.list_(pa.float32()))),
-        ]
-    )
+    columns: list[Any] = [
+        ("input_ids", pa.list_(pa.uint64())),
+        ("packed_indices", pa.list_(pa.list_(pa.uint64()))),
+        ("exact_values", pa.list_(pa.list_(pa.float32()))),
+        ("coeffs", pa.list_(pa.list_(pa.float32()))),
+    ]
+    schema = pa.schema(columns)
     pq.write_table(pa.Table.from_pylist(rows, schema), folder / "data_0.parquet")
     return meant
 
