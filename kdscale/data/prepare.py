@@ -69,8 +69,8 @@ def data_identity(config: DataConfig, task: Task = "causal-lm") -> dict[str, Any
     if config.chat is None:
         del fields["chat"]
     else:
-        if not config.chat.ignore:
-            del fields["chat"]["ignore"]
+        for name in config.chat.unused:
+            del fields["chat"][name]
         if config.chat.template_file is not None:
             files["chat_template"] = file_digest(config.chat.template_file)
     sources: dict[str, Any] = {}

@@ -114,7 +114,8 @@ def preview(
     encoded = encode(tokenizer_json, info, [each.content for each in kept])
     built = builder.build(
         TokenDocument(each.tokens, each.byte_count, label, each.targets)
-        for each, label in zip(encoded, labels, strict=True)
+        for versions, label in zip(encoded, labels, strict=True)
+        for each in versions
     )
     whole = concatenate(list(built), config.seq_len)
     is_mixture = source == "train" and isinstance(config.train, tuple)

@@ -1,0 +1,87 @@
+"""Families of chat templates: what is learned is what transformers' rendered prefixes say."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdscale.config.chat import ChatConfig
+from kdscale.config.data import DataConfig
+from kdscale.data.chat.template import ChatTemplate
+from kdscale.data.chat.training import training_templates, with_training
+from kdscale.data.cleaning.cleaner import Cleaner
+from kdscale.data.sources.fields import Fields
+from kdscale.data.tokenizer import Encoded, TokenizerInfo, adopt_tokenizer, encode
+from kdscale.errors import KdscaleError
+from tests.chats import CONVERSATIONS, FAMILIES, Record, learned_turns, make_tokenizer
+
+Adopted = tuple[Any, Path, TokenizerInfo]
+_CLEAN = Cleaner(
+    DataConfig.model_validate(
+        {"train": {"kind": "jsonl", "path": "a"}, "chat": {}, "min_characters": 1}
+    )
+)
+_ADOPTED: dict[str, Adopted] = {}
+
+
+def adopt(name: str, kind: str, tmp: pytest.TempPathFactory, **chat: Any) -> Adopted:
+    """Return a family's tokenizer by transformers, and what the prepare stage makes of it."""
+    key = f"{name} {kind} {chat}"
+    if key not in _ADOPTED:
+        folder = tmp.mktemp("family")
+        tokenizer = make_tokenizer(FAMILIES[name], kind, folder / "own")
+        info = adopt_tokenizer(folder / "own", folder / "copy", chat=ChatConfig(**chat))
+        _ADOPTED[key] = (tokenizer, folder / "copy", info)
+    return _ADOPTED[key]
+
+
+def encoded(adopted: Adopted, record: Record) -> list[Encoded]:
+    """Return a record's texts as the prepare stage reads, cleans and encodes them."""
+    _, folder, info = adopted
+    document = Fields("text", None, ChatConfig(), info.chat).document(record, "a.jsonl#7")
+    text = _CLEAN(document.content).text
+    [found] = encode((folder / "tokenizer.json").read_text(), info, [text])
+    return found
+
+
+def turns(found: list[Encoded]) -> list[tuple[list[int], list[int]]]:
+    """Return the ids before each run of targets, and the run's own."""
+    pairs = []
+    for each in found:
+        assert each.targets is not None
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], each.targets.astype(int), [0]])))
+        for start, end in edges.reshape(-1, 2):
+            pairs.append((each.tokens[:start].tolist(), each.tokens[start:end].tolist()))
+    return sorted(pairs)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pieces"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_learned_is_what_is_generated_behind_each_rendered_prefix(
+    name: str, kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    family, adopted = FAMILIES[name], adopt(name, kind, tmp_path_factory)
+    assert adopted[2].chat is not None
+    assert adopted[2].chat.training == family.training
+    for conversation in family.supports:
+        record = CONVERSATIONS[conversation]
+        expected = learned_turns(adopted[0], family, record, {})
+        assert expected, conversation
+        assert turns(encoded(adopted, record)) == sorted(expected), conversation
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_a_family_cannot_write_is_refused_or_left_out(
+    name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    adopted = adopt(name, "bytes", tmp_path_factory)
+    for conversation in CONVERSATIONS.keys() - set(FAMILIES[name].supports):
+        try:
+            found = encoded(adopted, CONVERSATIONS[conversation])
+        except KdscaleError as error:
+            assert "be lost" in error.problem, conversation
+            assert error.fix
+        else:
+            assert [len(each.tokens) for each in found] == [0], conversation
