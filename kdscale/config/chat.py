@@ -6,7 +6,6 @@ from pydantic import Field, model_validator
 
 from kdscale.config.base import Config, Place, PlaceForm
 
-
 _DATE = datetime.date(2024, 7, 26)
 # What rendering itself passes to a template.
 _RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "strftime_now")

@@ -21,6 +21,7 @@ from kdscale.config import fingerprint
 from kdscale.config.data import DataConfig, LabelsConfig, SourceConfig
 from kdscale.config.places import without_folders
 from kdscale.config.task import Task
+from kdscale.data.chat.answers import RENDERING
 from kdscale.data.chat.messages import plain_text
 from kdscale.data.chat.template import template_to_train
 from kdscale.data.cleaning.augment import Augmenter, table_paths
@@ -71,6 +72,7 @@ def data_identity(config: DataConfig, task: Task = "causal-lm") -> dict[str, Any
     else:
         for name in config.chat.unused:
             del fields["chat"][name]
+        files["chat_rendering"] = RENDERING
         if config.chat.template_file is not None:
             files["chat_template"] = file_digest(config.chat.template_file)
     sources: dict[str, Any] = {}

@@ -29,6 +29,9 @@ from kdscale.data.chat.template import (
 from kdscale.data.chat.training import training_templates
 from kdscale.errors import KdscaleError
 
+RENDERING = 2
+"""Raised when the same conversations would give other texts or targets: fingerprints have it."""
+
 # Takes the place of an answer, to find the text around it.
 _MARKER = "\ue000"
 # Of a message of the role tool: which call it answers, by number and by name.
@@ -115,7 +118,8 @@ def require_written(
 
     A field leaves no trace in the conversation that ends with its message, or its text is not in
     it: later turns may take it away, as they do in use. Which call a tool answers need not be
-    written: its place says so. `name` is the conversation's in messages. Raises CannotRenderError as `render_answers`.
+    written: its place says so. `name` is the conversation's in messages. Raises CannotRenderError
+    as `render_answers`.
     """
     if talk.tools and render(template, talk) == render(template, replace(talk, tools=())):
         raise KdscaleError(

@@ -155,7 +155,7 @@ def _tools(record: Mapping[str, Any], config: ChatConfig, name: str) -> list[Any
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise _not_tools(name, f"text that is no JSON ({error})") from error
-    if is_nothing(value):
+    if value is None or is_nothing(value):
         return []
     if not isinstance(value, list) or not all(isinstance(each, Mapping) for each in value):
         kinds = sorted({type(each).__name__ for each in value if not isinstance(each, Mapping)})

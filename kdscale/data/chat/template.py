@@ -70,6 +70,22 @@ class ChatTemplate:
         """Whether the template writes today's date, which is not the same in every run."""
         return "strftime_now" in self.text
 
+    @property
+    def summary(self) -> str:
+        """What the log, the manifest's readers and the report say of it."""
+        if self.training is not None:
+            found = (
+                f"kdscale's training template {self.training!r}, which renders what the "
+                "tokenizer's own does and marks the answers"
+            )
+        elif self.marks_answers:
+            found = "answers are marked by the template itself"
+        else:
+            found = "answers are found by rendering conversations up to them"
+        dated = f"; {self.date} stands for today's date" if self.writes_today else ""
+        variables = ", ".join(f"{name} = {value}" for name, value in self.variables.items())
+        return found + dated + (f"; {variables}" if variables else "")
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for the manifest, without the fields that are as by default."""
         found = asdict(self)

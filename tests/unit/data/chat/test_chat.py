@@ -436,8 +436,8 @@ def test_tools_beside_the_messages_are_read_and_rendered() -> None:
     talk = {"messages": as_dicts(TALK)}
     # Arrow gives each the fields of all.
     arrow = {"function": {**TOOL["function"], "strict": None}, "type": "function"}
-    for given in ([TOOL], json.dumps([TOOL]), [TOOL["function"]], [arrow]):
-        found = load(str(take.document({**talk, "tools": given}, "a#0").content))
+    for tools in ([TOOL], json.dumps([TOOL]), [TOOL["function"]], [arrow]):
+        found = load(str(take.document({**talk, "tools": tools}, "a#0").content))
         assert found == Conversation(TALK, [TOOL])
     for nothing in (None, "", [], "[]"):
         assert take.document({**talk, "tools": nothing}, "a#0") == take.document(talk, "a#0")
