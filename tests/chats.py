@@ -292,7 +292,7 @@ def learned_turns(
     options: dict[str, Any] = {"chat_template": template, "date_string": "26 Jul 2024", **variables}
     if "tools" in record:
         options["tools"] = record["tools"]
-    messages = [_stripped(message) for message in record["messages"]]
+    messages = [{**message, "content": text_of(message)} for message in record["messages"]]
 
     def write(until: Sequence[Record], prompt: bool = False) -> str:
         plain = [{k: v for k, v in each.items() if k != "weight"} for each in until]
@@ -320,8 +320,9 @@ def learned_turns(
     return found
 
 
-def _stripped(message: Record) -> Record:
+def text_of(message: Record) -> str:
+    """Return a message's text without outer blanks."""
     content = message["content"] or ""
     if isinstance(content, list):
         content = "".join(part["text"] for part in content)
-    return {**message, "content": content.strip()}
+    return str(content).strip()

@@ -14,6 +14,7 @@ unchanged. Templates that change an answer are refused.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from os.path import commonprefix
 from typing import NamedTuple, NoReturn
 
 import numpy as np
@@ -36,8 +37,7 @@ RENDERING = 2
 _MARKER = "\ue000"
 # Of a message of the role tool: which call it answers, by number and by name.
 _LINKS = ("tool_call_id", "name")
-_CHANGES_EARLIER = "changes earlier turns of a conversation with later ones"
-_CHANGES_TEXT = "changes the text of an answer"
+_SHOWN = 40  # characters around a difference
 _OWN_TEMPLATE = "Give a template in data.chat.template that "
 
 
@@ -236,7 +236,7 @@ def _found_turn(template: ChatTemplate, until: Conversation, prompt: str, after:
     """Return the last answer as it is found by rendering."""
     at, message = len(until.messages) - 1, until.messages[-1]
     if not after.startswith(prompt):
-        _refuse_changes(message, _CHANGES_EARLIER)
+        _refuse_prompt(message, prompt, after)
     asks = prompt != render(template, until.first(at))
     # Without content or with other fields, such as tool calls, the end is that of a plain answer.
     _, end = _around(template, until, Message("assistant", _MARKER, True))
@@ -244,13 +244,13 @@ def _found_turn(template: ChatTemplate, until: Conversation, prompt: str, after:
     if message.content:
         marked, tail = _around(template, until, replace(message, content=_MARKER))
         if not marked.startswith(prompt):
-            _refuse_changes(message, _CHANGES_EARLIER)
+            _refuse_prompt(message, prompt, marked)
         lead = marked[len(prompt) :]
         end = end if message.more else tail
         if after != prompt + lead + message.content + tail or not tail.endswith(end):
-            _refuse_changes(message, _CHANGES_TEXT)
+            _refuse_changes(message)
     elif not (asks and after.endswith(end)):
-        _refuse_changes(message, _CHANGES_TEXT)
+        _refuse_changes(message)
     # Without a prompt for the answer, the turn's heading is in `lead`, which is not generated.
     start = len(prompt) if asks or not lead.strip() else len(prompt) + len(lead)
     stop = len(after) - len(end) + _turn_end(template, end)
@@ -262,7 +262,7 @@ def _around(template: ChatTemplate, until: Conversation, marked: Message) -> tup
     rendered = render(template, until.with_message(len(until.messages) - 1, marked))
     before, found, tail = rendered.partition(_MARKER)
     if not found or _MARKER in tail:
-        _refuse_changes(until.messages[-1], _CHANGES_TEXT)
+        _refuse_changes(until.messages[-1])
     return before, tail
 
 
@@ -279,11 +279,26 @@ def _turn_end(template: ChatTemplate, tail: str) -> int:
     return min(ends, key=lambda end: (end[0], -end[1]))[1]
 
 
-def _refuse_changes(message: Message, what: str) -> NoReturn:
+def _refuse_changes(message: Message) -> NoReturn:
     raise KdscaleError(
-        f"The chat template {what} ({message.content[:60]!r}), so that which tokens are answers "
-        "cannot be found.",
+        f"The chat template changes the text of an answer ({message.content[:60]!r}), so that "
+        "which tokens are answers cannot be found.",
         _OWN_TEMPLATE + "writes every turn as it is, or marks answers with {% generation %}.",
+    )
+
+
+def _refuse_prompt(message: Message, prompt: str, after: str) -> NoReturn:
+    """Refuse an answer that does not stand behind the prompt for it."""
+    same = len(commonprefix([prompt, after]))
+    start, end = max(0, same - _SHOWN), same + _SHOWN
+    raise KdscaleError(
+        "The chat template changes earlier turns of a conversation with later ones: it asks for "
+        f"the answer {message.content[:_SHOWN]!r} with {prompt[start:end]!r}, and writes it behind "
+        f"{after[start:end]!r}, so that which tokens are answers cannot be found.",
+        "Take out of data.chat.variables what changes the prompt, such as enable_thinking. Or "
+        + _OWN_TEMPLATE[0].lower()
+        + _OWN_TEMPLATE[1:]
+        + "writes every turn as it is, or marks answers with {% generation %}.",
     )
 
 

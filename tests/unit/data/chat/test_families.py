@@ -1,10 +1,16 @@
 """Families of chat templates: what is learned is what transformers' rendered prefixes say."""
 
+import hashlib
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from kdscale.config.chat import ChatConfig
 from kdscale.config.data import DataConfig
@@ -12,7 +18,16 @@ from kdscale.data.cleaning.cleaner import Cleaner
 from kdscale.data.sources.fields import Fields
 from kdscale.data.tokenizer import Encoded, TokenizerInfo, adopt_tokenizer, encode
 from kdscale.errors import KdscaleError
-from tests.chats import CONVERSATIONS, FAMILIES, Record, learned_turns, make_tokenizer
+from tests.chats import (
+    CONVERSATIONS,
+    DATA,
+    FAMILIES,
+    Family,
+    Record,
+    learned_turns,
+    make_tokenizer,
+    text_of,
+)
 
 Adopted = tuple[Any, Path, TokenizerInfo]
 _CLEAN = Cleaner(
@@ -89,3 +104,75 @@ def test_what_a_family_cannot_write_is_refused_or_left_out(
             continue
         with pytest.raises(KdscaleError, match="be lost"):
             encoded(adopted, CONVERSATIONS[conversation])
+
+
+def published_text(family: Family, template: str) -> dict[str, str]:
+    """Return a digest of what transformers renders of each conversation, prompt by prompt."""
+    whole = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE()), **family.tokens)
+    found = {}
+    for name in family.supports:
+        record = CONVERSATIONS[name]
+        talk = [{**each, "content": text_of(each)} for each in record["messages"]]
+        texts = [
+            whole.apply_chat_template(
+                talk[:at],
+                chat_template=template,
+                tools=record.get("tools"),
+                add_generation_prompt=asks,
+                date_string="26 Jul 2024",
+                tokenize=False,
+            )
+            for at in range(1, len(talk) + 1)
+            for asks in (False, True)
+            if not (at == 1 and talk[0]["role"] == "system")
+        ]
+        found[name] = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    return found
+
+
+@pytest.mark.parametrize("name", ["llama3", "llama3_1", "llama3_2", "gemma2", "gemma3"])
+def test_templates_that_are_not_kept_here_render_what_the_published_ones_do(name: str) -> None:
+    # Digests of what the published templates give: their licences keep the texts elsewhere.
+    expected = json.loads((DATA / "renderings.json").read_text())[name]
+    family = FAMILIES["llama3_1" if name == "llama3_2" else name]
+    assert published_text(family, family.template) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "chat"),
+    [
+        ("qwen3", {"variables": {"enable_thinking": False}}),
+        ("smollm3", {"variables": {"enable_thinking": False}}),
+        ("llama3_1", {"variables": {"tools_in_user_message": False}}),
+        ("llama3_1", {"date": "2025-02-03"}),
+        ("smollm3", {"date": "2025-02-03"}),
+    ],
+)
+def test_dates_and_variables_are_those_of_the_config(
+    name: str, chat: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    adopted = adopt(name, "bytes", tmp_path_factory, **chat)
+    family = FAMILIES[name]
+    assert adopted[2].chat is not None
+    assert adopted[2].chat.training == family.training
+    variables = dict(chat.get("variables", {}))
+    if "date" in chat:
+        variables["date_string"] = "03 Feb 2025"
+        family = replace(family, dates=dict.fromkeys(family.dates, '"03 February 2025"'))
+    for conversation in set(family.supports) - {"thoughts", "thoughts and tools"}:
+        record = CONVERSATIONS[conversation]
+        if name == "qwen3" and conversation == "thoughts in the text":
+            continue
+        expected = learned_turns(adopted[0], family, record, variables)
+        assert turns(encoded(adopted, record)) == sorted(expected), conversation
+
+
+def test_thoughts_are_refused_where_the_prompt_ends_them(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    adopted = adopt("qwen3", "bytes", tmp_path_factory, variables={"enable_thinking": False})
+    with pytest.raises(KdscaleError, match="changes earlier turns") as caught:
+        encoded(adopted, CONVERSATIONS["thoughts"])
+    assert r"assistant\n<think>\n\n</think>" in caught.value.problem
+    assert r"assistant\n<think>\nTwo and two." in caught.value.problem
+    assert "enable_thinking" in caught.value.fix
