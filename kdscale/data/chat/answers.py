@@ -14,7 +14,6 @@ unchanged. Templates that change an answer are refused.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from os.path import commonprefix
 from typing import NamedTuple, NoReturn
 
 import numpy as np
@@ -217,19 +216,16 @@ def _marked_turn(
         # The prompt may have what else is the answer's beginning, such as thoughts of none.
         return Turn(len(until.messages) - 1, prompt, after[max(start, len(prompt)) : end])
     # The template has moved what comes earlier, but asks with the same words.
-    same = _common_end(prompt, after[:start])
-    if not any(token in same for token in template.specials):
+    asks = prompt[len(prompt) - _common_start(prompt[::-1], after[:start][::-1]) :]
+    if not any(token in asks for token in template.specials):
         return None
     return Turn(len(until.messages) - 1, prompt, after[start:end])
 
 
-def _common_end(one: str, other: str) -> str:
-    """Return the longest text with which both end."""
-    length = 0
-    for length, (left, right) in enumerate(zip(reversed(one), reversed(other), strict=False)):
-        if left != right:
-            return one[len(one) - length :]
-    return one[len(one) - min(len(one), length + 1) :]
+def _common_start(one: str, other: str) -> int:
+    """Return how many characters two texts have in common from the beginning."""
+    differs = (at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
+    return next(differs, min(len(one), len(other)))
 
 
 def _found_turn(template: ChatTemplate, until: Conversation, prompt: str, after: str) -> Turn:
@@ -289,7 +285,7 @@ def _refuse_changes(message: Message) -> NoReturn:
 
 def _refuse_prompt(message: Message, prompt: str, after: str) -> NoReturn:
     """Refuse an answer that does not stand behind the prompt for it."""
-    same = len(commonprefix([prompt, after]))
+    same = _common_start(prompt, after)
     start, end = max(0, same - _SHOWN), same + _SHOWN
     raise KdscaleError(
         "The chat template changes earlier turns of a conversation with later ones: it asks for "
