@@ -7,9 +7,10 @@ from pydantic import Field, model_validator
 from kdscale.config.base import Config, Place, PlaceForm
 from kdscale.config.curriculum import CurriculumConfig
 from kdscale.config.initial import TeacherLayers, WidthConfig
+from kdscale.config.lora import LoraConfig
 from kdscale.config.loss import LossConfig
 from kdscale.config.online import OnlineConfig
-from kdscale.config.operational import Operational
+from kdscale.config.operational import Later, Operational
 from kdscale.config.teacher import ModelConfig
 from kdscale.config.training import TrainingConfig, WorkersConfig
 
@@ -38,6 +39,10 @@ class StudentConfig(Config):
     """Tie the head to the embedding. As the architecture or the teacher has it, if not
     given."""
 
+    lora: Later[LoraConfig | None] = None
+    """Train adapters beside the linear maps of the student, whose own weights stay as they are:
+    {r: 16, alpha: 32}. All weights are trained, if not given."""
+
     @model_validator(mode="after")
     def _one_start(self) -> "StudentConfig":
         if (self.model is None) == (self.teacher_layers is None):
@@ -51,6 +56,15 @@ class StudentConfig(Config):
             raise ValueError("`width` narrows a start from `teacher_layers`; `model` has its own")
         elif self.tie_embeddings is not None and "tie_word_embeddings" in self.model.options:
             raise ValueError("give either tie_embeddings or model.options.tie_word_embeddings")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_beside_trained_weights(self) -> "StudentConfig":
+        if self.lora is not None and self.model is not None:
+            raise ValueError(
+                "`lora` leaves the student's weights as they are, and those of `model` start at "
+                "random: start from `teacher_layers`, or drop lora"
+            )
         return self
 
     @property
