@@ -160,8 +160,9 @@ def published_parameters(model: torch.nn.Module) -> int:
 
 
 def _by_architecture(model: PreTrainedModel) -> list[str]:
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as known
+    from peft.utils import constants
 
+    known = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     kind = model.config.get_text_config().model_type
     found = known.get(model.config.model_type, known.get(kind))
     if not isinstance(found, list):

@@ -57,8 +57,8 @@ def make_backend(
     """Return DDP or ZeRO around `wrap(build())`, by `training.zero.stage`.
 
     `micro_batches` are those of a step and rank. What `wrap` gives is trained, but for parameters
-    that it has frozen; the built model alone is exported. Raises KdscaleError where the model has no dropout to set, or
-    cannot recompute activations.
+    that it has frozen; the built model alone is exported. Raises KdscaleError where the model has
+    no dropout to set, or cannot recompute activations.
     """
 
     def build_for_training() -> PreTrainedModel:
