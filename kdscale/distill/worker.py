@@ -30,9 +30,12 @@ from kdscale.distill.objective import DistillationLoss, LabelsLoss
 from kdscale.distill.student_init import StudentInit, init_student
 from kdscale.distill.targets import open_online_teacher
 from kdscale.distributed.rank import Rank, current_rank
+from kdscale.models.adapter_folder import BASE as COPY
 from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import ModelReference
+from kdscale.models.lora import Adapters, Base, add_adapters
 from kdscale.store import Store
+from kdscale.train.backends.base import Backend
 from kdscale.train.batches import batch_digest
 from kdscale.train.job import TrainingJob, run_training
 from kdscale.train.label_loss import EQUAL, LabelWeights, class_weights
@@ -98,6 +101,8 @@ class StudentRecipe:
         config = training.config
         self._config, self._worker, self._start = config, worker, start
         self._tables, self._outputs = job.tables, prepared.outputs
+        self._folder = training.folder
+        self._adapted: tuple[PreTrainedModel, Adapters] | None = None
         self._reader: Reader = cached
         weights, is_baseline = EQUAL, training.name == "baseline"
         if config.data.labels is not None:
@@ -131,7 +136,10 @@ class StudentRecipe:
         return self._start.build()
 
     def wrap(self, model: PreTrainedModel) -> ModelWithHead:
-        """See TrainingRecipe."""
+        """See TrainingRecipe. With LoRA the model gets its adapters here, whole on every rank."""
+        lora = self._config.distill.student.lora
+        if lora is not None:
+            self._adapted = model, add_adapters(model, lora, self._config.seed)
         return ModelWithHead(
             model, self._outputs, self._projections, gives_attention=self._gives_attention
         )
@@ -162,6 +170,20 @@ class StudentRecipe:
         shown = self._sampler.metrics(step, indices) | self._seen.metrics()
         shown |= self._loss.metrics(step) | {"train/batch_digest": batch_digest(indices)}
         return shown | {"cache_hit_share": _hit_share(self._reader.metrics)}
+
+    def export(self, backend: Backend, folder: Path) -> None:
+        """See TrainingRecipe."""
+        if self._adapted is None:
+            backend.export(folder)
+            return
+        model, adapters = self._adapted
+        values = backend.trained_values()
+        if self._worker.rank == 0:
+            adapters.save(folder, model, values, self._base())
+
+    def _base(self) -> Base:
+        """Return the model that the adapters stand on: a copy, where no other place has it."""
+        return Base(f"{self._folder.url}/{COPY}", model=self._start.build())
 
 
 def _hit_share(counts: dict[str, float]) -> float:

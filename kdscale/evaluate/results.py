@@ -189,6 +189,7 @@ class Results(TypedDict):
     gap_recovered: dict[str, float | None]
     gap_intervals: NotRequired[dict[str, Interval]]  # 95 %
     classes: NotRequired[list[str]]  # of a classifier, in the order of its outputs
+    chat: NotRequired[str]  # how conversations were rendered, where documents are conversations
     context: NotRequired[int]  # tokens before each target, or all of its document: causal-lm
     speed: NotRequired[Speed]
     samples: NotRequired[Samples]

@@ -12,6 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from kdscale.config.teacher import ModelConfig
 from kdscale.errors import KdscaleError
+from kdscale.models.adapter_folder import AdapterFolder
 from kdscale.models.positions import POSITION_FIELDS, lost_positions
 from kdscale.models.tasks import (
     CAUSAL_LM,
@@ -101,8 +102,12 @@ def load_model(
 
     Only safetensors are read, and no code that comes with a model is run: where transformers has no
     class for it, KdscaleError. With `config`, in place of the folder's own, a model to be trained
-    further: what the folder has no weights for starts at random.
+    further: what the folder has no weights for starts at random. Of a folder of adapters, their
+    base is returned, merged with them.
     """
+    adapter = AdapterFolder.find(folder)
+    if adapter is not None:
+        return adapter.load(dtype)
     shape = config or load_config_of(folder, revision)
     try:
         model, found = model_class(shape).from_pretrained(
@@ -129,7 +134,14 @@ def load_model(
 
 
 def load_config_of(folder: str | Path, revision: str | None = None) -> Any:
-    """Return the transformers config in a Hugging Face folder or of a hub name."""
+    """Return the transformers config in a Hugging Face folder or of a hub name.
+
+    Of a folder of adapters, that of their base.
+    """
+    if not (Path(folder).expanduser() / "config.json").is_file():
+        adapter = AdapterFolder.find(folder)
+        if adapter is not None:
+            return adapter.load_config()
     try:
         return AutoConfig.from_pretrained(str(folder), revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:

@@ -54,6 +54,8 @@ def _make(context: StageContext) -> list[str]:
     )
     if scores := _lm_eval_scores(run):
         results["lm_eval"] = scores
+    if chat := run.prepared.chat_summary:
+        results["chat"] = chat
     write_results(run.output, results)
     gaps = results["gap_recovered"].items()
     return [f"gap recovered on {d}: {'n/a' if g is None else f'{g:.1%}'}" for d, g in gaps]
