@@ -72,6 +72,7 @@ ALLOWED: dict[str, set[str]] = {
         *("config", "data", "errors", "evaluate", "models", "report", "run.finished_run"),
         *("store", "utils"),
     },
+    "importing": {"cache", "config", "data", "errors", "models", "store", "types"},
     "doctor": {"config", "errors", "store", "tracking", "utils"},
     "api": {
         *("cache", "config", "curriculum", "data", "distill", "distributed", "errors", "losses"),
@@ -84,7 +85,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 # Packages that only the CLI imports; `api` and `integrations` are for users alone.
-LEAVES = {"plan", "export", "doctor"}
+LEAVES = {"plan", "export", "importing", "doctor"}
 FOR_USERS = {"api", "integrations"}
 
 # Packages that train and read caches without Ray, as a user's own program does.
