@@ -1,8 +1,10 @@
 """A loop under DDP and a DistillationTrainer under DDP and ZeRO: two gloo ranks against one."""
 
+from functools import partial
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from tests.ranks import run_ranks
 from tests.training import (
@@ -13,6 +15,7 @@ from tests.training import (
     by_trainer,
     make_trainer,
     plant,
+    student,
 )
 from tests.unit.cache.planted import planted_rows
 
@@ -72,10 +75,13 @@ def all_ways(cache: str, folder: str) -> dict[str, Any]:
     for stage in (2, 3):
         place = f"{folder}/zero-{stage}"
         saves = {"save_strategy": "steps", "save_steps": HALF}
-        found[f"zero {stage}"] = by_trainer(cache, place, **saves, **zero(stage))
-        found[f"zero {stage} resumed"] = by_trainer(
-            cache, place, resume=f"{place}/checkpoint-{HALF}", **zero(stage)
-        )
+        # From a file: stage 3 draws random weights in another order.
+        load = partial(AutoModelForCausalLM.from_pretrained, f"{folder}/student")
+        given = zero(stage)
+        found[f"zero {stage}"] = by_trainer(cache, place, model=load(), **saves, **given)
+        resume = f"{place}/checkpoint-{HALF}"
+        resumed = by_trainer(cache, place, model=load(), resume=resume, **given)
+        found[f"zero {stage} resumed"] = resumed
     return found
 
 
@@ -91,6 +97,7 @@ def one_rank(cache: str, folder: str) -> dict[str, Any]:
         cache, f"{folder}/alone", trainer={"eval_dataset": planted_rows(SEQUENCES)}
     )
     saves = {"save_strategy": "steps", "save_steps": HALF}
+    student().save_pretrained(f"{folder}/student")
     return {
         "trainer": by_trainer(cache, f"{folder}/one", **saves),
         "evaluated": trainer.evaluate()["eval_loss"],
