@@ -82,6 +82,16 @@ def all_ways(cache: str, folder: str) -> dict[str, Any]:
         resume = f"{place}/checkpoint-{HALF}"
         resumed = by_trainer(cache, place, model=load(), resume=resume, **given)
         found[f"zero {stage} resumed"] = resumed
+        trainer = make_trainer(
+            cache,
+            f"{place}/evaluated",
+            model=load(),
+            trainer={"eval_dataset": planted_rows(SEQUENCES)},
+            **given,
+        )
+        before = trainer.evaluate()["eval_loss"]
+        trainer.train()
+        found[f"zero {stage} evaluated"] = before, trainer.evaluate()["eval_loss"]
     return found
 
 
@@ -98,9 +108,12 @@ def one_rank(cache: str, folder: str) -> dict[str, Any]:
     )
     saves = {"save_strategy": "steps", "save_steps": HALF}
     student().save_pretrained(f"{folder}/student")
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
     return {
         "trainer": by_trainer(cache, f"{folder}/one", **saves),
-        "evaluated": trainer.evaluate()["eval_loss"],
+        "evaluated": before,
+        "evaluated after": trainer.evaluate()["eval_loss"],
     }
 
 
@@ -153,3 +166,12 @@ def test_other_numbers_of_ranks_go_on_with_the_same_batches(results: dict[str, A
 def test_an_evaluation_on_two_ranks_is_that_of_one(results: dict[str, Any]) -> None:
     found = [results[rank]["evaluated"] for rank in ("first", "second")]
     assert found == pytest.approx([results["one"]["evaluated"]] * 2, rel=1e-6)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("stage", [2, 3])
+def test_an_evaluation_in_deepspeed_is_that_of_one_rank(
+    results: dict[str, Any], stage: int
+) -> None:
+    expected = results["one"]["evaluated"], results["one"]["evaluated after"]
+    assert results["first"][f"zero {stage} evaluated"] == pytest.approx(expected, rel=1e-4)
