@@ -176,8 +176,8 @@ class Samples(TypedDict):
 class Results(TypedDict):
     """The whole file.
 
-    `models` holds teacher, student and baseline, as far as they exist, and the other models of the
-    config.
+    `models` holds teacher, student, baseline and `before`, a loaded student before training, as far
+    as they exist, and the other models of the config.
     """
 
     schema_version: Literal[2]

@@ -27,7 +27,7 @@ def _is_complete(run: RunArtifacts, record: RunRecord) -> bool:
 
 
 def _make(context: StageContext) -> list[str]:
-    """Score teacher, student, baseline and the config's other models."""
+    """Score teacher, student, baseline, the student before training and other models."""
     run = context.run
     config = run.config
     job = EvaluateJob(
@@ -36,7 +36,7 @@ def _make(context: StageContext) -> list[str]:
         prepared=run.prepared_store,
         teacher=run.teacher(),
         models={
-            **{name: run.student(name) for name in run.student_names},
+            **{name: run.student(name) for name in run.evaluated_names},
             **external_references(config, run.prepared),
         },
     )
