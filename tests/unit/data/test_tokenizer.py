@@ -41,7 +41,7 @@ def test_auto_tokenizer_loads_what_was_trained(trained: tuple[Path, TokenizerInf
     assert info.sha256 == hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
     text = " leading, é, \t日本 and\n\nlines"
     assert loaded.decode(loaded.encode(text, add_special_tokens=False)) == text
-    ours = next(encode(read(folder), info, [text]))
+    [ours] = next(encode(read(folder), info, [text]))
     assert ours.tokens[1:-1].tolist() == loaded.encode(text, add_special_tokens=False)
 
 
@@ -61,7 +61,7 @@ def test_a_small_corpus_gives_a_smaller_vocabulary(tmp_path: Path) -> None:
 def test_encoding_loses_nothing(trained: tuple[Path, TokenizerInfo], texts: list[str]) -> None:
     folder, info = trained
     backend = Tokenizer.from_str(read(folder))
-    documents = list(encode(read(folder), info, texts))
+    documents = [each for [each] in encode(read(folder), info, texts)]
     assert len(documents) == len(texts)
     for text, (tokens, byte_count, targets) in zip(texts, documents, strict=True):
         assert tokens.dtype == np.int32
