@@ -30,7 +30,7 @@ class StudentInit:
 
 
 def init_student(
-    config: RunConfig, prepared: Prepared, teacher: ModelReference, worker: Rank
+    config: RunConfig, prepared: Prepared, teacher: ModelReference | None, worker: Rank
 ) -> StudentInit:
     """Plan the student of `config` and calibrate it where it is narrower. Collective.
 
@@ -67,7 +67,8 @@ def plan_init(config: RunConfig, data: DataFacts, teacher: Any | None) -> InitPl
     )
 
 
-def _weights_folder(teacher: ModelReference) -> Path:
+def _weights_folder(teacher: ModelReference | None) -> Path:
+    assert teacher is not None
     if not teacher.is_hub_name:
         return Path(teacher.local())
     from huggingface_hub import snapshot_download

@@ -46,7 +46,7 @@ class DistillJob:
     prepared: Store
     caches: Sequence[CacheSource]
     expected: dict[str, Any]  # the fields of the cache's identity that the student needs
-    teacher: ModelReference
+    teacher: ModelReference | None  # None: the run has none, and the cache is that of another
     tables: Store  # for what the curriculum measures
 
     def run(self) -> None:

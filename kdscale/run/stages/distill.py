@@ -15,7 +15,8 @@ from kdscale.train.job import TrainingJob
 
 def _models(run: RunArtifacts) -> dict[str, str]:
     # Their fingerprints are of the cache, and that of the teacher's and the tokenizer's.
-    known = models_complete(run, {"teacher": run.teacher_fingerprint})
+    absent = run.config.teacher.is_absent
+    known = absent or models_complete(run, {"teacher": run.teacher_fingerprint})
     known = known and run.prepared_store.exists("manifest.json")
     return _fingerprints(run) if known else {}
 
@@ -39,7 +40,7 @@ def _make(context: StageContext) -> list[str]:
         prepared=run.prepared_store,
         caches=_pinned_caches(run, context.record),
         expected=run.cache_needs,
-        teacher=run.teacher(),
+        teacher=run.teacher_if_present(),
         tables=run.output.child(f"curriculum/{run.student_fingerprint('student')}"),
     )
     context.groups.run(job, run.config.distill.workers, context.progress)
