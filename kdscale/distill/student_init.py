@@ -39,7 +39,7 @@ class StudentInit:
 
 
 def init_student(
-    config: RunConfig, prepared: Prepared, teacher: ModelReference, worker: Rank
+    config: RunConfig, prepared: Prepared, teacher: ModelReference | None, worker: Rank
 ) -> StudentInit:
     """Plan the student of `config` and calibrate it where it is narrower. Collective.
 
@@ -53,6 +53,7 @@ def init_student(
         shape = loaded_config(config, prepared, load_config_of(folder))
         absent = absent_tensors(folder, None, shape)
     elif student.takes_from_teacher:
+        assert teacher is not None
         folder = _weights_folder(teacher.local(), teacher.revision)
         shape = load_config_of(folder)
     plan = plan_init(config, prepared, shape, absent)

@@ -143,11 +143,12 @@ class OnlineTeacher:
 
 
 def open_online_teacher(
-    config: RunConfig, teacher: ModelReference, worker: Rank, prepared: Prepared
+    config: RunConfig, teacher: ModelReference | None, worker: Rank, prepared: Prepared
 ) -> OnlineTeacher | None:
     """Load the teacher beside its student, where `config` asks for it."""
     if config.distill.targets == "cache":
         return None
+    assert teacher is not None
     online = config.distill.online
     spec = sequence_spec(config, prepared, config.distill.training.micro_batch_size)
     zero = ZeroConfig.for_teacher(online.teacher_sharding)

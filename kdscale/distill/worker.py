@@ -51,7 +51,7 @@ class DistillJob:
     prepared: Store
     caches: Sequence[CacheSource]
     expected: dict[str, Any]  # the fields of the cache's identity that the student needs
-    teacher: ModelReference
+    teacher: ModelReference | None  # None: the run has none, and the cache is that of another
     tables: Store  # for what the curriculum measures
     before: BeforeJob | None = None
     """To keep the student before its first step, where it is evaluated too."""

@@ -27,7 +27,7 @@ from kdscale.train.batches import split_micro_batches
 
 
 class DomainScores:
-    """Scores of each model (teacher first) on the sequences of `table`.
+    """Scores of each model (teacher first, if there is one) on the sequences of `table`.
 
     `temperatures` are the models' by name, None where they are not known before.
     """

@@ -94,7 +94,7 @@ def gap_interval(counts: np.ndarray, by_row: Mapping[str, np.ndarray]) -> Interv
 
     `by_row` is [rows, 8] for teacher, student and baseline.
     """
-    if "baseline" not in by_row or "student" not in by_row:
+    if not {"teacher", "student", "baseline"} <= by_row.keys():
         return None
     teacher, student, baseline = (
         _quotient(counts @ by_row[name], LOSS, TOKENS)

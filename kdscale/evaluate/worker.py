@@ -36,14 +36,19 @@ class EvaluateJob:
     """The inputs of an evaluation worker.
 
     `models` are those besides the teacher by name: student, baseline, the student before training,
-    and the config's.
+    and the config's. Without a teacher at hand nothing is compared with it.
     """
 
     config: RunConfig
     output: Store
     prepared: Store
-    teacher: ModelReference
+    teacher: ModelReference | None
     models: dict[str, ModelReference]
+
+    @property
+    def references(self) -> dict[str, ModelReference]:
+        """All models by name, the teacher first."""
+        return self.models if self.teacher is None else {"teacher": self.teacher, **self.models}
 
     def run(self) -> None:
         """Evaluate on this rank."""
@@ -60,11 +65,11 @@ def evaluate(spec: EvaluateJob) -> None:
     worker = current_rank()
     config = spec.config.evaluate
     prepared = open_prepared(spec.prepared)
-    zero = ZeroConfig.for_teacher(config.teacher_sharding)
-    models = {"teacher": load_teacher(spec.teacher.local(), worker, zero, spec.teacher.revision)}
-    for name, reference in spec.models.items():
-        whole = ZeroConfig(stage=0)
-        models[name] = load_teacher(reference.local(), worker, whole, reference.revision)
+    sharded, whole = ZeroConfig.for_teacher(config.teacher_sharding), ZeroConfig(stage=0)
+    models = {}
+    for name, reference in spec.references.items():
+        zero = sharded if name == "teacher" else whole
+        models[name] = load_teacher(reference.local(), worker, zero, reference.revision)
     kind = sequence_spec(spec.config, prepared, config.micro_batch_size)
     for model in models.values():
         check_sequences(model, partial(target_logits, model, vocab_size=kind.outputs), kind)
@@ -86,7 +91,7 @@ def evaluate(spec: EvaluateJob) -> None:
     del models
     gc.collect()
     if worker.rank == 0:
-        measured = summarise(found, {"teacher": spec.teacher, **spec.models})
+        measured = summarise(found, spec.references)
         measured |= _side_by_side(spec, prepared, worker)
         measured |= {"task": spec.config.task, "classes": prepared.classes}
         if spec.config.task == "causal-lm":
@@ -103,7 +108,7 @@ def _side_by_side(spec: EvaluateJob, prepared: Prepared, worker: Rank) -> dict[s
     writes = config.samples if spec.config.task == "causal-lm" else None
     if config.speed is None and writes is None:
         return {}
-    references = {"teacher": spec.teacher, **spec.models}
+    references = spec.references
     models = load_models(references, worker)
     found: dict[str, Any] = {}
     if config.speed is not None:

@@ -193,7 +193,13 @@ def read_inputs(
     `tokens` and `teacher_shape` (a folder with config.json) stand in for a corpus and a teacher
     that are not at hand. Raises KdscaleError where one is needed, or where a model cannot be built.
     """
-    teacher = None if config.teacher.load is None else _existing_teacher(config, teacher_shape)
+    if config.teacher.is_absent and teacher_shape is None:
+        raise KdscaleError(
+            "The run has no teacher (cache.reuse stands for it), and a plan asks for its shape.",
+            "Plan with a config.json of its shape: --teacher FOLDER.",
+        )
+    trained = config.teacher.model is not None
+    teacher = None if trained else _existing_teacher(config, teacher_shape)
     vocab_size = config.data.tokenizer.vocab_size
     if teacher is not None:
         vocab_size = teacher.get_text_config().vocab_size

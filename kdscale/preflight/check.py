@@ -54,6 +54,11 @@ def preflight(
 def _check_all(context: Context) -> None:
     config, options = context.config, context.options
     note_ignored(config, context.findings)
+    if config.teacher.is_absent:
+        context.findings.note(
+            "The run has no teacher: cache.reuse stands for it. The results will have no figures "
+            "of it, no likeness to it and no gap recovered."
+        )
     if options == DEFAULTS:
         store = context.run.prepared_store  # says where a corpus is missing
         context.prepared = context.run.prepared if store.exists("manifest.json") else None

@@ -32,7 +32,7 @@ def check_models(context: Context) -> None:
     """Refuse a teacher or student that cannot be made or trained, or does not fit the run."""
     config, data = context.config, context.data or KnownData(_SOME_IDS)
     shape = _existing(context)
-    if config.teacher.load is None or shape is not None:
+    if config.teacher.model is not None or shape is not None:
         if context.data is None and shape is not None:
             data = KnownData(shape.get_text_config().vocab_size, data.classes)
         with context.findings.check("the teacher, built without weights"), _building("teacher"):

@@ -134,6 +134,8 @@ def _what(results: Results, which: str, config: Mapping[str, Any]) -> str:
             "distillation run."
         )
     name = f"`{plain(teacher)}`" if teacher else "a teacher trained in the same run"
+    if "teacher" not in results["models"]:
+        name = f"the cache `{plain(str(setting(config, 'cache.reuse')))}`, its teacher not at hand,"
     return (
         f"A {task_labels(results).model} of {size} parameters, distilled from {name} with kdscale."
         f"{origin} {plain(facts.headline(results))}"

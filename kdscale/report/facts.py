@@ -225,10 +225,25 @@ def no_gap_reason(results: Results, domain: str) -> str:
     """Return the reason why `domain` has no gap recovered."""
     if "baseline" not in results["models"]:
         return "Without a baseline (distill.baseline) no gain over the labels can be claimed."
+    if "teacher" not in results["models"]:
+        return "Its teacher was not at hand, so the gap to it is not known." + _over_baseline(
+            results, domain
+        )
     teacher, baseline = score(results, "teacher", domain), score(results, "baseline", domain)
     if teacher and baseline and baseline["loss"] <= teacher["loss"]:
         return "The baseline is not worse than the teacher, so there is no gap to recover."
     return "The losses do not give a gap to recover."
+
+
+def _over_baseline(results: Results, domain: str) -> str:
+    """Return the student's loss beside that of training on the labels alone."""
+    student, baseline = score(results, "student", domain), score(results, "baseline", domain)
+    if student is None or baseline is None:
+        return ""
+    return (
+        f" Its loss on {domain} is {student['loss']:.4f}, that of the same student trained on the "
+        f"labels alone {baseline['loss']:.4f}."
+    )
 
 
 def codec_text(codec: Mapping[str, Any] | str) -> str:

@@ -99,6 +99,12 @@ ELSEWHERE = {
     "kdscale lm-eval runs/quickstart --model smollm=/models/SmolLM2-135M": (
         "unit/evaluate/test_harness.py::test_a_users_task_and_another_folder"
     ),
+    "kdscale cache import SOURCE OUT --teacher Qwen/Qwen3-32B --dry-run": (
+        "unit/importing/test_columns.py::test_a_repeated_sequence_is_imported_once"
+    ),
+    "kdscale cache import SOURCE OUT --teacher Qwen/Qwen3-32B --seq-len 4096": (
+        "unit/importing/test_columns.py::test_long_sequences_are_split_and_short_ones_share_rows"
+    ),
     "kdscale plan run.yaml --calibrate": (
         "ray/test_plan.py::test_a_calibration_is_measured_kept_and_used"
     ),

@@ -32,7 +32,8 @@ def _check(run: RunArtifacts) -> None:
 
 def _models(run: RunArtifacts) -> dict[str, str]:
     # Their fingerprints are of the cache, and that of the teacher's and the tokenizer's.
-    known = models_complete(run, {"teacher": run.teacher_fingerprint})
+    absent = run.config.teacher.is_absent
+    known = absent or models_complete(run, {"teacher": run.teacher_fingerprint})
     known = known and run.prepared_store.exists("manifest.json")
     return _fingerprints(run) if known else {}
 
@@ -56,7 +57,7 @@ def _make(context: StageContext) -> list[str]:
         prepared=run.prepared_store,
         caches=_pinned_caches(run, context.record),
         expected=run.cache_needs,
-        teacher=run.teacher(),
+        teacher=run.teacher_if_present(),
         tables=run.output.child(f"curriculum/{run.student_fingerprint('student')}"),
         before=_before(run),
     )

@@ -34,7 +34,7 @@ def _make(context: StageContext) -> list[str]:
         config=config,
         output=run.output,
         prepared=run.prepared_store,
-        teacher=run.teacher(),
+        teacher=run.teacher_if_present(),
         models={
             **{name: run.student(name) for name in run.evaluated_names},
             **external_references(config, run.prepared),
