@@ -9,9 +9,12 @@ from kdscale.config.curriculum import CurriculumConfig
 from kdscale.config.initial import TeacherLayers, WidthConfig
 from kdscale.config.loss import LossConfig
 from kdscale.config.online import OnlineConfig
-from kdscale.config.operational import Operational
+from kdscale.config.operational import Later, Operational
 from kdscale.config.teacher import ModelConfig
 from kdscale.config.training import TrainingConfig, WorkersConfig
+
+
+TokenizerChoice = Literal["teacher", "student"]
 
 
 class StudentConfig(Config):
@@ -38,6 +41,14 @@ class StudentConfig(Config):
     """Tie the head to the embedding. As the architecture or the teacher has it, if not
     given."""
 
+    tokenizer: Later[Place | None] = None
+    """Folder (local path or fsspec URL) or hub name of the tokenizer of a student of `model`, for
+    `distill.tokenizer: student`. `kdscale data tokenizer` trains one."""
+
+    def place_form(self, field: str) -> PlaceForm:
+        """Return what `field`, of the type Place, holds."""
+        return "hub"
+
     @model_validator(mode="after")
     def _one_start(self) -> "StudentConfig":
         if (self.model is None) == (self.teacher_layers is None):
@@ -58,6 +69,11 @@ class StudentConfig(Config):
         """True if the student's first weights need the teacher's files."""
         return self.teacher_layers is not None or self.copy_embeddings
 
+    @property
+    def tokenizer_source(self) -> str | None:
+        """Place of the student's own tokenizer, if it has one."""
+        return self.tokenizer
+
 
 class DistillConfig(Config):
     """The distill stage: the student from its teacher, then the baseline from the labels alone."""
@@ -67,6 +83,15 @@ class DistillConfig(Config):
     targets: Literal["cache", "online"] = "cache"
     """Source of the teacher's distributions. The sequences, their order and their statistics are
     the cache's either way, so that both train on the same batches."""
+
+    tokenizer: Later[TokenizerChoice] = "teacher"
+    """Tokenizer of the student: the `teacher`'s, or the `student`'s own, that of `student.tokenizer`.
+    The cached sequences are then tokenised again, and the student learns from the teacher wherever
+    both tokenizers have a boundary, from the labels elsewhere."""
+
+    seq_len: Later[int | None] = Field(default=None, ge=8)
+    """Tokens in a sequence of a student with its own tokenizer, `data.seq_len` if not given. Text
+    of a cached sequence that takes more of them is cut, and counted."""
 
     online: OnlineConfig = OnlineConfig()
     loss: LossConfig = LossConfig()
@@ -99,6 +124,32 @@ class DistillConfig(Config):
     def _online_where_online(self) -> "DistillConfig":
         if self.targets == "cache" and self.online != OnlineConfig():
             raise ValueError("`online` says how an online teacher runs: set targets to `online`")
+        return self
+
+    @model_validator(mode="after")
+    def _tokenizer_fits(self) -> "DistillConfig":
+        student, kind = self.student, self.loss.divergence.kind
+        if self.tokenizer == "teacher":
+            if self.seq_len is not None or student.tokenizer is not None:
+                raise ValueError(
+                    "seq_len and student.tokenizer are of a student with its own tokenizer: set "
+                    "tokenizer to `student`, or drop them"
+                )
+            return self
+        if student.tokenizer_source is None:
+            raise ValueError("tokenizer `student` needs student.tokenizer, a folder or hub name")
+        if student.takes_from_teacher:
+            raise ValueError(
+                "with tokenizer `student` the teacher's embeddings are of other ids: drop "
+                "teacher_layers and copy_embeddings, and give student.model"
+            )
+        if self.targets == "online":
+            raise ValueError("tokenizer `student` takes its targets from a cache: drop `online`")
+        if kind != "forward_kl":
+            raise ValueError(
+                f"with tokenizer `student` targets are over classes of tokens, for the forward KL: "
+                f"drop the divergence {kind!r}"
+            )
         return self
 
     @model_validator(mode="after")

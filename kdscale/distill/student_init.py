@@ -62,7 +62,7 @@ def plan_init(config: RunConfig, data: DataFacts, teacher: Any | None) -> InitPl
         teacher,
         vocab_size=data.vocab_size,
         special_ids=data.special_ids,
-        seq_len=config.data.seq_len,
+        seq_len=config.student_seq_len,
         task_spec=TaskSpec(config.task, data.classes, config.data.chunks),
     )
 

@@ -50,6 +50,11 @@ class Prepared:
         return int(self.manifest["tokenizer"]["vocab_size"])
 
     @property
+    def seq_len(self) -> int:
+        """Tokens in a sequence."""
+        return int(self.manifest["seq_len"])
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Class names by number; none for language models."""
         return tuple(self.manifest.get("classes", ()))
