@@ -30,9 +30,8 @@ class StudentConfig(Config):
 
     load: Later[Place | None] = None
     """Hugging Face folder (local path or fsspec URL) or hub name of a model that the student starts
-    from. Its tokenizer has to give the ids that the run's gives, but for `distill.tokenizer:
-    student`. What it lacks for the run's task,
-    such as a classifier's head, starts at random."""
+    from. Its tokenizer has to give the ids that the run's gives, but with `distill.tokenizer:
+    student`. What it lacks for the run's task, such as a classifier's head, starts at random."""
 
     revision: Later[str | None] = None
     """Commit of a hub name in `load`; give it, so that the same config always means the same
