@@ -6,14 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from kdscale.cache.read.concat import ConcatReader
 from kdscale.cache.read.loader import CacheLoader
-from kdscale.cache.read.reader import CacheReader
-from kdscale.cache.read.subset import SubsetReader
 from kdscale.cache.rows import CachedRows
 from kdscale.config.student import DistillConfig
 from kdscale.curriculum.length import length_at, shorten
 from kdscale.curriculum.sampler import CurriculumSampler
+from kdscale.distill.aligned_reader import AlignedCachedRows, Reader
 from kdscale.distributed.rank import Rank
 from kdscale.models.forward import RowTensors, row_tensors
 from kdscale.train.loop import Step
@@ -27,13 +25,16 @@ class MicroBatch:
     payload: torch.Tensor  # [m, T, bytes_per_position] uint8
     entropy: torch.Tensor | None
     """[m] float32: mean teacher entropy over the sequence's targets, nats; None where sequences are
-    cut, as it is not known of a part."""
+    cut, as it is not known of a part, and where they are in other tokens than the teacher's."""
+
+    has_target: torch.Tensor | None = None
+    """[m, T] bool: the positions with a target of the teacher's; None: all that count."""
 
 
 def read_steps(
     distill: DistillConfig,
     worker: Rank,
-    reader: CacheReader | ConcatReader | SubsetReader,
+    reader: Reader,
     sampler: CurriculumSampler,
     steps: range,
 ) -> Iterator[Step[MicroBatch]]:
@@ -72,5 +73,9 @@ def to_device(
     mask, ids, segments, labels, payload = shorten(
         length, whole.mask, whole.ids, whole.segments, whole.labels, payload
     )
+    rows = RowTensors(ids, segments, mask, labels)
+    if isinstance(cached, AlignedCachedRows):
+        has_target = torch.from_numpy(cached.has_target[part, :length]).to(device)
+        return MicroBatch(rows, payload, None, has_target)
     entropy = torch.from_numpy(cached.entropy[part]).to(device) if is_whole else None
-    return MicroBatch(RowTensors(ids, segments, mask, labels), payload, entropy)
+    return MicroBatch(rows, payload, entropy)

@@ -23,8 +23,10 @@ from kdscale.config import RunConfig
 from kdscale.config.loss import check_defined
 from kdscale.curriculum.sampler import SeenRows
 from kdscale.data.rows.prepared import Prepared, open_prepared
+from kdscale.distill.aligned_reader import AlignedReader, CachedReader, Reader
+from kdscale.distill.alignment.student_data import AlignedPrepared, StudentTokenizer, class_map
 from kdscale.distill.batches import MicroBatch
-from kdscale.distill.curriculum import Reader, make_sampler, staged_steps
+from kdscale.distill.curriculum import make_sampler, staged_steps
 from kdscale.distill.layer_losses import make_layer_losses
 from kdscale.distill.objective import DistillationLoss, LabelsLoss
 from kdscale.distill.student_init import StudentInit, init_student
@@ -50,6 +52,7 @@ class DistillJob:
     expected: dict[str, Any]  # the fields of the cache's identity that the student needs
     teacher: ModelReference
     tables: Store  # for what the curriculum measures
+    tokenizer: StudentTokenizer | None = None  # the student's own, where it has one
 
     def run(self) -> None:
         """Train on this rank, with all others."""
@@ -58,7 +61,7 @@ class DistillJob:
         if not trainings:
             return
         config = trainings[0].config
-        prepared = open_prepared(self.prepared)
+        prepared = self.data(open_prepared(self.prepared))
         reader = open_cache(config, self.caches, self.expected)
         targets = config.distill.targets
         source = "online" if targets == "online" else reader.codec.describe()["kind"]
@@ -67,6 +70,11 @@ class DistillJob:
         for training in trainings:
             recipe = StudentRecipe(training, worker, prepared, reader, start, self)
             run_training(training, recipe, worker, prepared)
+
+
+    def data(self, prepared: Prepared) -> Prepared:
+        """Return the data in the student's tokens."""
+        return prepared if self.tokenizer is None else AlignedPrepared(prepared, self.tokenizer)
 
 
 def open_cache(
@@ -112,7 +120,7 @@ class StudentRecipe:
         config = training.config
         self._config, self._worker, self._start = config, worker, start
         self._tables, self._outputs = job.tables, prepared.outputs
-        self._reader: Reader = cached
+        reader: CachedReader = cached
         weights, is_baseline = EQUAL, training.name == "baseline"
         if config.data.labels is not None:
             known = known_labels(cached)
@@ -122,9 +130,16 @@ class StudentRecipe:
             )
             if is_baseline and not known.all():
                 # It learns from nothing else, so that its batches are full of them.
-                self._reader = SubsetReader(cached, np.flatnonzero(known))
+                reader = SubsetReader(cached, np.flatnonzero(known))
+        self._reader: Reader = reader
+        # Of the cache, which is the teacher's, and not of the student.
+        self._vocabulary = int(cached.identity["vocab_size"])
+        classes = None
+        if isinstance(prepared, AlignedPrepared):
+            self._reader = AlignedReader(reader, prepared.aligner)
+            classes = class_map(prepared.pair, worker.device)
         self._sampler = make_sampler(
-            config.distill, self._reader, worker, self._outputs, config.seed
+            config.distill, self._reader, worker, self._vocabulary, config.seed
         )
         self._seen = SeenRows(self._sampler, len(self._reader))
         self._projections: list[torch.nn.Module] = []
@@ -137,7 +152,9 @@ class StudentRecipe:
             if hidden is not None:
                 self._projections = hidden.projections(config.seed)
             online = open_online_teacher(config, job.teacher, worker, prepared)
-            self._loss = DistillationLoss(config, cached.codec, online, hidden, attention, weights)
+            self._loss = DistillationLoss(
+                config, cached.codec, online, hidden, attention, weights, classes
+            )
             self.stateful_loss = self._loss.taid
 
     def build(self) -> PreTrainedModel:
@@ -158,7 +175,7 @@ class StudentRecipe:
             self._reader,
             self._sampler,
             self._tables,
-            self._outputs,
+            self._vocabulary,
             start,
             model,
         )
@@ -175,6 +192,8 @@ class StudentRecipe:
         """See TrainingRecipe."""
         shown = self._sampler.metrics(step, indices) | self._seen.metrics()
         shown |= self._loss.metrics(step) | {"train/batch_digest": batch_digest(indices)}
+        if isinstance(self._reader, AlignedReader):
+            shown["cut_share"] = self._reader.cut_share
         return shown | {"cache_hit_share": _hit_share(self._reader.metrics)}
 
 

@@ -102,8 +102,8 @@ def evaluate(spec: EvaluateJob) -> None:
     if worker.rank == 0:
         measured = summarise(found, {"teacher": spec.teacher, **spec.models})
         measured |= _side_by_side(spec, data, worker)
-        if spec.tokenizer is not None:
-            measured["alignment"] = describe_alignment(prepared, spec.tokenizer)
+        if isinstance(own := data["student"], AlignedPrepared):
+            measured["alignment"] = describe_alignment(own)
         measured |= {"task": spec.config.task, "classes": prepared.classes}
         if spec.config.task == "causal-lm":
             measured["context"] = spec.config.data.evaluation_overlap

@@ -41,6 +41,7 @@ def _make(context: StageContext) -> list[str]:
         expected=run.cache_needs,
         teacher=run.teacher(),
         tables=run.output.child(f"curriculum/{run.student_fingerprint('student')}"),
+        tokenizer=run.student_tokenizer,
     )
     context.groups.run(job, run.config.distill.workers, context.progress)
     return [f"{run.student('student').parameters:,} parameters in the student"]
