@@ -22,7 +22,8 @@ from kdscale.curriculum.difficulty import combine, count_targets, needs, row_rar
 from kdscale.curriculum.pacing import table_steps
 from kdscale.curriculum.sampler import CurriculumSampler
 from kdscale.distill.aligned_reader import AlignedReader, CachedReader, Reader
-from kdscale.distill.batches import MicroBatch, read_steps
+from kdscale.distill.batches import MicroBatch
+from kdscale.distill.steps import read_steps
 from kdscale.distributed.rank import Rank
 from kdscale.errors import KdscaleError
 from kdscale.losses.fused import head_and_loss

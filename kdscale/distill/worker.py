@@ -28,6 +28,7 @@ from kdscale.distill.alignment.student_data import AlignedPrepared, StudentToken
 from kdscale.distill.batches import MicroBatch
 from kdscale.distill.curriculum import make_sampler, staged_steps
 from kdscale.distill.layer_losses import make_layer_losses
+from kdscale.distill.loader import Reader
 from kdscale.distill.objective import DistillationLoss, LabelsLoss
 from kdscale.distill.student_init import StudentInit, init_student
 from kdscale.distill.targets import open_online_teacher
