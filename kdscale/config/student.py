@@ -13,7 +13,6 @@ from kdscale.config.operational import Later, Operational
 from kdscale.config.teacher import ModelConfig
 from kdscale.config.training import TrainingConfig, WorkersConfig
 
-
 TokenizerChoice = Literal["teacher", "student"]
 
 
@@ -109,9 +108,9 @@ class DistillConfig(Config):
     the cache's either way, so that both train on the same batches."""
 
     tokenizer: Later[TokenizerChoice] = "teacher"
-    """Tokenizer of the student: the `teacher`'s, or the `student`'s own, that of `student.tokenizer`.
-    The cached sequences are then tokenised again, and the student learns from the teacher wherever
-    both tokenizers have a boundary, from the labels elsewhere."""
+    """Tokenizer of the student: the `teacher`'s, or the `student`'s own, which student.tokenizer or
+    student.load has. The cached sequences are then tokenised again, and the student learns from the
+    teacher wherever both tokenizers have a boundary, from the labels elsewhere."""
 
     seq_len: Later[int | None] = Field(default=None, ge=8)
     """Tokens in a sequence of a student with its own tokenizer, `data.seq_len` if not given. Text
@@ -162,7 +161,8 @@ class DistillConfig(Config):
             return self
         if student.tokenizer_source is None:
             raise ValueError(
-                "tokenizer `student` needs a student that has one: student.tokenizer or student.load"
+                "tokenizer `student` needs a student that has one: give student.tokenizer or "
+                "student.load"
             )
         if student.takes_from_teacher:
             raise ValueError(

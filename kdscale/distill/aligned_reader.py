@@ -38,8 +38,10 @@ class AlignedReader:
     Sequences are tokenised when they are read, in the threads that read.
     """
 
-    def __init__(self, reader: CachedReader, aligner: Aligner) -> None:
+    def __init__(self, reader: CachedReader, aligner: Aligner, seq_len: int) -> None:
+        """`seq_len` is that of the aligner's sequences."""
         self.cached = reader
+        self.seq_len = seq_len
         self._aligner = aligner
         self._lock = threading.Lock()
         self._coverage: Coverage | None = None
@@ -62,11 +64,6 @@ class AlignedReader:
     def row_bytes(self) -> int:
         """Bytes of a converted row."""
         return self.seq_len * (_BYTES_A_POSITION + self.codec.bytes_per_position)
-
-    @property
-    def seq_len(self) -> int:
-        """Positions in a row, of the student."""
-        return self._aligner.seq_len
 
     @property
     def sequences_per_chunk(self) -> int:

@@ -122,8 +122,8 @@ def measure_gap(
 ) -> np.ndarray:
     """Return the student's mean loss on each sequence's labels less the teacher's, [R] float64.
 
-    In nats a token of the teacher's; 0 for a sequence without targets. One forward over all sequences, shared out
-    over ranks; collective. `model` is a back end's.
+    In nats a token of the teacher's; 0 for a sequence without targets. One forward over all
+    sequences, shared out over ranks; collective. `model` is a back end's.
     """
     parts = _parts(len(reader), worker, micro_batch_size)
     nll = np.zeros(len(reader))

@@ -28,7 +28,6 @@ from kdscale.distill.alignment.student_data import AlignedPrepared, StudentToken
 from kdscale.distill.batches import MicroBatch
 from kdscale.distill.curriculum import make_sampler, staged_steps
 from kdscale.distill.layer_losses import make_layer_losses
-from kdscale.distill.loader import Reader
 from kdscale.distill.objective import DistillationLoss, LabelsLoss
 from kdscale.distill.student_init import StudentInit, init_student
 from kdscale.distill.targets import open_online_teacher
@@ -71,7 +70,6 @@ class DistillJob:
         for training in trainings:
             recipe = StudentRecipe(training, worker, prepared, reader, start, self)
             run_training(training, recipe, worker, prepared)
-
 
     def data(self, prepared: Prepared) -> Prepared:
         """Return the data in the student's tokens."""
@@ -137,7 +135,7 @@ class StudentRecipe:
         self._vocabulary = int(cached.identity["vocab_size"])
         classes = None
         if isinstance(prepared, AlignedPrepared):
-            self._reader = AlignedReader(reader, prepared.aligner)
+            self._reader = AlignedReader(reader, prepared.aligner, prepared.seq_len)
             classes = class_map(prepared.pair, worker.device)
         self._sampler = make_sampler(
             config.distill, self._reader, worker, self._vocabulary, config.seed

@@ -99,8 +99,7 @@ def gap_interval(
     if "baseline" not in by_row or "student" not in by_row:
         return None
     teacher, student, baseline = (
-        _quotient(counts @ by_row[name], LOSS, under)
-        for name in ("teacher", "student", "baseline")
+        _quotient(counts @ by_row[name], LOSS, under) for name in ("teacher", "student", "baseline")
     )
     gap = baseline - teacher
     return interval((baseline - student) / gap) if (gap > 0).all() else None

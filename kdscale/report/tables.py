@@ -241,8 +241,8 @@ _OWN_TOKENS = (
     "are of different tokens, and bits per byte of the text compare them. Agreement with the "
     "teacher and KL to it are not defined. ECE: expected calibration error over 15 equal-width "
     "bins; scaled: with logits divided by the temperature T that makes the validation labels "
-    "likeliest. The baseline is the student trained on the labels alone, with the same steps, order "
-    "and seed. "
+    "likeliest. The baseline is the student trained on the labels alone, with the same steps, "
+    "order and seed. "
 )
 
 
