@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdscale.config.student import StudentConfig
-from kdscale.data.pretrained_tokenizer import load_tokenizer
+from kdscale.data.pretrained_tokenizer import load_tokenizer, vocabulary_size
 from kdscale.data.tokenizer import TOKENIZER_FILE, TokenizerInfo, adopt_tokenizer
 from kdscale.distill.alignment.student_data import StudentTokenizer, keep_tokenizer
 from kdscale.errors import KdscaleError
@@ -36,6 +36,12 @@ def tokenizer_identity(student: StudentConfig) -> dict[str, Any]:
         )
     files = [name for name in _FILES if store.exists(name)]
     return {name: hashlib.sha256(store.get(name)).hexdigest() for name in files}
+
+
+def student_vocabulary(student: StudentConfig) -> int:
+    """Return the ids of the student's tokenizer. KdscaleError where it cannot be loaded."""
+    source = loadable(_source(student), weights=False)
+    return vocabulary_size(load_tokenizer(source, student.revision).get_vocab())
 
 
 def adopt(student: StudentConfig, folder: Path, source: str | None = None) -> TokenizerInfo:

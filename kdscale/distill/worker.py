@@ -20,7 +20,7 @@ from kdscale.cache.read.disk_cache import DiskCache
 from kdscale.cache.read.reader import CacheReader, CacheSource
 from kdscale.cache.read.subset import SubsetReader, known_labels
 from kdscale.config import RunConfig
-from kdscale.config.loss import check_defined
+from kdscale.config.loss import check_alignable, check_defined
 from kdscale.curriculum.sampler import SeenRows
 from kdscale.data.rows.prepared import Prepared, open_prepared
 from kdscale.distill.aligned_reader import AlignedReader, CachedReader, Reader
@@ -66,6 +66,8 @@ class DistillJob:
         targets = config.distill.targets
         source = "online" if targets == "online" else reader.codec.describe()["kind"]
         check_defined(config.distill.loss.divergence.kind, source)
+        if self.tokenizer is not None:
+            check_alignable(source)
         start = init_student(config, prepared, self.teacher, worker)
         for training in trainings:
             recipe = StudentRecipe(training, worker, prepared, reader, start, self)

@@ -11,6 +11,7 @@ from kdscale.config import RunConfig
 from kdscale.config.hardware import Hardware
 from kdscale.config.training import TrainingConfig, WorkersConfig
 from kdscale.distill.student_init import plan_init
+from kdscale.distill.student_tokenizer import student_vocabulary
 from kdscale.errors import KdscaleError
 from kdscale.models.hf_folder import loadable
 from kdscale.models.load import load_config_of
@@ -199,6 +200,8 @@ def read_inputs(
         classes = labels.classes or tuple(map(str, range(found.outputs)))
     data = KnownData(found.vocab_size, classes)
     teacher = teacher_config(config, data, teacher)
+    if config.aligns:
+        data = KnownData(student_vocabulary(config.distill.student), classes)
     student = plan_init(config, data, teacher).config
     return PlanInputs(
         config=config,

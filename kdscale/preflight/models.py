@@ -48,6 +48,8 @@ def check_models(context: Context) -> None:
         return
     if config.distill.student.takes_from_teacher and context.teacher is None:
         return
+    if config.aligns:
+        data = context.student_data or KnownData(_SOME_IDS)
     with context.findings.check("the student, built without weights"), _building("student"):
         _check_vocabulary_option(context, data, "student")
         context.student = plan_init(config, data, context.teacher)
@@ -92,7 +94,8 @@ def _check_vocabulary_option(context: Context, data: KnownData, what: str) -> No
     given = model.options.get("vocab_size") if model is not None else None
     if given is None:
         return
-    if isinstance(given, int) and given < data.vocab_size and context.data is not None:
+    known = context.student_data if what == "student" and context.config.aligns else context.data
+    if isinstance(given, int) and given < data.vocab_size and known is not None:
         at_most = "" if data.is_exact else "up to "
         raise KdscaleError(
             f"{field}.options.vocab_size is {given:,}, and the tokenizer has {at_most}"
@@ -125,7 +128,7 @@ def _check_student(context: Context) -> None:
     _check_trainable(model, config.distill.training, "distill.training")
     probe = Probe(model.config, "student")
     online = config.distill.online
-    length = config.data.seq_len
+    length = config.student_seq_len
     probe.check(packs=config.packs, seq_len=length, attention=online.attention is not None)
     if context.teacher is None:
         return
@@ -148,7 +151,8 @@ def _check_student(context: Context) -> None:
 def _note_positions(context: Context, shape: Any, what: str) -> None:
     config = context.config
     task_spec = TaskSpec(config.task, (), config.data.chunks)
-    for note in position_notes(shape, longest_input(task_spec, config.data.seq_len), what):
+    length = config.student_seq_len if what == "student" else config.data.seq_len
+    for note in position_notes(shape, longest_input(task_spec, length), what):
         context.findings.note(note)
 
 
