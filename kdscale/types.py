@@ -13,7 +13,7 @@ sequence to be classified has one label, at position 0.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -87,19 +87,6 @@ class DenseTargets:
 
 
 Targets = SparseTargets | DenseTargets
-
-
-@dataclass(frozen=True)
-class ClassTargets:
-    """A target distribution over classes of ids, of a teacher with another tokenizer.
-
-    Where a position has none, its label takes the place. `kdscale.losses.classes` makes them.
-    """
-
-    ids: torch.Tensor | None  # [..., K] int64: classes; those that stand twice add up. None: all
-    probs: torch.Tensor  # [..., K] or [..., C] float32; sums may be below 1
-    has_target: torch.Tensor  # [...] bool
-    classes: Any  # ClassMap
 
 
 @dataclass(frozen=True)

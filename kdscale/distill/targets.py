@@ -16,7 +16,7 @@ from kdscale.config import RunConfig
 from kdscale.config.training import ZeroConfig
 from kdscale.data.rows.prepared import Prepared
 from kdscale.distributed.rank import Rank
-from kdscale.losses.classes import ClassMap
+from kdscale.losses.classes import ClassMap, ClassTargets
 from kdscale.losses.divergences import entropy_sum
 from kdscale.models.attention_check import check_attention
 from kdscale.models.forward import RowTensors
@@ -25,7 +25,7 @@ from kdscale.models.hf_folder import ModelReference
 from kdscale.models.sequence_check import SequenceSpec
 from kdscale.models.sharded import load_teacher
 from kdscale.train.batches import sequence_spec
-from kdscale.types import ClassTargets, DenseTargets, Head, SparseTargets, Targets
+from kdscale.types import DenseTargets, Head, SparseTargets, Targets
 
 LayerOutputs = dict[str, list[torch.Tensor]]
 """Tensors by name of the LayerOutput, then by layer."""

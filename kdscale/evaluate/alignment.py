@@ -43,8 +43,5 @@ def _measure(prepared: AlignedPrepared, table: RowTable, chosen: np.ndarray) -> 
         "positions": int(found.targets.sum()),
         "share": found.share,
         "cut": found.cut_bytes / max(1.0, kept + found.cut_bytes),
-        "kinds": {
-            kind: {"positions": positions, "share": share}
-            for kind, (positions, share) in found.by_kind().items()
-        },
+        "kinds": found.by_kind(),
     }

@@ -173,20 +173,13 @@ class Samples(TypedDict):
     texts: list[Sample]
 
 
-class KindShare(TypedDict):
-    """Positions whose label is of one kind of text."""
-
-    positions: int
-    share: float  # of them with a target of the teacher's
-
-
 class AlignedSet(TypedDict):
     """A set of sequences in the tokens of a student that has a tokenizer of its own."""
 
     positions: int  # that count
     share: float  # of them with a target of the teacher's; the others have the label alone
     cut: float  # share of the text's bytes that the student's sequences have no room for
-    kinds: dict[str, KindShare]  # by the label's kind of text
+    kinds: dict[str, float]  # the same share by the label's kind of text
 
 
 class Alignment(TypedDict):

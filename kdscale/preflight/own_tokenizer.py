@@ -24,7 +24,7 @@ def check_own_tokenizer(context: Context) -> None:
     with context.findings.check("the student's own tokenizer"):
         folder = context.scratch / "student-tokenizer"
         info = adopt(student, folder, source)
-        own = TokenBytes.of(folder / TOKENIZER_FILE)
+        own = TokenBytes.of(folder / TOKENIZER_FILE, info)
         context.student_data = KnownData(
             info.vocab_size, (), info.special_ids, True, folder, info.sha256
         )
@@ -32,8 +32,8 @@ def check_own_tokenizer(context: Context) -> None:
     if teacher is None or teacher.tokenizer is None:
         return
     with context.findings.check("what both tokenizers have in common"):
-        theirs = TokenBytes.of(teacher.tokenizer / TOKENIZER_FILE)
-        pair = TokenizerPair.build(theirs, own, _info(teacher), info)
+        theirs = TokenBytes.of(teacher.tokenizer / TOKENIZER_FILE, _info(teacher))
+        pair = TokenizerPair.build(theirs, own)
         _check_sample(context, pair)
 
 

@@ -10,7 +10,6 @@ from kdscale.evaluate.results import (
     CacheFacts,
     DomainMetrics,
     HarnessScore,
-    KindShare,
     ModelSpeed,
     Results,
     Speed,
@@ -195,7 +194,7 @@ def alignment_table(alignment: Alignment) -> Table:
             name,
             f"{found['positions']:,}",
             units.percent(found["share"]),
-            *(units.percent(_share_of(found["kinds"].get(kind))) for kind in kinds),
+            *(units.percent(found["kinds"].get(kind)) for kind in kinds),
             units.percent(found["cut"]),
         ]
         for name, found in alignment["sets"].items()
@@ -207,10 +206,6 @@ def alignment_table(alignment: Alignment) -> Table:
     )
     header = ["Sequences", "Positions", "With a target", *map(str.capitalize, kinds), "Text cut"]
     return Table(caption, header, rows, name="alignment")
-
-
-def _share_of(kind: KindShare | None) -> float | None:
-    return None if kind is None else kind["share"]
 
 
 def legend(results: Results) -> str:

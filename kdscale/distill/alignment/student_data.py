@@ -56,23 +56,15 @@ class StudentTokenizer:
         """Its facts."""
         return TokenizerInfo.from_dict(json.loads((self.folder / _INFO).read_text()))
 
-    @cached_property
-    def token_bytes(self) -> TokenBytes:
-        """The bytes of its ids."""
-        return TokenBytes.of(self.folder / TOKENIZER_FILE)
-
     def pair(self, prepared: Prepared) -> TokenizerPair:
         """Return its pair with the tokenizer of `prepared`; built and stored if it is not there.
 
-        Raises KdscaleError where the two have nothing in common.
+        Raises KdscaleError where ids of one do not spell their text, or the two have nothing in
+        common.
         """
-        teacher = TokenBytes.of(prepared.tokenizer_folder() / TOKENIZER_FILE)
-        both = (teacher, self.token_bytes, prepared.tokenizer_info, self.info)
-        found = TokenizerPair.load(self._store, *both)
-        if found is None:
-            found = TokenizerPair.build(*both)
-            found.save(self._store)
-        return found
+        theirs = TokenBytes.of(prepared.tokenizer_folder() / TOKENIZER_FILE, prepared.tokenizer_info)
+        mine = TokenBytes.of(self.folder / TOKENIZER_FILE, self.info)
+        return TokenizerPair.get(self._store, theirs, mine)
 
 
 def keep_tokenizer(
