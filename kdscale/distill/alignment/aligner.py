@@ -20,10 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdscale.data.token_bytes import TokenBytes
-from kdscale.distill.alignment.coverage import KINDS, Coverage, kinds_of
+from kdscale.distill.alignment.coverage import Coverage, kinds_of
 from kdscale.distill.alignment.pair import TokenizerPair
-from kdscale.errors import KdscaleError
 from kdscale.types import Rows
 
 
@@ -98,7 +96,5 @@ class Aligner:
         units = np.where(self._pair.teacher.is_special[ids], 1, self._pair.teacher.lengths[ids])
         # The mask stands where the token is predicted.
         is_target = rows.loss_mask.reshape(-1)[places - 1] & ~is_first
-        tokens = _Tokens(
-            ids, units.astype(np.int64), units, row, position, is_first, is_target
-        )
+        tokens = _Tokens(ids, units.astype(np.int64), units, row, position, is_first, is_target)
         return tokens, segments

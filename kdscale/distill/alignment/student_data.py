@@ -62,7 +62,9 @@ class StudentTokenizer:
         Raises KdscaleError where ids of one do not spell their text, or the two have nothing in
         common.
         """
-        theirs = TokenBytes.of(prepared.tokenizer_folder() / TOKENIZER_FILE, prepared.tokenizer_info)
+        theirs = TokenBytes.of(
+            prepared.tokenizer_folder() / TOKENIZER_FILE, prepared.tokenizer_info
+        )
         mine = TokenBytes.of(self.folder / TOKENIZER_FILE, self.info)
         return TokenizerPair.get(self._store, theirs, mine)
 
