@@ -1,5 +1,7 @@
 """The tokenizer of a student that brings its own, and what it has in common with the teacher's."""
 
+from pathlib import Path
+
 from kdscale.data.rows.order import spread
 from kdscale.data.token_bytes import TokenBytes
 from kdscale.data.tokenizer import TOKENIZER_FILE, TokenizerInfo
@@ -24,7 +26,7 @@ def check_own_tokenizer(context: Context) -> None:
     with context.findings.check("the student's own tokenizer"):
         folder = context.scratch / "student-tokenizer"
         info = adopt(student, folder, source)
-        own = TokenBytes.of(folder / TOKENIZER_FILE, info)
+        own = _spelled("student", folder, info)
         context.student_data = KnownData(
             info.vocab_size, (), info.special_ids, True, folder, info.sha256
         )
@@ -32,9 +34,17 @@ def check_own_tokenizer(context: Context) -> None:
     if teacher is None or teacher.tokenizer is None:
         return
     with context.findings.check("what both tokenizers have in common"):
-        theirs = TokenBytes.of(teacher.tokenizer / TOKENIZER_FILE, _info(teacher))
+        theirs = _spelled("teacher", teacher.tokenizer, _info(teacher))
         pair = TokenizerPair.build(theirs, own)
         _check_sample(context, pair)
+
+
+def _spelled(owner: str, folder: Path, info: TokenizerInfo) -> TokenBytes:
+    """Return the bytes of the ids of the tokenizer in `folder`, that of the model `owner`."""
+    try:
+        return TokenBytes.of(folder / TOKENIZER_FILE, info)
+    except KdscaleError as error:
+        raise KdscaleError(f"The {owner}'s tokenizer: {error.problem}", error.fix) from error
 
 
 def _check_sample(context: Context, pair: TokenizerPair) -> None:
