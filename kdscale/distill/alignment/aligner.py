@@ -21,8 +21,10 @@ from functools import cached_property
 
 import numpy as np
 
-from kdscale.distill.alignment.coverage import Coverage, kinds_of
+from kdscale.data.token_bytes import TokenBytes
+from kdscale.distill.alignment.coverage import KINDS, Coverage, kinds_of
 from kdscale.distill.alignment.pair import TokenizerPair
+from kdscale.errors import KdscaleError
 from kdscale.types import Rows
 
 
@@ -90,13 +92,6 @@ class Aligner:
         tokens, length = self._pair.teacher, rows.input_ids.shape[1]
         places = np.flatnonzero(rows.segment_ids)
         ids = rows.input_ids.reshape(-1)[places].astype(np.int64)
-<<<<<<< HEAD
-        units = np.where(self._pair.teacher.is_special[ids], 1, self._pair.teacher.lengths[ids])
-        # The mask stands where the token is predicted.
-        is_target = rows.loss_mask.reshape(-1)[places - 1] & ~is_first
-        tokens = _Tokens(ids, units.astype(np.int64), units, row, position, is_first, is_target)
-        return tokens, segments
-=======
         row, segment = places // length, rows.segment_ids.reshape(-1)[places]
         is_first = _changes(row, segment)
         return _Tokens(
@@ -240,4 +235,3 @@ def _changes(*values: np.ndarray) -> np.ndarray:
     for each in values:
         found[1:] |= each[1:] != each[:-1]
     return found
->>>>>>> pairs

@@ -43,7 +43,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "drop the divergence 'reverse_kl'",
     ),
     "temperature": ({"cache__temperature": 2.0}, "cache.temperature 2 do not give: set it to 1"),
-    "chat": ({"data__chat": {"field": "messages"}}, "not for data.chat"),
+    "chat": (
+        {"data__train": {"kind": "jsonl", "path": "a"}, "data__chat": {"field": "messages"}},
+        "not for data.chat",
+    ),
     "task": ({"task": "masked-lm"}, "not for the task masked-lm"),
 }
 

@@ -35,14 +35,14 @@ ROOM = 160
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> WholeRun:
-    """A run with the teacher's tokenizer."""
+    """Return a run with the teacher's tokenizer."""
     folder = tmp_path_factory.mktemp("base")
     return make_run(folder, data__seq_len=ROOM, distill__loss={"kd_weight": 0.7}).distill()
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer with fewer ids than the teacher's."""
+    """Return a tokenizer with fewer ids than the teacher's."""
     folder = tmp_path_factory.mktemp("tokenizer") / "own"
     write_tokenizer(folder, 330, TEXTS["train"])
     return folder
@@ -50,7 +50,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def own(base: WholeRun, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> WholeRun:
-    """A student with that tokenizer, distilled and evaluated."""
+    """Return a student with that tokenizer, distilled and evaluated."""
     folder = tmp_path_factory.mktemp("own")
     changes = {**OWN, "data__seq_len": ROOM, "distill__seq_len": 2 * ROOM}
     evaluate = {"speed": {"turns": 1, "sequences": 2, "new_tokens": 4}, "teacher_sharding": "none"}
