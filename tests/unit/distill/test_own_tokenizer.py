@@ -28,7 +28,8 @@ from kdscale.report.pages import render_report
 from kdscale.run.finished_run import FinishedRun
 from tests.unit.distill.whole_run import TEXTS, WholeRun, another, make_run, write_tokenizer
 
-OWN = {"distill__tokenizer": "student", "distill__loss": {"kd_weight": 0.7}}
+LOSS = {"kd_weight": {"kind": "constant", "start": 0.7}}
+OWN = {"distill__tokenizer": "student", "distill__loss": LOSS}
 ROOM = 160
 """Tokens of a sequence that has room for any of the texts."""
 
@@ -37,7 +38,7 @@ ROOM = 160
 def base(tmp_path_factory: pytest.TempPathFactory) -> WholeRun:
     """Return a run with the teacher's tokenizer."""
     folder = tmp_path_factory.mktemp("base")
-    return make_run(folder, data__seq_len=ROOM, distill__loss={"kd_weight": 0.7}).distill()
+    return make_run(folder, data__seq_len=ROOM, distill__loss=LOSS).distill()
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_with_the_teachers_tokenizer_every_loss_is_the_ordinary_runs(
 ) -> None:
     if codec == "full":
         whole = {"cache__codec": {"kind": "full"}, "data__seq_len": ROOM}
-        base = make_run(tmp_path / "base", distill__loss={"kd_weight": 0.7}, **whole).distill()
+        base = make_run(tmp_path / "base", distill__loss=LOSS, **whole).distill()
     place = str(base.run.prepared.tokenizer_folder())
     own = another(
         tmp_path,

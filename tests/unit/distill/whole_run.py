@@ -121,7 +121,9 @@ def make_run(folder: Path, **changes: Any) -> WholeRun:
 
 def another(folder: Path, whole: WholeRun, **changes: Any) -> WholeRun:
     """Return a run over the data, teacher and cache of `whole`, in an output of its own."""
-    made = _config(folder, base=whole.run.output.url, **changes)
+    train = whole.run.config.data.train
+    same = {"base": whole.run.output.url, "data__train": train.model_dump()}
+    made = _config(folder, **same, **changes)
     config = RunConfig.model_validate(made)
     run = RunArtifacts(config)
     run.output.put(CONFIG_KEY, dump_config(config).encode())
