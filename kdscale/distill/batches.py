@@ -65,6 +65,9 @@ class Batch(MicroBatch):
     num_targets: int
     """Positions that count in a loss: those where `loss_mask` is True."""
 
+    num_labels: int
+    """Those of them whose label is known: all, in a language model's cache."""
+
     indices: np.ndarray
     """Numbers in the cache of the sequences of all ranks' batches, in order; rank r has every
     `world_size`-th of them from the r-th on."""
@@ -116,7 +119,10 @@ class Batch(MicroBatch):
     def first(self, length: int) -> Self:
         """See MicroBatch."""
         cut = super().first(length)
-        return cut if cut is self else replace(cut, num_targets=int(cut.rows.mask.sum()))
+        if cut is self:
+            return cut
+        rows = cut.rows
+        return replace(cut, num_targets=int(rows.mask.sum()), num_labels=int(rows.known.sum()))
 
 
 def to_device(cached: CachedRows, valid: np.ndarray, device: torch.device) -> MicroBatch:

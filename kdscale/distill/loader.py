@@ -145,7 +145,9 @@ class Loader:
             start = stop
 
     def _batch(self, loaded: LoadedBatch) -> Batch:
-        reader, mask = self._reader, loaded.sequences.rows.loss_mask
+        reader, rows = self._reader, loaded.sequences.rows
+        counted = rows.loss_mask & loaded.valid[:, None]
+        known = counted if rows.labels is None else counted & (rows.labels >= 0)
         made = to_device(loaded.sequences, loaded.valid, self._device)
         return Batch(
             made.rows,
@@ -154,7 +156,8 @@ class Loader:
             codec=reader.codec,
             temperature=float(reader.identity["temperature"]),
             vocab_size=int(reader.identity["vocab_size"]),
-            num_targets=int(mask[loaded.valid].sum()),
+            num_targets=int(np.count_nonzero(counted)),
+            num_labels=int(np.count_nonzero(known)),
             indices=loaded.indices,
             has_target=made.has_target,
         )

@@ -37,8 +37,9 @@ MEASURED_KEY = "evaluation.json"
 class EvaluateJob:
     """The inputs of an evaluation worker.
 
-    `models` are those besides the teacher by name: student, baseline, and the config's. Those in
-    `aligned` read the tokens of `tokenizer`, the student's own, the others the teacher's.
+    `models` are those besides the teacher by name: student, baseline, the student before training,
+    and the config's. Those in `aligned` read the tokens of `tokenizer`, the student's own, the
+    others the teacher's.
     """
 
     config: RunConfig
@@ -123,8 +124,8 @@ def _side_by_side(spec: EvaluateJob, data: dict[str, Prepared], worker: Rank) ->
     models = load_models(references, worker)
     found: dict[str, Any] = {}
     if config.speed is not None:
-        # The baseline has the student's architecture.
-        timed = {name: model for name, model in models.items() if name != "baseline"}
+        # Baseline and student before training have the student's architecture.
+        timed = {n: model for n, model in models.items() if n not in ("baseline", "before")}
         found["speed"] = measure_speed(timed, references, data, config.speed, worker)
     if writes is not None:
         found["samples"] = write_samples(models, data, writes, worker, spec.config.seed)

@@ -20,7 +20,7 @@ from kdscale.store import open_store
 from kdscale.types import Head, SparseTargets
 from tests.runs import run_kdscale, tiny_config, write_config, write_corpus
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200), pytest.mark.usefixtures("shared_ray")]
 VOCAB = 300
 
 

@@ -28,7 +28,7 @@ def _is_complete(run: RunArtifacts, record: RunRecord) -> bool:
 
 
 def _make(context: StageContext) -> list[str]:
-    """Score teacher, student, baseline and the config's other models."""
+    """Score teacher, student, baseline, the student before training and other models."""
     run = context.run
     config = run.config
     tokenizer = run.student_tokenizer
@@ -39,9 +39,9 @@ def _make(context: StageContext) -> list[str]:
         output=run.output,
         prepared=run.prepared_store,
         teacher=run.teacher(),
-        models={**{name: run.student(name) for name in run.student_names}, **others},
+        models={**{name: run.student(name) for name in run.evaluated_names}, **others},
         tokenizer=tokenizer,
-        aligned=frozenset() if own is None else aligned | set(run.student_names),
+        aligned=frozenset() if own is None else aligned | set(run.evaluated_names),
     )
     context.groups.run(job, config.evaluate.workers, context.progress)
     measured = json.loads(run.output.get(MEASURED_KEY))
@@ -57,6 +57,8 @@ def _make(context: StageContext) -> list[str]:
     )
     if scores := _lm_eval_scores(run):
         results["lm_eval"] = scores
+    if chat := run.prepared.chat_summary:
+        results["chat"] = chat
     write_results(run.output, results)
     gaps = results["gap_recovered"].items()
     return [f"gap recovered on {d}: {'n/a' if g is None else f'{g:.1%}'}" for d, g in gaps]
