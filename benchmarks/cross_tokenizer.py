@@ -52,7 +52,15 @@ from benchmarks.ablation.own_tokens import (
     read_tokens,
     target_bytes,
 )
-from benchmarks.ablation.setting import ROW_LENGTH, arguments_of, make_config, once
+from benchmarks.ablation.setting import BATCH_ROWS as BATCH
+from benchmarks.ablation.setting import (
+    HELD_OUT_ROWS,
+    ROW_LENGTH,
+    ROWS,
+    arguments_of,
+    make_config,
+    once,
+)
 from benchmarks.common import (
     ASSETS,
     ROOT,
@@ -87,7 +95,7 @@ from kdscale.train.loop import Callbacks, Progress, Step, train
 from kdscale.types import Rows
 
 WORKER = Rank(0, 1, torch.device("cpu"))
-IDS, ROWS, HELD_OUT, BATCH = 8192, 800, 32, 4
+IDS = 8192
 SMALL = {
     "architecture": "llama",
     "options": {
@@ -136,14 +144,13 @@ def main(
     torch.set_num_threads(os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if quick else keep_in
-        rows, seeds = (2 * BATCH, 1) if quick else (rows, seeds)
-        counts = {"train": rows, "heldout": 2 if quick else HELD_OUT}
+        rows, seeds = (BATCH, 1) if quick else (rows, seeds)
+        counts = {"train": rows, "heldout": 1 if quick else HELD_OUT_ROWS}
         corpora = load_corpora(assets, folder, ROW_LENGTH, counts)
         own = student or _trained(corpora["train"], assets, folder)
         pair = _pair(assets / TEACHER, own, Path(scratch))
         found = measure(corpora, pair, folder, range(seeds), student, kd_weight)
-        tokens = {name: in_own_tokens(each, pair) for name, each in corpora.items()}
-        found_share = {name: each.target_share for name, each in tokens.items()}
+        shares = {name: in_own_tokens(each, pair).target_share for name, each in corpora.items()}
     report(
         "cross_tokenizer" if student is None else f"cross_tokenizer_{student.name}",
         found,
@@ -152,8 +159,8 @@ def main(
         teacher_ids=pair.teacher.vocab_size,
         student_ids=pair.student.vocab_size,
         classes=pair.class_count,
-        target_share=found_share,
-        rows=rows,
+        target_share=shares,
+        tokens=corpora["train"].targets,
         row_length=ROW_LENGTH,
         seeds=seeds,
         kd_weight=kd_weight,

@@ -8,6 +8,7 @@ from kdscale.data.tokenizer import TOKENIZER_FILE, TokenizerInfo
 from kdscale.distill.alignment import AlignedRows, Aligner, TokenizerPair
 from kdscale.distill.student_tokenizer import adopt
 from kdscale.errors import KdscaleError
+from kdscale.models.load import load_config_of
 from kdscale.preflight.context import Context, KnownData
 from kdscale.preflight.locate import locate
 
@@ -18,14 +19,17 @@ _SAMPLE = 64
 def check_own_tokenizer(context: Context) -> None:
     """Refuse a tokenizer that cannot serve, or that has nothing in common with the teacher's."""
     student = context.config.distill.student
-    field = "tokenizer" if student.tokenizer is not None else "load"
     assert student.tokenizer_source is not None
-    source = locate(context, f"distill.student.{field}", student.tokenizer_source)
+    if student.tokenizer is not None:
+        source = locate(context, "distill.student.tokenizer", student.tokenizer)
+    else:
+        source = context.student_source
     if source is None:
         return
     with context.findings.check("the student's own tokenizer"):
         folder = context.scratch / "student-tokenizer"
         info = adopt(student, folder, source)
+        _check_embeddings(context, info)
         own = _spelled("student", folder, info)
         context.student_data = KnownData(
             info.vocab_size, (), info.special_ids, True, folder, info.sha256
@@ -37,6 +41,21 @@ def check_own_tokenizer(context: Context) -> None:
         theirs = _spelled("teacher", teacher.tokenizer, _info(teacher))
         pair = TokenizerPair.build(theirs, own)
         _check_sample(context, pair)
+
+
+def _check_embeddings(context: Context, info: TokenizerInfo) -> None:
+    """Refuse a student to be loaded with fewer embeddings than its tokenizer has ids."""
+    if context.student_source is None:
+        return
+    shape = load_config_of(context.student_source, context.config.distill.student.revision)
+    rows = shape.get_text_config().vocab_size
+    if rows < info.vocab_size:
+        raise KdscaleError(
+            f"The student in distill.student.load has {rows:,} embeddings, and its own tokenizer "
+            f"{info.vocab_size:,} ids.",
+            "Give it more embeddings (transformers' resize_token_embeddings), or another tokenizer "
+            "in distill.student.tokenizer.",
+        )
 
 
 def _spelled(owner: str, folder: Path, info: TokenizerInfo) -> TokenBytes:

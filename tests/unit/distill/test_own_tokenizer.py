@@ -17,6 +17,8 @@ from kdscale.distill.aligned_reader import AlignedReader
 from kdscale.distill.alignment.student_data import AlignedPrepared
 from kdscale.distill.curriculum import measure_gap
 from kdscale.distributed.rank import Rank
+from kdscale.export import Format
+from kdscale.export.export import export
 from kdscale.export.source import find_source
 from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import read_marker
@@ -222,7 +224,7 @@ def test_bits_per_byte_are_those_of_transformers_on_the_raw_text(name: str, own:
     found = own.results["models"][name]["domains"]["validation"]
     assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / bytes_, rel=1e-5)
     assert found["loss"] * found["tokens"] == pytest.approx(nats, rel=1e-5)
-    assert ("agreement_top1" in found) == ("kl_teacher_student" in found) == False  # noqa: E712
+    assert not {"agreement_top1", "kl_teacher_student", "overlap_top10"} & set(found)
 
 
 def test_the_gap_is_in_bits_a_byte_and_the_share_of_targets_is_reported(own: WholeRun) -> None:
@@ -275,3 +277,13 @@ def test_the_published_student_has_its_own_tokenizer(own: WholeRun, tokenizer: P
         assert shape.eos_token_id == published.eos_token_id
         assert run.data_of(name).vocab_size == len(published)
     assert run.data_of("teacher").vocab_size == run.prepared().vocab_size
+
+
+def test_an_export_is_checked_in_the_students_tokens_and_has_its_tokenizer(
+    own: WholeRun, tokenizer: Path, tmp_path: Path
+) -> None:
+    facts = export(find_source(own.run.output.url, "student"), tmp_path / "to", [Format.HF], rows=2)
+    expected = own.results["models"]["student"]["domains"]["validation"]
+    assert facts["formats"]["hf"]["labels"] <= expected["tokens"]
+    published = AutoTokenizer.from_pretrained(tmp_path / "to")
+    assert published.get_vocab() == AutoTokenizer.from_pretrained(tokenizer).get_vocab()

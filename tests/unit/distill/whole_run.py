@@ -121,7 +121,7 @@ def make_run(folder: Path, **changes: Any) -> WholeRun:
 
 def another(folder: Path, whole: WholeRun, **changes: Any) -> WholeRun:
     """Return a run over the data, teacher and cache of `whole`, in an output of its own."""
-    train = whole.run.config.data.train
+    train: Any = whole.run.config.data.train
     same = {"base": whole.run.output.url, "data__train": train.model_dump()}
     made = _config(folder, **same, **changes)
     config = RunConfig.model_validate(made)
@@ -172,7 +172,7 @@ def _prepare(run: RunArtifacts, folder: Path) -> TokenizerInfo:
     for name, texts in TEXTS.items():
         overlap = config.overlap if name == "train" else config.evaluation_overlap
         builder = make_builder("causal-lm", config, info, overlap)
-        documents = list(encode(tokenizer_json, info, texts))
+        documents: Any = [each for found in encode(tokenizer_json, info, texts) for each in found]
         rows = concatenate(list(builder.build(documents)), config.seq_len)
         splits[name] = writer._store_rows(name, [rows], RowCounts(rows=len(rows)))
     manifest = {
