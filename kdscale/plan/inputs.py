@@ -172,6 +172,14 @@ class PlanInputs:
         inside = workers <= hardware.devices_per_node
         return 1e9 * (hardware.link_gb_s if inside else hardware.network_gb_s)
 
+    @property
+    def in_student_tokens(self) -> "PlanInputs":
+        """The same run with sequences and ids of a student that has its own tokenizer."""
+        if not self.config.aligns:
+            return self
+        length, ids = self.config.student_seq_len, self.student.vocabulary
+        return replace(self, tokens=replace(self.tokens, seq_len=length, outputs=ids))
+
     def with_config(self, config: RunConfig) -> "PlanInputs":
         """Return the same run with other workers, micro-batches or parallelism."""
         return replace(self, config=config)
