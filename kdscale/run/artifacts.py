@@ -185,7 +185,7 @@ class RunArtifacts:
             return None
         student, store = self.config.distill.student, self.output.child(FOLDER)
         found = keep_own_tokenizer(student, store, self.config.student_seq_len)
-        found.pair(self.prepared)
+        found.build(self.prepared)
         return found
 
     @cached_property

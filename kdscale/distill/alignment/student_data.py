@@ -56,17 +56,29 @@ class StudentTokenizer:
         """Its facts."""
         return TokenizerInfo.from_dict(json.loads((self.folder / _INFO).read_text()))
 
-    def pair(self, prepared: Prepared) -> TokenizerPair:
-        """Return its pair with the tokenizer of `prepared`; built and stored if it is not there.
+    def build(self, prepared: Prepared) -> None:
+        """Build the pair with the tokenizer of `prepared`, unless it is there.
 
         Raises KdscaleError where ids of one do not spell their text, or the two have nothing in
         common.
         """
-        theirs = TokenBytes.of(
-            prepared.tokenizer_folder() / TOKENIZER_FILE, prepared.tokenizer_info
+        theirs, mine = (
+            TokenBytes.of(folder / TOKENIZER_FILE, info) for folder, info in self._both(prepared)
         )
-        mine = TokenBytes.of(self.folder / TOKENIZER_FILE, self.info)
+        TokenizerPair.get(self._store, theirs, mine)
+
+    def pair(self, prepared: Prepared) -> TokenizerPair:
+        """Return the pair with the tokenizer of `prepared`."""
+        theirs, mine = (
+            TokenBytes((folder / TOKENIZER_FILE).read_bytes(), info)
+            for folder, info in self._both(prepared)
+        )
         return TokenizerPair.get(self._store, theirs, mine)
+
+    def _both(self, prepared: Prepared) -> list[tuple[Path, TokenizerInfo]]:
+        """Return folder and facts of the teacher's tokenizer and of this one."""
+        teacher = (prepared.tokenizer_folder(), prepared.tokenizer_info)
+        return [teacher, (self.folder, self.info)]
 
 
 def keep_tokenizer(

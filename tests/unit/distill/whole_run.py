@@ -38,6 +38,11 @@ TEXTS = {
         "In the year 2026 it was the best café of times.",
     ],
 }
+TEXTS["train"] += [
+    text.replace("13", str(number)).replace("number", f"value_{number}") + f" ({number})"
+    for number in range(2, 6)
+    for text in TEXTS["train"]
+]
 SEQ_LEN, IDS = 48, 420
 
 
