@@ -99,7 +99,7 @@ def figures(runs: Sequence[ReportData], domain: str) -> list[Figure]:
     gaps = tuple(each["gap_recovered"].get(domain) for each in results)
     shown.append(Figure("Gap recovered", gaps, True))
     shown.append(Figure("Agreement", of("student", "agreement_top1"), True))
-    aligned = (each.get("alignment", {"sets": {}})["sets"].get(domain) for each in results)
+    aligned = (dict(facts.aligned_sets(each)).get(domain) for each in results)
     with_target = tuple(None if found is None else found["share"] for found in aligned)
     shown.append(Figure("Positions with a target", with_target, True))
     return [each for each in shown if any(value is not None for value in each.values)]

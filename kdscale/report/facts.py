@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdscale.evaluate.results import DomainMetrics, Results, common_loss
+from kdscale.evaluate.results import AlignedSet, DomainMetrics, Results, common_loss
 from kdscale.report import formatting as units
 
 MODELS = ("teacher", "student", "baseline")
@@ -56,6 +56,11 @@ def loss_unit(results: Results) -> str:
     if results.get("alignment") is not None:
         return "bits per byte"
     return f"nats per {task_labels(results).target}"
+
+
+def aligned_sets(results: Results) -> list[tuple[str, AlignedSet]]:
+    """Return the sets of sequences of a student with its own tokenizer, by name; else none."""
+    return list(results["alignment"]["sets"].items()) if "alignment" in results else []
 
 
 def created(results: Results) -> str:
@@ -162,7 +167,7 @@ def key_figures(results: Results) -> list[KeyFigure]:
         kept = units.number(results["cache"]["bytes_per_token"], 1)
         target = task_labels(results).target
         found.append(KeyFigure(f"{kept} B", f"stored per {target}: the teacher's distribution"))
-    if (aligned := results.get("alignment", {"sets": {}})["sets"].get("train")) is not None:
+    if (aligned := dict(aligned_sets(results)).get("train")) is not None:
         meaning = "of the student's own tokens have a target of the teacher's"
         found.append(KeyFigure(units.percent(aligned["share"]), meaning))
     student_score = score(results, "student", domain)

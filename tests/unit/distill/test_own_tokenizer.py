@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,18 @@ from kdscale.cache.read.reader import CacheReader
 from kdscale.data.token_bytes import TokenBytes
 from kdscale.distill import objective
 from kdscale.distill.aligned_reader import AlignedReader
+from kdscale.distill.alignment import TokenizerPair
 from kdscale.distill.alignment.student_data import AlignedPrepared
 from kdscale.distill.curriculum import measure_gap
 from kdscale.distributed.rank import Rank
+from kdscale.errors import KdscaleError
 from kdscale.export import Format
 from kdscale.export.export import export
 from kdscale.export.source import find_source
 from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import read_marker
 from kdscale.models.load import load_model
+from kdscale.preflight import preflight
 from kdscale.report import compare
 from kdscale.report.load import load_report_data
 from kdscale.report.markdown import render_markdown
@@ -162,6 +166,33 @@ def test_the_gap_is_in_nats_a_token_of_the_teachers(own: WholeRun) -> None:
         stats = cached.statistics
         expected = total / stats.length[number] - stats.nll[number]
         assert found[number] == pytest.approx(expected, rel=1e-4)
+
+
+def test_text_without_room_is_noted_before_the_run_and_a_pair_without_targets_refused(
+    base: WholeRun,
+    tokenizer: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    changes = {**OWN, "data__seq_len": ROOM, "distill__seq_len": 24}
+    short = another(tmp_path, base, distill__student__tokenizer=str(tokenizer), **changes)
+    config = short.run.config
+    notes = preflight(config, ["distill"]).notes
+    (note,) = [note for note in notes if "no room" in note]
+    data = aligned(short)
+    train = data.teachers.training("cache")
+    made = data.aligner.convert(train.take(np.arange(len(train))))
+    cut = made.coverage.cut_bytes
+    assert note.startswith(f"{cut / (made.rows.byte_counts.sum() + cut):.1%} of the text")
+    build = TokenizerPair.build
+
+    def strangers(teacher: TokenBytes, student: TokenBytes) -> TokenizerPair:
+        pair = build(teacher, student)
+        return replace(pair, teacher_classes=np.full_like(pair.teacher_classes, -1))
+
+    monkeypatch.setattr(TokenizerPair, "build", strangers)
+    with pytest.raises(KdscaleError, match=r"None of .* positions of .* sequences has a target"):
+        preflight(config, ["distill"])
 
 
 @pytest.mark.dist
