@@ -62,8 +62,8 @@ def small_tokens(kind: str, vocab_size: int = 700) -> TokenBytes:
 
 
 def info_of(tokenizer: Tokenizer) -> TokenizerInfo:
-    start, end = (tokenizer.token_to_id(name) for name in ("<s>", "</s>"))
-    return TokenizerInfo(tokenizer.get_vocab_size(), "", start, end, end)
+    ids = tokenizer.get_vocab()
+    return TokenizerInfo(len(ids), "", ids["<s>"], ids["</s>"], ids["</s>"])
 
 
 def changed(tokenizer: Tokenizer, **parts: Any) -> bytes:

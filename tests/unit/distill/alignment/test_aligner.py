@@ -33,8 +33,8 @@ def rows_of(
 ) -> Rows:
     """Return the teacher's sequences as `prepare` makes them; with `answers`, some tokens count."""
     documents: list[Any] = []
-    for found in encode(tokens.json.decode(), tokens.info, list(texts)):
-        targets = None
+    for (found,) in encode(tokens.json.decode(), tokens.info, list(texts)):
+        targets: np.ndarray | None = None
         if answers is not None:
             edges = sorted(answers.choices(range(1, len(found.tokens) + 1), k=4))
             targets = np.zeros(len(found.tokens), bool)
@@ -134,13 +134,13 @@ def naive_segment(
         blank = follows and adds(student, pieces[number - 1][0].number + 1)
         blank = blank and (student.always_adds or text[:1] != b" ")
         text = b" " + text if blank else text
-        rest = list(piece)
+        left = list(piece)
         for place, new in enumerate(student.encode([text])[0].tolist()):
             size = len(student.of_id(new)) - int(blank and place == 0)
-            own, rest = rest[:size], rest[size:]
+            own, left = left[:size], left[size:]
             is_first = number == 0 and place == 0
             add_token(pair, made, new, own, is_target, is_first, ids, start, segment)
-        assert not rest
+        assert not left
 
 
 def add_token(
@@ -252,8 +252,8 @@ def test_every_byte_of_a_document_counts_once_over_its_windows(
     # Nor "</s>", which Unigram reads as the end.
     for text in ("".join([*TEXTS[:7], *TEXTS[8:]]), TEXTS[5] + TEXTS[4], TEXTS[6] + TEXTS[3]):
         rows = rows_of(teacher, [text], seq_len=16, overlap=4, pack=False)
-        ids = next(iter(encode(teacher.json.decode(), teacher.info, [text]))).tokens
-        spelled = teacher.spell(ids)
+        ((encoded,),) = encode(teacher.json.decode(), teacher.info, [text])
+        spelled = teacher.spell(encoded.tokens)
         if teacher.prefix != "never":
             spelled = teacher.without_blank(spelled)
         found = aligner.convert(rows)
