@@ -11,6 +11,7 @@ from kdscale.config import RunConfig
 from kdscale.config.hardware import Hardware
 from kdscale.config.training import TrainingConfig, WorkersConfig
 from kdscale.distill.student_init import loaded_config, plan_init
+from kdscale.distill.student_tokenizer import student_vocabulary
 from kdscale.errors import KdscaleError
 from kdscale.models.hf_folder import loadable
 from kdscale.models.load import load_config_of
@@ -171,6 +172,14 @@ class PlanInputs:
         inside = workers <= hardware.devices_per_node
         return 1e9 * (hardware.link_gb_s if inside else hardware.network_gb_s)
 
+    @property
+    def in_student_tokens(self) -> "PlanInputs":
+        """The same run with sequences and ids of a student that has its own tokenizer."""
+        if not self.config.aligns:
+            return self
+        length, ids = self.config.student_seq_len, self.student.vocabulary
+        return replace(self, tokens=replace(self.tokens, seq_len=length, outputs=ids))
+
     def with_config(self, config: RunConfig) -> "PlanInputs":
         """Return the same run with other workers, micro-batches or parallelism."""
         return replace(self, config=config)
@@ -210,6 +219,8 @@ def read_inputs(
         classes = labels.classes or tuple(map(str, range(found.outputs)))
     data = KnownData(found.vocab_size, classes)
     teacher = teacher_config(config, data, teacher)
+    if config.aligns:
+        data = KnownData(student_vocabulary(config.distill.student), classes)
     start = _existing_student(config, data) or teacher
     student = plan_init(config, data, start).config
     return PlanInputs(

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from kdscale.errors import KdscaleError
-from kdscale.evaluate.results import Results
+from kdscale.evaluate.results import Alignment, Results
 from kdscale.report import facts, tables
 from kdscale.report import formatting as units
 from kdscale.report.facts import classifies, task_labels
@@ -168,11 +168,25 @@ def _training(results: Results, which: str, config: Mapping[str, Any]) -> str:
     steps = setting(config, f"{training}.steps")
     batch = setting(config, f"{training}.global_batch_size")
     length = setting(config, "data.seq_len")
+    if which != "teacher" and "alignment" in results:
+        length = results["alignment"]["seq_len"]
+        items.append(_tokenizer(results["alignment"], which))
     if steps is not None:
         items.append(f"Steps: {steps:,}, each of {batch} sequences of {length} tokens.")
     items.append(f"Seed: {results['seed']}.")
     items.append(f"Config fingerprint: `{results['config_fingerprint']}`.")
     return "\n".join(f"- {item}" for item in items)
+
+
+def _tokenizer(alignment: Alignment, which: str) -> str:
+    text = f"Tokenizer: its own, of {alignment['student_ids']:,} ids"
+    if which != "student":
+        return f"{text}; the teacher's has {alignment['teacher_ids']:,}."
+    share = alignment["sets"]["train"]["share"]
+    return (
+        f"{text}; the teacher's has {alignment['teacher_ids']:,}. {units.percent(share)} of the "
+        "positions have a target of the teacher's, the others the label alone."
+    )
 
 
 def _limits(domains: list[str]) -> str:
