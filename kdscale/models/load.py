@@ -148,6 +148,35 @@ def load_config_of(folder: str | Path, revision: str | None = None) -> Any:
         raise _cannot_load(str(folder), error) from error
 
 
+def fit_to_task(
+    config: Any,
+    vocab_size: int,
+    special_ids: Mapping[str, int | None],
+    seq_len: int,
+    task_spec: TaskSpec,
+    what: str,
+) -> None:
+    """Make the config of an existing model, in place, that of one to be trained further for a task.
+
+    `what` names the model in messages. Raises KdscaleError where it is quantised, or its
+    vocabulary, architecture or length does not fit.
+    """
+    quantised = getattr(config, "quantization_config", None)
+    if quantised is not None:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise KdscaleError(
+            f"The {what} is quantised ({method}), and quantised weights cannot be trained.",
+            "Load the model that it was made from, in bfloat16, float16 or float32.",
+        )
+    check_vocabulary(config, vocab_size, what)
+    set_task(config, task_spec, seq_len)
+    text, classifies = config.get_text_config(), task_spec.task == "sequence-classification"
+    if classifies and text.pad_token_id is None:
+        # Classifiers over decoders find a sequence's end by it. A language model does not need one,
+        # and the embedding of a padding id would not be trained: it may be the one that ends texts.
+        text.pad_token_id = special_ids.get("pad_token_id")
+
+
 def check_vocabulary(config: Any, vocab_size: int, what: str) -> None:
     """Refuse a model whose embedding has fewer rows than the tokenizer has ids.
 
@@ -157,8 +186,9 @@ def check_vocabulary(config: Any, vocab_size: int, what: str) -> None:
     have = config.get_text_config().vocab_size
     if have < vocab_size:
         raise KdscaleError(
-            f"The {what} has {have} embeddings, but its tokenizer has {vocab_size} ids.",
-            "Use the tokenizer that the model was trained with.",
+            f"The {what} has {have} embeddings, but the run's tokenizer has {vocab_size} ids.",
+            "Use a model and the tokenizer that it was trained with, or give the model more "
+            "embeddings (transformers' resize_token_embeddings).",
         )
 
 
