@@ -8,6 +8,7 @@ Where some labels are not known, the baseline reads only the sequences that have
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -183,6 +184,10 @@ class StudentRecipe:
 
     def _base(self) -> Base:
         """Return the model that the adapters stand on: a copy, where no other place has it."""
+        student = self._config.distill.student
+        if self._start.is_stored:
+            assert student.load is not None
+            return Base(student.load, student.revision)
         return Base(f"{self._folder.url}/{COPY}", model=self._start.build())
 
 

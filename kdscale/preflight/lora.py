@@ -6,10 +6,12 @@ from transformers import PreTrainedModel
 
 from kdscale.config import RunConfig
 from kdscale.errors import KdscaleError
+from kdscale.models.hf_folder import is_folder
 from kdscale.models.lora import add_adapters
 from kdscale.models.quantise import check_quantisable
 from kdscale.preflight.context import Context
 from kdscale.preflight.small_model import Probe
+from kdscale.store import open_store
 
 
 def check_lora(context: Context, model: PreTrainedModel, probe: Probe) -> None:
@@ -21,6 +23,7 @@ def check_lora(context: Context, model: PreTrainedModel, probe: Probe) -> None:
     if lora is None:
         return
     assert plan is not None
+    _check_place(context)
     random = {group.name: group.random for group in plan.provenance.groups if group.random}
     if random:
         groups = ", ".join(f"{count:,} of its {name}" for name, count in random.items())
@@ -35,6 +38,20 @@ def check_lora(context: Context, model: PreTrainedModel, probe: Probe) -> None:
     whole = lora.model_copy(update={"quantise": "none"})
     add_adapters(model, whole, seed=0)
     probe.check_adapters(whole)
+
+
+def _check_place(context: Context) -> None:
+    """Refuse adapters whose base is the very folder that they will be written to."""
+    load, run = context.config.distill.student.load, context.run
+    if load is None or not is_folder(load):
+        return
+    for name in run.student_names:
+        if open_store(load).url == run.model_store(name).url:
+            raise KdscaleError(
+                f"distill.student.load {load!r} is where this run writes its {name}, and adapters "
+                "need the model that they stand on.",
+                "Give this run another `output`.",
+            )
 
 
 def _check_quantised(config: RunConfig, *, runs_here: bool) -> None:
