@@ -210,7 +210,7 @@ def check_weights(
     if any(".lora_A." in name for name in headers):
         raise KdscaleError(
             f"{source!r} holds adapters (LoRA) for another model, and a whole model is needed.",
-            "Merge them into it first: kdscale export RUN FOLDER.",
+            "Merge them into it first: kdscale export RUN --to FOLDER.",
         )
     if getattr(config, "quantization_config", None) is not None:
         return  # the quantiser decides what its tensors become

@@ -162,7 +162,8 @@ def test_an_adapter_is_used_with_its_base_and_its_training_named() -> None:
 
 
 def test_a_merged_student_is_used_as_any_other() -> None:
-    config = HUB_CONFIG | {"distill": {"student": {"lora": LORA | {"target_modules": "all-linear"}}}}
+    lora = LORA | {"target_modules": "all-linear"}
+    config = HUB_CONFIG | {"distill": {"student": {"lora": lora}}}
     text = model_card(sample_results(), "student", config)
     assert ModelCard(text).data.library_name == "transformers"
     assert (
