@@ -203,6 +203,10 @@ class StudentRecipe:
 
     def _base(self) -> Base:
         """Return the model that the adapters stand on: a copy, where no other place has it."""
+        student = self._config.distill.student
+        if self._start.is_stored:
+            assert student.load is not None
+            return Base(student.load, student.revision)
         return Base(f"{self._folder.url}/{COPY}", model=self._start.build())
 
 

@@ -20,8 +20,9 @@ from kdscale.distributed.rank import Rank
 from kdscale.evaluate.intervals import median_interval
 from kdscale.evaluate.results import ModelSpeed, Speed
 from kdscale.evaluate.single_device import write_text
+from kdscale.models.adapter_folder import AdapterFolder
 from kdscale.models.forward import RowTensors, model_inputs, row_tensors
-from kdscale.models.hf_folder import ModelReference
+from kdscale.models.hf_folder import ModelReference, loadable
 from kdscale.models.tasks import task_of
 
 # Forwards of a single sequence in a turn: enough of them for a 90th percentile.
@@ -172,7 +173,13 @@ def _seconds(act: Action, device: torch.device) -> float:
 
 
 def _bytes(reference: ModelReference) -> int | None:
-    """Return the bytes of the weights' files; None for a hub's model."""
+    """Return the bytes of the weights' files; None for a hub's model.
+
+    Of adapters those of their base, which are as many as when they are merged.
+    """
     folder = Path(reference.local())
+    adapter = AdapterFolder.find(folder)
+    if adapter is not None:
+        folder = Path(loadable(adapter.base))
     files = list(folder.glob("*.safetensors"))
     return sum(file.stat().st_size for file in files) if files else None

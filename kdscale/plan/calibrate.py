@@ -20,11 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from kdscale.cache.codecs import make_codec, uniforms
 from kdscale.cache.fidelity.stored_size import StoredSize
 from kdscale.cache.format.prior import count_prior
 from kdscale.config import RunConfig
+from kdscale.config.lora import LoraConfig
 from kdscale.config.training import TrainingConfig
 from kdscale.data.rows.order import spread
 from kdscale.data.rows.prepared import open_prepared
@@ -38,6 +40,7 @@ from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import ModelReference, read_marker
 from kdscale.models.init.layers import keep_layers
 from kdscale.models.load import build_model
+from kdscale.models.lora import add_adapters
 from kdscale.models.sharded import load_teacher, place_teacher
 from kdscale.plan.calibration import Calibration, keep
 from kdscale.plan.inputs import PlanInputs, rank_rows, shape_of
@@ -287,7 +290,8 @@ def _student_step(job: MeasureJob, rank: Rank) -> float:
     entropy = torch.zeros(rows, device=rank.device)
     tensors = RowTensors(ids, segments, mask, torch.roll(ids, -1, dims=1))
     batch = MicroBatch(tensors, payload, entropy)
-    return _step_seconds(job, job.student, training, batch, loss, int(mask.sum()), rank)
+    lora = job.config.distill.student.lora
+    return _step_seconds(job, job.student, training, batch, loss, int(mask.sum()), rank, lora)
 
 
 def _teacher_step(job: MeasureJob, training: TrainingConfig, rank: Rank) -> float:
@@ -312,12 +316,18 @@ def _step_seconds(
     loss: Any,
     targets: int,
     rank: Rank,
+    lora: LoraConfig | None = None,
 ) -> float:
     """Return median seconds of a step of the real loop: forward, backward, reduction, update."""
     count = micro_batches_per_rank(
         training.global_batch_size, training.micro_batch_size, rank.world_size
     )
-    wrap = partial(ModelWithHead, vocab_size=job.vocab_size)
+
+    def wrap(model: PreTrainedModel) -> ModelWithHead:
+        if lora is not None:
+            add_adapters(model, lora, seed=0)
+        return ModelWithHead(model, job.vocab_size)
+
     backend = make_backend(partial(build_model, shape, 0), wrap, training, count, rank)
     step = Step([batch] * count, count * targets, np.arange(training.global_batch_size))
 

@@ -20,6 +20,7 @@ from kdscale.models.positions import position_notes
 from kdscale.models.stored_tensors import check_weights
 from kdscale.models.tasks import TaskSpec, longest_input
 from kdscale.preflight.context import Context, KnownData
+from kdscale.preflight.lora import check_lora
 from kdscale.preflight.small_model import Probe
 from kdscale.teacher.pretrained import teacher_config
 from kdscale.train.state import parameter_groups
@@ -160,6 +161,7 @@ def _check_student(context: Context) -> None:
     online = config.distill.online
     length = config.student_seq_len
     probe.check(packs=config.packs, seq_len=length, attention=online.attention is not None)
+    check_lora(context, model, probe)
     if context.teacher is None:
         return
     if online.attention is not None:
@@ -171,7 +173,7 @@ def _check_student(context: Context) -> None:
         if loss is not None:
             choose_pairs(loss.layers, depths, f"distill.online.{name}.layers")
     _note_positions(context, plan.config, "student")
-    own, theirs = count_parameters(model), count_parameters(_meta(context.teacher))
+    own, theirs = count_parameters(_meta(plan.config)), count_parameters(_meta(context.teacher))
     if own > theirs:
         context.findings.note(
             f"The student has {own:,} parameters, more than its teacher's {theirs:,}."

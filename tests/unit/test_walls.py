@@ -117,6 +117,8 @@ WALLS = {
     "numba": {"cache"},
     "onnxruntime": {"export"},
     "lm_eval": {"evaluate.harness"},
+    "peft": {"models.lora", "models.adapter_folder"},
+    "bitsandbytes": {"models.quantise"},
     "matplotlib": {"report.charts"},
     "jinja2": {"report.pages", "data.chat", "submit.kuberay"},
 }
