@@ -1,4 +1,4 @@
-"""Config of a student's start from its teacher: which layers, which width."""
+"""Config of a student's start from its teacher or a model that it loads: layers and width."""
 
 from typing import Annotated, Any, Literal
 
@@ -10,7 +10,7 @@ from kdscale.config.training import TeacherSharding
 
 
 class LayerChoice(Config):
-    """`count` of the teacher's layers, chosen by a rule."""
+    """`count` of the layers of the model that a student starts from, chosen by a rule."""
 
     kind: Literal["even", "ends"]
     """`even` spaces them evenly from the first to the last; `ends` takes as many from the front as
@@ -21,21 +21,21 @@ class LayerChoice(Config):
 
 
 def _form(value: Any) -> str:
-    """Return the form of `teacher_layers` that is meant, so that errors name only that one."""
+    """Return the form of a selection that is meant, so that errors name only that one."""
     return "layers" if isinstance(value, list | tuple) else "choice"
 
 
-TeacherLayers = Annotated[
+LayerSelection = Annotated[
     Annotated[list[int], Tag("layers")] | Annotated[LayerChoice, Tag("choice")],
     Discriminator(_form),
 ]
 
 
 class WidthConfig(Config):
-    """Sizes of a student narrower than its teacher.
+    """Sizes of a student narrower than the model that it starts from.
 
-    The teacher's dimensions with the largest activations on a calibration sample are kept; a size
-    that is left out stays the teacher's, and the size of a head always does.
+    That model's dimensions with the largest activations on a calibration sample are kept; a size
+    that is left out stays the model's, and the size of a head always does.
     """
 
     hidden_size: int | None = Field(default=None, gt=0)
@@ -51,10 +51,10 @@ class WidthConfig(Config):
     """Key and value heads of each layer. Given alone, each keeps all its query heads."""
 
     calibration_sequences: int = Field(default=64, gt=0)
-    """Training rows that the teacher reads to find out which dimensions are active."""
+    """Training rows that the model reads to find out which dimensions are active."""
 
     teacher_sharding: Operational[TeacherSharding] = "zero3"
-    """`zero3`: the teacher sharded over the workers for that; `none`: a whole copy on each."""
+    """`zero3`: the model sharded over the workers for that; `none`: a whole copy on each."""
 
     @model_validator(mode="after")
     def _some_size(self) -> "WidthConfig":

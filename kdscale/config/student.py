@@ -6,49 +6,76 @@ from pydantic import Field, model_validator
 
 from kdscale.config.base import Config, Place, PlaceForm
 from kdscale.config.curriculum import CurriculumConfig
-from kdscale.config.initial import TeacherLayers, WidthConfig
+from kdscale.config.initial import LayerSelection, WidthConfig
 from kdscale.config.loss import LossConfig
 from kdscale.config.online import OnlineConfig
-from kdscale.config.operational import Operational
+from kdscale.config.operational import Later, Operational
 from kdscale.config.teacher import ModelConfig
 from kdscale.config.training import TrainingConfig, WorkersConfig
 
 
 class StudentConfig(Config):
-    """Either `model` (a start at random) or `teacher_layers` (a start from the teacher)."""
+    """A start at random (`model`), from the teacher (`teacher_layers`) or a model in `load`."""
 
     model: ModelConfig | None = None
     """Architecture of a student that starts at random."""
 
-    teacher_layers: TeacherLayers | None = None
+    teacher_layers: LayerSelection | None = None
     """Layers of the teacher that the student starts from: a list of them in the student's order, or
     {kind: even, count: n} (evenly spaced, first and last among them), or {kind: ends, count: n}
     (half from the front, half from the back). Embeddings, norms and head are taken too."""
 
+    load: Later[Place | None] = None
+    """Hugging Face folder (local path or fsspec URL) or hub name of a model that the student starts
+    from. Its tokenizer has to give the ids that the run's gives. What it lacks for the run's task,
+    such as a classifier's head, starts at random."""
+
+    revision: Later[str | None] = None
+    """Commit of a hub name in `load`; give it, so that the same config always means the same
+    weights."""
+
+    layers: Later[LayerSelection | None] = None
+    """Layers of the model in `load`, in the forms of `teacher_layers`. All of them, if not
+    given."""
+
     width: WidthConfig | None = None
-    """Sizes smaller than the teacher's for a start from `teacher_layers`: hidden_size,
-    intermediate_size, num_attention_heads, num_key_value_heads; and calibration_sequences, the
-    sequences on which the teacher's most active dimensions are found."""
+    """Sizes smaller than those of the teacher, for a start from `teacher_layers`, or of the model
+    in `load`: hidden_size, intermediate_size, num_attention_heads, num_key_value_heads; and
+    calibration_sequences, the sequences on which its most active dimensions are found."""
 
     copy_embeddings: bool = False
     """Let a student of `model` start with the teacher's embeddings and head; both need the same
     hidden size."""
 
     tie_embeddings: bool | None = None
-    """Tie the head to the embedding. As the architecture or the teacher has it, if not
-    given."""
+    """Tie the head to the embedding. As the architecture, the teacher or the model in `load` has
+    it, if not given."""
+
+    def place_form(self, field: str) -> PlaceForm:
+        """Return what `field`, of the type Place, holds."""
+        return "hub"
 
     @model_validator(mode="after")
     def _one_start(self) -> "StudentConfig":
-        if (self.model is None) == (self.teacher_layers is None):
-            raise ValueError("give either `model` or `teacher_layers`")
+        if self.load is not None and self.teacher_layers is not None:
+            raise ValueError(
+                "`teacher_layers` are the teacher's: choose `layers` of the model in `load`"
+            )
+        if sum(each is not None for each in (self.model, self.teacher_layers, self.load)) != 1:
+            raise ValueError("give either `model` or `teacher_layers`, or `load`")
+        if self.load is None and (self.revision is not None or self.layers is not None):
+            raise ValueError("`revision` and `layers` are those of the model in `load`: give it")
+        for name in ("teacher_layers", "layers"):
+            if getattr(self, name) == []:
+                raise ValueError(f"`{name}` is empty")
         if self.model is None:
-            if not self.teacher_layers:
-                raise ValueError("`teacher_layers` is empty")
             if self.copy_embeddings:
-                raise ValueError("`teacher_layers` take the embeddings too: drop copy_embeddings")
+                start = "`teacher_layers` take" if self.load is None else "`load` takes"
+                raise ValueError(f"{start} the embeddings too: drop copy_embeddings")
         elif self.width is not None:
-            raise ValueError("`width` narrows a start from `teacher_layers`; `model` has its own")
+            raise ValueError(
+                "`width` narrows a start from `teacher_layers` or `load`; `model` has its own"
+            )
         elif self.tie_embeddings is not None and "tie_word_embeddings" in self.model.options:
             raise ValueError("give either tie_embeddings or model.options.tie_word_embeddings")
         return self
