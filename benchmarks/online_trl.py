@@ -12,6 +12,9 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+# TRL imports torchvision where it is installed, and PyPI's needs a torch built for CUDA.
+sys.modules["torchvision"] = None  # type: ignore[assignment]
+
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl.experimental.gkd import GKDTrainer

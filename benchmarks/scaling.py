@@ -42,8 +42,9 @@ from kdscale.config import RunConfig, load_config
 from kdscale.config.training import WorkersConfig, ZeroConfig
 from kdscale.curriculum.sampler import CurriculumSampler
 from kdscale.data.rows.prepared import open_prepared
-from kdscale.distill.batches import MicroBatch, read_steps
+from kdscale.distill.batches import MicroBatch
 from kdscale.distill.objective import DistillationLoss
+from kdscale.distill.steps import read_steps
 from kdscale.distributed.rank import Rank, current_rank
 from kdscale.models.head import ModelWithHead
 from kdscale.models.load import build_model, make_config

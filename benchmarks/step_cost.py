@@ -53,8 +53,9 @@ from kdscale.cache.read.reader import CacheReader
 from kdscale.config import RunConfig
 from kdscale.config.student import DistillConfig
 from kdscale.curriculum.sampler import CurriculumSampler
-from kdscale.distill.batches import MicroBatch, read_steps
+from kdscale.distill.batches import MicroBatch
 from kdscale.distill.objective import DistillationLoss, LabelsLoss
+from kdscale.distill.steps import read_steps
 from kdscale.distributed.rank import Rank
 from kdscale.models.head import ModelWithHead
 from kdscale.models.load import build_model, load_config_of

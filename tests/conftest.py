@@ -6,15 +6,20 @@ from typing import Any
 
 import pytest
 
-from tests.runs import FinishedRun, run_program, tiny_config, write_config, write_corpus
+from tests.runs import FinishedRun, run_kdscale, tiny_config, write_config, write_corpus
 from tests.s3 import S3Server
 
 RAY = "tests/ray/"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests that start Ray first: they take longest."""
-    items.sort(key=lambda item: not item.nodeid.startswith(RAY))
+    """Put the tests that use Ray first, as they take longest, and those that share one foremost."""
+    items.sort(
+        key=lambda item: (
+            not item.nodeid.startswith(RAY),
+            "shared_ray" not in getattr(item, "fixturenames", ()),
+        )
+    )
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -65,6 +70,6 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     corpus = write_corpus(folder / "corpus")
     output = folder / "output"
     config = write_config(folder / "tiny.yaml", tiny_config(corpus, str(output)))
-    code, log = run_program("run", str(config))
+    code, log = run_kdscale("run", str(config))
     assert code == 0, log[-6000:]
     return FinishedRun(output, config, corpus, log)

@@ -7,19 +7,23 @@ an origin have none.
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from kdscale.cache.spec import Identity
 from kdscale.store import Store
 
-_FACTS = "origin/facts.json"
-_TOKENIZER = "origin/tokenizer.json"
+_FOLDER = "origin"
+_FACTS = f"{_FOLDER}/facts.json"
+_TOKENIZER = f"{_FOLDER}/tokenizer.json"
 
 
-def write_origin(store: Store, facts: dict[str, Any], tokenizer_json: bytes) -> None:
-    """Put `facts` and the tokenizer's file to the cache in `store`, unless they are there."""
+def write_origin(store: Store, facts: dict[str, Any], tokenizer: Path) -> None:
+    """Put `facts` and the files of the tokenizer's folder to the cache, unless they are there."""
     if not store.exists(_FACTS):
-        store.put(_TOKENIZER, tokenizer_json)
+        for file in sorted(tokenizer.iterdir()):
+            if file.is_file():
+                store.put(f"{_FOLDER}/{file.name}", file.read_bytes())
         store.put(_FACTS, json.dumps(facts, indent=1).encode())
 
 
@@ -30,6 +34,17 @@ def read_facts(store: Store) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return found
+
+
+def tokenizer_folder(store: Store, folder: Path) -> Path | None:
+    """Write the cache's tokenizer to the empty `folder`; return it, None where there is none."""
+    names = [key.removeprefix(f"{_FOLDER}/") for key in store.list(f"{_FOLDER}/")]
+    if Path(_TOKENIZER).name not in names:
+        return None
+    for name in names:
+        if f"{_FOLDER}/{name}" != _FACTS:
+            (folder / name).write_bytes(store.get(f"{_FOLDER}/{name}"))
+    return folder
 
 
 def read_tokenizer(store: Store, identity: Identity) -> bytes | None:

@@ -1,23 +1,24 @@
 """`kdscale cache ...`: what a cache holds, whether it is sound, and what keeps it so."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from kdscale.cli import options
 from kdscale.cli.audit import audit
+from kdscale.cli.cache_import import import_
 from kdscale.cli.find import find_cache, find_maker
 from kdscale.errors import KdscaleError
 
 if TYPE_CHECKING:
-    from kdscale.store import PutIfAbsent, Store
+    from kdscale.store import Store
 
 app = typer.Typer(help="Inspect and maintain a logit cache.", no_args_is_help=True)
 app.command("audit")(audit)
+app.command("import")(import_)
 
 Workers = Annotated[int, typer.Option(min=1, help="Objects read at the same time.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of YAML.")]
@@ -108,10 +109,14 @@ def repair(
     Exit code 1 if something cannot be repaired.
     """
     from kdscale.cache.maintain.repair import repair as repair_cache
+    from kdscale.store import single_commits
     from kdscale.workers.progress import stage_progress
 
     store = find_cache(uri)
-    with stage_progress("repair") as shown, _commits(store) as put_if_absent:
+    with (
+        stage_progress("repair") as shown,
+        single_commits(store, "kdscale cache repair") as put_if_absent,
+    ):
         report = repair_cache(
             store, workers=workers, put_if_absent=put_if_absent, progress=shown.update
         )
@@ -189,20 +194,28 @@ def _sample(store: "Store", digest: str, count: int) -> list[dict[str, Any]]:
 
     from kdscale.cache.maintain.inspect import sample
     from kdscale.cache.read.reader import CacheReader
-    from kdscale.store import open_store
 
-    output = open_store(store.url.rpartition("/cache/")[0])
-    folder = str(_tokenizer_folder(output, digest))
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    with TemporaryDirectory(prefix="kdscale-tokenizer-") as scratch:
+        folder = str(_tokenizer_folder(store, digest, Path(scratch)))
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return [
         {**position, "targets": [f"{p:.4f} {text!r}" for text, p in position["targets"]]}
         for position in sample(CacheReader(store), tokenizer.decode, count)
     ]
 
 
-def _tokenizer_folder(output: "Store", digest: str) -> Path:
+def _tokenizer_folder(store: "Store", digest: str, scratch: Path) -> Path:
+    """Return a folder with the cache's tokenizer: its own, or that of the prepared data beside."""
+    from kdscale.cache.origin import tokenizer_folder
     from kdscale.data.rows.prepared import open_prepared
+    from kdscale.store import open_store
 
+    # Caches of earlier versions have no more of it than tokenizer.json.
+    if store.exists("origin/tokenizer_config.json"):
+        own = tokenizer_folder(store, scratch)
+        assert own is not None
+        return own
+    output = open_store(store.url.rpartition("/cache/")[0])
     for key in output.list("prepared/"):
         if key.endswith("/manifest.json"):
             prepared = open_prepared(output.child(key.removesuffix("/manifest.json")))
@@ -232,15 +245,3 @@ def _capture_again(uri: str, store: "Store", shards: list[int], withdraw_only: b
         )
     else:
         typer.echo(f"{store}: all of them are captured again")
-
-
-@contextmanager
-def _commits(store: "Store") -> "Iterator[PutIfAbsent]":
-    """Yield the store's put-if-absent, or a replacement where it does not choose one writer."""
-    from kdscale.store import SingleCommitter, conditional_put
-
-    if conditional_put(store):
-        yield store.put_if_absent
-    else:
-        with SingleCommitter(store, "kdscale cache repair") as committer:
-            yield committer.put_if_absent

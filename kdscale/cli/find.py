@@ -1,9 +1,6 @@
 """Find the cache that a user names, and the run that makes it."""
 
-from itertools import chain
 from typing import TYPE_CHECKING
-
-from kdscale.errors import KdscaleError
 
 if TYPE_CHECKING:
     from kdscale.config import RunConfig
@@ -15,17 +12,9 @@ def find_cache(uri: str, *, published: bool = True) -> "Store":
 
     Raises KdscaleError where there is none, or none that is `published`.
     """
-    from kdscale.run.finished_run import FinishedRun
-    from kdscale.store import open_store
+    from kdscale.run.finished_run import find_cache as found_at
 
-    store = open_store(uri)
-    for candidate in chain([store], FinishedRun(store).caches()):
-        if candidate.list("manifests/" if published else "plans/"):
-            return candidate
-    raise KdscaleError(
-        f"{store} is neither a finished cache nor the output of a run that has made one.",
-        "Give <output>/cache/<fingerprint> or <output>; the cache stage has to be complete.",
-    )
+    return found_at(uri, published=published)
 
 
 def find_maker(uri: str, store: "Store") -> "RunConfig | None":

@@ -72,6 +72,18 @@ class CurriculumSampler:
         share = competence(self._config, step, self._steps)
         return min(self._rows, max(self._batch_rows, round(share * self._rows)))
 
+    def rows_at(self, positions: np.ndarray) -> np.ndarray:
+        """Return the indices [B] int64 at `positions` ([B], ascending) of all batches in a row.
+
+        Where all sequences are in the pool, positions of any steps cost one look-up together.
+        """
+        steps = positions // self._batch_rows
+        if len(positions) == 0 or steps[0] >= self._uniform:
+            return self._epochs.rows_at(positions - self._uniform * self._batch_rows)
+        batches = [self.batch(int(step)) for step in range(steps[0], steps[-1] + 1)]
+        found: np.ndarray = np.concatenate(batches)[positions - steps[0] * self._batch_rows]
+        return found
+
     def batch(self, step: int) -> np.ndarray:
         """Return the indices [global_batch_size] int64 of the global batch of `step`."""
         if step >= self._uniform:

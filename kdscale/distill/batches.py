@@ -1,22 +1,19 @@
-"""Batches of distillation: what the cache has of every step, as tensors on the device."""
+"""Batches of distillation: what the cache has of some sequences, as tensors on the device."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
 
-from kdscale.cache.read.concat import ConcatReader
-from kdscale.cache.read.loader import CacheLoader
-from kdscale.cache.read.reader import CacheReader
-from kdscale.cache.read.subset import SubsetReader
+from kdscale.cache.codecs import Codec
 from kdscale.cache.rows import CachedRows
-from kdscale.config.student import DistillConfig
-from kdscale.curriculum.length import length_at, shorten
-from kdscale.curriculum.sampler import CurriculumSampler
-from kdscale.distributed.rank import Rank
-from kdscale.models.forward import RowTensors, row_tensors
-from kdscale.train.loop import Step
+from kdscale.curriculum.length import shorten
+from kdscale.models.forward import RowTensors, document_positions, row_tensors
+from kdscale.types import Targets
+
+IGNORED = -100
+"""Label of a position that does not count, as `torch.nn.functional.cross_entropy` has it."""
 
 
 @dataclass(frozen=True)
@@ -29,48 +26,98 @@ class MicroBatch:
     """[m] float32: mean teacher entropy over the sequence's targets, nats; None where sequences are
     cut, as it is not known of a part."""
 
-
-def read_steps(
-    distill: DistillConfig,
-    worker: Rank,
-    reader: CacheReader | ConcatReader | SubsetReader,
-    sampler: CurriculumSampler,
-    steps: range,
-) -> Iterator[Step[MicroBatch]]:
-    """Yield this rank's share of every one of `steps`, read ahead from the cache."""
-    training = distill.training
-    size, seq_len = training.micro_batch_size, reader.seq_len
-    loader = CacheLoader(
-        reader,
-        map(sampler.batch, steps),
-        rank=worker.rank,
-        world_size=worker.world_size,
-        prefetch=distill.prefetch_batches,
-        start_step=steps.start,
-    )
-    for batch in loader:
-        length = length_at(distill.curriculum.length, batch.step, training.steps, seq_len)
-        micro_batches = []
-        for first in range(0, len(batch.valid), size):
-            part = slice(first, min(first + size, len(batch.valid)))
-            made = to_device(batch.sequences, part, batch.valid[part], length, worker.device)
-            micro_batches.append(made)
-        targets = sum(int(one.rows.mask.sum()) for one in micro_batches)
-        yield Step(micro_batches, targets, batch.indices)
+    def first(self, length: int) -> Self:
+        """Return the first `length` positions of every sequence; the last has no target."""
+        rows = self.rows
+        if length >= rows.ids.shape[1]:
+            return self
+        mask, ids, segments, labels, payload = shorten(
+            length, rows.mask, rows.ids, rows.segments, rows.labels, self.payload
+        )
+        cut = RowTensors(ids, segments, mask, labels)
+        return replace(self, rows=cut, payload=payload, entropy=None)
 
 
-def to_device(
-    cached: CachedRows, part: slice, valid: np.ndarray, length: int, device: torch.device
-) -> MicroBatch:
-    """Return the first `length` positions of sequences `part` of `cached` as tensors.
+@dataclass(frozen=True)
+class Batch(MicroBatch):
+    """One rank's sequences of one forward, from a cache.
 
-    Those that are not `valid` ([m] bool) get an empty mask.
+    All tensors are [B, T] and on one device; B may be less than the loader's batch size at the end
+    of an epoch. A sequence that only fills up a rank's share has an empty loss mask.
+
+    It is no mapping on purpose: `model(**batch)` would let packed documents see each other, and a
+    transformers model shifts labels that are shifted already. See `kdscale.model_inputs`.
     """
-    whole = row_tensors(cached.rows.take(np.arange(part.start, part.stop)), device, valid)
-    is_whole = length >= whole.ids.shape[1]
-    payload = torch.from_numpy(cached.payload[part]).to(device)
-    mask, ids, segments, labels, payload = shorten(
-        length, whole.mask, whole.ids, whole.segments, whole.labels, payload
-    )
-    entropy = torch.from_numpy(cached.entropy[part]).to(device) if is_whole else None
-    return MicroBatch(RowTensors(ids, segments, mask, labels), payload, entropy)
+
+    codec: Codec
+    temperature: float
+    """Temperature of the cache's distributions, and so of the student's beside them."""
+
+    vocab_size: int
+    """V: ids of the tokenizer. Logits past them belong to padding and count in nothing."""
+
+    num_targets: int
+    """Positions that count in a loss: those where `loss_mask` is True."""
+
+    num_labels: int
+    """Those of them whose label is known: all, in a language model's cache."""
+
+    indices: np.ndarray
+    """Numbers in the cache of the sequences of all ranks' batches, in order; rank r has every
+    `world_size`-th of them from the r-th on."""
+
+    @property
+    def input_ids(self) -> torch.Tensor:
+        """Tokens, int64."""
+        return self.rows.ids
+
+    @property
+    def segment_ids(self) -> torch.Tensor:
+        """Number of the document that a position belongs to, int64, from 1; 0 is padding."""
+        return self.rows.segments
+
+    @property
+    def position_ids(self) -> torch.Tensor:
+        """Position of a token in its document, int64."""
+        return document_positions(self.rows.segments)
+
+    @property
+    def loss_mask(self) -> torch.Tensor:
+        """Whether a position's prediction counts, bool."""
+        return self.rows.mask
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """Token that each position predicts, int64, already shifted; -100 where none counts."""
+        return self.rows.labels.where(self.rows.known, IGNORED)
+
+    @property
+    def targets(self) -> Targets:
+        """Teacher's distributions at the P positions of the loss mask, in row-major order.
+
+        SparseTargets (`ids`, `probs` [P, K], and `ghost` [P] of top-k), or DenseTargets
+        (`log_probs` [P, V]) of the codec `full`. Decoded at every access; `distillation_loss`
+        decodes a part at a time.
+        """
+        return self.codec.decode(self.payload[self.rows.mask])
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the batch on `device`."""
+        rows = RowTensors(*(tensor.to(device) for tensor in self.rows))
+        entropy = None if self.entropy is None else self.entropy.to(device)
+        return replace(self, rows=rows, payload=self.payload.to(device), entropy=entropy)
+
+    def first(self, length: int) -> Self:
+        """See MicroBatch."""
+        cut = super().first(length)
+        if cut is self:
+            return cut
+        rows = cut.rows
+        return replace(cut, num_targets=int(rows.mask.sum()), num_labels=int(rows.known.sum()))
+
+
+def to_device(cached: CachedRows, valid: np.ndarray, device: torch.device) -> MicroBatch:
+    """Return `cached` as tensors. Sequences that are not `valid` ([m] bool) get an empty mask."""
+    rows = row_tensors(cached.rows, device, valid)
+    payload = torch.from_numpy(cached.payload).to(device)
+    return MicroBatch(rows, payload, torch.from_numpy(cached.entropy).to(device))

@@ -16,15 +16,14 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from kdscale.cache.read.concat import ConcatReader
-from kdscale.cache.read.reader import CacheReader
-from kdscale.cache.read.subset import SubsetReader
 from kdscale.config.curriculum import CurriculumConfig
 from kdscale.config.student import DistillConfig
 from kdscale.curriculum.difficulty import combine, count_targets, needs, row_rarity, student_gap
 from kdscale.curriculum.pacing import table_steps
 from kdscale.curriculum.sampler import CurriculumSampler
-from kdscale.distill.batches import MicroBatch, read_steps
+from kdscale.distill.batches import MicroBatch
+from kdscale.distill.loader import Reader
+from kdscale.distill.steps import read_steps
 from kdscale.distributed.rank import Rank
 from kdscale.errors import KdscaleError
 from kdscale.losses.fused import head_and_loss
@@ -34,8 +33,6 @@ from kdscale.models.modes import evaluation_mode
 from kdscale.store import Store
 from kdscale.train.loop import Step
 from kdscale.types import Rows, labels_of
-
-Reader = CacheReader | ConcatReader | SubsetReader
 
 _ROWS_AT_ONCE = 256
 

@@ -125,14 +125,10 @@ class DistillationLoss:
         return found
 
     def _targets(self, batch: MicroBatch, temperature: float) -> BatchTargets:
-        mask = batch.rows.mask
         if self._teacher is not None:
             online = self._teacher.targets(batch.rows, temperature)
             return online if self.taid is None else InterpolatedTargets(online, self.taid.t)
-        entropy = batch.entropy
-        if entropy is not None:
-            entropy = (entropy * mask.sum(dim=1)).sum()
-        return CachedTargets(self._codec, batch.payload[mask], entropy, temperature)
+        return CachedTargets.of(batch, self._codec, temperature)
 
     def _kd_weight(self, step: int) -> float:
         return value_at(self._loss.kd_weight, step, self._steps)

@@ -6,7 +6,7 @@ on the way: it makes a KL of the soft cross-entropy.
 """
 
 from collections.abc import Collection
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from transformers import PreTrainedModel
@@ -15,6 +15,7 @@ from kdscale.cache.codecs import Codec
 from kdscale.config import RunConfig
 from kdscale.config.training import ZeroConfig
 from kdscale.data.rows.prepared import Prepared
+from kdscale.distill.batches import MicroBatch
 from kdscale.distributed.rank import Rank
 from kdscale.losses.divergences import entropy_sum
 from kdscale.models.attention_check import check_attention
@@ -72,6 +73,14 @@ class CachedTargets:
         self._entropy = entropy
         self._temperature = temperature
         self._merged: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, batch: MicroBatch, codec: Codec, temperature: float) -> Self:
+        """Return the targets of the positions of `batch` that count."""
+        mask, entropy = batch.rows.mask, batch.entropy
+        if entropy is not None:
+            entropy = (entropy * mask.sum(dim=1)).sum()
+        return cls(codec, batch.payload[mask], entropy, temperature)
 
     def at(self, part: slice, logits: torch.Tensor) -> Targets:
         """See BatchTargets."""

@@ -24,6 +24,9 @@ from kdscale.models.modes import evaluation_mode
 from kdscale.models.sequence_check import SequenceSpec, check_sequences
 from kdscale.types import Head
 
+PREFIX = "model."
+"""Of the names of the model's parameters in a ModelWithHead."""
+
 _POSITIONS = 8
 _TOLERANCE = 1e-3
 
@@ -36,6 +39,20 @@ LayerOutput = Literal["hidden", "attention"]
 attention weights [B, T, T], a row for each query, as the mean over heads."""
 
 _FLAGS = {"hidden": "output_hidden_states", "attention": "output_attentions"}
+
+
+def output_head(output: Any, vocab_size: int, config: Any | None = None) -> Head:
+    """Return the head of a linear module, with the scale and cap of a transformers `config`."""
+    text = None if config is None else config.get_text_config()
+    scale = getattr(text, "logit_scale", None) or 1 / getattr(text, "logits_scaling", 1)
+    softcap = getattr(text, "final_logit_softcapping", None)
+    return Head(output.weight, getattr(output, "bias", None), vocab_size, scale, softcap)
+
+
+def is_plain(output: Any) -> bool:
+    """Return whether a module is its weight and bias alone: no adapter is in it or around it."""
+    names = {name for name, _ in output.named_parameters()}
+    return "weight" in names and names <= {"weight", "bias"}
 
 
 class ModelWithHead(torch.nn.Module):
@@ -144,17 +161,14 @@ class ModelWithHead(torch.nn.Module):
         """
         if self._head_input == "logits":
             return Head(None, None, self.vocab_size)
-        config = self.model.config.get_text_config()
-        output: Any = self.model.get_output_embeddings()
-        scale = getattr(config, "logit_scale", None) or 1 / getattr(config, "logits_scaling", 1)
-        softcap = getattr(config, "final_logit_softcapping", None)
-        return Head(output.weight, output.bias, self.vocab_size, scale, softcap)
+        return output_head(self.model.get_output_embeddings(), self.vocab_size, self.model.config)
 
     @torch.no_grad()
     def detect_head(self, device: torch.device) -> None:
         """Find out what the head takes. Call it as `model(ModelWithHead.detect_head, device)`."""
         self._head_input = "logits"
-        if getattr(self.model.get_output_embeddings(), "weight", None) is None:
+        output = self.model.get_output_embeddings()
+        if output is None or not is_plain(output):
             return
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(self.vocab_size, (1, _POSITIONS), generator=generator).to(device)

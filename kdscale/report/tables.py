@@ -387,6 +387,7 @@ def provenance_table(results: Results) -> Table:
         ["Created", facts.created(results)],
         ["Seed", str(results["seed"])],
         ["Config fingerprint", results["config_fingerprint"]],
+        *([["Chat template", results["chat"]]] if "chat" in results else []),
         *_cache_identity(results["cache"] or {}),
         *([_HARDWARE.get(key, key), value] for key, value in hardware.items()),
         ["Versions", ", ".join(f"{k} {v}" for k, v in results["versions"].items())],

@@ -8,6 +8,7 @@ it is asked for.
 import json
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from kdscale.config import RunConfig, parse_config
@@ -82,17 +83,32 @@ class FinishedRun:
     def caches(self) -> list[Store]:
         """Return where the run has its cache: inside its output, or where its config says."""
         found = []
-        if name := self.fingerprint("cache"):
-            found.append(self.output.child(f"cache/{name}"))
+        if name := self.source.fingerprint("cache"):
+            found.append(self.source.output.child(f"cache/{name}"))
         settings = self.config_tree.get("cache", {})
         elsewhere = settings.get("append_to") or settings.get("reuse")
         if isinstance(elsewhere, str):
             found.append(open_store(elsewhere))
         return found
 
+    def mixed_caches(self) -> list[tuple[Store, float]]:
+        """Return the caches that the student reads as one, with weights; none where it has one."""
+        reuse = self.config_tree.get("cache", {}).get("reuse")
+        if not isinstance(reuse, list):
+            return []
+        return [(open_store(each["url"]), float(each.get("weight", 1.0))) for each in reuse]
+
+    def pinned_generations(self) -> list[int] | None:
+        """Return how many generations of each of its caches the student reads, once it has."""
+        if not self.output.exists(RECORD_KEY):
+            return None
+        pins = self.record.get("pinned", {}).get("cache_generations")
+        return None if pins is None else list(pins["value"])
+
     def models(self) -> list[str]:
-        """Return which of teacher, student and baseline are complete."""
-        return [n for n in ("teacher", "student", "baseline") if self.model(n) is not None]
+        """Return which of teacher, student, baseline and the student before are complete."""
+        names = ("teacher", "student", "baseline", "before")
+        return [name for name in names if self.model(name) is not None]
 
     def model(self, name: str) -> "ModelReference | None":
         """Return the complete model `name` where it is now, None if it is not complete."""
@@ -145,3 +161,18 @@ class FinishedRun:
             f"{self.output} is not the output of a run: it has no {key}.",
             "Give the `output` of a run's config, a path or a URL.",
         )
+
+
+def find_cache(place: str, *, published: bool = True) -> Store:
+    """Return the cache at `place`: a cache's folder, or the one that the run there used last.
+
+    Raises KdscaleError where there is none, or none that is `published`.
+    """
+    store = open_store(place)
+    for candidate in chain([store], FinishedRun(store).caches()):
+        if candidate.list("manifests/" if published else "plans/"):
+            return candidate
+    raise KdscaleError(
+        f"{store} is neither a finished cache nor the output of a run that has made one.",
+        "Give <output>/cache/<fingerprint> or <output>; the cache stage has to be complete.",
+    )

@@ -13,7 +13,7 @@ from kdscale.store.folders import download_folder, upload_folder
 from kdscale.store.lease import Fence, HeldLease, Lease, LeaseConfig, PutIfAbsent, read_lease
 from kdscale.store.open import file_at, open_store
 from kdscale.store.probe import Verdict, conditional_put, probe
-from kdscale.store.single_committer import SingleCommitter
+from kdscale.store.single_committer import SingleCommitter, single_commits
 from kdscale.store.store import Entry, Store
 
 __all__ = [
@@ -34,5 +34,6 @@ __all__ = [
     "open_store",
     "probe",
     "read_lease",
+    "single_commits",
     "upload_folder",
 ]

@@ -10,10 +10,12 @@ lost finds out, and nothing that is named is ever half there.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Self
 
-from kdscale.store.lease import HeldLease, LeaseConfig
+from kdscale.store.lease import HeldLease, LeaseConfig, PutIfAbsent
+from kdscale.store.probe import conditional_put
 from kdscale.store.store import Store
 
 _KEY = "committer.json"
@@ -56,3 +58,13 @@ class SingleCommitter:
         """Commit nothing more, and let the next committer start at once."""
         with self._lock:
             self._lease.close()
+
+
+@contextmanager
+def single_commits(store: Store, owner: str) -> Iterator[PutIfAbsent]:
+    """Yield the store's put-if-absent, or a replacement where it does not choose one writer."""
+    if conditional_put(store):
+        yield store.put_if_absent
+    else:
+        with SingleCommitter(store, owner) as committer:
+            yield committer.put_if_absent

@@ -20,7 +20,7 @@ from kdscale.store import open_store
 from kdscale.types import Head, SparseTargets
 from tests.runs import run_kdscale, tiny_config, write_config, write_corpus
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200), pytest.mark.usefixtures("shared_ray")]
 VOCAB = 300
 
 
@@ -107,9 +107,7 @@ def test_the_loss_is_zero_for_the_teacher_itself_and_large_for_a_shifted_one(
     (cache,) = (planted_run / "output" / "cache").iterdir()
     reader = CacheReader(open_store(str(cache)))
     cached = reader.read(np.arange(len(reader) - 24, len(reader)))
-    batch = to_device(
-        cached, slice(0, 24), np.ones(24, dtype=bool), reader.seq_len, torch.device("cpu")
-    )
+    batch = to_device(cached, np.ones(24, dtype=bool), torch.device("cpu"))
     loss = DistillationLoss(config, reader.codec, None)
     model = AutoModelForCausalLM.from_pretrained(planted_run / "teacher")
     trained = ModelWithHead(model, VOCAB)
@@ -125,13 +123,7 @@ def test_the_loss_is_zero_for_the_teacher_itself_and_large_for_a_shifted_one(
 def test_the_distillation_signal_changes_the_gradient(planted_run: Path) -> None:
     (cache,) = (planted_run / "output" / "cache").iterdir()
     reader = CacheReader(open_store(str(cache)))
-    batch = to_device(
-        reader.read(np.arange(4)),
-        slice(0, 4),
-        np.ones(4, bool),
-        reader.seq_len,
-        torch.device("cpu"),
-    )
+    batch = to_device(reader.read(np.arange(4)), np.ones(4, bool), torch.device("cpu"))
     gradients = {}
     for weight in (0.0, 0.5, 1.0):
         path = planted_run / "planted.yaml"
@@ -160,7 +152,7 @@ def test_masked_and_padded_positions_have_no_gradient(planted_run: Path) -> None
     reader = CacheReader(open_store(str(cache)))
     config = load_config(planted_run / "planted.yaml")
     cached = reader.read(np.arange(len(reader) - 8, len(reader)))
-    batch = to_device(cached, slice(0, 8), np.ones(8, bool), reader.seq_len, torch.device("cpu"))
+    batch = to_device(cached, np.ones(8, bool), torch.device("cpu"))
     loss = DistillationLoss(config, reader.codec, None)
 
     class Constant(ModelWithHead):

@@ -15,7 +15,7 @@ from kdscale.evaluate.results import read_results
 from kdscale.store import open_store
 from tests.runs import run_kdscale, tiny_config, write_config
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
 
 RIVERS = {"Rhine": "Basel", "Danube": "Vienna", "Seine": "Paris", "Thames": "London"}
 WORDS = ["please", "tell", "me", "now", "kindly", "once", "again"]

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.runs import FinishedRun, run_kdscale
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("shared_ray")]
 
 
 def test_a_finished_runs_student_is_exported(finished_run: FinishedRun, tmp_path: Path) -> None:

@@ -15,7 +15,12 @@ from kdscale.plan.plan import make_plan
 from kdscale.store import open_store
 from tests.runs import FinishedRun, run_kdscale, tiny_config, write_config
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("shared_ray"),
+]
 
 
 def test_bytes_and_rows_are_those_of_the_finished_run(finished_run: FinishedRun) -> None:

@@ -12,7 +12,7 @@ from kdscale.cache.maintain.verify import verify
 from kdscale.store import Store, open_store
 from tests.runs import FinishedRun, run_kdscale
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200), pytest.mark.usefixtures("shared_ray")]
 
 
 def attempts(cache: Store) -> dict[str, str]:

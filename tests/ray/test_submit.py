@@ -316,8 +316,9 @@ def test_a_graph_and_its_repeated_submission(
     fail.touch()
     root = checkout_with(
         "import pathlib, sys\n"
-        "from kdscale.cli.entry import run_job\n"
-        "if sys.argv[1] == 'run-graph': run_job()\n"
+        "if sys.argv[1] == 'run-graph':\n"
+        "    from kdscale.cli.entry import run_job\n"
+        "    run_job()\n"
         f"sys.exit('--only' in sys.argv and pathlib.Path({str(fail)!r}).exists())\n"
     )
     with_real_package(root)

@@ -17,7 +17,7 @@ from kdscale.evaluate.results import Results, read_results
 from kdscale.store import open_store
 from tests.runs import run_kdscale, tiny_config, write_config, write_corpus
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("shared_ray")]
 
 CLASSES = ("metals", "rivers", "trees")
 WORDS = {

@@ -40,11 +40,11 @@ _KEPT_BATCHES = THREADS
 class CacheSource:
     """One of a student's caches: its first `generations`, each row `weight` times an epoch.
 
-    Generations appended later are not read.
+    Generations appended later are not read; None reads all that there are.
     """
 
     store: Store
-    generations: int
+    generations: int | None
     weight: float = 1.0
 
 

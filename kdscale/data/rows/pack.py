@@ -3,24 +3,20 @@
 A document longer than a row becomes windows of T tokens that start every T - overlap tokens; a
 window's loss mask leaves out what an earlier window has scored, so that every token of a document
 but its first is a target exactly once. Windows that fill a row are cut by one strided view. What is
-shorter (short documents and last windows, called pieces) shares rows: each piece goes into the open
-row that it fills best, and the fullest row is closed when too many are open (bounded-space best
-fit; Csirik and Johnson, "Bounded space on-line bin packing: best is better than first",
-Algorithmica 2001). That needs one pass, bounded memory and no knowledge of the corpus, and is
-deterministic.
+shorter (short documents and last windows, called pieces) shares rows (best_fit.py): in one pass,
+with bounded memory and no knowledge of the corpus.
 """
 
-from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import xxhash
 
+from kdscale.data.rows.best_fit import BestFit
 from kdscale.data.rows.classes import UNKNOWN_LABEL
 from kdscale.types import Rows
 
-OPEN_ROWS = 64
 CHUNK_ROWS = 1024
 # A piece holds a token and at least one target.
 SMALLEST_PIECE = 2
@@ -177,10 +173,7 @@ class RowBuilder:
         self.counts = RowCounts()
         self._layout = layout
         self._rows = RowCollector(self.counts, layout.seq_len)
-        # (free tokens, number) of the open rows, sorted: the best fit is one bisection away.
-        self._free: list[tuple[int, int]] = []
-        self._open: dict[int, list[Piece]] = {}
-        self._opened = 0
+        self._open: BestFit[Piece] = BestFit(layout.seq_len, SMALLEST_PIECE)
 
     def build(self, documents: Iterable[Document]) -> Iterator[Rows]:
         """Yield rows in chunks of about CHUNK_ROWS.
@@ -191,9 +184,8 @@ class RowBuilder:
         for document in documents:
             self._add(*document)
             yield from self._rows.drained(CHUNK_ROWS)
-        for _, number in sorted(self._free, key=lambda entry: entry[1]):
-            self._emit_packed(self._open.pop(number))
-        self._free.clear()
+        for pieces in self._open.close():
+            self._emit_packed(pieces)
         yield from self._rows.drained(1)
 
     def _add(
@@ -272,20 +264,8 @@ class RowBuilder:
         if not self._layout.pack:
             self._emit_packed([piece])
             return
-        at = bisect_left(self._free, (length, 0))
-        if at < len(self._free):
-            free, number = self._free.pop(at)
-            self._open[number].append(piece)
-        else:
-            free, number = self._layout.seq_len, self._opened
-            self._opened += 1
-            self._open[number] = [piece]
-        if free - length < SMALLEST_PIECE:
-            self._emit_packed(self._open.pop(number))
-        else:
-            insort(self._free, (free - length, number))
-        if len(self._free) > OPEN_ROWS:
-            self._emit_packed(self._open.pop(self._free.pop(0)[1]))
+        for pieces in self._open.add(piece, length):
+            self._emit_packed(pieces)
 
     def _emit_packed(self, pieces: list[Piece]) -> None:
         """Emit one row from its pieces, each a segment."""

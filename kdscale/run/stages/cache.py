@@ -19,7 +19,6 @@ from kdscale.cache.maintain.inspect import inspect
 from kdscale.cache.origin import write_origin
 from kdscale.cache.read.reader import CacheReader
 from kdscale.data.rows.order import EvenRows
-from kdscale.data.tokenizer import TOKENIZER_FILE
 from kdscale.run.artifacts import RunArtifacts
 from kdscale.run.record import RunRecord
 from kdscale.run.stages.base import Stage, StageContext, check_other_caches
@@ -116,8 +115,7 @@ def _write_origin(run: RunArtifacts, store: Store) -> None:
         "tokenizer": run.prepared.manifest["tokenizer"],
         "data": config.data.model_dump(mode="json"),
     }
-    folder = run.prepared.tokenizer_folder()
-    write_origin(store, facts, (folder / TOKENIZER_FILE).read_bytes())
+    write_origin(store, facts, run.prepared.tokenizer_folder())
 
 
 def _lacking(run: RunArtifacts, store: Store, before: int | None) -> np.ndarray:

@@ -9,7 +9,8 @@ import torch
 from kdscale.cache.read.reader import CacheReader
 from kdscale.config.student import DistillConfig
 from kdscale.curriculum.sampler import CurriculumSampler
-from kdscale.distill.batches import MicroBatch, read_steps
+from kdscale.distill.batches import MicroBatch
+from kdscale.distill.steps import read_steps
 from kdscale.distributed.rank import Rank
 from kdscale.store import open_store
 from kdscale.train.loop import Step
@@ -106,12 +107,12 @@ def test_rows_are_cut_as_the_schedule_says(planted: Planted) -> None:
 
 def test_a_batch_is_drawn_once_a_step(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
-    batch = CurriculumSampler.batch
+    rows_at = CurriculumSampler.rows_at
 
-    def counted(sampler: CurriculumSampler, step: int) -> np.ndarray:
-        drawn.append(step)
-        return batch(sampler, step)
+    def counted(sampler: CurriculumSampler, positions: np.ndarray) -> np.ndarray:
+        drawn.extend(positions)
+        return rows_at(sampler, positions)
 
-    monkeypatch.setattr(CurriculumSampler, "batch", counted)
+    monkeypatch.setattr(CurriculumSampler, "rows_at", counted)
     assert all(len(step.indices) == BATCH for step in steps_of(planted, config()))
-    assert drawn == list(range(STEPS))
+    assert drawn == list(range(STEPS * BATCH))

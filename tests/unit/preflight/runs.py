@@ -12,7 +12,7 @@ from kdscale.cache.format.records import ManifestRecord, PlanRecord, read_record
 from kdscale.cache.origin import write_origin
 from kdscale.config import RunConfig, fingerprint
 from kdscale.config.teacher import ModelConfig
-from kdscale.data.tokenizer import TOKENIZER_FILE, adopt_tokenizer, train_tokenizer
+from kdscale.data.tokenizer import adopt_tokenizer, train_tokenizer
 from kdscale.models.hf_folder import weights_digest
 from kdscale.models.load import build_model, make_config
 from kdscale.models.tasks import CAUSAL_LM, TaskSpec
@@ -108,8 +108,8 @@ def write_cache(
     source = Path(str(config.teacher.load))
     with TemporaryDirectory() as scratch:
         saved = save_tokenizer(config, str(tokenizer_of or source), Path(scratch) / "saved")
-        info = adopt_tokenizer(saved, Path(scratch) / "adopted")
-        encoded = (Path(scratch) / "adopted" / TOKENIZER_FILE).read_bytes()
+        adopted = folder.with_name(f"{folder.name}-tokenizer")
+        info = adopt_tokenizer(saved, adopted)
     store = open_store(str(folder))
     planted = make_planted(store, rows=8).publish()
     own = {
@@ -126,5 +126,5 @@ def write_cache(
     renamed = {"identity": whole, "fingerprint": fingerprint(whole)}
     store.put(manifest_key(1), record_bytes(record.model_copy(update=renamed)))
     if origin:
-        write_origin(store, {"teacher": {"source": str(source)}}, encoded)
+        write_origin(store, {"teacher": {"source": str(source)}}, adopted)
     return folder

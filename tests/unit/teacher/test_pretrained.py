@@ -82,7 +82,7 @@ def test_a_classifier_of_the_same_classes_is_taken(tmp_path: Path) -> None:
     check_teacher(run_config(tmp_path), prepared())
     with pytest.raises(KdscaleError, match=r"tells \['a', 'b'\] apart, and the data has .*'c'"):
         check_teacher(run_config(tmp_path), prepared(classes=("a", "c")))
-    with pytest.raises(KdscaleError, match="has 60 embeddings, but its tokenizer has 90"):
+    with pytest.raises(KdscaleError, match=r"has 60 embeddings, but .* has 90 ids"):
         check_teacher(run_config(tmp_path), prepared(vocab_size=90))
 
 

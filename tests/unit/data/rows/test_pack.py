@@ -10,7 +10,8 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdscale.data.rows.pack import OPEN_ROWS, Layout, RowBuilder, RowCounts, concatenate, sample_ids
+from kdscale.data.rows.best_fit import OPEN_ROWS
+from kdscale.data.rows.pack import Layout, RowBuilder, RowCounts, concatenate, sample_ids
 from kdscale.types import Rows
 
 PAD = -7

@@ -1,0 +1,1 @@
+"""Public Python API: caches, their loader, and the loss. `kdscale` itself exports its names."""

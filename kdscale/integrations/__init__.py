@@ -1,0 +1,1 @@
+"""Trainers of other libraries, fed from a cache. Nothing in kdscale imports them."""
