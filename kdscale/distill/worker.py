@@ -59,7 +59,10 @@ class DistillJob:
         """Train on this rank, with all others."""
         worker = current_rank()
         trainings = [training for training in self.trainings if not training.is_complete()]
-        before = None if self.before is None or self.before.is_complete() else self.before
+        before = self.before
+        # Rank 0 decides for all: it may have written it before another looks.
+        if before is None or worker.broadcast(before.is_complete()):
+            before = None
         if not trainings and before is None:
             return
         config = self.trainings[0].config
