@@ -8,6 +8,7 @@ Where some labels are not known, the baseline reads only the sequences that have
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
