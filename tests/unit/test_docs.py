@@ -189,11 +189,11 @@ def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert launched[0].distill.training.steps == 500
 
     cache = make_planted(open_store(str(tmp_path / "cache")), rows=16).publish()
-    scope: dict[str, Any] = {}
+    model = make_llama(VOCABULARY)
+    scope: dict[str, Any] = {"model": model}
     exec(re.sub(r'"s3://[^"]*"', repr(cache.store.url), read), scope)
-    assert np.array_equal(scope["tokens"], cache.rows.input_ids[[3, 14, 15]])
-    at = torch.from_numpy(scope["mask"])
-    assert torch.allclose(scope["targets"].probs.sum(-1)[at], torch.ones(int(at.sum())))
+    assert scope["loss"] > 0
+    assert all(each.grad is not None for each in model.parameters())
 
 
 def test_the_cache_pages_python_runs(tmp_path: Path) -> None:
