@@ -68,9 +68,7 @@ class AdapterFolder:
         base = load_model(loadable(self.base), dtype, self.revision)
         try:
             with quiet_peft():
-                adapted = peft.PeftModel.from_pretrained(
-                    base, str(self.folder), torch_device="cpu"
-                )
+                adapted = peft.PeftModel.from_pretrained(base, str(self.folder), torch_device="cpu")
         except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
             raise KdscaleError(
                 f"The adapter in {str(self.folder)!r} does not go with its base {self.base!r}: "

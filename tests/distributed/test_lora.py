@@ -75,7 +75,9 @@ def changed(folder: str, model: Any, stage: int) -> list[str]:
 
 
 def one_rank(folder: str) -> dict[str, Any]:
-    return {f"{stage}": train(folder, f"one-{stage}", stage, f"steps-one-{stage}") for stage in (0, 3)}
+    return {
+        f"{stage}": train(folder, f"one-{stage}", stage, f"steps-one-{stage}") for stage in (0, 3)
+    }
 
 
 def two_ranks(folder: str) -> dict[str, Any]:
@@ -87,9 +89,7 @@ def two_ranks(folder: str) -> dict[str, Any]:
         other = f"steps-one-{0 if stage == 3 else 3}"
         found[f"{own} from one"] = train(folder, f"{own}-from-one", stage, other)
         recomputed = f"{own}-recomputed"
-        found[f"{own} recomputed"] = train(
-            folder, recomputed, stage, activation_checkpointing=True
-        )
+        found[f"{own} recomputed"] = train(folder, recomputed, stage, activation_checkpointing=True)
     with every_parameter_partitioned():
         found["parts"] = train(folder, "parts", 3, "steps-parts")
         found["parts again"] = train(folder, "parts-again", 3, "steps-parts")

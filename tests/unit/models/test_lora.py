@@ -226,9 +226,9 @@ def test_all_linear_maps_but_the_head_have_adapters() -> None:
         model = tiny_model(kind)
         expected, head = set(linear_maps(model)), model.get_output_embeddings()
         add_adapters(model, LORA, SEED)
-        assert {n[: -len(".lora_A")] for n, _ in model.named_modules() if n.endswith(".lora_A")} == (
-            expected
-        )
+        assert {
+            n[: -len(".lora_A")] for n, _ in model.named_modules() if n.endswith(".lora_A")
+        } == (expected)
         assert model.get_output_embeddings() is head
 
 
@@ -290,5 +290,3 @@ def test_a_frozen_head_takes_no_gradient_and_no_memory_for_one() -> None:
         assert hidden.grad is not None
     assert (VOCAB, 32) in peaks[False]
     assert peaks[True] == [(9, 32)]
-
-
