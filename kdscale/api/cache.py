@@ -13,6 +13,7 @@ from kdscale.cache.read.reader import CacheReader, CacheSource
 from kdscale.cache.rows import RowStats
 from kdscale.cache.spec import Identity
 from kdscale.config.curriculum import CurriculumConfig
+from kdscale.config.load import parse_settings
 from kdscale.config.student import DistillConfig
 from kdscale.curriculum.difficulty import combine, needs
 from kdscale.curriculum.sampler import CurriculumSampler
@@ -282,7 +283,7 @@ def _curriculum(
             "A curriculum needs the steps of its training and the sequences of each.",
             "Give steps and global_batch_size.",
         )
-    config = CurriculumConfig.model_validate(given)
+    config = parse_settings(CurriculumConfig, given, "curriculum")
     others = sorted(set(needs(config.difficulty)) - set(_MEASURED))
     if others or config.length is not None:
         what = f"the difficulty {others[0]!r}" if others else "`length`"

@@ -6,8 +6,8 @@ from functools import cache
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 
+from kdscale.config.load import parse_settings
 from kdscale.config.loss import DivergenceConfig, check_defined
 from kdscale.distill.batches import Batch
 from kdscale.distill.targets import CachedTargets
@@ -150,15 +150,8 @@ def check_loss(
 @cache
 def _divergence(given: str | tuple[tuple[str, Any], ...]) -> DivergenceConfig:
     fields = {"kind": given} if isinstance(given, str) else dict(given)
-    adapter: TypeAdapter[DivergenceConfig] = TypeAdapter(DivergenceConfig)
-    try:
-        return adapter.validate_python(fields)
-    except ValidationError as error:
-        reasons = "; ".join(each["msg"] for each in error.errors())
-        raise KdscaleError(
-            f"The divergence {fields} is none: {reasons}.",
-            "Give a kind of distill.loss.divergence, such as forward_kl, and its own fields.",
-        ) from error
+    found: DivergenceConfig = parse_settings(DivergenceConfig, fields, f"divergence {fields}")
+    return found
 
 
 def _weights(batch: Batch, given: torch.Tensor | None) -> torch.Tensor | None:

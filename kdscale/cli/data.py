@@ -78,9 +78,14 @@ def _print(found: "Preview") -> None:
     for place, files in found.unread:
         console.print(_plain(f"Not read in {place}: {files}."))
     console.print(f"Tokenizer: {found.tokenizer}.")
+    if found.chat is not None:
+        console.print(_plain(f"Chat template: {found.chat}."))
     counts = found.counts
+    source = f"{counts.documents:,} documents"
+    if found.conversations is not None:
+        source = f"{counts.documents:,} texts of {found.conversations:,} conversations"
     console.print(
-        f"{counts.rows:,} rows of {counts.documents:,} documents: {counts.targets:,} targets, "
+        f"{counts.rows:,} rows of {source}: {counts.targets:,} targets, "
         f"{counts.split:,} documents split, {counts.truncated:,} truncated, "
         f"{counts.padding:,} positions of padding"
         + "".join(f", {part}" for part in left_out(asdict(counts)))

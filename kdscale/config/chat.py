@@ -1,8 +1,15 @@
 """Config of documents that are conversations."""
 
+import datetime
+
 from pydantic import Field, model_validator
 
 from kdscale.config.base import Config, Place, PlaceForm
+
+_DATE = datetime.date(2024, 7, 26)
+# What rendering itself passes to a template.
+_RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "strftime_now")
+_OPTIONS = ("chat_template", "continue_final_message", "return_assistant_tokens_mask")
 
 
 class ChatConfig(Config):
@@ -31,6 +38,14 @@ class ChatConfig(Config):
     """Jinja text of a chat template, or the path or URL of a file with one. Without it: the
     teacher's own, and ChatML for a tokenizer that is trained."""
 
+    date: datetime.date = _DATE
+    """Date that templates write where they would write today's. The default is the one that Llama
+    3 falls back to."""
+
+    variables: dict[str, bool | int | float | str] = {}
+    """Variables of the template, such as `enable_thinking: false` (Qwen3), for all
+    conversations."""
+
     def place_form(self, field: str) -> PlaceForm:
         """Return what `field`, of the type Place, holds."""
         return "path" if self.template_file else "text"
@@ -40,6 +55,19 @@ class ChatConfig(Config):
         if (self.prompt is None) != (self.completion is None):
             raise ValueError("`prompt` and `completion` belong together")
         return self
+
+    @model_validator(mode="after")
+    def _variables_are_free(self) -> "ChatConfig":
+        taken = sorted({*self.variables} & {*_RESERVED, *_OPTIONS, "conversations"})
+        if taken:
+            raise ValueError(f"`variables` may not set {', '.join(taken)}: kdscale does")
+        return self
+
+    @property
+    def unused(self) -> set[str]:
+        """Fields that are left out of the data's name, as they change nothing."""
+        found = {"ignore": self.ignore, "variables": self.variables, "date": self.date != _DATE}
+        return {name for name, value in found.items() if not value}
 
     @property
     def columns(self) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from kdscale.config.base import Config
 from kdscale.config.kube import KubeOptions
@@ -81,6 +81,19 @@ def _parse(
     except ValidationError as error:
         raise KdscaleError(
             f"{origin} is not valid:\n{_explain(error)}", f"Fix the reported fields, or {starter}."
+        ) from error
+
+
+def parse_settings(kind: Any, value: Any, origin: str) -> Any:
+    """Return `value` as the config type `kind`. Raises KdscaleError where it is not valid.
+
+    `origin` names the value in the message.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise KdscaleError(
+            f"{origin} is not valid:\n{_explain(error)}", "Fix the reported fields."
         ) from error
 
 

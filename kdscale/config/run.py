@@ -161,6 +161,11 @@ class RunConfig(Config):
                 "distill.curriculum.length cuts rows to their first positions, and with data.chat "
                 "there may be no answer in these"
             )
+        if self.distill.student.load is not None and "before" in self.evaluate.models:
+            raise ValueError(
+                "evaluate.models has a `before`, and so has the run itself: the student before "
+                "training"
+            )
         batch, total = self.distill.training.global_batch_size, self.cache.sequences
         if total is not None and batch > total:
             raise ValueError(

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from kdscale.config.base import Config, Place, PlaceForm
 from kdscale.config.curriculum import CurriculumConfig
 from kdscale.config.initial import LayerSelection, WidthConfig
+from kdscale.config.lora import LoraConfig
 from kdscale.config.loss import LossConfig
 from kdscale.config.online import OnlineConfig
 from kdscale.config.operational import Later, Operational
@@ -51,6 +52,10 @@ class StudentConfig(Config):
     """Tie the head to the embedding. As the architecture, the teacher or the model in `load` has
     it, if not given."""
 
+    lora: Later[LoraConfig | None] = None
+    """Train adapters beside the linear maps of the student, whose own weights stay as they are:
+    {r: 16, alpha: 32}. All weights are trained, if not given."""
+
     def place_form(self, field: str) -> PlaceForm:
         """Return what `field`, of the type Place, holds."""
         return "hub"
@@ -78,6 +83,15 @@ class StudentConfig(Config):
             )
         elif self.tie_embeddings is not None and "tie_word_embeddings" in self.model.options:
             raise ValueError("give either tie_embeddings or model.options.tie_word_embeddings")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_beside_trained_weights(self) -> "StudentConfig":
+        if self.lora is not None and self.model is not None:
+            raise ValueError(
+                "`lora` leaves the student's weights as they are, and those of `model` start at "
+                "random: start from `teacher_layers` or `load`, or drop lora"
+            )
         return self
 
     @property

@@ -291,8 +291,13 @@ def _encoded(documents: Iterable[tuple[str, int]], encoding: Encoding) -> Iterat
     if augmenter is not None:
         documents = ((copy, label) for text, label in documents for copy in augmenter.vary(text))
     for group in _groups(documents, lambda pair: len(pair[0]), ENCODE_CHARACTERS):
-        texts, labels = zip(*group, strict=True)
-        encoded = list(encode(encoding.tokenizer_json, encoding.info, list(texts)))
+        found = encode(encoding.tokenizer_json, encoding.info, [text for text, _ in group])
+        pairs = [
+            (each, label)
+            for versions, (_, label) in zip(found, group, strict=True)
+            for each in versions
+        ]
+        encoded, labels = zip(*pairs, strict=True)
         tokens = [each.tokens for each in encoded]
         offsets = np.cumsum([0, *map(len, tokens)])
         lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(tokens)))

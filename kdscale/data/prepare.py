@@ -21,6 +21,7 @@ from kdscale.config import fingerprint
 from kdscale.config.data import DataConfig, LabelsConfig, SourceConfig
 from kdscale.config.places import without_folders
 from kdscale.config.task import Task
+from kdscale.data.chat.answers import RENDERING
 from kdscale.data.chat.messages import plain_text
 from kdscale.data.chat.template import template_to_train
 from kdscale.data.cleaning.augment import Augmenter, table_paths
@@ -69,8 +70,9 @@ def data_identity(config: DataConfig, task: Task = "causal-lm") -> dict[str, Any
     if config.chat is None:
         del fields["chat"]
     else:
-        if not config.chat.ignore:
-            del fields["chat"]["ignore"]
+        for name in config.chat.unused:
+            del fields["chat"][name]
+        files["chat_rendering"] = RENDERING
         if config.chat.template_file is not None:
             files["chat_template"] = file_digest(config.chat.template_file)
     sources: dict[str, Any] = {}

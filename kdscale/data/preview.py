@@ -67,6 +67,8 @@ class Preview:
     rows: list[RowPreview]
     counts: RowCounts
     tokenizer: str
+    chat: str | None  # how conversations are rendered
+    conversations: int | None  # of which the texts are
     mixture: list[tuple[str, str]]  # (source, summary), of a mixture
     unread: list[tuple[str, str]]  # (place, files that give no document)
 
@@ -114,7 +116,8 @@ def preview(
     encoded = encode(tokenizer_json, info, [each.content for each in kept])
     built = builder.build(
         TokenDocument(each.tokens, each.byte_count, label, each.targets)
-        for each, label in zip(encoded, labels, strict=True)
+        for versions, label in zip(encoded, labels, strict=True)
+        for each in versions
     )
     whole = concatenate(list(built), config.seq_len)
     is_mixture = source == "train" and isinstance(config.train, tuple)
@@ -124,6 +127,8 @@ def preview(
         rows=list(_row_previews(shown, tokenizer_json, classes)),
         counts=builder.counts,
         tokenizer=f"{what}, {info.vocab_size:,} tokens",
+        chat=None if info.chat is None else info.chat.summary,
+        conversations=None if info.chat is None else len(kept),
         mixture=_mixture(sources, parts, found) if is_mixture else [],
         unread=[
             (each.place, describe_unread(each.counts, each.examples))
@@ -214,22 +219,44 @@ def _row_previews(rows: Rows, tokenizer_json: str, classes: Classes | None) -> I
 
     tokenizer: Any = Tokenizer.from_str(tokenizer_json)
 
-    def read(token: int) -> str:
-        return str(tokenizer.decode([token], skip_special_tokens=False))
-
     def label_name(label: int) -> str:
         if classes is None:
-            return read(label)
+            return str(tokenizer.decode([label], skip_special_tokens=False))
         return "(no label)" if label == UNKNOWN_LABEL else classes.names[label]
 
     for ids, segments, mask, labels in zip(
         rows.input_ids, rows.segment_ids, rows.loss_mask, labels_of(rows), strict=True
     ):
         end = int(np.flatnonzero(segments)[-1]) + 1
-        pairs = zip(mask[:end], labels[:end], strict=True)
+        tokens = _texts(tokenizer, ids[:end].tolist())
+        expected = ["" if not mask[at] else label_name(int(labels[at])) for at in range(end)]
+        for at in np.flatnonzero(mask[: end - 1]):
+            if classes is None and labels[at] == ids[at + 1]:
+                expected[at] = tokens[at + 1]
         yield RowPreview(
-            tokens=[read(int(token)) for token in ids[:end]],
+            tokens=tokens,
             is_target=mask[:end].tolist(),
-            expected=[label_name(int(label)) if is_target else "" for is_target, label in pairs],
+            expected=expected,
             padding=int((segments == 0).sum()),
         )
+
+
+def _texts(tokenizer: Any, ids: list[int]) -> list[str]:
+    """Return the text of each token where it stands; a character is its last token's.
+
+    A token alone may be a part of a character, or lose the blank before it.
+    """
+
+    def decode(start: int, end: int) -> str:
+        return str(tokenizer.decode(ids[start:end], skip_special_tokens=False))
+
+    texts: list[str] = []
+    start, known = 0, 0  # of the context, and characters of it that have been given
+    for at in range(len(ids)):
+        whole = decode(start, at + 1)
+        if whole.endswith("\ufffd"):
+            texts.append("")
+            continue
+        texts.append(whole[known:])
+        start, known = at, len(decode(at, at + 1))
+    return texts

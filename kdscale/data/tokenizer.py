@@ -16,19 +16,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdscale.config.chat import ChatConfig
-from kdscale.data.chat.messages import load
+from kdscale.data.chat.answers import Rendering, answer_tokens, check_template, render_answers
+from kdscale.data.chat.messages import Conversation, load
 from kdscale.data.chat.template import (
     CHATML,
     CHATML_TOKENS,
     CannotRenderError,
     ChatTemplate,
-    Span,
-    answer_tokens,
-    check_template,
     contains_special_token,
+    make_template,
     read_template,
-    render_answers,
 )
+from kdscale.data.chat.training import with_training
 from kdscale.data.pretrained_tokenizer import load_tokenizer, vocabulary_size
 from kdscale.errors import KdscaleError
 
@@ -54,15 +53,14 @@ class TokenizerInfo:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for the manifest."""
-        return asdict(self)
+        chat = {} if self.chat is None else {"chat": self.chat.as_dict()}
+        return asdict(self) | chat
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TokenizerInfo":
         """Invert `as_dict`, also after JSON."""
         chat = values["chat"]
-        if chat is not None:
-            chat = ChatTemplate(chat["text"], chat["tokens"], tuple(chat["specials"]))
-        return cls(**{**values, "chat": chat})
+        return cls(**{**values, "chat": None if chat is None else ChatTemplate.from_dict(chat)})
 
 
 class Encoded(NamedTuple):
@@ -151,23 +149,30 @@ def adopt_tokenizer(source: Path, folder: Path, *, chat: ChatConfig | None = Non
 def _set_template(tokenizer: Any, chat: ChatConfig, own: Any) -> ChatTemplate:
     """Give a transformers tokenizer the config's template, or its `own`.
 
-    Raises KdscaleError where there is none, or where answers cannot be found in it.
+    A training template is used beside it, where one fits, and not given to the tokenizer. The
+    config's own marks have precedence over it, those of published templates have not: SmolLM3's
+    stand around what asks for an answer, too. Raises KdscaleError where there is no template, or
+    where answers cannot be found in it.
     """
-    text = read_template(chat) or (own.get("default") if isinstance(own, dict) else own)
+    given = read_template(chat)
+    text = given or (own.get("default") if isinstance(own, dict) else own)
     if not text:
         raise KdscaleError(
             "The teacher's tokenizer has no chat template.",
             "Give one in data.chat.template, or load a teacher that was tuned for conversations.",
         )
     specials = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
-    template = ChatTemplate(text, dict(tokenizer.special_tokens_map), tuple(sorted(specials)))
+    tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    template = make_template(chat, text, tokens, tuple(sorted(specials)))
+    if not (given and template.marks_answers) and text != CHATML:
+        template = with_training(template)
     check_template(template)
     tokenizer.chat_template = text
     return template
 
 
-def encode(tokenizer_json: str, info: TokenizerInfo, texts: list[str]) -> Iterator[Encoded]:
-    """Yield each text's tokens, start and end included.
+def encode(tokenizer_json: str, info: TokenizerInfo, texts: list[str]) -> Iterator[list[Encoded]]:
+    """Yield the tokens of each text, start and end included: once, or of a chat several times.
 
     A text that spells a special token is encoded as plain characters: it cannot forge the end of a
     document. For conversations (`messages`) see `_encode_conversations`.
@@ -178,36 +183,42 @@ def encode(tokenizer_json: str, info: TokenizerInfo, texts: list[str]) -> Iterat
     encodings = _load(tokenizer_json).encode_batch_fast(texts, add_special_tokens=False)
     for text, encoding in zip(texts, encodings, strict=True):
         tokens = np.array([info.start_id, *encoding.ids, info.end_id], np.int32)
-        yield Encoded(tokens, len(text.encode("utf-8")))
+        yield [Encoded(tokens, len(text.encode("utf-8")))]
 
 
 def _encode_conversations(
     tokenizer_json: str, template: ChatTemplate, texts: list[str]
-) -> Iterator[Encoded]:
+) -> Iterator[list[Encoded]]:
     """Yield each conversation's tokens as its template writes them.
 
-    The answers are the targets. A conversation has no tokens where the template refuses it, or
-    where a message spells a special token, which would be taken for the end of its turn.
+    The answers are the targets, each in one of the encodings. A conversation has no tokens where
+    the template refuses it, or where a message spells a special token, which would be taken for the
+    end of its turn.
     """
     tokenizer = _load(tokenizer_json, knows_specials=True)
     for text in texts:
-        found = _rendered(template, text)
-        rendered, spans = found or ("", [])
-        encoding = tokenizer.encode(rendered, add_special_tokens=False)
-        targets = answer_tokens(rendered, np.array(encoding.offsets).reshape(-1, 2), spans)
-        learned = [each for message in load(text) if message.is_target for each in message.strings]
-        byte_count = sum(len(each.encode("utf-8")) for each in learned)
-        yield Encoded(np.array(encoding.ids, np.int32), byte_count, targets)
+        talk = load(text)
+        renderings = _renderings(template, talk)
+        yield [_encoded(tokenizer, talk, each) for each in renderings]
 
 
-def _rendered(template: ChatTemplate, text: str) -> tuple[str, list[Span]] | None:
-    messages = load(text)
-    if contains_special_token(template, messages):
-        return None
-    try:
-        return render_answers(template, messages)
-    except CannotRenderError:
-        return None
+def _encoded(tokenizer: Any, talk: Conversation, rendering: Rendering) -> Encoded:
+    encoding = tokenizer.encode(rendering.text, add_special_tokens=False)
+    offsets = np.array(encoding.offsets).reshape(-1, 2)
+    targets = answer_tokens(rendering.text, offsets, rendering.spans)
+    learned = [each for at in rendering.answers for each in talk.messages[at].strings]
+    byte_count = sum(len(each.encode("utf-8")) for each in learned)
+    return Encoded(np.array(encoding.ids, np.int32), byte_count, targets)
+
+
+def _renderings(template: ChatTemplate, talk: Conversation) -> list[Rendering]:
+    """Return the texts of a conversation; an empty one where it cannot be rendered."""
+    if not contains_special_token(template, talk):
+        try:
+            return render_answers(template, talk)
+        except CannotRenderError:
+            pass
+    return [Rendering("", [], [])]
 
 
 @lru_cache(maxsize=2)

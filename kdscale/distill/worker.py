@@ -8,6 +8,7 @@ Where some labels are not known, the baseline reads only the sequences that have
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from kdscale.config.loss import check_defined
 from kdscale.curriculum.sampler import SeenRows
 from kdscale.data.rows.prepared import Prepared, open_prepared
 from kdscale.distill.batches import MicroBatch
+from kdscale.distill.before import BeforeJob
 from kdscale.distill.curriculum import make_sampler, staged_steps
 from kdscale.distill.layer_losses import make_layer_losses
 from kdscale.distill.loader import Reader
@@ -29,9 +31,12 @@ from kdscale.distill.objective import DistillationLoss, LabelsLoss
 from kdscale.distill.student_init import StudentInit, init_student
 from kdscale.distill.targets import open_online_teacher
 from kdscale.distributed.rank import Rank, current_rank
+from kdscale.models.adapter_folder import BASE as COPY
 from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import ModelReference
+from kdscale.models.lora import Adapters, Base, add_adapters
 from kdscale.store import Store
+from kdscale.train.backends.base import Backend
 from kdscale.train.batches import batch_digest
 from kdscale.train.job import TrainingJob, run_training
 from kdscale.train.label_loss import EQUAL, LabelWeights, class_weights
@@ -48,14 +53,20 @@ class DistillJob:
     expected: dict[str, Any]  # the fields of the cache's identity that the student needs
     teacher: ModelReference | None  # None: the run has none, and the cache is that of another
     tables: Store  # for what the curriculum measures
+    before: BeforeJob | None = None
+    """To keep the student before its first step, where it is evaluated too."""
 
     def run(self) -> None:
         """Train on this rank, with all others."""
         worker = current_rank()
         trainings = [training for training in self.trainings if not training.is_complete()]
-        if not trainings:
+        before = self.before
+        # Rank 0 decides for all: it may have written it before another looks.
+        if before is None or worker.broadcast(before.is_complete()):
+            before = None
+        if not trainings and before is None:
             return
-        config = trainings[0].config
+        config = self.trainings[0].config
         prepared = open_prepared(self.prepared)
         distill = config.distill
         reader = open_reader(
@@ -69,6 +80,8 @@ class DistillJob:
         source = "online" if targets == "online" else reader.codec.describe()["kind"]
         check_defined(distill.loss.divergence.kind, source)
         start = init_student(config, prepared, self.teacher, worker)
+        if before is not None:
+            before.keep(config.distill.student, start, prepared, worker)
         for training in trainings:
             recipe = StudentRecipe(training, worker, prepared, reader, start, self)
             run_training(training, recipe, worker, prepared)
@@ -89,6 +102,8 @@ class StudentRecipe:
         config = training.config
         self._config, self._worker, self._start = config, worker, start
         self._tables, self._outputs = job.tables, prepared.outputs
+        self._folder = training.folder
+        self._adapted: tuple[PreTrainedModel, Adapters] | None = None
         self._reader: Reader = cached
         weights, is_baseline = EQUAL, training.name == "baseline"
         if config.data.labels is not None:
@@ -122,7 +137,10 @@ class StudentRecipe:
         return self._start.build()
 
     def wrap(self, model: PreTrainedModel) -> ModelWithHead:
-        """See TrainingRecipe."""
+        """See TrainingRecipe. With LoRA the model gets its adapters here, whole on every rank."""
+        lora = self._config.distill.student.lora
+        if lora is not None:
+            self._adapted = model, add_adapters(model, lora, self._config.seed)
         return ModelWithHead(
             model, self._outputs, self._projections, gives_attention=self._gives_attention
         )
@@ -153,6 +171,20 @@ class StudentRecipe:
         shown = self._sampler.metrics(step, indices) | self._seen.metrics()
         shown |= self._loss.metrics(step) | {"train/batch_digest": batch_digest(indices)}
         return shown | {"cache_hit_share": _hit_share(self._reader.metrics)}
+
+    def export(self, backend: Backend, folder: Path) -> None:
+        """See TrainingRecipe."""
+        if self._adapted is None:
+            backend.export(folder)
+            return
+        model, adapters = self._adapted
+        values = backend.trained_values()
+        if self._worker.rank == 0:
+            adapters.save(folder, model, values, self._base())
+
+    def _base(self) -> Base:
+        """Return the model that the adapters stand on: a copy, where no other place has it."""
+        return Base(f"{self._folder.url}/{COPY}", model=self._start.build())
 
 
 def _hit_share(counts: dict[str, float]) -> float:

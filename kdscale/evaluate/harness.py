@@ -37,7 +37,7 @@ from kdscale.run.finished_run import FinishedRun
 from kdscale.tracking.wandb_run import open_wandb_run
 
 _BOOTSTRAP_DRAWS = 1000
-_RUNS_OWN = ("teacher", "student", "baseline")
+_RUNS_OWN = ("teacher", "student", "baseline", "before")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def named_folders(run: FinishedRun, models: Sequence[str], more: Sequence[str]) 
         if not equals or not name or not folder or name in _RUNS_OWN:
             raise KdscaleError(
                 f"{text!r} names no other model.",
-                "Write --model NAME=FOLDER, with a name other than teacher, student and baseline.",
+                "Write --model NAME=FOLDER, with a name other than teacher, student, baseline and "
+                "before.",
             )
         found[name] = os.path.expanduser(folder)
     return found

@@ -176,8 +176,8 @@ class Samples(TypedDict):
 class Results(TypedDict):
     """The whole file.
 
-    `models` holds teacher, student and baseline, as far as they exist, and the other models of the
-    config.
+    `models` holds teacher, student, baseline and `before`, a loaded student before training, as far
+    as they exist, and the other models of the config.
     """
 
     schema_version: Literal[2]
@@ -189,6 +189,7 @@ class Results(TypedDict):
     gap_recovered: dict[str, float | None]
     gap_intervals: NotRequired[dict[str, Interval]]  # 95 %
     classes: NotRequired[list[str]]  # of a classifier, in the order of its outputs
+    chat: NotRequired[str]  # how conversations were rendered, where documents are conversations
     context: NotRequired[int]  # tokens before each target, or all of its document: causal-lm
     speed: NotRequired[Speed]
     samples: NotRequired[Samples]

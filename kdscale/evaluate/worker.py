@@ -35,8 +35,8 @@ MEASURED_KEY = "evaluation.json"
 class EvaluateJob:
     """The inputs of an evaluation worker.
 
-    `models` are those besides the teacher by name: student, baseline, and the config's. Without a
-    teacher at hand nothing is compared with it.
+    `models` are those besides the teacher by name: student, baseline, the student before training,
+    and the config's. Without a teacher at hand nothing is compared with it.
     """
 
     config: RunConfig
@@ -112,8 +112,8 @@ def _side_by_side(spec: EvaluateJob, prepared: Prepared, worker: Rank) -> dict[s
     models = load_models(references, worker)
     found: dict[str, Any] = {}
     if config.speed is not None:
-        # The baseline has the student's architecture.
-        timed = {name: model for name, model in models.items() if name != "baseline"}
+        # Baseline and student before training have the student's architecture.
+        timed = {n: model for n, model in models.items() if n not in ("baseline", "before")}
         found["speed"] = measure_speed(timed, references, prepared, config.speed, worker)
     if writes is not None:
         found["samples"] = write_samples(models, prepared, writes, worker, spec.config.seed)

@@ -13,6 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 from kdscale.api.cache import Cache
 from kdscale.api.loss import check_loss, loss_parts
 from kdscale.config.curriculum import CurriculumConfig, Schedule
+from kdscale.config.load import parse_settings
 from kdscale.curriculum.schedule import value_at
 from kdscale.distill.batches import Batch
 from kdscale.errors import KdscaleError
@@ -92,7 +93,7 @@ class DistillationTrainer(Trainer):
         _check_arguments(args)
         cache.check_shape(model)
         fields = kd_weight if isinstance(kd_weight, Mapping) else {"start": kd_weight}
-        self._kd_weight = Schedule.model_validate(fields)
+        self._kd_weight: Schedule = parse_settings(Schedule, fields, "kd_weight")
         for weight in self._kd_weight.corners:
             check_loss(weight, divergence, cache.identity["codec"]["kind"])
         super().__init__(
@@ -233,6 +234,9 @@ class DistillationTrainer(Trainer):
 
     def _call(self, model: torch.nn.Module, fn: Callable[..., Any], *arguments: Any) -> Any:
         """Return `fn(trained, *arguments)`, inside of a forward of `model`; see ModelWithHead."""
+        if self.is_deepspeed_enabled:
+            # Trainer evaluates the module inside of the engine, which alone gathers a sharded head.
+            model = self.model_wrapped
         return model(_Call(self._trained, fn, arguments))
 
     # evaluation

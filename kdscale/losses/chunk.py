@@ -15,11 +15,10 @@ from dataclasses import dataclass
 
 import torch
 
+from kdscale.losses.classes import ClassTargets, add_classes
 from kdscale.losses.divergences import Divergence, merged_log_probs
+from kdscale.losses.rounding import SMALLEST_PROBABILITY, log_of
 from kdscale.types import SparseTargets, Targets
-
-# Below it float32 has no q: a target that unlikely counts as 87 nats. Its gradient is exact.
-_SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny
 
 # What the sum of a few float32 probabilities may be off by.
 _ROUNDING = 1e-6
@@ -43,7 +42,7 @@ class Objective:
 def chunk_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
-    targets: Targets | None,
+    targets: Targets | ClassTargets | None,
     objective: Objective,
     gradient: torch.Tensor,
     label_weights: torch.Tensor | None = None,
@@ -52,8 +51,9 @@ def chunk_loss(
 
     Returns [3] float64: sums of objective, cross-entropy and distillation, in nats. `gradient` [C,
     V] is memory apart from the logits. `labels` is [C] int64. Without `targets` the distillation is
-    0. `label_weights` [C] float32 weigh the cross-entropy; where one is 0, the label may be any
-    number.
+    0; with ClassTargets it is cross-entropy where a position has none. `label_weights` [C] float32
+    weigh the cross-entropy; where one is 0, the label may be any number. Raises ValueError for
+    ClassTargets with another divergence or temperature, or with such weights.
     """
     weight = objective.kd_weight if targets is not None else 0.0
     hard: torch.Tensor | float = 1 - weight  # what the labels' gradient is multiplied by
@@ -65,11 +65,16 @@ def chunk_loss(
     sparse = targets if isinstance(targets, SparseTargets) and objective.is_plain else None
     # One pass, where a maximum, a difference, an exponential and a sum would be four.
     q = torch.softmax(logits, dim=-1, out=gradient)
-    surprise = -_log(q.gather(-1, labels[:, None]))
+    surprise = -log_of(q.gather(-1, labels[:, None]))
     if label_weights is not None:
         surprise *= label_weights[:, None]
     cross_entropy = surprise.sum()
-    if sparse is not None:
+    if isinstance(targets, ClassTargets):
+        if not objective.is_plain or label_weights is not None:
+            raise ValueError("targets over classes are for the forward KL at temperature 1 alone")
+        distillation = add_classes(logits, q, labels, targets, weight)
+        hard = 1.0
+    elif sparse is not None:
         distillation = _add_sparse(q, sparse, weight, hard)
     else:
         if weight or label_weights is not None:
@@ -82,10 +87,6 @@ def chunk_loss(
     return torch.stack([total, cross_entropy, distillation]).double()
 
 
-def _log(q: torch.Tensor) -> torch.Tensor:
-    return q.clamp_min(_SMALLEST_PROBABILITY).log()
-
-
 def _add_sparse(
     q: torch.Tensor, targets: SparseTargets, weight: float, hard: torch.Tensor | float
 ) -> torch.Tensor:
@@ -96,7 +97,7 @@ def _add_sparse(
     """
     ids, probs = targets.ids, targets.probs
     listed = q.gather(-1, ids)
-    value = -(probs * _log(listed)).sum()
+    value = -(probs * log_of(listed)).sum()
     if targets.ghost is None:
         mass = probs.sum(dim=-1, keepdim=True)
         # Targets that sum to 1, which most do, leave it as it is: a pass over the chunk less. To
@@ -128,11 +129,11 @@ def _add_ghost(
     q.scatter_(-1, targets.ids, 0.0)
     rest = q.sum(dim=-1, keepdim=True)
     whole = rest + listed.sum(dim=-1, keepdim=True)
-    odds = torch.where(rest > 0, ghost / rest.clamp_min(_SMALLEST_PROBABILITY), 0.0)
+    odds = torch.where(rest > 0, ghost / rest.clamp_min(SMALLEST_PROBABILITY), 0.0)
     # Listed ids apart: there the odds, which have no bound, would only cancel.
     pull = hard + weight * mass / whole
     q.mul_(pull - weight * odds).scatter_(-1, targets.ids, pull * listed)
-    return (mass * whole.log() - ghost * _log(rest)).sum()
+    return (mass * whole.log() - ghost * log_of(rest)).sum()
 
 
 def _apart(
@@ -181,7 +182,7 @@ def _merged(
     q = torch.softmax(scaled, dim=-1)
     log_norm = scaled.amax(dim=-1, keepdim=True) - q.amax(dim=-1, keepdim=True).log()
     q.scatter_(-1, targets.ids, 0.0)
-    rest = q.sum(dim=-1, keepdim=True).clamp_min(_SMALLEST_PROBABILITY)
+    rest = q.sum(dim=-1, keepdim=True).clamp_min(SMALLEST_PROBABILITY)
     logits = torch.cat([scaled.gather(-1, targets.ids) - log_norm, rest.log()], dim=-1)
     value, gradient = _differentiated(logits, merged_log_probs(targets), divergence)
     # Divided first: a small `rest` alone would overflow.

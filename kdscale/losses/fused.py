@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from kdscale.losses.chunk import Objective, chunk_loss
+from kdscale.losses.classes import ClassTargets
 from kdscale.types import Head, Targets
 
 __all__ = ["LossSums", "Objective", "TargetsAt", "head_and_loss"]
@@ -24,7 +25,7 @@ __all__ = ["LossSums", "Objective", "TargetsAt", "head_and_loss"]
 # gain nothing. The two buffers take as much memory as the gradient of a weight 512 wide.
 _POSITIONS = 256
 
-TargetsAt = Callable[[slice, torch.Tensor], Targets]
+TargetsAt = Callable[[slice, torch.Tensor], Targets | ClassTargets]
 """The targets of some of the C positions, made when they are needed; they may depend on the
 student's logits there, [C, V] float32, which are gone when the call has returned."""
 
@@ -48,10 +49,11 @@ def head_and_loss(
 ) -> LossSums:
     """Return sums over P positions of the objective on hidden states [P, D] and labels [P] int64.
 
-    `targets` gives SparseTargets or DenseTargets over V ids for a slice of the positions and the
-    logits there; without it there is cross-entropy alone. `label_weights` [P] float32 weigh the
-    cross-entropy; where one is 0, the label may be any number. Gradients reach `hidden`, the head's
-    weight and its bias. Raises ValueError for shapes that do not fit each other.
+    `targets` gives SparseTargets or DenseTargets over V ids, or ClassTargets, for a slice of the
+    positions and the logits there; without it there is cross-entropy alone. `label_weights` [P]
+    float32 weigh the cross-entropy; where one is 0, the label may be any number. Gradients reach
+    `hidden`, the head's weight and its bias. Raises ValueError for shapes that do not fit each
+    other, and for ClassTargets with another divergence or temperature or with label weights.
     """
     objective = objective or Objective()
     width = head.vocab_size if head.weight is None else head.weight.shape[-1]

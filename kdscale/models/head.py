@@ -24,6 +24,9 @@ from kdscale.models.modes import evaluation_mode
 from kdscale.models.sequence_check import SequenceSpec, check_sequences
 from kdscale.types import Head
 
+PREFIX = "model."
+"""Of the names of the model's parameters in a ModelWithHead."""
+
 _POSITIONS = 8
 _TOLERANCE = 1e-3
 

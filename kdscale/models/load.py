@@ -12,6 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from kdscale.config.teacher import ModelConfig
 from kdscale.errors import KdscaleError
+from kdscale.models.adapter_folder import AdapterFolder
 from kdscale.models.positions import POSITION_FIELDS, lost_positions
 from kdscale.models.tasks import (
     CAUSAL_LM,
@@ -24,6 +25,7 @@ from kdscale.models.tasks import (
 )
 
 _LEAST_POSITIONS = 512
+_ENDS = ("bos_token_id", "eos_token_id")
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -101,8 +103,12 @@ def load_model(
 
     Only safetensors are read, and no code that comes with a model is run: where transformers has no
     class for it, KdscaleError. With `config`, in place of the folder's own, a model to be trained
-    further: what the folder has no weights for starts at random.
+    further: what the folder has no weights for starts at random. Of a folder of adapters, their
+    base is returned, merged with them.
     """
+    adapter = AdapterFolder.find(folder)
+    if adapter is not None:
+        return adapter.load(dtype)
     shape = config or load_config_of(folder, revision)
     try:
         model, found = model_class(shape).from_pretrained(
@@ -125,15 +131,78 @@ def load_model(
     if config is None and found["missing_keys"]:
         raise lacks_weights(str(folder), shape, found["missing_keys"])
     loaded: PreTrainedModel = model
+    if config is not None:
+        _write_ends(loaded, shape)
     return loaded
 
 
 def load_config_of(folder: str | Path, revision: str | None = None) -> Any:
-    """Return the transformers config in a Hugging Face folder or of a hub name."""
+    """Return the transformers config in a Hugging Face folder or of a hub name.
+
+    Of a folder of adapters, that of their base.
+    """
+    if not (Path(folder).expanduser() / "config.json").is_file():
+        adapter = AdapterFolder.find(folder)
+        if adapter is not None:
+            return adapter.load_config()
     try:
         return AutoConfig.from_pretrained(str(folder), revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _cannot_load(str(folder), error) from error
+
+
+def fit_to_task(
+    config: Any,
+    vocab_size: int,
+    special_ids: Mapping[str, int | None],
+    seq_len: int,
+    task_spec: TaskSpec,
+    what: str,
+) -> None:
+    """Make the config of an existing model, in place, that of one to be trained further for a task.
+
+    It learns the run's ends of texts, so that it will write them. `what` names the model in
+    messages. Raises KdscaleError where it is quantised, or its
+    vocabulary, architecture or length does not fit.
+    """
+    quantised = getattr(config, "quantization_config", None)
+    if quantised is not None:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise KdscaleError(
+            f"The {what} is quantised ({method}), and quantised weights cannot be trained.",
+            "Load the model that it was made from, in bfloat16, float16 or float32.",
+        )
+    check_vocabulary(config, vocab_size, what)
+    set_task(config, task_spec, seq_len)
+    text, classifies = config.get_text_config(), task_spec.task == "sequence-classification"
+    if task_spec.task == "causal-lm":
+        for name in _ENDS:
+            wanted = special_ids.get(name)
+            if wanted is not None and wanted not in _ids(getattr(text, name, None)):
+                setattr(text, name, wanted)
+    if classifies and text.pad_token_id is None:
+        # Classifiers over decoders find a sequence's end by it. A language model does not need one,
+        # and the embedding of a padding id would not be trained: it may be the one that ends texts.
+        text.pad_token_id = special_ids.get("pad_token_id")
+
+
+def _write_ends(model: PreTrainedModel, config: Any) -> None:
+    """Let a model write texts with the ends that its config has, where its own settings have none.
+
+    They come from a file beside the weights, and may be those of another tokenizer's setup.
+    """
+    text, settings = config.get_text_config(), getattr(model, "generation_config", None)
+    for name in _ENDS if settings is not None else ():
+        wanted = getattr(text, name, None)
+        if wanted is not None and not {*_ids(wanted)} & {*_ids(getattr(settings, name, None))}:
+            setattr(settings, name, wanted)
+
+
+def _ids(value: Any) -> list[int]:
+    """Return the ids of a setting that holds one, several or none."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def check_vocabulary(config: Any, vocab_size: int, what: str) -> None:
@@ -145,8 +214,9 @@ def check_vocabulary(config: Any, vocab_size: int, what: str) -> None:
     have = config.get_text_config().vocab_size
     if have < vocab_size:
         raise KdscaleError(
-            f"The {what} has {have} embeddings, but its tokenizer has {vocab_size} ids.",
-            "Use the tokenizer that the model was trained with.",
+            f"The {what} has {have} embeddings, but the run's tokenizer has {vocab_size} ids.",
+            "Use a model and the tokenizer that it was trained with, or give the model more "
+            "embeddings (transformers' resize_token_embeddings).",
         )
 
 

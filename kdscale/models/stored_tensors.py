@@ -35,9 +35,17 @@ class StoredTensors:
     """The stored tensors of the model of a transformers `config`, by the model's names."""
 
     def __init__(
-        self, config: Any, headers: Mapping[str, TensorHeader], folder: Path | None = None
+        self,
+        config: Any,
+        headers: Mapping[str, TensorHeader],
+        folder: Path | None = None,
+        what: str = "teacher",
     ) -> None:
-        """`headers` are those of its files, which are in `folder` if they are to be read."""
+        """`headers` are those of its files, which are in `folder` if they are to be read.
+
+        `what` names the model in messages.
+        """
+        self._what = what
         with torch.device("meta"):
             self._model: Any = concrete_class(config)(copy.deepcopy(config))
         self._headers = headers
@@ -60,7 +68,13 @@ class StoredTensors:
                 self.shapes[name] = tuple(tensor.shape)
 
     @classmethod
-    def open(cls, source: str | Path, config: Any, revision: str | None = None) -> Self:
+    def open(
+        cls,
+        source: str | Path,
+        config: Any,
+        revision: str | None = None,
+        what: str = "teacher",
+    ) -> Self:
         """Read the headers of the model at `source`: a local folder, a store's URL or a hub name.
 
         Only those of a local folder can be read. Raises KdscaleError where files are damaged or
@@ -69,16 +83,16 @@ class StoredTensors:
         headers = weight_headers(str(source), revision)
         folder = Path(source).expanduser()
         is_local = "://" not in str(source) and folder.is_dir()
-        return cls(config, headers, folder if is_local else None)
+        return cls(config, headers, folder if is_local else None, what)
+
+    def absent(self) -> list[str]:
+        """Return the tensors of the model that are not stored."""
+        return [name for name in self.wanted if self._stored_name(name) is None]
 
     def missing(self) -> list[str]:
-        """Return the tensors of the model that loading would not find."""
+        """Return those that are not stored, and that the model cannot make without its files."""
         ignored = [re.compile(p) for p in self._model._keys_to_ignore_on_load_missing or ()]
-        return [
-            name
-            for name in self.wanted
-            if self._stored_name(name) is None and not any(p.search(name) for p in ignored)
-        ]
+        return [name for name in self.absent() if not any(p.search(name) for p in ignored)]
 
     def files_of(self, name: str) -> list[str]:
         """Return the names of the files that the stored tensor `name` is made from."""
@@ -93,19 +107,19 @@ class StoredTensors:
         missing = [name for name in names if self._stored_name(name) is None]
         if missing:
             raise KdscaleError(
-                f"The teacher's files lack {len(missing)} tensors that the student would start "
-                f"from, such as {missing[0]!r}.",
-                "Save the teacher once with transformers' save_pretrained and use that folder, or "
-                "start the student from `model` alone.",
+                f"The {self._what}'s files lack {len(missing)} tensors that the student would "
+                f"start from, such as {missing[0]!r}.",
+                f"Save the {self._what} once with transformers' save_pretrained and use that "
+                "folder, or start the student from `model` alone.",
             )
         own = self._model.state_dict()
         for name in names:
             dtypes = {self._headers[key].dtype for key in self._keys(name)}
             if own[name].is_floating_point() and not dtypes <= set(_FLOATS):
                 raise KdscaleError(
-                    f"The teacher's tensor {name!r} is quantised "
+                    f"The {self._what}'s tensor {name!r} is quantised "
                     f"({', '.join(sorted(dtypes - set(_FLOATS)))}).",
-                    "Use the teacher's folder in bfloat16, float16 or float32.",
+                    f"Use the {self._what}'s folder in bfloat16, float16 or float32.",
                 )
             if self._folder is not None:
                 self._check_shared(name)
@@ -126,9 +140,9 @@ class StoredTensors:
             both = {name, other} <= set(self.shapes)
             if both and other != name and not torch.equal(self.read(name), self.read(other)):
                 raise KdscaleError(
-                    f"The teacher's config.json says that {name!r} and {other!r} are one "
+                    f"The {self._what}'s config.json says that {name!r} and {other!r} are one "
                     "tensor, and its files hold two different ones.",
-                    "Set tie_word_embeddings to false in the teacher's config.json.",
+                    f"Set tie_word_embeddings to false in the {self._what}'s config.json.",
                 )
 
     def _assign(self) -> dict[str, tuple[Any, list[tuple[str, str]]]]:

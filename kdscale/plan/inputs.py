@@ -10,7 +10,7 @@ from typing import Any
 from kdscale.config import RunConfig
 from kdscale.config.hardware import Hardware
 from kdscale.config.training import TrainingConfig, WorkersConfig
-from kdscale.distill.student_init import plan_init
+from kdscale.distill.student_init import loaded_config, plan_init
 from kdscale.errors import KdscaleError
 from kdscale.models.hf_folder import loadable
 from kdscale.models.load import load_config_of
@@ -146,6 +146,11 @@ class PlanInputs:
         return 2 if self.config.distill.baseline else 1
 
     @property
+    def evaluated_students(self) -> int:
+        """Models of the student's size that are evaluated: also one that it loads, as it was."""
+        return self.students + (self.config.distill.student.load is not None)
+
+    @property
     def cache_shards(self) -> int:
         """Shards that the capture commits."""
         return math.ceil(self.tokens.captured_rows / self.config.cache.sequences_per_shard)
@@ -205,7 +210,8 @@ def read_inputs(
         classes = labels.classes or tuple(map(str, range(found.outputs)))
     data = KnownData(found.vocab_size, classes)
     teacher = teacher_config(config, data, teacher)
-    student = plan_init(config, data, teacher).config
+    start = _existing_student(config, data) or teacher
+    student = plan_init(config, data, start).config
     return PlanInputs(
         config=config,
         tokens=found,
@@ -215,6 +221,21 @@ def read_inputs(
         teacher_config=teacher,
         student_config=student,
     )
+
+
+def _existing_student(config: RunConfig, data: KnownData) -> Any | None:
+    """Return the transformers config of the model that the student loads; None if it loads none."""
+    student = config.distill.student
+    if student.load is None:
+        return None
+    try:
+        shape = load_config_of(loadable(student.load, weights=False), student.revision)
+    except KdscaleError as error:
+        stand_in = "--set distill.student.load=FOLDER"
+        raise KdscaleError(
+            error.problem, f"{error.fix} Or plan with a config.json of its shape: {stand_in}."
+        ) from error
+    return loaded_config(config, data, shape)
 
 
 def workers_of(stage: str, config: RunConfig) -> WorkersConfig:

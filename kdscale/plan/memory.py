@@ -242,7 +242,7 @@ def evaluate_memory(inputs: PlanInputs) -> Memory:
     is_sharded = evaluate.teacher_sharding == "zero3"
     device = {
         **_weights(shape, evaluate.workers.count, is_sharded, inputs),
-        "students": inputs.students * inputs.width * inputs.student.parameters,
+        "students": inputs.evaluated_students * inputs.width * inputs.student.parameters,
         "forward": forward_only(shape, evaluate.micro_batch_size, inputs),
         "logits": 3 * 4 * _targets(evaluate.micro_batch_size, inputs) * shape.vocabulary,
     }

@@ -106,8 +106,8 @@ def work(stage: str, inputs: PlanInputs) -> tuple[int, float]:
         return tokens.captured, tokens.captured * forward
     if stage == "evaluate":
         positions = sum(tokens.evaluation_sequences) * length
-        each = forward + students * inputs.student.forward_flops(length)
-        return (1 + students) * positions, positions * each
+        each = forward + inputs.evaluated_students * inputs.student.forward_flops(length)
+        return (1 + inputs.evaluated_students) * positions, positions * each
     training = {"teacher": config.teacher.training, "distill": config.distill.training}.get(stage)
     if training is None:
         return 0, 0.0

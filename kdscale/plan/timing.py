@@ -230,9 +230,10 @@ def evaluate_seconds(inputs: PlanInputs) -> Seconds:
     """Return the time of loading teacher and students and running them on all evaluation sets."""
     workers, length = inputs.config.evaluate.workers, inputs.tokens.seq_len
     rows = sum(-(-count // workers.count) for count in inputs.tokens.evaluation_sequences)
-    students = inputs.students * inputs.student.forward_flops(length)
+    students = inputs.evaluated_students * inputs.student.forward_flops(length)
     flops = inputs.teacher.forward_flops(length) + students
-    weights = inputs.teacher.parameters + inputs.students * inputs.student.parameters
+    students_weights = inputs.evaluated_students * inputs.student.parameters
+    weights = inputs.teacher.parameters + students_weights
     return Seconds(
         start_up=start_up("evaluate", inputs),
         compute=rows * length * flops / rate(inputs, workers, training=False),

@@ -68,6 +68,9 @@ def _check_all(context: Context) -> None:
         context.teacher_source = _folder(options.teacher_shape)
     elif config.teacher.load is not None:
         context.teacher_source = locate(context, "teacher.load", config.teacher.load)
+    student = config.distill.student
+    if student.load is not None and context.makes("distill", "evaluate"):
+        context.student_source = locate(context, "distill.student.load", student.load)
     context.data = known_data(context)
     if context.makes(*ON_WORKERS):
         check_models(context)

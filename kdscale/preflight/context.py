@@ -89,6 +89,9 @@ class Context:
     """Argument of `from_pretrained` for config and tokenizer of a teacher that exists."""
 
     teacher: Any | None = None  # of transformers; None where it is out of sight
+    student_source: str | None = None
+    """Argument of `from_pretrained` for config and tokenizer of a model that the student loads."""
+
     student: InitPlan | None = None
 
     @property
@@ -104,6 +107,14 @@ class Context:
         load = self.config.teacher.load
         # The config and tokenizer of a remote one have been fetched; its weights have not.
         return load if load is not None and "://" in load else self.teacher_source
+
+    @property
+    def student_weights(self) -> str | None:
+        """Place of the files of a model that the student loads, if they can be read from here."""
+        if self.student_source is None:
+            return None
+        load = self.config.distill.student.load
+        return load if load is not None and "://" in load else self.student_source
 
     def makes(self, *stages: str) -> bool:
         """Tell whether one of `stages` is to be made."""

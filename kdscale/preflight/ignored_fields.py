@@ -41,6 +41,9 @@ def _ignored(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "evaluate.samples", "only causal language models write text"
     if teacher.revision is not None and teacher.load is not None and is_folder(teacher.load):
         yield "teacher.revision", "teacher.load is a folder"
+    student = distill.student
+    if student.revision is not None and student.load is not None and is_folder(student.load):
+        yield "distill.student.revision", "distill.student.load is a folder"
     if teacher.training is None and teacher.workers != WorkersConfig():
         yield "teacher.workers", "the teacher is not trained, and cache.capture has its own workers"
     for model, name in (

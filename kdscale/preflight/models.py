@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from transformers import PreTrainedModel
 
 from kdscale.config.training import TrainingConfig
 from kdscale.distill.layer_losses import choose_pairs
-from kdscale.distill.student_init import plan_init
+from kdscale.distill.student_init import check_student_tokenizer, loaded_config, plan_init
 from kdscale.errors import KdscaleError
+from kdscale.models.init.plan import InitPlan, absent_tensors
 from kdscale.models.load import build_model, count_parameters, load_config_of
 from kdscale.models.modes import checkpoint_activations, set_dropout
 from kdscale.models.positions import position_notes
@@ -46,16 +48,43 @@ def check_models(context: Context) -> None:
                 )
     if not context.makes("distill"):
         return
-    if config.distill.student.takes_from_teacher and context.teacher is None:
+    student = config.distill.student
+    if student.takes_from_teacher and context.teacher is None:
+        return
+    if student.load is not None and context.student_source is None:
         return
     with context.findings.check("the student, built without weights"), _building("student"):
         _check_vocabulary_option(context, data, "student")
-        context.student = plan_init(config, data, context.teacher)
+        if student.load is not None:
+            context.student = _plan_loaded(context, data)
+        else:
+            context.student = plan_init(config, data, context.teacher)
         _check_student(context)
-        # The files of one that is trained here are written by then.
-        if context.teacher_weights is not None and config.teacher.training is None:
-            revision = config.teacher.revision
-            context.student.check_sources(context.teacher_weights, revision, context.teacher)
+        # The files of a teacher that is trained here are written by then.
+        is_written = student.takes_from_teacher and config.teacher.training is None
+        if is_written and context.teacher_weights is not None:
+            context.student.check_sources(context.teacher_weights, config.teacher.revision)
+
+
+def _plan_loaded(context: Context, data: KnownData) -> InitPlan:
+    """Plan a student that loads a model; refuse bad files, and another tokenizer than the run's."""
+    config, student, source = context.config, context.config.distill.student, context.student_source
+    assert source is not None
+    found = load_config_of(source, student.revision)
+    if not data.is_exact:
+        # The stage itself compares with the tokenizer that is made.
+        data = replace(data, vocab_size=min(data.vocab_size, found.get_text_config().vocab_size))
+    shape, weights = loaded_config(config, data, found), context.student_weights
+    absent: list[str] = []
+    if weights is not None:
+        check_weights(weights, student.revision, shape, trained_further=True)
+        absent = absent_tensors(weights, student.revision, shape)
+    plan = plan_init(config, data, shape, absent)
+    if weights is not None:
+        plan.check_sources(weights, student.revision)
+    if context.data is not None and context.data.tokenizer is not None:
+        check_student_tokenizer(config, source, context.data.tokenizer, context.findings.note)
+    return plan
 
 
 def _existing(context: Context) -> Any | None:

@@ -74,7 +74,7 @@ def _data(results: Results, which: str, config: Mapping[str, Any]) -> ModelCardD
     sources = train if isinstance(train, list) else [train]
     datasets = [each["path"] for each in sources if each.get("kind") == "huggingface"] or None
     return ModelCardData(
-        base_model=teacher if which != "baseline" and _on_the_hub(teacher) else None,
+        base_model=_base_model(which, teacher, setting(config, "distill.student.load")),
         datasets=datasets,
         library_name="transformers",
         pipeline_tag=task_labels(results).pipeline_tag,
@@ -82,6 +82,13 @@ def _data(results: Results, which: str, config: Mapping[str, Any]) -> ModelCardD
         model_name=f"{results['run']}-{which}",
         eval_results=_eval_results(results, which),
     )
+
+
+def _base_model(which: str, teacher: Any, start: Any) -> str | None:
+    """Return the model on the hub that `which` was made from: its start, else its teacher."""
+    if which != "teacher" and start is not None:
+        return str(start) if _on_the_hub(start) else None
+    return str(teacher) if which != "baseline" and _on_the_hub(teacher) else None
 
 
 def _on_the_hub(name: Any) -> bool:
@@ -111,25 +118,27 @@ def _eval_results(results: Results, which: str) -> list[EvalResult]:
 
 def _what(results: Results, which: str, config: Mapping[str, Any]) -> str:
     size = units.count(results["models"][which]["parameters"])
+    start = setting(config, "distill.student.load")
+    origin = f" It started from `{plain(start)}`." if start and which != "teacher" else ""
     if which == "baseline":
         return (
             f"A {task_labels(results).model} of {size} parameters, trained on the labels alone as "
             "the baseline of a distillation run: same architecture, steps, data order and seed as "
-            "its student, no teacher."
+            f"its student, no teacher.{origin}"
         )
     teacher = setting(config, "teacher.load")
     if which == "teacher":
-        origin = f", from `{plain(teacher)}`" if teacher else ""
+        source = f", from `{plain(teacher)}`" if teacher else ""
         return (
-            f"A {task_labels(results).model} of {size} parameters{origin}: the teacher of a "
+            f"A {task_labels(results).model} of {size} parameters{source}: the teacher of a "
             "distillation run."
         )
     name = f"`{plain(teacher)}`" if teacher else "a teacher trained in the same run"
     if "teacher" not in results["models"]:
         name = f"the cache `{plain(str(setting(config, 'cache.reuse')))}`, its teacher not at hand,"
     return (
-        f"A {task_labels(results).model} of {size} parameters, distilled from {name} with kdscale. "
-        f"{plain(facts.headline(results))}"
+        f"A {task_labels(results).model} of {size} parameters, distilled from {name} with kdscale."
+        f"{origin} {plain(facts.headline(results))}"
     )
 
 

@@ -90,13 +90,19 @@ def figures(runs: Sequence[ReportData], domain: str) -> list[Figure]:
         return tuple(None if s is None else _number(s.get(name)) for s in found)
 
     shown = [
-        Figure(f"{model.capitalize()}'s {label}", of(model, score), is_class)
+        Figure(_figure_name(model, label), of(model, score), is_class)
         for model in facts.in_order({m: None for each in results for m in each["models"]})
     ]
     gaps = tuple(each["gap_recovered"].get(domain) for each in results)
     shown.append(Figure("Gap recovered", gaps, True))
     shown.append(Figure("Agreement", of("student", "agreement_top1"), True))
     return [each for each in shown if any(value is not None for value in each.values)]
+
+
+def _figure_name(model: str, label: str) -> str:
+    if model == facts.BEFORE:
+        return f"{label[0].upper()}{label[1:]} before training"
+    return f"{model.capitalize()}'s {label}"
 
 
 def compare_table(runs: Sequence[ReportData], domain: str) -> Table:

@@ -8,6 +8,9 @@ from kdscale.evaluate.results import DomainMetrics, Results
 from kdscale.report import formatting as units
 
 MODELS = ("teacher", "student", "baseline")
+BEFORE = "before"
+"""The row of a loaded student as it was before training."""
+
 HOME = "validation"
 """The evaluation set that comes from the training corpus."""
 
@@ -57,7 +60,8 @@ def models(results: Results) -> list[str]:
 
 def in_order(names: Collection[str]) -> list[str]:
     """Return names of models in the order of all tables."""
-    return [n for n in MODELS if n in names] + [n for n in names if n not in MODELS]
+    own = (*MODELS, BEFORE)
+    return [n for n in own if n in names] + [n for n in names if n not in own]
 
 
 def domains(results: Results) -> list[str]:
@@ -179,6 +183,8 @@ def headline(results: Results) -> str:
             f"{student} recovers {units.percent(gap)} of the loss gap between the teacher and "
             "the same student trained on the labels alone."
         )
+    if not classifies(results):
+        sentence += _since_before(results)
     cache = results["cache"]
     if cache is None:
         return sentence
@@ -186,12 +192,30 @@ def headline(results: Results) -> str:
     return f"{sentence} The teacher's distributions are cached in {kept}."
 
 
+def _since_before(results: Results) -> str:
+    """Return ` Before training ...`, the losses of a loaded student; "" of another one."""
+    domain = main_domain(results) or ""
+    found = {name: score(results, name, domain) for name in (BEFORE, "student", "baseline")}
+    losses = {name: units.number(s["loss"], 4) for name, s in found.items() if s is not None}
+    if BEFORE not in losses or "student" not in losses:
+        return ""
+    labels = f", trained on the labels alone {losses['baseline']}" if "baseline" in losses else ""
+    return (
+        f" Before training its loss on {domain} was {losses[BEFORE]}; distilled it is "
+        f"{losses['student']}{labels}."
+    )
+
+
 def _classes_found(results: Results) -> str:
     """Return the macro F1 of the student, and of the others beside it."""
     domain = main_domain(results) or ""
     found = {model: score(results, model, domain) for model in models(results)}
     of = {model: units.percent(s.get("f1_macro")) for model, s in found.items() if s is not None}
-    others = [f"its {model} {f1}" for model, f1 in of.items() if model != "student"]
+    others = [
+        f"before training {f1}" if model == BEFORE else f"its {model} {f1}"
+        for model, f1 in of.items()
+        if model != "student"
+    ]
     return (
         f"reaches a macro F1 of {of.get('student', units.NONE)} on {domain}; {', '.join(others)}."
     )

@@ -90,7 +90,7 @@ def score_tables(results: Results) -> list[Table]:
     """Return the tables of scores.
 
     One an evaluation set, then likeness to the teacher, change from the first set to the others,
-    and the gap recovered.
+    what training changed in a loaded student, and the gap recovered.
     """
     domains = facts.domains(results)
     tables = [quality_table(results, domain) for domain in domains]
@@ -98,6 +98,8 @@ def score_tables(results: Results) -> list[Table]:
         tables.append(fidelity)
     if HOME in domains and len(domains) > 1:
         tables.append(change_table(results))
+    if facts.BEFORE in results["models"]:
+        tables.append(training_table(results))
     if any(gap is not None for gap in results["gap_recovered"].values()):
         tables.append(gap_table(results))
     return tables
@@ -135,17 +137,32 @@ def fidelity_table(results: Results) -> Table:
 
 def change_table(results: Results) -> Table:
     """Return how each model's figures on other domains differ from those on HOME."""
-    keys = {"Loss": "loss", "Bits/byte": "bits_per_byte", "ECE": "ece"}
-    if classifies(results):
-        shares = {"Accuracy, points": "accuracy", "F1, points": "f1_macro"}
-        keys = {**shares, "Loss": "loss", "ECE": "ece"}
-    rows = []
+    keys, rows = _compared(results), []
     for domain in facts.domains(results):
         for model in facts.models(results):
             home, away = (facts.score(results, model, d) for d in (HOME, domain))
             if domain != HOME and home is not None and away is not None:
                 rows.append([f"{model}, {domain}", *_changes(home, away, keys)])
     return Table(f"Change from {HOME}, the training domain", ["Model and domain", *keys], rows)
+
+
+def training_table(results: Results) -> Table:
+    """Return what training changed in a loaded student, on labels alone and distilled."""
+    keys, rows = _compared(results), []
+    for domain in facts.domains(results):
+        for model in ("baseline", "student"):
+            before, after = (facts.score(results, m, domain) for m in (facts.BEFORE, model))
+            if before is not None and after is not None:
+                rows.append([f"{model}, {domain}", *_changes(before, after, keys)])
+    return Table("Change from before training", ["Model and domain", *keys], rows)
+
+
+def _compared(results: Results) -> dict[str, str]:
+    """Return the figures whose changes are shown, by the heads of their columns."""
+    if not classifies(results):
+        return {"Loss": "loss", "Bits/byte": "bits_per_byte", "ECE": "ece"}
+    shares = {"Accuracy, points": "accuracy", "F1, points": "f1_macro"}
+    return {**shares, "Loss": "loss", "ECE": "ece"}
 
 
 def _changes(home: Any, away: Any, keys: Mapping[str, str]) -> list[str]:
@@ -182,6 +199,7 @@ def legend(results: Results) -> str:
         "mean over the classes. "
     )
     of_context = f"Context: at least {seen} of its document's tokens before each, or all there are."
+    of_before = " Before: the loaded student, before training."
     of_overlap = "Top 10: share of the model's ten likeliest that are among the teacher's. "
     return (
         f"{of_classes if classifies(results) else ''}Loss in nats per {target}. "
@@ -191,6 +209,7 @@ def legend(results: Results) -> str:
         f"is the teacher's. {'' if classifies(results) else of_overlap}KL: from the teacher to the "
         f"model, nats per {target}; back: from the model to the teacher. The baseline is the "
         "student trained on the labels alone, with the same steps, order and seed."
+        f"{of_before if facts.BEFORE in results['models'] else ''}"
     )
 
 
@@ -387,6 +406,7 @@ def provenance_table(results: Results) -> Table:
         ["Created", facts.created(results)],
         ["Seed", str(results["seed"])],
         ["Config fingerprint", results["config_fingerprint"]],
+        *([["Chat template", results["chat"]]] if "chat" in results else []),
         *_cache_identity(results["cache"] or {}),
         *([_HARDWARE.get(key, key), value] for key, value in hardware.items()),
         ["Versions", ", ".join(f"{k} {v}" for k, v in results["versions"].items())],

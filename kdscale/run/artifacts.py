@@ -176,17 +176,38 @@ class RunArtifacts:
         return [(self.source.child(f"cache/{self.cache_fingerprint}"), 1.0)]
 
     def student_fingerprint(self, name: str) -> str:
-        """Return the fingerprint of `student` or `baseline`: of recipe, cache and seed."""
+        """Return the fingerprint of `student`, `baseline` or `before`.
+
+        Of recipe, cache and seed, and of the state of the model that the student loads.
+        """
         parts = (recipe(self.config.distill), self.cache_fingerprint, self.config.seed)
-        return fingerprint(name, *parts)
+        return fingerprint(name, *parts, *([self._start] if self._start else []))
+
+    @cached_property
+    def _start(self) -> dict[str, Any] | None:
+        student = self.config.distill.student
+        return None if student.load is None else source_identity(student.load, student.revision)
 
     @property
     def student_names(self) -> list[Literal["student", "baseline"]]:
         """The models that the distill stage makes, in order."""
         return ["student", "baseline"] if self.config.distill.baseline else ["student"]
 
+    @property
+    def keeps_before(self) -> bool:
+        """True if the student before training is kept, and evaluated: it was a model already."""
+        return self.config.distill.student.load is not None
+
+    @property
+    def evaluated_names(self) -> list[str]:
+        """The models of the distill stage that are evaluated, in order."""
+        return [*self.student_names, *(["before"] if self.keeps_before else [])]
+
     def student(self, name: str) -> ModelReference:
-        """Return a complete `student` or `baseline`; KdscaleError if the stage has not run."""
+        """Return a complete `student`, `baseline` or `before`.
+
+        Raises KdscaleError if the stage has not run.
+        """
         return self._model(name, self.student_fingerprint(name))
 
     @property
@@ -218,7 +239,7 @@ class RunArtifacts:
         return found
 
     def model_store(self, name: str) -> Store:
-        """Return the store of `teacher`, `student` or `baseline`."""
+        """Return the store of `teacher`, `student`, `baseline` or `before`."""
         return (self.source if name == "teacher" else self.output).child(name)
 
 

@@ -106,8 +106,9 @@ class FinishedRun:
         return None if pins is None else list(pins["value"])
 
     def models(self) -> list[str]:
-        """Return which of teacher, student and baseline are complete."""
-        return [n for n in ("teacher", "student", "baseline") if self.model(n) is not None]
+        """Return which of teacher, student, baseline and the student before are complete."""
+        names = ("teacher", "student", "baseline", "before")
+        return [name for name in names if self.model(name) is not None]
 
     def model(self, name: str) -> "ModelReference | None":
         """Return the complete model `name` where it is now, None if it is not complete."""

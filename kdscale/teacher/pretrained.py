@@ -15,9 +15,9 @@ from kdscale.data.pretrained_tokenizer import load_tokenizer, require_embeddings
 from kdscale.errors import KdscaleError
 from kdscale.models.chunked_classifier import CHUNKS
 from kdscale.models.hf_folder import loadable
-from kdscale.models.load import check_vocabulary, load_config_of, make_config
+from kdscale.models.load import check_vocabulary, fit_to_task, load_config_of, make_config
 from kdscale.models.positions import check_positions
-from kdscale.models.tasks import TaskSpec, describe_task, longest_input, set_task, task_of
+from kdscale.models.tasks import TaskSpec, describe_task, longest_input, task_of
 from kdscale.store import open_store
 from kdscale.types import DataFacts
 
@@ -105,11 +105,8 @@ def config_to_train(config: RunConfig, prepared: DataFacts, shape: Any | None = 
     Raises KdscaleError where its tokenizer, architecture or length does not fit.
     """
     shape = shape or _existing(config)
-    check_vocabulary(shape, prepared.vocab_size, "teacher")
-    set_task(shape, task_spec_of(config, prepared), config.data.seq_len)
-    if shape.pad_token_id is None:
-        # Classifiers over decoders find a sequence's end by it.
-        shape.pad_token_id = prepared.special_ids.get("pad_token_id")
+    task_spec, length = task_spec_of(config, prepared), config.data.seq_len
+    fit_to_task(shape, prepared.vocab_size, prepared.special_ids, length, task_spec, "teacher")
     return shape
 
 

@@ -6,6 +6,7 @@ classifier's head, starts at random.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from kdscale.models.head import ModelWithHead
 from kdscale.models.load import build_model, load_model
 from kdscale.store import Store
 from kdscale.teacher.pretrained import teacher_config, teacher_source
+from kdscale.train.backends.base import Backend
 from kdscale.train.batches import batch_digest, split_micro_batches
 from kdscale.train.job import TrainingJob, run_training
 from kdscale.train.label_loss import LabelWeights, class_weights, label_loss
@@ -85,6 +87,10 @@ class TeacherRecipe:
     def metrics(self, step: int, indices: np.ndarray) -> dict[str, float]:
         """See TrainingRecipe."""
         return {"train/batch_digest": batch_digest(indices)}
+
+    def export(self, backend: Backend, folder: Path) -> None:
+        """See TrainingRecipe."""
+        backend.export(folder)
 
     def _batch(self, step: int) -> np.ndarray:
         """Return the indices of the global batch of `step`, [B] int64."""

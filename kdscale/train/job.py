@@ -6,6 +6,7 @@ tracking, checkpoints, resuming and publishing are the same, and live here.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -23,6 +24,7 @@ from kdscale.models.forward import RowTensors, row_tensors
 from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import MARKER, publish, read_marker
 from kdscale.models.load import count_parameters
+from kdscale.models.lora import published_parameters
 from kdscale.store import Fence, Store
 from kdscale.tracking.trackers import Tracker, open_tracker
 from kdscale.train.backends.base import Backend, make_backend
@@ -61,6 +63,9 @@ class TrainingRecipe(Protocol[BatchT]):
 
     def metrics(self, step: int, indices: np.ndarray) -> dict[str, float]:
         """Return metrics to log of `step` and of the indices of its batch. On rank 0 only."""
+
+    def export(self, backend: Backend, folder: Path) -> None:
+        """Write what is to be published of the model of `backend` on rank 0. Collective."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +139,8 @@ def run_training(
     if end.step < training.steps:
         worker.say(f"{job.name}: stopped at step {end.step}, as validation gained no more")
     published = _restore_published(job, backend, worker, end)
-    parameters = count_parameters(backend.model)
-    _publish(job, backend, worker, prepared.tokenizer_folder(), parameters)
+    parameters = published_parameters(backend.model)
+    _publish(job, partial(recipe.export, backend), worker, prepared.tokenizer_folder(), parameters)
     if tracker is not None:
         _log_published(job, tracker, {"parameters": parameters, "published_step": published})
         tracker.finish()
@@ -160,8 +165,11 @@ def _resume(job: TrainingJob, worker: Rank, backend: Backend, prepared: Prepared
             with backend.micro_batch(last=True):
                 backend.model(ModelWithHead.check_sequences, spec)
     where = f"resumed at step {start.step}" if start.step else "started"
-    parameters = count_parameters(backend.model)
-    worker.say(f"{job.name}: {parameters:,} parameters, {where} of {training.steps} steps")
+    parameters = published_parameters(backend.model)
+    adapters = count_parameters(backend.model) - parameters
+    beside = f" and {adapters:,} of adapters, which alone are trained" if adapters else ""
+    steps = f"{where} of {training.steps} steps"
+    worker.say(f"{job.name}: {parameters:,} parameters{beside}, {steps}")
     worker.report(start.step, training.steps, tokens=start.tokens, note=job.name)
     return start
 
@@ -266,7 +274,11 @@ def _restore_published(job: TrainingJob, backend: Backend, worker: Rank, end: Pr
 
 
 def _publish(
-    job: TrainingJob, backend: Backend, worker: Rank, tokenizer: Path, parameters: int
+    job: TrainingJob,
+    export: Callable[[Path], None],
+    worker: Rank,
+    tokenizer: Path,
+    parameters: int,
 ) -> None:
     """Publish the model. Collective, because a sharded model is gathered by all ranks."""
     if worker.rank == 0:
@@ -274,14 +286,14 @@ def _publish(
         publish(
             job.output,
             job.name,
-            export=backend.export,
+            export=export,
             tokenizer=tokenizer,
             fingerprint=job.fingerprint,
             parameters=parameters,
         )
         delete_checkpoints(job.checkpoints)
     else:
-        backend.export(Path())
+        export(Path())
     worker.barrier()
 
 

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from kdscale.distributed.rank import Rank
+from kdscale.models.head import PREFIX
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 PARTS = ("value", *MOMENTS)
@@ -71,6 +72,12 @@ class SavedState:
 def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """Return the parameters of `model` that the optimiser has, by name; tied ones once."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def of_model(parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.nn.Parameter]:
+    """Return those `parameters` of a ModelWithHead that are its model's, by their names there."""
+    own = (name for name in parameters if name.startswith(PREFIX))
+    return {name.removeprefix(PREFIX): parameters[name] for name in own}
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import ray
 from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from kdscale.config.data import DataConfig, SourceConfig, TokenizerConfig
 from kdscale.data.cleaning.cleaner import clean, name_hash
@@ -21,6 +22,7 @@ from kdscale.data.tokenizer import train_tokenizer
 from kdscale.errors import KdscaleError
 from kdscale.store import Store, open_store, upload_folder
 from kdscale.types import Rows
+from tests.chats import FAMILIES, make_tokenizer
 from tests.s3 import S3Server
 
 pytestmark = pytest.mark.ray
@@ -284,6 +286,66 @@ def test_a_mixture_of_conversations(cluster: None, tmp_path: Path) -> None:
     assert len(said) == len(set(said)) == 20 + 2 * second["kept"]
     line = dict(summarise(manifest))[f"source {tmp_path}/many.jsonl"]
     assert line.startswith(f"weight 1: {second['kept']} of 80 documents kept")
+
+
+def test_turns_that_later_ones_change_are_texts_of_their_own(cluster: None, tmp_path: Path) -> None:
+    whole = make_tokenizer(FAMILIES["qwen3"], "bytes", tmp_path / "teacher")
+    records = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {n} + {n}?"},
+                {
+                    "role": "assistant",
+                    "content": f"It is {2 * n}.",
+                    "reasoning_content": f"{n} {n}",
+                },
+                {"role": "user", "content": "Sure?"},
+                {"role": "assistant", "content": f"{n} times two.", "reasoning_content": "Sure."},
+            ]
+        }
+        for n in range(100, 120)
+    ]
+    path = tmp_path / "talks.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    chosen = DataConfig.model_validate(
+        {
+            "train": {"kind": "jsonl", "path": str(path)},
+            "chat": {},
+            "validation_share": 0.1,
+            "tokenizer": {"kind": "teacher"},
+            "seq_len": 128,
+            "min_characters": 1,
+        }
+    )
+    store = open_store(str(tmp_path / "prepared"))
+    manifest = prepare(
+        chosen, store=store, teacher_tokenizer=tmp_path / "teacher", progress=lambda *_: None
+    )
+    assert manifest["tokenizer"]["chat"]["training"] == "qwen3"
+    lines = dict(summarise(manifest))
+    assert lines["chat template"].startswith("kdscale's training template 'qwen3'")
+    counts = manifest["splits"]["train"]["counts"]
+    assert counts["documents"] == 2 * counts["conversations"]
+    share = f"{counts['documents']} texts of {counts['conversations']} conversations"
+    assert share in lines["train rows"]
+    prepared = open_prepared(store)
+    assert prepared.chat_summary == lines["chat template"]
+    said = []
+    for name in ("train", "validation"):
+        rows = rows_of(prepared, name)
+        for ids, mask in zip(rows.input_ids, rows.loss_mask, strict=True):
+            targets = whole.decode(ids[1:][mask[:-1]])
+            said += targets.split("<|im_end|>")[:-1]
+    answers = [
+        f"<think>\n{each['reasoning_content']}\n</think>\n\n{each['content']}"
+        for record in records
+        for each in record["messages"][1::2]
+    ]
+    assert sorted(said) == sorted(answers)
+    # The student's tokenizer has the published template.
+    assert AutoTokenizer.from_pretrained(prepared.tokenizer_folder()).chat_template == (
+        FAMILIES["qwen3"].template
+    )
 
 
 def test_varied_copies_are_for_the_stages_that_ask_for_them(cluster: None, tmp_path: Path) -> None:

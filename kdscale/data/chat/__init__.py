@@ -1,5 +1,5 @@
 """Chat: conversations in one form (`messages`), rendered by a template that marks answers.
 
-`template` finds which characters of a rendered conversation, and then which tokens, an assistant is
-to learn.
+`template` renders; `training` finds the training template of a published one; `answers` finds what
+an assistant is to learn of each turn, and the texts in which it sees what it sees in use.
 """

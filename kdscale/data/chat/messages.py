@@ -5,7 +5,7 @@ Ray's blocks handle it as any document.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,11 +16,14 @@ _ROLES = {
     **{role: role for role in ("system", "developer", "user", "assistant", "tool")},
     "human": "user",
     "gpt": "assistant",
+    "model": "assistant",
 }
-
+TOOLS = "tools"
+"""Column beside the messages with the tools that the assistant may call, as JSON schemas."""
 
 # `weight` is OpenAI's way to say that an answer is not to be learned, `train` Axolotl's.
 _FLAGS = ("weight", "train")
+_CALLS = "tool_calls"
 _TEXT_PARTS = ("text", "input_text", "output_text", None)
 
 
@@ -45,38 +48,75 @@ class Message:
         return replace(self, content=next(texts), more=_replaced(self.more, texts))
 
 
+@dataclass(frozen=True)
+class Conversation:
+    """Messages, and the tools that the assistant may call, as JSON schemas."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def strings(self) -> list[str]:
+        """All texts of the messages and the tools."""
+        return [text for each in self.messages for text in each.strings] + self.tool_strings
+
+    @property
+    def tool_strings(self) -> list[str]:
+        """All texts of the tools."""
+        return [text for tool in self.tools for text in _strings(tool)]
+
+    def first(self, count: int) -> "Conversation":
+        """Return the conversation up to its first `count` messages."""
+        return replace(self, messages=self.messages[:count])
+
+    def with_message(self, at: int, message: Message) -> "Conversation":
+        """Return the conversation with another message at number `at`."""
+        return replace(self, messages=[*self.messages[:at], message, *self.messages[at + 1 :]])
+
+
 def read_conversation(
     record: Mapping[str, Any], config: ChatConfig, name: str
-) -> list[Message] | None:
-    """Return the messages in the config's columns of a record.
+) -> Conversation | None:
+    """Return the messages in the config's columns of a record, and its tools.
 
     None where a column that should hold JSON does not. Raises KdscaleError for a value that is no
-    conversation, an unknown role, and content that is no text.
+    conversation, an unknown role, content that is no text, and tools that are no JSON schemas.
     """
     if config.prompt is None or config.completion is None:
-        return _messages(record[config.field], config, name, "user")
-    asked = _messages(record[config.prompt], config, name, "user", plain=True)
-    answer = _messages(record[config.completion], config, name, "assistant", plain=True)
-    assert asked is not None
-    assert answer is not None
-    # Answers in the prompt are not targets.
-    return [replace(each, is_target=False) for each in asked] + answer
+        messages = _messages(record[config.field], config, name, "user")
+    else:
+        asked = _messages(record[config.prompt], config, name, "user", plain=True)
+        answer = _messages(record[config.completion], config, name, "assistant", plain=True)
+        assert asked is not None
+        assert answer is not None
+        # Answers in the prompt are not targets.
+        messages = [replace(each, is_target=False) for each in asked] + answer
+    if messages is None:
+        return None
+    return Conversation(messages, () if TOOLS in config.ignore else _tools(record, config, name))
 
 
-def dump(messages: Iterable[Message]) -> str:
+def dump(conversation: Conversation) -> str:
     """Return the text of a document; equal for equal conversations."""
-    fields = [[m.role, m.content, m.is_target, *([m.more] if m.more else [])] for m in messages]
+    fields: Any = [
+        [m.role, m.content, m.is_target, *([m.more] if m.more else [])]
+        for m in conversation.messages
+    ]
+    if conversation.tools:
+        fields = {"messages": fields, "tools": list(conversation.tools)}
     return json.dumps(fields, ensure_ascii=False)
 
 
-def load(text: str) -> list[Message]:
+def load(text: str) -> Conversation:
     """Invert `dump`."""
-    return [Message(*fields) for fields in json.loads(text)]
+    fields = json.loads(text)
+    messages, tools = (fields, ()) if isinstance(fields, list) else fields.values()
+    return Conversation([Message(*each) for each in messages], tools)
 
 
 def plain_text(text: str) -> str:
     """Return the messages' texts, an empty line between two."""
-    return "\n\n".join(each for message in load(text) for each in message.strings)
+    return "\n\n".join(each for message in load(text).messages for each in message.strings)
 
 
 def is_nothing(value: Any) -> bool:
@@ -105,6 +145,66 @@ def _replaced(value: Any, strings: Iterator[str]) -> Any:
     if isinstance(value, Mapping):
         return {key: _replaced(each, strings) for key, each in value.items()}
     return [_replaced(each, strings) for each in value] if isinstance(value, list) else value
+
+
+def _tools(record: Mapping[str, Any], config: ChatConfig, name: str) -> list[Any]:
+    """Return the JSON schemas beside a record's messages, in the form that templates expect."""
+    value = None if TOOLS in config.columns else record.get(TOOLS)
+    if isinstance(value, str) and value:
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise _not_tools(name, f"text that is no JSON ({error})") from error
+    if value is None or is_nothing(value):
+        return []
+    if not isinstance(value, list) or not all(isinstance(each, Mapping) for each in value):
+        kinds = sorted({type(each).__name__ for each in value if not isinstance(each, Mapping)})
+        what = f"a list with {', '.join(kinds)}" if isinstance(value, list) else str(type(value))
+        raise _not_tools(name, what)
+    plain = [without_nulls(_plain(each, f"{name}: {TOOLS!r}")) for each in value]
+    # A function alone is what OpenAI had before there were other tools.
+    return [
+        each if "function" in each or "name" not in each else {"type": "function", "function": each}
+        for each in plain
+    ]
+
+
+def without_nulls(value: Any) -> Any:
+    """Return a JSON value without the fields that are null, at any depth.
+
+    Arrow gives each record of a column the fields of all the others.
+    """
+    if isinstance(value, Mapping):
+        return {key: without_nulls(each) for key, each in value.items() if each is not None}
+    return [without_nulls(each) for each in value] if isinstance(value, list) else value
+
+
+def _called(value: Any) -> Any:
+    """Return calls of tools with arguments as objects, where they are the JSON text of one.
+
+    OpenAI has text; templates write objects as JSON, and text as a string in quotes.
+    """
+    if isinstance(value, list):
+        return [_called(each) for each in value]
+    if not isinstance(value, Mapping):
+        return value
+    found = {key: _called(each) if key == "function" else each for key, each in value.items()}
+    if isinstance(found.get("arguments"), str):
+        try:
+            arguments = json.loads(found["arguments"])
+        except (ValueError, RecursionError):
+            return found
+        if isinstance(arguments, dict):
+            found["arguments"] = arguments
+    return found
+
+
+def _not_tools(name: str, what: str) -> KdscaleError:
+    return KdscaleError(
+        f"The field {TOOLS!r} of {name} holds {what} and no list of JSON schemas.",
+        "Give a list of {type: function, function: {name, description, parameters}}, or its JSON, "
+        "or name the field in data.chat.ignore where it may be left out.",
+    )
 
 
 def _messages(
@@ -139,10 +239,12 @@ def _message(value: Any, config: ChatConfig, name: str, number: int) -> Message:
     is_wanted = _is_wanted(value, config, role, where)
     known = {said, content, *_FLAGS, *config.ignore}
     more = {
-        str(key): _plain(each, f"{where}: {key!r}")
+        str(key): without_nulls(_plain(each, f"{where}: {key!r}"))
         for key, each in value.items()
         if key not in known and not is_nothing(each)
     }
+    if _CALLS in more:
+        more[_CALLS] = _called(more[_CALLS])
     text = _content(value[content], config, where)
     return Message(role, text, role == "assistant" and is_wanted, more)
 

@@ -1,22 +1,14 @@
-"""Chat templates: a conversation as the model sees it, and which of its characters are answers.
+"""Chat templates: a conversation as the model sees it."""
 
-A template that marks the answers itself, with `{% generation %}`, is trusted. Of any other, the
-answers are found by rendering: the difference between a conversation that ends before an answer,
-with the prompt for one, and the same conversation after it. That is exact only where a
-conversation's beginning is rendered as the beginning of the conversation, and where an answer's
-text is in it unchanged. Templates that remove earlier reasoning, or change an answer, are refused.
-"""
-
+import datetime
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NoReturn
-
-import numpy as np
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 from kdscale.config.chat import ChatConfig
 from kdscale.config.text import decode_text
-from kdscale.data.chat.messages import Message
+from kdscale.data.chat.messages import Conversation
 from kdscale.errors import KdscaleError
 from kdscale.store import file_at
 
@@ -34,13 +26,18 @@ Span = tuple[int, int]
 """The characters from the first number up to the second."""
 
 _MARKS_ANSWERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-# Templates of the Llama 3 family write a date, and fall back to this one.
-_DATE = "26 Jul 2024"
-# Takes the place of an answer, to find the text around it.
-_MARKER = "\ue000"
-_CHANGES_EARLIER = "changes earlier turns of a conversation with later ones"
-_CHANGES_TEXT = "changes the text of an answer"
-_OWN_TEMPLATE = "Give a template in data.chat.template that "
+# Takes the place of transformers' function of this name, which writes today's date.
+_DATE_MACRO = """\
+{%- macro strftime_now(format) -%}\
+{%- set written = namespace(text=format) -%}\
+{%- for directive, value in kdscale_date.items() -%}\
+{%- set written.text = written.text.replace(directive, value) -%}\
+{%- endfor -%}\
+{{- written.text -}}\
+{%- endmacro %}
+"""
+_DIRECTIVES = "aAbBdmyYjUWxHIMSpcX"
+_UNUSED = ("training", "variables", "date")
 
 
 @dataclass(frozen=True)
@@ -53,6 +50,56 @@ class ChatTemplate:
 
     specials: tuple[str, ...]
     """Spelling of all special tokens."""
+
+    training: str | None = None
+    """Name of kdscale's training template that renders the same text and marks the answers."""
+
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """Other variables of the config."""
+
+    date: str = str(ChatConfig().date)
+    """ISO date that is written in place of today's."""
+
+    @property
+    def marks_answers(self) -> bool:
+        """Whether the template itself says which part of its text is an answer."""
+        return _MARKS_ANSWERS.search(self.text) is not None
+
+    @property
+    def writes_today(self) -> bool:
+        """Whether the template writes today's date, which is not the same in every run."""
+        return "strftime_now" in self.text
+
+    @property
+    def summary(self) -> str:
+        """What the log, the manifest's readers and the report say of it."""
+        if self.training is not None:
+            found = (
+                f"kdscale's training template {self.training!r}, which renders what the "
+                "tokenizer's own does and marks the answers"
+            )
+        elif self.marks_answers:
+            found = "answers are marked by the template itself"
+        else:
+            found = "answers are found by rendering conversations up to them"
+        dated = f"; {self.date} stands for today's date" if self.writes_today else ""
+        variables = ", ".join(f"{name} = {value}" for name, value in self.variables.items())
+        return found + dated + (f"; {variables}" if variables else "")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for the manifest, without the fields that are as by default."""
+        found = asdict(self)
+        unused = [each.name for each in fields(self) if each.name in _UNUSED]
+        default = ChatTemplate("", {}, ())
+        for name in unused:
+            if found[name] == getattr(default, name):
+                del found[name]
+        return found
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ChatTemplate":
+        """Invert `as_dict`, also after JSON."""
+        return cls(**{**values, "specials": tuple(values["specials"])})
 
 
 class CannotRenderError(Exception):
@@ -76,223 +123,68 @@ def read_template(config: ChatConfig) -> str | None:
     return decode_text(store.get(name), f"The chat template {path!r}")
 
 
+def make_template(
+    config: ChatConfig, text: str, tokens: Mapping[str, str], specials: tuple[str, ...]
+) -> ChatTemplate:
+    """Return a template with the date and the variables of the config."""
+    return ChatTemplate(
+        text, tokens, specials, variables=config.variables, date=config.date.isoformat()
+    )
+
+
 def template_to_train(config: ChatConfig) -> ChatTemplate:
     """Return the template of a tokenizer that is yet to be trained."""
     start, end = CHATML_TOKENS
-    return ChatTemplate(
-        read_template(config) or CHATML, {"bos_token": start, "eos_token": end}, CHATML_TOKENS
-    )
+    tokens = {"bos_token": start, "eos_token": end}
+    return make_template(config, read_template(config) or CHATML, tokens, CHATML_TOKENS)
 
 
-def check_template(template: ChatTemplate) -> None:
-    """Refuse a template that renders no conversation, or other rows tomorrow."""
-    if "strftime_now" in template.text and "date_string" not in template.text:
-        raise KdscaleError(
-            "The chat template writes the date of today: rows would differ from day to day.",
-            _OWN_TEMPLATE + "writes none, or a fixed one.",
-        )
-    question, answer = Message("user", "Why?", False), Message("assistant", "So.", True)
-    try:
-        text, spans = render_answers(template, [question, answer])
-    except CannotRenderError as error:
-        raise KdscaleError(
-            f"The chat template cannot render a question and an answer: {error}",
-            "Correct it, or give another one in data.chat.template.",
-        ) from error
-    if not any(answer.content in text[start:end] for start, end in spans):
-        raise KdscaleError(
-            "The chat template has {% generation %}, but not around the answer of a question.",
-            _OWN_TEMPLATE + "has it around each answer, and not in a macro.",
-        )
+def contains_special_token(template: ChatTemplate, talk: Conversation) -> bool:
+    """Tell whether a message or a tool spells a special token, which would end a turn."""
+    return any(token in text for text in talk.strings for token in template.specials)
 
 
-def contains_special_token(template: ChatTemplate, messages: Sequence[Message]) -> bool:
-    """Tell whether a message spells a special token, which would end a turn."""
-    texts = [text for message in messages for text in message.strings]
-    return any(token in text for text in texts for token in template.specials)
+def render(template: ChatTemplate, talk: Conversation, *, prompt: bool = False) -> str:
+    """Return the text of a conversation; with `prompt` that which asks for the next answer.
 
-
-def render_answers(template: ChatTemplate, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-    """Render a conversation; return its text and the spans of the answers to learn.
-
-    A span is what an assistant generates after the prompt for its turn, up to the token that ends
-    it. Raises KdscaleError for templates that the module refuses and for a field that the template
-    does not write, CannotRenderError for a conversation that the template refuses.
+    Raises CannotRenderError for a conversation that the template refuses.
     """
-    require_written(template, messages)
-    wanted = [
-        at
-        for at, message in enumerate(messages)
-        if message.is_target and (message.content or message.more)
-    ]
-    if _MARKS_ANSWERS.search(template.text):
-        return _marked_answers(template, messages, wanted)
-    text = _render(template, messages)
-    return text, [_find_answer(template, messages, at, text) for at in wanted]
+    return _rendered(template, template.text, talk, prompt, marks=False)[0]
 
 
-def require_written(
-    template: ChatTemplate, messages: Sequence[Message], name: str = "a conversation"
-) -> None:
-    """Refuse a field beside role and content that the template does not write.
+def render_marked(template: ChatTemplate, text: str, talk: Conversation) -> tuple[str, list[Span]]:
+    """Return the text of a conversation by the template `text`, and the spans that it marks.
 
-    The field leaves no trace in the conversation, or its text is not in it. `name` is the
-    conversation's in messages. Raises CannotRenderError as `render_answers`.
+    Tokens and variables are those of `template`. Raises CannotRenderError as `render`.
     """
-    if not any(message.more for message in messages):
-        return
-    text = _render(template, messages)
-    for at, message in enumerate(messages):
-        for field, value in message.more.items():
-            less = replace(message, more={k: v for k, v in message.more.items() if k != field})
-            is_there = not isinstance(value, str) or value.strip() in text
-            if not is_there or text == _render_or_none(template, _with(messages, at, less)):
-                raise KdscaleError(
-                    f"The field {field!r} of messages[{at}] ({message.role}: "
-                    f"{message.content[:60]!r}) of {name} is not written by the chat template: it "
-                    "would be lost.",
-                    "Take the field out of the data, name it in data.chat.ignore where it may be "
-                    f"left out, or give a template in data.chat.template that writes {field!r}.",
-                )
-
-
-def _with(messages: Sequence[Message], at: int, message: Message) -> list[Message]:
-    """Return the messages with another one at number `at`."""
-    return [*messages[:at], message, *messages[at + 1 :]]
-
-
-def _render_or_none(template: ChatTemplate, messages: Sequence[Message]) -> str | None:
-    try:
-        return _render(template, messages)
-    except CannotRenderError:
-        return None  # It cannot do without.
-
-
-def _marked_answers(
-    template: ChatTemplate, messages: Sequence[Message], wanted: list[int]
-) -> tuple[str, list[Span]]:
-    """Return text and spans of a template that marks the answers itself."""
-    text, spans = _rendered(template, messages, marks=True)
-    answers = [at for at, message in enumerate(messages) if message.role == "assistant"]
-    if wanted == answers:
-        return text, spans
-    if len(spans) != len(answers):
-        raise KdscaleError(
-            f"The chat template marks {len(spans)} answers in a conversation of {len(answers)}, of "
-            "which some are not to be learned.",
-            _OWN_TEMPLATE + "has each answer in one {% generation %} block.",
-        )
-    return text, [span for at, span in zip(answers, spans, strict=True) if at in wanted]
-
-
-def _find_answer(template: ChatTemplate, messages: Sequence[Message], at: int, text: str) -> Span:
-    """Return the span of the answer at number `at` in the whole conversation's `text`."""
-    message = messages[at]
-    before = _render(template, messages[:at], prompts=True)
-    after = _render(template, messages[: at + 1])
-    if not (text.startswith(after) and after.startswith(before)):
-        _refuse_changes(messages, at, _CHANGES_EARLIER)
-    asks = before != _render(template, messages[:at])
-    marked, tail = _tail(template, messages, at, replace(message, content=_MARKER))
-    end = tail
-    if message.more:
-        # Other fields, such as tool calls, are written between the content and the end.
-        end = _tail(template, messages, at, Message("assistant", _MARKER, True))[1]
-    if message.content:
-        if not marked.startswith(before):
-            _refuse_changes(messages, at, _CHANGES_EARLIER)
-        lead = marked[len(before) :]
-        if after != before + lead + message.content + tail or not tail.endswith(end):
-            _refuse_changes(messages, at, _CHANGES_TEXT)
-    else:
-        lead = ""
-        if not (asks and after.endswith(end)):
-            _refuse_changes(messages, at, _CHANGES_TEXT)
-    # Without a prompt for the answer, the turn's heading is in `lead`, which is not generated.
-    start = len(before) if asks or not lead.strip() else len(before) + len(lead)
-    return start, len(after) - len(end) + _turn_end(template, end)
-
-
-def _tail(
-    template: ChatTemplate, messages: Sequence[Message], at: int, marked: Message
-) -> tuple[str, str]:
-    """Return the text before and behind the marker that is the content of `marked`."""
-    rendered = _render(template, [*messages[:at], marked])
-    before, found, tail = rendered.partition(_MARKER)
-    if not found or _MARKER in tail:
-        _refuse_changes(messages, at, _CHANGES_TEXT)
-    return before, tail
-
-
-def _turn_end(template: ChatTemplate, tail: str) -> int:
-    """Return the length of `tail` up to its first special token, included."""
-    ends = [(at, at + len(token)) for token in template.specials if (at := tail.find(token)) >= 0]
-    if not ends:
-        raise KdscaleError(
-            f"The chat template ends an answer with {tail!r}, in which there is no special token: "
-            "a student could not learn where to stop.",
-            _OWN_TEMPLATE + "writes {{ eos_token }} behind each answer.",
-        )
-    # The longest of the tokens that start first.
-    return min(ends, key=lambda end: (end[0], -end[1]))[1]
-
-
-def _refuse_changes(messages: Sequence[Message], at: int, what: str) -> NoReturn:
-    raise KdscaleError(
-        f"The chat template {what} ({messages[at].content[:60]!r}), so that which tokens are "
-        "answers cannot be found.",
-        _OWN_TEMPLATE + "writes every turn as it is, or marks answers with {% generation %}.",
-    )
-
-
-def _render(template: ChatTemplate, messages: Sequence[Message], *, prompts: bool = False) -> str:
-    return _rendered(template, messages, prompts=prompts)[0]
+    return _rendered(template, text, talk, prompt=False, marks=True)
 
 
 def _rendered(
-    template: ChatTemplate,
-    messages: Sequence[Message],
-    *,
-    prompts: bool = False,
-    marks: bool = False,
+    template: ChatTemplate, text: str, talk: Conversation, prompt: bool, marks: bool
 ) -> tuple[str, list[Span]]:
-    """Render the messages as transformers' `apply_chat_template` does."""
+    """Render as transformers' `apply_chat_template` does."""
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
     plain: list[Any] = [
-        {**each.more, "role": each.role, "content": each.content} for each in messages
+        {**each.more, "role": each.role, "content": each.content} for each in talk.messages
     ]
+    date = datetime.date.fromisoformat(template.date)
+    variables: dict[str, Any] = {"date_string": date.strftime("%d %b %Y"), **template.variables}
+    if "strftime_now" in text:
+        text = _DATE_MACRO + text
+        variables["kdscale_date"] = {f"%{each}": date.strftime(f"%{each}") for each in _DIRECTIVES}
     try:
         texts, spans = render_jinja_template(
             [plain],
-            chat_template=template.text,
-            add_generation_prompt=prompts,
+            tools=[dict(tool) for tool in talk.tools] or None,
+            chat_template=text,
+            add_generation_prompt=prompt,
             return_assistant_tokens_mask=marks,
-            date_string=_DATE,
-            **template.tokens,
+            **variables,
+            **{name: each for name, each in template.tokens.items() if name not in variables},
         )
     except (TemplateError, TypeError) as error:
         raise CannotRenderError(str(error)) from error
     return texts[0], spans[0] if marks else []
-
-
-def answer_tokens(text: str, offsets: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return [n] bool: whether a token is in an answer.
-
-    `offsets` is [n, 2] of integers, the characters of `text` that each token covers; `spans` are
-    the characters of answers. A token that begins before an answer counts where only blanks precede
-    the answer in it, as the model generates it first. The first token never counts, as nothing
-    predicts it.
-    """
-    found = np.zeros(len(offsets), bool)
-    # Tokens may leave a blank out of their offsets, and those of one character share it.
-    ends = np.maximum.accumulate(offsets[:, 1]) if len(offsets) else offsets[:, 1]
-    starts = np.minimum(offsets[:, 0], np.concatenate([[0], ends[:-1]]))
-    for start, end in spans:
-        inside = np.flatnonzero((starts < end) & (ends > start))
-        found[inside] = True
-        if len(inside) and text[starts[inside[0]] : start].strip():
-            found[inside[0]] = False
-    found[:1] = False
-    return found

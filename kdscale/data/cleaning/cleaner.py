@@ -7,13 +7,14 @@ by one hash, and leaves everything that a reader would see.
 
 import re
 import unicodedata
+from dataclasses import replace
 from enum import IntEnum
 from typing import NamedTuple
 
 import xxhash
 
 from kdscale.config.data import DataConfig
-from kdscale.data.chat.messages import Message, dump, load
+from kdscale.data.chat.messages import Conversation, dump, load
 from kdscale.data.cleaning.steps import make_steps
 
 # C0 and C1 controls without tab and newline, and the byte-order mark.
@@ -57,11 +58,13 @@ class Cleaner:
 
     def __call__(self, raw: bytes | str | None) -> Cleaned:
         """Clean one document; None stands for one that its container could not decode."""
-        messages: list[Message] = []
+        talk: Conversation | None = None
         if self._are_conversations and isinstance(raw, str):
-            messages = load(raw)
-            decoded = [decode(each, 0) for message in messages for each in message.strings]
-            status = max((status for _, status in decoded), default=Status.SHORT)
+            talk = load(raw)
+            decoded = [decode(each, 0) for message in talk.messages for each in message.strings]
+            # Tools are rendered as they are: they are no text, but must be encodable.
+            every = decoded + [decode(each, 0) for each in talk.tool_strings]
+            status = max(status for _, status in every) if decoded else Status.SHORT
             # Many templates strip messages, so outer blanks cannot be targets.
             parts = [text.strip() for text, _ in decoded]
         else:
@@ -69,9 +72,9 @@ class Cleaner:
             parts = [text]
         if status is not Status.KEPT:
             return Cleaned("", status, 0, None)
-        return self._apply_steps(parts, messages)
+        return self._apply_steps(parts, talk)
 
-    def _apply_steps(self, parts: list[str], messages: list[Message]) -> Cleaned:
+    def _apply_steps(self, parts: list[str], talk: Conversation | None) -> Cleaned:
         """Clean the texts of a document: one, or those of all messages."""
         changed = 0
         for number, step in enumerate(self._steps):
@@ -81,15 +84,15 @@ class Cleaner:
                 return Cleaned("", FIRST_STEP + number, changed, None)
             if not step.is_filter and found != parts:
                 # A step may leave blanks where it took something away.
-                parts = [clean(part).strip() if messages else clean(part) for part in found]
+                parts = [clean(part).strip() if talk else clean(part) for part in found]
                 changed |= 1 << number
         text = _SEPARATOR.join(parts)
         if len(text) < self._min_characters:
             return Cleaned("", Status.SHORT, changed, None)
         bands = None if self._signature is None else self._signature(text)
-        if messages:
-            texts_left = iter(parts)
-            text = dump([message.with_strings(texts_left) for message in messages])
+        if talk is not None:
+            left = iter(parts)
+            text = dump(replace(talk, messages=[m.with_strings(left) for m in talk.messages]))
         return Cleaned(text, Status.KEPT, changed, bands)
 
 

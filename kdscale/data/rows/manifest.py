@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from kdscale.data.chat.template import ChatTemplate
 from kdscale.data.sources.folders import describe_unread
 from kdscale.errors import KdscaleError
 from kdscale.store import Store
@@ -72,6 +73,8 @@ def summarise(manifest: dict[str, Any]) -> list[tuple[str, str]]:
         else ""
     )
     lines.append(("tokenizer", f"{tokenizer['vocab_size']:,} tokens{fewer}"))
+    if tokenizer.get("chat") is not None:
+        lines.append(("chat template", ChatTemplate.from_dict(tokenizer["chat"]).summary))
     lines += [
         (f"{name} rows", _split_line(split["counts"])) for name, split in manifest["splits"].items()
     ]
@@ -111,8 +114,11 @@ def _source_line(counts: dict[str, Any], undecodable: list[str]) -> str:
 def _split_line(counts: dict[str, Any]) -> str:
     written, rows = counts["rows_written"], counts["rows"]
     share = "" if written == rows else f" of {rows:,}"
+    source = f"{counts['documents']:,} documents"
+    if "conversations" in counts:
+        source = f"{counts['documents']:,} texts of {counts['conversations']:,} conversations"
     parts = [
-        f"{written:,}{share} rows from {counts['documents']:,} documents",
+        f"{written:,}{share} rows from {source}",
         f"{counts['split']:,} documents split",
         f"{counts['packed']:,} pieces packed",
         f"{counts['tokens']:,} tokens",

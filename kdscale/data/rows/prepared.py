@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from kdscale.data.chat.template import ChatTemplate
 from kdscale.data.rows.classes import UNKNOWN_LABEL
 from kdscale.data.rows.manifest import AUGMENTED, read_manifest
 from kdscale.data.rows.pack import empty_rows
@@ -53,6 +54,12 @@ class Prepared:
     def classes(self) -> tuple[str, ...]:
         """Class names by number; none for language models."""
         return tuple(self.manifest.get("classes", ()))
+
+    @property
+    def chat_summary(self) -> str | None:
+        """How conversations were rendered; None where documents are no conversations."""
+        chat = self.manifest["tokenizer"].get("chat")
+        return None if chat is None else ChatTemplate.from_dict(chat).summary
 
     @property
     def outputs(self) -> int:

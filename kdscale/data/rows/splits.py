@@ -99,7 +99,7 @@ class SplitWriter:
         config = self._config
         builder = make_builder(self._task, config, self._info, config.overlap)
         rows = builder.build(self._encoded(name, documents, chosen, augmenter))
-        return self._store_rows(name, rows, builder.counts)
+        return self._counted(self._store_rows(name, rows, builder.counts), chosen)
 
     def write_sample(self, name: str, documents: Documents, chosen: Selection) -> dict[str, Any]:
         """Write `evaluation_sequences` rows, evenly spaced over all."""
@@ -108,7 +108,13 @@ class SplitWriter:
         sample = EvenSample(config.evaluation_sequences, config.seq_len)
         for rows in builder.build(self._encoded(name, documents, chosen)):
             sample.offer(rows)
-        return self._store_rows(name, [sample.result()], builder.counts)
+        return self._counted(self._store_rows(name, [sample.result()], builder.counts), chosen)
+
+    def _counted(self, entry: dict[str, Any], chosen: Selection) -> dict[str, Any]:
+        """Add the number of conversations, each of which may have given several texts."""
+        if self._info.chat is not None:
+            entry["counts"]["conversations"] = int(chosen.covered.sum())
+        return entry
 
     def _encoded(
         self,
@@ -122,7 +128,8 @@ class SplitWriter:
         encoding = Encoding(self._tokenizer_json, self._info, augmenter)
         for done, document in enumerate(documents.tokens(name, chosen, encoding)):
             if done % REPORT_EVERY_DOCUMENTS == 0:
-                self._progress(done, total, f"rows of {name}")
+                # Conversations may give more texts than they are.
+                self._progress(min(done, total), total, f"rows of {name}")
             yield document
 
     def _store_rows(self, name: str, chunks: Iterable[Rows], counts: RowCounts) -> dict[str, Any]:

@@ -5,13 +5,14 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from kdscale.config.chat import ChatConfig
-from kdscale.data.chat.messages import dump, is_nothing, read_conversation
-from kdscale.data.chat.template import CannotRenderError, ChatTemplate, require_written
+from kdscale.data.chat.answers import require_written
+from kdscale.data.chat.messages import TOOLS, dump, is_nothing, read_conversation
+from kdscale.data.chat.template import CannotRenderError, ChatTemplate
 from kdscale.errors import KdscaleError
 
 _LABEL = "data.labels.field"
-# Beside a conversation, in the data sets of TRL, ShareGPT and OpenAI: parts of the prompt.
-_OF_CONVERSATIONS = ("tools", "functions", "system")
+# Beside a conversation, in the data sets of ShareGPT and OpenAI: parts of the prompt.
+_OF_CONVERSATIONS = ("functions", "system")
 
 
 class Document(NamedTuple):
@@ -44,7 +45,8 @@ class Fields(NamedTuple):
     def columns(self, have: Iterable[str]) -> list[str]:
         """Return the columns to read of those that a table has."""
         names = self.needed
-        return names + [name for name in self._beside if name in set(have) - set(names)]
+        more = [name for name in (TOOLS, *self._beside) if name in set(have) - set(names)]
+        return names if self.chat is None else names + more
 
     @property
     def _options(self) -> list[tuple[str, str]]:
@@ -105,12 +107,12 @@ class Fields(NamedTuple):
                         "Write it into the messages, or name it in data.chat.ignore where it may "
                         "be left out.",
                     )
-            messages = read_conversation(record, self.chat, name)
-            if messages is not None and self.template is not None:
+            talk = read_conversation(record, self.chat, name)
+            if talk is not None and self.template is not None:
                 # Templates refuse conversations, which are counted when they are rendered.
                 with suppress(CannotRenderError):
-                    require_written(self.template, messages, name)
-            return None if messages is None else dump(messages)
+                    require_written(self.template, talk, name)
+            return None if talk is None else dump(talk)
         text = record[self.text]
         if text is not None and not isinstance(text, str | bytes):
             raise KdscaleError(

@@ -1,10 +1,11 @@
-"""Calibration: run a teacher over a few sequences to find out which dimensions are active.
+"""Calibration: run a model over a few sequences to find out which dimensions are active.
 
 Hooks read the activations that Minitron (arXiv:2407.14679) ranks by: outputs of the norms, inputs
 of the MLPs' last projections, outputs of the attention heads. All ranks read the same sequences,
 and rank 0's result counts, so that any number of ranks keeps the same dimensions.
 """
 
+import copy
 import gc
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,8 @@ from kdscale.models.chunked_classifier import computed_tokens
 from kdscale.models.forward import model_inputs, row_tensors, unwrapped
 from kdscale.models.init.families import family_of
 from kdscale.models.init.width import WidthStatistics
-from kdscale.models.sharded import load_teacher
+from kdscale.models.load import load_model
+from kdscale.models.sharded import place_teacher
 from kdscale.models.tasks import task_of
 from kdscale.types import Rows
 
@@ -30,10 +32,16 @@ Strength = Callable[[torch.Tensor], torch.Tensor]
 
 
 def calibrate(
-    width: WidthConfig, teacher: str | Path, revision: str | None, rows: Rows, worker: Rank
+    width: WidthConfig, folder: str | Path, further: Any | None, rows: Rows, worker: Rank
 ) -> WidthStatistics:
-    """Return statistics of the teacher in a folder or of a hub name over `rows`. Collective."""
-    model = load_teacher(teacher, worker, ZeroConfig.for_teacher(width.teacher_sharding), revision)
+    """Return statistics of the model in `folder` over `rows`. Collective.
+
+    `further` is the transformers config of one that may lack tensors, such as a task's head.
+    """
+    zero = ZeroConfig.for_teacher(width.teacher_sharding)
+    model = place_teacher(
+        lambda: load_model(folder, worker.dtype, config=copy.deepcopy(further)), worker, zero
+    )
     statistics = measure(model, rows, worker.device)
     del model
     gc.collect()

@@ -86,11 +86,14 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_of(config: Any) -> Family:
-    """Return the family of a transformers config. Raises KdscaleError if it cannot be cut."""
+def family_of(config: Any, name: str = "teacher") -> Family:
+    """Return the family of a transformers config.
+
+    Raises KdscaleError, in which the model is called `name`, if it cannot be cut.
+    """
     if config.model_type not in FAMILIES:
         raise KdscaleError(
-            f"A teacher of the architecture {config.model_type!r} cannot be made narrower.",
+            f"A {name} of the architecture {config.model_type!r} cannot be made narrower.",
             f"Leave out `width`; it works for {', '.join(FAMILIES)}.",
         )
     return FAMILIES[config.model_type]

@@ -1,6 +1,7 @@
-"""Choice of the teacher's layers, and a config cut to them."""
+"""Choice of layers of the model that a student starts from, and a config cut to them."""
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -12,23 +13,38 @@ from kdscale.errors import KdscaleError
 _OF_THE_MODEL = re.compile(r"_token_ids?$|^architectures$")
 
 
-def choose_layers(choice: list[int] | LayerChoice, have: int) -> list[int]:
-    """Return the teacher's layers that a student starts from, in the student's order.
+@dataclass(frozen=True)
+class Origin:
+    """Words for the model that a student starts from, in messages."""
 
-    Raises KdscaleError where a teacher of `have` layers lacks some of them.
+    name: str
+    field: str
+    """Config field of the choice of its layers."""
+
+
+TEACHER = Origin("teacher", "teacher_layers")
+LOADED = Origin("loaded model", "layers")
+
+
+def choose_layers(
+    choice: list[int] | LayerChoice, have: int, origin: Origin = TEACHER
+) -> list[int]:
+    """Return the layers of `origin` that a student starts from, in the student's order.
+
+    Raises KdscaleError where it has `have` layers and lacks some of them.
     """
     if isinstance(choice, LayerChoice):
         if choice.count > have:
             raise KdscaleError(
-                f"teacher_layers asks for {choice.count} layers of a teacher with {have}.",
+                f"{origin.field} asks for {choice.count} layers of a {origin.name} with {have}.",
                 f"Give a count up to {have}.",
             )
         return _even(choice.count, have) if choice.kind == "even" else _ends(choice.count, have)
     wrong = [layer for layer in choice if not 0 <= layer < have]
     if wrong:
         raise KdscaleError(
-            f"teacher_layers {wrong} are not among the teacher's layers 0 to {have - 1}.",
-            "Choose layers that the teacher has.",
+            f"{origin.field} {wrong} are not among the {origin.name}'s layers 0 to {have - 1}.",
+            f"Choose layers that the {origin.name} has.",
         )
     return list(choice)
 
@@ -60,7 +76,7 @@ def keep_layers(config: Any, layers: list[int]) -> None:
     config.num_hidden_layers = len(layers)
 
 
-def check_cut(config: Any, layers: list[int]) -> None:
+def check_cut(config: Any, layers: list[int], origin: Origin = TEACHER) -> None:
     """Raise KdscaleError where transformers refuses a config that was cut to `layers`."""
     try:
         config.validate()
@@ -68,5 +84,5 @@ def check_cut(config: Any, layers: list[int]) -> None:
         raise KdscaleError(
             f"transformers refuses a {config.model_type!r} of the layers {layers}: "
             f"{error.__cause__ or error}",
-            "Choose other teacher_layers, or start this student from `model`.",
+            f"Choose other {origin.field}, or start this student from `model`.",
         ) from error

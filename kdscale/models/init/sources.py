@@ -1,4 +1,4 @@
-"""Sources of a student's tensors: which of the teacher's each starts from, and their summary."""
+"""Sources of a student's tensors: those of its teacher, or of a model that it loads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -7,6 +7,7 @@ from typing import Any
 
 from kdscale.errors import KdscaleError
 from kdscale.models.init.families import Family
+from kdscale.models.init.layers import TEACHER, Origin
 from kdscale.models.init.width import Sizes, axes_of
 from kdscale.models.meta_model import MetaModel, in_layer, layer_of
 
@@ -15,7 +16,7 @@ from kdscale.models.meta_model import MetaModel, in_layer, layer_of
 class Source:
     """Start of one tensor of the student."""
 
-    tensor: str  # the teacher's name of it
+    tensor: str  # its name in the model that the student starts from
     axes: tuple[str, ...] = ()  # of a tensor to be sliced
     layer: int | None = None  # of the student
 
@@ -41,17 +42,23 @@ def embedding_sources(mine: MetaModel, theirs: MetaModel) -> dict[str, Source]:
     return sources
 
 
-def all_sources(mine: MetaModel, theirs: MetaModel, layers: list[int]) -> dict[str, Source]:
+def all_sources(
+    mine: MetaModel, theirs: MetaModel, layers: list[int] | None, origin: Origin = TEACHER
+) -> dict[str, Source]:
     """Return the source of every tensor of the student, by the student's names.
 
-    From the teacher's `layers`, and from what is in no layer. Raises KdscaleError where layers of
-    several kinds get mixed up, or where there is no list of layers to choose from.
+    From the `layers` of `origin`, None for all as they are, and from what is in no layer. Raises
+    KdscaleError where layers of several kinds get mixed up, or where there is no list of layers to
+    choose from.
     """
+    if layers is None:
+        head = _head(mine, theirs)
+        return {name: Source(head.get(name) or name) for name in mine.shapes}
     prefix = theirs.prefix
     if prefix is None or mine.count_layers(prefix) != len(layers):
         raise KdscaleError(
             f"No list of {len(layers)} layers was found in a {mine.kind}.",
-            "Start this student from `model` instead of `teacher_layers`.",
+            f"Start this student from `model` instead of `{origin.field}`.",
         )
     sources, head = {}, _head(mine, theirs)
     for name, shape in mine.shapes.items():
@@ -61,31 +68,37 @@ def all_sources(mine: MetaModel, theirs: MetaModel, layers: list[int]) -> dict[s
             other = in_layer(name, prefix, layers[layer])
         if other not in theirs.shapes:
             raise KdscaleError(
-                f"The student's tensor {name!r} would start from {other!r}, which the teacher "
-                "lacks: its layers are of several kinds.",
-                "Choose teacher_layers whose kinds come in the teacher's order.",
+                f"The student's tensor {name!r} would start from {other!r}, which the "
+                f"{origin.name} lacks: its layers are of several kinds.",
+                f"Choose {origin.field} whose kinds come in the {origin.name}'s order.",
             )
         if shape != (have := theirs.shapes[other]):
             raise KdscaleError(
-                f"The student's tensor {name!r} is {list(shape)}, and the teacher's {other!r} is "
-                f"{list(have)}: its size follows from the number of layers.",
-                "Start this student from `model` instead of `teacher_layers`.",
+                f"The student's tensor {name!r} is {list(shape)}, and the {origin.name}'s "
+                f"{other!r} is {list(have)}: its size follows from the number of layers.",
+                f"Start this student from `model` instead of `{origin.field}`.",
             )
         sources[name] = Source(other, layer=layer)
-    _check_kinds(mine.settings, theirs.settings, prefix, layers)
+    _check_kinds(mine.settings, theirs.settings, prefix, layers, origin)
     return sources
 
 
 def with_axes(
-    sources: dict[str, Source], theirs: MetaModel, sizes: Sizes, family: Family
+    sources: dict[str, Source],
+    theirs: MetaModel,
+    sizes: Sizes,
+    family: Family,
+    origin: Origin = TEACHER,
 ) -> dict[str, Source]:
-    """Return the sources of a narrower student; `sizes` and `family` are the teacher's.
+    """Return the sources of a narrower student; `sizes` and `family` are those of `origin`.
 
     Raises KdscaleError for a tensor that cannot be sliced.
     """
     shapes = theirs.shapes
     return {
-        name: replace(source, axes=axes_of(source.tensor, shapes[source.tensor], sizes, family))
+        name: replace(
+            source, axes=axes_of(source.tensor, shapes[source.tensor], sizes, family, origin)
+        )
         for name, source in sources.items()
     }
 
@@ -93,7 +106,7 @@ def with_axes(
 def _head(mine: MetaModel, theirs: MetaModel) -> dict[str, str | None]:
     """Return the sources of the tensors that only the student's head has.
 
-    Of a tied teacher they are the embedding's.
+    Of a tied model they are the embedding's.
     """
     shared = mine.embedding.values()
     return {name: theirs.head.get(p) for p, name in mine.head.items() if name not in shared}
@@ -104,8 +117,9 @@ def _check_kinds(
     theirs: Mapping[str, Mapping[str, Any]],
     prefix: str,
     layers: list[int],
+    origin: Origin,
 ) -> None:
-    """Refuse layers of other kinds than those of the teacher that they start from.
+    """Refuse layers of other kinds than those of `origin` that they start from.
 
     With other attention, other positions, experts or none. `mine` and `theirs` are the settings of
     both models' modules.
@@ -120,10 +134,10 @@ def _check_kinds(
             pair = settings.get(key), other.get(key)
             if pair[0] != pair[1] and pair != (layer, start):  # a layer may know its own number
                 raise KdscaleError(
-                    f"The student's layer {layer} would start from the teacher's {start}, which is "
-                    f"of another kind: {key} of {name} is {pair[0]!r} in the one and {pair[1]!r} "
-                    "in the other.",
-                    "Choose teacher_layers whose kinds come in the teacher's order.",
+                    f"The student's layer {layer} would start from the {origin.name}'s {start}, "
+                    f"which is of another kind: {key} of {name} is {pair[0]!r} in the one and "
+                    f"{pair[1]!r} in the other.",
+                    f"Choose {origin.field} whose kinds come in the {origin.name}'s order.",
                 )
 
 
@@ -132,16 +146,16 @@ class Group:
     """Some of the student's tensors, with the numbers of their parameters by how they start."""
 
     name: str  # "embedding", "layer 3", "norms", "other" or "head"
-    source: str | None = None  # the teacher's group, such as "layer 7"
+    source: str | None = None  # where it starts from, such as "teacher's layer 7"
     tensors: int = 0  # none in a head that is the embedding
-    copied: int = 0  # of tensors taken whole from the teacher
+    copied: int = 0  # of tensors taken whole
     sliced: int = 0  # of tensors that are a part of a larger one
     random: int = 0  # drawn by the seed
 
     def __str__(self) -> str:
         if not self.tensors:
             return f"{self.name}: shared with the embedding"
-        origin = f" <- teacher's {self.source}" if self.source else ""
+        origin = f" <- {self.source}" if self.source else ""
         tensors = f"{self.tensors} tensor{'s' * (self.tensors > 1)}"
         return f"{self.name}{origin}: {tensors}, parameters {_counts([self])}"
 
@@ -158,8 +172,13 @@ class Provenance:
         return "\n".join([first, *(f"  {group}" for group in self.groups)])
 
 
-def trace(mine: MetaModel, theirs: MetaModel | None, sources: dict[str, Source]) -> Provenance:
-    """Return the provenance of a student whose tensors start from `sources` of the teacher."""
+def trace(
+    mine: MetaModel,
+    theirs: MetaModel | None,
+    sources: dict[str, Source],
+    origin: Origin = TEACHER,
+) -> Provenance:
+    """Return the provenance of a student whose tensors start from `sources` of `origin`."""
     groups: dict[str, Group] = {}
     for name, shape in mine.shapes.items():
         kind, source = mine.group_of(name), sources.get(name)
@@ -168,10 +187,10 @@ def trace(mine: MetaModel, theirs: MetaModel | None, sources: dict[str, Source])
         if source is None or theirs is None:
             group.random += prod(shape)
             continue
-        group.source = theirs.group_of(source.tensor)
+        group.source = f"{origin.name}'s {theirs.group_of(source.tensor)}"
         have = theirs.shapes[source.tensor]
         if shape[1:] == have[1:] and shape[:1] > have[:1]:
-            # An embedding padded to more rows than the teacher's.
+            # An embedding padded to more rows than there.
             group.copied += prod(have)
             group.random += prod(shape) - prod(have)
         elif shape == have:

@@ -1,4 +1,4 @@
-"""A narrower copy of a model: its sizes, and the dimensions of the teacher that it keeps.
+"""A narrower copy of a model: its sizes, and the dimensions of the original that it keeps.
 
 Those with the largest activations on a calibration sample (Minitron, arXiv:2407.14679): channels of
 the residual stream, one set for the whole model because it is one stream; neurons and attention
@@ -15,6 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from kdscale.config.initial import WidthConfig
 from kdscale.errors import KdscaleError
 from kdscale.models.init.families import Family, axes_at, family_of
+from kdscale.models.init.layers import TEACHER, Origin
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class WidthStatistics:
-    """Activity of a teacher of L layers, each a mean over the tokens of a sample; float64."""
+    """Activity of a model of L layers, each a mean over the tokens of a sample; float64."""
 
     channels: np.ndarray  # [L + 1, H] |norm output|, a layer's two norms added; last the final one
     neurons: np.ndarray  # [L, I] |input of the MLP's last projection|
@@ -52,7 +53,7 @@ class WidthStatistics:
 
 @dataclass(frozen=True)
 class Kept:
-    """Indices into the teacher's dimensions, ascending int64, by layer of the student."""
+    """Dimensions kept of the model that it starts from, ascending int64, by the student's layer."""
 
     hidden: np.ndarray  # [H']
     neurons: list[np.ndarray]  # [I'] each
@@ -60,7 +61,7 @@ class Kept:
     keys: list[np.ndarray]  # [K' * head size] each
 
     def cut(self, tensor: torch.Tensor, axes: tuple[str, ...], layer: int | None) -> torch.Tensor:
-        """Return the kept part of a teacher's `tensor` along `axes`, for `layer` of the student."""
+        """Return the kept part of that model's `tensor` along `axes`, for the student's `layer`."""
         for dimension, axis in enumerate(axes):
             if axis == "hidden":
                 tensor = tensor.index_select(dimension, torch.from_numpy(self.hidden))
@@ -71,8 +72,10 @@ class Kept:
         return tensor
 
 
-def axes_of(name: str, shape: tuple[int, ...], sizes: Sizes, family: Family) -> tuple[str, ...]:
-    """Return the axis along each dimension of the teacher's tensor `name`.
+def axes_of(
+    name: str, shape: tuple[int, ...], sizes: Sizes, family: Family, origin: Origin = TEACHER
+) -> tuple[str, ...]:
+    """Return the axis along each dimension of the tensor `name` of `origin`.
 
     Raises KdscaleError for one that is not known, or has another shape than its kind.
     """
@@ -86,15 +89,16 @@ def axes_of(name: str, shape: tuple[int, ...], sizes: Sizes, family: Family) -> 
     }
     if not axes or shape != tuple(lengths.get(a, n) for a, n in zip(axes, shape, strict=False)):
         raise KdscaleError(
-            f"The teacher's tensor {name!r} of shape {list(shape)} is none that can be sliced.",
+            f"The {origin.name}'s tensor {name!r} of shape {list(shape)} is none that can be "
+            "sliced.",
             "Leave out `width`.",
         )
     return axes
 
 
-def narrow_sizes(config: Any, width: WidthConfig) -> Sizes:
-    """Return the student's sizes. Raises KdscaleError for those that the teacher cannot give."""
-    family = family_of(config)
+def narrow_sizes(config: Any, width: WidthConfig, origin: Origin = TEACHER) -> Sizes:
+    """Return the student's sizes. Raises KdscaleError for those that `origin` cannot give."""
+    family = family_of(config, origin.name)
     have = Sizes.of(config)
     # Where every query head has its own keys, the one size is the other.
     alone = have.heads == have.groups
@@ -111,13 +115,14 @@ def narrow_sizes(config: Any, width: WidthConfig) -> Sizes:
     for name, (size, most) in wanted.items():
         if size > most:
             raise KdscaleError(
-                f"width.{name} {size} is more than the teacher's {most}.", f"Give at most {most}."
+                f"width.{name} {size} is more than the {origin.name}'s {most}.",
+                f"Give at most {most}.",
             )
     shared = have.heads // have.groups
     if heads % groups or heads // groups > shared:
         raise KdscaleError(
-            f"{heads} query heads cannot share {groups} key and value heads of a teacher where "
-            f"{shared} share one.",
+            f"{heads} query heads cannot share {groups} key and value heads of a {origin.name} "
+            f"where {shared} share one.",
             f"Give a multiple of {groups} up to {groups * shared} as width.num_attention_heads, "
             "or another width.num_key_value_heads.",
         )
@@ -151,10 +156,10 @@ def narrow_config(config: Any, sizes: Sizes) -> None:
         ) from error
 
 
-def choose(student: Sizes, teacher: Sizes, layers: list[int], statistics: WidthStatistics) -> Kept:
+def choose(student: Sizes, start: Sizes, layers: list[int], statistics: WidthStatistics) -> Kept:
     """Return the dimensions that a student of `layers` keeps, by them and by the final norm."""
     used = [*layers, -1]
-    heads = [_top_heads(statistics.heads[layer], student, teacher) for layer in layers]
+    heads = [_top_heads(statistics.heads[layer], student, start) for layer in layers]
     return Kept(
         hidden=_top(statistics.channels[used].sum(axis=0), student.hidden),
         neurons=[_top(statistics.neurons[layer], student.neurons) for layer in layers],
@@ -169,14 +174,14 @@ def _top(importance: np.ndarray, count: int) -> np.ndarray:
 
 
 def _top_heads(
-    importance: np.ndarray, student: Sizes, teacher: Sizes
+    importance: np.ndarray, student: Sizes, start: Sizes
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the (query heads, key and value heads) to keep.
 
     A query head stays with its keys, so that a group is worth what its heads that would be kept are
     worth together.
     """
-    by_group = importance.reshape(teacher.groups, -1)
+    by_group = importance.reshape(start.groups, -1)
     each = student.heads // student.groups
     worth = np.sort(by_group, axis=1)[:, -each:].sum(axis=1)
     groups = _top(worth, student.groups)

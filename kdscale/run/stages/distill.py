@@ -5,12 +5,29 @@ from dataclasses import replace
 from kdscale.cache.commit.manifest import load_manifest
 from kdscale.cache.commit.plan import find_generation
 from kdscale.cache.read.reader import CacheSource
+from kdscale.distill.before import BeforeJob
+from kdscale.distill.student_init import check_student_tokenizer, loaded_config
 from kdscale.distill.worker import DistillJob
+from kdscale.models.hf_folder import loadable
+from kdscale.models.load import load_config_of
 from kdscale.run.artifacts import RunArtifacts
 from kdscale.run.record import RunRecord
 from kdscale.run.stages.base import Stage, StageContext, check_other_caches, models_complete
 from kdscale.store import Store
 from kdscale.train.job import TrainingJob
+
+
+def _check(run: RunArtifacts) -> None:
+    """Refuse caches and a loaded student that do not fit the tokenizer that this run has made."""
+    check_other_caches(run)
+    config, student, prepared = run.config, run.config.distill.student, run.prepared
+    if student.load is None or config.data.tokenizer.kind != "train":
+        return  # compared before anything started
+    source = loadable(student.load, weights=False)
+    loaded_config(config, prepared, load_config_of(source, student.revision))
+    check_student_tokenizer(
+        config, source, prepared.tokenizer_folder(), lambda text: print(f"note: {text}", flush=True)
+    )
 
 
 def _models(run: RunArtifacts) -> dict[str, str]:
@@ -27,13 +44,13 @@ def _make(context: StageContext) -> list[str]:
     trainings = [
         TrainingJob(
             name=name,
-            fingerprint=fingerprint,
+            fingerprint=run.student_fingerprint(name),
             config=run.config,
             training=run.config.distill.training,
             output=run.output,
             fence=run.fence,
         )
-        for name, fingerprint in _fingerprints(run).items()
+        for name in run.student_names
     ]
     job = DistillJob(
         trainings=trainings,
@@ -42,13 +59,20 @@ def _make(context: StageContext) -> list[str]:
         expected=run.cache_needs,
         teacher=run.teacher_if_present(),
         tables=run.output.child(f"curriculum/{run.student_fingerprint('student')}"),
+        before=_before(run),
     )
     context.groups.run(job, run.config.distill.workers, context.progress)
     return [f"{run.student('student').parameters:,} parameters in the student"]
 
 
+def _before(run: RunArtifacts) -> BeforeJob | None:
+    if not run.keeps_before:
+        return None
+    return BeforeJob(run.student_fingerprint("before"), run.output, run.fence)
+
+
 def _fingerprints(run: RunArtifacts) -> dict[str, str]:
-    return {name: run.student_fingerprint(name) for name in run.student_names}
+    return {name: run.student_fingerprint(name) for name in run.evaluated_names}
 
 
 def _pinned_caches(run: RunArtifacts, record: RunRecord) -> list[CacheSource]:
@@ -75,6 +99,6 @@ STAGE = Stage(
     fingerprint=lambda run: run.student_fingerprint("student"),
     is_complete=lambda run, record: models_complete(run, _fingerprints(run)),
     make=_make,
-    check=check_other_caches,
+    check=_check,
     models=_models,
 )

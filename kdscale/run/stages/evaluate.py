@@ -27,7 +27,7 @@ def _is_complete(run: RunArtifacts, record: RunRecord) -> bool:
 
 
 def _make(context: StageContext) -> list[str]:
-    """Score teacher, student, baseline and the config's other models."""
+    """Score teacher, student, baseline, the student before training and other models."""
     run = context.run
     config = run.config
     job = EvaluateJob(
@@ -36,7 +36,7 @@ def _make(context: StageContext) -> list[str]:
         prepared=run.prepared_store,
         teacher=run.teacher_if_present(),
         models={
-            **{name: run.student(name) for name in run.student_names},
+            **{name: run.student(name) for name in run.evaluated_names},
             **external_references(config, run.prepared),
         },
     )
@@ -54,6 +54,8 @@ def _make(context: StageContext) -> list[str]:
     )
     if scores := _lm_eval_scores(run):
         results["lm_eval"] = scores
+    if chat := run.prepared.chat_summary:
+        results["chat"] = chat
     write_results(run.output, results)
     gaps = results["gap_recovered"].items()
     return [f"gap recovered on {d}: {'n/a' if g is None else f'{g:.1%}'}" for d, g in gaps]

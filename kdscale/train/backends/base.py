@@ -43,6 +43,9 @@ class Backend(Protocol):
     def export(self, folder: Path) -> None:
         """Write a Hugging Face folder on rank 0. Collective."""
 
+    def trained_values(self) -> dict[str, torch.Tensor]:
+        """Return the model's trained parameters by name, whole and in float32. Collective."""
+
 
 def make_backend(
     build: Callable[[], PreTrainedModel],
@@ -53,9 +56,9 @@ def make_backend(
 ) -> Backend:
     """Return DDP or ZeRO around `wrap(build())`, by `training.zero.stage`.
 
-    `micro_batches` are those of a step and rank. All parameters of what `wrap` gives are trained;
-    the built model alone is exported. Raises KdscaleError where the model has no dropout to set, or
-    cannot recompute activations.
+    `micro_batches` are those of a step and rank. What `wrap` gives is trained, but for parameters
+    that it has frozen; the built model alone is exported. Raises KdscaleError where the model has
+    no dropout to set, or cannot recompute activations.
     """
 
     def build_for_training() -> PreTrainedModel:

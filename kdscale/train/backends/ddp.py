@@ -16,6 +16,7 @@ from kdscale.train.state import (
     SavedState,
     adam_state,
     count_updates,
+    of_model,
     parameter_groups,
     trained_parameters,
     write_state,
@@ -79,6 +80,10 @@ class DdpBackend:
         """See Backend."""
         if self._worker.rank == 0:
             self._bare.save_pretrained(folder)
+
+    def trained_values(self) -> dict[str, torch.Tensor]:
+        """See Backend."""
+        return {name: each.detach() for name, each in of_model(self._parameters).items()}
 
     def _get(self, parameter: torch.nn.Parameter) -> Parts:
         state = self._optimiser.state.get(parameter, {})

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from kdscale.config.training import TrainingConfig
 from kdscale.distributed.rank import Rank
-from kdscale.models.head import ModelWithHead
+from kdscale.models.head import PREFIX, ModelWithHead
 from kdscale.models.sharded import initialize_engine, partitioned_construction
 from kdscale.train.state import (
     MOMENTS,
@@ -23,13 +23,11 @@ from kdscale.train.state import (
     SavedState,
     adam_state,
     count_updates,
+    of_model,
     parameter_groups,
     trained_parameters,
     write_state,
 )
-
-# Prefix of the model's parameters in a ModelWithHead.
-_WRAPPED = "model."
 
 
 class ZeroBackend:
@@ -94,14 +92,19 @@ class ZeroBackend:
             # None.
             gathered = self._engine._zero3_consolidated_16bit_state_dict() or {}
             state = {
-                name.removeprefix(_WRAPPED): value
+                name.removeprefix(PREFIX): value
                 for name, value in gathered.items()
-                if name.startswith(_WRAPPED)
+                if name.startswith(PREFIX)
             }
         else:
             state = self._bare.state_dict()
         if self._worker.rank == 0:
             self._bare.save_pretrained(folder, state_dict=state)
+
+    def trained_values(self) -> dict[str, torch.Tensor]:
+        """See Backend."""
+        mine = of_model(self._parameters)
+        return {name: self._shards.get(each)["value"] for name, each in mine.items()}
 
 
 def _zero_config(training: TrainingConfig, micro_batches: int, worker: Rank) -> dict[str, Any]:

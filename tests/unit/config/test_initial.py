@@ -28,6 +28,9 @@ def test_only_a_start_from_the_teacher_needs_its_files() -> None:
     assert student_of("{teacher_layers: [0]}").takes_from_teacher
     assert student_of("{model: {architecture: gpt2}, copy_embeddings: true}").takes_from_teacher
     assert not student_of("{model: {architecture: gpt2}}").takes_from_teacher
+    assert not student_of(
+        "{load: some/model, layers: [0], width: {hidden_size: 8}}"
+    ).takes_from_teacher
 
 
 @pytest.mark.parametrize(
@@ -43,6 +46,15 @@ def test_only_a_start_from_the_teacher_needs_its_files() -> None:
         ("{teacher_layers: [0], model: {architecture: gpt2}}", "either `model` or"),
         ("{}", "either `model` or"),
         ("{teacher_layers: [0], copy_embeddings: true}", "drop copy_embeddings"),
+        (
+            "{load: a/b, model: {architecture: gpt2}}",
+            "either `model` or `teacher_layers`, or `load`",
+        ),
+        ("{load: a/b, teacher_layers: [0]}", "choose `layers` of the model in `load`"),
+        ("{load: a/b, layers: []}", "`layers` is empty"),
+        ("{load: a/b, copy_embeddings: true}", "`load` takes the embeddings too"),
+        ("{teacher_layers: [0], layers: [0]}", "those of the model in `load`: give it"),
+        ("{model: {architecture: gpt2}, revision: main}", "those of the model in `load`: give it"),
         ("{teacher_layers: [0], width: {}}", "`width` gives no size"),
         ("{teacher_layers: [0], width: {hidden_size: 0}}", r"hidden_size: .*greater than 0"),
         (

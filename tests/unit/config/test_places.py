@@ -101,7 +101,7 @@ RUN: dict[str, Any] = {
     "teacher": {"load": "PATH/teacher"},
     "cache": {"reuse": [{"url": "PATH/cache"}]},
     "distill": {
-        "student": {"teacher_layers": [0, 2]},
+        "student": {"load": "PATH/student"},
         "training": {"steps": 2, "global_batch_size": 2},
         "cache_folder": "PATH/blocks",
     },
@@ -127,14 +127,15 @@ def test_a_run_has_absolute_paths_in_all_fields(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     text = dump_config(resolve_paths(config("./here")))
-    assert len(re.findall(f"{tmp_path}/here/", text)) == text.count("here/") == 9
+    assert len(re.findall(f"{tmp_path}/here/", text)) == text.count("here/") == 10
 
 
 def test_a_name_is_a_path_where_a_folder_of_that_name_exists(tmp_path: Path) -> None:
-    for name in ("teacher", "other", "saved"):
+    for name in ("teacher", "student", "other", "saved"):
         (tmp_path / "org" / name).mkdir(parents=True)
     made, found = resolve_places(config("org"), tmp_path)
     assert made.teacher.load == f"{tmp_path}/org/teacher"
+    assert made.distill.student.load == f"{tmp_path}/org/student"
     assert made.evaluate.models == {"other": f"{tmp_path}/org/other"}
     assert made.data.sources["train"][0].path == f"{tmp_path}/org/saved"
     assert {place.form for place in found} == {"path", "hub", "node"}
@@ -145,6 +146,7 @@ def test_hub_names_urls_and_templates_in_the_config_stay(tmp_path: Path) -> None
     given = config("org", data={**RUN["data"], "chat": {"template": "{{ messages }}"}})
     made, _ = resolve_places(given, tmp_path)
     assert made.teacher.load == "org/teacher"
+    assert made.distill.student.load == "org/student"
     assert made.evaluate.models == {"other": "org/other"}
     assert made.data.sources["train"][0].path == "org/saved"
     assert made.data.chat == given.data.chat

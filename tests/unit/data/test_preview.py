@@ -12,6 +12,7 @@ from kdscale.config.data import DataConfig
 from kdscale.config.task import Task
 from kdscale.data.preview import Preview, preview
 from kdscale.errors import KdscaleError
+from tests.chats import CONVERSATIONS, FAMILIES, make_tokenizer
 from tests.runs import tiny_config, write_config
 
 TEXT = "the river runs past the old mill and under the bridge to the sea"
@@ -108,6 +109,30 @@ def test_conversations_show_what_is_learned(tmp_path: Path) -> None:
     said = [e for e, is_target in zip(row.expected, row.is_target, strict=True) if is_target]
     assert "".join(said) == "The\nRhine\n.<|im_end|>"
     assert "".join(row.tokens).startswith("<|im_start|>user\nWhich river?<|im_end|>\n")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pieces"])
+def test_texts_of_tokens_are_the_rendered_conversation(tmp_path: Path, kind: str) -> None:
+    whole = make_tokenizer(FAMILIES["qwen3"], kind, tmp_path / "teacher")
+    (tmp_path / "talk.jsonl").write_text(json.dumps(CONVERSATIONS["thoughts and tools"]) + "\n")
+    train = {"kind": "jsonl", "path": str(tmp_path / "talk.jsonl")}
+    config = {"train": train, "chat": {}, "seq_len": 1024, "pack": False, "min_characters": 1}
+    found = preview(
+        DataConfig.model_validate({**config, "tokenizer": {"kind": "teacher"}}),
+        "causal-lm",
+        rows=9,
+        teacher_tokenizer=tmp_path / "teacher",
+    )
+    assert (found.conversations, len(found.rows), found.counts.documents) == (1, 5, 5)
+    assert "training template 'qwen3'" in str(found.chat)
+    record = CONVERSATIONS["thoughts and tools"]
+    talk = [{**each, "content": each["content"] or ""} for each in record["messages"]]
+    rendered = whole.apply_chat_template(talk, tools=record["tools"], tokenize=False)
+    assert rendered in ["".join(row.tokens) for row in found.rows]
+    for row in found.rows:
+        following = [*row.tokens[1:], ""]
+        wanted = [text if mask else "" for text, mask in zip(following, row.is_target, strict=True)]
+        assert row.expected == wanted
 
 
 def test_a_mixture_shows_the_first_documents_of_each_source(tmp_path: Path) -> None:

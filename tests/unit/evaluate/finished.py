@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def _prepare(store: Store, texts: list[str], tokenizer: Path) -> dict[str, Any]:
     upload_folder(tokenizer, store, "tokenizer")
     builder = RowBuilder(Layout(T, 1, False, True, info.pad_id))
     text = (tokenizer / "tokenizer.json").read_text()
-    rows = concatenate(list(builder.build(encode(text, info, [t[:12000] for t in texts]))), T)
+    encoded = chain.from_iterable(encode(text, info, [t[:12000] for t in texts]))
+    rows = concatenate(list(builder.build(encoded)), T)
     writer = SplitWriter("causal-lm", DataConfig(seq_len=T), store, "", info, lambda *_: None)
     # The quickest way to an entry of the manifest: the writer's own last step.
     entry = writer._store_rows("validation", [rows], replace(builder.counts))

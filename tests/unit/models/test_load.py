@@ -69,5 +69,5 @@ def test_bad_models_are_refused_with_the_reason(tmp_path: Path) -> None:
         make_config(wrong, VOCAB, SPECIAL, 64)
     with pytest.raises(KdscaleError, match="No model can be loaded"):
         load_model(tmp_path)
-    with pytest.raises(KdscaleError, match="has 300 embeddings, but its tokenizer has 301 ids"):
+    with pytest.raises(KdscaleError, match=r"has 300 embeddings, but .* has 301 ids"):
         check_vocabulary(make(LLAMA).config, 301, "teacher")

@@ -106,7 +106,7 @@ def plan(folder: Path, task_spec: TaskSpec, **fields: Any) -> InitPlan:
     check_weights(str(folder), None, shape)
     student = StudentConfig.model_validate(fields)
     planned = plan_student(student, shape, **TOKENIZER, task_spec=task_spec)
-    planned.check_sources(str(folder), None, shape)
+    planned.check_sources(str(folder), None)
     return planned
 
 

@@ -155,30 +155,30 @@ def test_a_classifier_of_another_number_of_classes_is_refused(tmp_path: Path) ->
 
 def test_a_student_is_refused_from_the_headers_of_its_teacher(tmp_path: Path) -> None:
     make_teacher(tmp_path)
-    shape, planned = load_config_of(tmp_path), plan(tmp_path, teacher_layers=[1])
-    planned.check_sources(str(tmp_path), None, shape)
+    planned = plan(tmp_path, teacher_layers=[1])
+    planned.check_sources(str(tmp_path), None)
     tensors = load_file(tmp_path / FILE)
     name = "model.layers.1.mlp.up_proj.weight"
     save_file(tensors | {name: tensors[name].to(torch.float8_e4m3fn)}, tmp_path / FILE)
     for source in (str(tmp_path), tmp_path.as_uri()):
         with pytest.raises(KdscaleError, match=f"'{name}' is quantised \\(F8_E4M3\\)"):
-            planned.check_sources(source, None, shape)
+            planned.check_sources(source, None)
     save_file({n: t for n, t in tensors.items() if n != name}, tmp_path / FILE)
     for source in (str(tmp_path), tmp_path.as_uri()):
         with pytest.raises(KdscaleError, match=f"lack 1 tensors .*, such as '{name}'"):
-            planned.check_sources(source, None, shape)
+            planned.check_sources(source, None)
 
 
 def test_two_tensors_that_the_config_takes_for_one_are_refused(tmp_path: Path) -> None:
     make_teacher(tmp_path, tie_word_embeddings=True)
-    shape, planned = load_config_of(tmp_path), plan(tmp_path, teacher_layers=[1])
+    planned = plan(tmp_path, teacher_layers=[1])
     tensors = load_file(tmp_path / FILE)
     embedding = tensors["model.embed_tokens.weight"]
     save_file(tensors | {"lm_head.weight": embedding.clone()}, tmp_path / FILE)
-    planned.check_sources(str(tmp_path), None, shape)
+    planned.check_sources(str(tmp_path), None)
     save_file(tensors | {"lm_head.weight": embedding + 1}, tmp_path / FILE)
     with pytest.raises(KdscaleError, match="are one tensor, and its files hold two different ones"):
-        planned.check_sources(str(tmp_path), None, shape)
+        planned.check_sources(str(tmp_path), None)
 
 
 def test_a_shared_tensor_may_be_stored_under_its_other_name(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_documents(folder / "text")
     write_teacher(folder / "teacher")
     write_teacher(folder / "bert", "bert", BERT, TaskSpec("masked-lm"))
+    write_teacher(folder / "small", options=SMALL)
     return folder
 
 
@@ -70,6 +71,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return int(caught.value.code or 0), *capsys.readouterr()
 
 
+NARROW = {"hidden_size": 16}
 ON_LAYERS = {"hidden": {"layers": [[1, 3]]}, "attention": {}}
 MASKED: dict[str, Any] = {
     "task": "masked-lm",
@@ -95,6 +97,10 @@ CLASSIFIED: dict[str, Any] = {
         {"teacher__training": {"steps": 1, "global_batch_size": 2, "zero": {"stage": 3}}},
         MASKED,
         CLASSIFIED,
+        {"distill__student": {"load": "{}/small"}},
+        {"distill__student": {"load": "{}/teacher", "layers": [0, 3], "width": NARROW}},
+        {**MASKED, "distill__student": {"load": "{}/bert", "layers": [0, 2]}},
+        {**CLASSIFIED, "distill__student": {"load": "{}/bert"}},
     ],
 )
 def test_a_good_run_goes_through_and_leaves_nothing_behind(
@@ -360,3 +366,23 @@ def test_the_difference_between_tokenizers_is_their_first_id_or_setting(tmp_path
     merged = {**here["model"], "merges": []}
     assert "`model.merges` of tokenizer.json differs" in difference(model=merged)
     assert "`normalizer` of tokenizer.json is" in difference(normalizer={"type": "NFC"})
+
+
+def test_a_student_out_of_reach_is_noted_where_the_run_starts_elsewhere(
+    config: Callable[..., RunConfig],
+) -> None:
+    away = config(distill__student={"load": "/mnt/elsewhere/student"})
+    assert "distill.student.load /mnt/elsewhere/student cannot be seen from here" in notes(
+        away, ELSEWHERE
+    )
+    with pytest.raises(KdscaleError, match="folder '/mnt/elsewhere/student' does not exist"):
+        preflight(away)
+
+
+def test_a_revision_of_a_students_folder_is_ignored(
+    config: Callable[..., RunConfig], place: Path
+) -> None:
+    loaded = config(distill__student={"load": f"{place}/small", "revision": "main"})
+    assert notes(loaded) == (
+        "distill.student.revision is ignored: distill.student.load is a folder."
+    )

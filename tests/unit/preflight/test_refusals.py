@@ -57,6 +57,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder / "teacher", folder / "no-tokenizer")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / "no-tokenizer" / name).unlink()
+    write_teacher(folder / "small", options=SMALL)
     for name in ("pointer", "cut", "unfit", "beyond"):
         shutil.copytree(folder / "teacher", folder / name)
     weights = (folder / "teacher" / "model.safetensors").read_bytes()
@@ -92,6 +93,10 @@ def student(options: Changes, architecture: str = "llama") -> Changes:
 
 def layers(choice: Any, **more: Any) -> Changes:
     return {"distill__student": {"teacher_layers": choice, **more}}
+
+
+def load(folder: str, **more: Any) -> Changes:
+    return {"distill__student": {"load": folder, **more}}
 
 
 # What is changed in a good config, where {} is the folder of `place`; and words of the answer.
@@ -135,6 +140,21 @@ CASES: dict[str, tuple[Changes, str]] = {
             MODEL: {"architecture": "mamba", "options": {"hidden_size": 16}},
         },
         "no sequence classifier of the architecture 'mamba'",
+    ),
+    "load-missing": (load("./nowhere"), "/nowhere' does not exist"),
+    "load-tokenizer": (load("{}/other"), "has another tokenizer than the run"),
+    "load-embeddings": (load("{}/beyond"), "The student has 290 embeddings, but the run's"),
+    "load-cut": (load("{}/cut"), "is damaged: it has"),
+    "load-pointer": (load("{}/pointer"), "is a git-lfs pointer"),
+    "load-unfit": (load("{}/unfit"), "do not fit its config"),
+    "load-layers": (
+        load("{}/small", layers=[0, 2]),
+        "layers [2] are not among the loaded model's layers 0 to 1",
+    ),
+    "load-width": (load("{}/small", width={"hidden_size": 64}), "more than the loaded model's 16"),
+    "load-before": (
+        {**load("{}/small"), "evaluate__models": {"before": "{}/small"}},
+        "evaluate.models has a `before`",
     ),
     "packs": (
         {MODEL: {"architecture": "mamba", "options": {"hidden_size": 16, "num_hidden_layers": 1}}},

@@ -14,15 +14,20 @@ from transformers import AutoTokenizer
 
 from kdscale.config.chat import ChatConfig
 from kdscale.config.data import DataConfig
-from kdscale.data.chat.messages import Message, dump, load, plain_text, read_conversation
+from kdscale.data.chat.answers import answer_tokens, check_template, render_answers
+from kdscale.data.chat.messages import (
+    Conversation,
+    Message,
+    dump,
+    load,
+    plain_text,
+    read_conversation,
+)
 from kdscale.data.chat.template import (
     CHATML,
     CHATML_TOKENS,
     CannotRenderError,
     ChatTemplate,
-    answer_tokens,
-    check_template,
-    render_answers,
     template_to_train,
 )
 from kdscale.data.cleaning.cleaner import FIRST_STEP, Cleaner, Status
@@ -61,8 +66,19 @@ def template(text: str) -> ChatTemplate:
 
 
 def answers(text: str, messages: Sequence[Message]) -> list[str]:
-    rendered, spans = render_answers(template(text), messages)
-    return [rendered[start:end] for start, end in spans]
+    """Return what is learned, text by text."""
+    renderings = render_answers(template(text), Conversation(messages))
+    return [each.text[start:end] for each in renderings for start, end in each.spans]
+
+
+def texts_of(text: str, messages: Sequence[Message]) -> list[str]:
+    return [each.text for each in render_answers(template(text), Conversation(messages))]
+
+
+def read(record: dict[str, Any], config: ChatConfig) -> list[Message]:
+    found = read_conversation(record, config, "a#0")
+    assert found is not None
+    return list(found.messages)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +88,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TokenizerIn
 
 
 def encode_one(folder: Path, info: TokenizerInfo, messages: Sequence[Message]) -> Encoded:
-    (found,) = encode((folder / "tokenizer.json").read_text(), info, [dump(messages)])
+    text = dump(Conversation(messages))
+    [[found]] = encode((folder / "tokenizer.json").read_text(), info, [text])
     return found
 
 
@@ -116,7 +133,8 @@ def test_tokens_and_answers_are_those_that_transformers_gives(
 @settings(deadline=None, max_examples=60)
 @given(TALKS)
 def test_answers_are_found_in_templates_that_do_not_mark_them(talk: list[Message]) -> None:
-    assert render_answers(template(UNMARKED), talk) == render_answers(template(CHATML), talk)
+    found = render_answers(template(UNMARKED), Conversation(talk))
+    assert found == render_answers(template(CHATML), Conversation(talk))
 
 
 def test_an_answer_ends_with_the_token_that_ends_its_turn() -> None:
@@ -159,10 +177,6 @@ def test_templates_in_which_answers_cannot_be_told_are_refused(text: str, proble
 
 def test_a_template_is_looked_at_before_anything_is_read() -> None:
     check_template(template(UNMARKED))
-    with pytest.raises(KdscaleError, match="the date of today"):
-        check_template(template("{{ strftime_now('%d') }}" + UNMARKED))
-    # Llama 3 falls back to a date of its own.
-    check_template(template("{{ date_string or strftime_now('%d') }}" + UNMARKED))
     for broken in ("{% for %}", "{{ messages[0].nothing.at_all }}", "{{ raise_exception('no') }}"):
         with pytest.raises(KdscaleError, match="cannot render a question and an answer"):
             check_template(template(broken))
@@ -227,23 +241,23 @@ def test_tokens_at_the_edges_of_an_answer() -> None:
     ],
 )
 def test_the_forms_of_a_conversation(record: dict[str, Any], fields: dict[str, Any]) -> None:
-    assert read_conversation(record, ChatConfig.model_validate(fields), "a#0") == TALK
+    assert read(record, ChatConfig.model_validate(fields)) == TALK
 
 
 def test_prompts_with_completions() -> None:
     config = ChatConfig(prompt="asked", completion="said")
-    plain = read_conversation({"asked": "Why?", "said": "So."}, config, "a#0")
+    plain = read({"asked": "Why?", "said": "So."}, config)
     assert plain == [Message("user", "Why?", False), Message("assistant", "So.", True)]
-    assert plain_text(dump(plain)) == "Why?\n\nSo."
+    assert plain_text(dump(Conversation(plain))) == "Why?\n\nSo."
     record = {"asked": as_dicts(TALK[:4]), "said": as_dicts(TALK[4:])}
-    talk = read_conversation(record, config, "a#0") or []
+    talk = read(record, config)
     assert [message.is_target for message in talk] == [False, False, False, False, True]
 
 
 def test_answers_that_a_record_takes_out() -> None:
     said = {"role": "assistant", "content": "So."}
     record = {"messages": [said | {"weight": 0}, said | {"train": False}, said | {"weight": 1}]}
-    talk = read_conversation(record, ChatConfig(), "a#0") or []
+    talk = read(record, ChatConfig())
     assert [message.is_target for message in talk] == [False, False, True]
 
 
@@ -276,14 +290,14 @@ def test_what_is_no_conversation_is_refused(value: Any, problem: str) -> None:
 
 def test_what_cannot_be_read_is_left_out() -> None:
     assert read_conversation({"messages": "not JSON"}, ChatConfig(), "a#0") is None
-    assert read_conversation({"messages": None}, ChatConfig(), "a#0") == []
+    assert read({"messages": None}, ChatConfig()) == []
 
 
 def talk_with(answer: dict[str, Any], **chat: Any) -> list[Message]:
     """Return a question and the answer, as they are read."""
     asked = {"role": "user", "content": "Why?", "weight": 0}
     record = {"messages": [asked, {"role": "assistant", "content": "So.", **answer}]}
-    return read_conversation(record, ChatConfig.model_validate(chat), "a#0") or []
+    return read(record, ChatConfig.model_validate(chat))
 
 
 # As DeepSeek's and Qwen's: thoughts before an answer and calls of tools behind it.
@@ -342,11 +356,52 @@ def test_a_field_that_the_template_does_not_write_is_refused(answer: dict[str, A
         with pytest.raises(KdscaleError, match=rf"'{name}' of messages\[1\] \(assistant: 'So.'\)"):
             answers(text, talk_with(answer))
         assert answers(text, talk_with(answer, ignore=[name])) == [f"So.{END}"]
-    # Thoughts of the last turn alone, as Qwen 3 has them.
+
+
+def test_turns_that_later_ones_change_have_texts_of_their_own() -> None:
+    # Thoughts of the last turn alone.
     last = THINKING.replace("if m.reasoning_content", "if m.reasoning_content and loop.last")
     talk = talk_with({"reasoning_content": "hm"})
-    with pytest.raises(KdscaleError, match=r"'reasoning_content' of messages\[1\]"):
-        answers(last, [*talk, *talk])
+    said = f"<think>hm</think>So.{END}"
+    [alone] = texts_of(last, talk)
+    short = alone.replace("<think>hm</think>", "")
+    assert texts_of(last, [*talk, *talk]) == [short + alone, alone.removesuffix("\n")]
+    assert answers(last, [*talk, *talk]) == [said, said]
+    # What follows the last answer is no reason to lose its thoughts, nor is an answer as context.
+    assert answers(last, [*talk, talk[0]]) == [said]
+    assert answers(last, [talk[0], replace(talk[1], is_target=False), *talk]) == [said]
+
+
+def test_special_tokens_that_follow_each_other_end_a_turn_together() -> None:
+    doubled = UNMARKED.replace("'<|im_end|>\\n'", "'<|im_end|><|im_start|>\\n<|im_end|>'")
+    assert answers(doubled, TALK[1:3]) == [f"Scattering.{END}{START}"]
+
+
+def test_thoughts_are_learned_where_a_template_that_marks_answers_takes_them_away() -> None:
+    marked = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
+        "{% if m['role'] == 'assistant' %}{% set thinks = m.reasoning_content and loop.last %}"
+        "{% generation %}{{ '(' + m.reasoning_content + ')' if thinks else '' }}"
+        "{{ m['content'] + '<|im_end|>' }}{% endgeneration %}"
+        "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{% endfor %}"
+    )
+    talk = talk_with({"reasoning_content": "hm"})
+    assert answers(marked, [*talk, *talk]) == [f"(hm)So.{END}"] * 2
+    assert len(texts_of(marked, [*talk, *talk])) == 2
+    assert answers(marked, [*talk, replace(talk[1], is_target=False)]) == [f"(hm)So.{END}"]
+
+
+def test_dates_are_fixed_and_variables_are_passed() -> None:
+    dated = "{{ strftime_now('%d %B %Y') + date_string }}" + UNMARKED
+    check_template(template(dated))
+    assert texts_of(dated, TALK)[0].startswith(f"26 July 202426 Jul 2024{START}system")
+    later = replace(template(dated), date="2025-02-03", variables={"name": "Ann"})
+    [found] = render_answers(replace(later, text="{{ name }}" + dated), Conversation(TALK))
+    assert found.text.startswith(f"Ann03 February 202503 Feb 2025{START}system")
+    assert ChatTemplate.from_dict(json.loads(json.dumps(later.as_dict()))) == later
+    assert template(dated).as_dict().keys() == {"text", "tokens", "specials"}
+    with pytest.raises(ValueError, match="may not set tools: kdscale does"):
+        ChatConfig(variables={"tools": True})
 
 
 def test_a_field_is_refused_by_the_records_name_where_the_template_is_known() -> None:
@@ -358,7 +413,7 @@ def test_a_field_is_refused_by_the_records_name_where_the_template_is_known() ->
     # What the template refuses is counted later.
     for text in (THINKING, BLANKS.replace("== 'assistant'", "== 'gpt'")):
         found = Fields("text", None, ChatConfig(), template(text)).document(record, "a.jsonl#7")
-        assert load(str(found.content))[1].more == {"reasoning_content": "hm"}
+        assert load(str(found.content)).messages[1].more == {"reasoning_content": "hm"}
     assert template_to_train(ChatConfig()).text == CHATML
 
 
@@ -378,15 +433,62 @@ def test_other_fields_are_cleaned_and_seen_as_text() -> None:
     steps = [{"kind": "mask_pii"}]
     clean = Cleaner(DataConfig.model_validate({**_CHAT, "cleaning": steps}))
     talk = talk_with({"reasoning_content": "ask jane@example.org\r\n", "tool_calls": [CALL]})
-    found = clean(dump(talk))
-    assert load(found.text)[1].more == {"reasoning_content": "ask <EMAIL>", "tool_calls": [CALL]}
+    found = clean(dump(Conversation(talk)))
+    assert load(found.text).messages[1].more == {
+        "reasoning_content": "ask <EMAIL>",
+        "tool_calls": [CALL],
+    }
     assert plain_text(found.text).startswith("Why?\n\nSo.\n\nask <EMAIL>\n\nfunction")
-    assert clean(dump(talk_with({"reasoning_content": "\ud800"}))).status == Status.UNDECODABLE
+    assert (
+        clean(dump(Conversation(talk_with({"reasoning_content": "\ud800"})))).status
+        == Status.UNDECODABLE
+    )
     # Conversations without other fields are written as ever: they are found by their text.
-    assert dump(TALK[:1]) == '[["system", "Be short.", false]]'
+    assert dump(Conversation(TALK[:1])) == '[["system", "Be short.", false]]'
 
 
-@pytest.mark.parametrize("field", ["tools", "system", "functions"])
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+
+
+def test_tools_beside_the_messages_are_read_and_rendered() -> None:
+    take = Fields("text", None, ChatConfig())
+    talk = {"messages": as_dicts(TALK)}
+    # Arrow gives each the fields of all.
+    arrow = {"function": {**TOOL["function"], "strict": None}, "type": "function"}
+    for tools in ([TOOL], json.dumps([TOOL]), [TOOL["function"]], [arrow]):
+        found = load(str(take.document({**talk, "tools": tools}, "a#0").content))
+        assert found == Conversation(TALK, [TOOL])
+    for nothing in (None, "", [], "[]"):
+        assert take.document({**talk, "tools": nothing}, "a#0") == take.document(talk, "a#0")
+    for wrong, kind in (("Be kind.", "text that is no JSON"), (["look"], "a list with str")):
+        with pytest.raises(KdscaleError, match=f"'tools' of a#0 holds {kind}"):
+            take.document({**talk, "tools": wrong}, "a#0")
+    record = {**talk, "tools": [TOOL]}
+    with pytest.raises(KdscaleError, match="1 tools of a#0 are not written by the chat template"):
+        Fields("text", None, ChatConfig(), template(CHATML)).document(record, "a#0")
+    writes = template("{{ tools | tojson if tools else '' }}" + UNMARKED)
+    document = Fields("text", None, ChatConfig(), writes).document(record, "a#0")
+    clean = Cleaner(DataConfig.model_validate(_CHAT))
+    kept = load(clean(document.content).text)
+    assert kept == Conversation(TALK, [TOOL])
+    [found_text] = [each.text for each in render_answers(writes, kept)]
+    assert found_text.startswith(json.dumps([TOOL]))
+    assert take.columns(["id", "tools", "messages"]) == ["messages", "tools"]
+
+
+def test_arguments_of_calls_are_objects() -> None:
+    text = {"function": {"name": "look", "arguments": '{"at": "the sky"}'}}
+    plain = {"function": {"name": "look", "arguments": {"at": "the sky", "for": None}}}
+    for call in (text, plain):
+        [_, answer] = talk_with({"tool_calls": [call]})
+        assert answer.more == {
+            "tool_calls": [{"function": {"name": "look", "arguments": {"at": "the sky"}}}]
+        }
+    [_, answer] = talk_with({"tool_calls": [{"function": {"arguments": "the sky"}}]})
+    assert answer.more == {"tool_calls": [{"function": {"arguments": "the sky"}}]}
+
+
+@pytest.mark.parametrize("field", ["system", "functions"])
 def test_what_stands_beside_the_messages_is_refused(field: str) -> None:
     talk = {"messages": as_dicts(TALK)}
     take = Fields("text", None, ChatConfig())
@@ -411,16 +513,22 @@ def test_steps_of_cleaning_work_on_messages_and_on_the_whole() -> None:
         Message("assistant", "Hi!", True),
     ]
     # Neither has enough words, both together have.
-    found = clean(dump([*talk, Message("user", "Goodbye for now.", False)]))
+    found = clean(dump(Conversation([*talk, Message("user", "Goodbye for now.", False)])))
     assert found.status == Status.KEPT
-    assert [m.content for m in load(found.text)] == ["I am <EMAIL>.", "Hi!", "Goodbye for now."]
-    assert [m.is_target for m in load(found.text)] == [False, True, False]
+    assert [m.content for m in load(found.text).messages] == [
+        "I am <EMAIL>.",
+        "Hi!",
+        "Goodbye for now.",
+    ]
+    assert [m.is_target for m in load(found.text).messages] == [False, True, False]
     assert found.changed == 1
     assert found.bands is not None
-    assert clean(dump(talk)).status == FIRST_STEP + 1
-    assert clean(dump([])).status == Status.SHORT
+    assert clean(dump(Conversation(talk))).status == FIRST_STEP + 1
+    assert clean(dump(Conversation([]))).status == Status.SHORT
     assert clean(None).status == Status.UNDECODABLE
-    assert clean(dump([Message("user", "\ud800", False)])).status == Status.UNDECODABLE
+    assert (
+        clean(dump(Conversation([Message("user", "\ud800", False)]))).status == Status.UNDECODABLE
+    )
 
 
 _CHAT: dict[str, Any] = {

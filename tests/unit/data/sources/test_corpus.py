@@ -19,7 +19,7 @@ import pytest
 
 from kdscale.config.chat import ChatConfig
 from kdscale.config.data import SourceConfig
-from kdscale.data.chat.messages import Message, dump
+from kdscale.data.chat.messages import Conversation, Message, dump
 from kdscale.data.sources.corpus import Corpus, corpus_identity, find_corpus
 from kdscale.data.sources.folders import glob_pattern
 from kdscale.data.sources.opening import RANGE_BYTES
@@ -213,7 +213,9 @@ def test_conversations_of_all_containers(tmp_path: Path) -> None:
     quoted = json.dumps(talk).replace('"', '""')
     write(tmp_path, {"a.csv": f'messages\n"{quoted}"\n'.encode()})
     datasets.Dataset.from_dict({"messages": [talk]}).save_to_disk(tmp_path / "set")
-    expected = dump([Message("user", "Why?", False), Message("assistant", "So.", True)])
+    expected = dump(
+        Conversation([Message("user", "Why?", False), Message("assistant", "So.", True)])
+    )
     for kind, name in (
         *(("jsonl", "a.jsonl"), ("parquet", "a.parquet"), ("csv", "a.csv")),
         ("huggingface", "set"),
