@@ -12,7 +12,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # What `surrogateescape` makes of bytes that are no UTF-8.
 _NO_TEXT = re.compile("([\udc80-\udcff]+)")
 _NO_TEXT_OR_BLANK = re.compile(f"([\udc80-\udcff{_BLANK}]+)")
+_WORD = re.compile(rb" *[^ ]+| +")
 # Control characters, and bytes of planes without characters or of no UTF-8: some published
 # alphabets lack a few, which their texts never had.
 _RARE = {*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F, 0xC0, 0xC1, *range(0xF1, 0x100)}
@@ -62,29 +64,25 @@ _BYTES = {letter: byte for byte, letter in enumerate(_LETTERS)}
 class TokenBytes:
     """The exact bytes of every id of a tokenizer, and its ids of any bytes."""
 
-    def __init__(self, raw: bytes, info: TokenizerInfo) -> None:
-        """See `of`."""
+    def __init__(self, tokenizer_json: bytes, info: TokenizerInfo) -> None:
+        """Read a `tokenizer.json` that `of` has found to be exact."""
         roles = {info.start_id, info.end_id, info.pad_id, info.mask_id}
-        spec = _parse(raw, roles)
-        kind = _Kind(spec)
+        self._kind = kind = _Kind(_parse(tokenizer_json, roles), roles)
         self.info = info
-        self.json = raw
-        self.digest = hashlib.sha256(raw).hexdigest()
+        self.json = tokenizer_json
+        self.digest = hashlib.sha256(tokenizer_json).hexdigest()
         self.prefix = kind.prefix
         self.always_adds = kind.always_adds
         """The blank is added also to a text that begins with one."""
-        vocabulary = _load(json.dumps(spec)).get_vocab(with_added_tokens=True)
-        spelled = kind.spelled(vocabulary)
+        self._spelled = spelled = kind.spelled()
         self.is_special = np.array([each is None for each in spelled])  # [V] bool
         """Special tokens, and numbers that no token has: they have no bytes."""
         self.lengths = np.array([len(each or b"") for each in spelled], np.int32)  # [V]
-        self.names: dict[str, int] = {
-            each["content"]: each["id"] for each in spec["added_tokens"] if each["special"]
-        }
+        added = {each["content"]: each["id"] for each in kind.spec["added_tokens"]}
+        self.names = {name: number for name, number in added.items() if self.is_special[number]}
         """Special tokens by what they are called."""
         self._starts = np.cumsum(self.lengths, dtype=np.int64) - self.lengths
         self._bytes = np.frombuffer(b"".join(each or b"" for each in spelled), np.uint8)
-        self._encoder = _Encoder(kind, spelled, vocabulary)
 
     @classmethod
     def of(cls, tokenizer_json: bytes | Path, info: TokenizerInfo) -> "TokenBytes":
@@ -94,10 +92,20 @@ class TokenBytes:
         Raises KdscaleError where ids do not spell their text exactly: by what the file says, and by
         texts in several scripts, there and back.
         """
-        is_path = isinstance(tokenizer_json, Path)
-        found = cls(tokenizer_json.read_bytes() if is_path else tokenizer_json, info)
+        if isinstance(tokenizer_json, Path):
+            tokenizer_json = tokenizer_json.read_bytes()
+        try:
+            found = cls(tokenizer_json, info)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise _no_tokenizer(error) from error
+        found.encoder.require_bytes()
         _check_round_trip(found)
         return found
+
+    @cached_property
+    def encoder(self) -> "_Encoder":
+        """Encoder into ids; a large vocabulary takes seconds to be loaded."""
+        return _Encoder(self._kind, self._spelled)
 
     @property
     def vocab_size(self) -> int:
@@ -114,13 +122,19 @@ class TokenBytes:
         return self._bytes[shift + np.arange(total)].tobytes()
 
     def of_id(self, number: int) -> bytes:
-        """Return the bytes of one id."""
-        start = int(self._starts[number])
-        return self._bytes[start : start + int(self.lengths[number])].tobytes()
+        """Return the bytes of one id; a special token has none."""
+        return self._spelled[number] or b""
 
-    def adds_blank(self, text: bytes) -> bool:
-        """Tell whether the tokenizer puts a blank before a `text`, where it does so at all."""
-        return bool(text) and (self.always_adds or not text.startswith(b" "))
+    def with_blank(self, text: bytes) -> bytes:
+        """Return what the tokenizer reads of a `text`, where it adds a blank in front at all."""
+        if not text or (text.startswith(b" ") and not self.always_adds):
+            return text
+        return b" " + text
+
+    def without_blank(self, text: bytes) -> bytes:
+        """Invert `with_blank`. One blank counts as added where the text may have had it itself."""
+        is_added = text.startswith(b" ") and (self.always_adds or text[1:2] not in (b"", b" "))
+        return text[1:] if is_added else text
 
     def encode(self, texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of all `texts`, flat int32, and how many each has, [n] int64.
@@ -130,14 +144,29 @@ class TokenBytes:
         A byte that no token has, as some alphabets lack a control character, is read as a blank.
         Safe to use from threads.
         """
-        texts = [text.translate(self._encoder.readable) for text in texts]
-        found = self._encoder(texts)
+        texts = [text.translate(self.encoder.readable) for text in texts]
+        found = self.encoder(texts)
         if self.spell(_flat(found)) != b"".join(texts):
-            # A text may spell what is no text to the tokenizer, such as Unigram's piece "</s>".
-            for number, text in enumerate(texts):
-                if self.spell(np.array(found[number], np.int64)) != text:
-                    found[number] = self._encoder.byte_by_byte(text)
+            found = [
+                ids if self._spells(ids, text) else self._word_by_word(text)
+                for ids, text in zip(found, texts, strict=True)
+            ]
         return _flat(found), np.array([len(each) for each in found], np.int64)
+
+    def _spells(self, ids: list[int], text: bytes) -> bool:
+        return self.spell(np.array(ids, np.int64)) == text
+
+    def _word_by_word(self, text: bytes) -> list[int]:
+        """Return the ids of a text with a word that means something else to the tokenizer.
+
+        Unigram takes "</s>" or "<0x41>" for the piece of that name. Its word is spelled by bytes.
+        """
+        words = _WORD.findall(text)
+        return [
+            number
+            for ids, word in zip(self.encoder(words), words, strict=True)
+            for number in (ids if self._spells(ids, word) else self.encoder.byte_by_byte(word))
+        ]
 
 
 def _flat(found: list[list[int]]) -> np.ndarray:
@@ -148,9 +177,10 @@ def _flat(found: list[list[int]]) -> np.ndarray:
 class _Kind:
     """How a tokenizer writes bytes, and where it adds a blank."""
 
-    def __init__(self, spec: dict[str, Any]) -> None:
+    def __init__(self, spec: dict[str, Any], roles: Collection[int | None]) -> None:
         """Take a parsed `tokenizer.json`. KdscaleError for one that changes text."""
         self.spec = spec
+        self._roles = roles
         self.prefix: Prefix = "never"
         self.always_adds = False
         model = spec["model"]
@@ -196,38 +226,54 @@ class _Kind:
 
     def continuation(self) -> str:
         """Return the `tokenizer.json` of a tokenizer that adds and changes nothing."""
-        spec = copy.deepcopy(self.spec)
-        spec["truncation"] = spec["padding"] = spec["post_processor"] = None
         kept = self._normalizers
-        spec["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
-        if "dropout" in spec["model"]:
-            spec["model"]["dropout"] = None
-        for token in spec["added_tokens"]:
-            token["lstrip"] = token["rstrip"] = False
-        for step in _steps(spec["pre_tokenizer"], "pretokenizers"):
+        changed: dict[str, Any] = {
+            "truncation": None,
+            "padding": None,
+            "post_processor": None,
+            "normalizer": {"type": "Sequence", "normalizers": kept} if kept else None,
+            "pre_tokenizer": copy.deepcopy(self.spec["pre_tokenizer"]),
+            "added_tokens": [
+                token | {"lstrip": False, "rstrip": False} for token in self.spec["added_tokens"]
+            ],
+        }
+        if self.spec["model"].get("dropout"):
+            changed["model"] = self.spec["model"] | {"dropout": None}
+        for step in _steps(changed["pre_tokenizer"], "pretokenizers"):
             if step["type"] == "ByteLevel":
                 step["add_prefix_space"] = False
             if step["type"] == "Metaspace":
                 step.pop("add_prefix_space", None)
                 step["prepend_scheme"] = "never"
-        return json.dumps(spec)
+        return json.dumps(self.spec | changed)
 
-    def spelled(self, vocabulary: Mapping[str, int]) -> list[bytes | None]:
+    def spelled(self) -> list[bytes | None]:
         """Return the bytes of every id; None for special tokens and numbers without a token."""
-        model = self.spec["model"]
-        found: list[bytes | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
-        for token, number in vocabulary.items():
+        model, added = self.spec["model"], self.spec["added_tokens"]
+        numbers = [*self.vocabulary.values(), *(token["id"] for token in added)]
+        found: list[bytes | None] = [None] * (max(numbers, default=-1) + 1)
+        for token, number in self.vocabulary.items():
             found[number] = self._bytes_of(token)
-        for added in self.spec["added_tokens"]:
-            text = added["content"]
+        for token in added:
+            text = token["content"]
             plain = text if self.is_byte_level else text.replace(_BLANK, " ")
-            found[added["id"]] = None if added["special"] else plain.encode()
-        unknown = model.get("unk_id")
+            found[token["id"]] = None if token["special"] else plain.encode()
+        name, unknown = model.get("unk_token"), model.get("unk_id")
         if unknown is None:
-            unknown = vocabulary.get(model.get("unk_token") or "")
-        if unknown is not None:
-            found[unknown] = None
+            unknown = self.vocabulary.get(name or "")
+        if unknown is not None and unknown not in self._roles:
+            # With a token for every byte, nothing is unknown: it comes of its name alone.
+            names = {number: token for token, number in self.vocabulary.items()}
+            found[unknown] = names[unknown].encode()
         return found
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """Numbers of the model's tokens."""
+        vocabulary = self.spec["model"]["vocab"]
+        if isinstance(vocabulary, dict):
+            return vocabulary
+        return {token: number for number, (token, _) in enumerate(vocabulary)}
 
     def _bytes_of(self, token: str) -> bytes | None:
         if self.is_byte_level:
@@ -244,24 +290,24 @@ class _Kind:
 class _Encoder:
     """Encoder of bytes into ids, as continuations of a text."""
 
-    def __init__(
-        self, kind: _Kind, spelled: list[bytes | None], vocabulary: Mapping[str, int]
-    ) -> None:
-        """Raise KdscaleError where a byte has no token."""
+    def __init__(self, kind: _Kind, spelled: list[bytes | None]) -> None:
         self._tokenizer = _load(kind.continuation())
         self._is_byte_level = kind.is_byte_level
         self._pattern = _NO_TEXT if kind.is_byte_level else _NO_TEXT_OR_BLANK
         single = {text[0]: i for i, text in enumerate(spelled) if text and len(text) == 1}
         for byte in range(0x80) if kind.has_fallback else ():
             # Where a character has a token of its own, as "a" has beside <0x61>.
-            number = vocabulary.get(" " if byte == 0x20 else chr(byte))
+            number = kind.vocabulary.get(_BLANK if byte == 0x20 else chr(byte))
             if number is not None and spelled[number] == bytes([byte]):
                 single[byte] = number
-        lacking = set(range(256)) - single.keys()
+        self._lacking = set(range(256)) - single.keys()
         self._single = {byte: single.get(byte, single.get(0x20, 0)) for byte in range(256)}
-        self.readable = bytes(0x20 if byte in lacking else byte for byte in range(256))
+        self.readable = bytes(0x20 if byte in self._lacking else byte for byte in range(256))
         """For bytes.translate: a blank for each byte without a token."""
-        missing = sorted(lacking - _RARE)
+
+    def require_bytes(self) -> None:
+        """Raise KdscaleError where a byte that texts have has no token."""
+        missing = sorted(self._lacking - _RARE)
         if missing:
             listed = ", ".join(f"0x{byte:02X}" for byte in missing[:_SHOWN])
             more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
@@ -323,19 +369,9 @@ def _steps(step: dict[str, Any] | None, nested: str) -> Iterator[dict[str, Any]]
 
 
 def _parse(raw: bytes, roles: Collection[int | None]) -> dict[str, Any]:
-    """Return the parsed file, with the ids of `roles` as special tokens.
-
-    KdscaleError where it is no `tokenizer.json`.
-    """
-    try:
-        _load(raw.decode())
-        spec: dict[str, Any] = json.loads(raw)
-    except Exception as error:  # the library raises plain ones
-        raise KdscaleError(
-            f"This is no `tokenizer.json` of the tokenizers library: {error}",
-            "Save the tokenizer with transformers' save_pretrained, and give that file.",
-        ) from error
-    spec = {"added_tokens": [], "normalizer": None, "pre_tokenizer": None} | spec
+    """Return the parsed file, with the ids of `roles` as special tokens."""
+    defaults: dict[str, Any] = {"added_tokens": [], "normalizer": None, "pre_tokenizer": None}
+    spec = defaults | json.loads(raw)
     for token in spec["added_tokens"]:
         token["special"] = token["special"] or token["id"] in roles
     return spec
@@ -347,7 +383,10 @@ def _load(tokenizer_json: str) -> Any:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_str(tokenizer_json)
+    try:
+        tokenizer = Tokenizer.from_str(tokenizer_json)
+    except Exception as error:  # the library raises plain ones
+        raise _no_tokenizer(error) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
@@ -359,8 +398,8 @@ def _check_round_trip(tokens: TokenBytes) -> None:
     tokenizer = _load(tokens.json.decode())  # as it is published
     for sample in _SAMPLES:
         text = sample.encode()
-        if tokens.prefix != "never" and tokens.adds_blank(text):
-            text = b" " + text
+        if tokens.prefix != "never":
+            text = tokens.with_blank(text)
         ids = tokenizer.encode(sample, add_special_tokens=False).ids
         spelled = tokens.spell(np.array(ids, np.int64))
         if spelled != text:
@@ -369,6 +408,13 @@ def _check_round_trip(tokens: TokenBytes) -> None:
         own = tokens.encode([text])[0].tolist()
         if own != ids:
             raise _inexact(f"it adds blanks to {sample!r} elsewhere than in front of it")
+
+
+def _no_tokenizer(error: Exception) -> KdscaleError:
+    return KdscaleError(
+        f"This is no `tokenizer.json` of the tokenizers library: {error!r}.",
+        "Save the tokenizer with transformers' save_pretrained, and give that file.",
+    )
 
 
 def _inexact(why: str) -> KdscaleError:

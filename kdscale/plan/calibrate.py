@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
@@ -270,10 +270,16 @@ def _stored_payload(job: MeasureJob, prepared: Store, rank: Rank, model: torch.n
 
 
 def _student_step(job: MeasureJob, rank: Rank) -> float:
-    """Return median seconds of the student's step on targets of the run's codec."""
+    """Return median seconds of the student's step on targets of the run's codec.
+
+    Of a student with its own tokenizer on labels: its targets cost what they cost.
+    """
+    aligns = job.config.aligns
+    if aligns:
+        job = replace(job, vocab_size=job.student.get_text_config().vocab_size)
     training, length = job.config.distill.training, job.config.data.seq_len
     codec = make_codec(job.config.cache.codec, job.vocab_size)
-    cached = job.config.distill.targets == "cache"
+    cached = job.config.distill.targets == "cache" and not aligns
     loss = DistillationLoss(job.config, codec, None) if cached else LabelsLoss()
     rows = min(training.micro_batch_size, rank_rows(training, rank.world_size))
     logits = torch.randn(length, job.vocab_size)

@@ -15,6 +15,7 @@ from kdscale.config.hardware import Hardware
 from kdscale.config.lora import LoraConfig
 from kdscale.config.training import TrainingConfig, WorkersConfig
 from kdscale.distill.student_init import loaded_config, plan_init
+from kdscale.distill.student_tokenizer import student_vocabulary
 from kdscale.errors import KdscaleError
 from kdscale.models.hf_folder import loadable
 from kdscale.models.load import build_model, load_config_of
@@ -230,6 +231,14 @@ class PlanInputs:
         inside = workers <= hardware.devices_per_node
         return 1e9 * (hardware.link_gb_s if inside else hardware.network_gb_s)
 
+    @property
+    def in_student_tokens(self) -> "PlanInputs":
+        """The same run with sequences and ids of a student that has its own tokenizer."""
+        if not self.config.aligns:
+            return self
+        length, ids = self.config.student_seq_len, self.student.vocabulary
+        return replace(self, tokens=replace(self.tokens, seq_len=length, outputs=ids))
+
     def with_config(self, config: RunConfig) -> "PlanInputs":
         """Return the same run with other workers, micro-batches or parallelism."""
         return replace(self, config=config)
@@ -252,7 +261,13 @@ def read_inputs(
     `tokens` and `teacher_shape` (a folder with config.json) stand in for a corpus and a teacher
     that are not at hand. Raises KdscaleError where one is needed, or where a model cannot be built.
     """
-    teacher = None if config.teacher.load is None else _existing_teacher(config, teacher_shape)
+    if config.teacher.is_absent and teacher_shape is None:
+        raise KdscaleError(
+            "The run has no teacher (cache.reuse stands for it), and a plan asks for its shape.",
+            "Plan with a config.json of its shape: --teacher FOLDER.",
+        )
+    trained = config.teacher.model is not None
+    teacher = None if trained else _existing_teacher(config, teacher_shape)
     vocab_size = config.data.tokenizer.vocab_size
     if teacher is not None:
         vocab_size = teacher.get_text_config().vocab_size
@@ -263,6 +278,8 @@ def read_inputs(
         classes = labels.classes or tuple(map(str, range(found.outputs)))
     data = KnownData(found.vocab_size, classes)
     teacher = teacher_config(config, data, teacher)
+    if config.aligns:
+        data = KnownData(student_vocabulary(config.distill.student), classes)
     start = _existing_student(config, data) or teacher
     student = plan_init(config, data, start).config
     return PlanInputs(

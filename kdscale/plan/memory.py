@@ -247,7 +247,8 @@ def distill_memory(inputs: PlanInputs) -> Memory:
     """
     config, tokens, shape = inputs.config, inputs.tokens, inputs.teacher
     distill, ranks = config.distill, config.distill.workers.count
-    memory = training_memory(inputs.student, distill.training, ranks, inputs)
+    own = inputs.in_student_tokens
+    memory = training_memory(inputs.student, distill.training, ranks, own)
     codec = make_codec(config.cache.codec, tokens.outputs)
     each = tokens.seq_len * (codec.bytes_per_position + _POSITION)
     rows = rank_rows(distill.training, ranks)

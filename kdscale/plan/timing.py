@@ -212,8 +212,9 @@ def distill_seconds(inputs: PlanInputs) -> Seconds:
     adds its forward to each step of the student.
     """
     distill = inputs.config.distill
+    own = inputs.in_student_tokens
     found = training_seconds(
-        inputs.student, distill.training, "distill", inputs, models=inputs.students
+        inputs.student, distill.training, "distill", own, models=inputs.students
     )
     if distill.targets == "online":
         return replace(found, compute=found.compute + online_forward_seconds(inputs))

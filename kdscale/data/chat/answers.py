@@ -82,10 +82,14 @@ def render_answers(template: ChatTemplate, talk: Conversation) -> list[Rendering
     """
     require_written(template, talk)
     wanted = [at for at, each in enumerate(talk.messages) if _is_wanted(each)]
-    if template.training is None and template.marks_answers:
-        return [_marked_by_itself(template, talk, wanted)]
     text = render(template, talk)
-    turns = [_turn(template, talk, at) for at in wanted]
+    if template.training is None and template.marks_answers:
+        spans, answers = render_marked(template, template.text, talk)[1], _answers(talk)
+        if len(spans) != len(answers):
+            return [_marked_otherwise(text, spans, answers, wanted)]
+        turns = [_turn_by_itself(template, talk, at) for at in wanted]
+    else:
+        turns = [_turn(template, talk, at) for at in wanted]
     found, left = _in_text(text, turns)
     if found.answers or not left:
         # The first text is the whole conversation, as all of it is where nothing is changed.
@@ -152,20 +156,24 @@ def _render_or_none(template: ChatTemplate, talk: Conversation) -> str | None:
         return None  # It cannot do without.
 
 
-def _marked_by_itself(template: ChatTemplate, talk: Conversation, wanted: list[int]) -> Rendering:
-    """Return the text and spans of a template that marks the answers itself."""
-    text, spans = render_marked(template, template.text, talk)
-    answers = _answers(talk)
-    if wanted == answers:
-        return Rendering(text, spans, wanted)
-    if len(spans) != len(answers):
+def _turn_by_itself(template: ChatTemplate, talk: Conversation, at: int) -> Turn:
+    """Return the answer at number `at` as a template that marks the answers has it."""
+    text, spans = render_marked(template, template.text, talk.first(at + 1))
+    start, end = spans[-1]
+    return Turn(at, text[:start], text[start:end])
+
+
+def _marked_otherwise(
+    text: str, spans: list[Span], answers: list[int], wanted: list[int]
+) -> Rendering:
+    """Return the text of a template that marks more or less than one part of each answer."""
+    if wanted != answers:
         raise KdscaleError(
             f"The chat template marks {len(spans)} answers in a conversation of {len(answers)}, of "
             "which some are not to be learned.",
             _OWN_TEMPLATE + "has each answer in one {% generation %} block.",
         )
-    chosen = [span for at, span in zip(answers, spans, strict=True) if at in wanted]
-    return Rendering(text, chosen, wanted)
+    return Rendering(text, spans, wanted)
 
 
 def _answers(talk: Conversation) -> list[int]:
@@ -263,16 +271,24 @@ def _around(template: ChatTemplate, until: Conversation, marked: Message) -> tup
 
 
 def _turn_end(template: ChatTemplate, tail: str) -> int:
-    """Return the length of `tail` up to its first special token, included."""
-    ends = [(at, at + len(token)) for token in template.specials if (at := tail.find(token)) >= 0]
-    if not ends:
+    """Return the length of `tail` up to its first special tokens, included.
+
+    Those that follow each other without a character between them end a turn together.
+    """
+    end = 0
+    while True:
+        starts = [(tail.find(token, end), -len(token)) for token in template.specials]
+        found = [(at, at - length) for at, length in sorted(starts) if at >= 0]
+        if not found or (end and found[0][0] > end):
+            break
+        end = found[0][1]
+    if not end:
         raise KdscaleError(
             f"The chat template ends an answer with {tail!r}, in which there is no special token: "
             "a student could not learn where to stop.",
             _OWN_TEMPLATE + "writes {{ eos_token }} behind each answer.",
         )
-    # The longest of the tokens that start first.
-    return min(ends, key=lambda end: (end[0], -end[1]))[1]
+    return end
 
 
 def _refuse_changes(message: Message) -> NoReturn:

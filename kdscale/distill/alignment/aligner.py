@@ -18,6 +18,7 @@ student's is added where its tokenizer would.
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -138,19 +139,21 @@ class Aligner:
         lengths = teacher.lengths[theirs.ids]
         spelled = teacher.spell(theirs.ids)
         begins = (np.cumsum(lengths, dtype=np.int64) - lengths)[first]
-        bounds = zip(begins.tolist(), [*begins[1:].tolist(), len(spelled)], strict=True)
+        bounds = pairwise([*begins.tolist(), len(spelled)])
         texts = [spelled[begin:end] for begin, end in bounds]
         added = np.zeros(len(first), bool)
         before = np.maximum(first - 1, 0)
         follows = is_text & ~theirs.is_first[first] & teacher.is_special[theirs.ids[before]]
         for piece in np.flatnonzero(follows):
             is_start = bool(theirs.is_first[before[piece]])
-            if self._adds_blanks(teacher, is_start) and texts[piece].startswith(b" "):
-                texts[piece] = texts[piece][1:]
-                theirs.units[first[piece]] -= 1
-            if self._adds_blanks(student, is_start) and student.adds_blank(texts[piece]):
-                texts[piece] = b" " + texts[piece]
-                added[piece] = True
+            text = texts[piece]
+            if self._adds_blanks(teacher, is_start):
+                text = teacher.without_blank(text)
+                theirs.units[first[piece]] -= len(texts[piece]) - len(text)
+            texts[piece] = (
+                student.with_blank(text) if self._adds_blanks(student, is_start) else text
+            )
+            added[piece] = len(texts[piece]) > len(text)
         return [texts[piece] for piece in np.flatnonzero(is_text)], added
 
     def _adds_blanks(self, tokens: TokenBytes, is_start: bool) -> bool:

@@ -16,12 +16,10 @@ from functools import cached_property
 import numpy as np
 
 from kdscale.data.token_bytes import TokenBytes
-from kdscale.errors import KdscaleError
 from kdscale.store import Store
 
 # Raised when the same tokenizers would give other classes.
 _VERSION = 1
-_FEWEST_CLASSES = 2
 
 
 @dataclass(frozen=True)
@@ -42,21 +40,13 @@ class TokenizerPair:
     def build(cls, teacher: TokenBytes, student: TokenBytes) -> "TokenizerPair":
         """Sort all ids into classes; the same tokenizer gives every id its own.
 
-        Raises KdscaleError where the two have nothing in common.
+        Two tokenizers have classes in common in any case: both have a token for every byte.
         """
-        special = _counterparts(teacher, student)
         if teacher.digest == student.digest:
             theirs = np.arange(teacher.vocab_size)
             return cls._numbered(teacher, student, theirs, theirs.copy())
         theirs, mine = _text_classes(teacher, student)
-        common = len(np.intersect1d(theirs[theirs >= 0], mine[mine >= 0]))
-        if common < _FEWEST_CLASSES:
-            raise KdscaleError(
-                f"The tokenizers of teacher ({teacher.vocab_size:,} ids) and student "
-                f"({student.vocab_size:,} ids) have {common} classes of tokens in common: the "
-                "teacher has nothing to say about the student's.",
-                "Give the student another tokenizer, or leave distill.tokenizer at `teacher`.",
-            )
+        special = _counterparts(teacher, student)
         for number in np.flatnonzero(special >= 0):
             known = mine[special[number]]
             mine[special[number]] = theirs[number] = number if known < 0 else known
@@ -149,7 +139,7 @@ def _text_classes(teacher: TokenBytes, student: TokenBytes) -> tuple[np.ndarray,
 def _first_tokens(tokens: TokenBytes, other: TokenBytes) -> np.ndarray:
     """Return the first token that `other` makes of each id of `tokens`, [V] int64; -1 of none."""
     numbers = np.flatnonzero(~tokens.is_special)
-    ids, counts = other.encode([tokens.of_id(number) for number in numbers])
+    ids, counts = other.encode([tokens.of_id(number) for number in numbers.tolist()])
     found = np.full(tokens.vocab_size, -1, np.int64)
     found[numbers] = ids[np.cumsum(counts) - counts]
     return found

@@ -67,6 +67,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1234\n"
     (folder / "pointer" / "model.safetensors").write_text(pointer)
     (folder / "cut" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    shutil.copytree(folder / "teacher", folder / "lowercase")
+    tokenizer = folder / "lowercase" / "tokenizer.json"
+    lowercase = {"normalizer": {"type": "Lowercase"}}
+    tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()) | lowercase))
     set_config(folder / "unfit", intermediate_size=40)
     set_config(folder / "beyond", vocab_size=290)
     small = run_config(folder)
@@ -111,6 +115,14 @@ def layers(choice: Any, **more: Any) -> Changes:
 
 def load(folder: str, **more: Any) -> Changes:
     return {"distill__student": {"load": folder, **more}}
+
+
+def own_tokenizer(place: str) -> Changes:
+    model = {"architecture": "llama", "options": SMALL}
+    return {
+        "distill__tokenizer": "student",
+        "distill__student": {"model": model, "tokenizer": place},
+    }
 
 
 # What is changed in a good config, where {} is the folder of `place`; and words of the answer.
@@ -166,6 +178,23 @@ CASES: dict[str, tuple[Changes, str]] = {
         "layers [2] are not among the loaded model's layers 0 to 1",
     ),
     "load-width": (load("{}/small", width={"hidden_size": 64}), "more than the loaded model's 16"),
+    "own-tokenizer": (own_tokenizer("{}/text"), "can load no tokenizer of"),
+    "own-tokenizer-lowercase": (
+        own_tokenizer("{}/lowercase"),
+        "The student's tokenizer: The ids of this tokenizer do not spell their text exactly",
+    ),
+    "own-tokenizer-of-lowercase": (
+        {**own_tokenizer("{}/teacher"), "teacher__load": "{}/lowercase"},
+        "The teacher's tokenizer: The ids of this tokenizer do not spell their text exactly",
+    ),
+    "own-tokenizer-topk": (
+        {**own_tokenizer("{}/other"), "cache__codec": {"kind": "topk", "k": 8}},
+        "the ghost bucket of 'topk' does not say",
+    ),
+    "own-tokenizer-embeddings": (
+        {**load("{}/beyond"), "distill__tokenizer": "student"},
+        "has 290 embeddings, and its own tokenizer",
+    ),
     "load-before": (
         {**load("{}/small"), "evaluate__models": {"before": "{}/small"}},
         "evaluate.models has a `before`",
