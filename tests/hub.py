@@ -62,6 +62,9 @@ def files_hub(name: str, folder: Path) -> Iterator[FilesHub]:
 
     def answer(request: BaseHTTPRequestHandler) -> None:
         path = request.path.partition("?")[0].strip("/")
+        if path.startswith((f"api/models/{name}/revision/", f"api/models/{name}/tree/")):
+            _describe(request, name, folder, is_tree="/tree/" in path)
+            return
         prefix, _, file = path.partition("/resolve/")
         asked = folder / file.partition("/")[2]
         if prefix != name or not asked.is_file():
@@ -88,6 +91,20 @@ def files_hub(name: str, folder: Path) -> Iterator[FilesHub]:
 
     with _listening(answer) as hub.endpoint:
         yield hub
+
+
+def _describe(request: BaseHTTPRequestHandler, name: str, folder: Path, is_tree: bool) -> None:
+    """Answer with the model's commit, or with its files (`is_tree`)."""
+    files = [
+        {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": "0" * 40}
+        for file in sorted(folder.iterdir())
+    ]
+    data = json.dumps(files if is_tree else {"id": name, "sha": COMMIT}).encode()
+    request.send_response(200)
+    request.send_header("Content-Length", str(len(data)))
+    request.send_header("Content-Type", "application/json")
+    request.end_headers()
+    request.wfile.write(data)
 
 
 @dataclass

@@ -186,6 +186,7 @@ def make_trainer(
         "report_to": "none",
         "save_strategy": "no",
         "use_cpu": True,
+        "ddp_backend": "gloo",
         "disable_tqdm": True,
         "seed": SEED,
     }

@@ -230,6 +230,7 @@ def _tokenizer_folder(store: "Store", digest: str, scratch: Path) -> Path:
 def _capture_again(uri: str, store: "Store", shards: list[int], withdraw_only: bool) -> None:
     """Run the cache stage of the run that made the cache, if that is to be found."""
     from kdscale.cache.format.records import commit_key
+    from kdscale.cache.origin import read_facts
 
     config = None if withdraw_only else find_maker(uri, store)
     if config is not None:
@@ -238,10 +239,12 @@ def _capture_again(uri: str, store: "Store", shards: list[int], withdraw_only: b
         run_pipeline(config, only="cache")
     missing = [shard for shard in shards if not store.exists(commit_key(shard))]
     if missing:
-        typer.echo(
-            f"fix: shards {', '.join(map(str, missing))} are to be captured again: with the config "
-            "that captured them, `kdscale run CONFIG --only cache`.",
-            err=True,
+        again = (
+            "imported again: by the `kdscale cache import` command that imported them"
+            if "import" in read_facts(store)
+            else "captured again: with the config that captured them, `kdscale run CONFIG --only "
+            "cache`"
         )
+        typer.echo(f"fix: shards {', '.join(map(str, missing))} are to be {again}.", err=True)
     else:
         typer.echo(f"{store}: all of them are captured again")

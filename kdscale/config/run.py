@@ -55,11 +55,21 @@ class RunConfig(Config):
     """Seed of initial weights, data order, dropout and sampling."""
 
     data: DataConfig = DataConfig()
-    teacher: TeacherConfig
+    teacher: TeacherConfig = TeacherConfig()
     cache: CacheConfig = CacheConfig()
     distill: DistillConfig
     evaluate: EvaluateConfig = EvaluateConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def aligns(self) -> bool:
+        """True if the student has a tokenizer that is not the teacher's."""
+        return self.distill.tokenizer == "student"
+
+    @property
+    def student_seq_len(self) -> int:
+        """Tokens in a sequence of the student."""
+        return self.distill.seq_len or self.data.seq_len
 
     @property
     def packs(self) -> bool:
@@ -116,13 +126,54 @@ class RunConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _teacher_where_needed(self) -> "RunConfig":
+        if not self.teacher.is_absent:
+            return self
+        if self.cache.reuse is None:
+            raise ValueError(
+                "there is no teacher: give teacher.load or teacher.model, or in cache.reuse the "
+                "finished cache of a teacher that is not at hand"
+            )
+        if self.data.tokenizer.kind != "teacher":
+            raise ValueError(
+                "the tokenizer is that of the cache in cache.reuse: set data.tokenizer.kind to "
+                "'teacher'"
+            )
+        needing = {
+            "distill.targets: online": self.distill.targets == "online",
+            "distill.student.teacher_layers": self.distill.student.teacher_layers is not None,
+            "distill.student.copy_embeddings": self.distill.student.copy_embeddings,
+        }
+        for field, needs in needing.items():
+            if needs:
+                raise ValueError(f"{field} needs a teacher: give teacher.load")
+        return self
+
+    @model_validator(mode="after")
+    def _own_tokenizer_fits(self) -> "RunConfig":
+        if not self.aligns:
+            return self
+        if self.task != "causal-lm" or self.data.chat is not None:
+            what = "data.chat" if self.task == "causal-lm" else f"the task {self.task}"
+            raise ValueError(
+                f"distill.tokenizer `student` is for plain text of causal language models, not for "
+                f"{what}: set it to `teacher`"
+            )
+        if self.cache.temperature != 1:
+            raise ValueError(
+                f"distill.tokenizer `student` adds up probabilities over classes of tokens, which "
+                f"those at cache.temperature {self.cache.temperature:g} do not give: set it to 1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rooms_agree(self) -> "RunConfig":
         trained = self.data.tokenizer.kind == "train"
         if trained and self.teacher.load is not None:
             raise ValueError(
                 "a teacher that exists has its own tokenizer: set data.tokenizer.kind to 'teacher'"
             )
-        if not trained and self.teacher.load is None:
+        if not trained and self.teacher.load is None and not self.teacher.is_absent:
             raise ValueError("data.tokenizer.kind 'teacher' needs teacher.load")
         if self.distill.targets == "cache" and self.cache.reuse is None:
             check_defined(self.distill.loss.divergence.kind, self.cache.codec.kind)

@@ -31,7 +31,10 @@ class ModelConfig(Config):
 
 
 class TeacherConfig(Config):
-    """Either `load`, which `training` may train further, or `model` with `training`."""
+    """Either `load`, which `training` may train further, or `model` with `training`.
+
+    Left out where `cache.reuse` has the distributions of a teacher that is not at hand.
+    """
 
     load: Place | None = None
     """Hugging Face folder (local path or fsspec URL) or hub name of an existing teacher."""
@@ -53,10 +56,17 @@ class TeacherConfig(Config):
         """Return what `field`, of the type Place, holds."""
         return "hub"
 
+    @property
+    def is_absent(self) -> bool:
+        """True if there is no teacher in this run: a finished cache stands for it."""
+        return self.load is None and self.model is None
+
     @model_validator(mode="after")
     def _one_of_both(self) -> "TeacherConfig":
-        if (self.load is None) == (self.model is None):
+        if self.load is not None and self.model is not None:
             raise ValueError("give either `load` or `model`")
+        if self.is_absent and self.training is not None:
+            raise ValueError("`training` needs a teacher: give either `load` or `model`")
         if self.model is not None and self.training is None:
             raise ValueError("a `model` that starts at random needs `training`")
         return self

@@ -87,7 +87,7 @@ class AttentionLoss:
 
 
 def make_layer_losses(
-    config: RunConfig, student: Any, teacher: ModelReference
+    config: RunConfig, student: Any, teacher: ModelReference | None
 ) -> tuple[HiddenLoss | None, AttentionLoss | None]:
     """Return the losses on hidden states and on attention that `config` asks for.
 
@@ -96,6 +96,7 @@ def make_layer_losses(
     online = config.distill.online
     if not online.layer_outputs:
         return None, None
+    assert teacher is not None
     shapes = (student, load_config_of(teacher.local(weights=False), teacher.revision))
     own, theirs = (shape.get_text_config() for shape in shapes)
     depths = own.num_hidden_layers, theirs.num_hidden_layers

@@ -39,7 +39,7 @@ class StudentInit:
 
 
 def init_student(
-    config: RunConfig, prepared: Prepared, teacher: ModelReference, worker: Rank
+    config: RunConfig, prepared: Prepared, teacher: ModelReference | None, worker: Rank
 ) -> StudentInit:
     """Plan the student of `config` and calibrate it where it is narrower. Collective.
 
@@ -53,6 +53,7 @@ def init_student(
         shape = loaded_config(config, prepared, load_config_of(folder))
         absent = absent_tensors(folder, None, shape)
     elif student.takes_from_teacher:
+        assert teacher is not None
         folder = _weights_folder(teacher.local(), teacher.revision)
         shape = load_config_of(folder)
     plan = plan_init(config, prepared, shape, absent)
@@ -85,7 +86,7 @@ def plan_init(
         start,
         vocab_size=data.vocab_size,
         special_ids=data.special_ids,
-        seq_len=config.data.seq_len,
+        seq_len=config.student_seq_len,
         task_spec=_task_spec(config, data),
         absent=absent,
     )
@@ -96,7 +97,7 @@ def loaded_config(config: RunConfig, data: DataFacts, shape: Any) -> Any:
 
     Raises KdscaleError where its task, vocabulary or length does not fit.
     """
-    length, ids = config.data.seq_len, data.special_ids
+    length, ids = config.student_seq_len, data.special_ids
     fit_to_task(shape, data.vocab_size, ids, length, _task_spec(config, data), "student")
     return shape
 
@@ -114,7 +115,8 @@ def check_student_tokenizer(
         tokenizer,
         is_chat=config.data.chat is not None,
         note=note,
-        fix="Load a student that was trained with the run's tokenizer.",
+        fix="Load a student that was trained with the run's tokenizer, or let a causal language "
+        "model keep its own: distill.tokenizer: student.",
     )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from kdscale.errors import KdscaleError
 from kdscale.importing.distillkit_values import Compression, LegacyCompression
 from kdscale.importing.files import Record, matrix, records, vector
-from kdscale.importing.sequence import Ragged, Sequence, first_token, sequence_from_lists
+from kdscale.importing.sequence import Ragged, Sequence, sequence_from_lists
 
 COMPRESSED = ("compressed_logprobs", "bytepacked_indices")
 LEGACY = ("packed_indices", "exact_values", "coeffs")
@@ -64,14 +64,17 @@ class DistillKit:
     def _sequence(self, where: str, record: Record) -> Sequence:
         tokens = vector(where, _TOKENS, record[_TOKENS]).astype(np.int64)
         ids, values = self._targets(where, record)
-        # Of a whole row: where its end was cut off, all columns were.
-        first = first_token(where, len(tokens), len(ids.counts), about_next=True)
+        if not 0 <= len(tokens) - len(ids.counts) <= 1:
+            raise KdscaleError(
+                f"{where}: {len(ids.counts)} entries for {len(tokens)} tokens.",
+                "DistillKit writes an entry for each token, or for each but the last.",
+            )
         segments = is_target = None
         if _SEGMENTS in record:
             segments = vector(where, _SEGMENTS, record[_SEGMENTS]).astype(np.int64)
         if _LABELS in record:
             is_target = vector(where, _LABELS, record[_LABELS]) != _IGNORED
-        return sequence_from_lists(where, tokens, ids, values, first, segments, is_target)
+        return sequence_from_lists(where, tokens, ids, values, 1, segments, is_target)
 
     def _targets(self, where: str, record: Record) -> tuple[Ragged, Ragged]:
         parts = [matrix(where, name, record[name]) for name in self.held]

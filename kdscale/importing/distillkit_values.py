@@ -26,6 +26,7 @@ Dtype = Literal["float16", "bfloat16", "float32", "float64"]
 Term = int | Literal["sqrt", "exp"]
 
 _WORD_BITS = 64
+_AT_ONCE = 256
 
 
 class Bin(Config):
@@ -177,9 +178,14 @@ class _Bytes:
 
 
 def _unpack_bits(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """[m, bytes] uint8 -> [m, count] int64."""
-    stream = np.unpackbits(packed, axis=1)[:, : count * bits].reshape(len(packed), count, bits)
-    return stream.astype(np.int64) @ (1 << np.arange(bits - 1, -1, -1, dtype=np.int64))
+    """[m, bytes] uint8 -> [m, count] int64, some positions at a time: a bit takes 8 bytes."""
+    weights = 1 << np.arange(bits - 1, -1, -1, dtype=np.int64)
+    found = np.empty((len(packed), count), np.int64)
+    for first in range(0, len(packed), _AT_ONCE):
+        part = slice(first, first + _AT_ONCE)
+        stream = np.unpackbits(packed[part], axis=1)[:, : count * bits]
+        found[part] = stream.reshape(-1, count, bits).astype(np.int64) @ weights
+    return found
 
 
 def _levels(codes: np.ndarray, bits: int) -> np.ndarray:

@@ -234,6 +234,9 @@ class DistillationTrainer(Trainer):
 
     def _call(self, model: torch.nn.Module, fn: Callable[..., Any], *arguments: Any) -> Any:
         """Return `fn(trained, *arguments)`, inside of a forward of `model`; see ModelWithHead."""
+        if self.is_deepspeed_enabled:
+            # Trainer evaluates the module inside of the engine, which alone gathers a sharded head.
+            model = self.model_wrapped
         return model(_Call(self._trained, fn, arguments))
 
     # evaluation

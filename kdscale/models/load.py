@@ -25,6 +25,7 @@ from kdscale.models.tasks import (
 )
 
 _LEAST_POSITIONS = 512
+_ENDS = ("bos_token_id", "eos_token_id")
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -130,6 +131,8 @@ def load_model(
     if config is None and found["missing_keys"]:
         raise lacks_weights(str(folder), shape, found["missing_keys"])
     loaded: PreTrainedModel = model
+    if config is not None:
+        _write_ends(loaded, shape)
     return loaded
 
 
@@ -158,7 +161,8 @@ def fit_to_task(
 ) -> None:
     """Make the config of an existing model, in place, that of one to be trained further for a task.
 
-    `what` names the model in messages. Raises KdscaleError where it is quantised, or its
+    It learns the run's ends of texts, so that it will write them. `what` names the model in
+    messages. Raises KdscaleError where it is quantised, or its
     vocabulary, architecture or length does not fit.
     """
     quantised = getattr(config, "quantization_config", None)
@@ -171,10 +175,34 @@ def fit_to_task(
     check_vocabulary(config, vocab_size, what)
     set_task(config, task_spec, seq_len)
     text, classifies = config.get_text_config(), task_spec.task == "sequence-classification"
+    if task_spec.task == "causal-lm":
+        for name in _ENDS:
+            wanted = special_ids.get(name)
+            if wanted is not None and wanted not in _ids(getattr(text, name, None)):
+                setattr(text, name, wanted)
     if classifies and text.pad_token_id is None:
         # Classifiers over decoders find a sequence's end by it. A language model does not need one,
         # and the embedding of a padding id would not be trained: it may be the one that ends texts.
         text.pad_token_id = special_ids.get("pad_token_id")
+
+
+def _write_ends(model: PreTrainedModel, config: Any) -> None:
+    """Let a model write texts with the ends that its config has, where its own settings have none.
+
+    They come from a file beside the weights, and may be those of another tokenizer's setup.
+    """
+    text, settings = config.get_text_config(), getattr(model, "generation_config", None)
+    for name in _ENDS if settings is not None else ():
+        wanted = getattr(text, name, None)
+        if wanted is not None and not {*_ids(wanted)} & {*_ids(getattr(settings, name, None))}:
+            setattr(settings, name, wanted)
+
+
+def _ids(value: Any) -> list[int]:
+    """Return the ids of a setting that holds one, several or none."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def check_vocabulary(config: Any, vocab_size: int, what: str) -> None:

@@ -21,7 +21,7 @@ from kdscale.errors import KdscaleError
 from kdscale.preflight.context import Context, KnownData
 from kdscale.preflight.locate import hub_answers, is_out_of_reach
 from kdscale.store import Store, open_store
-from kdscale.teacher.pretrained import save_tokenizer
+from kdscale.teacher.pretrained import cached_tokenizer, save_tokenizer
 
 _FIRST_DOCUMENTS = 16  # documents of a source
 _ONE_EACH = ("text", "python-stdlib", "python-docs")  # an input is a document
@@ -158,9 +158,10 @@ def known_data(context: Context) -> KnownData | None:
                 folder = context.scratch / "trained"
                 train_tokenizer(["a"], _SMALLEST, folder, chat=config.data.chat)
         return KnownData(config.data.tokenizer.vocab_size, classes)
-    if context.teacher_source is None or context.options.teacher_shape is not None:
+    absent = config.teacher.is_absent
+    if not absent and (context.teacher_source is None or context.options.teacher_shape is not None):
         return None
-    with context.findings.check("the teacher's tokenizer"):
+    with context.findings.check("the cache's tokenizer" if absent else "the teacher's tokenizer"):
         folder, info = _adopted(config, context.teacher_source, context.scratch)
     special = {
         "bos_token_id": info.start_id,
@@ -170,10 +171,14 @@ def known_data(context: Context) -> KnownData | None:
     return KnownData(info.vocab_size, classes, special, True, folder, info.sha256)
 
 
-def _adopted(config: RunConfig, source: str, scratch: Path) -> tuple[Path, TokenizerInfo]:
-    """Make the tokenizer that the prepare stage will make of the teacher's."""
+def _adopted(config: RunConfig, source: str | None, scratch: Path) -> tuple[Path, TokenizerInfo]:
+    """Make the tokenizer that the prepare stage will make of the teacher's, or the cache's."""
     saved, folder = scratch / "saved", scratch / "tokenizer"
-    save_tokenizer(config, source, saved)
+    saved.mkdir()
+    if source is None:
+        cached_tokenizer(config, saved)
+    else:
+        save_tokenizer(config, source, saved)
     return folder, adopt_for_task(config.data, config.task, saved, folder)
 
 

@@ -4,10 +4,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdscale.evaluate.results import DomainMetrics, Results
+from kdscale.evaluate.results import AlignedSet, DomainMetrics, Results, common_loss
 from kdscale.report import formatting as units
 
 MODELS = ("teacher", "student", "baseline")
+BEFORE = "before"
+"""The row of a loaded student as it was before training."""
+
 HOME = "validation"
 """The evaluation set that comes from the training corpus."""
 
@@ -45,6 +48,24 @@ def classifies(results: Results) -> bool:
     return results["task"] == "sequence-classification"
 
 
+def compared_loss(results: Results, model: str, domain: str) -> float | None:
+    """Return the loss of `model` on `domain` in the unit in which models are compared."""
+    found = score(results, model, domain)
+    return None if found is None else found[common_loss(results.get("alignment"))]
+
+
+def loss_unit(results: Results) -> str:
+    """Return the unit of `compared_loss`."""
+    if results.get("alignment") is not None:
+        return "bits per byte"
+    return f"nats per {task_labels(results).target}"
+
+
+def aligned_sets(results: Results) -> list[tuple[str, AlignedSet]]:
+    """Return the sets of sequences of a student with its own tokenizer, by name; else none."""
+    return list(results["alignment"]["sets"].items()) if "alignment" in results else []
+
+
 def created(results: Results) -> str:
     """Return the time of creation as a person reads it."""
     return results["created"].replace("T", " ").replace("+00:00", " UTC")
@@ -57,7 +78,8 @@ def models(results: Results) -> list[str]:
 
 def in_order(names: Collection[str]) -> list[str]:
     """Return names of models in the order of all tables."""
-    return [n for n in MODELS if n in names] + [n for n in names if n not in MODELS]
+    own = (*MODELS, BEFORE)
+    return [n for n in own if n in names] + [n for n in names if n not in own]
 
 
 def domains(results: Results) -> list[str]:
@@ -149,6 +171,9 @@ def key_figures(results: Results) -> list[KeyFigure]:
         kept = units.number(results["cache"]["bytes_per_token"], 1)
         target = task_labels(results).target
         found.append(KeyFigure(f"{kept} B", f"stored per {target}: the teacher's distribution"))
+    if (aligned := dict(aligned_sets(results)).get("train")) is not None:
+        meaning = "of the student's own tokens have a target of the teacher's"
+        found.append(KeyFigure(units.percent(aligned["share"]), meaning))
     student_score = score(results, "student", domain)
     if student_score and "f1_macro" in student_score:
         macro = units.percent(student_score["f1_macro"])
@@ -179,6 +204,8 @@ def headline(results: Results) -> str:
             f"{student} recovers {units.percent(gap)} of the loss gap between the teacher and "
             "the same student trained on the labels alone."
         )
+    if not classifies(results):
+        sentence += _since_before(results)
     cache = results["cache"]
     if cache is None:
         return sentence
@@ -186,12 +213,30 @@ def headline(results: Results) -> str:
     return f"{sentence} The teacher's distributions are cached in {kept}."
 
 
+def _since_before(results: Results) -> str:
+    """Return ` Before training ...`, the losses of a loaded student; "" of another one."""
+    domain = main_domain(results) or ""
+    found = {name: score(results, name, domain) for name in (BEFORE, "student", "baseline")}
+    losses = {name: units.number(s["loss"], 4) for name, s in found.items() if s is not None}
+    if BEFORE not in losses or "student" not in losses:
+        return ""
+    labels = f", trained on the labels alone {losses['baseline']}" if "baseline" in losses else ""
+    return (
+        f" Before training its loss on {domain} was {losses[BEFORE]}; distilled it is "
+        f"{losses['student']}{labels}."
+    )
+
+
 def _classes_found(results: Results) -> str:
     """Return the macro F1 of the student, and of the others beside it."""
     domain = main_domain(results) or ""
     found = {model: score(results, model, domain) for model in models(results)}
     of = {model: units.percent(s.get("f1_macro")) for model, s in found.items() if s is not None}
-    others = [f"its {model} {f1}" for model, f1 in of.items() if model != "student"]
+    others = [
+        f"before training {f1}" if model == BEFORE else f"its {model} {f1}"
+        for model, f1 in of.items()
+        if model != "student"
+    ]
     return (
         f"reaches a macro F1 of {of.get('student', units.NONE)} on {domain}; {', '.join(others)}."
     )
@@ -201,10 +246,25 @@ def no_gap_reason(results: Results, domain: str) -> str:
     """Return the reason why `domain` has no gap recovered."""
     if "baseline" not in results["models"]:
         return "Without a baseline (distill.baseline) no gain over the labels can be claimed."
-    teacher, baseline = score(results, "teacher", domain), score(results, "baseline", domain)
-    if teacher and baseline and baseline["loss"] <= teacher["loss"]:
+    if "teacher" not in results["models"]:
+        return "Its teacher was not at hand, so the gap to it is not known." + _over_baseline(
+            results, domain
+        )
+    teacher, baseline = (compared_loss(results, m, domain) for m in ("teacher", "baseline"))
+    if teacher is not None and baseline is not None and baseline <= teacher:
         return "The baseline is not worse than the teacher, so there is no gap to recover."
     return "The losses do not give a gap to recover."
+
+
+def _over_baseline(results: Results, domain: str) -> str:
+    """Return the student's loss beside that of training on the labels alone."""
+    student, baseline = score(results, "student", domain), score(results, "baseline", domain)
+    if student is None or baseline is None:
+        return ""
+    return (
+        f" Its loss on {domain} is {student['loss']:.4f}, that of the same student trained on the "
+        f"labels alone {baseline['loss']:.4f}."
+    )
 
 
 def codec_text(codec: Mapping[str, Any] | str) -> str:

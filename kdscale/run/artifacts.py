@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from kdscale.cache.codecs import make_codec
+from kdscale.cache.commit.manifest import load_manifest
 from kdscale.cache.commit.plan import selection_hash
 from kdscale.cache.spec import FORMAT
 from kdscale.config import RunConfig, fingerprint
@@ -16,6 +17,8 @@ from kdscale.config.places import resolve_places
 from kdscale.data.prepare import data_identity
 from kdscale.data.rows.order import EvenRows
 from kdscale.data.rows.prepared import Prepared, open_prepared
+from kdscale.distill.alignment.student_data import FOLDER, StudentTokenizer
+from kdscale.distill.student_tokenizer import keep_own_tokenizer, tokenizer_identity
 from kdscale.errors import KdscaleError
 from kdscale.models.hf_folder import ModelReference, read_marker, source_identity
 from kdscale.store import Fence, Store, open_store
@@ -65,6 +68,8 @@ class RunArtifacts:
     def _tokenizer_source(self) -> dict[str, Any] | None:
         # A tokenizer trained here follows from the data; the teacher's own does not.
         own = self.config.data.tokenizer.kind == "teacher"
+        if own and self.config.teacher.is_absent:
+            return {"cache": self._reused_identity["tokenizer"]}
         return self._teacher_source if own else None
 
     @property
@@ -81,11 +86,18 @@ class RunArtifacts:
     def teacher_fingerprint(self) -> str:
         """Fingerprint of the teacher: of its source, or its recipe and data."""
         teacher = self.config.teacher
+        if teacher.is_absent:
+            return fingerprint("teacher", {"cache": self._reused_identity["teacher"]})
         source = None if teacher.load is None else self._teacher_source
         if teacher.training is None:
             return fingerprint("teacher", source)
         parts = (recipe(teacher), self.rows_fingerprint, self.config.seed)
         return fingerprint("teacher", *parts, *([source] if source else []))
+
+    @cached_property
+    def _reused_identity(self) -> dict[str, Any]:
+        """The spec of the reused cache, the first of several."""
+        return load_manifest(self.cache_stores[0][0]).identity
 
     @cached_property
     def _teacher_source(self) -> dict[str, Any]:
@@ -97,11 +109,17 @@ class RunArtifacts:
         """Return the complete teacher. Raises KdscaleError if the stage has not run."""
         return self._model("teacher", self.teacher_fingerprint)
 
+    def teacher_if_present(self) -> ModelReference | None:
+        """Return the same; None where the run has no teacher."""
+        return None if self.config.teacher.is_absent else self.teacher()
+
     @cached_property
     def cache_identity(self) -> dict[str, Any]:
         """All that the targets of a cache depend on, field by field; not which sequences it has."""
         known = self.target_identity
-        return {"format": FORMAT, "teacher": self.teacher().digest, **known}
+        teacher = self.teacher_if_present()
+        digest = self._reused_identity["teacher"] if teacher is None else teacher.digest
+        return {"format": FORMAT, "teacher": digest, **known}
 
     @property
     def target_identity(self) -> dict[str, Any]:
@@ -165,7 +183,26 @@ class RunArtifacts:
         Of recipe, cache and seed, and of the state of the model that the student loads.
         """
         parts = (recipe(self.config.distill), self.cache_fingerprint, self.config.seed)
-        return fingerprint(name, *parts, *([self._start] if self._start else []))
+        own = [self._tokenizer_identity] if self.config.aligns else []
+        return fingerprint(name, *parts, *([self._start] if self._start else []), *own)
+
+    @cached_property
+    def _tokenizer_identity(self) -> dict[str, Any]:
+        return tokenizer_identity(self.config.distill.student)
+
+    @cached_property
+    def student_tokenizer(self) -> StudentTokenizer | None:
+        """The student's own tokenizer, kept in the output; None where it has the teacher's.
+
+        Its pair with the teacher's is there too, so that no worker has to build it. Raises
+        KdscaleError where it cannot be loaded, or the two have nothing in common.
+        """
+        if not self.config.aligns:
+            return None
+        student, store = self.config.distill.student, self.output.child(FOLDER)
+        found = keep_own_tokenizer(student, store, self.config.student_seq_len)
+        found.build(self.prepared)
+        return found
 
     @cached_property
     def _start(self) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kdscale.cache.origin import tokenizer_folder
 from kdscale.config import RunConfig
 from kdscale.data.pretrained_tokenizer import load_tokenizer, require_embeddings
 from kdscale.errors import KdscaleError
@@ -17,6 +18,7 @@ from kdscale.models.hf_folder import loadable
 from kdscale.models.load import check_vocabulary, fit_to_task, load_config_of, make_config
 from kdscale.models.positions import check_positions
 from kdscale.models.tasks import TaskSpec, describe_task, longest_input, task_of
+from kdscale.store import open_store
 from kdscale.types import DataFacts
 
 
@@ -52,15 +54,36 @@ def teacher_source(config: RunConfig, *, weights: bool = True) -> str:
 
 @contextmanager
 def own_tokenizer(config: RunConfig) -> Iterator[Path | None]:
-    """Inside, give a folder with the tokenizer of the teacher that the config loads.
+    """Inside, give a folder with the tokenizer of the teacher, or of the cache that stands for it.
 
     None where the run trains one. Raises KdscaleError where the teacher has none that transformers
     can load.
     """
     with tempfile.TemporaryDirectory(prefix="kdscale-tokenizer-") as scratch:
-        is_own = config.data.tokenizer.kind == "teacher"
-        source = teacher_source(config, weights=False) if is_own else None
-        yield None if source is None else save_tokenizer(config, source, Path(scratch))
+        if config.data.tokenizer.kind != "teacher":
+            yield None
+        elif config.teacher.is_absent:
+            yield cached_tokenizer(config, Path(scratch))
+        else:
+            source = teacher_source(config, weights=False)
+            yield save_tokenizer(config, source, Path(scratch))
+
+
+def cached_tokenizer(config: RunConfig, folder: Path) -> Path:
+    """Write the tokenizer that the reused cache keeps to the empty `folder`; return it.
+
+    Raises KdscaleError where it keeps none.
+    """
+    reuse = config.cache.reuse
+    assert reuse is not None
+    store = open_store(reuse if isinstance(reuse, str) else reuse[0].url)
+    found = tokenizer_folder(store, folder)
+    if found is None:
+        raise KdscaleError(
+            f"The cache {store} keeps no tokenizer, and the run has no teacher to take it from.",
+            "Give the teacher in teacher.load.",
+        )
+    return found
 
 
 def save_tokenizer(config: RunConfig, source: str, folder: Path) -> Path:

@@ -21,6 +21,7 @@ SHAPE = "jobs/configs/shapes/llama-3.1-70b"
 HERE = {
     "kdscale data preview run.yaml": "Tokenizer",
     "kdscale data preview run.yaml --documents 50 --rows 3": "Row 2",
+    "kdscale data tokenizer run.yaml small-bpe --vocab-size 8192": "ids in",
     "kdscale run run.yaml --only evaluate": "evaluate: done",
     "kdscale status s3://bucket/run": "evaluate",
     "kdscale status s3://bucket/run --watch": "evaluate",
@@ -98,6 +99,12 @@ ELSEWHERE = {
     ),
     "kdscale lm-eval runs/quickstart --model smollm=/models/SmolLM2-135M": (
         "unit/evaluate/test_harness.py::test_a_users_task_and_another_folder"
+    ),
+    "kdscale cache import SOURCE OUT --teacher Qwen/Qwen3-32B --dry-run": (
+        "unit/importing/test_columns.py::test_a_repeated_sequence_is_imported_once"
+    ),
+    "kdscale cache import SOURCE OUT --teacher Qwen/Qwen3-32B --seq-len 4096": (
+        "unit/importing/test_columns.py::test_long_sequences_are_split_and_short_ones_share_rows"
     ),
     "kdscale plan run.yaml --calibrate": (
         "ray/test_plan.py::test_a_calibration_is_measured_kept_and_used"
@@ -177,6 +184,7 @@ def place(
             "CONFIG": str(in_bucket),
             "URI": str(cache),
             "OUT": str(folder / "rows.parquet"),
+            "small-bpe": str(folder / "small-bpe"),
             "comparison.html": str(folder / "comparison.html"),
             **{name: str(ROOT / name) for name in (LLAMA, SHAPE, "cluster/kuberay.yaml")},
         },

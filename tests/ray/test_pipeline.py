@@ -5,19 +5,27 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
+import kdscale
 from kdscale.cache.maintain.verify import verify
 from kdscale.cache.read.reader import CacheReader
 from kdscale.config import parse_config
+from kdscale.distill.student_init import init_student
+from kdscale.distributed.rank import current_rank
+from kdscale.integrations.transformers import DistillationTrainer
 from kdscale.run.status import run_status
 from kdscale.store import open_store
+from kdscale.train.batches import batch_digest
+from kdscale.train.learning_rate import learning_rate
+from kdscale.train.state import parameter_groups
 from tests.runs import FinishedRun, read_metrics, run_kdscale, tiny_config, write_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200), pytest.mark.usefixtures("shared_ray")]
@@ -103,6 +111,51 @@ def test_student_and_baseline_start_equal_and_see_the_same_rows(finished_run: Fi
     assert student[1]["train/ce_loss"] != baseline[1]["train/ce_loss"]
     assert all("train/kl" in line for line in student)
     assert student[-1]["train/kl"] < student[0]["train/kl"]
+
+
+def test_a_loop_of_ones_own_gives_the_losses_of_the_run(finished_run: FinishedRun) -> None:
+    cache = kdscale.open_cache(str(finished_run.output))
+    run = cache.run
+    distill, seed = run.config.distill, run.config.seed
+    training, teacher = distill.training, run.model("teacher")
+    assert teacher is not None
+    model = init_student(run.config, run.prepared(), teacher, current_rank()).build().train()
+    groups = parameter_groups(model, training.optimiser.weight_decay)
+    optimiser = torch.optim.AdamW(groups, betas=training.optimiser.betas)
+    loader = cache.loader(
+        training.global_batch_size,
+        seed=seed,
+        curriculum=distill.curriculum,
+        steps=training.steps,
+        global_batch_size=training.global_batch_size,
+    )
+    lines = read_metrics((finished_run.output / "metrics/distill.jsonl").read_bytes())
+    for step, (batch, line) in enumerate(zip(islice(loader, 12), lines, strict=False)):
+        assert batch_digest(batch.indices) == line["train/batch_digest"]
+        inputs = kdscale.model_inputs(model, batch)
+        hidden = model.model(**inputs).last_hidden_state
+        parts = kdscale.loss_parts(hidden, model.lm_head, batch)
+        assert parts.kl is not None
+        found = [float(part) / batch.num_targets for part in (parts.cross_entropy, parts.kl)]
+        assert found == pytest.approx([line["train/ce_loss"], line["train/kl"]], rel=1e-4), step
+        (parts.objective / batch.num_targets).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), training.optimiser.clip)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(training.optimiser, step, training.steps)
+        optimiser.step()
+        optimiser.zero_grad()
+
+
+def test_a_trainers_evaluation_is_the_validation_of_the_run(
+    finished_run: FinishedRun, tmp_path: Path
+) -> None:
+    cache = kdscale.open_cache(str(finished_run.output))
+    student = AutoModelForCausalLM.from_pretrained(cache.run.model_folder("student"))
+    args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    trainer = DistillationTrainer(student, args, cache, eval_dataset=cache.validation())
+    lines = read_metrics((finished_run.output / "metrics/distill.jsonl").read_bytes())
+    expected = lines[-1]["validation/loss"]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_curriculum_grows_its_pool_from_easy_rows(finished_run: FinishedRun) -> None:

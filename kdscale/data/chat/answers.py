@@ -14,7 +14,7 @@ unchanged. Templates that change an answer are refused.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -82,10 +82,14 @@ def render_answers(template: ChatTemplate, talk: Conversation) -> list[Rendering
     """
     require_written(template, talk)
     wanted = [at for at, each in enumerate(talk.messages) if _is_wanted(each)]
-    if template.training is None and template.marks_answers:
-        return [_marked_by_itself(template, talk, wanted)]
     text = render(template, talk)
-    turns = [_turn(template, talk, at) for at in wanted]
+    if template.training is None and template.marks_answers:
+        spans, answers = render_marked(template, template.text, talk)[1], _answers(talk)
+        if len(spans) != len(answers):
+            return [_marked_otherwise(text, spans, answers, wanted)]
+        turns = [_turn_by_itself(template, talk, at) for at in wanted]
+    else:
+        turns = [_turn(template, talk, at) for at in wanted]
     found, left = _in_text(text, turns)
     if found.answers or not left:
         # The first text is the whole conversation, as all of it is where nothing is changed.
@@ -127,22 +131,32 @@ def require_written(
             "Name the field in data.chat.ignore where they may be left out, or give a template in "
             "data.chat.template that writes `tools`.",
         )
+    seen = set()
     for at, message in enumerate(talk.messages):
         for field, value in message.more.items():
-            if message.role == "tool" and field in _LINKS:
+            # Messages of one form are written alike: a long one would be rendered for each.
+            form = (message.role, field, *sorted(message.more), bool(message.content))
+            if (message.role == "tool" and field in _LINKS) or form in seen:
                 continue
-            less = replace(message, more={k: v for k, v in message.more.items() if k != field})
-            until = talk.first(at + 1)
-            text = render(template, until)
-            is_there = not isinstance(value, str) or value.strip() in text
-            if not is_there or text == _render_or_none(template, until.with_message(at, less)):
-                raise KdscaleError(
-                    f"The field {field!r} of messages[{at}] ({message.role}: "
-                    f"{message.content[:60]!r}) of {name} is not written by the chat template: it "
-                    "would be lost.",
-                    "Take the field out of the data, name it in data.chat.ignore where it may be "
-                    f"left out, or give a template in data.chat.template that writes {field!r}.",
-                )
+            seen.add(form)
+            _require_field(template, talk.first(at + 1), field, value, name)
+
+
+def _require_field(
+    template: ChatTemplate, until: Conversation, field: str, value: Any, name: str
+) -> None:
+    """Refuse a field of the last message that the template does not write."""
+    at, message = len(until.messages) - 1, until.messages[-1]
+    less = replace(message, more={k: v for k, v in message.more.items() if k != field})
+    text = render(template, until)
+    is_there = not isinstance(value, str) or value.strip() in text
+    if not is_there or text == _render_or_none(template, until.with_message(at, less)):
+        raise KdscaleError(
+            f"The field {field!r} of messages[{at}] ({message.role}: {message.content[:60]!r}) of "
+            f"{name} is not written by the chat template: it would be lost.",
+            "Take the field out of the data, name it in data.chat.ignore where it may be left out, "
+            f"or give a template in data.chat.template that writes {field!r}.",
+        )
 
 
 def _render_or_none(template: ChatTemplate, talk: Conversation) -> str | None:
@@ -152,20 +166,24 @@ def _render_or_none(template: ChatTemplate, talk: Conversation) -> str | None:
         return None  # It cannot do without.
 
 
-def _marked_by_itself(template: ChatTemplate, talk: Conversation, wanted: list[int]) -> Rendering:
-    """Return the text and spans of a template that marks the answers itself."""
-    text, spans = render_marked(template, template.text, talk)
-    answers = _answers(talk)
-    if wanted == answers:
-        return Rendering(text, spans, wanted)
-    if len(spans) != len(answers):
+def _turn_by_itself(template: ChatTemplate, talk: Conversation, at: int) -> Turn:
+    """Return the answer at number `at` as a template that marks the answers has it."""
+    text, spans = render_marked(template, template.text, talk.first(at + 1))
+    start, end = spans[-1]
+    return Turn(at, text[:start], text[start:end])
+
+
+def _marked_otherwise(
+    text: str, spans: list[Span], answers: list[int], wanted: list[int]
+) -> Rendering:
+    """Return the text of a template that marks more or less than one part of each answer."""
+    if wanted != answers:
         raise KdscaleError(
             f"The chat template marks {len(spans)} answers in a conversation of {len(answers)}, of "
             "which some are not to be learned.",
             _OWN_TEMPLATE + "has each answer in one {% generation %} block.",
         )
-    chosen = [span for at, span in zip(answers, spans, strict=True) if at in wanted]
-    return Rendering(text, chosen, wanted)
+    return Rendering(text, spans, wanted)
 
 
 def _answers(talk: Conversation) -> list[int]:
@@ -263,16 +281,24 @@ def _around(template: ChatTemplate, until: Conversation, marked: Message) -> tup
 
 
 def _turn_end(template: ChatTemplate, tail: str) -> int:
-    """Return the length of `tail` up to its first special token, included."""
-    ends = [(at, at + len(token)) for token in template.specials if (at := tail.find(token)) >= 0]
-    if not ends:
+    """Return the length of `tail` up to its first special tokens, included.
+
+    Those that follow each other without a character between them end a turn together.
+    """
+    end = 0
+    while True:
+        starts = [(tail.find(token, end), -len(token)) for token in template.specials]
+        found = [(at, at - length) for at, length in sorted(starts) if at >= 0]
+        if not found or (end and found[0][0] > end):
+            break
+        end = found[0][1]
+    if not end:
         raise KdscaleError(
             f"The chat template ends an answer with {tail!r}, in which there is no special token: "
             "a student could not learn where to stop.",
             _OWN_TEMPLATE + "writes {{ eos_token }} behind each answer.",
         )
-    # The longest of the tokens that start first.
-    return min(ends, key=lambda end: (end[0], -end[1]))[1]
+    return end
 
 
 def _refuse_changes(message: Message) -> NoReturn:

@@ -52,7 +52,7 @@ def test_no_class_adds_ids_of_its_own(
     over = own.token_to_id("<|over|>")
     assert (info.start_id, info.end_id, info.pad_id) == (over, over, over)
     copied = (tmp_path / "copy" / "tokenizer.json").read_text(encoding="utf-8")
-    [found] = encode(copied, info, [TEXT])
+    [[found]] = encode(copied, info, [TEXT])
     own.encode_special_tokens = True
     assert found.tokens[1:-1].tolist() == own.encode(TEXT, add_special_tokens=False).ids
     require_embeddings(load_tokenizer(str(source)), 300, str(source))
@@ -96,7 +96,7 @@ def test_a_vocabulary_with_holes_is_as_large_as_its_largest_id(tmp_path: Path) -
     info = adopt_tokenizer(with_holes(tmp_path / "teacher"), tmp_path / "copy")
     assert info.vocab_size == 340
     copied = (tmp_path / "copy" / "tokenizer.json").read_text(encoding="utf-8")
-    [found] = encode(copied, info, [TEXTS[0]])
+    [[found]] = encode(copied, info, [TEXTS[0]])
     assert 320 < found.tokens.max() < 340
     # What is captured at these positions is over all ids.
     codec = Full(info.vocab_size)

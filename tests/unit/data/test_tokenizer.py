@@ -41,7 +41,7 @@ def test_auto_tokenizer_loads_what_was_trained(trained: tuple[Path, TokenizerInf
     assert info.sha256 == hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
     text = " leading, é, \t日本 and\n\nlines"
     assert loaded.decode(loaded.encode(text, add_special_tokens=False)) == text
-    ours = next(encode(read(folder), info, [text]))
+    [[ours]] = encode(read(folder), info, [text])
     assert ours.tokens[1:-1].tolist() == loaded.encode(text, add_special_tokens=False)
 
 
@@ -61,7 +61,7 @@ def test_a_small_corpus_gives_a_smaller_vocabulary(tmp_path: Path) -> None:
 def test_encoding_loses_nothing(trained: tuple[Path, TokenizerInfo], texts: list[str]) -> None:
     folder, info = trained
     backend = Tokenizer.from_str(read(folder))
-    documents = list(encode(read(folder), info, texts))
+    documents = [each for [each] in encode(read(folder), info, texts)]
     assert len(documents) == len(texts)
     for text, (tokens, byte_count, targets) in zip(texts, documents, strict=True):
         assert tokens.dtype == np.int32
@@ -73,7 +73,8 @@ def test_encoding_loses_nothing(trained: tuple[Path, TokenizerInfo], texts: list
 
 def test_text_cannot_forge_the_end_of_a_document(trained: tuple[Path, TokenizerInfo]) -> None:
     folder, info = trained
-    tokens = next(encode(read(folder), info, [f"a{END_OF_TEXT}b"])).tokens
+    [[found]] = encode(read(folder), info, [f"a{END_OF_TEXT}b"])
+    tokens = found.tokens
     assert (tokens == info.end_id).sum() == 2
     assert tokens[0] == tokens[-1] == info.end_id
 
@@ -106,10 +107,10 @@ def test_the_teachers_tokenizer_is_adopted(tmp_path: Path) -> None:
     # No padding token of its own: the end token fills.
     assert info.pad_id == theirs.eos_token_id
     assert not (tmp_path / "copy" / "model.safetensors").exists()
-    tokens, byte_count, _ = next(encode(read(tmp_path / "copy"), info, ["One two THREE four two"]))
+    [[found]] = encode(read(tmp_path / "copy"), info, ["One two THREE four two"])
     words = [theirs.get_vocab()[word] for word in ("one", "two", "three", "four", "two")]
-    assert tokens.tolist() == [info.start_id, *words, info.end_id], "not cut, no template"
-    assert byte_count == 22
+    assert found.tokens.tolist() == [info.start_id, *words, info.end_id], "not cut, no template"
+    assert found.byte_count == 22
 
 
 def test_a_teacher_without_a_usable_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A distillation of a loaded student over real rows and a planted cache, on any number of ranks."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,13 +70,12 @@ def distil_config(output: Path, student: dict[str, Any], **changes: Any) -> RunC
     return RunConfig.model_validate(changed(tree, changes))
 
 
-def distil_job(config: RunConfig, place: Place) -> DistillJob:
+def distil_job(
+    config: RunConfig, place: Place, names: Sequence[str] = ("student", "baseline")
+) -> DistillJob:
     """Return the job of the distill stage, as the driver makes it."""
     output = open_store(config.output)
-    trainings = [
-        TrainingJob(name, name, config, config.distill.training, output)
-        for name in ("student", "baseline")
-    ]
+    trainings = [TrainingJob(name, name, config, config.distill.training, output) for name in names]
     return DistillJob(
         trainings=trainings,
         prepared=place.prepared,

@@ -1,5 +1,6 @@
 """Students that start from a loaded model, against transformers alone."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from kdscale.config import RunConfig
 from kdscale.distill.student_init import StudentInit, init_student
 from kdscale.distributed.rank import current_rank
 from kdscale.errors import KdscaleError
+from kdscale.store import open_store, upload_folder
 from tests.architectures import tiny_model
+from tests.hub import FilesHub, files_hub, use_hub
 from tests.unit.distill.loaded import NO_TEACHER, Place, distil_config, make_causal, make_place
 
 LLAMA = {
@@ -27,6 +30,7 @@ LLAMA = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+FILES = ("config.json", "generation_config.json", "model.safetensors")
 ARCHITECTURES = (
     *("llama", "qwen3", "gpt2", "gpt_neox", "opt", "mistral", "gemma2", "gemma3_text", "phi"),
     *("mixtral", "qwen3_moe", "gpt_oss", "falcon", "bloom", "mamba", "smollm3", "cohere", "olmo2"),
@@ -201,3 +205,39 @@ def test_layers_that_the_loaded_model_lacks_are_refused(place: Place, tmp_path: 
         start(place, tmp_path, layers=[0, 4])
     with pytest.raises(KdscaleError, match="hidden_size 32 is more than the loaded model's 24"):
         start(place, tmp_path, width={"hidden_size": 32})
+
+
+def test_a_student_ends_its_texts_as_the_run_does(place: Place, tmp_path: Path) -> None:
+    end = place.data.special_ids["eos_token_id"]
+    model = make_causal(tmp_path, "llama", place.data.vocab_size, **LLAMA)
+    for own, expected in (([7, 9], end), ([7, end], [7, end]), (None, end)):
+        model.config.eos_token_id = model.generation_config.eos_token_id = own
+        model.save_pretrained(tmp_path)
+        found = start(place, tmp_path).build()
+        assert found.config.eos_token_id == expected
+        assert found.generation_config.eos_token_id == expected
+        # An embedding of a padding id would not be trained.
+        assert found.get_input_embeddings().padding_idx is None
+
+
+@pytest.mark.parametrize("kind", ["store", "hub"])
+def test_a_student_in_a_store_or_on_a_hub(
+    kind: str, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    model = make_causal(folder, "llama", place.data.vocab_size, **LLAMA)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    hub = FilesHub()
+    with ExitStack() as stack:
+        if kind == "hub":
+            (folder / "pytorch_model.bin").write_bytes(b"not asked for")
+            hub = stack.enter_context(files_hub("some/model", folder))
+            use_hub(monkeypatch, hub, tmp_path / "hub")
+        else:
+            upload_folder(folder, open_store("memory://load"), "model")
+        load = {"store": "memory://load/model", "hub": "some/model"}[kind]
+        config = distil_config(tmp_path / "out", {"load": load, "layers": [0, 1, 2, 3]})
+        assert torch.equal(logits(start_of(place, config).build(), place), logits(model, place))
+        config = distil_config(tmp_path / "out", {"load": load})
+        assert_same(start_of(place, config).build(), model, place)
+        assert kind == "store" or set(hub.sent) == {*FILES}

@@ -100,6 +100,16 @@ def test_a_killed_import_continues_and_has_every_row_once(
     assert run("verify", str(out)) == 0
     assert run(*arguments[1:]) == 0
     assert load_manifest(open_store(str(out))).version == 1
+    # A shard that was lost comes from the set again.
+    shard = manifest.shards[1].object
+    before = (out / shard).read_bytes()
+    (out / shard).write_bytes(before[:-9])
+    capsys.readouterr()
+    assert run("repair", str(out)) == 0
+    assert "`kdscale cache import` command" in capsys.readouterr().err
+    assert run(*arguments[1:]) == 0
+    assert (out / shard).read_bytes() == before
+    assert run("verify", str(out)) == 0
 
 
 def test_another_set_does_not_go_into_the_same_cache(

@@ -1,24 +1,26 @@
 """Teachers that exist: taken as they are where they fit, trained further, or refused."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModel, Qwen2Config
+from transformers import AutoModel, AutoModelForCausalLM, Qwen2Config
 
 from kdscale.config.data import ChunksConfig
 from kdscale.config.run import RunConfig
 from kdscale.config.teacher import ModelConfig
-from kdscale.data.rows.prepared import Prepared
+from kdscale.data.rows.prepared import Prepared, open_prepared
 from kdscale.data.tokenizer import adopt_tokenizer, train_tokenizer
 from kdscale.errors import KdscaleError
 from kdscale.models.load import build_model, load_config_of, make_config
 from kdscale.models.tasks import TaskSpec, task_of
 from kdscale.teacher.pretrained import check_teacher, config_to_train, own_tokenizer
 from kdscale.teacher.train import build_teacher
+from tests.unit.distill.loaded import make_causal
+from tests.unit.train.overfitting import make_prepared, run, session
 
 VOCAB, LENGTH = 60, 32
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -28,6 +30,14 @@ ENCODER = {
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
 }
+DECODER = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+IDS = torch.arange(20)[None]
 CHUNKS = {"length": 16, "pooling": "max"}
 
 
@@ -164,3 +174,31 @@ def test_a_teachers_own_tokenizer_has_no_ids_beyond_its_embedding(tmp_path: Path
         own_tokenizer(config),
     ):
         pass
+
+
+def test_a_language_model_is_trained_further_from_what_transformers_loads(tmp_path: Path) -> None:
+    """In its own stage: what learns nothing is published with the weights that it had."""
+    place = make_prepared(tmp_path / "prepared")
+    size = open_prepared(place).vocab_size + 5
+    shape = {**DECODER, "tie_word_embeddings": True}
+    loaded = make_causal(tmp_path / "model", "llama", size, **shape).eval()
+    losses = {}
+    for name, rate in (("still", 1e-30), ("learns", 1e-2)):
+        job = session(
+            tmp_path / name,
+            steps=4,
+            early_stopping=None,
+            optimiser={"learning_rate": rate, "weight_decay": 0.0, "schedule": "constant"},
+        )
+        tree = job.config.model_dump(mode="json")
+        tree["teacher"] |= {"load": str(tmp_path / "model"), "model": None}
+        tree["data"]["tokenizer"] = {"kind": "teacher"}
+        further = replace(job, config=RunConfig.model_validate(tree))
+        losses[name] = [line["train/loss"] for line in run(further, place).values()]
+        found = AutoModelForCausalLM.from_pretrained(tmp_path / name / "teacher").eval()
+        same = torch.equal(found(IDS).logits, loaded(IDS).logits)
+        assert same == (name == "still")
+        assert found.get_input_embeddings().weight.shape[0] == size
+        assert found.lm_head.weight is found.model.embed_tokens.weight
+    assert losses["still"][0] == losses["learns"][0]
+    assert losses["learns"][-1] < losses["still"][-1]

@@ -372,6 +372,25 @@ def test_turns_that_later_ones_change_have_texts_of_their_own() -> None:
     assert answers(last, [talk[0], replace(talk[1], is_target=False), *talk]) == [said]
 
 
+def test_special_tokens_that_follow_each_other_end_a_turn_together() -> None:
+    doubled = UNMARKED.replace("'<|im_end|>\\n'", "'<|im_end|><|im_start|>\\n<|im_end|>'")
+    assert answers(doubled, TALK[1:3]) == [f"Scattering.{END}{START}"]
+
+
+def test_thoughts_are_learned_where_a_template_that_marks_answers_takes_them_away() -> None:
+    marked = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
+        "{% if m['role'] == 'assistant' %}{% set thinks = m.reasoning_content and loop.last %}"
+        "{% generation %}{{ '(' + m.reasoning_content + ')' if thinks else '' }}"
+        "{{ m['content'] + '<|im_end|>' }}{% endgeneration %}"
+        "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{% endfor %}"
+    )
+    talk = talk_with({"reasoning_content": "hm"})
+    assert answers(marked, [*talk, *talk]) == [f"(hm)So.{END}"] * 2
+    assert len(texts_of(marked, [*talk, *talk])) == 2
+    assert answers(marked, [*talk, replace(talk[1], is_target=False)]) == [f"(hm)So.{END}"]
+
+
 def test_dates_are_fixed_and_variables_are_passed() -> None:
     dated = "{{ strftime_now('%d %B %Y') + date_string }}" + UNMARKED
     check_template(template(dated))
