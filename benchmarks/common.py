@@ -19,6 +19,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 CONFIGS = ROOT / "jobs" / "configs"
 ASSETS = ROOT / "assets"
 TEACHER = "smollm2-135m-instruct"
+GEMMA = "gemma3-270m"
 PEERS_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
 
 Row = dict[str, Any]

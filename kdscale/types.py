@@ -12,7 +12,7 @@ sequence to be classified has one label, at position 0.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import numpy as np
@@ -38,6 +38,11 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    def part(self, part: slice) -> "Rows":
+        """Return consecutive sequences, not copied."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Rows(**{name: array[part] for name, array in own.items() if array is not None})
 
     def take(self, indices: np.ndarray) -> "Rows":
         """Return the sequences at `indices` ([B] integers), in that order."""

@@ -32,6 +32,11 @@ class CachedRows:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def part(self, part: slice) -> "CachedRows":
+        """Return consecutive rows, not copied."""
+        rows = self.rows.part(part)
+        return CachedRows(rows, self.payload[part], self.entropy[part], self.nll[part])
+
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""

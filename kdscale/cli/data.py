@@ -1,5 +1,6 @@
-"""`kdscale data preview`: what the prepare stage will do with a corpus."""
+"""`kdscale data`: what the prepare stage will do with a corpus, and a tokenizer of what it did."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,7 +10,9 @@ from kdscale.cli import options
 if TYPE_CHECKING:
     from kdscale.data.preview import Preview, RowPreview
 
-app = typer.Typer(help="Look at data before it is prepared.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look at data before it is prepared; train a student's tokenizer.", no_args_is_help=True
+)
 
 _SHOWN_CHARACTERS = 60
 # Around what is to be predicted, where no colour tells.
@@ -19,7 +22,7 @@ _COLOURS = ("", "")
 
 @app.callback()
 def data() -> None:
-    """Look at data before it is prepared."""
+    """Look at data before it is prepared; train a student's tokenizer."""
 
 
 @app.command("preview")
@@ -54,6 +57,32 @@ def preview(
             teacher_tokenizer=tokenizer,
         )
     _print(found)
+
+
+@app.command("tokenizer")
+def tokenizer(
+    config: options.Config,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder to write to.")],
+    vocab_size: Annotated[
+        int, typer.Option(min=258, metavar="N", help="Ids, the 256 bytes included.")
+    ] = 8192,
+    overrides: options.Overrides = None,
+) -> None:
+    """Train a byte-level BPE on a run's prepared text, for distill.student.tokenizer.
+
+    The prepare stage has to be complete; no cluster is needed.
+    """
+    from kdscale.config import load_config
+    from kdscale.data.rows.texts import training_texts
+    from kdscale.data.tokenizer import train_tokenizer
+    from kdscale.errors import KdscaleError
+    from kdscale.run.artifacts import RunArtifacts, resolve_paths
+
+    if folder.exists():
+        raise KdscaleError(f"{folder} exists already.", "Give a folder that does not exist yet.")
+    prepared = RunArtifacts(resolve_paths(load_config(config, overrides or ()))).prepared
+    info = train_tokenizer(training_texts(prepared), vocab_size, folder)
+    typer.echo(f"{info.vocab_size:,} ids in {folder}")
 
 
 def _print(found: "Preview") -> None:

@@ -1,7 +1,7 @@
 """Config of the curriculum and of the schedules that run on its clock."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,7 +12,7 @@ Shares = Annotated[tuple[Share, ...], Field(min_length=1)]
 
 
 class Schedule(Config):
-    """A number that changes over training."""
+    """A number that changes over training; a plain number stays as it is."""
 
     kind: Literal["constant", "linear", "cosine", "inverse", "stages"] = "constant"
     """`inverse` is end + (start - end) / t for t = 1, 2, 3, ...: with start 1 and end 0 it
@@ -36,6 +36,12 @@ class Schedule(Config):
 
     shares: Shares | None = None
     """Share of the run that each of the stages takes (`stages`); equal where left out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number_is_constant(cls, value: Any) -> Any:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return {"start": value} if is_number else value
 
     @model_validator(mode="after")
     def _fields_of_its_kind(self) -> "Schedule":

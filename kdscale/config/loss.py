@@ -130,6 +130,16 @@ def status(kind: str, source: str) -> Status:
     return "undefined" if kind == "logit_mse" else "biased"
 
 
+def check_alignable(source: str) -> None:
+    """KdscaleError where targets of `source` cannot be carried over to another tokenizer."""
+    if source == "topk":
+        raise KdscaleError(
+            "distill.tokenizer `student` needs the probability of every class of tokens, and the "
+            "ghost bucket of 'topk' does not say to which of them its mass belongs.",
+            "Use a cache of varopt, sample or full, or set distill.tokenizer to `teacher`.",
+        )
+
+
 def check_defined(kind: str, source: str) -> None:
     """KdscaleError where the loss `kind` is undefined on targets of `source`."""
     if status(kind, source) == "undefined":

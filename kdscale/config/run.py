@@ -62,6 +62,16 @@ class RunConfig(Config):
     tracking: TrackingConfig = TrackingConfig()
 
     @property
+    def aligns(self) -> bool:
+        """True if the student has a tokenizer that is not the teacher's."""
+        return self.distill.tokenizer == "student"
+
+    @property
+    def student_seq_len(self) -> int:
+        """Tokens in a sequence of the student."""
+        return self.distill.seq_len or self.data.seq_len
+
+    @property
     def packs(self) -> bool:
         """True if a row may hold several documents."""
         return self.data.pack and self.task == "causal-lm"
@@ -137,6 +147,23 @@ class RunConfig(Config):
         for field, needs in needing.items():
             if needs:
                 raise ValueError(f"{field} needs a teacher: give teacher.load")
+        return self
+
+    @model_validator(mode="after")
+    def _own_tokenizer_fits(self) -> "RunConfig":
+        if not self.aligns:
+            return self
+        if self.task != "causal-lm" or self.data.chat is not None:
+            what = "data.chat" if self.task == "causal-lm" else f"the task {self.task}"
+            raise ValueError(
+                f"distill.tokenizer `student` is for plain text of causal language models, not for "
+                f"{what}: set it to `teacher`"
+            )
+        if self.cache.temperature != 1:
+            raise ValueError(
+                f"distill.tokenizer `student` adds up probabilities over classes of tokens, which "
+                f"those at cache.temperature {self.cache.temperature:g} do not give: set it to 1"
+            )
         return self
 
     @model_validator(mode="after")

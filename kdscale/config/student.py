@@ -14,6 +14,8 @@ from kdscale.config.operational import Later, Operational
 from kdscale.config.teacher import ModelConfig
 from kdscale.config.training import TrainingConfig, WorkersConfig
 
+TokenizerChoice = Literal["teacher", "student"]
+
 
 class StudentConfig(Config):
     """A start at random (`model`), from the teacher (`teacher_layers`) or a model in `load`."""
@@ -28,8 +30,8 @@ class StudentConfig(Config):
 
     load: Later[Place | None] = None
     """Hugging Face folder (local path or fsspec URL) or hub name of a model that the student starts
-    from. Its tokenizer has to give the ids that the run's gives. What it lacks for the run's task,
-    such as a classifier's head, starts at random."""
+    from. Its tokenizer has to give the ids that the run's gives, but with `distill.tokenizer:
+    student`. What it lacks for the run's task, such as a classifier's head, starts at random."""
 
     revision: Later[str | None] = None
     """Commit of a hub name in `load`; give it, so that the same config always means the same
@@ -51,6 +53,11 @@ class StudentConfig(Config):
     tie_embeddings: bool | None = None
     """Tie the head to the embedding. As the architecture, the teacher or the model in `load` has
     it, if not given."""
+
+    tokenizer: Later[Place | None] = None
+    """Folder (local path or fsspec URL) or hub name of the student's own tokenizer, for
+    `distill.tokenizer: student`; that of `load`, if not given. `kdscale data tokenizer` trains
+    one."""
 
     lora: Later[LoraConfig | None] = None
     """Train adapters beside the linear maps of the student, whose own weights stay as they are:
@@ -99,6 +106,11 @@ class StudentConfig(Config):
         """True if the student's first weights need the teacher's files."""
         return self.teacher_layers is not None or self.copy_embeddings
 
+    @property
+    def tokenizer_source(self) -> str | None:
+        """Place of the student's own tokenizer, if it has one."""
+        return self.tokenizer or self.load
+
 
 class DistillConfig(Config):
     """The distill stage: the student from its teacher, then the baseline from the labels alone."""
@@ -108,6 +120,15 @@ class DistillConfig(Config):
     targets: Literal["cache", "online"] = "cache"
     """Source of the teacher's distributions. The sequences, their order and their statistics are
     the cache's either way, so that both train on the same batches."""
+
+    tokenizer: Later[TokenizerChoice] = "teacher"
+    """Tokenizer of the student: the `teacher`'s, or the `student`'s own, which student.tokenizer or
+    student.load has. The cached sequences are then tokenised again, and the student learns from the
+    teacher wherever both tokenizers have a boundary, from the labels elsewhere."""
+
+    seq_len: Later[int | None] = Field(default=None, ge=8)
+    """Tokens in a sequence of a student with its own tokenizer, `data.seq_len` if not given. Text
+    of a cached sequence that takes more of them is cut, and counted."""
 
     online: OnlineConfig = OnlineConfig()
     loss: LossConfig = LossConfig()
@@ -140,6 +161,35 @@ class DistillConfig(Config):
     def _online_where_online(self) -> "DistillConfig":
         if self.targets == "cache" and self.online != OnlineConfig():
             raise ValueError("`online` says how an online teacher runs: set targets to `online`")
+        return self
+
+    @model_validator(mode="after")
+    def _tokenizer_fits(self) -> "DistillConfig":
+        student, kind = self.student, self.loss.divergence.kind
+        if self.tokenizer == "teacher":
+            if self.seq_len is not None or student.tokenizer is not None:
+                raise ValueError(
+                    "seq_len and student.tokenizer are of a student with its own tokenizer: set "
+                    "tokenizer to `student`, or drop them"
+                )
+            return self
+        if student.tokenizer_source is None:
+            raise ValueError(
+                "tokenizer `student` needs a student that has one: give student.tokenizer or "
+                "student.load"
+            )
+        if student.takes_from_teacher:
+            raise ValueError(
+                "with tokenizer `student` the teacher's embeddings are of other ids: drop "
+                "teacher_layers and copy_embeddings, and give student.load or student.model"
+            )
+        if self.targets == "online":
+            raise ValueError("tokenizer `student` takes its targets from a cache: drop `online`")
+        if kind != "forward_kl":
+            raise ValueError(
+                f"with tokenizer `student` targets are over classes of tokens, for the forward KL: "
+                f"drop the divergence {kind!r}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -51,6 +51,12 @@ class TokenizerInfo:
     mask_id: int | None = None
     chat: ChatTemplate | None = None  # where documents are conversations
 
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """bos, eos and pad ids, as transformers' configs call them."""
+        ids = {"bos": self.start_id, "eos": self.end_id, "pad": self.pad_id}
+        return {f"{role}_token_id": number for role, number in ids.items()}
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for the manifest."""
         chat = {} if self.chat is None else {"chat": self.chat.as_dict()}
@@ -117,8 +123,10 @@ def train_tokenizer(
     return replace(info, mask_id=tokenizer.token_to_id(MASK) if masks else None, chat=template)
 
 
-def adopt_tokenizer(source: Path, folder: Path, *, chat: ChatConfig | None = None) -> TokenizerInfo:
-    """Write the teacher's tokenizer in `source` to `folder`, without other files.
+def adopt_tokenizer(
+    source: Path | str, folder: Path, *, chat: ChatConfig | None = None, owner: str = "teacher"
+) -> TokenizerInfo:
+    """Write the tokenizer in `source`, of the model `owner`, to `folder`, without other files.
 
     For `chat`, the config's template replaces its own, if there is one. Raises KdscaleError where
     it cannot be loaded, has no end-of-text token, or no template in which answers can be found.
@@ -126,14 +134,14 @@ def adopt_tokenizer(source: Path, folder: Path, *, chat: ChatConfig | None = Non
     tokenizer = load_tokenizer(str(source))
     if not tokenizer.is_fast:
         raise KdscaleError(
-            f"The teacher's tokenizer in {str(source)!r} has no `tokenizer.json` form.",
-            "Convert it to a fast tokenizer and save it beside the teacher's weights.",
+            f"The {owner}'s tokenizer in {str(source)!r} has no `tokenizer.json` form.",
+            f"Convert it to a fast tokenizer and save it beside the {owner}'s weights.",
         )
     # Encoders call the two ends of a text otherwise.
     end_id = _first(tokenizer.eos_token_id, tokenizer.sep_token_id)
     if end_id is None:
         raise KdscaleError(
-            f"The teacher's tokenizer in {str(source)!r} names no end-of-text token.",
+            f"The {owner}'s tokenizer in {str(source)!r} names no end-of-text token.",
             "Set `eos_token` in its tokenizer_config.json: documents are separated by it.",
         )
     template = None if chat is None else _set_template(tokenizer, chat, tokenizer.chat_template)

@@ -1,6 +1,6 @@
 """Batches of distillation: what the cache has of some sequences, as tensors on the device."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from kdscale.cache.codecs import Codec
 from kdscale.cache.rows import CachedRows
 from kdscale.curriculum.length import shorten
+from kdscale.distill.aligned_reader import AlignedCachedRows
 from kdscale.models.forward import RowTensors, document_positions, row_tensors
 from kdscale.types import Targets
 
@@ -24,7 +25,11 @@ class MicroBatch:
     payload: torch.Tensor  # [m, T, bytes_per_position] uint8
     entropy: torch.Tensor | None
     """[m] float32: mean teacher entropy over the sequence's targets, nats; None where sequences are
-    cut, as it is not known of a part."""
+    cut, as it is not known of a part, and where they are in other tokens than the teacher's."""
+
+    has_target: torch.Tensor | None = field(default=None, kw_only=True)
+    """[m, T] bool: where the payload is of the position; None: wherever one counts. A student with
+    its own tokenizer learns from the label alone elsewhere."""
 
     def first(self, length: int) -> Self:
         """Return the first `length` positions of every sequence; the last has no target."""
@@ -35,7 +40,8 @@ class MicroBatch:
             length, rows.mask, rows.ids, rows.segments, rows.labels, self.payload
         )
         cut = RowTensors(ids, segments, mask, labels)
-        return replace(self, rows=cut, payload=payload, entropy=None)
+        has_target = None if self.has_target is None else self.has_target[:, :length]
+        return replace(self, rows=cut, payload=payload, entropy=None, has_target=has_target)
 
 
 @dataclass(frozen=True)
@@ -104,8 +110,11 @@ class Batch(MicroBatch):
     def to(self, device: torch.device | str) -> Self:
         """Return the batch on `device`."""
         rows = RowTensors(*(tensor.to(device) for tensor in self.rows))
-        entropy = None if self.entropy is None else self.entropy.to(device)
-        return replace(self, rows=rows, payload=self.payload.to(device), entropy=entropy)
+        entropy, has_target = (
+            None if each is None else each.to(device) for each in (self.entropy, self.has_target)
+        )
+        payload = self.payload.to(device)
+        return replace(self, rows=rows, payload=payload, entropy=entropy, has_target=has_target)
 
     def first(self, length: int) -> Self:
         """See MicroBatch."""
@@ -120,4 +129,7 @@ def to_device(cached: CachedRows, valid: np.ndarray, device: torch.device) -> Mi
     """Return `cached` as tensors. Sequences that are not `valid` ([m] bool) get an empty mask."""
     rows = row_tensors(cached.rows, device, valid)
     payload = torch.from_numpy(cached.payload).to(device)
+    if isinstance(cached, AlignedCachedRows):
+        has_target = torch.from_numpy(cached.has_target).to(device)
+        return MicroBatch(rows, payload, None, has_target=has_target)
     return MicroBatch(rows, payload, torch.from_numpy(cached.entropy).to(device))

@@ -21,8 +21,8 @@ from kdscale.config.student import DistillConfig
 from kdscale.curriculum.difficulty import combine, count_targets, needs, row_rarity, student_gap
 from kdscale.curriculum.pacing import table_steps
 from kdscale.curriculum.sampler import CurriculumSampler
+from kdscale.distill.aligned_reader import AlignedReader, CachedReader, Reader
 from kdscale.distill.batches import MicroBatch
-from kdscale.distill.loader import Reader
 from kdscale.distill.steps import read_steps
 from kdscale.distributed.rank import Rank
 from kdscale.errors import KdscaleError
@@ -105,9 +105,11 @@ def difficulty(
     `gap` measures that of the student as it stands, where the config asks for it.
     """
     wanted, stats = needs(config.difficulty), reader.statistics
+    # Ranked by what the teacher reads, whatever the student's tokens are.
+    cached = reader.cached if isinstance(reader, AlignedReader) else reader
     tables = {"entropy": stats.entropy, "nll": stats.nll, "length": stats.length}
     if "rarity" in wanted:
-        tables["rarity"] = _rarity(reader, worker, vocab_size)
+        tables["rarity"] = _rarity(cached, worker, vocab_size)
     if "gap" in wanted:
         assert gap is not None
         tables["gap"] = gap()
@@ -120,8 +122,8 @@ def measure_gap(
 ) -> np.ndarray:
     """Return the student's mean loss on each sequence's labels less the teacher's, [R] float64.
 
-    In nats a token; 0 for a sequence without targets. One forward over all sequences, shared out
-    over ranks; collective. `model` is a back end's.
+    In nats a token of the teacher's; 0 for a sequence without targets. One forward over all
+    sequences, shared out over ranks; collective. `model` is a back end's.
     """
     parts = _parts(len(reader), worker, micro_batch_size)
     nll = np.zeros(len(reader))
@@ -129,23 +131,24 @@ def measure_gap(
         # Every rank calls the model equally often, as its parameters may be sharded.
         for number in range(_most_parts(len(reader), worker, micro_batch_size)):
             part = parts[number] if number < len(parts) else np.zeros(1, np.int64)
-            found = model(_mean_losses, row_tensors(reader.read(part).rows, worker.device))
+            found = model(_loss_sums, row_tensors(reader.read(part).rows, worker.device))
             if number < len(parts):
                 nll[part] = found.cpu().numpy()
             worker.beat("a batch of the ranking")
     total = worker.all_reduce_sum(torch.from_numpy(nll).to(worker.device)).cpu().numpy()
     stats = reader.statistics
+    total /= np.maximum(stats.length, 1)
     return np.where(stats.length > 0, student_gap(total, stats.nll), 0.0)
 
 
-def _mean_losses(model: ModelWithHead, batch: RowTensors) -> torch.Tensor:
-    """Return the mean loss on each sequence's labels, [B] float64."""
+def _loss_sums(model: ModelWithHead, batch: RowTensors) -> torch.Tensor:
+    """Return the sum of the losses on each sequence's labels, [B] float64."""
     hidden, known = model.hidden(batch.ids, batch.segments), batch.known
     rows = [
         head_and_loss(of_row[where], model.head, labels[where]).cross_entropy
         for of_row, where, labels in zip(hidden, known, batch.labels, strict=True)
     ]
-    return torch.stack(rows).double() / known.sum(dim=1).clamp(min=1)
+    return torch.stack(rows).double()
 
 
 def _check_labels(config: CurriculumConfig, reader: Reader) -> None:
@@ -175,7 +178,7 @@ def _stored_table(
     return table
 
 
-def _rarity(reader: Reader, worker: Rank, vocab_size: int) -> np.ndarray:
+def _rarity(reader: CachedReader, worker: Rank, vocab_size: int) -> np.ndarray:
     """Return [R] float32. Reads every sequence twice, so that no rank holds more than a few."""
     counts = np.zeros(vocab_size, np.int64)
     for _, rows in _rows(reader, worker):
@@ -187,7 +190,7 @@ def _rarity(reader: Reader, worker: Rank, vocab_size: int) -> np.ndarray:
     return worker.all_reduce_sum(torch.from_numpy(scores).to(worker.device)).cpu().numpy()
 
 
-def _rows(reader: Reader, worker: Rank) -> Iterator[tuple[np.ndarray, Rows]]:
+def _rows(reader: CachedReader, worker: Rank) -> Iterator[tuple[np.ndarray, Rows]]:
     """Yield this rank's sequences, with their indices [B]."""
     for part in _parts(len(reader), worker, _ROWS_AT_ONCE):
         yield part, reader.read(part).rows

@@ -11,15 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from kdscale.cache.read.concat import ConcatReader
 from kdscale.cache.read.loader import CacheLoader, LoadedBatch
-from kdscale.cache.read.reader import CacheReader
-from kdscale.cache.read.subset import SubsetReader
+from kdscale.distill.aligned_reader import Reader
 from kdscale.distill.batches import Batch, to_device
 from kdscale.errors import KdscaleError
 from kdscale.utils.permutation import VERSION
-
-Reader = CacheReader | ConcatReader | SubsetReader
 
 # A look-up of the order costs the same for one position as for many.
 _POSITIONS = 4096
@@ -163,4 +159,5 @@ class Loader:
             num_targets=int(np.count_nonzero(counted)),
             num_labels=int(np.count_nonzero(known)),
             indices=loaded.indices,
+            has_target=made.has_target,
         )

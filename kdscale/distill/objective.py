@@ -12,10 +12,12 @@ from kdscale.distill.taid import InterpolatedTargets, Taid
 from kdscale.distill.targets import (
     BatchTargets,
     CachedTargets,
+    ClassifiedTargets,
     LayerOutputs,
     OnlineTeacher,
     at_positions,
 )
+from kdscale.losses.classes import ClassMap
 from kdscale.losses.divergences import make_divergence
 from kdscale.losses.fused import Objective, head_and_loss
 from kdscale.models.forward import RowTensors
@@ -52,12 +54,15 @@ class DistillationLoss:
         hidden: HiddenLoss | None = None,
         attention: AttentionLoss | None = None,
         weights: LabelWeights = EQUAL,
+        classes: ClassMap | None = None,
     ) -> None:
         """Take targets from `teacher` or, without one, from the cache with `codec`.
 
         `hidden` and `attention` are the losses on layers that `config` asks for; they need a
-        teacher. `weights` are those of the labels.
+        teacher. `weights` are those of the labels. `classes` are those of the ids of a student with
+        its own tokenizer and of its teacher.
         """
+        self._classes = classes
         self._weights = weights
         self._hidden = hidden
         self._attention = attention
@@ -82,8 +87,9 @@ class DistillationLoss:
 
         Logged: `loss` is what is trained on, `ce_loss` the cross-entropy on the labels, and `kl`,
         or `divergence` where it is another one, the distance of the student from its teacher (but
-        for the KL of sampled targets in sequences that are cut); with TAID also the loss on its
-        targets.
+        for the KL of sampled targets in sequences that are cut, or in other tokens than the
+        teacher's); with TAID also the loss on its targets; of a student with its own tokenizer
+        `target_share`, the positions with a target of the teacher's.
         """
         temperature = self._temperature_at(step)
         targets = self._targets(batch, temperature)
@@ -99,6 +105,8 @@ class DistillationLoss:
             total = total + weight * value
             parts[name] = value.detach()
         parts["loss"] = total.detach()
+        if batch.has_target is not None:
+            parts["target_share"] = (batch.has_target & batch.rows.mask).sum()
         if self.taid is not None:
             parts[TAID_LOSS] = found.distillation
         if self._divergence is not None:
@@ -128,6 +136,8 @@ class DistillationLoss:
         if self._teacher is not None:
             online = self._teacher.targets(batch.rows, temperature)
             return online if self.taid is None else InterpolatedTargets(online, self.taid.t)
+        if self._classes is not None:
+            return ClassifiedTargets.of(batch, self._codec, self._classes)
         return CachedTargets.of(batch, self._codec, temperature)
 
     def _kd_weight(self, step: int) -> float:

@@ -8,8 +8,9 @@ import numpy as np
 from kdscale.config.student import DistillConfig
 from kdscale.curriculum.length import length_at
 from kdscale.curriculum.sampler import CurriculumSampler
+from kdscale.distill.aligned_reader import Reader
 from kdscale.distill.batches import MicroBatch
-from kdscale.distill.loader import Loader, Reader
+from kdscale.distill.loader import Loader
 from kdscale.distributed.rank import Rank
 from kdscale.train.batches import micro_batches_per_rank
 from kdscale.train.loop import Step

@@ -86,7 +86,7 @@ def plan_init(
         start,
         vocab_size=data.vocab_size,
         special_ids=data.special_ids,
-        seq_len=config.data.seq_len,
+        seq_len=config.student_seq_len,
         task_spec=_task_spec(config, data),
         absent=absent,
     )
@@ -97,7 +97,7 @@ def loaded_config(config: RunConfig, data: DataFacts, shape: Any) -> Any:
 
     Raises KdscaleError where its task, vocabulary or length does not fit.
     """
-    length, ids = config.data.seq_len, data.special_ids
+    length, ids = config.student_seq_len, data.special_ids
     fit_to_task(shape, data.vocab_size, ids, length, _task_spec(config, data), "student")
     return shape
 
@@ -115,7 +115,8 @@ def check_student_tokenizer(
         tokenizer,
         is_chat=config.data.chat is not None,
         note=note,
-        fix="Load a student that was trained with the run's tokenizer.",
+        fix="Load a student that was trained with the run's tokenizer, or let a causal language "
+        "model keep its own: distill.tokenizer: student.",
     )
 
 

@@ -17,6 +17,7 @@ from kdscale.config.training import ZeroConfig
 from kdscale.data.rows.prepared import Prepared
 from kdscale.distill.batches import MicroBatch
 from kdscale.distributed.rank import Rank
+from kdscale.losses.classes import ClassMap, ClassTargets
 from kdscale.losses.divergences import entropy_sum
 from kdscale.models.attention_check import check_attention
 from kdscale.models.forward import RowTensors
@@ -37,7 +38,7 @@ class BatchTargets(Protocol):
     layers: LayerOutputs
     """The teacher's outputs at these positions, [P, *] each; empty for a cache."""
 
-    def at(self, part: slice, logits: torch.Tensor) -> Targets:
+    def at(self, part: slice, logits: torch.Tensor) -> Targets | ClassTargets:
         """Return the targets of some C of the positions; each position is asked for once.
 
         `logits` [C, V] float32 are the student's there, not divided by the temperature.
@@ -97,6 +98,39 @@ class CachedTargets:
         """
         entropy = self._entropy if self._merged is None else self._merged
         return None if entropy is None else distillation - entropy * self._temperature**2
+
+
+class ClassifiedTargets:
+    """Targets that a codec kept, over the classes of a teacher's and a student's tokens."""
+
+    def __init__(
+        self, codec: Codec, payload: torch.Tensor, has_target: torch.Tensor, classes: ClassMap
+    ) -> None:
+        """Take `payload` [P, bytes a position] uint8, of which `has_target` [P] bool are targets.
+
+        The others have the label alone.
+        """
+        self.layers: LayerOutputs = {}
+        self._codec = codec
+        self._payload = payload
+        self._has_target = has_target
+        self._classes = classes
+
+    @classmethod
+    def of(cls, batch: MicroBatch, codec: Codec, classes: ClassMap) -> Self:
+        """Return the targets of the positions of `batch` that count."""
+        mask = batch.rows.mask
+        assert batch.has_target is not None
+        return cls(codec, batch.payload[mask], batch.has_target[mask], classes)
+
+    def at(self, part: slice, logits: torch.Tensor) -> ClassTargets:
+        """See BatchTargets."""
+        return self._classes.targets(
+            self._codec.decode(self._payload[part]), self._has_target[part]
+        )
+
+    def kl(self, distillation: torch.Tensor) -> None:
+        """See BatchTargets. The entropy over the classes is not kept."""
 
 
 class OnlineTeacher:

@@ -19,14 +19,15 @@ from kdscale.cache.read.concat import ConcatReader
 from kdscale.cache.read.opening import open_reader
 from kdscale.cache.read.reader import CacheReader, CacheSource
 from kdscale.cache.read.subset import SubsetReader, known_labels
-from kdscale.config.loss import check_defined
+from kdscale.config.loss import check_alignable, check_defined
 from kdscale.curriculum.sampler import SeenRows
 from kdscale.data.rows.prepared import Prepared, open_prepared
+from kdscale.distill.aligned_reader import AlignedReader, CachedReader, Reader
+from kdscale.distill.alignment.student_data import AlignedPrepared, StudentTokenizer, class_map
 from kdscale.distill.batches import MicroBatch
 from kdscale.distill.before import BeforeJob
 from kdscale.distill.curriculum import make_sampler, staged_steps
 from kdscale.distill.layer_losses import make_layer_losses
-from kdscale.distill.loader import Reader
 from kdscale.distill.objective import DistillationLoss, LabelsLoss
 from kdscale.distill.student_init import StudentInit, init_student
 from kdscale.distill.targets import open_online_teacher
@@ -53,6 +54,7 @@ class DistillJob:
     expected: dict[str, Any]  # the fields of the cache's identity that the student needs
     teacher: ModelReference | None  # None: the run has none, and the cache is that of another
     tables: Store  # for what the curriculum measures
+    tokenizer: StudentTokenizer | None = None  # the student's own, where it has one
     before: BeforeJob | None = None
     """To keep the student before its first step, where it is evaluated too."""
 
@@ -67,7 +69,7 @@ class DistillJob:
         if not trainings and before is None:
             return
         config = self.trainings[0].config
-        prepared = open_prepared(self.prepared)
+        prepared = self.data(open_prepared(self.prepared))
         distill = config.distill
         reader = open_reader(
             self.caches,
@@ -79,12 +81,18 @@ class DistillJob:
         targets = distill.targets
         source = "online" if targets == "online" else reader.codec.describe()["kind"]
         check_defined(distill.loss.divergence.kind, source)
+        if self.tokenizer is not None:
+            check_alignable(source)
         start = init_student(config, prepared, self.teacher, worker)
         if before is not None:
             before.keep(config.distill.student, start, prepared, worker)
         for training in trainings:
             recipe = StudentRecipe(training, worker, prepared, reader, start, self)
             run_training(training, recipe, worker, prepared)
+
+    def data(self, prepared: Prepared) -> Prepared:
+        """Return the data in the student's tokens."""
+        return prepared if self.tokenizer is None else AlignedPrepared(prepared, self.tokenizer)
 
 
 class StudentRecipe:
@@ -104,7 +112,7 @@ class StudentRecipe:
         self._tables, self._outputs = job.tables, prepared.outputs
         self._folder = training.folder
         self._adapted: tuple[PreTrainedModel, Adapters] | None = None
-        self._reader: Reader = cached
+        reader: CachedReader = cached
         weights, is_baseline = EQUAL, training.name == "baseline"
         if config.data.labels is not None:
             known = known_labels(cached)
@@ -114,9 +122,16 @@ class StudentRecipe:
             )
             if is_baseline and not known.all():
                 # It learns from nothing else, so that its batches are full of them.
-                self._reader = SubsetReader(cached, np.flatnonzero(known))
+                reader = SubsetReader(cached, np.flatnonzero(known))
+        self._reader: Reader = reader
+        # Of the cache, which is the teacher's, and not of the student.
+        self._vocabulary = int(cached.identity["vocab_size"])
+        classes = None
+        if isinstance(prepared, AlignedPrepared):
+            self._reader = AlignedReader(reader, prepared.aligner, prepared.seq_len)
+            classes = class_map(prepared.pair, worker.device)
         self._sampler = make_sampler(
-            config.distill, self._reader, worker, self._outputs, config.seed
+            config.distill, self._reader, worker, self._vocabulary, config.seed
         )
         self._seen = SeenRows(self._sampler, len(self._reader))
         self._projections: list[torch.nn.Module] = []
@@ -129,7 +144,9 @@ class StudentRecipe:
             if hidden is not None:
                 self._projections = hidden.projections(config.seed)
             online = open_online_teacher(config, job.teacher, worker, prepared)
-            self._loss = DistillationLoss(config, cached.codec, online, hidden, attention, weights)
+            self._loss = DistillationLoss(
+                config, cached.codec, online, hidden, attention, weights, classes
+            )
             self.stateful_loss = self._loss.taid
 
     def build(self) -> PreTrainedModel:
@@ -153,7 +170,7 @@ class StudentRecipe:
             self._reader,
             self._sampler,
             self._tables,
-            self._outputs,
+            self._vocabulary,
             start,
             model,
         )
@@ -170,6 +187,8 @@ class StudentRecipe:
         """See TrainingRecipe."""
         shown = self._sampler.metrics(step, indices) | self._seen.metrics()
         shown |= self._loss.metrics(step) | {"train/batch_digest": batch_digest(indices)}
+        if isinstance(self._reader, AlignedReader):
+            shown["cut_share"] = self._reader.cut_share
         return shown | {"cache_hit_share": _hit_share(self._reader.metrics)}
 
     def export(self, backend: Backend, folder: Path) -> None:
@@ -184,6 +203,10 @@ class StudentRecipe:
 
     def _base(self) -> Base:
         """Return the model that the adapters stand on: a copy, where no other place has it."""
+        student = self._config.distill.student
+        if self._start.is_stored:
+            assert student.load is not None
+            return Base(student.load, student.revision)
         return Base(f"{self._folder.url}/{COPY}", model=self._start.build())
 
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from kdscale.data.rows.prepared import Prepared, RowTable
+from kdscale.data.rows.prepared import Prepared
 from kdscale.distributed.rank import Rank
 from kdscale.evaluate.classification import (
     classification_intervals,
@@ -18,7 +18,7 @@ from kdscale.evaluate.classification import (
     fit_temperature,
 )
 from kdscale.evaluate.intervals import draw_counts, gap_interval, language_model_intervals
-from kdscale.evaluate.metrics import LanguageModelSums
+from kdscale.evaluate.metrics import BYTES, TOKENS, LanguageModelSums
 from kdscale.evaluate.results import DomainMetrics, Interval, ModelResults
 from kdscale.evaluate.temperature import FITTED_ON
 from kdscale.models.forward import row_tensors, target_logits
@@ -27,27 +27,35 @@ from kdscale.train.batches import split_micro_batches
 
 
 class DomainScores:
-    """Scores of each model (teacher first, if there is one) on the sequences of `table`.
+    """Scores of each model (teacher first, if there is one) on the evaluation set `domain`.
 
-    `temperatures` are the models' by name, None where they are not known before.
+    `temperatures` are the models' by name, None where they are not known before; `data` is what
+    each model reads, the same sequences in its own tokens.
     """
 
     def __init__(
         self,
         temperatures: Mapping[str, float | None],
-        table: RowTable,
-        prepared: Prepared,
+        data: Mapping[str, Prepared],
+        domain: str,
         worker: Rank,
     ) -> None:
-        self._table = table
-        self._outputs = prepared.outputs
-        self.order = table.labelled()
+        prepared = data["teacher"]
+        self._data = data
+        self._tables = {each: each.split(domain) for each in dict.fromkeys(data.values())}
+        self.order = self._tables[prepared].labelled()
         rows, device = len(self.order), worker.device
         self.sums = {n: LanguageModelSums(device, rows, t) for n, t in temperatures.items()}
         self.logits: dict[str, torch.Tensor] = {}
         self.labels = torch.zeros(rows, dtype=torch.int64, device=device)
         if prepared.classes:
-            self.logits = {n: torch.zeros(rows, self._outputs, device=device) for n in temperatures}
+            size = prepared.outputs
+            self.logits = {n: torch.zeros(rows, size, device=device) for n in temperatures}
+
+    @property
+    def tokens_differ(self) -> bool:
+        """True if not all models read the same tokens."""
+        return len(self._tables) > 1
 
     @torch.no_grad()
     def measure(
@@ -75,19 +83,23 @@ class DomainScores:
         worker: Rank,
     ) -> None:
         """Add the rows at `part` [B] of the order, of which the `valid` [B] count."""
-        rows = self._table.take(self.order[part])
-        batch = row_tensors(rows, worker.device, valid)
-        labels = batch.labels[batch.mask]
-        at = torch.from_numpy(part).to(worker.device)[batch.mask.nonzero()[:, 0]]
-        if self.logits:
-            self.labels[at] = labels
+        taken = {data: table.take(self.order[part]) for data, table in self._tables.items()}
+        batches = {data: row_tensors(rows, worker.device, valid) for data, rows in taken.items()}
         teacher_log_probs = None
         for name, model in models.items():
-            logits = target_logits(model, batch, self._outputs).float()
-            self.sums[name].update(logits, labels, teacher_log_probs, at)
-            for place, byte_count in zip(part[valid], rows.byte_counts[valid], strict=True):
+            data = self._data[name]
+            batch = batches[data]
+            labels = batch.labels[batch.mask]
+            at = torch.from_numpy(part).to(worker.device)[batch.mask.nonzero()[:, 0]]
+            logits = target_logits(model, batch, data.outputs).float()
+            # Position by position only where the positions are the same.
+            beside = teacher_log_probs if data is self._data["teacher"] else None
+            self.sums[name].update(logits, labels, beside, at)
+            byte_counts = taken[data].byte_counts
+            for place, byte_count in zip(part[valid], byte_counts[valid], strict=True):
                 self.sums[name].add_bytes(float(byte_count), int(place))
             if self.logits:
+                self.labels[at] = labels
                 self.logits[name][at] = logits
             if name == "teacher":
                 teacher_log_probs = torch.log_softmax(logits, dim=-1)
@@ -106,7 +118,7 @@ def summarise(
     for domain, scores in domains.items():
         counts = draw_counts(len(scores.order))
         by_row = {name: sums.by_row for name, sums in scores.sums.items()}
-        gaps[domain] = gap_interval(counts, by_row)
+        gaps[domain] = gap_interval(counts, by_row, BYTES if scores.tokens_differ else TOKENS)
         for name, sums in scores.sums.items():
             found: dict[str, Any] = dict(sums.metrics())
             intervals = language_model_intervals(counts, by_row[name])

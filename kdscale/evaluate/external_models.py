@@ -13,18 +13,28 @@ from kdscale.models.tasks import TaskSpec, describe_task, longest_input, task_of
 from kdscale.types import DataFacts
 
 
-def external_references(config: RunConfig, prepared: Prepared) -> dict[str, ModelReference]:
-    """Return the models of evaluate.models by name.
+def external_references(
+    config: RunConfig, prepared: Prepared, own: Prepared | None = None
+) -> tuple[dict[str, ModelReference], frozenset[str]]:
+    """Return the models of evaluate.models by name, and the names of those that read `own`.
 
-    Raises KdscaleError for one that cannot be scored on the run's sequences.
+    `own` is the data in the tokens of a student with its own tokenizer. Raises KdscaleError for
+    a model that cannot be scored on the run's sequences.
     """
-    found = {}
+    found, aligned = {}, set()
     for name, source in config.evaluate.models.items():
         found[name] = reference_to(source, None, name)
-        check_external_model(
-            name, found[name].local(), config, prepared, prepared.tokenizer_folder()
-        )
-    return found
+        folder, data = found[name].local(), prepared
+        if own is not None and has_tokenizer(folder, own.tokenizer_folder()):
+            data = own
+            aligned.add(name)
+        check_external_model(name, folder, config, data, data.tokenizer_folder())
+    return found, frozenset(aligned)
+
+
+def has_tokenizer(folder: str, tokenizer: Path) -> bool:
+    """Return whether the model in `folder` has the ids of `tokenizer`, a folder."""
+    return _vocabulary(folder) == _vocabulary(tokenizer)
 
 
 def check_external_model(
@@ -43,7 +53,8 @@ def check_external_model(
             "Leave it out, or give a model of the run's task.",
         )
     task_spec = TaskSpec(config.task, chunks=config.data.chunks)
-    check_positions(shape, longest_input(task_spec, config.data.seq_len), what)
+    longest = max(config.data.seq_len, config.student_seq_len)
+    check_positions(shape, longest_input(task_spec, longest), what)
     classes = tuple(shape.id2label[number] for number in sorted(shape.id2label))
     if data is not None and data.classes and classes != data.classes:
         raise KdscaleError(
@@ -53,7 +64,7 @@ def check_external_model(
     if data is None or tokenizer is None:
         return
     check_vocabulary(shape, data.vocab_size, what)
-    if _vocabulary(folder) != _vocabulary(tokenizer):
+    if not has_tokenizer(folder, tokenizer):
         raise KdscaleError(
             f"The {what} has another tokenizer than the run: its losses are of other tokens, and "
             "it cannot be compared with the teacher token by token.",

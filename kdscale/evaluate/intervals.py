@@ -89,16 +89,17 @@ def language_model_intervals(counts: np.ndarray, by_row: np.ndarray) -> dict[str
     return found
 
 
-def gap_interval(counts: np.ndarray, by_row: Mapping[str, np.ndarray]) -> Interval:
-    """Return the interval of the gap recovered in loss.
+def gap_interval(
+    counts: np.ndarray, by_row: Mapping[str, np.ndarray], under: int = TOKENS
+) -> Interval:
+    """Return the interval of the gap recovered in loss a token, or in what `under` says.
 
     `by_row` is [rows, 8] for teacher, student and baseline.
     """
     if not {"teacher", "student", "baseline"} <= by_row.keys():
         return None
     teacher, student, baseline = (
-        _quotient(counts @ by_row[name], LOSS, TOKENS)
-        for name in ("teacher", "student", "baseline")
+        _quotient(counts @ by_row[name], LOSS, under) for name in ("teacher", "student", "baseline")
     )
     gap = baseline - teacher
     return interval((baseline - student) / gap) if (gap > 0).all() else None

@@ -173,6 +173,25 @@ class Samples(TypedDict):
     texts: list[Sample]
 
 
+class AlignedSet(TypedDict):
+    """A set of sequences in the tokens of a student that has a tokenizer of its own."""
+
+    positions: int  # that count
+    share: float  # of them with a target of the teacher's; the others have the label alone
+    cut: float  # share of the text's bytes that the student's sequences have no room for
+    kinds: dict[str, float]  # the same share by the label's kind of text
+
+
+class Alignment(TypedDict):
+    """Two tokenizers, and how many of the student's positions have a target of the teacher's."""
+
+    teacher_ids: int
+    student_ids: int
+    classes: int  # of tokens that both tell apart
+    seq_len: int  # of the student's sequences
+    sets: dict[str, AlignedSet]  # `train`, a sample of it, then the evaluation sets
+
+
 class Results(TypedDict):
     """The whole file.
 
@@ -191,6 +210,7 @@ class Results(TypedDict):
     classes: NotRequired[list[str]]  # of a classifier, in the order of its outputs
     chat: NotRequired[str]  # how conversations were rendered, where documents are conversations
     context: NotRequired[int]  # tokens before each target, or all of its document: causal-lm
+    alignment: NotRequired[Alignment]  # of a student with its own tokenizer
     speed: NotRequired[Speed]
     samples: NotRequired[Samples]
     lm_eval: NotRequired[dict[str, HarnessTask]]  # by task; of `kdscale lm-eval`
@@ -206,7 +226,7 @@ _ADAPTER: TypeAdapter[Results] = TypeAdapter(Results)
 
 
 def gap_recovered(teacher: float, student: float, baseline: float | None) -> float | None:
-    """Return (baseline - student) / (baseline - teacher), in loss: 1 is the teacher.
+    """Return (baseline - student) / (baseline - teacher), of losses: 1 is the teacher.
 
     None without a baseline, or where the baseline is not worse than the teacher: then there is no
     gap, and the quotient would mean nothing. Non-finite losses have no gap either.
@@ -231,6 +251,7 @@ def build_results(
     task: str = "causal-lm",
     classes: Sequence[str] = (),
     context: int | None = None,
+    alignment: Alignment | None = None,
     gap_intervals: Mapping[str, Interval] | None = None,
     speed: Speed | None = None,
     samples: Samples | None = None,
@@ -241,7 +262,7 @@ def build_results(
     worker that evaluated: see `environment`. Raises pydantic's ValidationError where an argument
     does not fit the schema.
     """
-    measured = {"context": context, "speed": speed, "samples": samples}
+    measured = {"context": context, "alignment": alignment, "speed": speed, "samples": samples}
     return _ADAPTER.validate_python(
         {name: value for name, value in measured.items() if value is not None}
         | {
@@ -251,7 +272,7 @@ def build_results(
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "task": task,
             "models": models,
-            "gap_recovered": _gaps(models),
+            "gap_recovered": _gaps(models, common_loss(alignment)),
             "gap_intervals": dict(gap_intervals or {}),
             "classes": list(classes),
             "cache": cache,
@@ -264,20 +285,34 @@ def build_results(
     )
 
 
-def _gaps(models: Mapping[str, ModelResults]) -> dict[str, float | None]:
+def common_loss(alignment: object | None) -> Literal["loss", "bits_per_byte"]:
+    """Return the figure in which models are compared.
+
+    The loss a token, and bits a byte where an `alignment` says that their tokens differ.
+    """
+    return "loss" if alignment is None else "bits_per_byte"
+
+
+def _gaps(
+    models: Mapping[str, ModelResults], figure: Literal["loss", "bits_per_byte"]
+) -> dict[str, float | None]:
     if "teacher" not in models or "student" not in models:
         return {}
     teacher, student = models["teacher"]["domains"], models["student"]["domains"]
     baseline = models["baseline"]["domains"] if "baseline" in models else {}
     return {
         domain: gap_recovered(
-            teacher[domain]["loss"],
-            student[domain]["loss"],
-            baseline[domain]["loss"] if domain in baseline else None,
+            _known(teacher[domain][figure]),
+            _known(student[domain][figure]),
+            _known(baseline[domain][figure]) if domain in baseline else None,
         )
         for domain in student
         if domain in teacher
     }
+
+
+def _known(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def write_results(store: Store, results: Results) -> None:

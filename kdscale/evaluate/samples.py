@@ -18,31 +18,30 @@ _ROWS_LOOKED_AT = 512
 
 def write_samples(
     models: Mapping[str, PreTrainedModel],
-    prepared: Prepared,
+    data: Mapping[str, Prepared],
     config: SamplesConfig,
     worker: Rank,
     seed: int,
 ) -> Samples:
     """Sample from causal language models on the first evaluation set.
 
-    The same sequences, models and seed give the same texts on the same kind of device.
+    `data` is what each model, and the teacher, reads. The same sequences, models and seed give the
+    same texts on the same kind of device.
     """
+    prepared = data["teacher"]
     domain = prepared.evaluation_sets[0]
     prompts, truths = choose_prompts(prepared.split(domain), config)
-    tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer_folder(), trust_remote_code=False)
-    ids = torch.from_numpy(prompts).to(worker.device, torch.int64)
+    tokenizer = _tokenizer(prepared)
     written: dict[str, list[str]] = {}
     for name, model in models.items():
-        new = write_text(
-            model,
-            ids,
-            config.new_tokens,
-            prepared.special_ids,
-            prepared.vocab_size,
-            temperature=config.temperature,
-            seed=seed,
-        )
-        written[name] = [_text(tokenizer, tokens) for tokens in new.cpu().numpy()]
+        own = data[name]
+        if own is prepared:
+            groups = [prompts]
+        else:
+            groups = _in_other_tokens(prompts, prepared, tokenizer, own)
+        written[name] = [
+            text for group in groups for text in _write(model, group, own, config, worker, seed)
+        ]
         worker.beat(f"samples of the {name}")
     return {
         "domain": domain,
@@ -58,6 +57,47 @@ def write_samples(
             for number, (prompt, truth) in enumerate(zip(prompts, truths, strict=True))
         ],
     }
+
+
+def _write(
+    model: PreTrainedModel,
+    prompts: np.ndarray,
+    prepared: Prepared,
+    config: SamplesConfig,
+    worker: Rank,
+    seed: int,
+) -> list[str]:
+    """Return the continuations of `prompts` [N, P] in the model's own tokens."""
+    if not len(prompts):
+        return []
+    new = write_text(
+        model,
+        torch.from_numpy(prompts).to(worker.device, torch.int64),
+        config.new_tokens,
+        prepared.special_ids,
+        prepared.vocab_size,
+        temperature=config.temperature,
+        seed=seed,
+    )
+    tokenizer = _tokenizer(prepared)
+    return [_text(tokenizer, tokens) for tokens in new.cpu().numpy()]
+
+
+def _in_other_tokens(
+    prompts: np.ndarray, prepared: Prepared, tokenizer: Any, own: Prepared
+) -> list[np.ndarray]:
+    """Return each of the `prompts` [N, P] of `prepared` in the tokens of `own`: [1, P'] each."""
+    other = _tokenizer(own)
+    found = []
+    for prompt in prompts:
+        ids = other.encode(_text(tokenizer, prompt), add_special_tokens=False)
+        starts = prompt[0] == prepared.special_ids["bos_token_id"]
+        found.append(np.array([[own.special_ids["bos_token_id"]] * bool(starts) + ids], np.int32))
+    return found
+
+
+def _tokenizer(prepared: Prepared) -> Any:
+    return AutoTokenizer.from_pretrained(prepared.tokenizer_folder(), trust_remote_code=False)
 
 
 def choose_prompts(table: RowTable, config: SamplesConfig) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -20,8 +20,9 @@ from kdscale.distributed.rank import Rank
 from kdscale.evaluate.intervals import median_interval
 from kdscale.evaluate.results import ModelSpeed, Speed
 from kdscale.evaluate.single_device import write_text
-from kdscale.models.forward import model_inputs, row_tensors
-from kdscale.models.hf_folder import ModelReference
+from kdscale.models.adapter_folder import AdapterFolder
+from kdscale.models.forward import RowTensors, model_inputs, row_tensors
+from kdscale.models.hf_folder import ModelReference, loadable
 from kdscale.models.tasks import task_of
 
 # Forwards of a single sequence in a turn: enough of them for a 90th percentile.
@@ -35,15 +36,20 @@ Action = Callable[[], object]
 def measure_speed(
     models: Mapping[str, PreTrainedModel],
     references: Mapping[str, ModelReference],
-    prepared: Prepared,
+    data: Mapping[str, Prepared],
     config: SpeedConfig,
     worker: Rank,
 ) -> Speed:
-    """Measure `models` on sequences of the first evaluation set."""
-    table = prepared.split(prepared.evaluation_sets[0])
-    batch = row_tensors(table.take(np.arange(config.sequences) % len(table)), worker.device)
+    """Measure `models` on sequences of the first evaluation set.
+
+    `data` is what each model reads: the same text, in its own tokens.
+    """
+    batches_of = {
+        each: _first_sequences(each, config.sequences, worker)
+        for each in dict.fromkeys(data.values())
+    }
     actions = {
-        name: _actions(model, batch.ids, batch.segments, prepared, config.new_tokens)
+        name: _actions(model, batches_of[data[name]], data[name], config.new_tokens)
         for name, model in models.items()
     }
     batches = _take_turns(_only(actions, "batch"), config.turns, config.seconds / 2, worker)
@@ -56,8 +62,8 @@ def measure_speed(
         "device": torch.cuda.get_device_name(worker.device) if is_gpu else "CPU",
         "dtype": str(worker.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "rows": len(batch.ids),
-        "seq_len": batch.ids.shape[1],
+        "rows": config.sequences,
+        "seq_len": max((data[name].seq_len for name in models), default=0),
         "new_tokens": config.new_tokens,
         "turns": max((len(timed["batch"]) for timed in batches.values()), default=0),
         "latency_turns": max((len(timed["row"]) for timed in others.values()), default=0)
@@ -65,13 +71,18 @@ def measure_speed(
         "models": {
             name: _figures(
                 {**batches[name], **others[name]},
-                batch.ids.numel(),
+                batches_of[data[name]].ids.numel(),
                 _bytes(references[name]),
                 None if name == "teacher" else teacher,
             )
             for name in models
         },
     }
+
+
+def _first_sequences(prepared: Prepared, count: int, worker: Rank) -> RowTensors:
+    table = prepared.split(prepared.evaluation_sets[0])
+    return row_tensors(table.take(np.arange(count) % len(table)), worker.device)
 
 
 def _figures(
@@ -110,13 +121,10 @@ def _only(actions: Mapping[str, Mapping[str, Action]], *names: str) -> dict[str,
 
 
 def _actions(
-    model: PreTrainedModel,
-    ids: torch.Tensor,
-    segments: torch.Tensor,
-    prepared: Prepared,
-    new_tokens: int,
+    model: PreTrainedModel, rows: RowTensors, prepared: Prepared, new_tokens: int
 ) -> dict[str, Action]:
-    """Return the timed actions of a model by name; `ids` and `segments` are [B, T]."""
+    """Return the timed actions of a model by name, on `rows` in its tokens."""
+    ids, segments = rows.ids, rows.segments
     batch = model_inputs(model, ids, segments)
     row = model_inputs(model, ids[:1], segments[:1])
     prompt = ids[:1, : min(PROMPT_TOKENS, ids.shape[1])]
@@ -165,7 +173,13 @@ def _seconds(act: Action, device: torch.device) -> float:
 
 
 def _bytes(reference: ModelReference) -> int | None:
-    """Return the bytes of the weights' files; None for a hub's model."""
+    """Return the bytes of the weights' files; None for a hub's model.
+
+    Of adapters those of their base, which are as many as when they are merged.
+    """
     folder = Path(reference.local())
+    adapter = AdapterFolder.find(folder)
+    if adapter is not None:
+        folder = Path(loadable(adapter.base))
     files = list(folder.glob("*.safetensors"))
     return sum(file.stat().st_size for file in files) if files else None

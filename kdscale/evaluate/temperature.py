@@ -80,7 +80,10 @@ def fit_temperatures(
     worker: Rank,
     micro_batch_size: int,
 ) -> dict[str, float]:
-    """Return the temperature of each model, the same on all ranks. Collective."""
+    """Return the temperature of each model, the same on all ranks. Collective.
+
+    `prepared` is the data in the tokens of all these models.
+    """
     table = prepared.split(FITTED_ON)
     counts = prepared.manifest["splits"][FITTED_ON]["counts"]
     rows = -(-POSITIONS * len(table) // max(1, counts["targets_written"]))

@@ -13,7 +13,9 @@ from typing import Any
 from kdscale.config import RunConfig
 from kdscale.config.training import ZeroConfig
 from kdscale.data.rows.prepared import Prepared, open_prepared
+from kdscale.distill.alignment.student_data import AlignedPrepared, StudentTokenizer
 from kdscale.distributed.rank import Rank, current_rank
+from kdscale.evaluate.alignment import describe_alignment
 from kdscale.evaluate.domain import DomainScores, summarise
 from kdscale.evaluate.results import environment
 from kdscale.evaluate.samples import write_samples
@@ -36,7 +38,8 @@ class EvaluateJob:
     """The inputs of an evaluation worker.
 
     `models` are those besides the teacher by name: student, baseline, the student before training,
-    and the config's. Without a teacher at hand nothing is compared with it.
+    and the config's. Without a teacher at hand nothing is compared with it. Those in `aligned` read
+    the tokens of `tokenizer`, the student's own, the others the teacher's.
     """
 
     config: RunConfig
@@ -44,6 +47,15 @@ class EvaluateJob:
     prepared: Store
     teacher: ModelReference | None
     models: dict[str, ModelReference]
+    tokenizer: StudentTokenizer | None = None
+    aligned: frozenset[str] = frozenset()
+
+    def data(self) -> dict[str, Prepared]:
+        """Return the data that each model reads, by its name."""
+        prepared = open_prepared(self.prepared)
+        own = prepared if self.tokenizer is None else AlignedPrepared(prepared, self.tokenizer)
+        names = ("teacher", *self.models)
+        return {name: own if name in self.aligned else prepared for name in names}
 
     @property
     def references(self) -> dict[str, ModelReference]:
@@ -59,30 +71,33 @@ def evaluate(spec: EvaluateJob) -> None:
     """Score all models on this rank, with all others; rank 0 writes `evaluation.json`.
 
     It holds {"models": {name: ModelResults}, "gap_intervals", "task", "classes", "versions",
-    "hardware"}, "context" of causal language models, and "speed" and "samples" if the config
-    wants them.
+    "hardware"}, "context" of causal language models, "alignment" of a student with its own
+    tokenizer, and "speed" and "samples" if the config wants them.
     """
     worker = current_rank()
     config = spec.config.evaluate
-    prepared = open_prepared(spec.prepared)
+    data = spec.data()
+    prepared = data["teacher"]
     sharded, whole = ZeroConfig.for_teacher(config.teacher_sharding), ZeroConfig(stage=0)
     models = {}
     for name, reference in spec.references.items():
         zero = sharded if name == "teacher" else whole
         models[name] = load_teacher(reference.local(), worker, zero, reference.revision)
-    kind = sequence_spec(spec.config, prepared, config.micro_batch_size)
-    for model in models.values():
+    for name, model in models.items():
+        kind = sequence_spec(spec.config, data[name], config.micro_batch_size)
         check_sequences(model, partial(target_logits, model, vocab_size=kind.outputs), kind)
     temperatures: dict[str, float | None] = dict.fromkeys(models)
     if not prepared.classes:
         # A classifier's logits are kept, and its temperature is fitted afterwards.
-        fitted = fit_temperatures(models, prepared, worker, config.micro_batch_size)
-        temperatures.update(fitted)
+        for own in dict.fromkeys(data.values()):
+            readers = {name: model for name, model in models.items() if data[name] is own}
+            fitted = fit_temperatures(readers, own, worker, config.micro_batch_size)
+            temperatures.update(fitted)
     domains = prepared.evaluation_sets
     found: dict[str, DomainScores] = {}
     for index, domain in enumerate(domains):
         worker.raise_if_stopping()
-        scores = DomainScores(temperatures, prepared.split(domain), prepared, worker)
+        scores = DomainScores(temperatures, data, domain, worker)
         scores.measure(models, worker, config.micro_batch_size)
         found[domain] = scores
         if worker.rank == 0:
@@ -92,7 +107,9 @@ def evaluate(spec: EvaluateJob) -> None:
     gc.collect()
     if worker.rank == 0:
         measured = summarise(found, spec.references)
-        measured |= _side_by_side(spec, prepared, worker)
+        measured |= _side_by_side(spec, data, worker)
+        if isinstance(own := data["student"], AlignedPrepared):
+            measured["alignment"] = describe_alignment(own)
         measured |= {"task": spec.config.task, "classes": prepared.classes}
         if spec.config.task == "causal-lm":
             measured["context"] = spec.config.data.evaluation_overlap
@@ -102,7 +119,7 @@ def evaluate(spec: EvaluateJob) -> None:
     worker.barrier()
 
 
-def _side_by_side(spec: EvaluateJob, prepared: Prepared, worker: Rank) -> dict[str, Any]:
+def _side_by_side(spec: EvaluateJob, data: dict[str, Prepared], worker: Rank) -> dict[str, Any]:
     """Return speed and samples, as far as they are wanted."""
     config = spec.config.evaluate
     writes = config.samples if spec.config.task == "causal-lm" else None
@@ -114,9 +131,9 @@ def _side_by_side(spec: EvaluateJob, prepared: Prepared, worker: Rank) -> dict[s
     if config.speed is not None:
         # Baseline and student before training have the student's architecture.
         timed = {n: model for n, model in models.items() if n not in ("baseline", "before")}
-        found["speed"] = measure_speed(timed, references, prepared, config.speed, worker)
+        found["speed"] = measure_speed(timed, references, data, config.speed, worker)
     if writes is not None:
-        found["samples"] = write_samples(models, prepared, writes, worker, spec.config.seed)
+        found["samples"] = write_samples(models, data, writes, worker, spec.config.seed)
     return found
 
 

@@ -60,7 +60,7 @@ def find_source(uri: str, name: ModelName) -> Source:
     reference = finished.model(name)
     if reference is None:
         raise _incomplete(output, made_by, f"has no complete {name}")
-    return Source(run, name, reference, finished.prepared(), card)
+    return Source(run, name, reference, finished.data_of(name), card)
 
 
 def _check_complete(run: FinishedRun, stage: str) -> None:

@@ -97,12 +97,3 @@ def quiet_peft() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         yield
-
-
-def refuse_adapter(source: str | Path, field: str) -> None:
-    """Refuse adapters where a whole model is needed, as the config's `field`."""
-    if AdapterFolder.find(source) is not None:
-        raise KdscaleError(
-            f"{field} {str(source)!r} is an adapter (LoRA), and a whole model is needed.",
-            "Merge it into its base first: kdscale export RUN FOLDER.",
-        )

@@ -117,7 +117,8 @@ def publish(
 ) -> None:
     """Put the Hugging Face folder that `export` writes, with the tokenizer, to `name` in `output`.
 
-    The marker `kdscale.json` comes last. Only one rank calls.
+    What was there before is taken away, and the marker `kdscale.json` comes last. Only one rank
+    calls.
     """
     with tempfile.TemporaryDirectory(prefix="kdscale-model-") as scratch:
         folder = Path(scratch)
@@ -127,12 +128,19 @@ def publish(
         url, digest = output.child(name).url, weights_digest(folder)
         reference = ModelReference(fingerprint, url, None, digest, parameters)
         (folder / MARKER).write_text(_marker(reference))
+        _clear(output.child(name))
         upload_folder(folder, output, name, last=MARKER)
 
 
 def write_reference(store: Store, source: str, revision: str | None, fingerprint: str) -> None:
     """Mark `store` complete by pointing to a model elsewhere: existing weights are not copied."""
     store.put(MARKER, _marker(reference_to(source, revision, fingerprint)).encode())
+
+
+def _clear(store: Store) -> None:
+    """Delete the model in `store`, its marker first: of another kind, it would be half there."""
+    for key in [MARKER, *store.list()]:
+        store.delete(key)
 
 
 def reference_to(source: str, revision: str | None, fingerprint: str) -> ModelReference:

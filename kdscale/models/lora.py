@@ -86,6 +86,7 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> Adapt
         from kdscale.models.quantise import quantise_linear_maps
 
         quantise_linear_maps(model)
+        model.is_loaded_in_4bit = True  # which peft asks for
     found = peft.LoraConfig(
         r=config.r,
         lora_alpha=config.alpha,
@@ -102,6 +103,7 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> Adapt
             f"peft cannot put adapters into a {model.config.model_type!r}: {error}",
             "Name other distill.student.lora.target_modules, or leave out distill.student.lora.",
         ) from error
+    vars(model).pop("is_loaded_in_4bit", None)
     return Adapters(found, sum(p.numel() for p in model.parameters() if p.requires_grad))
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
@@ -20,11 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from kdscale.cache.codecs import make_codec, uniforms
 from kdscale.cache.fidelity.stored_size import StoredSize
 from kdscale.cache.format.prior import count_prior
 from kdscale.config import RunConfig
+from kdscale.config.lora import LoraConfig
 from kdscale.config.training import TrainingConfig
 from kdscale.data.rows.order import spread
 from kdscale.data.rows.prepared import open_prepared
@@ -38,6 +40,7 @@ from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import ModelReference, read_marker
 from kdscale.models.init.layers import keep_layers
 from kdscale.models.load import build_model
+from kdscale.models.lora import add_adapters
 from kdscale.models.sharded import load_teacher, place_teacher
 from kdscale.plan.calibration import Calibration, keep
 from kdscale.plan.inputs import PlanInputs, rank_rows, shape_of
@@ -267,10 +270,16 @@ def _stored_payload(job: MeasureJob, prepared: Store, rank: Rank, model: torch.n
 
 
 def _student_step(job: MeasureJob, rank: Rank) -> float:
-    """Return median seconds of the student's step on targets of the run's codec."""
+    """Return median seconds of the student's step on targets of the run's codec.
+
+    Of a student with its own tokenizer on labels: its targets cost what they cost.
+    """
+    aligns = job.config.aligns
+    if aligns:
+        job = replace(job, vocab_size=job.student.get_text_config().vocab_size)
     training, length = job.config.distill.training, job.config.data.seq_len
     codec = make_codec(job.config.cache.codec, job.vocab_size)
-    cached = job.config.distill.targets == "cache"
+    cached = job.config.distill.targets == "cache" and not aligns
     loss = DistillationLoss(job.config, codec, None) if cached else LabelsLoss()
     rows = min(training.micro_batch_size, rank_rows(training, rank.world_size))
     logits = torch.randn(length, job.vocab_size)
@@ -281,7 +290,8 @@ def _student_step(job: MeasureJob, rank: Rank) -> float:
     entropy = torch.zeros(rows, device=rank.device)
     tensors = RowTensors(ids, segments, mask, torch.roll(ids, -1, dims=1))
     batch = MicroBatch(tensors, payload, entropy)
-    return _step_seconds(job, job.student, training, batch, loss, int(mask.sum()), rank)
+    lora = job.config.distill.student.lora
+    return _step_seconds(job, job.student, training, batch, loss, int(mask.sum()), rank, lora)
 
 
 def _teacher_step(job: MeasureJob, training: TrainingConfig, rank: Rank) -> float:
@@ -306,12 +316,18 @@ def _step_seconds(
     loss: Any,
     targets: int,
     rank: Rank,
+    lora: LoraConfig | None = None,
 ) -> float:
     """Return median seconds of a step of the real loop: forward, backward, reduction, update."""
     count = micro_batches_per_rank(
         training.global_batch_size, training.micro_batch_size, rank.world_size
     )
-    wrap = partial(ModelWithHead, vocab_size=job.vocab_size)
+
+    def wrap(model: PreTrainedModel) -> ModelWithHead:
+        if lora is not None:
+            add_adapters(model, lora, seed=0)
+        return ModelWithHead(model, job.vocab_size)
+
     backend = make_backend(partial(build_model, shape, 0), wrap, training, count, rank)
     step = Step([batch] * count, count * targets, np.arange(training.global_batch_size))
 

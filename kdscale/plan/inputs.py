@@ -1,5 +1,6 @@
 """Inputs of a plan: config, text size, model shapes, hardware, calibration."""
 
+import copy
 import math
 import re
 from dataclasses import dataclass, replace
@@ -7,13 +8,18 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kdscale.config import RunConfig
 from kdscale.config.hardware import Hardware
+from kdscale.config.lora import LoraConfig
 from kdscale.config.training import TrainingConfig, WorkersConfig
 from kdscale.distill.student_init import loaded_config, plan_init
+from kdscale.distill.student_tokenizer import student_vocabulary
 from kdscale.errors import KdscaleError
 from kdscale.models.hf_folder import loadable
-from kdscale.models.load import load_config_of
+from kdscale.models.load import build_model, load_config_of
+from kdscale.models.lora import add_adapters, linear_maps
 from kdscale.models.meta_model import MetaModel
 from kdscale.plan.calibration import Calibration
 from kdscale.preflight.context import KnownData
@@ -22,6 +28,18 @@ from kdscale.store import explained
 from kdscale.teacher.pretrained import teacher_config
 
 _GATED = re.compile(r"gate_proj|gate_up|\.w3\.")
+
+
+@dataclass(frozen=True)
+class AdapterShape:
+    """Sizes of a model's adapters (LoRA), over all layers; counts are of elements."""
+
+    parameters: int  # t
+    ranks: int  # sum of r over the adapters
+    inputs: int  # sum of the widths of their inputs
+    sources: int  # the same, of an input that several of one block share once
+    has_dropout: bool
+    quantised: int = 0  # matrix elements held in four bits
 
 
 @dataclass(frozen=True)
@@ -41,6 +59,12 @@ class Shape:
     windows: tuple[int | None, ...]  # of each layer, positions that attention sees; None: all
     gated: bool  # whether the MLP has a gate (SwiGLU), two matrices into it instead of one
     normed_queries: bool  # whether queries and keys are normalised
+    adapters: AdapterShape | None = None  # which alone are trained, if there are any
+
+    @property
+    def trained(self) -> int:
+        """Parameters that have a gradient."""
+        return self.parameters if self.adapters is None else self.adapters.parameters
 
     @property
     def head(self) -> int:
@@ -67,17 +91,45 @@ class Shape:
     def training_flops(self, seq_len: int, checkpointing: bool = False) -> float:
         """Return FLOPs a token of forward and backward: 3 times the forward's.
 
-        With activation checkpointing once more that of the layers.
+        With adapters of t parameters 2 x 2 (M + V h) + 3 x the attention's + 6 t: frozen matrices
+        need no gradient of their own. With activation checkpointing once more that of the layers.
         """
         forward = self.forward_flops(seq_len)
         again = forward - 2.0 * self.head if checkpointing else 0.0
-        return 3.0 * forward + again
+        if self.adapters is None:
+            return 3.0 * forward + again
+        more = (8.0 if checkpointing else 6.0) * self.adapters.parameters
+        return 2.0 * forward + self.attention_flops(seq_len) + again + more
 
 
-def shape_of(config: Any) -> Shape:
+def adapter_shape(config: Any, lora: LoraConfig) -> AdapterShape:
+    """Return the sizes of the adapters of a transformers config's model.
+
+    Raises KdscaleError for target modules that it lacks.
+    """
+    with torch.device("meta"):
+        model = build_model(copy.deepcopy(config), seed=0)
+    linear = [model.get_submodule(name).weight.numel() for name in linear_maps(model)]
+    add_adapters(model, lora.model_copy(update={"quantise": "none"}), seed=0)
+    found = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    widths = {name: int(module.in_features) for name, module in found.items()}
+    return AdapterShape(
+        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        ranks=lora.r * len(found),
+        inputs=sum(widths.values()),
+        sources=sum(
+            width for _, width in {(name.rpartition(".")[0], w) for name, w in widths.items()}
+        ),
+        has_dropout=lora.dropout > 0,
+        quantised=0 if lora.quantise == "none" else sum(linear),
+    )
+
+
+def shape_of(config: Any, lora: LoraConfig | None = None) -> Shape:
     """Return the shape of a transformers config's model, built without memory for its weights.
 
-    Of a mixture of experts, their matrices count for the share of them that a token uses.
+    Of a mixture of experts, their matrices count for the share of them that a token uses. With
+    `lora`, only its adapters are trained.
     """
     text = config.get_text_config()
     meta = MetaModel(config)
@@ -114,6 +166,7 @@ def shape_of(config: Any) -> Shape:
         windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
         gated=any(_GATED.search(name) for name in matrices),
         normed_queries=any("q_norm" in name for name in meta.shapes),
+        adapters=adapter_shape(config, lora) if lora is not None else None,
     )
 
 
@@ -146,6 +199,13 @@ class PlanInputs:
         return 2 if self.config.distill.baseline else 1
 
     @property
+    def copies_base(self) -> bool:
+        """True if the student's adapters are published with a copy of the weights beside them."""
+        student = self.config.distill.student
+        as_loaded = student.load is not None and student.layers is None and student.width is None
+        return student.lora is not None and not as_loaded
+
+    @property
     def evaluated_students(self) -> int:
         """Models of the student's size that are evaluated: also one that it loads, as it was."""
         return self.students + (self.config.distill.student.load is not None)
@@ -170,6 +230,14 @@ class PlanInputs:
         hardware = self.hardware
         inside = workers <= hardware.devices_per_node
         return 1e9 * (hardware.link_gb_s if inside else hardware.network_gb_s)
+
+    @property
+    def in_student_tokens(self) -> "PlanInputs":
+        """The same run with sequences and ids of a student that has its own tokenizer."""
+        if not self.config.aligns:
+            return self
+        length, ids = self.config.student_seq_len, self.student.vocabulary
+        return replace(self, tokens=replace(self.tokens, seq_len=length, outputs=ids))
 
     def with_config(self, config: RunConfig) -> "PlanInputs":
         """Return the same run with other workers, micro-batches or parallelism."""
@@ -210,13 +278,15 @@ def read_inputs(
         classes = labels.classes or tuple(map(str, range(found.outputs)))
     data = KnownData(found.vocab_size, classes)
     teacher = teacher_config(config, data, teacher)
+    if config.aligns:
+        data = KnownData(student_vocabulary(config.distill.student), classes)
     start = _existing_student(config, data) or teacher
     student = plan_init(config, data, start).config
     return PlanInputs(
         config=config,
         tokens=found,
         teacher=shape_of(teacher),
-        student=shape_of(student),
+        student=shape_of(student, config.distill.student.lora),
         hardware=hardware,
         teacher_config=teacher,
         student_config=student,

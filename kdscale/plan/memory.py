@@ -24,6 +24,8 @@ _BASE = {"cpu": 600 << 20, "gpu": 3 << 30}
 # Bytes that a process on a CPU adds once it works: maps of files, the allocator's reserve,
 # libraries that load at their first use; and DeepSpeed's engine. Measured by benchmarks/plan.py.
 _AT_WORK, _ENGINE = 90 << 20, 100 << 20
+# Of a weight in NF4: four bits, a scale of 8 bits for 64, and a scale in float32 for 256 of these.
+_NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 # Positions of a chunk of the fused loss, see losses/fused.py.
 _LOSS_POSITIONS = 256
 # Elements of an encoder's chunk, see cache/codecs/chunked.py, and its working tensors of 4 bytes.
@@ -60,12 +62,36 @@ def layer_elements(shape: Shape, inputs: PlanInputs) -> int:
     are then repeated for every query head, else k. Korthikanti et al. 2022 (arXiv:2205.05198) count
     34 h bytes in 2-byte elements for GPT's layer with a fused activation, 17 h elements: here 34 h
     for a GPT whose activation is not fused, 21 h with a gated MLP of I = 8/3 h and h = q = k.
+    Beside adapters, frozen norms do not keep what is normalised, 2 h and q + k.
     """
     norm = 4 if inputs.is_gpu else 3
+    if shape.adapters is not None:
+        norm -= 1
     keys = shape.queries if inputs.config.data.pack else shape.keys
     mlp = 4 if shape.gated else 6
-    normed = 2 * (shape.queries + shape.keys) if shape.normed_queries else 0
-    return 2 * norm * shape.hidden + 2 * shape.queries + 2 * keys + mlp * shape.neurons + normed
+    kept_of_norm = 2 if shape.adapters is None else 1
+    normed = kept_of_norm * (shape.queries + shape.keys) if shape.normed_queries else 0
+    full = 2 * norm * shape.hidden + 2 * shape.queries + 2 * keys + mlp * shape.neurons + normed
+    return full + _of_adapters(shape, inputs)
+
+
+def _of_adapters(shape: Shape, inputs: PlanInputs) -> int:
+    """Return the elements a token and layer that adapters keep, or that frozen maps do not.
+
+    The r products of each A, and of the inputs of linear maps, 2 h + q + I, those that an adapter
+    has too; with dropout each adapter's own input and its mask, a byte an element on a GPU and p on
+    a CPU, in place of the shared input.
+    """
+    adapters = shape.adapters
+    if adapters is None:
+        return 0
+    inputs_of_maps = 2 * shape.hidden + shape.queries + shape.neurons
+    found = adapters.ranks / shape.layers
+    found -= max(0.0, inputs_of_maps - adapters.sources / shape.layers)
+    if adapters.has_dropout:
+        mask = 1 / inputs.width if inputs.is_gpu else 1
+        found += ((1 + mask) * adapters.inputs - adapters.sources) / shape.layers
+    return round(found)
 
 
 def activations(shape: Shape, rows: int, checkpointing: bool, inputs: PlanInputs) -> int:
@@ -112,27 +138,33 @@ def model_states(
     arXiv:1910.02054, section 3 and 5): p N weights, p N gradients and 12 N of float32 weights and
     moments, of which stage 1 divides the last by n, stage 2 the last two, stage 3 all; a bucket of
     min(N, 5e8) p, and at stage 3 the `gathered` weights. Offload moves the optimiser, and at stage
-    3 the weights, to the host.
+    3 the weights, to the host. With adapters of t parameters (LoRA), weights are those of N + t,
+    and all else but the copy of autocast is t's; of the maps in four bits (NF4, arXiv:2305.14314),
+    a weight takes 4 + 8 / 64 + 32 / (64 x 256) bits.
     """
-    n, p = shape.parameters, inputs.width
+    p, trained = inputs.width, shape.trained
+    adapters = shape.adapters
+    n = shape.parameters + (0 if adapters is None else trained)
+    quantised = 0 if adapters is None else adapters.quantised
     if zero.stage == 0:
-        parts = {"weights": 4 * n, "gradients": 4 * n, "optimiser": 8 * n}
-        parts["reduction buckets"] = 4 * n if ranks > 1 else 0
+        weights = 4 * (n - quantised) + round(_NF4_BYTES * quantised)
+        parts = {"weights": weights, "gradients": 4 * trained, "optimiser": 8 * trained}
+        parts["reduction buckets"] = 4 * trained if ranks > 1 else 0
         if inputs.is_gpu:
-            parts["autocast weights"] = 2 * n
+            parts["autocast weights"] = 2 * (n - quantised)
         return parts, {}
     device = {
         "weights": p * n // (ranks if zero.stage == 3 else 1),
-        "gradients": p * n // (ranks if zero.stage >= 2 else 1),
-        "optimiser": 12 * n // ranks,
-        "reduction buckets": p * min(n, _REDUCE_BUCKET),
+        "gradients": p * trained // (ranks if zero.stage >= 2 else 1),
+        "optimiser": 12 * trained // ranks,
+        "reduction buckets": p * min(trained, _REDUCE_BUCKET),
     }
     host: Parts = {}
     if zero.stage == 3:
         device["gathered weights"] = gathered(shape, inputs)
     if zero.offload == "cpu" and inputs.is_gpu:
         # The host's optimiser needs the gradients there too, in float32.
-        host["optimiser"] = device.pop("optimiser") + 4 * n // ranks
+        host["optimiser"] = device.pop("optimiser") + 4 * trained // ranks
         if zero.stage == 3:
             host["weights"] = device.pop("weights")
     return device, host
@@ -149,12 +181,14 @@ def _weights(shape: Shape, ranks: int, is_sharded: bool, inputs: PlanInputs) -> 
 def loss_buffers(shape: Shape, rows: int, inputs: PlanInputs) -> int:
     """Return the bytes of the fused loss.
 
-    Two arrays of a chunk's logits in float32, 8 min(256, B T) V, the gradient of the head, 4 V h,
-    and of the hidden states, p B T h; on a GPU the head's copy in bfloat16, 2 V h.
+    Two arrays of a chunk's logits in float32, 8 min(256, B T) V, the gradient of the head, 4 V h
+    (a head beside adapters has none), and of the hidden states, p B T h; on a GPU the head's copy
+    in bfloat16, 2 V h.
     """
     positions = rows * inputs.tokens.seq_len
     chunks = 8 * min(_LOSS_POSITIONS, positions) * inputs.tokens.outputs
-    weight = (4 + (2 if inputs.is_gpu else 0)) * shape.head
+    gradient = 4 if shape.adapters is None else 0
+    weight = (gradient + (2 if inputs.is_gpu else 0)) * shape.head
     return chunks + weight + inputs.width * positions * shape.hidden
 
 
@@ -213,7 +247,8 @@ def distill_memory(inputs: PlanInputs) -> Memory:
     """
     config, tokens, shape = inputs.config, inputs.tokens, inputs.teacher
     distill, ranks = config.distill, config.distill.workers.count
-    memory = training_memory(inputs.student, distill.training, ranks, inputs)
+    own = inputs.in_student_tokens
+    memory = training_memory(inputs.student, distill.training, ranks, own)
     codec = make_codec(config.cache.codec, tokens.outputs)
     each = tokens.seq_len * (codec.bytes_per_position + _POSITION)
     rows = rank_rows(distill.training, ranks)

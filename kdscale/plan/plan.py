@@ -16,6 +16,7 @@ from kdscale.plan.cost import (
 )
 from kdscale.plan.fit import check_fits
 from kdscale.plan.inputs import PlanInputs, Shape, workers_of
+from kdscale.plan.lora import StudentTraining, compare_with_full
 from kdscale.plan.memory import Memory, capacity, memory_of
 from kdscale.plan.timing import Seconds, seconds_of
 from kdscale.run.stage_names import STAGES
@@ -49,6 +50,7 @@ class Plan:
     store_money: StoreMoney
     break_even: BreakEven | None
     scaling: list[Scaled]
+    lora: list[StudentTraining]  # empty without LoRA
 
     @property
     def device_hours(self) -> float:
@@ -79,6 +81,7 @@ class Plan:
             "store_money": asdict(self.store_money),
             "break_even": asdict(self.break_even) if self.break_even is not None else None,
             "scaling": [asdict(row) for row in self.scaling],
+            "lora": [asdict(row) for row in self.lora],
         }
 
 
@@ -94,6 +97,7 @@ def make_plan(inputs: PlanInputs) -> Plan:
         store_money=store_money(asked, inputs),
         break_even=break_even(inputs),
         scaling=scaling(inputs),
+        lora=compare_with_full(inputs),
     )
 
 

@@ -17,6 +17,7 @@ def render(plan: Plan) -> str:
         _models(plan),
         _stages(plan),
         *_memory(plan),
+        _lora(plan),
         _caches(plan),
         _store(plan),
         _break_even(plan),
@@ -99,6 +100,17 @@ def _parts(stage: StagePlan, where: str) -> dict[str, int]:
     assert stage.memory is not None
     found: dict[str, int] = getattr(stage.memory, where)
     return found
+
+
+def _lora(plan: Plan) -> str:
+    """Return a table of LoRA beside training all weights, "" without LoRA."""
+    if not plan.lora:
+        return ""
+    rows = [["Training the student", "trained", "memory of a rank", "a step", "checkpoint"]]
+    for row in plan.lora:
+        step = f"{row.step_seconds:.3g} s"
+        rows.append([row.name, count(row.trained), size(row.memory), step, size(row.checkpoint)])
+    return _aligned(rows)
 
 
 def _caches(plan: Plan) -> str:

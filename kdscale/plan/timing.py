@@ -118,7 +118,8 @@ def step_seconds(
     compute = micro-batches x sequences x T x training FLOPs / rate, of the rank with most
     sequences. Stages 0 to 2 move a gradient of w N bytes (w 4 for DDP, p for ZeRO) once a step, in
     the time that the last backward, 2/3 of a micro-batch, hides; stage 3 moves 1.5 times that,
-    weights included, in every micro-batch (ZeRO, section 7), hidden behind the whole of it.
+    weights included, in every micro-batch (ZeRO, section 7), hidden behind the whole of it. With
+    adapters, N is theirs but for the weights of stage 3.
     """
     ranks, length = workers_of(stage, inputs.config).count, inputs.tokens.seq_len
     count = micro_batches_per_rank(training.global_batch_size, training.micro_batch_size, ranks)
@@ -127,9 +128,10 @@ def step_seconds(
     if _is_measured(ranks, inputs):
         return compute, 0.0
     width = 4 if training.zero.stage == 0 else inputs.width
-    once = all_reduce(width * shape.parameters, ranks, inputs)
+    once = all_reduce(width * shape.trained, ranks, inputs)
     if training.zero.stage == 3:
-        return compute, max(0.0, 1.5 * count * once - compute)
+        gathered = all_reduce(width * shape.parameters, ranks, inputs)
+        return compute, max(0.0, count * (gathered + once / 2) - compute)
     return compute, max(0.0, once - 2 / 3 * compute / count)
 
 
@@ -138,7 +140,8 @@ def training_seconds(
 ) -> Seconds:
     """Return the time of `models` trainings in sequence, from first step to publishing.
 
-    A validation is a forward of its sequences, a checkpoint 12 N bytes over the machines.
+    A validation is a forward of its sequences, a checkpoint 12 N bytes over the machines, N being
+    what is trained.
     """
     ranks, length = workers_of(stage, inputs.config).count, inputs.tokens.seq_len
     compute, exposed = step_seconds(shape, training, stage, inputs)
@@ -146,8 +149,9 @@ def training_seconds(
     validations = math.ceil(training.steps / training.validate_every)
     forward = rows * length * shape.forward_flops(length) / training_rate(inputs, stage)
     checkpoints = math.ceil(training.steps / training.checkpoint_every)
-    state = store_seconds(12 * shape.parameters / inputs.machines(ranks), inputs, write=True)
-    model = store_seconds(4 * shape.parameters, inputs, write=True)
+    state = store_seconds(12 * shape.trained / inputs.machines(ranks), inputs, write=True)
+    base = shape.parameters if stage == "distill" and inputs.copies_base else 0
+    model = store_seconds(4 * (shape.trained + base), inputs, write=True)
     return Seconds(
         start_up=start_up(stage, inputs),
         compute=models * training.steps * compute,
@@ -208,8 +212,9 @@ def distill_seconds(inputs: PlanInputs) -> Seconds:
     adds its forward to each step of the student.
     """
     distill = inputs.config.distill
+    own = inputs.in_student_tokens
     found = training_seconds(
-        inputs.student, distill.training, "distill", inputs, models=inputs.students
+        inputs.student, distill.training, "distill", own, models=inputs.students
     )
     if distill.targets == "online":
         return replace(found, compute=found.compute + online_forward_seconds(inputs))

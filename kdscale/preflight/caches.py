@@ -12,7 +12,7 @@ from kdscale.cache.read.concat import check_alike, drawn_rows
 from kdscale.cache.spec import FORMAT, Identity
 from kdscale.config import RunConfig
 from kdscale.config.base import Config
-from kdscale.config.loss import check_defined
+from kdscale.config.loss import check_alignable, check_defined
 from kdscale.config.operational import recipe
 from kdscale.data.tokenizer import TOKENIZER_FILE
 from kdscale.errors import KdscaleError
@@ -68,6 +68,8 @@ def check_caches(run: RunArtifacts, data: KnownData | None) -> None:
     if run.config.cache.reuse is not None and run.config.distill.targets == "cache":
         kind = manifests[0].identity["codec"]["kind"]
         check_defined(run.config.distill.loss.divergence.kind, kind)
+        if run.config.aligns:
+            check_alignable(kind)
 
 
 def _needed(run: RunArtifacts) -> tuple[str, ...]:

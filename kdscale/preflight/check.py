@@ -13,11 +13,11 @@ from typing import Any
 
 from kdscale.cache.codecs import make_codec
 from kdscale.config import RunConfig
-from kdscale.config.loss import check_defined
+from kdscale.config.loss import check_alignable, check_defined
 from kdscale.curriculum.difficulty import needs
 from kdscale.data.rows.classes import UNKNOWN_LABEL
 from kdscale.errors import KdscaleError
-from kdscale.evaluate.external_models import check_external_model
+from kdscale.evaluate.external_models import check_external_model, has_tokenizer
 from kdscale.evaluate.speed import PROMPT_TOKENS
 from kdscale.models.load import load_config_of
 from kdscale.models.positions import usable_positions
@@ -28,6 +28,7 @@ from kdscale.preflight.data import check_text, known_data
 from kdscale.preflight.ignored_fields import note_ignored
 from kdscale.preflight.locate import is_out_of_reach, locate
 from kdscale.preflight.models import check_models
+from kdscale.preflight.own_tokenizer import check_own_tokenizer
 from kdscale.preflight.row_counts import note_unread
 from kdscale.run.artifacts import RunArtifacts, resolve_paths
 from kdscale.run.stage_names import ON_WORKERS, STAGES
@@ -72,6 +73,8 @@ def _check_all(context: Context) -> None:
     if student.load is not None and context.makes("distill", "evaluate"):
         context.student_source = locate(context, "distill.student.load", student.load)
     context.data = known_data(context)
+    if config.aligns and context.makes("distill", "evaluate"):
+        check_own_tokenizer(context)
     if context.makes(*ON_WORKERS):
         check_models(context)
     if context.makes("cache", "distill"):
@@ -122,6 +125,8 @@ def check_targets(context: Context) -> None:
                 make_codec(config.cache.codec, data.outputs)
             if config.distill.targets == "cache":
                 check_defined(config.distill.loss.divergence.kind, config.cache.codec.kind)
+            if config.aligns:
+                check_alignable(config.cache.codec.kind)
     if context.makes("distill"):
         _check_labels(context)
 
@@ -155,15 +160,19 @@ def check_evaluation(context: Context) -> None:
         for name, source in config.evaluate.models.items():
             folder = locate(context, f"evaluate.models.{name}", source)
             if folder is not None:
-                tokenizer = context.data.tokenizer if context.data is not None else None
-                check_external_model(name, folder, config, context.data, tokenizer)
+                data, own = context.data, context.student_data
+                if own is not None and own.tokenizer and has_tokenizer(folder, own.tokenizer):
+                    data = own
+                tokenizer = data.tokenizer if data is not None else None
+                check_external_model(name, folder, config, data, tokenizer)
                 weights = source if "://" in source else folder
                 check_weights(weights, None, load_config_of(folder))
 
 
 def _check_writing(context: Context, what: str, shape: Any) -> None:
     """Refuse a model with fewer positions than the longest text it is to generate."""
-    config, length = context.config.evaluate, context.config.data.seq_len
+    config = context.config.evaluate
+    length = context.config.student_seq_len if what == "student" else context.config.data.seq_len
     wanted = []
     if config.speed is not None:
         prompt = min(PROMPT_TOKENS, length)

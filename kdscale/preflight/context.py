@@ -85,6 +85,7 @@ class Context:
     scratch: Path
     prepared: Prepared | None = None
     data: KnownData | None = None  # None where nothing is known of the tokenizer
+    student_data: KnownData | None = None  # of a student with its own tokenizer, where it is known
     teacher_source: str | None = None
     """Argument of `from_pretrained` for config and tokenizer of a teacher that exists."""
 

@@ -20,6 +20,7 @@ from kdscale.models.positions import position_notes
 from kdscale.models.stored_tensors import check_weights
 from kdscale.models.tasks import TaskSpec, longest_input
 from kdscale.preflight.context import Context, KnownData
+from kdscale.preflight.lora import check_lora
 from kdscale.preflight.small_model import Probe
 from kdscale.teacher.pretrained import teacher_config
 from kdscale.train.state import parameter_groups
@@ -53,6 +54,8 @@ def check_models(context: Context) -> None:
         return
     if student.load is not None and context.student_source is None:
         return
+    if config.aligns:
+        data = context.student_data or KnownData(_SOME_IDS)
     with context.findings.check("the student, built without weights"), _building("student"):
         _check_vocabulary_option(context, data, "student")
         if student.load is not None:
@@ -70,6 +73,9 @@ def _plan_loaded(context: Context, data: KnownData) -> InitPlan:
     """Plan a student that loads a model; refuse bad files, and another tokenizer than the run's."""
     config, student, source = context.config, context.config.distill.student, context.student_source
     assert source is not None
+    tokenizer = None if context.data is None else context.data.tokenizer
+    if tokenizer is not None and not config.aligns:
+        check_student_tokenizer(config, source, tokenizer, context.findings.note)
     found = load_config_of(source, student.revision)
     if not data.is_exact:
         # The stage itself compares with the tokenizer that is made.
@@ -82,8 +88,6 @@ def _plan_loaded(context: Context, data: KnownData) -> InitPlan:
     plan = plan_init(config, data, shape, absent)
     if weights is not None:
         plan.check_sources(weights, student.revision)
-    if context.data is not None and context.data.tokenizer is not None:
-        check_student_tokenizer(config, source, context.data.tokenizer, context.findings.note)
     return plan
 
 
@@ -121,7 +125,8 @@ def _check_vocabulary_option(context: Context, data: KnownData, what: str) -> No
     given = model.options.get("vocab_size") if model is not None else None
     if given is None:
         return
-    if isinstance(given, int) and given < data.vocab_size and context.data is not None:
+    known = context.student_data if what == "student" and context.config.aligns else context.data
+    if isinstance(given, int) and given < data.vocab_size and known is not None:
         at_most = "" if data.is_exact else "up to "
         raise KdscaleError(
             f"{field}.options.vocab_size is {given:,}, and the tokenizer has {at_most}"
@@ -154,8 +159,9 @@ def _check_student(context: Context) -> None:
     _check_trainable(model, config.distill.training, "distill.training")
     probe = Probe(model.config, "student")
     online = config.distill.online
-    length = config.data.seq_len
+    length = config.student_seq_len
     probe.check(packs=config.packs, seq_len=length, attention=online.attention is not None)
+    check_lora(context, model, probe)
     if context.teacher is None:
         return
     if online.attention is not None:
@@ -167,7 +173,7 @@ def _check_student(context: Context) -> None:
         if loss is not None:
             choose_pairs(loss.layers, depths, f"distill.online.{name}.layers")
     _note_positions(context, plan.config, "student")
-    own, theirs = count_parameters(model), count_parameters(_meta(context.teacher))
+    own, theirs = count_parameters(_meta(plan.config)), count_parameters(_meta(context.teacher))
     if own > theirs:
         context.findings.note(
             f"The student has {own:,} parameters, more than its teacher's {theirs:,}."
@@ -177,7 +183,8 @@ def _check_student(context: Context) -> None:
 def _note_positions(context: Context, shape: Any, what: str) -> None:
     config = context.config
     task_spec = TaskSpec(config.task, (), config.data.chunks)
-    for note in position_notes(shape, longest_input(task_spec, config.data.seq_len), what):
+    length = config.student_seq_len if what == "student" else config.data.seq_len
+    for note in position_notes(shape, longest_input(task_spec, length), what):
         context.findings.note(note)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from kdscale.config.lora import LoraConfig
 from kdscale.errors import KdscaleError
 from kdscale.models.attention_check import check_attention
 from kdscale.models.chunked_classifier import CHUNKS
@@ -20,6 +21,7 @@ from kdscale.models.forward import compute_logits, model_task, target_logits
 from kdscale.models.head import ModelWithHead
 from kdscale.models.init.layers import keep_layers
 from kdscale.models.load import build_model, count_parameters
+from kdscale.models.lora import add_adapters
 from kdscale.models.sequence_check import SequenceSpec, check_sequences
 
 _MOST_PARAMETERS = 60_000_000
@@ -70,6 +72,33 @@ class Probe:
         check_sequences(model, partial(target_logits, model, vocab_size=outputs), kind)
         if attention:
             self._check_attention(model)
+
+    def check_adapters(self, lora: LoraConfig) -> None:
+        """Refuse target modules whose output the model's forward does not use.
+
+        It may read their weights without calling them, or be a part that the task leaves out.
+        """
+        if self._config is None:
+            return
+        model = build_model(copy.deepcopy(self._config), seed=0)
+        add_adapters(model, lora, seed=0)
+        chunks = getattr(self._config, CHUNKS, None)
+        positions = _POSITIONS if chunks is None else chunks["length"]
+        ids = torch.arange(positions)[None] % self._vocabulary
+        compute_logits(model.eval(), ids, torch.ones_like(ids), self._vocabulary).sum().backward()
+        idle = [
+            name.partition(".lora_B.")[0]
+            for name, parameter in model.named_parameters()
+            if ".lora_B." in name and parameter.grad is None
+        ]
+        if idle:
+            ends = sorted({name.rpartition(".")[2] for name in idle})
+            raise KdscaleError(
+                f"Adapters would stay as they start in {len(idle)} modules of a "
+                f"{self._config.model_type!r}, such as {idle[0]!r}, whose output its forward does "
+                "not use.",
+                f"Give distill.student.lora.target_modules without {', '.join(ends)}.",
+            )
 
     @property
     def _vocabulary(self) -> int:

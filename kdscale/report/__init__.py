@@ -6,7 +6,7 @@ from typing import Literal
 
 from kdscale.report.card import model_card
 from kdscale.report.compare import summarise_comparison
-from kdscale.report.load import load_report_data
+from kdscale.report.load import load_report_data, setting
 from kdscale.report.markdown import render_markdown
 from kdscale.store import Store
 
@@ -47,6 +47,10 @@ def write_model_card(store: Store, which: Literal["student", "baseline"] = "stud
     Raises KdscaleError where the run has no results or no such model.
     """
     run = load_report_data(store)
-    card = model_card(run.results, which, run.config)
+    base = None
+    if store.exists(f"{which}/adapter_config.json"):
+        copied = store.exists(f"{which}/base/config.json")
+        base = "base" if copied else setting(run.config or {}, "distill.student.load")
+    card = model_card(run.results, which, run.config, adapter_base=base)
     store.put(f"{which}/README.md", card.encode())
     return card

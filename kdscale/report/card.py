@@ -6,6 +6,7 @@ a hub repository or a local folder cannot be asked offline, so a base model is g
 such folder exists here.
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from typing import Any, Literal
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from kdscale.errors import KdscaleError
-from kdscale.evaluate.results import Results
+from kdscale.evaluate.results import Alignment, Results
 from kdscale.report import facts, tables
 from kdscale.report import formatting as units
 from kdscale.report.facts import classifies, task_labels
@@ -37,10 +38,14 @@ def model_card(
     results: Results,
     which: Literal["student", "baseline", "teacher"] = "student",
     config: Mapping[str, Any] | None = None,
+    *,
+    adapter_base: str | None = None,
 ) -> str:
     """Return the README.md of the model `which`; `config` is the resolved config's tree, or None.
 
-    Raises KdscaleError where the run has no such model.
+    Beside adapters (LoRA) that are not merged, `adapter_base` is the place of their base: "base", a
+    folder among theirs, or what the config names. Raises KdscaleError where the run has no such
+    model.
     """
     if which not in results["models"]:
         raise KdscaleError(
@@ -51,10 +56,11 @@ def model_card(
     config = config or {}
     domains = facts.domains(results)
     card = ModelCard.from_template(
-        _data(results, which, config),
+        _data(results, which, config, adapter_base),
         template_path=str(TEMPLATE),
         name=plain(f"{results['run']} {which}"),
         auto_class=task_labels(results).auto_class,
+        adapter_base=None if adapter_base is None else _python(adapter_base),
         legend=tables.legend(results),
         what=_what(results, which, config),
         training=_training(results, which, config),
@@ -68,7 +74,14 @@ def model_card(
     return str(card)
 
 
-def _data(results: Results, which: str, config: Mapping[str, Any]) -> ModelCardData:
+def _python(base: str) -> str:
+    """Return an expression for the place of the base, beside a variable `folder`."""
+    return 'f"{folder}/base"' if base == "base" else json.dumps(base)
+
+
+def _data(
+    results: Results, which: str, config: Mapping[str, Any], adapter_base: str | None
+) -> ModelCardData:
     teacher = setting(config, "teacher.load")
     train = setting(config, "data.train") or {}
     sources = train if isinstance(train, list) else [train]
@@ -76,7 +89,7 @@ def _data(results: Results, which: str, config: Mapping[str, Any]) -> ModelCardD
     return ModelCardData(
         base_model=_base_model(which, teacher, setting(config, "distill.student.load")),
         datasets=datasets,
-        library_name="transformers",
+        library_name="transformers" if adapter_base is None else "peft",
         pipeline_tag=task_labels(results).pipeline_tag,
         tags=["knowledge-distillation", "kdscale"] if which == "student" else ["kdscale"],
         model_name=f"{results['run']}-{which}",
@@ -168,11 +181,40 @@ def _training(results: Results, which: str, config: Mapping[str, Any]) -> str:
     steps = setting(config, f"{training}.steps")
     batch = setting(config, f"{training}.global_batch_size")
     length = setting(config, "data.seq_len")
+    if which != "teacher" and "alignment" in results:
+        length = results["alignment"]["seq_len"]
+        items.append(_tokenizer(results["alignment"], which))
     if steps is not None:
         items.append(f"Steps: {steps:,}, each of {batch} sequences of {length} tokens.")
+    lora = setting(config, "distill.student.lora")
+    if which != "teacher" and lora is not None:
+        items.append(_lora(lora))
     items.append(f"Seed: {results['seed']}.")
     items.append(f"Config fingerprint: `{results['config_fingerprint']}`.")
     return "\n".join(f"- {item}" for item in items)
+
+
+def _tokenizer(alignment: Alignment, which: str) -> str:
+    text = f"Tokenizer: its own, of {alignment['student_ids']:,} ids"
+    if which != "student":
+        return f"{text}; the teacher's has {alignment['teacher_ids']:,}."
+    share = alignment["sets"]["train"]["share"]
+    return (
+        f"{text}; the teacher's has {alignment['teacher_ids']:,}. {units.percent(share)} of the "
+        "positions have a target of the teacher's, the others the label alone."
+    )
+
+
+def _lora(lora: Mapping[str, Any]) -> str:
+    modules = lora["target_modules"]
+    if isinstance(modules, str):
+        modules = {"all-linear": "all linear maps but the head"}.get(modules, "some linear maps")
+    else:
+        modules = ", ".join(f"`{plain(name)}`" for name in modules)
+    return (
+        f"LoRA: adapters of rank {lora['r']}, alpha {lora['alpha']:g}, on {modules}; all other "
+        "weights are those of the start."
+    )
 
 
 def _limits(domains: list[str]) -> str:

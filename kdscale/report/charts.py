@@ -85,7 +85,7 @@ _CHARACTER = 7.0  # mean width in pixels
 
 @dataclass(frozen=True)
 class Gap:
-    """A domain's losses (nats per token) and the share of the gap that the student recovered."""
+    """A domain's losses, in one unit, and the share of the gap that the student recovered."""
 
     domain: str
     teacher: float
@@ -299,7 +299,7 @@ def reliability_chart(identifier: str, domain: str, scores: Mapping[str, DomainM
     return _drawing(identifier, title, text, (376, 360), (70, 52), paint, entries)
 
 
-def gap_chart(identifier: str, gaps: Sequence[Gap]) -> Markup:
+def gap_chart(identifier: str, gaps: Sequence[Gap], unit: str = "nats per token") -> Markup:
     """Draw the student's place between the baseline (0 %) and the teacher (100 %)."""
     if not gaps:
         return Markup("")
@@ -330,7 +330,7 @@ def gap_chart(identifier: str, gaps: Sequence[Gap]) -> Markup:
         f"{gap.teacher:.4f}: {units.between(gap.recovered, gap.interval)} of the gap recovered."
         for gap in gaps
     ]
-    title = "Loss of the student between baseline and teacher, nats per token"
+    title = f"Loss of the student between baseline and teacher, {unit}"
     size = (720, 78 * len(gaps))
     return _drawing(identifier, title, " ".join(sentences), size, (122, 0), paint, right=122)
 

@@ -12,6 +12,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from kdscale.errors import KdscaleError
+from kdscale.evaluate.results import common_loss
 from kdscale.report import facts
 from kdscale.report import formatting as units
 from kdscale.report.facts import classifies, task_labels
@@ -82,8 +83,10 @@ def figures(runs: Sequence[ReportData], domain: str) -> list[Figure]:
     """Return the numbers that runs are compared by on `domain`."""
     results = [run.results for run in runs]
     is_class = classifies(results[0])
-    score = "f1_macro" if is_class else "loss"
-    label = "F1" if is_class else "loss"
+    # The loss a token of one run and of another compare where all tokens are the same.
+    of_tokens = common_loss(next((r["alignment"] for r in results if "alignment" in r), None))
+    score = "f1_macro" if is_class else of_tokens
+    label = "F1" if is_class else {"loss": "loss", "bits_per_byte": "loss, bits/byte"}[of_tokens]
 
     def of(model: str, name: str) -> tuple[float | None, ...]:
         found = (facts.score(each, model, domain) for each in results)
@@ -96,6 +99,9 @@ def figures(runs: Sequence[ReportData], domain: str) -> list[Figure]:
     gaps = tuple(each["gap_recovered"].get(domain) for each in results)
     shown.append(Figure("Gap recovered", gaps, True))
     shown.append(Figure("Agreement", of("student", "agreement_top1"), True))
+    aligned = (dict(facts.aligned_sets(each)).get(domain) for each in results)
+    with_target = tuple(None if found is None else found["share"] for found in aligned)
+    shown.append(Figure("Positions with a target", with_target, True))
     return [each for each in shown if any(value is not None for value in each.values)]
 
 
@@ -147,7 +153,7 @@ def headline(runs: Sequence[ReportData]) -> str:
         return f"Students of {len(experiments(runs))} experiments, evaluated on {domain}."
     rows = seed_rows(runs, shown)
     target = task_labels(runs[0].results).target
-    best = (min if shown.name.endswith("loss") else max)(rows, key=lambda each: each[1].middle)
+    best = (min if "loss" in shown.name else max)(rows, key=lambda each: each[1].middle)
     kept = _bytes(runs[best[0]].results)
     what = shown.name[0].lower() + shown.name[1:]
     cached = "" if kept == units.NONE else f", at {kept} bytes per {target}"
@@ -219,7 +225,7 @@ def labels(runs: Sequence[ReportData]) -> list[str]:
 def main_figure(runs: Sequence[ReportData], domain: str) -> Figure | None:
     """Return the figure that decides: F1, else the gap recovered, else the loss."""
     found = {each.name: each for each in figures(runs, domain)}
-    names = ("Student's F1", "Gap recovered", "Student's loss")
+    names = ("Student's F1", "Gap recovered", "Student's loss", "Student's loss, bits/byte")
     return next((found[name] for name in names if name in found), None)
 
 

@@ -43,9 +43,11 @@ def losses(run: ReportData) -> list[Series]:
         series.append(Series(f"{role}, train", role, smooth(run.series(stage, key)), "faint"))
         validation = run.series(stage, "validation/loss")
         series.append(Series(f"{role}, validation", role, validation, label=role))
-    teacher = facts.score(run.results, "teacher", "validation")
+    teacher, student = (facts.score(run.results, m, "validation") for m in ("teacher", "student"))
     if teacher:
-        level = [(0.0, teacher["loss"])]
+        # On the same text: its tokens may be others than the student's.
+        count = student["tokens"] if student and "alignment" in run.results else teacher["tokens"]
+        level = [(0.0, teacher["loss"] * teacher["tokens"] / count)]
         series.append(Series("teacher, evaluated", "teacher", level, "level", label="teacher"))
     return series
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdscale.evaluate.results import DomainMetrics, Results
+from kdscale.evaluate.results import AlignedSet, DomainMetrics, Results, common_loss
 from kdscale.report import formatting as units
 
 MODELS = ("teacher", "student", "baseline")
@@ -46,6 +46,24 @@ def task_labels(results: Results) -> TaskLabels:
 def classifies(results: Results) -> bool:
     """Return whether the models are classifiers."""
     return results["task"] == "sequence-classification"
+
+
+def compared_loss(results: Results, model: str, domain: str) -> float | None:
+    """Return the loss of `model` on `domain` in the unit in which models are compared."""
+    found = score(results, model, domain)
+    return None if found is None else found[common_loss(results.get("alignment"))]
+
+
+def loss_unit(results: Results) -> str:
+    """Return the unit of `compared_loss`."""
+    if results.get("alignment") is not None:
+        return "bits per byte"
+    return f"nats per {task_labels(results).target}"
+
+
+def aligned_sets(results: Results) -> list[tuple[str, AlignedSet]]:
+    """Return the sets of sequences of a student with its own tokenizer, by name; else none."""
+    return list(results["alignment"]["sets"].items()) if "alignment" in results else []
 
 
 def created(results: Results) -> str:
@@ -153,6 +171,9 @@ def key_figures(results: Results) -> list[KeyFigure]:
         kept = units.number(results["cache"]["bytes_per_token"], 1)
         target = task_labels(results).target
         found.append(KeyFigure(f"{kept} B", f"stored per {target}: the teacher's distribution"))
+    if (aligned := dict(aligned_sets(results)).get("train")) is not None:
+        meaning = "of the student's own tokens have a target of the teacher's"
+        found.append(KeyFigure(units.percent(aligned["share"]), meaning))
     student_score = score(results, "student", domain)
     if student_score and "f1_macro" in student_score:
         macro = units.percent(student_score["f1_macro"])
@@ -229,8 +250,8 @@ def no_gap_reason(results: Results, domain: str) -> str:
         return "Its teacher was not at hand, so the gap to it is not known." + _over_baseline(
             results, domain
         )
-    teacher, baseline = score(results, "teacher", domain), score(results, "baseline", domain)
-    if teacher and baseline and baseline["loss"] <= teacher["loss"]:
+    teacher, baseline = (compared_loss(results, m, domain) for m in ("teacher", "baseline"))
+    if teacher is not None and baseline is not None and baseline <= teacher:
         return "The baseline is not worse than the teacher, so there is no gap to recover."
     return "The losses do not give a gap to recover."
 

@@ -93,7 +93,11 @@ def render_report(run: ReportData) -> str:
         "pool": [f"{size:,.0f}" for size in (pool[0], pool[-1])] if pool else [],
         "provenance": tables.provenance_table(results),
         "samples": tables.sample_tables(results),
-        "gap": Chart("Loss, from baseline to teacher", gap_chart("gap", _gaps(results))),
+        "gap": Chart(
+            "Loss, from baseline to teacher",
+            gap_chart("gap", _gaps(results), facts.loss_unit(results)),
+        ),
+        "gap_unit": facts.loss_unit(results),
         "curves": _curves(run),
         "calibration": _calibration(results),
         "stages": Chart(
@@ -139,9 +143,9 @@ def _gaps(results: Results) -> list[Gap]:
     """Return the domains that have a gap, and the student's place in it."""
     gaps, intervals = [], results.get("gap_intervals", {})
     for domain, recovered in results["gap_recovered"].items():
-        scores = [facts.score(results, model, domain) for model in facts.MODELS]
-        if recovered is not None and all(scores):
-            teacher, student, baseline = (s["loss"] for s in scores if s)
+        losses = [facts.compared_loss(results, model, domain) for model in facts.MODELS]
+        if recovered is not None and None not in losses:
+            teacher, student, baseline = (each for each in losses if each is not None)
             bounds = intervals.get(domain)
             interval = (bounds[0], bounds[1]) if bounds else None
             gaps.append(Gap(domain, teacher, student, baseline, recovered, interval))

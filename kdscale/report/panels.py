@@ -52,6 +52,7 @@ def summary(run: ReportData) -> dict[str, float | int | str]:
         "times_smaller": facts.times_smaller(results),
         "bytes_per_target": results["cache"]["bytes_per_token"] if results["cache"] else None,
         **{f"gap_recovered/{d}": gap for d, gap in results["gap_recovered"].items()},
+        **{f"target_share/{name}": each["share"] for name, each in facts.aligned_sets(results)},
     }
     return {name: value for name, value in found.items() if value is not None}
 

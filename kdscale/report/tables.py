@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from kdscale.evaluate.results import (
+    Alignment,
     CacheFacts,
     DomainMetrics,
     HarnessScore,
@@ -67,6 +68,10 @@ _OF_TOKENS: dict[str, Cell] = {
     "ECE": _figure("ece"),
     "ECE scaled": _scaled_error,
 }
+_OF_OWN_TOKENS: dict[str, Cell] = {
+    "Tokens": lambda metrics: f"{metrics['tokens']:,}",
+    **{name: _OF_TOKENS[name] for name in ("Bits/byte", "Loss", "Perplexity", "ECE", "ECE scaled")},
+}
 _OF_CLASSES: dict[str, Cell] = {
     "Accuracy": _share("accuracy"),
     "F1": _f1,
@@ -90,7 +95,8 @@ def score_tables(results: Results) -> list[Table]:
     """Return the tables of scores.
 
     One an evaluation set, then likeness to the teacher, change from the first set to the others,
-    what training changed in a loaded student, and the gap recovered.
+    what training changed in a loaded student, the gap recovered, and the share of positions with a
+    target of a student with its own tokenizer.
     """
     domains = facts.domains(results)
     tables = [quality_table(results, domain) for domain in domains]
@@ -102,12 +108,16 @@ def score_tables(results: Results) -> list[Table]:
         tables.append(training_table(results))
     if any(gap is not None for gap in results["gap_recovered"].values()):
         tables.append(gap_table(results))
+    if "alignment" in results:
+        tables.append(alignment_table(results["alignment"]))
     return tables
 
 
 def quality_table(results: Results, domain: str) -> Table:
     """Return a row a model: size, losses and calibration, or how well classes are found."""
     columns, unit = (_OF_CLASSES, "documents") if classifies(results) else (_OF_TOKENS, "tokens")
+    if "alignment" in results:
+        columns, unit = _OF_OWN_TOKENS, "tokens at most"
     scores = {model: facts.score(results, model, domain) for model in facts.models(results)}
     found = {model: metrics for model, metrics in scores.items() if metrics is not None}
     rows = [
@@ -187,7 +197,33 @@ def gap_table(results: Results) -> Table:
         ]
         for domain, gap in results["gap_recovered"].items()
     ]
-    return Table("Share of the loss gap recovered", ["Domain", "Gap recovered"], rows)
+    unit = ", in bits per byte" if "alignment" in results else ""
+    return Table(f"Share of the loss gap recovered{unit}", ["Domain", "Gap recovered"], rows)
+
+
+def alignment_table(alignment: Alignment) -> Table:
+    """Return the share of the student's positions with a target of the teacher's, by kind of text.
+
+    A row a set of sequences.
+    """
+    kinds = dict.fromkeys(kind for found in alignment["sets"].values() for kind in found["kinds"])
+    rows = [
+        [
+            name,
+            f"{found['positions']:,}",
+            units.percent(found["share"]),
+            *(units.percent(found["kinds"].get(kind)) for kind in kinds),
+            units.percent(found["cut"]),
+        ]
+        for name, found in alignment["sets"].items()
+    ]
+    caption = (
+        f"Positions with a target of the teacher's: {alignment['student_ids']:,} ids of the "
+        f"student, {alignment['teacher_ids']:,} of the teacher, {alignment['classes']:,} classes "
+        "that both tell apart; by what the label is made of"
+    )
+    header = ["Sequences", "Positions", "With a target", *map(str.capitalize, kinds), "Text cut"]
+    return Table(caption, header, rows, name="alignment")
 
 
 def legend(results: Results) -> str:
@@ -199,8 +235,11 @@ def legend(results: Results) -> str:
         "mean over the classes. "
     )
     of_context = f"Context: at least {seen} of its document's tokens before each, or all there are."
-    of_before = " Before: the loaded student, before training."
+    before = facts.BEFORE in results["models"]
+    of_before = " Before: the loaded student, before training." if before else ""
     of_overlap = "Top 10: share of the model's ten likeliest that are among the teacher's. "
+    if "alignment" in results:
+        return f"{_OWN_TOKENS}{'' if seen is None else of_context}{of_before}"
     return (
         f"{of_classes if classifies(results) else ''}Loss in nats per {target}. "
         f"{'' if seen is None else of_context + ' '}ECE: expected calibration error over 15 "
@@ -209,8 +248,18 @@ def legend(results: Results) -> str:
         f"is the teacher's. {'' if classifies(results) else of_overlap}KL: from the teacher to the "
         f"model, nats per {target}; back: from the model to the teacher. The baseline is the "
         "student trained on the labels alone, with the same steps, order and seed."
-        f"{of_before if facts.BEFORE in results['models'] else ''}"
+        f"{of_before}"
     )
+
+
+_OWN_TOKENS = (
+    "Teacher and student have tokenizers of their own: losses, in nats per token, and perplexities "
+    "are of different tokens, and bits per byte of the text compare them. Agreement with the "
+    "teacher and KL to it are not defined. ECE: expected calibration error over 15 equal-width "
+    "bins; scaled: with logits divided by the temperature T that makes the validation labels "
+    "likeliest. The baseline is the student trained on the labels alone, with the same steps, "
+    "order and seed. "
+)
 
 
 def result_tables(results: Results) -> list[Table]:

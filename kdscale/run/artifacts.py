@@ -17,6 +17,8 @@ from kdscale.config.places import resolve_places
 from kdscale.data.prepare import data_identity
 from kdscale.data.rows.order import EvenRows
 from kdscale.data.rows.prepared import Prepared, open_prepared
+from kdscale.distill.alignment.student_data import FOLDER, StudentTokenizer
+from kdscale.distill.student_tokenizer import keep_own_tokenizer, tokenizer_identity
 from kdscale.errors import KdscaleError
 from kdscale.models.hf_folder import ModelReference, read_marker, source_identity
 from kdscale.store import Fence, Store, open_store
@@ -181,7 +183,26 @@ class RunArtifacts:
         Of recipe, cache and seed, and of the state of the model that the student loads.
         """
         parts = (recipe(self.config.distill), self.cache_fingerprint, self.config.seed)
-        return fingerprint(name, *parts, *([self._start] if self._start else []))
+        own = [self._tokenizer_identity] if self.config.aligns else []
+        return fingerprint(name, *parts, *([self._start] if self._start else []), *own)
+
+    @cached_property
+    def _tokenizer_identity(self) -> dict[str, Any]:
+        return tokenizer_identity(self.config.distill.student)
+
+    @cached_property
+    def student_tokenizer(self) -> StudentTokenizer | None:
+        """The student's own tokenizer, kept in the output; None where it has the teacher's.
+
+        Its pair with the teacher's is there too, so that no worker has to build it. Raises
+        KdscaleError where it cannot be loaded, or the two have nothing in common.
+        """
+        if not self.config.aligns:
+            return None
+        student, store = self.config.distill.student, self.output.child(FOLDER)
+        found = keep_own_tokenizer(student, store, self.config.student_seq_len)
+        found.build(self.prepared)
+        return found
 
     @cached_property
     def _start(self) -> dict[str, Any] | None:

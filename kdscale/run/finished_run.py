@@ -5,10 +5,12 @@ version refuses: text and tree of the config are there without parsing it. Nothi
 it is asked for.
 """
 
+import hashlib
 import json
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdscale.config import RunConfig, parse_config
@@ -147,6 +149,22 @@ class FinishedRun:
                 "Finish it: kdscale run CONFIG --from prepare.",
             )
         return open_prepared(self.source.output.child(f"prepared/{name}"))
+
+    def data_of(self, model: str) -> "Prepared":
+        """Return the run's data in the tokens of its model `model`.
+
+        Raises KdscaleError where the data or the model is not complete.
+        """
+        distill = self.config_tree.get("distill", {})
+        if model == "teacher" or distill.get("tokenizer", "teacher") == "teacher":
+            return self.prepared()
+        from kdscale.distill.alignment.student_data import FOLDER, AlignedPrepared, StudentTokenizer
+
+        seq_len = distill.get("seq_len") or self.config_tree["data"]["seq_len"]
+        digest = hashlib.sha256(Path(self.model_folder(model), "tokenizer.json").read_bytes())
+        store = self.output.child(FOLDER)
+        tokenizer = StudentTokenizer(store, digest.hexdigest(), seq_len)
+        return AlignedPrepared(self.prepared(), tokenizer)
 
     @property
     def _config_origin(self) -> str:

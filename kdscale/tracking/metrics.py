@@ -63,6 +63,16 @@ TABLE: tuple[Metric, ...] = (
         "cache_hit_share",
         "kdscale_cache_hit_share",
     ),
+    Metric(
+        "Share of positions with a target of the teacher's, of a student with its own tokenizer.",
+        _SHARE,
+        "train/target_share",
+    ),
+    Metric(
+        "Share of the text that a student with its own tokenizer has no room for.",
+        _SHARE,
+        "cut_share",
+    ),
     Metric("Most memory held so far.", "GiB", "memory_gib", "kdscale_memory_gib"),
     Metric("Share of the sequences in the pool.", _SHARE, "curriculum/competence", report=True),
     Metric(

@@ -44,11 +44,11 @@ def split_micro_batches(
 
 
 def sequence_spec(config: RunConfig, prepared: Prepared, micro_batch_size: int) -> SequenceSpec:
-    """Return the sequences of a run, for the check of a model that is to take them."""
+    """Return the sequences in `prepared`, for the check of a model that is to take them."""
     return SequenceSpec(
         vocab_size=prepared.vocab_size,
         outputs=prepared.outputs,
-        seq_len=config.data.seq_len,
+        seq_len=prepared.seq_len,
         packs=config.packs,
         micro_batch_size=micro_batch_size,
     )

@@ -13,11 +13,10 @@ import torch
 from kdscale.config.training import TrainingConfig
 from kdscale.distributed.rank import Rank
 from kdscale.models.head import ModelWithHead
-from kdscale.models.load import count_parameters
 from kdscale.train.backends.base import Backend
 from kdscale.train.early_stopping import ValidationHistory
 from kdscale.train.learning_rate import learning_rate
-from kdscale.train.throughput import Throughput
+from kdscale.train.throughput import Throughput, training_flops
 
 BatchT = TypeVar("BatchT")
 
@@ -107,7 +106,7 @@ def train(
     happens here, once.
     """
     now, batches, stateful = start, iter(steps), callbacks.stateful_loss
-    throughput = Throughput(worker, count_parameters(backend.model))
+    throughput = Throughput(worker, training_flops(backend.model))
     while not now.is_final(training):
         batch = throughput.next_of(batches)
         targets, stops = _shared(batch.targets, callbacks.stop_requested(), worker)

@@ -38,9 +38,10 @@ _PEAK_FLOPS = {
 class Throughput:
     """Figures of the steps since the last `metrics`, on rank 0."""
 
-    def __init__(self, worker: Rank, parameters: int) -> None:
+    def __init__(self, worker: Rank, flops: int) -> None:
+        """`flops` are those of training on a token, see `training_flops`."""
         self._worker = worker
-        self._parameters = parameters
+        self._flops = flops
         self._restart()
 
     def next_of(self, batches: Iterator[ItemT]) -> ItemT:
@@ -72,7 +73,7 @@ class Throughput:
             peak = peak_flops(torch.cuda.get_device_name(self._worker.device))
         if peak is not None:
             each = speed / self._worker.world_size
-            found["mfu"] = model_flops_utilisation(self._parameters, each, peak)
+            found["mfu"] = model_flops_utilisation(self._flops, each, peak)
         self._restart()
         return found
 
@@ -115,16 +116,27 @@ class DeviceTimer:
         return self._seconds
 
 
-def model_flops_utilisation(parameters: int, tokens_per_second: float, peak: float) -> float:
-    """Return the share of a device's `peak` FLOPs a second that a training needs: 6 N D / peak.
+def training_flops(model: torch.nn.Module) -> int:
+    """Return the FLOPs of training `model` on a token: 6 N, of frozen parameters 4 N.
 
-    A token takes 2 N FLOPs forward and 4 N backward, N being all `parameters` (Kaplan et al. 2020,
-    arXiv:2001.08361), D the device's targets a second. As in Chowdhery et al. 2022 (PaLM,
-    arXiv:2204.02311, appendix B), activations computed again are not counted; nor, for simplicity,
-    are padding and what attention adds over the sequence. An embedding that only looks up counts as
-    if it multiplied.
+    2 N forward and 4 N backward, N being all parameters (Kaplan et al. 2020, arXiv:2001.08361);
+    frozen ones need no gradient of their own. For simplicity what attention adds over the sequence
+    is not counted, and an embedding that only looks up counts as if it multiplied.
     """
-    return 6 * parameters * tokens_per_second / peak
+    return sum(
+        (6 if each.requires_grad else 4) * getattr(each, "ds_numel", each.numel())
+        for each in model.parameters()
+    )
+
+
+def model_flops_utilisation(flops: int, tokens_per_second: float, peak: float) -> float:
+    """Return the share of a device's `peak` FLOPs a second that a training needs.
+
+    A token takes `flops`; the device has `tokens_per_second` targets. As in Chowdhery et al. 2022
+    (PaLM, arXiv:2204.02311, appendix B), activations computed again are not counted; nor, for
+    simplicity, is padding.
+    """
+    return flops * tokens_per_second / peak
 
 
 def peak_flops(device: str) -> float | None:

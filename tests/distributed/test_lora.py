@@ -23,6 +23,8 @@ from tests.ranks import run_ranks
 
 LORA = LoraConfig(r=4, alpha=8)
 STAGES = (0, 1, 2, 3)
+# (ZeRO stage that two ranks saved at, stage that one continues at)
+FROM_TWO = ((0, 3), (2, 0), (3, 2))
 
 
 def train(
@@ -76,23 +78,25 @@ def changed(folder: str, model: Any, stage: int) -> list[str]:
 
 def one_rank(folder: str) -> dict[str, Any]:
     return {
-        f"{stage}": train(folder, f"one-{stage}", stage, f"steps-one-{stage}") for stage in (0, 3)
+        name: train(folder, name, stage, f"steps-{name}")
+        for name, stage in (("one-0", 0), ("one-3", 3))
     }
 
 
 def two_ranks(folder: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for stage in STAGES:
-        own, steps = f"two-{stage}", f"steps-two-{stage}"
-        found[own] = train(folder, own, stage, steps)
-        found[f"{own} again"] = train(folder, f"{own}-again", stage, steps)
-        other = f"steps-one-{0 if stage == 3 else 3}"
-        found[f"{own} from one"] = train(folder, f"{own}-from-one", stage, other)
-        recomputed = f"{own}-recomputed"
-        found[f"{own} recomputed"] = train(folder, recomputed, stage, activation_checkpointing=True)
-    with every_parameter_partitioned():
-        found["parts"] = train(folder, "parts", 3, "steps-parts")
-        found["parts again"] = train(folder, "parts-again", 3, "steps-parts")
+        name = f"two-{stage}"
+        # ZeRO-3 keeps small parameters whole on every rank, so all of a small model: not here.
+        with every_parameter_partitioned():
+            found[name] = train(folder, name, stage, f"steps-{name}")
+            found[f"{name} again"] = train(folder, f"{name}-again", stage, f"steps-{name}")
+        if stage in (0, 3):
+            other = f"{name} recomputed"
+            found[other] = train(folder, "recomputed", stage, activation_checkpointing=True)
+    for saved, stage in ((3, 1), (0, 3)):
+        name = f"two-{stage} from one"
+        found[name] = train(folder, f"two-{stage}-from-one", stage, f"steps-one-{saved}")
     noisy = LORA.model_copy(update={"dropout": 0.3})
     for name in ("noisy", "noisy again"):
         found[name] = train(folder, name.replace(" ", "-"), 0, "steps-noisy", noisy)
@@ -102,7 +106,7 @@ def two_ranks(folder: str) -> dict[str, Any]:
 def one_from_two(folder: str) -> dict[str, Any]:
     return {
         f"one from two-{saved}": train(folder, f"one-from-two-{saved}", stage, f"steps-two-{saved}")
-        for saved, stage in ((0, 3), (1, 0), (2, 1), (3, 2))
+        for saved, stage in FROM_TWO
     }
 
 
@@ -110,7 +114,7 @@ def one_from_two(folder: str) -> dict[str, Any]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     folder = tmp_path_factory.mktemp("adapters")
     whole.make().save_pretrained(folder / "model")
-    found = {f"one-{stage}": each for stage, each in run_ranks(one_rank, 1, str(folder))[0].items()}
+    found = dict(run_ranks(one_rank, 1, str(folder))[0])
     found |= run_ranks(two_ranks, 2, str(folder))[0]
     found |= run_ranks(one_from_two, 1, str(folder))[0]
     return found, folder
@@ -125,6 +129,7 @@ def assert_close(folder: Path, name: str, other: str) -> None:
     mine, theirs = weights(folder, name), weights(folder, other)
     assert set(mine) == set(theirs)
     assert len(mine) == 2 * 7 * 2
+    assert all(value.abs().max() > 1e-3 for value in mine.values())
     for key in mine:
         torch.testing.assert_close(mine[key], theirs[key], atol=3e-4, rtol=3e-3, msg=key)
 
@@ -137,23 +142,13 @@ def test_every_stage_on_two_ranks_gives_the_losses_and_adapters_of_one_rank(
     results, folder = trained
     alone, found = results["one-0"]["losses"], results[f"two-{stage}"]["losses"]
     assert sorted(found) == list(range(1, STEPS + 1))
-    assert alone[STEPS] < alone[1]
     assert found == pytest.approx(alone, rel=1e-4)
     assert_close(folder, f"two-{stage}", "one-0")
     assert_close(folder, "one-3", "one-0")
 
 
 @pytest.mark.dist
-def test_parameters_in_parts_give_the_same_adapters(
-    trained: tuple[dict[str, Any], Path],
-) -> None:
-    results, folder = trained
-    assert results["parts"]["losses"] == pytest.approx(results["one-0"]["losses"], rel=1e-4)
-    assert_close(folder, "parts", "one-0")
-
-
-@pytest.mark.dist
-@pytest.mark.parametrize("name", [*(f"two-{stage}" for stage in STAGES), "parts", "noisy"])
+@pytest.mark.parametrize("name", [*(f"two-{stage}" for stage in STAGES), "noisy"])
 def test_resuming_gives_the_adapters_of_the_undisturbed_training_bit_for_bit(
     trained: tuple[dict[str, Any], Path], name: str
 ) -> None:
@@ -166,7 +161,7 @@ def test_resuming_gives_the_adapters_of_the_undisturbed_training_bit_for_bit(
 @pytest.mark.dist
 @pytest.mark.parametrize(
     "name",
-    [*(f"two-{stage} from one" for stage in STAGES), *(f"one from two-{s}" for s in STAGES)],
+    ["two-1 from one", "two-3 from one", *(f"one from two-{saved}" for saved, _ in FROM_TWO)],
 )
 def test_another_world_size_and_stage_gives_the_same_adapters(
     trained: tuple[dict[str, Any], Path], name: str
@@ -177,7 +172,7 @@ def test_another_world_size_and_stage_gives_the_same_adapters(
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [0, 3])
 def test_recomputing_activations_changes_no_loss(
     trained: tuple[dict[str, Any], Path], stage: int
 ) -> None:

@@ -21,6 +21,7 @@ SHAPE = "jobs/configs/shapes/llama-3.1-70b"
 HERE = {
     "kdscale data preview run.yaml": "Tokenizer",
     "kdscale data preview run.yaml --documents 50 --rows 3": "Row 2",
+    "kdscale data tokenizer run.yaml small-bpe --vocab-size 8192": "ids in",
     "kdscale run run.yaml --only evaluate": "evaluate: done",
     "kdscale status s3://bucket/run": "evaluate",
     "kdscale status s3://bucket/run --watch": "evaluate",
@@ -183,6 +184,7 @@ def place(
             "CONFIG": str(in_bucket),
             "URI": str(cache),
             "OUT": str(folder / "rows.parquet"),
+            "small-bpe": str(folder / "small-bpe"),
             "comparison.html": str(folder / "comparison.html"),
             **{name: str(ROOT / name) for name in (LLAMA, SHAPE, "cluster/kuberay.yaml")},
         },

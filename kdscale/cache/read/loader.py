@@ -10,7 +10,7 @@ share one table of chunks. Processes would pickle every batch, which takes longe
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Protocol
 
@@ -18,7 +18,6 @@ import numpy as np
 
 from kdscale.cache.prefetch import ordered_map
 from kdscale.cache.rows import CachedRows
-from kdscale.types import Rows
 from kdscale.utils.rank_share import rank_share
 
 THREADS = 4
@@ -28,7 +27,6 @@ THREADS = 4
 # more to map than to fill.
 GROUP_BYTES = 8 << 20
 _PREFETCH_BYTES = 256 << 20
-_ROW_FIELDS = tuple(field.name for field in fields(Rows))
 
 
 class Reader(Protocol):
@@ -153,7 +151,7 @@ def _read_together(reader: Reader, group: list[np.ndarray]) -> list[CachedRows |
             whole = reader.read(np.concatenate(group))
             ends = np.cumsum([len(order) for order in group])
             return [
-                _part(whole, slice(end - len(o), end)) for o, end in zip(group, ends, strict=True)
+                whole.part(slice(end - len(o), end)) for o, end in zip(group, ends, strict=True)
             ]
         except Exception:  # the second attempt shows whose batch it is
             pass
@@ -165,10 +163,3 @@ def _attempt(reader: Reader, order: np.ndarray) -> CachedRows | Exception:
         return reader.read(order)
     except Exception as error:  # raised at its batch
         return error
-
-
-def _part(whole: CachedRows, part: slice) -> CachedRows:
-    """Return consecutive rows, not copied."""
-    own = {name: getattr(whole.rows, name) for name in _ROW_FIELDS}
-    rows = Rows(**{name: array[part] for name, array in own.items() if array is not None})
-    return CachedRows(rows, whole.payload[part], whole.entropy[part], whole.nll[part])

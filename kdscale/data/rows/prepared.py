@@ -9,6 +9,7 @@ import hashlib
 import shutil
 import uuid
 from collections import Counter
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from kdscale.data.rows.classes import UNKNOWN_LABEL
 from kdscale.data.rows.manifest import AUGMENTED, read_manifest
 from kdscale.data.rows.pack import empty_rows
 from kdscale.data.rows.shard_files import checksum, decode_shard
-from kdscale.data.tokenizer import TOKENIZER_FILE
+from kdscale.data.tokenizer import TOKENIZER_FILE, TokenizerInfo
 from kdscale.errors import KdscaleError
 from kdscale.store import Store, download_folder
 from kdscale.types import Rows
@@ -46,9 +47,20 @@ class Prepared:
         self._checksum = manifest_checksum
 
     @property
+    def tokenizer_info(self) -> TokenizerInfo:
+        """Facts about the tokenizer that made the sequences."""
+        names = [field.name for field in fields(TokenizerInfo)]
+        return TokenizerInfo.from_dict({n: self.manifest["tokenizer"][n] for n in names})
+
+    @property
     def vocab_size(self) -> int:
         """Ids of the tokenizer: models may have more embeddings, never fewer."""
         return int(self.manifest["tokenizer"]["vocab_size"])
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens in a sequence."""
+        return int(self.manifest["seq_len"])
 
     @property
     def classes(self) -> tuple[str, ...]:

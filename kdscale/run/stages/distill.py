@@ -5,6 +5,7 @@ from dataclasses import replace
 from kdscale.cache.commit.manifest import load_manifest
 from kdscale.cache.commit.plan import find_generation
 from kdscale.cache.read.reader import CacheSource
+from kdscale.distill.alignment.student_data import AlignedPrepared
 from kdscale.distill.before import BeforeJob
 from kdscale.distill.student_init import check_student_tokenizer, loaded_config
 from kdscale.distill.worker import DistillJob
@@ -21,13 +22,19 @@ def _check(run: RunArtifacts) -> None:
     """Refuse caches and a loaded student that do not fit the tokenizer that this run has made."""
     check_other_caches(run)
     config, student, prepared = run.config, run.config.distill.student, run.prepared
+    own = run.student_tokenizer  # the two tokenizers meet here, before a worker starts
     if student.load is None or config.data.tokenizer.kind != "train":
         return  # compared before anything started
     source = loadable(student.load, weights=False)
-    loaded_config(config, prepared, load_config_of(source, student.revision))
-    check_student_tokenizer(
-        config, source, prepared.tokenizer_folder(), lambda text: print(f"note: {text}", flush=True)
-    )
+    if own is None:
+        folder = prepared.tokenizer_folder()
+        check_student_tokenizer(config, source, folder, _note)
+    data = prepared if own is None else AlignedPrepared(prepared, own)
+    loaded_config(config, data, load_config_of(source, student.revision))
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", flush=True)
 
 
 def _models(run: RunArtifacts) -> dict[str, str]:
@@ -60,6 +67,7 @@ def _make(context: StageContext) -> list[str]:
         teacher=run.teacher_if_present(),
         tables=run.output.child(f"curriculum/{run.student_fingerprint('student')}"),
         before=_before(run),
+        tokenizer=run.student_tokenizer,
     )
     context.groups.run(job, run.config.distill.workers, context.progress)
     return [f"{run.student('student').parameters:,} parameters in the student"]

@@ -5,6 +5,7 @@ from typing import Any
 
 from kdscale.cache.maintain.inspect import inspect
 from kdscale.config import RunConfig
+from kdscale.distill.alignment.student_data import AlignedPrepared
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.external_models import external_references
 from kdscale.evaluate.results import (
@@ -30,15 +31,17 @@ def _make(context: StageContext) -> list[str]:
     """Score teacher, student, baseline, the student before training and other models."""
     run = context.run
     config = run.config
+    tokenizer = run.student_tokenizer
+    own = None if tokenizer is None else AlignedPrepared(run.prepared, tokenizer)
+    others, aligned = external_references(config, run.prepared, own)
     job = EvaluateJob(
         config=config,
         output=run.output,
         prepared=run.prepared_store,
         teacher=run.teacher_if_present(),
-        models={
-            **{name: run.student(name) for name in run.evaluated_names},
-            **external_references(config, run.prepared),
-        },
+        models={**{name: run.student(name) for name in run.evaluated_names}, **others},
+        tokenizer=tokenizer,
+        aligned=frozenset() if own is None else aligned | set(run.evaluated_names),
     )
     context.groups.run(job, config.evaluate.workers, context.progress)
     measured = json.loads(run.output.get(MEASURED_KEY))

@@ -68,6 +68,8 @@ def test_every_field_is_documented_once_under_the_field() -> None:
         ),
         ("distill.loss.kd_weight={kind: linear, start: 1}", "`end` belongs to every kind"),
         ("distill.loss.kd_weight={start: 1.5}", r"kd_weight 1.5 is outside 0\.\.1"),
+        ("distill.loss.kd_weight=1.5", r"kd_weight 1.5 is outside 0\.\.1"),
+        ("distill.loss.kd_weight=true", r"distill\.loss\.kd_weight: "),
         ("distill.loss.kd_weight={kind: stages, values: [0.5, 2]}", r"2\.0 is outside 0\.\.1"),
         ("distill.loss.divergence={kind: reverse_kl}", "not defined on the targets of 'varopt'"),
         ("distill.online.teacher_sharding=zero3", "set targets to `online`"),
@@ -148,6 +150,15 @@ def test_overrides_are_yaml_and_open_sections() -> None:
     )
     assert (config.seed, config.output) == (7, "s3://b/p")
     assert config.distill.loss.kd_weight.kind == "inverse"
+
+
+def test_a_plain_number_is_a_constant_schedule() -> None:
+    number, spelt = (
+        load_config(QUICKSTART, [f"distill.loss.kd_weight={value}"])
+        for value in ("0.9", "{kind: constant, start: 0.9}")
+    )
+    assert number == spelt
+    assert number.distill.loss.kd_weight.start == 0.9
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ def with_models(output: Path, **models: str) -> FinishedRun:
 
 def test_another_folder_becomes_a_row(output: Path) -> None:
     run = with_models(output, copy=str(output / "student"))
-    others = external_references(run.config, run.prepared())
+    others, aligned = external_references(run.config, run.prepared())
+    assert not aligned
     teacher, student = (read_marker(run.output.child(n)) for n in ("teacher", "student"))
     assert teacher is not None
     assert student is not None

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kdscale.config.evaluate import SamplesConfig, SpeedConfig
+from kdscale.data.rows.prepared import Prepared
 from kdscale.distributed.rank import current_rank
 from kdscale.evaluate import single_device, speed
 from kdscale.evaluate.samples import choose_prompts, write_samples
@@ -32,12 +33,16 @@ def references(run: FinishedRun) -> dict[str, ModelReference]:
     return {name: marker for name, marker in found.items() if marker is not None}
 
 
+def data_of(run: FinishedRun) -> dict[str, Prepared]:
+    return dict.fromkeys(("teacher", "student"), run.prepared())
+
+
 def test_every_turn_measures_every_model(
     run: FinishedRun, references: dict[str, ModelReference]
 ) -> None:
     models = load_models(references, current_rank())
     config = SpeedConfig(turns=2, sequences=3, new_tokens=5)
-    found = measure_speed(models, references, run.prepared(), config, current_rank())
+    found = measure_speed(models, references, data_of(run), config, current_rank())
     assert (found["device"], found["dtype"]) == ("CPU", "float32")
     assert (found["rows"], found["seq_len"], found["turns"]) == (3, T, 2)
     for name in ("teacher", "student"):
@@ -67,7 +72,7 @@ def test_a_speed_has_an_interval_over_turns_that_compare(
         return (3.0 if name == "teacher" else 1.0) * (1 + turn) * (1 + 0.01 * (turn % 3))
 
     monkeypatch.setattr(speed, "_seconds", seconds)
-    found = measure_speed(models, references, run.prepared(), config, current_rank())
+    found = measure_speed(models, references, data_of(run), config, current_rank())
     assert (found["turns"], found["latency_turns"]) == (9, 5)
     student = found["models"]["student"]
     low, high = student["times_teacher_interval"] or (0, 0)
@@ -79,12 +84,12 @@ def test_a_speed_has_an_interval_over_turns_that_compare(
 def test_turns_end_with_their_time(run: FinishedRun, references: dict[str, ModelReference]) -> None:
     models = load_models(references, current_rank())
     config = SpeedConfig(turns=50, sequences=1, new_tokens=1, seconds=1e-9)
-    found = measure_speed(models, references, run.prepared(), config, current_rank())
+    found = measure_speed(models, references, data_of(run), config, current_rank())
     assert found["turns"] == 1
 
 
 def test_nothing_is_measured_where_no_model_has_room(run: FinishedRun) -> None:
-    found = measure_speed({}, {}, run.prepared(), SpeedConfig(), current_rank())
+    found = measure_speed({}, {}, {}, SpeedConfig(), current_rank())
     assert (found["turns"], found["latency_turns"], found["models"]) == (0, 0, {})
 
 
@@ -141,7 +146,7 @@ def test_samples_are_of_documents_and_stand_beside_their_truth(
 ) -> None:
     models = load_models(references, current_rank())
     config = SamplesConfig(prompts=3, prompt_tokens=16, new_tokens=24)
-    found = write_samples(models, run.prepared(), config, current_rank(), seed=0)
+    found = write_samples(models, data_of(run), config, current_rank(), seed=0)
     assert (found["domain"], found["temperature"]) == ("validation", None)
     assert len(found["texts"]) == 3
     corpus = "\n".join(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from kdscale.config.lora import LoraConfig
 from kdscale.errors import KdscaleError
 from kdscale.export import Format, export, to_onnx
 from kdscale.export.compare import compare, forward_of, shorter, validation_batches
@@ -20,7 +22,10 @@ from kdscale.export.export import check_target, file_sizes, render
 from kdscale.export.source import find_source
 from kdscale.export.to_onnx import check_packages, load_onnx
 from kdscale.models.forward import compute_logits, row_tensors
-from kdscale.models.load import load_model
+from kdscale.models.hf_folder import publish
+from kdscale.models.load import count_parameters, load_model
+from kdscale.models.lora import Base, add_adapters, published_parameters
+from kdscale.run.finished_run import FinishedRun
 from kdscale.store import Store
 from tests.unit.export.planted import CHUNK, LENGTH, plant_run, write_record
 
@@ -39,6 +44,43 @@ def exported(run: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     """Export a causal language model in all formats."""
     folder = tmp_path_factory.mktemp("exports") / "all"
     return folder, export.export(find_source(run.url, "student"), folder, ALL)
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_adapters_are_exported_merged_with_their_base(tmp_path: Path, copies: bool) -> None:
+    run = plant_run(str(tmp_path / "output"), tmp_path)
+    finished = FinishedRun(run)
+    base = load_model(finished.model_folder("student"))
+    base.save_pretrained(tmp_path / "base")
+    model = load_model(tmp_path / "base")
+    adapters = add_adapters(model, LoraConfig(r=4), seed=1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    values = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    place = Base(str(tmp_path / "base"), model=base if copies else None)
+    publish(
+        run,
+        "student",
+        export=lambda folder: adapters.save(folder, model, values, place),
+        tokenizer=tmp_path / "tokenizer",
+        fingerprint="1" * 16,
+        parameters=published_parameters(model),
+    )
+    assert "model.safetensors" not in run.child("student").list()
+    if copies:
+        shutil.rmtree(tmp_path / "base")
+    facts = export.export(find_source(run.url, "student"), tmp_path / "whole", ALL)
+    assert facts["parameters"] == count_parameters(base)
+    assert set(facts["formats"]) == set(ALL)
+    ids = torch.arange(20)[None]
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole").eval()
+    with torch.no_grad():
+        expected, found = (each.eval()(input_ids=ids).logits for each in (model, whole))
+        before = base.eval()(input_ids=ids).logits
+    assert (expected - before).abs().max() > 0.05
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_packed_rows_become_sequences_with_the_same_logits(run: Store) -> None:

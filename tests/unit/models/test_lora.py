@@ -17,8 +17,9 @@ from kdscale.losses.fused import Objective, head_and_loss
 from kdscale.models.head import ModelWithHead
 from kdscale.models.load import count_parameters, load_config_of, load_model
 from kdscale.models.lora import Base, add_adapters, linear_maps, published_parameters
+from kdscale.models.quantise import check_quantisable
 from kdscale.train.backends.base import Backend, make_backend
-from kdscale.types import SparseTargets
+from kdscale.types import Head, SparseTargets
 from tests.architectures import VOCAB, tiny_model
 
 SEED, STEPS, ROWS, LENGTH = 5, 4, 3, 14
@@ -208,7 +209,7 @@ def test_a_copy_of_the_base_is_used_wherever_the_folder_is(tmp_path: Path) -> No
 
 
 def test_merging_in_bfloat16_rounds_each_weight_once(tmp_path: Path) -> None:
-    base, adapted = saved("llama", tmp_path)
+    base, _ = saved("llama", tmp_path)
     whole = load_model(tmp_path / "student")
     half = load_model(tmp_path / "student", torch.bfloat16)
     name = "model.layers.0.mlp.up_proj.weight"
@@ -266,27 +267,66 @@ def test_the_same_seed_gives_the_same_adapters_whatever_happened_before() -> Non
     assert any("lora_A" in name and p.abs().max() > 0 for name, p in found[0].items())
 
 
-def test_a_frozen_head_takes_no_gradient_and_no_memory_for_one() -> None:
-    """The buffers of the fused loss: of hidden states alone."""
-    peaks = {}
-    for frozen in (False, True):
-        weight = torch.randn(VOCAB, 32, requires_grad=not frozen)
-        hidden = torch.randn(9, 32, requires_grad=True)
-        from kdscale.types import Head
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_frozen_head_takes_no_gradient_and_no_memory_for_one(
+    frozen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = torch.randn(VOCAB, 32, requires_grad=not frozen)
+    hidden = torch.randn(9, 32, requires_grad=True)
+    buffers: list[tuple[int, ...]] = []
+    zeros_like = torch.zeros_like
 
-        made: list[tuple[int, ...]] = []
-        zeros_like = torch.zeros_like
+    def counted(tensor: torch.Tensor, **more: Any) -> torch.Tensor:
+        buffers.append(tuple(tensor.shape))
+        return zeros_like(tensor, **more)
 
-        def counted(tensor: torch.Tensor, **more: Any) -> torch.Tensor:
-            made.append(tuple(tensor.shape))
-            return zeros_like(tensor, **more)
+    monkeypatch.setattr(torch, "zeros_like", counted)
+    loss = head_and_loss(hidden, Head(weight, None, VOCAB), torch.zeros(9).long())
+    loss.objective.backward()
+    assert buffers == ([(9, 32)] if frozen else [(9, 32), (VOCAB, 32)])
+    assert (weight.grad is None) == frozen
+    assert hidden.grad is not None
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch, "zeros_like", counted)
-            loss = head_and_loss(hidden, Head(weight, None, VOCAB), torch.zeros(9).long())
-        loss.objective.backward()
-        peaks[frozen] = made
-        assert (weight.grad is None) == frozen
-        assert hidden.grad is not None
-    assert (VOCAB, 32) in peaks[False]
-    assert peaks[True] == [(9, 32)]
+
+def test_four_bits_hold_the_frozen_maps_and_adapters_learn_beside_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    modules = pytest.importorskip("bitsandbytes.nn.modules")
+    # A CPU would repack weights where it evaluates, for sizes that these are not.
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: False)
+    sizes = {"hidden_size": 64, "intermediate_size": 128}
+    losses, backend, _ = by_kdscale(
+        model := tiny_model("llama", **sizes), LORA.model_copy(update={"quantise": "nf4"})
+    )
+    whole = by_kdscale(tiny_model("llama", **sizes), LORA)[0]
+    assert losses == pytest.approx(whole, rel=0.05)
+    assert losses != pytest.approx(whole, rel=1e-4)
+    for name in linear_maps(tiny_model("llama", **sizes)):
+        held = model.get_submodule(f"{name}.base_layer").weight
+        assert held.dtype == torch.uint8
+        assert 2 * held.numel() == model.get_submodule(name).in_features * (
+            model.get_submodule(name).out_features
+        )
+    learnt = [v.abs().max() for name, v in backend.trained_values().items() if "lora_B" in name]
+    assert min(learnt) > RATE / 2
+
+
+def test_four_bits_are_for_linear_maps_of_torch() -> None:
+    with pytest.raises(KdscaleError, match=r"'transformer\.h\.0\.attn\.c_attn' of a 'gpt2' is"):
+        check_quantisable(tiny_model("gpt2"))
+
+
+def test_values_of_adapters_leave_out_learned_projections() -> None:
+    model = tiny_model("llama")
+    add_adapters(model, LORA, SEED)
+    maps = [torch.nn.Linear(4, 6, bias=False)]
+    backend = make_backend(
+        lambda: model,
+        lambda model: ModelWithHead(model, VOCAB, maps),
+        training(),
+        1,
+        single_process_rank(),
+    )
+    trained = [name for name, p in backend.model.named_parameters() if p.requires_grad]
+    assert "projections.0.weight" in trained
+    assert [f"model.{name}" for name in backend.trained_values()] == trained[:-1]

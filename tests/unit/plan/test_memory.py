@@ -8,6 +8,7 @@ import torch
 from kdscale.config.training import ZeroConfig
 from kdscale.models.head import ModelWithHead
 from kdscale.models.load import build_model
+from kdscale.models.lora import add_adapters
 from kdscale.plan.memory import (
     activations,
     capacity,
@@ -15,6 +16,7 @@ from kdscale.plan.memory import (
     distill_memory,
     evaluate_memory,
     gathered,
+    loss_buffers,
     model_states,
     teacher_memory,
 )
@@ -68,6 +70,91 @@ def test_activations_are_what_autograd_keeps(
     segments[:, 16:] = 2 if pack else 1
     predicted = activations(found.teacher, 4, False, found)
     assert predicted == pytest.approx(kept_for_backward(model, ids, segments), rel=0.15)
+
+
+@pytest.mark.parametrize("lora", [{}, {"dropout": 0.1}, {"target_modules": "architecture"}])
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("llama", LLAMA | {"num_hidden_layers": 6}),
+        ("qwen3", LLAMA | {"num_hidden_layers": 6, "head_dim": 16}),
+        ("gpt2", {"n_embd": 64, "n_layer": 6, "n_head": 4}),
+    ],
+)
+def test_activations_beside_adapters_are_what_autograd_keeps(
+    architecture: str, options: dict[str, Any], lora: dict[str, Any]
+) -> None:
+    found = setting(
+        "cpu",
+        teacher__model={"architecture": architecture, "options": options},
+        distill__student={"teacher_layers": list(range(6)), "lora": lora},
+        data__pack=False,
+    )
+    config = found.config.distill.student.lora
+    assert config is not None
+    model = build_model(found.student_config, seed=0)
+    trained = add_adapters(model, config, seed=0).trained
+    assert found.student.trained == trained
+    ids = torch.randint(512, (4, 32))
+    kept = kept_for_backward(ModelWithHead(model, 512), ids, torch.ones_like(ids))
+    assert activations(found.student, 4, False, found) == pytest.approx(kept, rel=0.15)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_states_beside_adapters_are_theirs_but_for_the_weights(stage: Any) -> None:
+    full, less = (
+        setting("H100", distill__student={"teacher_layers": [0, 1], **more})
+        for more in ({}, {"lora": {"r": 4}})
+    )
+    n, t = less.student.parameters, less.student.trained
+    assert (full.student.parameters, full.student.trained) == (n, n)
+    # Seven maps in each of two layers, in and out: q and o, k and v, the MLP's.
+    assert t == 2 * 4 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 160))
+    device, _ = model_states(less.student, ZeroConfig(stage=stage), 2, less)
+    optimiser = 8 * t if stage == 0 else 12 * t // 2
+    assert device["optimiser"] == optimiser
+    assert device["gradients"] == {0: 4 * t, 1: 2 * t, 2: t, 3: t}[stage]
+    assert device["weights"] == {0: 4, 1: 2, 2: 2, 3: 1}[stage] * (n + t)
+    assert device["reduction buckets"] == (4 if stage == 0 else 2) * t
+
+
+def test_a_real_adapter_step_on_a_cpu_holds_what_is_planned() -> None:
+    found = setting("cpu", distill__student={"teacher_layers": [0, 1], "lora": {"r": 4}})
+    config = found.config.distill.student.lora
+    assert config is not None
+    model = build_model(found.student_config, seed=0)
+    add_adapters(model, config, seed=0)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    model(input_ids=torch.randint(512, (1, 8))).logits.sum().backward()
+    optimiser.step()
+    tensors = [each for p in model.parameters() for each in (p, p.grad)]
+    moments = [t for s in optimiser.state.values() for n, t in s.items() if n != "step"]
+    held = sum(tensor.nbytes for tensor in tensors + moments if tensor is not None)
+    states, _ = model_states(found.student, ZeroConfig(stage=0), 1, found)
+    assert sum(states.values()) == held
+
+
+def test_four_bits_hold_the_linear_maps() -> None:
+    plain, quantised = (
+        setting("H100", distill__student={"teacher_layers": [0, 1], "lora": lora})
+        for lora in ({"r": 4}, {"r": 4, "quantise": "nf4"})
+    )
+    maps = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 160)
+    more, less = (
+        model_states(each.student, ZeroConfig(stage=0), 1, each)[0] for each in (plain, quantised)
+    )
+    saved = more["weights"] - less["weights"]
+    assert saved / maps == pytest.approx(4 - 0.516, abs=0.001)
+    assert more["autocast weights"] - less["autocast weights"] == 2 * maps
+
+
+def test_a_frozen_head_has_no_gradient() -> None:
+    full, less = (
+        setting("cpu", distill__student={"teacher_layers": [0, 1], **more})
+        for more in ({}, {"lora": {}})
+    )
+    saved = loss_buffers(full.student, 4, full) - loss_buffers(less.student, 4, less)
+    assert saved == 4 * 512 * 64
 
 
 def test_checkpointing_keeps_a_vector_a_layer() -> None:

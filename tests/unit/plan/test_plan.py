@@ -77,6 +77,10 @@ SCHEMA = {
         "store_money": {"required": ["requests", "month"]},
         "break_even": {"type": ["object", "null"]},
         "scaling": {"type": "array", "minItems": 5, "maxItems": 5},
+        "lora": {
+            "type": "array",
+            "items": {"required": ["name", "trained", "memory", "step_seconds", "checkpoint"]},
+        },
     },
 }
 
@@ -96,6 +100,32 @@ def test_json_has_the_schema_that_programs_rely_on(hardware: str) -> None:
     measured = make_plan(setting("cpu").with_measured(MEASURED)).as_dict()
     jsonschema.validate(json.loads(json.dumps(measured)), SCHEMA)
     assert measured["calibration"]["workers"] == 2
+
+
+def test_adapters_stand_beside_the_training_of_all_weights() -> None:
+    adapted = {"teacher_layers": [0, 1, 2], "lora": {"r": 2}}
+    plan = make_plan(setting("H100", distill__student=adapted))
+    found = json.loads(json.dumps(plan.as_dict()))
+    jsonschema.validate(found, SCHEMA)
+    lora, full = found["lora"]
+    student = plan.inputs.student
+    assert (lora["trained"], full["trained"]) == (student.trained, student.parameters)
+    assert student.trained < student.parameters / 10
+    for figure in ("memory", "step_seconds", "checkpoint"):
+        assert lora[figure] < full[figure]
+    by_name = {stage.name: stage for stage in plan.stages}
+    assert by_name["distill"].memory is not None
+    assert lora["memory"] == by_name["distill"].memory.total
+    assert (
+        full["memory"]
+        == make_plan(setting("H100", distill__student={"teacher_layers": [0, 1, 2]}))
+        .stages[3]
+        .memory.total
+    )  # type: ignore[union-attr]
+    text = render(plan)
+    assert "Training the student" in text
+    assert "all weights" in text
+    assert "Training the student" not in render(make_plan(setting("H100")))
 
 
 def test_totals_are_those_of_the_stages() -> None:

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from kdscale.config.lora import LoraConfig
 from kdscale.config.teacher import ModelConfig
 from kdscale.models.load import build_model, count_parameters, make_config
+from kdscale.models.lora import add_adapters
 from kdscale.plan.inputs import Shape, shape_of
 
 MODELS = {
@@ -81,6 +83,21 @@ def test_flops_of_a_training_step_are_three_forwards() -> None:
         model(input_ids=ids, use_cache=False).logits.sum().backward()
     expected = counter.get_total_flops() / ids.numel()
     assert shape_of(config).training_flops(LENGTH) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3"])
+def test_flops_beside_adapters_are_those_that_torch_counts(architecture: str) -> None:
+    config, lora = config_of(architecture, num_hidden_layers=6), LoraConfig(r=8)
+    model = counted(config)
+    add_adapters(model, lora, seed=0)
+    # Backward goes down to the first layer's adapters, whose inputs need no gradient.
+    ids = torch.randint(500, (2, LENGTH))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, use_cache=False).logits.sum().backward()
+    expected = counter.get_total_flops() / ids.numel()
+    shape = shape_of(config, lora)
+    assert shape.training_flops(LENGTH) == pytest.approx(expected, rel=0.04)
+    assert shape.training_flops(LENGTH) < 0.85 * shape_of(config).training_flops(LENGTH)
 
 
 def test_checkpointing_adds_a_forward_of_the_layers() -> None:

@@ -12,6 +12,9 @@ import pytest
 import yaml
 
 from kdscale.cli import main
+from kdscale.config.lora import LoraConfig
+from kdscale.models.load import load_model
+from kdscale.models.lora import Base, add_adapters
 from kdscale.models.tasks import TaskSpec
 from tests.unit.preflight.runs import (
     BERT,
@@ -64,6 +67,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1234\n"
     (folder / "pointer" / "model.safetensors").write_text(pointer)
     (folder / "cut" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    shutil.copytree(folder / "teacher", folder / "lowercase")
+    tokenizer = folder / "lowercase" / "tokenizer.json"
+    lowercase = {"normalizer": {"type": "Lowercase"}}
+    tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()) | lowercase))
     set_config(folder / "unfit", intermediate_size=40)
     set_config(folder / "beyond", vocab_size=290)
     small = run_config(folder)
@@ -73,12 +80,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_cache(folder / "cache-other", small, tokenizer_of=folder / "other")
     write_cache(folder / "cache-teacher", small, teacher="ab" * 8)
     write_cache(folder / "cache-warm", small, temperature=2.0)
+    write_adapter(folder / "teacher", folder / "adapter")
     (folder / "bad.tsv").write_text("no tab here\n")
     (folder / "one").mkdir()
     (folder / "one" / "a.txt").write_text("word " * 200)
     (folder / "broken").mkdir()
     (folder / "broken" / "a.parquet").write_bytes(b"not a parquet file at all")
     return folder
+
+
+def write_adapter(base: Path, folder: Path) -> None:
+    """Write a folder of adapters beside the model in `base`, with its tokenizer."""
+    model = load_model(base)
+    adapters = add_adapters(model, LoraConfig(r=2), seed=0)
+    values = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    adapters.save(folder, model, values, Base(str(base)))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base / name, folder)
 
 
 def set_config(folder: Path, **fields: Any) -> None:
@@ -97,6 +115,14 @@ def layers(choice: Any, **more: Any) -> Changes:
 
 def load(folder: str, **more: Any) -> Changes:
     return {"distill__student": {"load": folder, **more}}
+
+
+def own_tokenizer(place: str) -> Changes:
+    model = {"architecture": "llama", "options": SMALL}
+    return {
+        "distill__tokenizer": "student",
+        "distill__student": {"model": model, "tokenizer": place},
+    }
 
 
 # What is changed in a good config, where {} is the folder of `place`; and words of the answer.
@@ -152,6 +178,23 @@ CASES: dict[str, tuple[Changes, str]] = {
         "layers [2] are not among the loaded model's layers 0 to 1",
     ),
     "load-width": (load("{}/small", width={"hidden_size": 64}), "more than the loaded model's 16"),
+    "own-tokenizer": (own_tokenizer("{}/text"), "can load no tokenizer of"),
+    "own-tokenizer-lowercase": (
+        own_tokenizer("{}/lowercase"),
+        "The student's tokenizer: The ids of this tokenizer do not spell their text exactly",
+    ),
+    "own-tokenizer-of-lowercase": (
+        {**own_tokenizer("{}/teacher"), "teacher__load": "{}/lowercase"},
+        "The teacher's tokenizer: The ids of this tokenizer do not spell their text exactly",
+    ),
+    "own-tokenizer-topk": (
+        {**own_tokenizer("{}/other"), "cache__codec": {"kind": "topk", "k": 8}},
+        "the ghost bucket of 'topk' does not say",
+    ),
+    "own-tokenizer-embeddings": (
+        {**load("{}/beyond"), "distill__tokenizer": "student"},
+        "has 290 embeddings, and its own tokenizer",
+    ),
     "load-before": (
         {**load("{}/small"), "evaluate__models": {"before": "{}/small"}},
         "evaluate.models has a `before`",
@@ -312,6 +355,47 @@ CASES: dict[str, tuple[Changes, str]] = {
         {"cache__reuse": [{"url": "{}/cache"}, {"url": "{}/cache", "weight": 0.001}]},
         "A weight of 0.001 leaves no row of a cache of 8",
     ),
+    # LoRA
+    "lora-random": (
+        {"distill__student__lora": {}},
+        "those of `model` start at random: start from `teacher_layers` or `load`",
+    ),
+    "lora-module": (
+        layers([0, 1], lora={"target_modules": ["q_proj", "v_porj"]}),
+        "'v_porj' matches nothing in a 'llama'. There are q_proj, k_proj, v_proj, o_proj,",
+    ),
+    "lora-head": (
+        layers([0, 1], lora={"target_modules": ["lm_head"]}),
+        "'lm_head' matches 'lm_head', which is none",
+    ),
+    "lora-rank": (
+        layers([0, 1], lora={"r": 0}),
+        "distill.student.lora.r: Input should be greater than 0 (given: 0)",
+    ),
+    "lora-nf4": (
+        layers([0, 1], lora={"quantise": "nf4"}),
+        "distill.student.lora.quantise is nf4, which needs GPUs, and distill.workers.gpus is 0",
+    ),
+    "lora-nf4-zero": (
+        {
+            **layers([0, 1], lora={"quantise": "nf4"}),
+            "distill__workers": {"gpus": 1},
+            "distill__training__zero": {"stage": 2},
+        },
+        "distill.student.lora.quantise is nf4, and distill.training.zero.stage is 2",
+    ),
+    "lora-head-at-random": (
+        {
+            **CLASSIFIER,
+            "teacher__training": {"steps": 1, "global_batch_size": 2},
+            MODEL: None,
+            "teacher__load": "{}/bert",
+            "distill__student": {"load": "{}/bert", "lora": {}},
+        },
+        "and some of them start at random",
+    ),
+    "lora-as-teacher": ({"teacher__load": "{}/adapter"}, "holds adapters (LoRA) for another model"),
+    "lora-as-student": (load("{}/adapter"), "holds adapters (LoRA) for another model"),
     # Evaluation
     "generated-positions": (
         {"teacher__load": "{}/gpt2", "data__seq_len": 32},
@@ -382,3 +466,20 @@ def test_all_three_refuse_it_by_the_same_words(
     assert "fix: " in text
     assert set(answers.values()) == {answers["run"]}
     assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_adapters_are_not_written_over_their_base(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(place / "teacher", tmp_path / "output" / "student")
+    output = str(tmp_path / "output")
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(run_config(place, output=output, **load(f"{output}/student"))))
+    main_answer = answer(capsys, "run", str(path), "--dry-run")
+    assert "is where this run writes its student" not in main_answer[1]
+    tree = run_config(place, output=output, **load(f"{output}/student", lora={}))
+    path.write_text(yaml.safe_dump(tree))
+    code, text = answer(capsys, "run", str(path), "--dry-run")
+    assert code == 2
+    assert "is where this run writes its student, and adapters need the model" in text

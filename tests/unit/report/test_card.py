@@ -141,3 +141,34 @@ def test_the_card_is_written_beside_the_weights(tmp_path: Path) -> None:
     text = write_model_card(store)
     assert store.get("student/README.md").decode() == text
     assert "Steps: 200, each of 8 sequences of 128 tokens." in text
+
+
+LORA = {"r": 8, "alpha": 16.0, "target_modules": ["q_proj", "v_proj"]}
+
+
+def test_an_adapter_is_used_with_its_base_and_its_training_named() -> None:
+    config = HUB_CONFIG | {"distill": {"student": {"lora": LORA, "load": "org/small"}}}
+    text = model_card(sample_results(), "student", config, adapter_base="org/small")
+    assert ModelCard(text).data.library_name == "peft"
+    assert (
+        "from peft import PeftModel\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'folder = "path/to/this/folder"\n'
+        'base = AutoModelForCausalLM.from_pretrained("org/small")\n'
+        "model = PeftModel.from_pretrained(base, folder).merge_and_unload()\n"
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+    ) in text
+    assert "LoRA: adapters of rank 8, alpha 16, on `q_proj`, `v_proj`; all other weights" in text
+
+
+def test_a_merged_student_is_used_as_any_other() -> None:
+    lora = LORA | {"target_modules": "all-linear"}
+    config = HUB_CONFIG | {"distill": {"student": {"lora": lora}}}
+    text = model_card(sample_results(), "student", config)
+    assert ModelCard(text).data.library_name == "transformers"
+    assert (
+        '```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\nfolder = "path'
+        '/to/this/folder"\nmodel = AutoModelForCausalLM.from_pretrained(folder)\ntokenizer'
+    ) in text
+    assert "on all linear maps but the head; all other weights" in text
+    assert "LoRA" not in model_card(sample_results(), "teacher", config)

@@ -14,6 +14,7 @@ from kdscale.train.throughput import (
     model_flops_utilisation,
     peak_flops,
     peak_memory,
+    training_flops,
 )
 
 CPU = Rank(0, 1, torch.device("cpu"))
@@ -43,7 +44,7 @@ def test_rates_are_of_steps_alone_and_since_the_last_line(clock: Clock) -> None:
             yield name
 
     steps = batches()
-    found = Throughput(CPU, parameters=10)
+    found = Throughput(CPU, flops=60)
     for name in ("a", "b"):
         assert found.next_of(steps) == name
         clock.now += 1.5
@@ -67,7 +68,7 @@ def test_mfu_on_a_known_gpu_and_none_on_an_unknown(
     name = "NVIDIA A100-SXM4-80GB"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     worker = Rank(0, 4, torch.device("cuda", 0))
-    found = Throughput(worker, parameters=10**9)
+    found = Throughput(worker, flops=6 * 10**9)
     for known in (True, False):
         found.next_of(iter([0]))
         clock.now += 2.0
@@ -80,7 +81,14 @@ def test_mfu_on_a_known_gpu_and_none_on_an_unknown(
 
 
 def test_flops_formula() -> None:
-    assert model_flops_utilisation(7 * 10**9, 1000.0, 84e12) == pytest.approx(0.5)
+    assert model_flops_utilisation(42 * 10**9, 1000.0, 84e12) == pytest.approx(0.5)
+
+
+def test_frozen_parameters_need_no_gradient_of_their_own() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2, bias=False))
+    assert training_flops(model) == 6 * (20 + 10)
+    model[0].requires_grad_(False)
+    assert training_flops(model) == 4 * 20 + 6 * 10
 
 
 @pytest.mark.parametrize(
