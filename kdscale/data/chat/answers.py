@@ -14,7 +14,7 @@ unchanged. Templates that change an answer are refused.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -131,22 +131,32 @@ def require_written(
             "Name the field in data.chat.ignore where they may be left out, or give a template in "
             "data.chat.template that writes `tools`.",
         )
+    seen = set()
     for at, message in enumerate(talk.messages):
         for field, value in message.more.items():
-            if message.role == "tool" and field in _LINKS:
+            # Messages of one form are written alike: a long one would be rendered for each.
+            form = (message.role, field, *sorted(message.more), bool(message.content))
+            if (message.role == "tool" and field in _LINKS) or form in seen:
                 continue
-            less = replace(message, more={k: v for k, v in message.more.items() if k != field})
-            until = talk.first(at + 1)
-            text = render(template, until)
-            is_there = not isinstance(value, str) or value.strip() in text
-            if not is_there or text == _render_or_none(template, until.with_message(at, less)):
-                raise KdscaleError(
-                    f"The field {field!r} of messages[{at}] ({message.role}: "
-                    f"{message.content[:60]!r}) of {name} is not written by the chat template: it "
-                    "would be lost.",
-                    "Take the field out of the data, name it in data.chat.ignore where it may be "
-                    f"left out, or give a template in data.chat.template that writes {field!r}.",
-                )
+            seen.add(form)
+            _require_field(template, talk.first(at + 1), field, value, name)
+
+
+def _require_field(
+    template: ChatTemplate, until: Conversation, field: str, value: Any, name: str
+) -> None:
+    """Refuse a field of the last message that the template does not write."""
+    at, message = len(until.messages) - 1, until.messages[-1]
+    less = replace(message, more={k: v for k, v in message.more.items() if k != field})
+    text = render(template, until)
+    is_there = not isinstance(value, str) or value.strip() in text
+    if not is_there or text == _render_or_none(template, until.with_message(at, less)):
+        raise KdscaleError(
+            f"The field {field!r} of messages[{at}] ({message.role}: {message.content[:60]!r}) of "
+            f"{name} is not written by the chat template: it would be lost.",
+            "Take the field out of the data, name it in data.chat.ignore where it may be left out, "
+            f"or give a template in data.chat.template that writes {field!r}.",
+        )
 
 
 def _render_or_none(template: ChatTemplate, talk: Conversation) -> str | None:
