@@ -115,7 +115,8 @@ def check_student_tokenizer(
         tokenizer,
         is_chat=config.data.chat is not None,
         note=note,
-        fix="Load a student that was trained with the run's tokenizer.",
+        fix="Load a student that was trained with the run's tokenizer, or let a causal language "
+        "model keep its own: distill.tokenizer: student.",
     )
 
 

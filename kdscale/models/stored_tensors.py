@@ -207,11 +207,6 @@ def check_weights(
     KdscaleError with the file that is damaged or missing, or the first tensor that does not fit.
     """
     headers = weight_headers(source, revision)
-    if any(".lora_A." in name for name in headers):
-        raise KdscaleError(
-            f"{source!r} holds adapters (LoRA) for another model, and a whole model is needed.",
-            "Merge them into it first: kdscale export RUN --to FOLDER.",
-        )
     if getattr(config, "quantization_config", None) is not None:
         return  # the quantiser decides what its tensors become
     stored = StoredTensors(config, headers)

@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 )
 
 from kdscale.errors import KdscaleError
+from kdscale.models.adapter_folder import WEIGHTS as ADAPTERS
 from kdscale.models.hf_folder import check_is_name, is_folder
 from kdscale.store import Store, open_store
 
@@ -81,6 +82,11 @@ def _weight_files(store: Store) -> list[str]:
         index = store.get(INDEX)
     except FileNotFoundError:
         others = [key for key in store.list() if key.endswith((".bin", ".pt", ".safetensors"))]
+        if ADAPTERS in others:
+            raise KdscaleError(
+                f"{store} holds adapters (LoRA) for another model, and a whole model is needed.",
+                "Merge them into it first: kdscale export RUN --to FOLDER.",
+            ) from None
         raise KdscaleError(
             f"{store} holds neither {SINGLE} nor {INDEX}, but {', '.join(others[:3]) or 'nothing'} "
             "as weights.",

@@ -27,7 +27,6 @@ from kdscale.preflight.row_counts import Tokens, count_tokens
 from kdscale.store import explained
 from kdscale.teacher.pretrained import teacher_config
 
-_NEURONS = ("intermediate_size", "n_inner")
 _GATED = re.compile(r"gate_proj|gate_up|\.w3\.")
 
 
@@ -39,7 +38,6 @@ class AdapterShape:
     ranks: int  # sum of r over the adapters
     inputs: int  # sum of the widths of their inputs
     sources: int  # the same, of an input that several of one block share once
-    reads_neurons: bool  # whether one has the MLP's product as its input
     has_dropout: bool
     quantised: int = 0  # matrix elements held in four bits
 
@@ -114,8 +112,6 @@ def adapter_shape(config: Any, lora: LoraConfig) -> AdapterShape:
     linear = [model.get_submodule(name).weight.numel() for name in linear_maps(model)]
     add_adapters(model, lora.model_copy(update={"quantise": "none"}), seed=0)
     found = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
-    text = config.get_text_config()
-    neurons = next((n for key in _NEURONS if (n := getattr(text, key, None))), 4 * text.hidden_size)
     widths = {name: int(module.in_features) for name, module in found.items()}
     return AdapterShape(
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -124,7 +120,6 @@ def adapter_shape(config: Any, lora: LoraConfig) -> AdapterShape:
         sources=sum(
             width for _, width in {(name.rpartition(".")[0], w) for name, w in widths.items()}
         ),
-        reads_neurons=neurons in widths.values(),
         has_dropout=lora.dropout > 0,
         quantised=0 if lora.quantise == "none" else sum(linear),
     )
@@ -147,7 +142,7 @@ def shape_of(config: Any, lora: LoraConfig | None = None) -> Shape:
     head_size = option("head_dim") or hidden // heads
     experts = option("num_local_experts", "num_experts") or 1
     active = option("num_experts_per_tok") or 1
-    neurons = option(*_NEURONS) or 4 * hidden
+    neurons = option("intermediate_size", "n_inner") or 4 * hidden
     if experts > 1:
         neurons = active * (option("moe_intermediate_size") or neurons)
     matrices = {

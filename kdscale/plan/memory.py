@@ -62,14 +62,15 @@ def layer_elements(shape: Shape, inputs: PlanInputs) -> int:
     are then repeated for every query head, else k. Korthikanti et al. 2022 (arXiv:2205.05198) count
     34 h bytes in 2-byte elements for GPT's layer with a fused activation, 17 h elements: here 34 h
     for a GPT whose activation is not fused, 21 h with a gated MLP of I = 8/3 h and h = q = k.
-    Beside adapters, frozen norms do not keep what is normalised, 2 h.
+    Beside adapters, frozen norms do not keep what is normalised, 2 h and q + k.
     """
     norm = 4 if inputs.is_gpu else 3
     if shape.adapters is not None:
         norm -= 1
     keys = shape.queries if inputs.config.data.pack else shape.keys
     mlp = 4 if shape.gated else 6
-    normed = 2 * (shape.queries + shape.keys) if shape.normed_queries else 0
+    kept_of_norm = 2 if shape.adapters is None else 1
+    normed = kept_of_norm * (shape.queries + shape.keys) if shape.normed_queries else 0
     full = 2 * norm * shape.hidden + 2 * shape.queries + 2 * keys + mlp * shape.neurons + normed
     return full + _of_adapters(shape, inputs)
 
@@ -77,15 +78,16 @@ def layer_elements(shape: Shape, inputs: PlanInputs) -> int:
 def _of_adapters(shape: Shape, inputs: PlanInputs) -> int:
     """Return the elements a token and layer that adapters keep, or that frozen maps do not.
 
-    The r products of each A; with dropout each adapter's own input and its mask, a byte an element
-    on a GPU and p on a CPU, in place of the shared input.
+    The r products of each A, and of the inputs of linear maps, 2 h + q + I, those that an adapter
+    has too; with dropout each adapter's own input and its mask, a byte an element on a GPU and p on
+    a CPU, in place of the shared input.
     """
     adapters = shape.adapters
     if adapters is None:
         return 0
+    inputs_of_maps = 2 * shape.hidden + shape.queries + shape.neurons
     found = adapters.ranks / shape.layers
-    if not adapters.reads_neurons:
-        found -= shape.neurons
+    found -= max(0.0, inputs_of_maps - adapters.sources / shape.layers)
     if adapters.has_dropout:
         mask = 1 / inputs.width if inputs.is_gpu else 1
         found += ((1 + mask) * adapters.inputs - adapters.sources) / shape.layers

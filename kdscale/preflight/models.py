@@ -73,6 +73,9 @@ def _plan_loaded(context: Context, data: KnownData) -> InitPlan:
     """Plan a student that loads a model; refuse bad files, and another tokenizer than the run's."""
     config, student, source = context.config, context.config.distill.student, context.student_source
     assert source is not None
+    tokenizer = None if context.data is None else context.data.tokenizer
+    if tokenizer is not None and not config.aligns:
+        check_student_tokenizer(config, source, tokenizer, context.findings.note)
     found = load_config_of(source, student.revision)
     if not data.is_exact:
         # The stage itself compares with the tokenizer that is made.
@@ -85,9 +88,6 @@ def _plan_loaded(context: Context, data: KnownData) -> InitPlan:
     plan = plan_init(config, data, shape, absent)
     if weights is not None:
         plan.check_sources(weights, student.revision)
-    tokenizer = None if context.data is None else context.data.tokenizer
-    if tokenizer is not None and not config.aligns:
-        check_student_tokenizer(config, source, tokenizer, context.findings.note)
     return plan
 
 

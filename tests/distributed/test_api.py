@@ -89,9 +89,8 @@ def all_ways(cache: str, folder: str) -> dict[str, Any]:
             trainer={"eval_dataset": planted_rows(SEQUENCES)},
             **given,
         )
-        before = trainer.evaluate()["eval_loss"]
         trainer.train()
-        found[f"zero {stage} evaluated"] = before, trainer.evaluate()["eval_loss"]
+        found[f"zero {stage} evaluated"] = trainer.evaluate()["eval_loss"]
     return found
 
 
@@ -173,5 +172,5 @@ def test_an_evaluation_on_two_ranks_is_that_of_one(results: dict[str, Any]) -> N
 def test_an_evaluation_in_deepspeed_is_that_of_one_rank(
     results: dict[str, Any], stage: int
 ) -> None:
-    expected = results["one"]["evaluated"], results["one"]["evaluated after"]
+    expected = results["one"]["evaluated after"]
     assert results["first"][f"zero {stage} evaluated"] == pytest.approx(expected, rel=1e-4)

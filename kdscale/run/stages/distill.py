@@ -26,13 +26,15 @@ def _check(run: RunArtifacts) -> None:
     if student.load is None or config.data.tokenizer.kind != "train":
         return  # compared before anything started
     source = loadable(student.load, weights=False)
+    if own is None:
+        folder = prepared.tokenizer_folder()
+        check_student_tokenizer(config, source, folder, _note)
     data = prepared if own is None else AlignedPrepared(prepared, own)
     loaded_config(config, data, load_config_of(source, student.revision))
-    if own is not None:
-        return
-    check_student_tokenizer(
-        config, source, prepared.tokenizer_folder(), lambda text: print(f"note: {text}", flush=True)
-    )
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", flush=True)
 
 
 def _models(run: RunArtifacts) -> dict[str, str]:

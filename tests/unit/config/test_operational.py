@@ -1,5 +1,8 @@
 """Fields that fingerprints leave out: always, or while they have their default."""
 
+from importlib.resources import files
+
+from kdscale.config import fingerprint, parse_config
 from kdscale.config.base import Config
 from kdscale.config.operational import Later, Operational, recipe
 from kdscale.config.student import StudentConfig
@@ -39,3 +42,22 @@ def test_a_student_of_its_teachers_layers_has_the_recipe_of_before_load_existed(
     assert loaded["load"] == "some/model"
     assert loaded["layers"] == [1]
     assert "revision" not in loaded
+
+
+def test_outputs_of_runs_from_before_later_fields_keep_their_names() -> None:
+    text = files("kdscale.config").joinpath("quickstart.yaml").read_text(encoding="utf-8")
+    config = parse_config(text)
+    found = {
+        stage: fingerprint(stage, recipe(getattr(config, stage)))
+        for stage in ("teacher", "distill", "evaluate")
+    }
+    # As version 0.1.0 of before `load`, `lora` and `tokenizer` computed them.
+    assert found == {
+        "teacher": "2e1b1d36e5d20d0c",
+        "distill": "5d54bd181cfa0b34",
+        "evaluate": "d016ebe8093eb71c",
+    }
+    student = "distill.student={teacher_layers: [0, 2], width: {hidden_size: 64}}"
+    assert fingerprint("distill", recipe(parse_config(text, [student]).distill)) == (
+        "f81d0f18ec8c9cbc"
+    )

@@ -25,7 +25,7 @@ from kdscale.export.export import export
 from kdscale.export.source import find_source
 from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import read_marker
-from kdscale.models.load import load_model
+from kdscale.models.load import build_model, load_model, make_config
 from kdscale.preflight import preflight
 from kdscale.report import compare
 from kdscale.report.load import load_report_data
@@ -245,6 +245,26 @@ def naive_bits(folder: Path) -> Iterator[tuple[float, int]]:
         with torch.no_grad():
             mean = float(model(input_ids=whole, labels=whole).loss)
         yield mean * (whole.shape[1] - 1), len(text.encode())
+
+
+def test_a_loaded_student_keeps_its_tokenizer_and_is_scored_before_training_too(
+    base: WholeRun, tokenizer: Path, tmp_path: Path
+) -> None:
+    folder, own = tmp_path / "loaded", AutoTokenizer.from_pretrained(tokenizer)
+    special = {f"{role}_token_id": own.eos_token_id for role in ("bos", "eos", "pad")}
+    assert base.run.config.teacher.model is not None
+    build_model(
+        make_config(base.run.config.teacher.model, len(own), special, ROOM), 9
+    ).save_pretrained(folder)
+    own.save_pretrained(folder)
+    changes = {**OWN, "data__seq_len": ROOM, "distill__seq_len": 2 * ROOM}
+    run = another(tmp_path / "run", base, distill__student={"load": str(folder)}, **changes)
+    preflight(run.run.config, ["distill", "evaluate"])
+    results = run.distill().evaluate().results
+    nats, bytes_ = map(sum, zip(*naive_bits(folder), strict=True))
+    before = results["models"]["before"]["domains"]["validation"]["bits_per_byte"]
+    assert before == pytest.approx(nats / math.log(2) / bytes_, rel=1e-5)
+    assert results["models"]["student"]["domains"]["validation"]["bits_per_byte"] < before
 
 
 @pytest.mark.parametrize("name", ["teacher", "student", "baseline"])

@@ -80,7 +80,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_cache(folder / "cache-other", small, tokenizer_of=folder / "other")
     write_cache(folder / "cache-teacher", small, teacher="ab" * 8)
     write_cache(folder / "cache-warm", small, temperature=2.0)
-    shutil.copytree(folder / "teacher", folder / "output" / "student")
     write_adapter(folder / "teacher", folder / "adapter")
     (folder / "bad.tsv").write_text("no tab here\n")
     (folder / "one").mkdir()
@@ -369,7 +368,10 @@ CASES: dict[str, tuple[Changes, str]] = {
         layers([0, 1], lora={"target_modules": ["lm_head"]}),
         "'lm_head' matches 'lm_head', which is none",
     ),
-    "lora-rank": (layers([0, 1], lora={"r": 0}), "distill.student.lora.r: 0"),
+    "lora-rank": (
+        layers([0, 1], lora={"r": 0}),
+        "distill.student.lora.r: Input should be greater than 0 (given: 0)",
+    ),
     "lora-nf4": (
         layers([0, 1], lora={"quantise": "nf4"}),
         "distill.student.lora.quantise is nf4, which needs GPUs, and distill.workers.gpus is 0",
@@ -394,10 +396,6 @@ CASES: dict[str, tuple[Changes, str]] = {
     ),
     "lora-as-teacher": ({"teacher__load": "{}/adapter"}, "holds adapters (LoRA) for another model"),
     "lora-as-student": (load("{}/adapter"), "holds adapters (LoRA) for another model"),
-    "lora-over-its-base": (
-        load("{}/output/student", lora={}),
-        "is where this run writes its student, and adapters need the model that they stand on",
-    ),
     # Evaluation
     "generated-positions": (
         {"teacher__load": "{}/gpt2", "data__seq_len": 32},
@@ -468,3 +466,20 @@ def test_all_three_refuse_it_by_the_same_words(
     assert "fix: " in text
     assert set(answers.values()) == {answers["run"]}
     assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_adapters_are_not_written_over_their_base(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(place / "teacher", tmp_path / "output" / "student")
+    output = str(tmp_path / "output")
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(run_config(place, output=output, **load(f"{output}/student"))))
+    main_answer = answer(capsys, "run", str(path), "--dry-run")
+    assert "is where this run writes its student" not in main_answer[1]
+    tree = run_config(place, output=output, **load(f"{output}/student", lora={}))
+    path.write_text(yaml.safe_dump(tree))
+    code, text = answer(capsys, "run", str(path), "--dry-run")
+    assert code == 2
+    assert "is where this run writes its student, and adapters need the model" in text

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kdscale.config import RunConfig
+from kdscale.config import RunConfig, fingerprint
 from kdscale.config.operational import recipe
 from kdscale.errors import KdscaleError
 from kdscale.run.artifacts import RunArtifacts
@@ -103,3 +103,36 @@ def test_operational_fields_are_in_no_recipe(corpus: Path) -> None:
     }
     assert {"workers", "baseline", "cache_folder"}.isdisjoint(recipe(config.distill))
     assert recipe(config.cache).keys() == {"codec", "temperature", "sequences"}
+
+
+def test_a_loaded_student_is_named_by_the_state_of_its_model(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RunArtifacts, "cache_fingerprint", "0" * 16)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    loaded = {"load": str(folder)}
+    first = run(corpus, distill__student=loaded)
+    name = first.student_fingerprint("student")
+    assert first.keeps_before
+    assert first.evaluated_names == ["student", "baseline", "before"]
+    assert run(corpus, distill__student=loaded).student_fingerprint("student") == name
+    (folder / "README.md").write_text("a card, as an evaluation writes it")
+    assert run(corpus, distill__student=loaded).student_fingerprint("student") == name
+    (folder / "model.safetensors").write_bytes(b"other weights")
+    again = run(corpus, distill__student=loaded)
+    assert again.student_fingerprint("student") != name
+    assert again.student_fingerprint("before") != first.student_fingerprint("before")
+    on_hub = [
+        run(corpus, distill__student={"load": "some/model", "revision": revision})
+        for revision in ("a", "b")
+    ]
+    assert on_hub[0].student_fingerprint("student") != on_hub[1].student_fingerprint("student")
+    own = run(corpus)
+    assert not own.keeps_before
+    assert own.evaluated_names == ["student", "baseline"]
+    assert own.student_fingerprint("student") == fingerprint(
+        "student", recipe(own.config.distill), "0" * 16, own.config.seed
+    )
