@@ -186,7 +186,7 @@ def make_trainer(
         "report_to": "none",
         "save_strategy": "no",
         "use_cpu": True,
-        "ddp_backend": "gloo",
+        "ddp_backend": "gloo" if dist.is_initialized() else None,
         "disable_tqdm": True,
         "seed": SEED,
     }

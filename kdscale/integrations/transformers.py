@@ -11,17 +11,17 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
 from kdscale.api.cache import Cache
-from kdscale.api.loss import check_loss, loss_parts
+from kdscale.api.loss import check_loss
 from kdscale.config.curriculum import CurriculumConfig, Schedule
 from kdscale.config.load import parse_settings
 from kdscale.curriculum.schedule import value_at
 from kdscale.distill.batches import Batch
 from kdscale.errors import KdscaleError
+from kdscale.integrations.arguments import check_arguments
 from kdscale.integrations.batches import EpochNumbers, EvaluationBatches, NumberedBatches
-from kdscale.models.forward import RowTensors
+from kdscale.integrations.inside import Call, Sums, losses, take_functions
 from kdscale.models.head import ModelWithHead
-from kdscale.train.label_loss import label_loss
-from kdscale.train.loop import MicroBatchLoss
+from kdscale.train.label_loss import known_cross_entropy
 from kdscale.types import Rows
 
 STREAM_KEY = "kdscale.json"
@@ -90,7 +90,7 @@ class DistillationTrainer(Trainer):
             KdscaleError: The student does not fit the cache, the loss is not defined on its
                 targets, or `args` asks for what is not supported.
         """
-        _check_arguments(args)
+        check_arguments(args)
         cache.check_shape(model)
         fields = kd_weight if isinstance(kd_weight, Mapping) else {"start": kd_weight}
         self._kd_weight: Schedule = parse_settings(Schedule, fields, "kd_weight")
@@ -108,12 +108,12 @@ class DistillationTrainer(Trainer):
         self.cache = cache
         self._divergence = divergence
         self._curriculum = curriculum
-        self._trained = _take_functions(self.model, cache.vocab_size)
+        self._trained = take_functions(self.model, cache.vocab_size)
         self._is_checked = False
         self._resumed: Path | None = None
-        self._logged = _Sums()
+        self._logged = Sums()
         self._steps_logged = 0
-        self._evaluated = _Sums()
+        self._evaluated = Sums()
 
     # batches
 
@@ -206,7 +206,7 @@ class DistillationTrainer(Trainer):
         batch: Batch = inputs["batch"]
         self._check_once(model, batch.input_ids)
         weight = value_at(self._kd_weight, self.state.global_step, self.state.max_steps)
-        objective, parts = self._call(model, _losses, batch, weight, self._divergence)
+        objective, parts = self._call(model, losses, batch, weight, self._divergence)
         targets = batch.num_targets if num_items_in_batch is None else num_items_in_batch
         if model.training:
             self._logged.add({name: value / targets for name, value in parts.items()})
@@ -237,7 +237,7 @@ class DistillationTrainer(Trainer):
         if self.is_deepspeed_enabled:
             # Trainer evaluates the module inside of the engine, which alone gathers a sharded head.
             model = self.model_wrapped
-        return model(_Call(self._trained, fn, arguments))
+        return model(Call(self._trained, fn, arguments))
 
     # evaluation
 
@@ -268,9 +268,9 @@ class DistillationTrainer(Trainer):
         with torch.no_grad():
             self._check_once(model, rows.ids)
             if batch is None:
-                parts = {"ce_loss": self._call(model, _label_loss, rows)}
+                parts = {"ce_loss": self._call(model, known_cross_entropy, rows)}
             else:
-                _, parts = self._call(model, _losses, batch, 1.0, self._divergence)
+                _, parts = self._call(model, losses, batch, 1.0, self._divergence)
                 parts["targets"] = rows.mask.sum()
         self._evaluated.add({"loss": parts.pop("ce_loss"), "labels": rows.known.sum(), **parts})
         return None, None, None
@@ -284,7 +284,7 @@ class DistillationTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Return the means over all labels, and over all targets; see Trainer."""
-        self._evaluated = _Sums()
+        self._evaluated = Sums()
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
@@ -294,36 +294,6 @@ class DistillationTrainer(Trainer):
             count = labels if name == "loss" else targets
             output.metrics[f"{metric_key_prefix}_{name}"] = value / max(1.0, count)
         return output
-
-
-class _Sums:
-    """Sums by name on this rank, in float64 on the device."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-
-    def add(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Add a scalar to each sum."""
-        for name, value in values.items():
-            value = value.detach().double()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-
-    def drain(self, accelerator: Any) -> dict[str, float]:
-        """Return the sums over all ranks, and start again. Collective."""
-        names = sorted(self._sums)
-        stacked = torch.stack([self._sums[name] for name in names])
-        self._sums = {}
-        return dict(zip(names, accelerator.reduce(stacked, reduction="sum").tolist(), strict=True))
-
-
-class _Call:
-    """A function of the trained model, to run inside of a forward."""
-
-    def __init__(self, trained: ModelWithHead, fn: Callable[..., Any], given: Any) -> None:
-        self._trained, self._fn, self._given = trained, fn, given
-
-    def __call__(self) -> Any:
-        return self._fn(self._trained, *self._given)
 
 
 class _SaveStream(TrainerCallback):
@@ -339,64 +309,6 @@ class _SaveStream(TrainerCallback):
             (folder / STREAM_KEY).write_text(json.dumps(self._trainer.stream_state()))
 
 
-def _take_functions(model: Any, vocab_size: int) -> ModelWithHead:
-    """Let the forward of `model` run a _Call in its own place, with `model` as a ModelWithHead.
-
-    Data parallelism and ZeRO act around that forward, and the loss has to be inside: it reads the
-    head's weight. Any other arguments go where they went before.
-    """
-    forward = model.forward
-    trained = ModelWithHead(model, vocab_size)
-
-    def run(*arguments: Any, **named: Any) -> Any:
-        if arguments and isinstance(arguments[0], _Call):
-            return arguments[0]()
-        return forward(*arguments, **named)
-
-    model.forward = run
-    return trained
-
-
-def _losses(
-    trained: ModelWithHead, batch: Batch, kd_weight: float, divergence: str | Mapping[str, Any]
-) -> MicroBatchLoss:
-    hidden = trained.hidden(batch.input_ids, batch.segment_ids)
-    found = loss_parts(hidden, trained.head, batch, kd_weight=kd_weight, divergence=divergence)
-    parts = {"ce_loss": found.cross_entropy}
-    if found.kl is not None:
-        parts["kl"] = found.kl
-    else:
-        parts["divergence"] = found.distillation
-    return found.objective, parts
-
-
-def _label_loss(trained: ModelWithHead, rows: RowTensors) -> torch.Tensor:
-    return label_loss(trained, rows._replace(mask=rows.known)).cross_entropy
-
-
 def _only(items: list[dict[str, Any]]) -> dict[str, Any]:
     (item,) = items
     return item
-
-
-def _check_arguments(args: TrainingArguments) -> None:
-    """Refuse what would train on something else, or was never tried. Raises KdscaleError."""
-    refused = {
-        "label_smoothing_factor": (args.label_smoothing_factor != 0, "0; see kd_weight"),
-        "fsdp": (bool(args.fsdp), "nothing; deepspeed shards by ZeRO"),
-        "torch_compile": (args.torch_compile, "False"),
-        "auto_find_batch_size": (args.auto_find_batch_size, "False"),
-        "use_liger_kernel": (args.use_liger_kernel, "False; head and loss are fused already"),
-        "parallelism_config": (args.parallelism_config is not None, "None; DDP or deepspeed"),
-    }
-    for name, (given, instead) in refused.items():
-        if given:
-            raise KdscaleError(
-                f"DistillationTrainer does not take TrainingArguments.{name}.",
-                f"Set {name} to {instead}.",
-            )
-    if args.n_gpu > 1:
-        raise KdscaleError(
-            f"One process has {args.n_gpu} GPUs, which Trainer would share by DataParallel.",
-            f"Start a process for each: torchrun --nproc-per-node {args.n_gpu} SCRIPT.",
-        )

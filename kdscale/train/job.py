@@ -20,7 +20,7 @@ from kdscale.data.rows.order import spread
 from kdscale.data.rows.prepared import Prepared
 from kdscale.distributed.rank import GracefulStopError, Rank
 from kdscale.models.attention_check import check_attention
-from kdscale.models.forward import RowTensors, row_tensors
+from kdscale.models.forward import row_tensors
 from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import MARKER, publish, read_marker
 from kdscale.models.load import count_parameters
@@ -34,7 +34,7 @@ from kdscale.train.batches import (
     split_micro_batches,
 )
 from kdscale.train.checkpoint import delete_checkpoints, load_checkpoint, save_checkpoint
-from kdscale.train.label_loss import label_loss
+from kdscale.train.label_loss import known_cross_entropy
 from kdscale.train.loop import Callbacks, MicroBatchLoss, Progress, StatefulLoss, Step, train
 
 BatchT = TypeVar("BatchT")
@@ -243,7 +243,7 @@ def _validator(
         size = training.micro_batch_size
         for part, valid in split_micro_batches(order, size, worker.rank, worker.world_size):
             batch = row_tensors(rows.take(part), worker.device, valid)
-            sums[0] += backend.model(_cross_entropy, batch)
+            sums[0] += backend.model(known_cross_entropy, batch)
             sums[1] += batch.known.sum()
             worker.beat("a batch of validation")
         total, targets = worker.all_reduce_sum(sums).tolist()
@@ -251,10 +251,6 @@ def _validator(
         return found
 
     return validate
-
-
-def _cross_entropy(model: ModelWithHead, batch: RowTensors) -> torch.Tensor:
-    return label_loss(model, batch._replace(mask=batch.known)).cross_entropy
 
 
 def _restore_published(job: TrainingJob, backend: Backend, worker: Rank, end: Progress) -> int:

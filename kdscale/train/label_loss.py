@@ -36,6 +36,11 @@ def label_loss(model: ModelWithHead, rows: RowTensors, weights: LabelWeights = E
     return head_and_loss(hidden, model.head, labels, label_weights=weights.at(labels))
 
 
+def known_cross_entropy(model: ModelWithHead, rows: RowTensors) -> torch.Tensor:
+    """Return the cross-entropy, a sum, at the positions of `rows` that count and have a label."""
+    return label_loss(model, rows._replace(mask=rows.known)).cross_entropy
+
+
 def class_weights(data: DataConfig, table: RowTable, device: torch.device) -> torch.Tensor | None:
     """Return [classes] float32: inverse to the classes' frequencies, 1 on average.
 
