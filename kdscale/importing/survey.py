@@ -97,12 +97,7 @@ def survey(
             lengths.append(len(span)) if counter is None else counter.add(len(span))
         if counts.sequences % _REPORT_EVERY == 0:
             progress(counts.sequences, counts.sequences, "sequences checked")
-    if not counts.targets:
-        raise KdscaleError(
-            f"The set ({reader.layout}) has {counts.sequences} sequences and no target.",
-            "Give a set with tokens and distributions of them; masks may leave all of it out.",
-        )
-    _check_masses(counts)
+    _check_counts(reader, counts)
     alignment.check(allow_misaligned)
     if counter is None:
         seq_len = max(lengths)
@@ -131,8 +126,13 @@ def survey(
     )
 
 
-def _check_masses(counts: "_Counts") -> None:
-    """Refuse a set whose masses are above 1 too often for a fit that overshoots."""
+def _check_counts(reader: Reader, counts: "_Counts") -> None:
+    """Refuse a set without targets, or with masses above 1 too often for a fit that overshoots."""
+    if not counts.targets:
+        raise KdscaleError(
+            f"The set ({reader.layout}) has {counts.sequences} sequences and no target.",
+            "Give a set with tokens and distributions of them; masks may leave all of it out.",
+        )
     if counts.scaled > _MOST_SCALED * counts.positions:
         raise KdscaleError(
             f"{counts.scaled:,} of {counts.positions:,} distributions have a mass above 1.",
