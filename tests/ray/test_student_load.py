@@ -79,7 +79,7 @@ def test_the_report_and_the_cards_tell_of_the_start(
     code, _ = run_kdscale("report", str(finished_run.output), str(output), "--to", str(page))
     assert code == 0
     assert "Loss before training" in page.read_text()
-    code, text = run_kdscale("status", str(output))
+    code, _ = run_kdscale("status", str(output))
     assert code == 0
 
 
