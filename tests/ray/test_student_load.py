@@ -64,7 +64,7 @@ def test_student_and_baseline_start_from_the_loaded_weights(
 
 
 def test_the_report_and_the_cards_tell_of_the_start(
-    finished_run: FinishedRun, continued: tuple[Path, Results]
+    finished_run: FinishedRun, continued: tuple[Path, Results], tmp_path: Path
 ) -> None:
     output = continued[0]
     assert [each.name for each in (output / "before").iterdir()] == ["kdscale.json"]
@@ -75,10 +75,11 @@ def test_the_report_and_the_cards_tell_of_the_start(
     card = (output / "student" / "README.md").read_text()
     assert "It started from" in card
     assert "Before training its loss on validation was" in card
-    code, text = run_kdscale("compare", str(finished_run.output), str(output))
+    page = tmp_path / "both.html"
+    code, _ = run_kdscale("report", str(finished_run.output), str(output), "--to", str(page))
     assert code == 0
-    assert "Loss before training" in text
-    code, text = run_kdscale("status", str(output))
+    assert "Loss before training" in page.read_text()
+    code, _ = run_kdscale("status", str(output))
     assert code == 0
 
 
