@@ -46,9 +46,7 @@ class _Tokenizer:
 
     @classmethod
     def of(cls, whole: Any) -> "_Tokenizer":
-        from tokenizers import Tokenizer
-
-        core = Tokenizer.from_str(whole.backend_tokenizer.to_str())
+        core = whole.backend_tokenizer
         core.no_truncation()
         core.no_padding()
         # As in data/tokenizer.py: what spells a special token is plain text.

@@ -16,7 +16,7 @@ Values = Literal["logprobs", "probs", "logits", "renormalised"]
 listed ids, the mass of the other ids is not known."""
 
 _REST_IS_KNOWN = ("logprobs", "probs")
-_LAST_DIGITS = 1e-3
+_ROUNDING = 0.02
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Entries:
     ids: np.ndarray  # [p, K] int64, NO_ID at the end of short ones
     log_probs: np.ndarray  # [p, K] float64, falling; -inf where there is no id
     mass: np.ndarray  # [p] float64: of the listed ids, at most 1
-    scaled: np.ndarray  # [p] bool: where the values had a mass above 1, beyond their last digits
+    scaled: np.ndarray  # [p] bool: where the values had a mass above 1 that no rounding explains
 
     @property
     def width(self) -> int:
@@ -79,7 +79,7 @@ def checked(sequence: Sequence, meaning: Meaning) -> Entries:
             "a compressed set, check its compression config.",
         )
     over = np.maximum(mass, 1.0)
-    scaled = over > 1 + _LAST_DIGITS
+    scaled = over > 1 + _ROUNDING
     return Entries(about, ids, log_probs - np.log(over)[:, None], mass / over, scaled)
 
 

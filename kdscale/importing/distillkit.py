@@ -7,8 +7,9 @@ there is one entry less than tokens, the last token being there to be predicted 
 cuts the tokens to the entries, numbers the documents of a row in `attention_mask`, and lets the
 last position of each stand for a token that is not there.
 
-A fitted tail is approximate, above all where `exact_k` is small: masses up to 1.5 are taken, scaled
-to 1, and counted.
+A fitted tail is approximate. With one exact value and SmolLM2-135M on BBC news, the fit gave 1.4%
+of the positions a mass above 1.5, up to 112. Values were sorted before they were fitted, so none is
+taken to be above the last exact one; what is then above 1 (up to 3) is scaled to it, and counted.
 """
 
 from collections.abc import Iterator
@@ -52,7 +53,7 @@ class DistillKit:
     @property
     def tolerance(self) -> float:
         """See `Reader.tolerance`."""
-        return 0.02 if self.held == PLAIN else 0.5
+        return 0.02 if self.held == PLAIN else 2.0
 
     def sequences(self) -> Iterator[Sequence]:
         """See `Reader.sequences`."""

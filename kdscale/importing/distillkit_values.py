@@ -99,7 +99,7 @@ class Compression(Config):
             tail[:, first : first + bin.num_elements] += scale * _levels(codes, bin.element_bits)
             first += bin.num_elements
         found = np.concatenate([exact, tail], axis=1)
-        return found.cumsum(axis=1) if self.delta_encoding else found
+        return _falling(found.cumsum(axis=1) if self.delta_encoding else found, self.exact_k)
 
     def _terms(self) -> np.ndarray:
         """Return the terms at each t, [k - exact_k, terms] float64."""
@@ -136,7 +136,7 @@ class LegacyCompression(Config):
         terms = [t ** (sign * i) for i in range(self.polynomial_degree + 1)]
         terms += [np.sqrt(t)] if self.with_sqrt_term else []
         tail = coefficients.astype(np.float64) @ np.stack(terms)
-        return np.concatenate([exact.astype(np.float64), tail], axis=1)
+        return _falling(np.concatenate([exact.astype(np.float64), tail], axis=1), self.exact_k)
 
 
 def parse_compression(found: dict[str, Any], where: str) -> Compression | LegacyCompression:
@@ -154,6 +154,16 @@ def parse_compression(found: dict[str, Any], where: str) -> Compression | Legacy
             "Give the file that was written beside the set (compression_config.yaml), or the "
             "`logprob_compressor` of the config that trains from it.",
         ) from error
+
+
+def _falling(values: np.ndarray, exact_k: int) -> np.ndarray:
+    """Return values [m, k] of which no fitted one is above the last exact one.
+
+    They were sorted before the fit, which overshoots where the distribution falls steeply.
+    """
+    if 0 < exact_k < values.shape[1]:
+        np.minimum(values[:, exact_k:], values[:, exact_k - 1 : exact_k], out=values[:, exact_k:])
+    return values
 
 
 class _Bytes:

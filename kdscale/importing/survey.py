@@ -14,6 +14,7 @@ from kdscale.importing.sequence import Reader, Sequence
 # Of every position; a teacher's own top k leave more than this to others now and then.
 _RENORMALISED = 0.999
 _ENOUGH = 64
+_MOST_SCALED = 0.25
 _REPORT_EVERY = 64
 
 Progress = Callable[[int, int, str], None]
@@ -37,7 +38,7 @@ class Survey:
     mean_mass: float
     least_mass: float
     scaled: int
-    """Positions whose values had a mass above 1."""
+    """Positions whose values had a mass above 1 that no rounding explains."""
 
     alignment: dict[str, Any]
 
@@ -101,6 +102,7 @@ def survey(
             f"The set ({reader.layout}) has {counts.sequences} sequences and no target.",
             "Give a set with tokens and distributions of them; masks may leave all of it out.",
         )
+    _check_masses(counts)
     alignment.check(allow_misaligned)
     if counter is None:
         seq_len = max(lengths)
@@ -127,6 +129,15 @@ def survey(
         scaled=counts.scaled,
         alignment=alignment.as_dict(),
     )
+
+
+def _check_masses(counts: "_Counts") -> None:
+    """Refuse a set whose masses are above 1 too often for a fit that overshoots."""
+    if counts.scaled > _MOST_SCALED * counts.positions:
+        raise KdscaleError(
+            f"{counts.scaled:,} of {counts.positions:,} distributions have a mass above 1.",
+            "Check the compression config: it must be the one that the set was captured with.",
+        )
 
 
 @dataclass

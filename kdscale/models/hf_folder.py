@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -159,16 +159,20 @@ def reference_to(source: str, revision: str | None, fingerprint: str) -> ModelRe
     return ModelReference(fingerprint, source, revision, digest, _count(where, revision))
 
 
-def source_identity(source: str, revision: str | None) -> dict[str, Any]:
+def source_identity(
+    source: str, revision: str | None, *, ignored: Collection[str] = ()
+) -> dict[str, Any]:
     """Return what tells one state of an existing model from another, without reading its weights.
 
-    Raises KdscaleError where `source` looks like a path and is no folder, or holds no model.
+    The `ignored` files of a folder do not count. Raises KdscaleError where `source` looks like a
+    path and is no folder, or holds no model.
     """
     if not is_folder(source):
         check_is_name(source)
         return {"name": source, "revision": revision}
     store = open_store(source)
-    files = {key: store.size(key) for key in store.list() if "/" not in key}
+    keys = [key for key in store.list() if "/" not in key and key not in ignored]
+    files = {key: store.size(key) for key in keys}
     if "config.json" not in files:
         raise KdscaleError(
             f"There is no model at {store}: it has no config.json among its {len(files)} files.",

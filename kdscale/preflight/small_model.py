@@ -86,18 +86,21 @@ class Probe:
         positions = _POSITIONS if chunks is None else chunks["length"]
         ids = torch.arange(positions)[None] % self._vocabulary
         compute_logits(model.eval(), ids, torch.ones_like(ids), self._vocabulary).sum().backward()
-        idle = [
-            name.partition(".lora_B.")[0]
+        reached = {
+            name.partition(".lora_B.")[0]: parameter.grad is not None
             for name, parameter in model.named_parameters()
-            if ".lora_B." in name and parameter.grad is None
-        ]
+            if ".lora_B." in name
+        }
+        idle = [name for name, is_reached in reached.items() if not is_reached]
         if idle:
-            ends = sorted({name.rpartition(".")[2] for name in idle})
+            ends = {name.rpartition(".")[2] for name in idle}
+            others = dict.fromkeys(name.rpartition(".")[2] for name in reached)
             raise KdscaleError(
                 f"Adapters would stay as they start in {len(idle)} modules of a "
                 f"{self._config.model_type!r}, such as {idle[0]!r}, whose output its forward does "
                 "not use.",
-                f"Give distill.student.lora.target_modules without {', '.join(ends)}.",
+                "Set distill.student.lora.target_modules to "
+                f"[{', '.join(name for name in others if name not in ends)}].",
             )
 
     @property

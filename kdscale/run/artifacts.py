@@ -207,7 +207,10 @@ class RunArtifacts:
     @cached_property
     def _start(self) -> dict[str, Any] | None:
         student = self.config.distill.student
-        return None if student.load is None else source_identity(student.load, student.revision)
+        if student.load is None:
+            return None
+        # A run writes the card beside its student again, whenever that is evaluated anew.
+        return source_identity(student.load, student.revision, ignored=("README.md",))
 
     @property
     def student_names(self) -> list[Literal["student", "baseline"]]:

@@ -110,6 +110,14 @@ def compress_position(values: np.ndarray, config: dict[str, Any]) -> tuple[bytes
     return data, np.cumsum(found) if config["delta_encoding"] else found
 
 
+def _falling(values: Any, exact_k: int) -> np.ndarray:
+    """Return [m, k] with no fitted value above the last exact one: they were sorted."""
+    found = np.array(values)
+    for row in found:
+        row[exact_k:] = [min(value, row[exact_k - 1]) for value in row[exact_k:]]
+    return found
+
+
 def write_distillkit(
     folder: Path, source: Source, config: dict[str, Any], *, rows_per_file: int = 3
 ) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -124,7 +132,7 @@ def write_distillkit(
     for number, tokens in enumerate(source.tokens):
         ids, values = source.top(number, config["k"])
         packed = [compress_position(each, config) for each in values[:-1]]
-        meant.append((ids[:-1], np.array([decoded for _, decoded in packed])))
+        meant.append((ids[:-1], _falling([decoded for _, decoded in packed], config["exact_k"])))
         rows.append(
             {
                 "input_ids": tokens.tolist(),
@@ -163,7 +171,8 @@ def write_legacy(
         solved = np.linalg.lstsq(terms, centred[:, exact_k:].T, rcond=None)[0].T
         solved = solved.astype(np.float32)
         exact = centred[:, :exact_k].astype(np.float16).astype(np.float32)
-        meant.append((ids[:-1], np.concatenate([exact, solved.astype(np.float64) @ terms.T], 1)))
+        fitted = solved.astype(np.float64) @ terms.T
+        meant.append((ids[:-1], _falling(np.concatenate([exact, fitted], 1), exact_k)))
         per = 64 // bits
         words = [
             [

@@ -15,12 +15,14 @@ from kdscale.types import DenseTargets, Head, SparseTargets, Targets
 from tests.unit.losses.test_fused import Largest, dense_probs, part_of, randn, targets_of
 
 
-def class_map(teacher_ids: int, student_ids: int, count: int, seed: int) -> ClassMap:
-    """Return random classes: the first holds half of the student's ids, so that it is wide."""
+def class_map(
+    teacher_ids: int, student_ids: int, count: int, seed: int, wide: float = 0.5
+) -> ClassMap:
+    """Return random classes: the first holds the share `wide` of the student's ids."""
     random = torch.Generator().manual_seed(seed)
     teacher = torch.randint(-1, count, (teacher_ids,), generator=random)
     student = torch.randint(count, (student_ids,), generator=random)
-    student[: student_ids // 2] = 0
+    student[: int(student_ids * wide)] = 0
     student[-count:] = torch.arange(count)
     return ClassMap.of(teacher, student, count)
 
@@ -61,6 +63,7 @@ def definition(
     softcap=st.sampled_from([None, 3.0]),
     has_bias=st.booleans(),
     kd_weight=st.sampled_from([0.0, 0.3, 1.0]),
+    wide=st.sampled_from([0.2, 0.5]),
     seed=st.integers(0, 999),
 )
 def test_value_and_gradients_are_those_of_the_definition(
@@ -72,9 +75,10 @@ def test_value_and_gradients_are_those_of_the_definition(
     softcap: float | None,
     has_bias: bool,
     kd_weight: float,
+    wide: float,
     seed: int,
 ) -> None:
-    classes = class_map(teacher_ids, student_ids, count, seed)
+    classes = class_map(teacher_ids, student_ids, count, seed, wide)
     hidden, weight = randn(seed, positions, 6), randn(seed + 1, student_ids + 2, 6)
     bias = randn(seed + 2, student_ids + 2) if has_bias else None
     random = torch.Generator().manual_seed(seed)
@@ -107,7 +111,7 @@ def test_value_and_gradients_are_those_of_the_definition(
 
 @pytest.mark.parametrize("is_dense", [False, True])
 def test_a_target_that_is_certain_of_the_labels_class_is_cross_entropy(is_dense: bool) -> None:
-    classes = class_map(30, 90, 7, 0)
+    classes = class_map(30, 90, 7, 0, 0.2)
     labels = torch.arange(90)
     certain = torch.tensor(
         [int((classes.teacher == classes.student[label]).nonzero()[0]) for label in labels]
@@ -146,7 +150,7 @@ def test_classes_of_one_id_each_give_the_ordinary_loss(codec: str) -> None:
 
 def test_the_mean_over_samples_is_the_loss_of_the_full_distribution() -> None:
     vocab, positions = 24, 6000
-    classes = class_map(vocab, 60, 8, 1)
+    classes = class_map(vocab, 60, 8, 1, 0.2)
     logits = 2 * randn(0, 1, vocab).expand(positions, vocab)
     hidden = randn(1, 1, 6).expand(positions, 6)
     codec = make_codec(VaroptCodec(k=3, head=1), vocab)
@@ -180,9 +184,12 @@ def test_members_of_a_class_share_its_gradient_where_float32_has_none_of_their_p
     torch.testing.assert_close(hidden.grad, torch.tensor([[1.0, -1.0, 0.0]]))
 
 
-def test_nothing_as_large_as_the_logits_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wide", [0.0, 0.2, 0.5])
+def test_nothing_as_large_as_the_logits_is_made(
+    wide: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fused, "_POSITIONS", 8)
-    classes = class_map(700, 600, 200, 0)
+    classes = class_map(700, 600, 200, 0, wide)
     hidden, weight = randn(0, 200, 8).requires_grad_(), randn(1, 600, 8).requires_grad_()
     targets, everywhere = targets_of("varopt", 200, 700, 0), torch.ones(200).bool()
     with Largest() as largest:

@@ -159,12 +159,14 @@ def test_confusions_are_shaded_by_their_share_of_the_class(tmp_path: Path) -> No
 def test_what_the_cache_is_stands_with_the_provenance(tmp_path: Path) -> None:
     results = sample_results()
     results["cache"] |= {"fingerprint": "65850a7ff2db", "identity": {"seq_len": 128}}  # type: ignore[operator]
+    results["chat"] = "answers are marked by the template itself"
     _, page = _report(tmp_path, results)
     sections = {s.attributes["id"]: s.text for s in page.all("section")}
     assert "65850a7ff2db" not in sections["cache"]
     provenance = sections["configuration-and-provenance"]
     assert "Cache: fingerprint65850a7ff2db" in provenance
     assert "Cache: seq len128" in provenance
+    assert "Chat templateanswers are marked by the template itself" in provenance
 
 
 def test_the_summary_is_a_github_table(sample: tuple[str, Element]) -> None:

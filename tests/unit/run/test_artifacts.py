@@ -119,6 +119,8 @@ def test_a_loaded_student_is_named_by_the_state_of_its_model(
     assert first.keeps_before
     assert first.evaluated_names == ["student", "baseline", "before"]
     assert run(corpus, distill__student=loaded).student_fingerprint("student") == name
+    (folder / "README.md").write_text("a card, as an evaluation writes it")
+    assert run(corpus, distill__student=loaded).student_fingerprint("student") == name
     (folder / "model.safetensors").write_bytes(b"other weights")
     again = run(corpus, distill__student=loaded)
     assert again.student_fingerprint("student") != name

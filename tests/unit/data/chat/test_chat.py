@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from kdscale.config.chat import ChatConfig
 from kdscale.config.data import DataConfig
-from kdscale.data.chat.answers import answer_tokens, check_template, render_answers
+from kdscale.data.chat.answers import RENDERING, answer_tokens, check_template, render_answers
 from kdscale.data.chat.messages import (
     Conversation,
     Message,
@@ -563,8 +563,15 @@ def test_the_template_counts_in_the_datas_name(tmp_path: Path) -> None:
     # What ignores nothing, or has no conversations, is called what it was called before.
     assert "ignore" not in name()["config"]["chat"]
     assert name(ignore=["id"])["config"]["chat"]["ignore"] == ["id"]
+    assert not {"date", "variables"} & name()["config"]["chat"].keys()
+    assert name(date="2025-01-02")["config"]["chat"]["date"] == "2025-01-02"
+    thinks = {"enable_thinking": False}
+    assert name(variables=thinks)["config"]["chat"]["variables"] == thinks
+    # The same conversations may give other texts than by an earlier kdscale.
+    assert name()["chat_rendering"] == RENDERING
     plain = data_identity(DataConfig.model_validate({"train": source}))
     assert "chat" not in plain["config"]
+    assert "chat_rendering" not in plain
     with pytest.raises(KdscaleError, match="is not there"):
         name(template=str(tmp_path / "none.jinja"))
 

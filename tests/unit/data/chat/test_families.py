@@ -167,6 +167,25 @@ def test_dates_and_variables_are_those_of_the_config(
         assert turns(encoded(adopted, record)) == sorted(expected), conversation
 
 
+def test_what_a_training_template_renders_otherwise_is_left_to_the_published_one(
+    tmp_path: Path,
+) -> None:
+    # An edition of Qwen 3's that tells of tools in other words.
+    family = FAMILIES["qwen3"]
+    whole = make_tokenizer(family, "bytes", tmp_path / "own")
+    edition = family.template.replace("# Tools", "# Instruments")
+    whole.chat_template = edition
+    whole.save_pretrained(tmp_path / "own")
+    info = adopt_tokenizer(tmp_path / "own", tmp_path / "copy", chat=ChatConfig())
+    assert info.chat is not None
+    assert info.chat.training == "qwen3"
+    for conversation in ("thoughts", "tools", "thoughts and tools"):
+        record = CONVERSATIONS[conversation]
+        expected = learned_turns(whole, family, record, {"chat_template": edition})
+        found = turns(encoded((whole, tmp_path / "copy", info), record))
+        assert found == sorted(expected), conversation
+
+
 def test_thoughts_are_refused_where_the_prompt_ends_them(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
