@@ -32,9 +32,15 @@ def take_functions(model: Any, vocab_size: int) -> ModelWithHead:
     trained = ModelWithHead(model, vocab_size)
 
     def run(*arguments: Any, **named: Any) -> Any:
-        if arguments and isinstance(arguments[0], Call):
+        if not (arguments and isinstance(arguments[0], Call)):
+            return forward(*arguments, **named)
+        # What accelerate puts around this function is a context of autocast that, entered again
+        # by a forward inside of the call, would never end.
+        outer, model.forward = model.forward, forward
+        try:
             return arguments[0].run()
-        return forward(*arguments, **named)
+        finally:
+            model.forward = outer
 
     model.forward = run
     return trained

@@ -207,6 +207,19 @@ def test_a_head_with_an_adapter_is_trained_by_the_models_own_logits(
     assert found[-1]["loss"] < found[0]["loss"]
 
 
+def test_mixed_precision_is_near_to_float32_and_ends_with_the_forward(
+    cache: str, whole: Losses, tmp_path: Path
+) -> None:
+    assert_equal(by_trainer(cache, str(tmp_path / "half"), bf16=True), whole, rel=0.05)
+    assert not torch.is_autocast_enabled("cpu")
+    assert by_trainer(cache, str(tmp_path / "whole")) == whole
+
+
+def test_activations_may_be_computed_again(cache: str, whole: Losses, tmp_path: Path) -> None:
+    found = by_trainer(cache, str(tmp_path), activation_checkpointing=True)
+    assert_equal(found, whole, rel=1e-5)
+
+
 def test_what_was_never_tried_is_refused(cache: str, tmp_path: Path) -> None:
     for argument, value in (("label_smoothing_factor", 0.1), ("torch_compile", True)):
         with pytest.raises(KdscaleError, match=argument):
