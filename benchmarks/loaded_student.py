@@ -100,7 +100,7 @@ def run_all(
             log(f"{name}, seed {seed}")
             output = folder / f"{name}-{seed}"
             results = finished(config, output, {**settings, **changes, "seed": seed})
-            lines = (output / "metrics" / "student.jsonl").read_text().splitlines()
+            lines = (output / "metrics" / "distill.jsonl").read_text().splitlines()
             runs[name].append({"results": results, "metrics": [json.loads(each) for each in lines]})
     return runs
 

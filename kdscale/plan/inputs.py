@@ -280,8 +280,7 @@ def read_inputs(
     teacher = teacher_config(config, data, teacher)
     if config.aligns:
         data = KnownData(student_vocabulary(config.distill.student), classes)
-    start = _existing_student(config, data) or teacher
-    student = plan_init(config, data, start).config
+    student = _student_config(config, data, teacher)
     return PlanInputs(
         config=config,
         tokens=found,
@@ -293,11 +292,11 @@ def read_inputs(
     )
 
 
-def _existing_student(config: RunConfig, data: KnownData) -> Any | None:
-    """Return the transformers config of the model that the student loads; None if it loads none."""
+def _student_config(config: RunConfig, data: KnownData, teacher: Any) -> Any:
+    """Return the transformers config of the student, also of one that loads a model."""
     student = config.distill.student
     if student.load is None:
-        return None
+        return plan_init(config, data, teacher).config
     try:
         shape = load_config_of(loadable(student.load, weights=False), student.revision)
     except KdscaleError as error:
@@ -305,7 +304,9 @@ def _existing_student(config: RunConfig, data: KnownData) -> Any | None:
         raise KdscaleError(
             error.problem, f"{error.fix} Or plan with a config.json of its shape: {stand_in}."
         ) from error
-    return loaded_config(config, data, shape)
+    # The tokenizer's ids are not known here: the teacher's embedding may be padded further.
+    known = replace(data, vocab_size=min(data.vocab_size, shape.get_text_config().vocab_size))
+    return plan_init(config, known, loaded_config(config, known, shape)).config
 
 
 def workers_of(stage: str, config: RunConfig) -> WorkersConfig:

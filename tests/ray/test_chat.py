@@ -94,7 +94,10 @@ def test_a_run_learns_the_answers(tmp_path: Path) -> None:
     assert reader.statistics.length.tolist() == cached.loss_mask.sum(axis=1).tolist()
 
     # What is asked is noise: a loss over it could never come down so far.
-    models = read_results(open_store(str(output)))["models"]
+    results = read_results(open_store(str(output)))
+    assert results["chat"] == "answers are marked by the template itself"
+    assert f"chat template: {results['chat']}" in log
+    models = results["models"]
     assert models["teacher"]["domains"]["validation"]["loss"] < 0.3
     student = AutoModelForCausalLM.from_pretrained(output / "student")
     theirs = AutoTokenizer.from_pretrained(output / "student")

@@ -20,7 +20,7 @@ from kdscale.plan.plan import make_plan
 from kdscale.plan.render import render
 from kdscale.preflight.row_counts import corpus_bytes, count_tokens
 from kdscale.store import open_store
-from tests.unit.plan.settings import setting, tree
+from tests.unit.plan.settings import LLAMA, setting, tree
 from tests.unit.plan.test_timing import MEASURED
 
 ROOT = Path(__file__).parents[3]
@@ -280,3 +280,28 @@ def test_other_hardware_than_the_workers_run_on_is_not_calibrated(
     assert command(path, "--hardware", "H100", "--tokens", "1e6", "--calibrate") == 2
     assert "and not H100" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_student_that_loads_a_model_is_planned_by_its_config(tmp_path: Path) -> None:
+    shape = {
+        "model_type": "llama",
+        "vocab_size": 500,
+        **LLAMA,
+        "architectures": ["LlamaForCausalLM"],
+    }
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    loaded = setting("H100", distill__student={"load": str(tmp_path)})
+    own = setting("H100", distill__student={"load": str(tmp_path), "layers": [0, 2]})
+    assert (loaded.student.layers, own.student.layers) == (3, 2)
+    # Fewer embeddings than the tokenizer may have at most.
+    assert loaded.student.vocabulary == 500
+    assert loaded.evaluated_students == loaded.students + 1 == 3
+    stages = {stage.name: stage for stage in make_plan(loaded).stages}
+    # Teacher, student, baseline, and the student before training, over all evaluation sets.
+    each = loaded.teacher.forward_flops(32) + 3 * loaded.student.forward_flops(32)
+    positions = sum(loaded.tokens.evaluation_sequences) * 32
+    assert stages["evaluate"].positions == 4 * positions
+    assert stages["evaluate"].flops == positions * each
+    with pytest.raises(KdscaleError, match="does not exist") as caught:
+        setting("H100", distill__student={"load": "/mnt/elsewhere/student"})
+    assert "--set distill.student.load=FOLDER" in caught.value.fix
