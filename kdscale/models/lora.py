@@ -26,6 +26,7 @@ _NAME = "default"
 
 # What peft's own wrapper of a model puts before the names of its modules.
 _PEFT_PREFIX = "base_model.model."
+_FORWARDS = (torch.nn.Linear.forward, Conv1D.forward)
 # A model shows this many of its modules in a message.
 _SHOWN = 12
 
@@ -141,6 +142,8 @@ def linear_maps(model: PreTrainedModel) -> list[str]:
         name
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D)
+        # What multiplies in another way, such as by groups, is no place for a product of A and B.
+        and type(module).forward in _FORWARDS
         and module is not head
         and name.startswith(body)
     ]

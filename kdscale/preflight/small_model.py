@@ -85,7 +85,15 @@ class Probe:
         chunks = getattr(self._config, CHUNKS, None)
         positions = _POSITIONS if chunks is None else chunks["length"]
         ids = torch.arange(positions)[None] % self._vocabulary
-        compute_logits(model.eval(), ids, torch.ones_like(ids), self._vocabulary).sum().backward()
+        try:
+            logits = compute_logits(model.eval(), ids, torch.ones_like(ids), self._vocabulary)
+            logits.sum().backward()
+        except Exception as error:  # whatever the architecture does with its linear maps
+            raise KdscaleError(
+                f"The {self._what}, a {self._config.model_type!r}, fails with adapters in its "
+                f"linear maps: {type(error).__name__}: {error}",
+                "Name fewer distill.student.lora.target_modules.",
+            ) from error
         reached = {
             name.partition(".lora_B.")[0]: parameter.grad is not None
             for name, parameter in model.named_parameters()

@@ -21,6 +21,6 @@ def test_maps_that_the_forward_does_not_use_are_refused_with_the_names_of_the_ot
     probe.check_adapters(LoraConfig(r=2, target_modules=tuple(names)))
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "qwen3_moe"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3_moe"])
 def test_all_linear_maps_of_common_architectures_are_reached(kind: str) -> None:
     Probe(tiny_config(kind), "student").check_adapters(LoraConfig(r=2))
