@@ -1,4 +1,4 @@
-"""Cached sequences in the tokens of a student that has a tokenizer of its own."""
+"""Cached sequences in the tokens of a student with another tokenizer."""
 
 import threading
 from dataclasses import dataclass, replace

@@ -174,7 +174,7 @@ class Samples(TypedDict):
 
 
 class AlignedSet(TypedDict):
-    """A set of sequences in the tokens of a student that has a tokenizer of its own."""
+    """A set of sequences in the tokens of a student with another tokenizer."""
 
     positions: int  # that count
     share: float  # of them with a target of the teacher's; the others have the label alone
