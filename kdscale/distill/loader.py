@@ -5,7 +5,8 @@ in it, so the sequences of a step do not depend on how many ranks there are, and
 the stream is all the state that there is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import Any, Protocol
 
 import numpy as np
@@ -90,10 +91,10 @@ class Loader:
             self._position += len(batch.indices)
             yield batch
 
-    def between(self, start: int, end: int | None) -> Iterator[Batch]:
+    def between(self, start: int, end: int | None) -> Generator[Batch, None, None]:
         """Yield this rank's batches of the sequences `start` .. `end` - 1 of the stream.
 
-        The state of the loader is left alone.
+        The state of the loader is left alone. Closing the generator ends its threads.
         """
         loader = CacheLoader(
             self._reader,
@@ -102,7 +103,8 @@ class Loader:
             world_size=self._world_size,
             prefetch=self._prefetch,
         )
-        return map(self._batch, loader)
+        with closing(iter(loader)) as loaded:
+            yield from map(self._batch, loaded)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of `epoch`, unless the loader is in it already."""

@@ -1,6 +1,6 @@
 """Batches of a cache in the forms that `transformers.Trainer` asks for."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ class NumberedBatches(torch.utils.data.Dataset[dict[str, Any]]):
         self._loader = loader
         self._size = batch_sequences
         self._sequences = sequences
-        self._open: tuple[int, Iterator[Batch]] | None = None
+        self._open: tuple[int, Generator[Batch, None, None]] | None = None
 
     def __len__(self) -> int:
         """Return the sequences of the cache, which Trainer calls examples."""
@@ -30,6 +30,7 @@ class NumberedBatches(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         if self._open is None or self._open[0] != number:
+            self.close()
             self._open = (number, self._loader.between(number * self._size, None))
         stream = self._open[1]
         batch = next(stream)
@@ -37,6 +38,12 @@ class NumberedBatches(torch.utils.data.Dataset[dict[str, Any]]):
         # Tokens and mask are counted by Trainer.
         mask = batch.segment_ids != 0
         return {"input_ids": batch.input_ids, "attention_mask": mask, "batch": batch}
+
+    def close(self) -> None:
+        """End the threads that read ahead."""
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
 
 
 class EpochNumbers(torch.utils.data.Sampler[list[int]]):

@@ -111,6 +111,7 @@ class DistillationTrainer(Trainer):
         self._trained = take_functions(self.model, cache.vocab_size)
         self._is_checked = False
         self._resumed: Path | None = None
+        self._batches: NumberedBatches | None = None
         self._logged = Sums()
         self._steps_logged = 0
         self._evaluated = Sums()
@@ -130,7 +131,11 @@ class DistillationTrainer(Trainer):
         if found is True:
             found = get_last_checkpoint(self.args.output_dir)
         self._resumed = Path(found) if found else None
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+        try:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+        finally:
+            if self._batches is not None:
+                self._batches.close()
 
     def get_train_dataloader(self) -> Any:
         """Return the training's batches by number; see Trainer."""
@@ -150,11 +155,11 @@ class DistillationTrainer(Trainer):
         )
         if self._resumed is not None:
             self._check_resumed(self._resumed)
-        batches = NumberedBatches(
+        self._batches = NumberedBatches(
             self._stream, args.per_device_train_batch_size * args.world_size, len(self.cache)
         )
         numbers = EpochNumbers(steps_an_epoch * args.gradient_accumulation_steps)
-        return torch.utils.data.DataLoader(batches, batch_sampler=numbers, collate_fn=_only)
+        return torch.utils.data.DataLoader(self._batches, batch_sampler=numbers, collate_fn=_only)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -12,7 +12,7 @@ from kdscale.run.finished_run import FinishedRun as Output
 from kdscale.store import open_store
 from tests.runs import FinishedRun, run_kdscale, tiny_config, write_config
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("shared_ray")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
 
 
 def test_adapters_go_through_a_whole_run(finished_run: FinishedRun, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from kdscale.evaluate.results import Results, read_results
 from kdscale.store import open_store
 from tests.runs import FinishedRun, read_metrics, run_kdscale, tiny_config, write_config
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
 
 
 def config_of(first: FinishedRun, folder: Path, student: Path) -> Path:

@@ -367,6 +367,7 @@ def test_failure_of_the_real_job(
     assert run("wait", "bad-1", "--address", address) == 2
 
 
+@pytest.mark.slow
 def test_a_stage_of_the_real_pipeline(
     address: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -86,7 +86,7 @@ class CacheLoader:
         self._prefetch, self._threads = prefetch, threads
         self._start_step = start_step
 
-    def __iter__(self) -> Iterator[LoadedBatch]:
+    def __iter__(self) -> Generator[LoadedBatch, None, None]:
         # Batches on their way, in order.
         pending: deque[tuple[np.ndarray, np.ndarray]] = deque()
 

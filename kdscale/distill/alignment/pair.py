@@ -108,7 +108,7 @@ class TokenizerPair:
             file = io.BytesIO(store.get(_key(teacher, student)))
         except FileNotFoundError:
             return None
-        with np.load(file) as found:
+        with np.load(file, allow_pickle=False) as found:
             theirs, mine = found["teacher"], found["student"]
         return cls(teacher, student, theirs, mine, int(mine.max()) + 1)
 
