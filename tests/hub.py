@@ -1,5 +1,6 @@
 """Hubs on this machine, in place of the Hugging Face hub: one sends files, one takes uploads."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -82,7 +83,7 @@ def files_hub(name: str, folder: Path) -> Iterator[FilesHub]:
         request.send_response(206 if wanted else 200)
         request.send_header("Content-Length", str(end - start))
         request.send_header("X-Repo-Commit", COMMIT)
-        request.send_header("ETag", f'"{asked.stat().st_mtime_ns:x}"')
+        request.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
         request.end_headers()
         if request.command == "GET":
             # Before it is sent: the client may check at once.
