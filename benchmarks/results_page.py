@@ -22,7 +22,15 @@ from kdscale.report.curves import Series
 PAGE = ROOT / "docs" / "results.md"
 PLOT = ROOT / "docs" / "quality.svg"
 STYLE = ROOT / "kdscale" / "report" / "templates" / "style.css"
-WITH_GOALS = ("quality", "step_cost", "loss", "classification", "masked_lm", "prepare_memory")
+WITH_GOALS = (
+    "quality",
+    "step_cost",
+    "api",
+    "loss",
+    "classification",
+    "masked_lm",
+    "prepare_memory",
+)
 
 Column = Callable[[Row], str]
 """Text of one cell."""
