@@ -52,7 +52,7 @@ class Cache:
 
     @property
     def identity(self) -> Identity:
-        """What the targets depend on: task, teacher, tokenizer, codec, temperature, and more."""
+        """Facts that the targets depend on: task, teacher, tokenizer, codec, temperature, ..."""
         return self.reader.identity
 
     @property
@@ -197,7 +197,7 @@ class Cache:
 
     @cached_property
     def packs(self) -> bool:
-        """Whether sequences hold several documents, going by a few of them."""
+        """True if one of a few sequences, spread over the cache, holds several documents."""
         some = self.reader.read(spread(_LOOKED_AT, len(self)))
         return bool((some.rows.segment_ids > 1).any())
 

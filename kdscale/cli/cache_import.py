@@ -16,86 +16,97 @@ if TYPE_CHECKING:
 _COMPRESSION = "compression_config.yaml"
 
 
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="Folder, file or glob: Parquet or Arrow of DistillKit, tars of Megatron-LM, "
+        "Parquet or JSON lines with columns as vLLM and axolotl have them.",
+    ),
+]
+Out = Annotated[str, typer.Argument(metavar="OUT", help="An empty folder or URL for the cache.")]
+TeacherName = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="The teacher: its folder, URL or hub name (@REVISION may follow).",
+    ),
+]
+TokenizerPlace = Annotated[
+    str | None,
+    typer.Option(metavar="PLACE", help="Folder, URL or hub name. Default: the teacher's."),
+]
+SeqLen = Annotated[
+    int | None,
+    typer.Option(min=2, help="Tokens of a sequence. Default: those of the longest."),
+]
+TopK = Annotated[int | None, typer.Option(min=1, help="Keep so many ids a position. Default: all.")]
+ValueMeaning = Annotated[
+    Literal["auto", "logprobs", "probs", "logits", "renormalised"],
+    typer.Option(
+        help="Meaning of the values. Of logits, and of log-probabilities that were "
+        "renormalised over the k, the rest's mass is not known. auto: as the layout has them."
+    ),
+]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        min=0.01, callback=options.finite, help="Temperature that the teacher's logits had."
+    ),
+]
+Align = Annotated[
+    Literal["auto", "next", "own"],
+    typer.Option(
+        help="Token that an entry of plain columns is about, where there are as many as "
+        "tokens. auto: its own if the first entry is empty, else the next."
+    ),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ROLE=NAME",
+        help="Column for tokens, ids, values, entries or messages; may be repeated.",
+    ),
+]
+Tokens = Annotated[
+    str | None,
+    typer.Option(metavar="PLACE", help="Tokens of the samples, for Megatron-LM's tars."),
+]
+Compression = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help=f"DistillKit's compression config. Default: {_COMPRESSION} in SOURCE.",
+    ),
+]
+Pack = Annotated[
+    bool, typer.Option("--pack/--no-pack", help="Put several short texts into a sequence.")
+]
+AllowMisaligned = Annotated[
+    bool,
+    typer.Option("--allow-misaligned", help="Import a set that seems to belong to other tokens."),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check the whole set and say what would be written.")
+]
+
+
 def import_(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE",
-            help="Folder, file or glob: Parquet or Arrow of DistillKit, tars of Megatron-LM, "
-            "Parquet or JSON lines with columns as vLLM and axolotl have them.",
-        ),
-    ],
-    out: Annotated[
-        str, typer.Argument(metavar="OUT", help="An empty folder or URL for the cache.")
-    ],
-    teacher: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="The teacher: its folder, URL or hub name (@REVISION may follow).",
-        ),
-    ],
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(metavar="PLACE", help="Folder, URL or hub name. Default: the teacher's."),
-    ] = None,
-    seq_len: Annotated[
-        int | None,
-        typer.Option(min=2, help="Tokens of a sequence. Default: those of the longest."),
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(min=1, help="Keep so many ids a position. Default: all.")
-    ] = None,
-    values: Annotated[
-        Literal["auto", "logprobs", "probs", "logits", "renormalised"],
-        typer.Option(
-            help="Meaning of the values. Of logits, and of log-probabilities that were "
-            "renormalised over the k, the rest's mass is not known. auto: as the layout has them."
-        ),
-    ] = "auto",
-    temperature: Annotated[
-        float,
-        typer.Option(
-            min=0.01, callback=options.finite, help="Temperature that the teacher's logits had."
-        ),
-    ] = 1.0,
-    align: Annotated[
-        Literal["auto", "next", "own"],
-        typer.Option(
-            help="Token that an entry of plain columns is about, where there are as many as "
-            "tokens. auto: its own if the first entry is empty, else the next."
-        ),
-    ] = "auto",
-    column: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ROLE=NAME",
-            help="Column for tokens, ids, values, entries or messages; may be repeated.",
-        ),
-    ] = None,
-    tokens: Annotated[
-        str | None,
-        typer.Option(metavar="PLACE", help="Tokens of the samples, for Megatron-LM's tars."),
-    ] = None,
-    compression: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help=f"DistillKit's compression config. Default: {_COMPRESSION} in SOURCE.",
-        ),
-    ] = None,
-    pack: Annotated[
-        bool, typer.Option("--pack/--no-pack", help="Put several short texts into a sequence.")
-    ] = True,
-    allow_misaligned: Annotated[
-        bool,
-        typer.Option(
-            "--allow-misaligned", help="Import a set that seems to belong to other tokens."
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the whole set and say what would be written.")
-    ] = False,
+    source: Source,
+    out: Out,
+    teacher: TeacherName,
+    tokenizer: TokenizerPlace = None,
+    seq_len: SeqLen = None,
+    top_k: TopK = None,
+    values: ValueMeaning = "auto",
+    temperature: Temperature = 1.0,
+    align: Align = "auto",
+    column: Columns = None,
+    tokens: Tokens = None,
+    compression: Compression = None,
+    pack: Pack = True,
+    allow_misaligned: AllowMisaligned = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Convert a top-k set that another tool captured to a cache of codec `topk`.
 
@@ -107,8 +118,7 @@ def import_(
     from kdscale.importing.detect import open_reader
     from kdscale.importing.vocabulary import Vocabulary, adopt
     from kdscale.importing.write import ImportJob
-    from kdscale.store import open_store, single_commits
-    from kdscale.workers.progress import stage_progress
+    from kdscale.store import open_store
 
     disable_progress_bar()
     named = _teacher(teacher)
@@ -140,17 +150,25 @@ def import_(
             pack=pack,
             allow_misaligned=allow_misaligned,
         )
-        with stage_progress("import") as shown:
-            # Before the store is touched.
-            resumes = job.existing() is not None and not dry_run
-            found = None if resumes else job.survey(shown.update)
-            if not dry_run:
-                with single_commits(job.out, "kdscale cache import") as put_if_absent:
-                    job.run(found, shown.update, put_if_absent)
-        if found is not None:
-            _show(found, job, dry_run)
+        _carry_out(job, dry_run)
+
+
+def _carry_out(job: "ImportJob", dry_run: bool) -> None:
+    """Survey the set, import it, and print the figures of both."""
+    from kdscale.store import single_commits
+    from kdscale.workers.progress import stage_progress
+
+    with stage_progress("import") as shown:
+        # Before the store is touched.
+        resumes = job.existing() is not None and not dry_run
+        found = None if resumes else job.survey(shown.update)
         if not dry_run:
-            _show_cache(job)
+            with single_commits(job.out, "kdscale cache import") as put_if_absent:
+                job.run(found, shown.update, put_if_absent)
+    if found is not None:
+        _show(found, job, dry_run)
+    if not dry_run:
+        _show_cache(job)
 
 
 def _show_cache(job: "ImportJob") -> None:

@@ -32,7 +32,7 @@ class LoraConfig(Config):
     """Rank of the adapters."""
 
     alpha: float = Field(default=32.0, gt=0)
-    """What an adapter adds is multiplied by alpha / r."""
+    """Strength of the adapters: their sum is multiplied by alpha / r."""
 
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout of the adapters' inputs; apart from training.dropout, which is the model's own."""

@@ -19,7 +19,7 @@ from kdscale.errors import KdscaleError
 TEXTS = (
     "The quick brown fox jumps over the lazy dog; it wasn't 1st, though.",
     "HELLO World, iPhone e-mail: https://example.org/a_b?c=%20#d <me@x.io>",
-    "def f(x: int) -> str:\n    return f'{x!r}'  # TODO\n\n\n\tif (a && b) { ++i; }\r\n",
+    "def f(x: int) -> str:\n    return f'{x!r}'  # done\n\n\n\tif (a && b) { ++i; }\r\n",
     "0 1 12 123 1234 12345 1,234.56 1e-10 0xFF 2026-11-30 3.14159 007 ½ ² Ⅷ",
     " leading,  two,   three    blanks\n\n\n\t\ttabs\u00a0no-break\u2003em\u3000wide trailing   ",
     "Ça coûte déjà 5 €, naïve Zoë; Straße, Ærø, Łódź, İstanbul, ﬁ",

@@ -175,7 +175,7 @@ def _flat(found: list[list[int]]) -> np.ndarray:
 
 
 class _Kind:
-    """How a tokenizer writes bytes, and where it adds a blank."""
+    """Reading of a `tokenizer.json`: the bytes that its tokens stand for, and its added blanks."""
 
     def __init__(self, spec: dict[str, Any], roles: Collection[int | None]) -> None:
         """Take a parsed `tokenizer.json`. KdscaleError for one that changes text."""

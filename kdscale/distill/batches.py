@@ -89,7 +89,7 @@ class Batch(MicroBatch):
 
     @property
     def loss_mask(self) -> torch.Tensor:
-        """Whether a position's prediction counts, bool."""
+        """True at positions whose prediction counts, bool."""
         return self.rows.mask
 
     @property

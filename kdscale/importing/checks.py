@@ -21,7 +21,7 @@ _ROUNDING = 0.02
 
 @dataclass(frozen=True)
 class Meaning:
-    """How the values of a set are to be read."""
+    """Meaning of the values of a set, with the rounding that they may have."""
 
     values: Values
     vocab_size: int

@@ -64,6 +64,11 @@ class Columns:
     values: str = "logprobs"
     tolerance: float = field(default=0.02)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """See `Reader.options`."""
+        return {"columns": dict(self.columns), "align": self.align}
+
     def sequences(self) -> Iterator[Sequence]:
         """See `Reader.sequences`."""
         names = (*self.columns.values(), *_MASKS, _OUTPUTS)

@@ -55,6 +55,12 @@ class DistillKit:
         """See `Reader.tolerance`."""
         return 0.02 if self.held == PLAIN else 2.0
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """See `Reader.options`."""
+        found = self.compression
+        return {"compression": None if found is None else found.model_dump(mode="json")}
+
     def sequences(self) -> Iterator[Sequence]:
         """See `Reader.sequences`."""
         names = (_TOKENS, _SEGMENTS, _LABELS, *self.held)

@@ -67,6 +67,11 @@ class Megatron:
         """See `Reader.files`."""
         return [*self.tars, *self.tokens]
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """See `Reader.options`. Which files hold the tokens, as `files` has both kinds."""
+        return {"tokens": [list(file) for file in self.tokens]}
+
     def sequences(self) -> Iterator[Sequence]:
         """See `Reader.sequences`."""
         rows = self._token_rows()

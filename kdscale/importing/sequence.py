@@ -41,7 +41,7 @@ class Reader(Protocol):
 
     @property
     def values(self) -> str:
-        """What a value is where the user does not say: `logprobs` or `logits`."""
+        """Default meaning of a value: `logprobs`, `probs` or `logits`."""
         ...
 
     @property
@@ -52,6 +52,11 @@ class Reader(Protocol):
     @property
     def files(self) -> list[tuple[str, str]]:
         """(store root, key) of all files that are read."""
+        ...
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Choices beside the files that the sequences depend on, as JSON values."""
         ...
 
     def sequences(self) -> Iterator[Sequence]:

@@ -98,7 +98,8 @@ class ImportJob:
     @property
     def request(self) -> str:
         """Name of what is asked of the files, for the plan."""
-        asked = [self.values, self.seq_len, self.top_k, self.pack, self.allow_misaligned]
+        asked: list[Any] = [self.values, self.seq_len, self.top_k, self.pack, self.allow_misaligned]
+        asked.append(self.reader.options)
         return selection_hash(int(fingerprint("import", asked)[:12], 16))
 
     def existing(self) -> tuple[Identity, Generation] | None:

@@ -62,17 +62,17 @@ class ChatTemplate:
 
     @property
     def marks_answers(self) -> bool:
-        """Whether the template itself says which part of its text is an answer."""
+        """True if the template itself says which part of its text is an answer."""
         return _MARKS_ANSWERS.search(self.text) is not None
 
     @property
     def writes_today(self) -> bool:
-        """Whether the template writes today's date, which is not the same in every run."""
+        """True if the template writes today's date, which is not the same in every run."""
         return "strftime_now" in self.text
 
     @property
     def summary(self) -> str:
-        """What the log, the manifest's readers and the report say of it."""
+        """Sentence on the template, for the log, the preview and the report."""
         if self.training is not None:
             found = (
                 f"kdscale's training template {self.training!r}, which renders what the "

@@ -69,7 +69,7 @@ class Prepared:
 
     @property
     def chat_summary(self) -> str | None:
-        """How conversations were rendered; None where documents are no conversations."""
+        """Sentence on the chat template; None where documents are no conversations."""
         chat = self.manifest["tokenizer"].get("chat")
         return None if chat is None else ChatTemplate.from_dict(chat).summary
 

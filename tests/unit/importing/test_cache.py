@@ -115,13 +115,16 @@ def test_a_killed_import_continues_and_has_every_row_once(
 def test_another_set_does_not_go_into_the_same_cache(
     tmp_path: Path, tokenizer: Path, source: Source, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write_parquet(tmp_path / "set.parquet", column_rows(source, K))
+    rows = [{**row, "more": "[]"} for row in column_rows(source, K)]
+    path = write_parquet(tmp_path / "set.parquet", rows)
     import_set(path, tmp_path / "out", tokenizer)
     arguments = ("import", str(path), str(tmp_path / "out"), "--tokenizer", str(tokenizer))
     assert run(*arguments, "--teacher", "somebody/else") == 2
     assert "differs in teacher" in capsys.readouterr().err
-    assert run(*arguments, "--teacher", TEACHER, "--seq-len", "16") == 2
-    assert "options have changed" in capsys.readouterr().err
+    # Options of the cache, and of how the set is read.
+    for option in (("--seq-len", "16"), ("--align", "next"), ("--column", "messages=more")):
+        assert run(*arguments, "--teacher", TEACHER, *option) == 2, option
+        assert "options have changed" in capsys.readouterr().err
     os.utime(path, (1, 1))
     assert run(*arguments, "--teacher", TEACHER) == 2
     assert "Import to an empty place" in capsys.readouterr().err
