@@ -41,10 +41,11 @@ def _listening(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str
 
 @dataclass
 class FilesHub:
-    """`endpoint` is where it listens; `sent` the bytes of each file that went out."""
+    """Facts about a hub that serves one model."""
 
-    endpoint: str = ""
-    sent: dict[str, int] = field(default_factory=dict)
+    endpoint: str = ""  # where it listens
+    sent: dict[str, int] = field(default_factory=dict)  # bytes of each file that went out
+    revisions: set[str] = field(default_factory=set)  # asked for by name
 
 
 def use_hub(patch: pytest.MonkeyPatch, hub: FilesHub, cache: Path) -> None:
@@ -64,7 +65,10 @@ def files_hub(name: str, folder: Path) -> Iterator[FilesHub]:
     def answer(request: BaseHTTPRequestHandler) -> None:
         path = request.path.partition("?")[0].strip("/")
         if path.startswith((f"api/models/{name}/revision/", f"api/models/{name}/tree/")):
-            _describe(request, name, folder, is_tree="/tree/" in path)
+            is_tree = "/tree/" in path
+            if not is_tree:
+                hub.revisions.add(path.rpartition("/")[2])
+            _describe(request, name, folder, is_tree=is_tree)
             return
         prefix, _, file = path.partition("/resolve/")
         asked = folder / file.partition("/")[2]

@@ -235,9 +235,12 @@ def test_a_student_in_a_store_or_on_a_hub(
             use_hub(monkeypatch, hub, tmp_path / "hub")
         else:
             upload_folder(folder, open_store("memory://load"), "model")
-        load = {"store": "memory://load/model", "hub": "some/model"}[kind]
-        config = distil_config(tmp_path / "out", {"load": load, "layers": [0, 1, 2, 3]})
+        student: dict[str, Any] = {"load": "memory://load/model"}
+        if kind == "hub":
+            student = {"load": "some/model", "revision": "stable"}
+        config = distil_config(tmp_path / "out", {**student, "layers": [0, 1, 2, 3]})
         assert torch.equal(logits(start_of(place, config).build(), place), logits(model, place))
-        config = distil_config(tmp_path / "out", {"load": load})
+        config = distil_config(tmp_path / "out", student)
         assert_same(start_of(place, config).build(), model, place)
         assert kind == "store" or set(hub.sent) == {*FILES}
+        assert hub.revisions == ({"stable"} if kind == "hub" else set())
