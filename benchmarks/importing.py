@@ -34,6 +34,9 @@ from kdscale.cli import main as kdscale
 from kdscale.store import open_store
 from kdscale.types import SparseTargets
 from tests.unit.importing.sets import (
+    BUDGET,
+    PUBLISHED,
+    RECOMMENDED,
     Source,
     column_rows,
     write_distillkit,
@@ -43,23 +46,6 @@ from tests.unit.importing.sets import (
 )
 
 LENGTH, SAMPLES, KEPT = 257, 24, 128
-DISTILLKIT: dict[str, Any] = {
-    "k": 128,
-    "exact_k": 16,
-    "exact_dtype": "bfloat16",
-    "polynomial_terms": [0, 1, 2, 3, 4, "sqrt"],
-    "term_dtype": "float32",
-    "residual_bins": [],
-    "delta_encoding": False,
-    "error_diffusion": False,
-}
-BUDGET = DISTILLKIT | {"k": 50, "exact_k": 1, "polynomial_terms": [0, 1, "sqrt"]}
-PUBLISHED = DISTILLKIT | {
-    "exact_k": 32,
-    "exact_dtype": "float32",
-    "polynomial_terms": [0, 1, 2],
-    "delta_encoding": True,
-}
 
 
 @dataclass(frozen=True)
@@ -77,7 +63,7 @@ def main(quick: Quick = False, assets: Assets = ASSETS) -> None:
     """Import every set."""
     source, vocab_size = capture(assets, 4 if quick else SAMPLES)
     sets: dict[str, Callable[[Path], object]] = {
-        "DistillKit, recommended": distillkit(source, DISTILLKIT | {"d": vocab_size}),
+        "DistillKit, recommended": distillkit(source, RECOMMENDED | {"d": vocab_size}),
         "DistillKit, budget": distillkit(source, BUDGET | {"d": vocab_size}),
         "DistillKit, published": distillkit(source, PUBLISHED | {"d": vocab_size}),
         "Megatron-LM, top 64": lambda folder: write_megatron(

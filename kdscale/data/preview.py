@@ -98,14 +98,7 @@ def preview(
     corpora = [find_corpus(each) for each in sources]
     parts = [list(islice(_read(each, config), each_has)) for each in corpora]
     found = _cleaned(config, [document for part in parts for document in part])
-    kept = [each for each in found if each.outcome == "kept"]
-    if not kept:
-        outcomes = Counter(each.outcome for each in found)
-        raise KdscaleError(
-            f"None of the first {len(found)} documents of {source!r} is kept: {dict(outcomes)}"
-            + (f", from {readable(found[0].name)} on." if found else "."),
-            "Look at data.cleaning and data.min_characters, or ask for more documents.",
-        )
+    kept = _kept(found, source)
     classes = None
     if config.labels is not None:
         classes = find_classes(config.labels, [each.label for each in kept])
@@ -173,6 +166,19 @@ def _mixture(
         what = f"{share}; {kept} of the first {len(part)} documents kept"
         lines.append((source_name(source), what))
     return lines
+
+
+def _kept(found: list[DocumentPreview], source: str) -> list[DocumentPreview]:
+    """Return the documents of `source` that are kept. Raises KdscaleError where none is."""
+    kept = [each for each in found if each.outcome == "kept"]
+    if not kept:
+        outcomes = Counter(each.outcome for each in found)
+        raise KdscaleError(
+            f"None of the first {len(found)} documents of {source!r} is kept: {dict(outcomes)}"
+            + (f", from {readable(found[0].name)} on." if found else "."),
+            "Look at data.cleaning and data.min_characters, or ask for more documents.",
+        )
+    return kept
 
 
 def _cleaned(config: DataConfig, documents: list[Document]) -> list[DocumentPreview]:

@@ -78,6 +78,26 @@ def _floats(values: np.ndarray, dtype: str) -> tuple[bytes, np.ndarray]:
     return data, np.array(struct.unpack(f"<{len(values)}{kind}", data))
 
 
+# DistillKit's README: its recommended and budget settings, and that of its published sets.
+RECOMMENDED: dict[str, Any] = {
+    "k": 128,
+    "exact_k": 16,
+    "exact_dtype": "bfloat16",
+    "polynomial_terms": [0, 1, 2, 3, 4, "sqrt"],
+    "term_dtype": "float32",
+    "residual_bins": [],
+    "delta_encoding": False,
+    "error_diffusion": False,
+}
+BUDGET = RECOMMENDED | {"k": 50, "exact_k": 1, "polynomial_terms": [0, 1, "sqrt"]}
+PUBLISHED = RECOMMENDED | {
+    "exact_k": 32,
+    "exact_dtype": "float32",
+    "polynomial_terms": [0, 1, 2],
+    "delta_encoding": True,
+}
+
+
 def compress_position(values: np.ndarray, config: dict[str, Any]) -> tuple[bytes, np.ndarray]:
     """Return one position's values as DistillKit stores them, and what these stand for."""
     exact_k, count = config["exact_k"], config["k"] - config["exact_k"]

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests.unit.importing import sets
 from tests.unit.importing.imported import Imported, check_against, import_set, positions
 from tests.unit.importing.sets import (
     Source,
@@ -18,25 +19,10 @@ from tests.unit.importing.sets import (
 )
 
 LENGTHS = (30, 12, 41, 25, 9)
-# Its README's recommended and budget settings, that of its published sets, and one with bins.
-RECOMMENDED: dict[str, Any] = {
-    "d": V,
-    "k": 64,
-    "exact_k": 16,
-    "exact_dtype": "bfloat16",
-    "polynomial_terms": [0, 1, 2, 3, 4, "sqrt"],
-    "term_dtype": "float32",
-    "residual_bins": [],
-    "delta_encoding": False,
-    "error_diffusion": False,
-}
-BUDGET = RECOMMENDED | {"k": 50, "exact_k": 1, "polynomial_terms": [0, 1, "sqrt"]}
-PUBLISHED = RECOMMENDED | {
-    "exact_k": 32,
-    "exact_dtype": "float32",
-    "polynomial_terms": [0, 1, 2],
-    "delta_encoding": True,
-}
+# With fewer ids, as the tests' vocabulary is small.
+RECOMMENDED = sets.RECOMMENDED | {"d": V, "k": 64}
+BUDGET = sets.BUDGET | {"d": V}
+PUBLISHED = sets.PUBLISHED | {"d": V, "k": 64}
 BINS = RECOMMENDED | {
     "exact_k": 8,
     "exact_dtype": "float16",

@@ -118,20 +118,24 @@ def test_states_beside_adapters_are_theirs_but_for_the_weights(stage: Any) -> No
     assert device["reduction buckets"] == (4 if stage == 0 else 2) * t
 
 
+def bytes_of_a_step(model: torch.nn.Module) -> int:
+    """Return the bytes of parameters, gradients and moments behind a real step of AdamW."""
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    model(input_ids=torch.randint(512, (1, 8))).logits.sum().backward()
+    optimiser.step()
+    tensors = [each for p in model.parameters() for each in (p, p.grad)]
+    moments = [t for s in optimiser.state.values() for n, t in s.items() if n != "step"]
+    return sum(tensor.nbytes for tensor in tensors + moments if tensor is not None)
+
+
 def test_a_real_adapter_step_on_a_cpu_holds_what_is_planned() -> None:
     found = setting("cpu", distill__student={"teacher_layers": [0, 1], "lora": {"r": 4}})
     config = found.config.distill.student.lora
     assert config is not None
     model = build_model(found.student_config, seed=0)
     add_adapters(model, config, seed=0)
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    model(input_ids=torch.randint(512, (1, 8))).logits.sum().backward()
-    optimiser.step()
-    tensors = [each for p in model.parameters() for each in (p, p.grad)]
-    moments = [t for s in optimiser.state.values() for n, t in s.items() if n != "step"]
-    held = sum(tensor.nbytes for tensor in tensors + moments if tensor is not None)
     states, _ = model_states(found.student, ZeroConfig(stage=0), 1, found)
-    assert sum(states.values()) == held
+    assert sum(states.values()) == bytes_of_a_step(model)
 
 
 def test_four_bits_hold_the_linear_maps() -> None:
@@ -204,14 +208,8 @@ def test_offload_moves_the_optimiser_and_at_stage_3_the_weights() -> None:
 def test_model_states_of_a_real_ddp_step_on_a_cpu() -> None:
     found = setting("cpu")
     model = build_model(found.student_config, seed=0)
-    optimiser = torch.optim.AdamW(model.parameters())
-    model(input_ids=torch.randint(512, (1, 8))).logits.sum().backward()
-    optimiser.step()
-    tensors = [each for p in model.parameters() for each in (p, p.grad)]
-    moments = [t for s in optimiser.state.values() for n, t in s.items() if n != "step"]
-    held = sum(tensor.nbytes for tensor in tensors + moments if tensor is not None)
     states, _ = model_states(found.student, ZeroConfig(stage=0), 1, found)
-    assert sum(states.values()) == held
+    assert sum(states.values()) == bytes_of_a_step(model)
 
 
 def test_capture_on_a_gpu_holds_the_logits_that_wait() -> None:
