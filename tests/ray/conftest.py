@@ -18,7 +18,8 @@ def shared_ray(s3_server: S3Server) -> Iterator[None]:
     Modules ask for it by `usefixtures("shared_ray")`, and tests/conftest.py puts them first.
     """
     before = dict(os.environ)
-    os.environ.update(CLEAN | s3_server.env)
+    # Ray's workers would yield to the other test process, which needs as long as they do.
+    os.environ.update(CLEAN | s3_server.env | {"RAY_worker_niceness": "0"})
     with ray_session():
         os.environ.clear()
         os.environ.update(before)
