@@ -5,12 +5,12 @@ version refuses: text and tree of the config are there without parsing it. Nothi
 it is asked for.
 """
 
-import hashlib
 import json
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from kdscale.config import RunConfig, parse_config
@@ -159,11 +159,12 @@ class FinishedRun:
         if model == "teacher" or distill.get("tokenizer", "teacher") == "teacher":
             return self.prepared()
         from kdscale.distill.alignment.student_data import FOLDER, AlignedPrepared, StudentTokenizer
+        from kdscale.distill.student_tokenizer import adopt_from
 
         seq_len = distill.get("seq_len") or self.config_tree["data"]["seq_len"]
-        digest = hashlib.sha256(Path(self.model_folder(model), "tokenizer.json").read_bytes())
-        store = self.output.child(FOLDER)
-        tokenizer = StudentTokenizer(store, digest.hexdigest(), seq_len)
+        with TemporaryDirectory(prefix="kdscale-tokenizer-") as scratch:
+            info = adopt_from(self.model_folder(model), None, Path(scratch))
+        tokenizer = StudentTokenizer(self.output.child(FOLDER), info, seq_len)
         return AlignedPrepared(self.prepared(), tokenizer)
 
     @property

@@ -4,6 +4,7 @@ Prepared data and caches are in the teacher's tokens and stay so. The bytes of a
 from its ids, exactly, so that nothing but the tokenizer and its classes has to be kept beside them.
 """
 
+import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
@@ -25,23 +26,31 @@ from kdscale.utils.local_cache_dir import local_cache_dir
 FOLDER = "alignment"
 """Place of tokenizers and pairs below a run's output."""
 
-_INFO = "kdscale-tokenizer.json"
 _DIGITS = 16
 
 
 class StudentTokenizer:
-    """A tokenizer kept in `store`, a run's folder for alignment, under its digest.
+    """A tokenizer kept in `store`, a run's folder for alignment, under a digest of its facts.
 
     `seq_len` is that of the student's sequences. Cheap to pickle: all is read when it is needed.
     """
 
-    def __init__(self, store: Store, digest: str, seq_len: int) -> None:
+    def __init__(self, store: Store, info: TokenizerInfo, seq_len: int) -> None:
+        self.info = info
         self.seq_len = seq_len
         self._store = store
-        self._key = f"tokenizer-{digest[:_DIGITS]}"
+        # The same file may have other ends of a text.
+        facts = json.dumps(info.as_dict(), sort_keys=True)
+        self._key = f"tokenizer-{hashlib.sha256(facts.encode()).hexdigest()[:_DIGITS]}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"seq_len": self.seq_len, "_store": self._store, "_key": self._key}
+        names = ("info", "seq_len", "_store", "_key")
+        return {name: getattr(self, name) for name in names}
+
+    def keep(self, folder: Path) -> None:
+        """Keep the tokenizer in `folder`, unless it is there."""
+        if not self._store.exists(f"{self._key}/{TOKENIZER_FILE}"):
+            upload_folder(folder, self._store, self._key, last=TOKENIZER_FILE)
 
     @cached_property
     def folder(self) -> Path:
@@ -50,11 +59,6 @@ class StudentTokenizer:
         if here is not None:
             return here
         return download_folder(self._store, self._key, local_cache_dir("prepared") / self._key)
-
-    @cached_property
-    def info(self) -> TokenizerInfo:
-        """Its facts."""
-        return TokenizerInfo.from_dict(json.loads((self.folder / _INFO).read_text()))
 
     def build(self, prepared: Prepared) -> None:
         """Build the pair with the tokenizer of `prepared`, unless it is there.
@@ -79,17 +83,6 @@ class StudentTokenizer:
         """Return folder and facts of the teacher's tokenizer and of this one."""
         teacher = (prepared.tokenizer_folder(), prepared.tokenizer_info)
         return [teacher, (self.folder, self.info)]
-
-
-def keep_tokenizer(
-    store: Store, folder: Path, info: TokenizerInfo, seq_len: int
-) -> StudentTokenizer:
-    """Keep the tokenizer in `folder`, whose facts are `info`, in `store`."""
-    found = StudentTokenizer(store, info.sha256, seq_len)
-    if not store.exists(f"{found._key}/{_INFO}"):
-        (folder / _INFO).write_text(json.dumps(info.as_dict()))
-        upload_folder(folder, store, found._key, last=_INFO)
-    return found
 
 
 class AlignedPrepared(Prepared):

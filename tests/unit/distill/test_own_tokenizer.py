@@ -12,12 +12,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kdscale.cache.read.reader import CacheReader
+from kdscale.config.student import StudentConfig
+from kdscale.config.teacher import ModelConfig
 from kdscale.data.token_bytes import TokenBytes
 from kdscale.distill import objective
 from kdscale.distill.aligned_reader import AlignedReader
 from kdscale.distill.alignment import TokenizerPair
 from kdscale.distill.alignment.student_data import AlignedPrepared
 from kdscale.distill.curriculum import measure_gap
+from kdscale.distill.student_tokenizer import keep_own_tokenizer
 from kdscale.distributed.rank import Rank
 from kdscale.errors import KdscaleError
 from kdscale.export import Format
@@ -32,6 +35,7 @@ from kdscale.report.load import load_report_data
 from kdscale.report.markdown import render_markdown
 from kdscale.report.pages import render_report
 from kdscale.run.finished_run import FinishedRun
+from kdscale.store import open_store
 from tests.unit.distill.whole_run import TEXTS, WholeRun, another, make_run, write_tokenizer
 
 LOSS = {"kd_weight": {"kind": "constant", "start": 0.7}}
@@ -328,6 +332,27 @@ def test_the_published_student_has_its_own_tokenizer(own: WholeRun, tokenizer: P
         assert shape.eos_token_id == published.eos_token_id
         assert run.data_of(name).vocab_size == len(published)
     assert run.data_of("teacher").vocab_size == run.prepared().vocab_size
+
+
+def test_one_vocabulary_with_another_end_of_texts_is_another_tokenizer(
+    tokenizer: Path, tmp_path: Path
+) -> None:
+    """As a base model's and its chat model's are: one `tokenizer.json`, two configs."""
+    store = open_store(str(tmp_path / "alignment"))
+    made = AutoTokenizer.from_pretrained(tokenizer)
+    made.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    kept = {}
+    for end in (made.eos_token, "<turn>"):
+        made.eos_token = end
+        made.save_pretrained(tmp_path / end)
+        student = StudentConfig(
+            model=ModelConfig(architecture="llama"), tokenizer=f"{tmp_path}/{end}"
+        )
+        kept[end] = keep_own_tokenizer(student, store, ROOM)
+    assert len({each.info.sha256 for each in kept.values()}) == 1
+    for end, found in kept.items():
+        assert found.info.end_id == made.convert_tokens_to_ids(end)
+        assert AutoTokenizer.from_pretrained(found.folder).eos_token == end
 
 
 def test_an_export_is_checked_in_the_students_tokens_and_has_its_tokenizer(
