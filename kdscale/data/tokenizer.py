@@ -7,6 +7,7 @@ seconds in every worker.
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -152,6 +153,17 @@ def adopt_tokenizer(
     assert pad_id is not None
     info = _info(folder, vocabulary_size(tokenizer.get_vocab()), start_id, end_id, pad_id)
     return replace(info, mask_id=tokenizer.mask_token_id, chat=template)
+
+
+def adopt_pretrained(source: str, revision: str | None, folder: Path, owner: str) -> TokenizerInfo:
+    """Write the tokenizer of the model `source` (folder or hub name) to `folder`.
+
+    A run's saved model so gives what the model that it was made of gave. See `adopt_tokenizer`.
+    """
+    # Without the model's config, by which transformers may choose another class.
+    with tempfile.TemporaryDirectory(prefix="kdscale-tokenizer-") as saved:
+        load_tokenizer(source, revision).save_pretrained(saved)
+        return adopt_tokenizer(saved, folder, owner=owner)
 
 
 def _set_template(tokenizer: Any, chat: ChatConfig, own: Any) -> ChatTemplate:

@@ -7,7 +7,7 @@ from typing import Any
 
 from kdscale.config.student import StudentConfig
 from kdscale.data.pretrained_tokenizer import load_tokenizer, vocabulary_size
-from kdscale.data.tokenizer import TOKENIZER_FILE, TokenizerInfo, adopt_tokenizer
+from kdscale.data.tokenizer import TOKENIZER_FILE, TokenizerInfo, adopt_pretrained
 from kdscale.distill.alignment.student_data import StudentTokenizer
 from kdscale.errors import KdscaleError
 from kdscale.models.hf_folder import check_is_name, is_folder, loadable
@@ -50,18 +50,8 @@ def adopt(student: StudentConfig, folder: Path, source: str | None = None) -> To
     `source` is what `from_pretrained` takes on this machine, if it is known. Raises KdscaleError
     where it cannot be loaded or has no end-of-text token.
     """
-    return adopt_from(source or loadable(_source(student), weights=False), student.revision, folder)
-
-
-def adopt_from(source: str, revision: str | None, folder: Path) -> TokenizerInfo:
-    """Write the tokenizer of the model `source` to `folder`; see `adopt`.
-
-    Of what it wrote it makes the same again.
-    """
-    # Without the model's config, by which transformers may choose another class.
-    with tempfile.TemporaryDirectory(prefix="kdscale-tokenizer-") as saved:
-        load_tokenizer(source, revision).save_pretrained(saved)
-        return adopt_tokenizer(Path(saved), folder, owner="student")
+    source = source or loadable(_source(student), weights=False)
+    return adopt_pretrained(source, student.revision, folder, "student")
 
 
 def keep_own_tokenizer(student: StudentConfig, store: Store, seq_len: int) -> StudentTokenizer:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdscale.data.pretrained_tokenizer import load_tokenizer
-from kdscale.data.tokenizer import TokenizerInfo, adopt_tokenizer
+from kdscale.data.tokenizer import TokenizerInfo, adopt_pretrained
 from kdscale.errors import KdscaleError
 from kdscale.models.hf_folder import loadable
 
@@ -19,16 +19,12 @@ def adopt(source: str, revision: str | None, folder: Path) -> TokenizerInfo:
     KdscaleError where there is none.
     """
     try:
-        place = loadable(source, weights=False)
-        if revision is None:
-            return adopt_tokenizer(Path(place), folder)
-        load_tokenizer(place, revision).save_pretrained(folder)
+        return adopt_pretrained(loadable(source, weights=False), revision, folder, "teacher")
     except KdscaleError as error:
         raise KdscaleError(
             f"The tokenizer: {error.problem}",
             "Give the teacher's tokenizer: --tokenizer FOLDER, URL or hub name.",
         ) from error
-    return adopt_tokenizer(folder, folder)
 
 
 class Vocabulary:

@@ -158,12 +158,12 @@ class FinishedRun:
         distill = self.config_tree.get("distill", {})
         if model == "teacher" or distill.get("tokenizer", "teacher") == "teacher":
             return self.prepared()
+        from kdscale.data.tokenizer import adopt_pretrained
         from kdscale.distill.alignment.student_data import FOLDER, AlignedPrepared, StudentTokenizer
-        from kdscale.distill.student_tokenizer import adopt_from
 
         seq_len = distill.get("seq_len") or self.config_tree["data"]["seq_len"]
         with TemporaryDirectory(prefix="kdscale-tokenizer-") as scratch:
-            info = adopt_from(self.model_folder(model), None, Path(scratch))
+            info = adopt_pretrained(self.model_folder(model), None, Path(scratch), "student")
         tokenizer = StudentTokenizer(self.output.child(FOLDER), info, seq_len)
         return AlignedPrepared(self.prepared(), tokenizer)
 

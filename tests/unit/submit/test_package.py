@@ -109,11 +109,11 @@ def test_only_where_nodes_can_fetch_it(tmp_path: Path) -> None:
 @pytest.mark.s3
 def test_through_a_real_object_store(tmp_path: Path, s3_env: object) -> None:
     archive = packed(tmp_path)
-    url = package.publish(archive, "s3://kdscale/code", lambda _: None)
+    url = package.publish(archive, "s3://kdscale/zips", lambda _: None)
     assert (
-        package.publish(packed(tmp_path, "again.zip"), "s3://kdscale/code/", lambda _: None) == url
+        package.publish(packed(tmp_path, "again.zip"), "s3://kdscale/zips/", lambda _: None) == url
     )
-    store = open_store("s3://kdscale/code")
+    store = open_store("s3://kdscale/zips")
     (name,) = store.list()
-    assert url == f"s3://kdscale/code/{name}"
+    assert url == f"s3://kdscale/zips/{name}"
     assert store.get(name) == archive.read_bytes()
