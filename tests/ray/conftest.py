@@ -1,4 +1,8 @@
-"""One local Ray for the modules whose runs can share it: starting one costs ten seconds."""
+"""One local Ray for the modules whose runs can share it, and one group of workers for their runs.
+
+Starting Ray costs ten seconds and a group twenty, most of it imports. Modules that are about the
+start or the end of either have their own: they do not ask for `shared_ray`.
+"""
 
 import os
 from collections.abc import Iterator
@@ -6,9 +10,27 @@ from collections.abc import Iterator
 import pytest
 import ray
 
+from kdscale.run import pipeline
+from kdscale.workers.group import WorkerGroups
 from kdscale.workers.ray_session import ray_session
 from tests.runs import CLEAN
 from tests.s3 import S3Server
+
+
+class SharedGroups(WorkerGroups):
+    """Worker groups that a run leaves to the next one, as a stage leaves them to the next stage."""
+
+    def __exit__(self, *error: object) -> None:
+        """Keep the idle group."""
+
+    def close(self) -> None:
+        """End the workers. What runs next starts others."""
+        super().__exit__()
+        self.__init__()  # type: ignore[misc]
+
+
+GROUPS = SharedGroups()
+SHARED = pytest.MonkeyPatch()
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +45,16 @@ def shared_ray(s3_server: S3Server) -> Iterator[None]:
     with ray_session():
         os.environ.clear()
         os.environ.update(before)
+        SHARED.setattr(pipeline, "WorkerGroups", lambda: GROUPS)
         yield
+        end_sharing()
+
+
+def end_sharing() -> None:
+    """Shut the shared Ray and its workers down, if they are there still."""
+    GROUPS.close()
+    SHARED.undo()
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,4 +62,4 @@ def ray_apart(request: pytest.FixtureRequest) -> None:
     """Shut the shared Ray down before a module that connects to another one."""
     used = [name for mark in request.node.iter_markers("usefixtures") for name in mark.args]
     if "shared_ray" not in used:
-        ray.shutdown()
+        end_sharing()
