@@ -2,11 +2,16 @@
 
     python benchmarks/assets.py
     python benchmarks/cross_tokenizer.py [--quick] [--assets FOLDER] [--keep FOLDER] [--seeds 3]
+    python benchmarks/assets.py gemma3-270m
+    python benchmarks/cross_tokenizer.py --teacher gemma3-270m --student smollm2-135m-instruct \
+        --rows 96 --seeds 1
 
-The teacher is SmolLM2-135M-Instruct (49,152 ids) on BBC news; the student starts at random and has
-a byte-level BPE of 8,192 ids trained on the same articles, or with --student FOLDER the weights and
-the tokenizer of a Hugging Face folder. Variants, each at the whole distribution (`full`) and at
-what a cache keeps of it (`varopt`):
+The teacher is SmolLM2-135M-Instruct (49,152 ids) or another of the assets, on BBC news; the student
+starts at random and has a byte-level BPE of 8,192 ids trained on the same articles, or with
+--student the weights and the tokenizer of another asset. Variants, each at what a cache keeps of
+the teacher's distribution (`varopt`) and, at the first seed alone, at the whole of it (`full`):
+
+    before                    a loaded student as it was
 
     shared-labels, shared-*   the student with the teacher's tokenizer: labels alone, and distilled
     labels                    its own tokenizer, cross-entropy alone: where the way begins
@@ -108,7 +113,9 @@ SMALL = {
     },
 }
 FAST = {"learning_rate": 3e-3, "warmup_share": 0.1, "final_learning_rate_share": 0.1}
-CODECS = ("full", "varopt")
+FOR_LOADED = FAST | {"learning_rate": 1e-4}
+WHOLE, KEPT = "full", "varopt"
+CODECS = (WHOLE, KEPT)
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,7 @@ class Variant:
     """A variant: the loss, and the batch of some rows [m] for it."""
 
     side: Side
-    loss: Any
+    loss: Any  # None: not trained
     batch: Callable[[np.ndarray], Any]
 
 
@@ -135,8 +142,9 @@ def main(
     keep_in: Keep = ROOT / "runs" / "cross-tokenizer",
     seeds: Seeds = 3,
     rows: Annotated[int, typer.Option(min=1, help="Rows of the one pass.")] = ROWS,
+    teacher: Annotated[str, typer.Option(help="Its folder in --assets.")] = TEACHER,
     student: Annotated[
-        Path | None, typer.Option(help="Hugging Face folder to start from, with a tokenizer.")
+        str | None, typer.Option(help="Folder in --assets that the student starts from.")
     ] = None,
     kd_weight: Annotated[float, typer.Option(min=0, max=1, help="Of the distillation.")] = 1.0,
 ) -> None:
@@ -146,13 +154,14 @@ def main(
         folder = Path(scratch) if quick else keep_in
         rows, seeds = (BATCH, 1) if quick else (rows, seeds)
         counts = {"train": rows, "heldout": 1 if quick else HELD_OUT_ROWS}
-        corpora = load_corpora(assets, folder, ROW_LENGTH, counts)
-        own = student or _trained(corpora["train"], assets, folder)
-        pair = _pair(assets / TEACHER, own, Path(scratch))
-        found = measure(corpora, pair, folder, range(seeds), student, kd_weight)
+        corpora = load_corpora(assets, folder, ROW_LENGTH, counts, teacher)
+        start = None if student is None else assets / student
+        own = start or _trained(corpora["train"], assets / teacher, folder)
+        pair = _pair(assets / teacher, own, Path(scratch))
+        found = measure(corpora, pair, folder / teacher, range(seeds), start, kd_weight)
         shares = {name: in_own_tokens(each, pair).target_share for name, each in corpora.items()}
     report(
-        "cross_tokenizer" if student is None else f"cross_tokenizer_{student.name}",
+        "cross_tokenizer" if student is None else f"cross_tokenizer_{teacher}_{student}",
         found,
         goals(found),
         keep=not quick,
@@ -167,12 +176,12 @@ def main(
     )
 
 
-def _trained(corpus: Corpus, assets: Path, folder: Path) -> Path:
+def _trained(corpus: Corpus, teacher: Path, folder: Path) -> Path:
     """Return the folder of a tokenizer trained on the corpus; kept in `folder`."""
     own = folder / f"bpe-{IDS}-{len(corpus)}"
     if not own.exists():
         with tempfile.TemporaryDirectory() as scratch:
-            tokens = read_tokens(assets / TEACHER, Path(scratch))
+            tokens = read_tokens(teacher, Path(scratch))
         ids, segments = corpus.rows.input_ids, corpus.rows.segment_ids
         texts = [
             tokens.spell(row[segment == number]).decode("utf-8", "ignore")
@@ -202,7 +211,8 @@ def measure(
     weight = {"kd_weight": {"kind": "constant", "start": kd_weight}}
 
     def config_of(seed: int) -> RunConfig:
-        made = make_config(len(train_on), seed, {"model": SMALL}, None, FAST, BATCH)
+        optimiser = FAST if student is None else FOR_LOADED
+        made = make_config(len(train_on), seed, {"model": SMALL}, None, optimiser, BATCH)
         distill = made.model_dump()["distill"] | {"student": start, "loss": weight}
         return RunConfig.model_validate(made.model_dump() | {"distill": distill})
 
@@ -211,11 +221,13 @@ def measure(
     for seed in seeds:
         config = config_of(seed)
         for name, variant in variants.items():
+            if seed != seeds[0] and (name == "before" or name.endswith(WHOLE)):
+                continue
             settings = [arguments_of(config), pair.digest, len(corpora["heldout"])]
             run = partial(run_variant, config, variant, student)
             scores[name].append(once(folder / "arms", f"{name}-{seed}", settings, run))
     return [
-        {"variant": name}
+        {"variant": name, "seeds": len(found)}
         | deviation("bits_per_byte", [each["bits_per_byte"] for each in found])
         | deviation("seconds", [each["seconds"] for each in found])
         for name, found in scores.items()
@@ -237,6 +249,8 @@ def _variants(
             found[f"shared-{name}"] = Variant(theirs, loss, batch)
     own = in_own_tokens(corpus, pair)
     mine = Side(own.rows, in_own_tokens(held_out, pair).rows, pair.student)
+    if not shared:
+        found["before"] = Variant(mine, None, partial(_rows_alone, mine.rows))
     found["labels"] = Variant(mine, LabelsLoss(), partial(_rows_alone, mine.rows))
     ways: dict[str, tuple[ClassMap, np.ndarray]] = {
         "classes": (class_map(pair, WORKER.device), own.source >= 0),
@@ -305,15 +319,16 @@ def run_variant(config: RunConfig, variant: Variant, student: Path | None) -> di
         1,
         WORKER,
     )
-    train(
-        backend=backend,
-        training=training,
-        worker=WORKER,
-        start=Progress(),
-        steps=_steps(config, variant),
-        compute_loss=variant.loss,
-        callbacks=Callbacks(validate=lambda: {"loss": 0.0}),
-    )
+    if variant.loss is not None:
+        train(
+            backend=backend,
+            training=training,
+            worker=WORKER,
+            start=Progress(),
+            steps=_steps(config, variant),
+            compute_loss=variant.loss,
+            callbacks=Callbacks(validate=lambda: {"loss": 0.0}),
+        )
     nats = _nats(backend, side.held_out)
     bits = nats / math.log(2) / target_bytes(side.held_out, side.tokens)
     return {"bits_per_byte": bits, "seconds": time.perf_counter() - started}

@@ -1,4 +1,4 @@
-"""Rows of BBC news with the last hidden states of SmolLM2-135M-Instruct, computed once.
+"""Rows of BBC news with the last hidden states of a teacher, computed once.
 
 Times the teacher's head, 2.3 kB a position are its logits again, so that every codec and the full
 distribution come from one forward.
@@ -16,6 +16,7 @@ from numpy.lib.format import open_memmap
 
 from benchmarks.common import TEACHER, log
 from kdscale.cache.format.prior import Prior, count_prior, encode_prior
+from kdscale.data.pretrained_tokenizer import load_tokenizer, vocabulary_size
 from kdscale.models.forward import model_inputs, row_tensors
 from kdscale.models.load import load_model
 from kdscale.types import Rows
@@ -70,24 +71,31 @@ class Corpus:
 
 
 def load_corpora(
-    assets: Path, folder: Path, seq_len: int, counts: dict[str, int]
+    assets: Path, folder: Path, seq_len: int, counts: dict[str, int], teacher: str = TEACHER
 ) -> dict[str, Corpus]:
-    """Return the first `counts` rows of `train` and `heldout`; make what is missing in `folder`."""
-    teacher = assets / TEACHER
-    vocab_size, articles = _articles(assets)
+    """Return the first `counts` rows of `train` and `heldout`; make what is missing in `folder`.
+
+    For a teacher that reads a start token, which later parts of an article lack, every row is the
+    start of an article.
+    """
+    model = assets / teacher
+    vocab_size, has_start, articles = _articles(assets, teacher)
     found = {}
     for name, count in counts.items():
-        rows = cut(articles[name], seq_len, count)
-        path = folder / f"hidden-{name}-{count}x{seq_len}.npy"
+        some = articles[name]
+        if has_start:
+            some = [ids[:seq_len] for ids in some if len(ids) >= seq_len]
+        rows = cut(some, seq_len, count)
+        path = folder / f"hidden-{teacher}-{name}-{count}x{seq_len}.npy"
         if not path.exists():
-            _write_hidden(teacher, rows, path)
-        found[name] = Corpus(rows, np.load(path, mmap_mode="r"), _head(teacher, vocab_size))
+            _write_hidden(model, rows, path)
+        found[name] = Corpus(rows, np.load(path, mmap_mode="r"), _head(model, vocab_size))
     return found
 
 
 def corpus_prior(assets: Path, vocab_size: int) -> tuple[Prior, float]:
     """Return the prior that ids are packed by, of all articles, and its stored bytes a token."""
-    articles = [ids for part in _articles(assets)[1].values() for ids in part]
+    articles = [ids for part in _articles(assets, TEACHER)[2].values() for ids in part]
     prior = count_prior(
         ((ids[None], (np.arange(len(ids)) < len(ids) - 1)[None]) for ids in articles), vocab_size
     )
@@ -95,11 +103,12 @@ def corpus_prior(assets: Path, vocab_size: int) -> tuple[Prior, float]:
 
 
 @cache
-def _articles(assets: Path) -> tuple[int, dict[str, list[np.ndarray]]]:
-    """Return the vocabulary's size and all articles as ids, each with the end of a document."""
-    from transformers import AutoTokenizer
+def _articles(assets: Path, teacher: str) -> tuple[int, bool, dict[str, list[np.ndarray]]]:
+    """Return the vocabulary's size, whether articles have a start token, and all articles.
 
-    tokenizer = AutoTokenizer.from_pretrained(assets / TEACHER)
+    Articles are ids, each with the end of a document.
+    """
+    tokenizer = load_tokenizer(str(assets / teacher))
 
     def read(name: str) -> list[np.ndarray]:
         lines = (assets / "bbc" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
@@ -107,7 +116,9 @@ def _articles(assets: Path) -> tuple[int, dict[str, list[np.ndarray]]]:
         end = tokenizer.eos_token_id
         return [np.array([*tokenizer(text).input_ids, end], np.int32) for text in texts]
 
-    return len(tokenizer), {name: read(name) for name in ("train", "heldout")}
+    size = vocabulary_size(tokenizer.get_vocab())
+    has_start = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+    return size, has_start, {name: read(name) for name in ("train", "heldout")}
 
 
 def cut(articles: Sequence[np.ndarray], seq_len: int, count: int) -> Rows:
