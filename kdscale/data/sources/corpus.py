@@ -157,8 +157,10 @@ def _docs_inputs() -> list[InputShard]:
         package = (distribution.metadata["Name"] or "").lower()
         for file in distribution.files or []:
             is_metadata = file.name == "METADATA"
+            if not (is_metadata or _PROSE.fullmatch(file.name)):
+                continue
             path = Path(str(file.locate()))
-            if not (is_metadata or _PROSE.fullmatch(file.name)) or not path.is_file():
+            if not path.is_file():
                 continue
             name = f"{package}/{file.as_posix()}"
             reader: Literal["metadata", "file"] = "metadata" if is_metadata else "file"
