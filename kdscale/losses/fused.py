@@ -52,10 +52,15 @@ def head_and_loss(
     `targets` gives SparseTargets or DenseTargets over V ids, or ClassTargets, for a slice of the
     positions and the logits there; without it there is cross-entropy alone. `label_weights` [P]
     float32 weigh the cross-entropy; where one is 0, the label may be any number. Gradients reach
-    `hidden`, the head's weight and its bias. Raises ValueError for shapes that do not fit each
-    other, and for ClassTargets with another divergence or temperature or with label weights.
+    `hidden`, the head's weight and its bias. Products are in the dtype of `hidden` or, where
+    autocast is on, in its dtype. Raises ValueError for shapes that do not fit each other, and for
+    ClassTargets with another divergence or temperature or with label weights.
     """
     objective = objective or Objective()
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        # Not left to autocast, which skips products that write to memory that is there.
+        hidden = hidden.to(torch.get_autocast_dtype(device))
     width = head.vocab_size if head.weight is None else head.weight.shape[-1]
     fits = hidden.shape[-1] == width or (head.weight is None and hidden.shape[-1] > width)
     if hidden.shape[:-1] != labels.shape or not fits:

@@ -178,6 +178,47 @@ def test_chunks_change_nothing(chunk: int, monkeypatch: pytest.MonkeyPatch) -> N
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+class Products(TorchDispatchMode):
+    """Dtypes of the factors of all matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket._qualified_op_name in ("aten::mm", "aten::addmm", "aten::addmm_"):
+            self.found |= {each.dtype for each in args[-2:]}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_under_autocast_products_are_in_its_dtype(has_bias: bool) -> None:
+    positions, vocab, width = 300, 50, 16
+    hidden = randn(0, positions, width).requires_grad_()
+    weight = randn(1, vocab + 3, width).requires_grad_()
+    bias = randn(2, vocab + 3).requires_grad_() if has_bias else None
+    labels, targets = torch.arange(positions) % vocab, targets_of("varopt", positions, vocab, 0)
+    head, objective = Head(weight, bias, vocab), Objective(0.5)
+    with torch.autocast("cpu", torch.bfloat16), Products() as products:
+        sums = head_and_loss(hidden, head, labels, lambda p, _: part_of(targets, p), objective)
+    sums.objective.backward()
+    assert products.found == {torch.bfloat16}
+
+    leaves = [each for each in (hidden, weight, bias) if each is not None]
+    exact = [each.detach().double().requires_grad_() for each in leaves]
+    expected = naive(
+        exact[0], head, exact[1], exact[2] if has_bias else None, labels, targets, objective
+    )
+    expected.backward()
+    assert sums.objective.item() == pytest.approx(expected.item(), rel=2e-3)
+    for found, reference in zip(leaves, exact, strict=True):
+        assert found.grad is not None
+        assert reference.grad is not None
+        assert found.grad.dtype == torch.float32
+        error = (found.grad.double() - reference.grad).norm() / reference.grad.norm()
+        assert error < 1e-2
+
+
 def test_one_pass_gives_both_losses_and_the_teachers_gradient() -> None:
     hidden, weight, labels = randn(0, 9, 4), randn(1, 12, 4), torch.arange(9)
     targets = targets_of("varopt", 9, 12, 0)
