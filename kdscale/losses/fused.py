@@ -17,13 +17,19 @@ import torch
 
 from kdscale.losses.chunk import Objective, chunk_loss
 from kdscale.losses.classes import ClassTargets
+from kdscale.losses.products import HALVES, add_product, multiply
 from kdscale.types import Head, Targets
 
 __all__ = ["LossSums", "Objective", "TargetsAt", "head_and_loss"]
 
 # Of a chunk. Every chunk reads the whole weight, so that matrix products of fewer are slower; more
-# gain nothing. The two buffers take as much memory as the gradient of a weight 512 wide.
+# gain nothing. On a CPU the two buffers take as much memory as the gradient of a weight 512 wide.
+# A GPU multiplies so much faster than it reads that it takes 1,000 positions, and launches count.
 _POSITIONS = 256
+_POSITIONS_GPU = 2048
+_ELEMENTS_GPU = 1 << 28
+# Rows that a GPU's products read start at multiples of 128 bytes, as its fast copies need 16.
+_ALIGNED = 64
 
 TargetsAt = Callable[[slice, torch.Tensor], Targets | ClassTargets]
 """The targets of some of the C positions, made when they are needed; they may depend on the
@@ -91,23 +97,28 @@ class _FusedLoss(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         gradients = _Gradients(ctx.needs_input_grad, hidden, weight, bias)
         used = head.cast(hidden.dtype)
-        shape = (min(_POSITIONS, len(labels)), head.vocab_size)
-        buffers = [hidden.new_empty(shape, dtype=torch.float32) for _ in range(2)]
+        size = chunk_positions(hidden.device.type, head.vocab_size)
+        buffers = _Buffers(min(size, len(labels)), head.vocab_size, hidden)
         sums = torch.zeros(3, dtype=torch.float64, device=hidden.device)
-        for start in range(0, len(labels), _POSITIONS):
-            part = slice(start, min(start + _POSITIONS, len(labels)))
+        for start in range(0, len(labels), size):
+            part = slice(start, min(start + size, len(labels)))
             some = hidden[part]
-            logits, gradient = (buffer[: len(some)] for buffer in buffers)
+            logits, gradient, rounded = buffers.take(len(some))
             _multiply(some, used, logits)
             slope = _transform(logits, head)
             found = targets(part, logits) if targets is not None else None
             weights = None if label_weights is None else label_weights[part]
-            sums += chunk_loss(logits, labels[part], found, objective, gradient, weights)
+            value, factor = chunk_loss(
+                logits, labels[part], found, objective, gradient, weights, defers=buffers.rounds
+            )
+            sums += value
             if gradients.wanted:
-                gradients.add(part, some, used, gradient if slope is None else gradient.mul_(slope))
+                _finish(gradient, factor, slope, rounded)
+                gradients.add(part, some, used, rounded)
         # Not by `save_for_backward`: what that holds on to, autograd copies instead of making it
         # the gradient of a leaf.
         ctx.gradients = gradients.all
+        ctx.dtypes = [None if each is None else each.dtype for each in (hidden, weight, bias)]
         objective_sum, cross_entropy, distillation = sums.float().unbind()
         ctx.mark_non_differentiable(cross_entropy, distillation)
         return objective_sum, cross_entropy, distillation
@@ -117,14 +128,70 @@ class _FusedLoss(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError("the gradients of this loss were handed out already")
-        for gradient in gradients:
-            if gradient is not None:
-                gradient.mul_(scales[0].to(gradient.dtype))
-        return (*gradients, None, None, None, None, None)
+        scaled = [
+            None if gradient is None or dtype is None else _scale(gradient, scales[0], dtype)
+            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
+        ]
+        return (*scaled, None, None, None, None, None)
+
+
+def chunk_positions(device: str, vocab_size: int) -> int:
+    """Return the positions of a chunk on a `device` of that type."""
+    if device == "cpu":
+        return _POSITIONS
+    fitting = _ELEMENTS_GPU // vocab_size // _POSITIONS * _POSITIONS
+    return min(_POSITIONS_GPU, max(_POSITIONS, fitting))
+
+
+class _Buffers:
+    """Memory that all chunks share: logits and their gradient, and the gradient for products."""
+
+    def __init__(self, positions: int, vocab_size: int, hidden: torch.Tensor) -> None:
+        shape = (positions, vocab_size)
+        self._logits, self._gradient = (
+            hidden.new_empty(shape, dtype=torch.float32) for _ in range(2)
+        )
+        self.rounds = hidden.dtype in HALVES
+        """True if products take the gradient in less than float32."""
+        self._rounded = self._gradient
+        if self.rounds:
+            aligned = vocab_size + -vocab_size % _ALIGNED
+            self._rounded = hidden.new_empty(positions, aligned)[:, :vocab_size]
+
+    def take(self, positions: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return logits and gradient [C, V] float32, and the latter for products."""
+        return self._logits[:positions], self._gradient[:positions], self._rounded[:positions]
+
+
+def _finish(
+    gradient: torch.Tensor,
+    factor: torch.Tensor | None,
+    slope: torch.Tensor | float | None,
+    rounded: torch.Tensor,
+) -> None:
+    """Write `gradient` times `factor` and `slope` to `rounded`, which may be `gradient` itself.
+
+    Nothing of their size is read or written twice for it.
+    """
+    last = slope if slope is not None else factor
+    if factor is not None and slope is not None:
+        gradient.mul_(factor)
+    if last is not None:
+        torch.mul(gradient, last, out=rounded)
+    elif rounded is not gradient:
+        rounded.copy_(gradient)
+
+
+def _scale(gradient: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return `gradient` times the scalar `scale` in `dtype`, in place where it has that."""
+    # A scalar of float32 is rounded to no other dtype by this.
+    if gradient.dtype == dtype:
+        return gradient.mul_(scale)
+    return torch.mul(gradient, scale, out=torch.empty_like(gradient, dtype=dtype))
 
 
 class _Gradients:
-    """Gradient buffers of hidden states, weight and bias; None where a gradient is not needed."""
+    """Gradients of hidden states, weight and bias so far; None where one is not needed."""
 
     def __init__(
         self,
@@ -136,8 +203,8 @@ class _Gradients:
         self.wanted = any(needed[:3])
         # Logits of padding ids, where a model makes its own, get no gradient.
         self.hidden = torch.zeros_like(hidden) if needed[0] else None
-        self.weight = torch.zeros_like(weight) if weight is not None and needed[1] else None
-        self.bias = torch.zeros_like(bias) if bias is not None and needed[2] else None
+        self.weight = _sums(weight) if weight is not None and needed[1] else None
+        self.bias = _sums(bias) if bias is not None and needed[2] else None
 
     @property
     def all(self) -> tuple[torch.Tensor | None, ...]:
@@ -152,26 +219,28 @@ class _Gradients:
         elif self.hidden is not None and head.weight is not None:
             torch.mm(gradient, head.weight, out=self.hidden[part])
         if self.weight is not None:
-            rows = self.weight[:vocab_size]
-            if rows.dtype == hidden.dtype:
-                rows.addmm_(gradient.T, hidden)
-            else:
-                rows.add_(gradient.T @ hidden)
+            add_product(gradient.T, hidden, self.weight[:vocab_size])
         if self.bias is not None:
-            self.bias[:vocab_size] += gradient.sum(dim=0)
+            self.bias[:vocab_size] += gradient.sum(dim=0, dtype=self.bias.dtype)
+
+
+def _sums(parameter: torch.Tensor) -> torch.Tensor:
+    """Return zeros to add up a gradient in: of chunk after chunk, halves would lose the small."""
+    dtype = torch.float32 if parameter.dtype in HALVES else parameter.dtype
+    return torch.zeros_like(parameter, dtype=dtype)
 
 
 def _multiply(hidden: torch.Tensor, head: Head, out: torch.Tensor) -> None:
-    """Write the head's products to `out` [C, V] float32.
-
-    In place where dtypes allow: fresh memory would have to be mapped first, chunk by chunk.
-    """
-    if head.weight is None or hidden.dtype != out.dtype:
+    """Write the head's products to `out` [C, V] float32."""
+    if head.weight is None:
         out.copy_(head.products(hidden))
     elif head.bias is None:
-        torch.mm(hidden, head.weight.T, out=out)
-    else:
+        multiply(hidden, head.weight.T, out)
+    elif hidden.dtype == out.dtype:
         torch.addmm(head.bias, hidden, head.weight.T, out=out)
+    else:
+        multiply(hidden, head.weight.T, out)
+        out.add_(head.bias)
 
 
 def _transform(logits: torch.Tensor, head: Head) -> torch.Tensor | float | None:
