@@ -70,9 +70,11 @@ class Operation:
 
     name: str
     inputs: tuple[Facts, ...]
+    """All but `out`, which is among the outputs."""
+
     outputs: tuple[Facts, ...]
-    writes: tuple[Facts, ...]
-    """The `out` argument, which is not among the inputs."""
+    is_view: bool
+    """True if nothing runs: the result is memory of an input."""
 
     place: str
     """File and line of the innermost frame in kdscale/, `?` for none."""
@@ -201,7 +203,9 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = func.overloadpacket._qualified_op_name.split("::")[1]
+        namespace, name = func.overloadpacket._qualified_op_name.split("::")
+        if namespace == "prim":  # asks for the device
+            return func(*args, **kwargs)
         tensors = _tensors(args) + _tensors({k: v for k, v in kwargs.items() if k != "out"})
         out = _tensors(kwargs.get("out"))
         _check_devices(name, [*tensors, *out])
@@ -212,7 +216,7 @@ class _Recorder(TorchDispatchMode):
                 name,
                 tuple(map(Facts.of, tensors)),
                 tuple(map(Facts.of, _tensors(result))),
-                tuple(map(Facts.of, out)),
+                func.is_view,
                 _place(),
                 _sync(name, args, kwargs, tensors, _tensors(result)),
             )
