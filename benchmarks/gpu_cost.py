@@ -107,10 +107,16 @@ def _copy(each: Operation) -> int:
     return each.inputs[1].nbytes + _sum(each.outputs)
 
 
+def _sparse_chunk(each: Operation) -> int:
+    """Twice read, once written, and what is small."""
+    return 3 * each.inputs[0].nbytes + _sum(each.inputs[1:]) + _sum(each.outputs)
+
+
 _RULES: dict[str, Callable[[Operation], int]] = {
     **dict.fromkeys(_SOFTMAX, _softmax),
     **dict.fromkeys(_GATHERS, _gather),
     **dict.fromkeys(_SCATTERS, _scatter),
     **dict.fromkeys(_READS_NOTHING, _write),
     "copy_": _copy,
+    "sparse_chunk": _sparse_chunk,
 }

@@ -5,7 +5,7 @@ vocabulary exists for a chunk of positions only. The entropy of the targets that
 on the way: it makes a KL of the soft cross-entropy.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Protocol, Self
 
 import torch
@@ -39,10 +39,10 @@ class BatchTargets(Protocol):
     layers: LayerOutputs
     """The teacher's outputs at these positions, [P, *] each; empty for a cache."""
 
-    def at(self, part: slice, logits: torch.Tensor) -> Targets | ClassTargets:
+    def at(self, part: slice, logits: Callable[[], torch.Tensor]) -> Targets | ClassTargets:
         """Return the targets of some C of the positions; each position is asked for once.
 
-        `logits` [C, V] float32 are the student's there, not divided by the temperature.
+        `logits` returns the student's there, [C, V] float32, not divided by the temperature.
         """
         ...
 
@@ -108,7 +108,7 @@ class CachedTargets:
             entropy = (entropy * mask.sum(dim=1)).sum()
         return cls(codec, batch.payload[mask], entropy, temperature)
 
-    def at(self, part: slice, logits: torch.Tensor) -> Targets:
+    def at(self, part: slice, logits: Callable[[], torch.Tensor]) -> Targets:
         """See BatchTargets."""
         targets = self._payload.at(part)
         if isinstance(targets, SparseTargets) and targets.ghost is not None:
@@ -147,7 +147,7 @@ class ClassifiedTargets:
         assert batch.has_target is not None
         return cls(codec, batch.payload[mask], batch.has_target[mask], classes)
 
-    def at(self, part: slice, logits: torch.Tensor) -> ClassTargets:
+    def at(self, part: slice, logits: Callable[[], torch.Tensor]) -> ClassTargets:
         """See BatchTargets."""
         return self._classes.targets(self._payload.at(part), self._has_target[part])
 
@@ -228,7 +228,7 @@ class OnlineTargets:
         self._hidden = hidden
         self._entropy = torch.zeros((), device=hidden.device)
 
-    def at(self, part: slice, logits: torch.Tensor) -> DenseTargets:
+    def at(self, part: slice, logits: Callable[[], torch.Tensor]) -> DenseTargets:
         """See BatchTargets."""
         own = self._head.logits(self._hidden[part])
         targets = DenseTargets(torch.log_softmax(own / self.temperature, dim=-1))

@@ -11,14 +11,16 @@ with cached targets.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from kdscale.losses import kernels
 from kdscale.losses.chunk import Objective, chunk_loss
 from kdscale.losses.classes import ClassTargets
 from kdscale.losses.products import HALVES, add_product, multiply
-from kdscale.types import Head, Targets
+from kdscale.types import DenseTargets, Head, Targets
 
 __all__ = ["LossSums", "Objective", "TargetsAt", "head_and_loss"]
 
@@ -27,13 +29,14 @@ __all__ = ["LossSums", "Objective", "TargetsAt", "head_and_loss"]
 # A GPU multiplies so much faster than it reads that it takes 1,000 positions, and launches count.
 _POSITIONS = 256
 _POSITIONS_GPU = 2048
-_ELEMENTS_GPU = 1 << 28
+_ELEMENTS_GPU = 5 << 26
 # Rows that a GPU's products read start at multiples of 128 bytes, as its fast copies need 16.
 _ALIGNED = 64
 
-TargetsAt = Callable[[slice, torch.Tensor], Targets | ClassTargets]
-"""The targets of some of the C positions, made when they are needed; they may depend on the
-student's logits there, [C, V] float32, which are gone when the call has returned."""
+TargetsAt = Callable[[slice, Callable[[], torch.Tensor]], Targets | ClassTargets]
+"""The targets of some of the C positions, made when they are needed. They may depend on the
+student's logits there, which the second argument returns, [C, V] float32; these are gone when the
+call has returned."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def head_and_loss(
     """Return sums over P positions of the objective on hidden states [P, D] and labels [P] int64.
 
     `targets` gives SparseTargets or DenseTargets over V ids, or ClassTargets, for a slice of the
-    positions and the logits there; without it there is cross-entropy alone. `label_weights` [P]
+    positions, see TargetsAt; without it there is cross-entropy alone. `label_weights` [P]
     float32 weigh the cross-entropy; where one is 0, the label may be any number. Gradients reach
     `hidden`, the head's weight and its bias. Products are in the dtype of `hidden` or, where
     autocast is on, in its dtype. Raises ValueError for shapes that do not fit each other, and for
@@ -100,21 +103,38 @@ class _FusedLoss(torch.autograd.Function):
         size = chunk_positions(hidden.device.type, head.vocab_size)
         buffers = _Buffers(min(size, len(labels)), head.vocab_size, hidden)
         sums = torch.zeros(3, dtype=torch.float64, device=hidden.device)
+        kd_weight = 0.0 if targets is None else objective.kd_weight
+        sparse: kernels.SparseLoss | None = None
         for start in range(0, len(labels), size):
             part = slice(start, min(start + size, len(labels)))
             some = hidden[part]
-            logits, gradient, rounded = buffers.take(len(some))
-            _multiply(some, used, logits)
-            slope = _transform(logits, head)
+            logits = _Logits(some, used, buffers)
             found = targets(part, logits) if targets is not None else None
             weights = None if label_weights is None else label_weights[part]
-            value, factor = chunk_loss(
-                logits, labels[part], found, objective, gradient, weights, defers=buffers.rounds
-            )
-            sums += value
+            rounded = buffers.rounded(len(some))
+            if buffers.rounds and kernels.takes(rounded, found, objective):
+                assert not isinstance(found, DenseTargets | ClassTargets)
+                sparse = sparse or kernels.SparseLoss(head, labels, kd_weight, label_weights)
+                _multiply(some, used, rounded)
+                sparse.add(part, rounded, found)
+            else:
+                gradient = buffers.gradient(len(some))
+                value, factor = chunk_loss(
+                    logits(),
+                    labels[part],
+                    found,
+                    objective,
+                    gradient,
+                    weights,
+                    defers=buffers.rounds,
+                )
+                sums += value
+                if gradients.wanted:
+                    _finish(gradient, factor, logits.slope, rounded)
             if gradients.wanted:
-                _finish(gradient, factor, slope, rounded)
                 gradients.add(part, some, used, rounded)
+        if sparse is not None:
+            sums += sparse.sums()
         # Not by `save_for_backward`: what that holds on to, autograd copies instead of making it
         # the gradient of a leaf.
         ctx.gradients = gradients.all
@@ -147,20 +167,52 @@ class _Buffers:
     """Memory that all chunks share: logits and their gradient, and the gradient for products."""
 
     def __init__(self, positions: int, vocab_size: int, hidden: torch.Tensor) -> None:
-        shape = (positions, vocab_size)
-        self._logits, self._gradient = (
-            hidden.new_empty(shape, dtype=torch.float32) for _ in range(2)
-        )
+        self._shape, self._like = (positions, vocab_size), hidden
         self.rounds = hidden.dtype in HALVES
         """True if products take the gradient in less than float32."""
-        self._rounded = self._gradient
-        if self.rounds:
-            aligned = vocab_size + -vocab_size % _ALIGNED
-            self._rounded = hidden.new_empty(positions, aligned)[:, :vocab_size]
 
-    def take(self, positions: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return logits and gradient [C, V] float32, and the latter for products."""
-        return self._logits[:positions], self._gradient[:positions], self._rounded[:positions]
+    def logits(self, positions: int) -> torch.Tensor:
+        """Return memory for logits, [C, V] float32."""
+        return self._logits[:positions]
+
+    def gradient(self, positions: int) -> torch.Tensor:
+        """Return memory for their gradient, [C, V] float32."""
+        return self._gradient[:positions]
+
+    def rounded(self, positions: int) -> torch.Tensor:
+        """Return memory for the gradient in products, [C, V]: that of `gradient` if in float32."""
+        return self._rounded[:positions] if self.rounds else self.gradient(positions)
+
+    @cached_property
+    def _logits(self) -> torch.Tensor:
+        return self._like.new_empty(self._shape, dtype=torch.float32)
+
+    @cached_property
+    def _gradient(self) -> torch.Tensor:
+        return self._like.new_empty(self._shape, dtype=torch.float32)
+
+    @cached_property
+    def _rounded(self) -> torch.Tensor:
+        positions, vocab_size = self._shape
+        aligned = vocab_size + -vocab_size % _ALIGNED
+        return self._like.new_empty(positions, aligned)[:, :vocab_size]
+
+
+class _Logits:
+    """A chunk's logits, [C, V] float32, made when they are first asked for."""
+
+    def __init__(self, hidden: torch.Tensor, head: Head, buffers: _Buffers) -> None:
+        self._hidden, self._head, self._buffers = hidden, head, buffers
+        self._made: torch.Tensor | None = None
+        self.slope: torch.Tensor | float | None = None
+        """The derivative of the logits in the head's products; None for 1."""
+
+    def __call__(self) -> torch.Tensor:
+        if self._made is None:
+            self._made = self._buffers.logits(len(self._hidden))
+            _multiply(self._hidden, self._head, self._made)
+            self.slope = _transform(self._made, self._head)
+        return self._made
 
 
 def _finish(
@@ -203,8 +255,9 @@ class _Gradients:
         self.wanted = any(needed[:3])
         # Logits of padding ids, where a model makes its own, get no gradient.
         self.hidden = torch.zeros_like(hidden) if needed[0] else None
-        self.weight = _sums(weight) if weight is not None and needed[1] else None
-        self.bias = _sums(bias) if bias is not None and needed[2] else None
+        self.weight = _sums(weight, len(hidden)) if weight is not None and needed[1] else None
+        self._is_first = True
+        self.bias = _sums(bias, positions=0) if bias is not None and needed[2] else None
 
     @property
     def all(self) -> tuple[torch.Tensor | None, ...]:
@@ -219,19 +272,28 @@ class _Gradients:
         elif self.hidden is not None and head.weight is not None:
             torch.mm(gradient, head.weight, out=self.hidden[part])
         if self.weight is not None:
-            add_product(gradient.T, hidden, self.weight[:vocab_size])
+            # The first one is written, not added.
+            to = multiply if self._is_first else add_product
+            to(gradient.T, hidden, self.weight[:vocab_size])
+            if self._is_first:
+                self.weight[vocab_size:] = 0
         if self.bias is not None:
             self.bias[:vocab_size] += gradient.sum(dim=0, dtype=self.bias.dtype)
+        self._is_first = False
 
 
-def _sums(parameter: torch.Tensor) -> torch.Tensor:
-    """Return zeros to add up a gradient in: of chunk after chunk, halves would lose the small."""
+def _sums(parameter: torch.Tensor, positions: int) -> torch.Tensor:
+    """Return memory to add up a gradient in; zeros where there are no `positions` to begin it.
+
+    In float32: of chunk after chunk, halves would lose what is small.
+    """
     dtype = torch.float32 if parameter.dtype in HALVES else parameter.dtype
-    return torch.zeros_like(parameter, dtype=dtype)
+    make = torch.empty_like if positions else torch.zeros_like
+    return make(parameter, dtype=dtype)
 
 
 def _multiply(hidden: torch.Tensor, head: Head, out: torch.Tensor) -> None:
-    """Write the head's products to `out` [C, V] float32."""
+    """Write the head's products to `out` [C, V], float32 or in their dtype."""
     if head.weight is None:
         out.copy_(head.products(hidden))
     elif head.bias is None:

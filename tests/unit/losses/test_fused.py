@@ -323,6 +323,14 @@ def test_no_gradient_where_none_is_wanted() -> None:
     torch.testing.assert_close(frozen.grad, expected)
 
 
+def test_no_position_has_no_gradient() -> None:
+    hidden, weight = randn(0, 0, 4).requires_grad_(), randn(1, 9, 4).requires_grad_()
+    sums = head_and_loss(hidden, Head(weight, None, 7), torch.zeros(0, dtype=torch.int64))
+    sums.objective.backward()
+    assert sums.objective.item() == 0
+    assert torch.equal(weight.grad, torch.zeros(9, 4))  # type: ignore[arg-type]  # it is there
+
+
 class Largest(TorchDispatchMode):
     """Numbers in the largest tensor that any operation gives."""
 
