@@ -33,6 +33,10 @@ class Hardware(Config):
     bandwidth_gb_s: float = Field(gt=0)
     """Bandwidth of the device's memory, GB/s."""
 
+    float32_flops: float | None = Field(default=None, gt=0)
+    """Peak float32 operations a second of a GPU outside of its matrix units; only models of single
+    kernels read it."""
+
     devices_per_node: int = Field(gt=0)
     """GPUs, or cores, of a machine."""
 

@@ -13,7 +13,7 @@ t never falls, and is 1 at the last step. The first step has no loss to compare 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -86,10 +86,10 @@ class InterpolatedTargets:
         self._t = t
         self._kl: torch.Tensor | None = None
 
-    def at(self, part: slice, logits: torch.Tensor) -> Targets:
+    def at(self, part: slice, logits: Callable[[], torch.Tensor]) -> Targets:
         """See BatchTargets."""
         teacher = self._online.at(part, logits).log_probs
-        student = torch.log_softmax(logits / self._online.temperature, dim=-1)
+        student = torch.log_softmax(logits() / self._online.temperature, dim=-1)
         found = forward_kl_sum(teacher, student)
         self._kl = found if self._kl is None else self._kl + found
         return DenseTargets(taid_log_probs(student, teacher, self._t))

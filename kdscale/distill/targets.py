@@ -5,13 +5,14 @@ vocabulary exists for a chunk of positions only. The entropy of the targets that
 on the way: it makes a KL of the soft cross-entropy.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Protocol, Self
 
 import torch
 from transformers import PreTrainedModel
 
 from kdscale.cache.codecs import Codec
+from kdscale.cache.codecs.full import Full
 from kdscale.config import RunConfig
 from kdscale.config.training import ZeroConfig
 from kdscale.data.rows.prepared import Prepared
@@ -38,10 +39,10 @@ class BatchTargets(Protocol):
     layers: LayerOutputs
     """The teacher's outputs at these positions, [P, *] each; empty for a cache."""
 
-    def at(self, part: slice, logits: torch.Tensor) -> Targets | ClassTargets:
+    def at(self, part: slice, logits: Callable[[], torch.Tensor]) -> Targets | ClassTargets:
         """Return the targets of some C of the positions; each position is asked for once.
 
-        `logits` [C, V] float32 are the student's there, not divided by the temperature.
+        `logits` returns the student's there, [C, V] float32, not divided by the temperature.
         """
         ...
 
@@ -52,6 +53,31 @@ class BatchTargets(Protocol):
         the targets, a sum.
         """
         ...
+
+
+class _Payload:
+    """What a codec kept of P positions, decoded where it is asked for.
+
+    Sparse targets all at once: decoding is many small operations, which on a GPU take as long for
+    256 positions as for all. Dense ones are too large for that.
+    """
+
+    def __init__(self, codec: Codec, payload: torch.Tensor) -> None:
+        self._codec = codec
+        self._payload = payload
+        self._all: SparseTargets | None = None
+
+    def at(self, part: slice) -> Targets:
+        """Return the targets of some positions."""
+        if self._all is None:
+            if isinstance(self._codec, Full):
+                return self._codec.decode(self._payload[part])
+            found = self._codec.decode(self._payload)
+            assert isinstance(found, SparseTargets)
+            self._all = found
+        ghost = self._all.ghost
+        ghost = None if ghost is None else ghost[part]
+        return SparseTargets(self._all.ids[part], self._all.probs[part], ghost)
 
 
 class CachedTargets:
@@ -69,8 +95,7 @@ class CachedTargets:
         `entropy` is the teacher's own over all positions, a sum, where it is known.
         """
         self.layers: LayerOutputs = {}
-        self._codec = codec
-        self._payload = payload
+        self._payload = _Payload(codec, payload)
         self._entropy = entropy
         self._temperature = temperature
         self._merged: torch.Tensor | None = None
@@ -83,9 +108,9 @@ class CachedTargets:
             entropy = (entropy * mask.sum(dim=1)).sum()
         return cls(codec, batch.payload[mask], entropy, temperature)
 
-    def at(self, part: slice, logits: torch.Tensor) -> Targets:
+    def at(self, part: slice, logits: Callable[[], torch.Tensor]) -> Targets:
         """See BatchTargets."""
-        targets = self._codec.decode(self._payload[part])
+        targets = self._payload.at(part)
         if isinstance(targets, SparseTargets) and targets.ghost is not None:
             found = entropy_sum(targets)
             self._merged = found if self._merged is None else self._merged + found
@@ -111,8 +136,7 @@ class ClassifiedTargets:
         The others have the label alone.
         """
         self.layers: LayerOutputs = {}
-        self._codec = codec
-        self._payload = payload
+        self._payload = _Payload(codec, payload)
         self._has_target = has_target
         self._classes = classes
 
@@ -123,11 +147,9 @@ class ClassifiedTargets:
         assert batch.has_target is not None
         return cls(codec, batch.payload[mask], batch.has_target[mask], classes)
 
-    def at(self, part: slice, logits: torch.Tensor) -> ClassTargets:
+    def at(self, part: slice, logits: Callable[[], torch.Tensor]) -> ClassTargets:
         """See BatchTargets."""
-        return self._classes.targets(
-            self._codec.decode(self._payload[part]), self._has_target[part]
-        )
+        return self._classes.targets(self._payload.at(part), self._has_target[part])
 
     def kl(self, distillation: torch.Tensor) -> None:
         """See BatchTargets. The entropy over the classes is not kept."""
@@ -206,7 +228,7 @@ class OnlineTargets:
         self._hidden = hidden
         self._entropy = torch.zeros((), device=hidden.device)
 
-    def at(self, part: slice, logits: torch.Tensor) -> DenseTargets:
+    def at(self, part: slice, logits: Callable[[], torch.Tensor]) -> DenseTargets:
         """See BatchTargets."""
         own = self._head.logits(self._hidden[part])
         targets = DenseTargets(torch.log_softmax(own / self.temperature, dim=-1))

@@ -46,14 +46,18 @@ def chunk_loss(
     objective: Objective,
     gradient: torch.Tensor,
     label_weights: torch.Tensor | None = None,
-) -> torch.Tensor:
+    *,
+    defers: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the loss of C positions of `logits` [C, V] float32; `gradient` becomes its gradient.
 
-    Returns [3] float64: sums of objective, cross-entropy and distillation, in nats. `gradient` [C,
-    V] is memory apart from the logits. `labels` is [C] int64. Without `targets` the distillation is
-    0; with ClassTargets it is cross-entropy where a position has none. `label_weights` [C] float32
-    weigh the cross-entropy; where one is 0, the label may be any number. Raises ValueError for
-    ClassTargets with another divergence or temperature, or with such weights.
+    Returns [3] float64, sums of objective, cross-entropy and distillation, in nats; and None or,
+    with `defers`, a factor [C, 1] that `gradient` is still to be multiplied with, in a pass that
+    the caller makes anyway. `gradient` [C, V] is memory apart from the logits. `labels` is [C]
+    int64. Without `targets` the distillation is 0; with ClassTargets it is cross-entropy where a
+    position has none. `label_weights` [C] float32 weigh the cross-entropy; where one is 0, the
+    label may be any number. Raises ValueError for ClassTargets with another divergence or
+    temperature, or with such weights.
     """
     weight = objective.kd_weight if targets is not None else 0.0
     hard: torch.Tensor | float = 1 - weight  # what the labels' gradient is multiplied by
@@ -61,6 +65,7 @@ def chunk_loss(
         hard = hard * label_weights[:, None]
         labels = labels.where(label_weights != 0, 0)
     distillation = torch.zeros((), device=logits.device)
+    factor = None
     # Sparse targets that share the labels' softmax; all others need a second one.
     sparse = targets if isinstance(targets, SparseTargets) and objective.is_plain else None
     # One pass, where a maximum, a difference, an exponential and a sum would be four.
@@ -74,6 +79,9 @@ def chunk_loss(
             raise ValueError("targets over classes are for the forward KL at temperature 1 alone")
         distillation = add_classes(logits, q, labels, targets, weight)
         hard = 1.0
+    elif sparse is not None and sparse.ghost is None and defers:
+        distillation, factor = _add_deferred(q, sparse, weight, hard)
+        hard = hard / factor.clamp_min(SMALLEST_PROBABILITY)
     elif sparse is not None:
         distillation = _add_sparse(q, sparse, weight, hard)
     else:
@@ -84,7 +92,7 @@ def chunk_loss(
             q.add_(apart, alpha=weight)
     q.scatter_add_(-1, labels[:, None], -hard * q.new_ones(len(q), 1))
     total = weight * distillation + (1 - weight) * cross_entropy
-    return torch.stack([total, cross_entropy, distillation]).double()
+    return torch.stack([total, cross_entropy, distillation]).double(), factor
 
 
 def _add_sparse(
@@ -109,6 +117,21 @@ def _add_sparse(
         value += _add_ghost(q, targets, listed, weight, hard)
     q.scatter_add_(-1, ids, -weight * probs)
     return value
+
+
+def _add_deferred(
+    q: torch.Tensor, targets: SparseTargets, weight: float, hard: torch.Tensor | float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the soft cross-entropy (scalar), and a factor [C, 1].
+
+    `q` becomes `weight` times the gradient and `hard` times `q`, divided by the factor.
+    """
+    value = -(targets.probs * log_of(q.gather(-1, targets.ids))).sum()
+    factor = hard + weight * targets.probs.sum(dim=-1, keepdim=True)
+    # Where it is 0, so is all that is divided by it.
+    share = -weight / factor.clamp_min(SMALLEST_PROBABILITY)
+    q.scatter_add_(-1, targets.ids, share * targets.probs)
+    return value, factor
 
 
 def _add_ghost(

@@ -133,7 +133,8 @@ def _mix(log_p: torch.Tensor, log_q: torch.Tensor, share: float) -> torch.Tensor
     if share == 0:
         return log_q
     known = torch.isfinite(log_p)
-    weights = torch.tensor([share, 1 - share], device=log_p.device, dtype=log_p.dtype).log()
+    # On the host, where they are: a kernel takes them as arguments, and nothing is copied.
+    weights = torch.tensor([share, 1 - share], dtype=log_p.dtype).log()
     # -inf on both sides would have no gradient; where one side is, the other is the mixture.
     safe_p = torch.where(known, log_p, torch.finfo(log_p.dtype).min / 2)
     safe_q = log_q.clamp_min(torch.finfo(log_q.dtype).min / 2)

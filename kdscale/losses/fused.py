@@ -11,23 +11,32 @@ with cached targets.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from kdscale.losses import kernels
 from kdscale.losses.chunk import Objective, chunk_loss
 from kdscale.losses.classes import ClassTargets
-from kdscale.types import Head, Targets
+from kdscale.losses.products import HALVES, add_product, multiply
+from kdscale.types import DenseTargets, Head, Targets
 
 __all__ = ["LossSums", "Objective", "TargetsAt", "head_and_loss"]
 
 # Of a chunk. Every chunk reads the whole weight, so that matrix products of fewer are slower; more
-# gain nothing. The two buffers take as much memory as the gradient of a weight 512 wide.
+# gain nothing. On a CPU the two buffers take as much memory as the gradient of a weight 512 wide.
+# A GPU multiplies so much faster than it reads that it takes 1,000 positions, and launches count.
 _POSITIONS = 256
+_POSITIONS_GPU = 2048
+_ELEMENTS_GPU = 5 << 26
+# Rows that a GPU's products read start at multiples of 128 bytes, as its fast copies need 16.
+_ALIGNED = 64
 
-TargetsAt = Callable[[slice, torch.Tensor], Targets | ClassTargets]
-"""The targets of some of the C positions, made when they are needed; they may depend on the
-student's logits there, [C, V] float32, which are gone when the call has returned."""
+TargetsAt = Callable[[slice, Callable[[], torch.Tensor]], Targets | ClassTargets]
+"""The targets of some of the C positions, made when they are needed. They may depend on the
+student's logits there, which the second argument returns, [C, V] float32; these are gone when the
+call has returned."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +59,17 @@ def head_and_loss(
     """Return sums over P positions of the objective on hidden states [P, D] and labels [P] int64.
 
     `targets` gives SparseTargets or DenseTargets over V ids, or ClassTargets, for a slice of the
-    positions and the logits there; without it there is cross-entropy alone. `label_weights` [P]
+    positions, see TargetsAt; without it there is cross-entropy alone. `label_weights` [P]
     float32 weigh the cross-entropy; where one is 0, the label may be any number. Gradients reach
-    `hidden`, the head's weight and its bias. Raises ValueError for shapes that do not fit each
-    other, and for ClassTargets with another divergence or temperature or with label weights.
+    `hidden`, the head's weight and its bias. Products are in the dtype of `hidden` or, where
+    autocast is on, in its dtype. Raises ValueError for shapes that do not fit each other, and for
+    ClassTargets with another divergence or temperature or with label weights.
     """
     objective = objective or Objective()
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        # Not left to autocast, which skips products that write to memory that is there.
+        hidden = hidden.to(torch.get_autocast_dtype(device))
     width = head.vocab_size if head.weight is None else head.weight.shape[-1]
     fits = hidden.shape[-1] == width or (head.weight is None and hidden.shape[-1] > width)
     if hidden.shape[:-1] != labels.shape or not fits:
@@ -86,23 +100,45 @@ class _FusedLoss(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         gradients = _Gradients(ctx.needs_input_grad, hidden, weight, bias)
         used = head.cast(hidden.dtype)
-        shape = (min(_POSITIONS, len(labels)), head.vocab_size)
-        buffers = [hidden.new_empty(shape, dtype=torch.float32) for _ in range(2)]
+        size = chunk_positions(hidden.device.type, head.vocab_size)
+        buffers = _Buffers(min(size, len(labels)), head.vocab_size, hidden)
         sums = torch.zeros(3, dtype=torch.float64, device=hidden.device)
-        for start in range(0, len(labels), _POSITIONS):
-            part = slice(start, min(start + _POSITIONS, len(labels)))
+        kd_weight = 0.0 if targets is None else objective.kd_weight
+        sparse: kernels.SparseLoss | None = None
+        for start in range(0, len(labels), size):
+            part = slice(start, min(start + size, len(labels)))
             some = hidden[part]
-            logits, gradient = (buffer[: len(some)] for buffer in buffers)
-            _multiply(some, used, logits)
-            slope = _transform(logits, head)
+            logits = _Logits(some, used, buffers)
             found = targets(part, logits) if targets is not None else None
             weights = None if label_weights is None else label_weights[part]
-            sums += chunk_loss(logits, labels[part], found, objective, gradient, weights)
+            rounded = buffers.rounded(len(some))
+            if buffers.rounds and kernels.takes(rounded, found, objective):
+                assert not isinstance(found, DenseTargets | ClassTargets)
+                sparse = sparse or kernels.SparseLoss(head, labels, kd_weight, label_weights)
+                _multiply(some, used, rounded)
+                sparse.add(part, rounded, found)
+            else:
+                gradient = buffers.gradient(len(some))
+                value, factor = chunk_loss(
+                    logits(),
+                    labels[part],
+                    found,
+                    objective,
+                    gradient,
+                    weights,
+                    defers=buffers.rounds,
+                )
+                sums += value
+                if gradients.wanted:
+                    _finish(gradient, factor, logits.slope, rounded)
             if gradients.wanted:
-                gradients.add(part, some, used, gradient if slope is None else gradient.mul_(slope))
+                gradients.add(part, some, used, rounded)
+        if sparse is not None:
+            sums += sparse.sums()
         # Not by `save_for_backward`: what that holds on to, autograd copies instead of making it
         # the gradient of a leaf.
         ctx.gradients = gradients.all
+        ctx.dtypes = [None if each is None else each.dtype for each in (hidden, weight, bias)]
         objective_sum, cross_entropy, distillation = sums.float().unbind()
         ctx.mark_non_differentiable(cross_entropy, distillation)
         return objective_sum, cross_entropy, distillation
@@ -112,14 +148,102 @@ class _FusedLoss(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError("the gradients of this loss were handed out already")
-        for gradient in gradients:
-            if gradient is not None:
-                gradient.mul_(scales[0].to(gradient.dtype))
-        return (*gradients, None, None, None, None, None)
+        scaled = [
+            None if gradient is None or dtype is None else _scale(gradient, scales[0], dtype)
+            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
+        ]
+        return (*scaled, None, None, None, None, None)
+
+
+def chunk_positions(device: str, vocab_size: int) -> int:
+    """Return the positions of a chunk on a `device` of that type."""
+    if device == "cpu":
+        return _POSITIONS
+    fitting = _ELEMENTS_GPU // vocab_size // _POSITIONS * _POSITIONS
+    return min(_POSITIONS_GPU, max(_POSITIONS, fitting))
+
+
+class _Buffers:
+    """Memory that all chunks share: logits and their gradient, and the gradient for products."""
+
+    def __init__(self, positions: int, vocab_size: int, hidden: torch.Tensor) -> None:
+        self._shape, self._like = (positions, vocab_size), hidden
+        self.rounds = hidden.dtype in HALVES
+        """True if products take the gradient in less than float32."""
+
+    def logits(self, positions: int) -> torch.Tensor:
+        """Return memory for logits, [C, V] float32."""
+        return self._logits[:positions]
+
+    def gradient(self, positions: int) -> torch.Tensor:
+        """Return memory for their gradient, [C, V] float32."""
+        return self._gradient[:positions]
+
+    def rounded(self, positions: int) -> torch.Tensor:
+        """Return memory for the gradient in products, [C, V]: that of `gradient` if in float32."""
+        return self._rounded[:positions] if self.rounds else self.gradient(positions)
+
+    @cached_property
+    def _logits(self) -> torch.Tensor:
+        return self._like.new_empty(self._shape, dtype=torch.float32)
+
+    @cached_property
+    def _gradient(self) -> torch.Tensor:
+        return self._like.new_empty(self._shape, dtype=torch.float32)
+
+    @cached_property
+    def _rounded(self) -> torch.Tensor:
+        positions, vocab_size = self._shape
+        aligned = vocab_size + -vocab_size % _ALIGNED
+        return self._like.new_empty(positions, aligned)[:, :vocab_size]
+
+
+class _Logits:
+    """A chunk's logits, [C, V] float32, made when they are first asked for."""
+
+    def __init__(self, hidden: torch.Tensor, head: Head, buffers: _Buffers) -> None:
+        self._hidden, self._head, self._buffers = hidden, head, buffers
+        self._made: torch.Tensor | None = None
+        self.slope: torch.Tensor | float | None = None
+        """The derivative of the logits in the head's products; None for 1."""
+
+    def __call__(self) -> torch.Tensor:
+        if self._made is None:
+            self._made = self._buffers.logits(len(self._hidden))
+            _multiply(self._hidden, self._head, self._made)
+            self.slope = _transform(self._made, self._head)
+        return self._made
+
+
+def _finish(
+    gradient: torch.Tensor,
+    factor: torch.Tensor | None,
+    slope: torch.Tensor | float | None,
+    rounded: torch.Tensor,
+) -> None:
+    """Write `gradient` times `factor` and `slope` to `rounded`, which may be `gradient` itself.
+
+    Nothing of their size is read or written twice for it.
+    """
+    last = slope if slope is not None else factor
+    if factor is not None and slope is not None:
+        gradient.mul_(factor)
+    if last is not None:
+        torch.mul(gradient, last, out=rounded)
+    elif rounded is not gradient:
+        rounded.copy_(gradient)
+
+
+def _scale(gradient: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return `gradient` times the scalar `scale` in `dtype`, in place where it has that."""
+    # A scalar of float32 is rounded to no other dtype by this.
+    if gradient.dtype == dtype:
+        return gradient.mul_(scale)
+    return torch.mul(gradient, scale, out=torch.empty_like(gradient, dtype=dtype))
 
 
 class _Gradients:
-    """Gradient buffers of hidden states, weight and bias; None where a gradient is not needed."""
+    """Gradients of hidden states, weight and bias so far; None where one is not needed."""
 
     def __init__(
         self,
@@ -131,8 +255,9 @@ class _Gradients:
         self.wanted = any(needed[:3])
         # Logits of padding ids, where a model makes its own, get no gradient.
         self.hidden = torch.zeros_like(hidden) if needed[0] else None
-        self.weight = torch.zeros_like(weight) if weight is not None and needed[1] else None
-        self.bias = torch.zeros_like(bias) if bias is not None and needed[2] else None
+        self.weight = _sums(weight, len(hidden)) if weight is not None and needed[1] else None
+        self._is_first = True
+        self.bias = _sums(bias, positions=0) if bias is not None and needed[2] else None
 
     @property
     def all(self) -> tuple[torch.Tensor | None, ...]:
@@ -147,26 +272,37 @@ class _Gradients:
         elif self.hidden is not None and head.weight is not None:
             torch.mm(gradient, head.weight, out=self.hidden[part])
         if self.weight is not None:
-            rows = self.weight[:vocab_size]
-            if rows.dtype == hidden.dtype:
-                rows.addmm_(gradient.T, hidden)
-            else:
-                rows.add_(gradient.T @ hidden)
+            # The first one is written, not added.
+            to = multiply if self._is_first else add_product
+            to(gradient.T, hidden, self.weight[:vocab_size])
+            if self._is_first:
+                self.weight[vocab_size:] = 0
         if self.bias is not None:
-            self.bias[:vocab_size] += gradient.sum(dim=0)
+            self.bias[:vocab_size] += gradient.sum(dim=0, dtype=self.bias.dtype)
+        self._is_first = False
+
+
+def _sums(parameter: torch.Tensor, positions: int) -> torch.Tensor:
+    """Return memory to add up a gradient in; zeros where there are no `positions` to begin it.
+
+    In float32: of chunk after chunk, halves would lose what is small.
+    """
+    dtype = torch.float32 if parameter.dtype in HALVES else parameter.dtype
+    make = torch.empty_like if positions else torch.zeros_like
+    return make(parameter, dtype=dtype)
 
 
 def _multiply(hidden: torch.Tensor, head: Head, out: torch.Tensor) -> None:
-    """Write the head's products to `out` [C, V] float32.
-
-    In place where dtypes allow: fresh memory would have to be mapped first, chunk by chunk.
-    """
-    if head.weight is None or hidden.dtype != out.dtype:
+    """Write the head's products to `out` [C, V], float32 or in their dtype."""
+    if head.weight is None:
         out.copy_(head.products(hidden))
     elif head.bias is None:
-        torch.mm(hidden, head.weight.T, out=out)
-    else:
+        multiply(hidden, head.weight.T, out)
+    elif hidden.dtype == out.dtype:
         torch.addmm(head.bias, hidden, head.weight.T, out=out)
+    else:
+        multiply(hidden, head.weight.T, out)
+        out.add_(head.bias)
 
 
 def _transform(logits: torch.Tensor, head: Head) -> torch.Tensor | float | None:

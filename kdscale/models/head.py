@@ -7,10 +7,12 @@ memory, and their time at positions that no loss asks for. So does a classifier,
 few.
 """
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from kdscale.models.forward import (
@@ -19,6 +21,7 @@ from kdscale.models.forward import (
     compute_logits,
     intercept_lm_head,
     model_inputs,
+    model_task,
 )
 from kdscale.models.modes import evaluation_mode
 from kdscale.models.sequence_check import SequenceSpec, check_sequences
@@ -28,7 +31,12 @@ PREFIX = "model."
 """Of the names of the model's parameters in a ModelWithHead."""
 
 _POSITIONS = 8
-_TOLERANCE = 1e-3
+# Of the largest logit. In bfloat16 a number is rounded by up to 1/256 of itself, and there are some
+# roundings between two ways to compute one.
+_TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3}
+_TOLERANCE_ELSE = 1e-3
+
+log = logging.getLogger(__name__)
 
 HeadInput = Literal["body", "projection", "logits"]
 """Input of a head: the last hidden states of the model's body, those that the model itself gives
@@ -165,16 +173,31 @@ class ModelWithHead(torch.nn.Module):
 
     @torch.no_grad()
     def detect_head(self, device: torch.device) -> None:
-        """Find out what the head takes. Call it as `model(ModelWithHead.detect_head, device)`."""
+        """Find out what the head takes. Call it as `model(ModelWithHead.detect_head, device)`.
+
+        A language model whose logits are none of the head's is named in a warning, on rank 0: its
+        logits of all positions are kept, which mostly is the largest array of a training.
+        """
         self._head_input = "logits"
         output = self.model.get_output_embeddings()
-        if output is None or not is_plain(output):
-            return
+        if output is not None and is_plain(output):
+            self._compare_heads(device)
+        is_first = not dist.is_initialized() or dist.get_rank() == 0
+        classifies = model_task(self.model) == "sequence-classification"
+        if self._head_input == "logits" and is_first and not classifies:
+            log.warning(
+                "The logits of this %s are not those of its last linear map on its hidden states: "
+                "they are kept whole, for all positions of a micro-batch.",
+                self.model.config.model_type,
+            )
+
+    def _compare_heads(self, device: torch.device) -> None:
+        """Take the first input of the head that gives the model's own logits."""
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(self.vocab_size, (1, _POSITIONS), generator=generator).to(device)
         sources: tuple[HeadInput, ...] = ("body", "projection", "logits")
         with evaluation_mode(self):
-            own = compute_logits(self.model, ids, torch.ones_like(ids), self.vocab_size).float()
+            own = compute_logits(self.model, ids, torch.ones_like(ids), self.vocab_size)
             for source in sources:
                 self._head_input = source
                 if self._gives(ids, own):
@@ -190,4 +213,5 @@ class ModelWithHead(torch.nn.Module):
         if weight is not None and hidden.shape[-1] != weight.shape[-1]:
             return False
         found = self.head.logits(hidden.flatten(0, 1)).view_as(own)
-        return bool((found - own).abs().max() <= _TOLERANCE * own.abs().max())
+        tolerance = _TOLERANCE.get(own.dtype, _TOLERANCE_ELSE)
+        return bool((found - own.float()).abs().max() <= tolerance * own.abs().max())

@@ -2,7 +2,8 @@
 
 FLOPs are the data sheets' (`kdscale.train.throughput`), memory, bandwidth and links NVIDIA's and
 AWS's. Prices are AWS's list prices in us-east-1, Linux, since the cut of June 2025, for each GPU;
-spot prices move by the hour and are put at 40 % of those. `--hardware FILE` replaces a row.
+spot prices move by the hour and are put at 40 % of those. `--hardware FILE` replaces a row. What of
+these figures a kernel reaches is in `roofline.py`.
 """
 
 from pathlib import Path
@@ -27,6 +28,7 @@ def _gpu(
     memory: float,
     host: float,
     bandwidth: float,
+    float32: float,
     link: float,
     network: float,
 ) -> Hardware:
@@ -38,6 +40,7 @@ def _gpu(
         memory_gib=memory,
         host_memory_gib=host,
         bandwidth_gb_s=bandwidth,
+        float32_flops=float32 * 1e12,
         devices_per_node=per_node,
         link_gb_s=link,
         network_gb_s=network,
@@ -47,17 +50,21 @@ def _gpu(
     )
 
 
-# Name, instance, $/h, GPUs a machine, GiB of GPU and host, GB/s of memory, link and network.
+# Name, instance, $/h, GPUs a machine, GiB of GPU and host, GB/s of memory, float32 TFLOP/s outside
+# of the matrix units, GB/s of link and network.
 TABLE = (
+    # NVLink 5, 1,800 GB/s both ways; EFA, 3,200 Gb/s a machine.
+    _gpu("B200", "p6-b200.48xlarge", 14.24, 8, 179, 256, 7700, 80, 900, 50),
     # NVLink 4, 900 GB/s both ways; EFA, 3,200 Gb/s a machine.
-    _gpu("H100", "p5.48xlarge", 6.88, 8, 80, 256, 3350, 450, 50),
+    _gpu("H200", "p5en.48xlarge", 7.91, 8, 140, 256, 4800, 67, 450, 50),
+    _gpu("H100", "p5.48xlarge", 6.88, 8, 80, 256, 3350, 67, 450, 50),
     # NVLink 3, 600 GB/s both ways; EFA, 400 Gb/s a machine.
-    _gpu("A100-80", "p4de.24xlarge", 3.43, 8, 80, 144, 2039, 300, 6.25),
-    _gpu("A100-40", "p4d.24xlarge", 2.74, 8, 40, 144, 1555, 300, 6.25),
+    _gpu("A100-80", "p4de.24xlarge", 3.43, 8, 80, 144, 2039, 19.5, 300, 6.25),
+    _gpu("A100-40", "p4d.24xlarge", 2.74, 8, 40, 144, 1555, 19.5, 300, 6.25),
     # Machines with one GPU, at 20, 10 and 10 Gb/s at most; without the memory that ECC takes.
-    _gpu("L40S", "g6e.xlarge", 1.86, 1, 44, 32, 864, 32, 2.5),
-    _gpu("A10G", "g5.xlarge", 1.01, 1, 22, 16, 600, 32, 1.25),
-    _gpu("L4", "g6.xlarge", 0.80, 1, 22, 16, 300, 32, 1.25),
+    _gpu("L40S", "g6e.xlarge", 1.86, 1, 44, 32, 864, 91.6, 32, 2.5),
+    _gpu("A10G", "g5.xlarge", 1.01, 1, 22, 16, 600, 31.5, 32, 1.25),
+    _gpu("L4", "g6.xlarge", 0.80, 1, 22, 16, 300, 30.3, 32, 1.25),
 )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from kdscale.cache.codecs import make_codec
 from kdscale.config.training import TrainingConfig, ZeroConfig
+from kdscale.losses.fused import chunk_positions
 from kdscale.plan.inputs import PlanInputs, Shape, rank_rows, workers_of
 
 Parts = dict[str, int]
@@ -26,8 +27,6 @@ _BASE = {"cpu": 600 << 20, "gpu": 3 << 30}
 _AT_WORK, _ENGINE = 90 << 20, 100 << 20
 # Of a weight in NF4: four bits, a scale of 8 bits for 64, and a scale in float32 for 256 of these.
 _NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
-# Positions of a chunk of the fused loss, see losses/fused.py.
-_LOSS_POSITIONS = 256
 # Elements of an encoder's chunk, see cache/codecs/chunked.py, and its working tensors of 4 bytes.
 _ENCODE_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 26}
 _ENCODE_TENSORS = 4
@@ -181,15 +180,21 @@ def _weights(shape: Shape, ranks: int, is_sharded: bool, inputs: PlanInputs) -> 
 def loss_buffers(shape: Shape, rows: int, inputs: PlanInputs) -> int:
     """Return the bytes of the fused loss.
 
-    Two arrays of a chunk's logits in float32, 8 min(256, B T) V, the gradient of the head, 4 V h
-    (a head beside adapters has none), and of the hidden states, p B T h; on a GPU the head's copy
-    in bfloat16, 2 V h.
+    Two arrays of a chunk's logits in float32, 8 min(C, B T) V for C positions a chunk, on a GPU one
+    in bfloat16 beside them; the gradient of the head, 4 V h (a head beside adapters has none), and
+    of the hidden states, p B T h; on a GPU the head's copy in bfloat16, 2 V h.
     """
     positions = rows * inputs.tokens.seq_len
-    chunks = 8 * min(_LOSS_POSITIONS, positions) * inputs.tokens.outputs
+    chunk = min(_chunk(inputs), positions)
+    chunks = (8 + (2 if inputs.is_gpu else 0)) * chunk * inputs.tokens.outputs
     gradient = 4 if shape.adapters is None else 0
     weight = (gradient + (2 if inputs.is_gpu else 0)) * shape.head
     return chunks + weight + inputs.width * positions * shape.hidden
+
+
+def _chunk(inputs: PlanInputs) -> int:
+    """Return the most positions of a chunk of the fused loss."""
+    return chunk_positions("cuda" if inputs.is_gpu else "cpu", inputs.tokens.outputs)
 
 
 def training_memory(
@@ -261,7 +266,7 @@ def distill_memory(inputs: PlanInputs) -> Memory:
         weights = _weights(shape, ranks, distill.online.teacher_sharding == "zero3", inputs)
         forward = forward_only(shape, min(distill.training.micro_batch_size, rows), inputs)
         device["online teacher"] = sum(weights.values()) + forward
-        device["online targets"] = 3 * 4 * _LOSS_POSITIONS * tokens.outputs
+        device["online targets"] = 3 * 4 * _chunk(inputs) * tokens.outputs
     if not inputs.is_gpu:
         return Memory(device | reader, {})
     return Memory(device, memory.host | reader)

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kdscale.cache.codecs import make_codec
 from kdscale.config.cache import CodecConfig, FullCodec, SampleCodec, TopkCodec, VaroptCodec
 from kdscale.losses import fused
+from kdscale.losses.chunk import chunk_loss
 from kdscale.losses.divergences import Divergence, forward_kl_sum, reverse_kl_sum
 from kdscale.losses.fused import LossSums, Objective, head_and_loss
 from kdscale.types import DenseTargets, Head, SparseTargets, Targets
@@ -178,6 +179,101 @@ def test_chunks_change_nothing(chunk: int, monkeypatch: pytest.MonkeyPatch) -> N
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+def relative_error(found: torch.Tensor | None, exact: torch.Tensor | None) -> float:
+    assert found is not None
+    assert exact is not None
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_autocast_is_followed(has_bias: bool, weighted: bool) -> None:
+    """Float32 weights under autocast give what rounded hidden states give, in float32."""
+    positions, vocab, width = 300, 50, 16
+    targets, objective = targets_of("varopt", positions, vocab, 0), Objective(0.5)
+    labels = torch.arange(positions) % vocab
+    weights = (labels % 3).float() if weighted else None
+
+    def compute(rounded: bool) -> tuple[float, list[torch.Tensor], Head]:
+        leaves = [randn(0, positions, width), randn(1, vocab + 3, width), randn(2, vocab + 3)]
+        hidden, weight, bias = (each.requires_grad_() for each in leaves)
+        head = Head(weight, bias if has_bias else None, vocab)
+        with torch.autocast("cpu", torch.bfloat16, enabled=not rounded):
+            sums = head_and_loss(
+                hidden.bfloat16() if rounded else hidden,
+                head,
+                labels,
+                lambda part, _: part_of(targets, part),
+                objective,
+                weights,
+            )
+        sums.objective.backward()
+        return sums.objective.item(), [hidden, weight, *([bias] if has_bias else [])], head
+
+    (value, leaves, head), (rounded, others, _) = compute(False), compute(True)
+    assert value == rounded
+    exact = [each.detach().double().requires_grad_() for each in leaves]
+    expected = naive(
+        exact[0],
+        head,
+        exact[1],
+        exact[2] if has_bias else None,
+        labels,
+        targets,
+        objective,
+        None if weights is None else weights.double(),
+    )
+    expected.backward()
+    assert value == pytest.approx(expected.item(), rel=2e-3)
+    for found, other, reference in zip(leaves, others, exact, strict=True):
+        assert found.grad is not None
+        assert found.grad.dtype == torch.float32
+        torch.testing.assert_close(found.grad, other.grad, rtol=0, atol=0)
+        assert relative_error(found.grad, reference.grad) < 1e-2
+
+
+def test_the_weights_gradient_is_added_up_in_float32() -> None:
+    positions, vocab, width = 8192, 300, 16
+    labels = torch.multinomial(
+        1 / torch.arange(1.0, vocab + 1),
+        positions,
+        replacement=True,
+        generator=torch.Generator().manual_seed(0),
+    )
+    hidden = randn(0, positions, width).bfloat16()
+    weight = (0.05 * randn(1, vocab, width)).bfloat16().requires_grad_()
+    (3 * head_and_loss(hidden, Head(weight, None, vocab), labels).objective).backward()
+    exact = weight.detach().double().requires_grad_()
+    (
+        3 * torch.nn.functional.cross_entropy(hidden.double() @ exact.T, labels, reduction="sum")
+    ).backward()
+    assert weight.grad is not None
+    assert exact.grad is not None
+    # Each chunk's gradient in the logits is rounded, too.
+    rounding = relative_error(exact.grad.bfloat16(), exact.grad)
+    assert relative_error(weight.grad, exact.grad) < 2.5 * rounding
+    # Rows of rare ids have small numbers, which sums of halves would lose.
+    assert relative_error(weight.grad[-100:], exact.grad[-100:]) < 2.5 * rounding
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kd_weight", [0.0, 0.3, 1.0])
+def test_a_deferred_factor_changes_nothing(codec: str, weighted: bool, kd_weight: float) -> None:
+    positions, vocab = 30, 40
+    logits, labels = 3 * randn(0, positions, vocab), torch.arange(positions) % vocab
+    targets, objective = targets_of(codec, positions, vocab, 0), Objective(kd_weight)
+    weights = (labels % 3).float() if weighted else None
+    found = []
+    for defers in (False, True):
+        gradient = torch.empty_like(logits)
+        sums, factor = chunk_loss(
+            logits.clone(), labels, targets, objective, gradient, weights, defers=defers
+        )
+        found.append((sums, gradient if factor is None else gradient * factor))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+
+
 def test_one_pass_gives_both_losses_and_the_teachers_gradient() -> None:
     hidden, weight, labels = randn(0, 9, 4), randn(1, 12, 4), torch.arange(9)
     targets = targets_of("varopt", 9, 12, 0)
@@ -225,6 +321,14 @@ def test_no_gradient_where_none_is_wanted() -> None:
         lambda h: torch.nn.functional.cross_entropy(h @ weight.T, labels, reduction="sum"), hidden
     )
     torch.testing.assert_close(frozen.grad, expected)
+
+
+def test_no_position_has_no_gradient() -> None:
+    hidden, weight = randn(0, 0, 4).requires_grad_(), randn(1, 9, 4).requires_grad_()
+    sums = head_and_loss(hidden, Head(weight, None, 7), torch.zeros(0, dtype=torch.int64))
+    sums.objective.backward()
+    assert sums.objective.item() == 0
+    assert torch.equal(weight.grad, torch.zeros(9, 4))  # type: ignore[arg-type]  # it is there
 
 
 class Largest(TorchDispatchMode):

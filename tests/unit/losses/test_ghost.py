@@ -37,7 +37,7 @@ def value_and_gradient(
 ) -> tuple[float, torch.Tensor]:
     gradient = torch.empty_like(logits)
     labels = torch.zeros(len(logits), dtype=torch.int64)
-    sums = chunk_loss(logits.clone(), labels, targets, objective, gradient)
+    sums, _ = chunk_loss(logits.clone(), labels, targets, objective, gradient)
     return float(sums[0]), gradient
 
 

@@ -92,6 +92,33 @@ def test_head_and_loss_train_as_the_models_own_logits_do(name: str) -> None:
     check_training(model)
 
 
+# Logits scaled by a number that is no power of two are rounded once more, or once less.
+@pytest.mark.parametrize("name", [*LINEAR, "granite of 6"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_head_is_found_in_bfloat16(name: str, seed: int) -> None:
+    options = LINEAR.get(name, {**SMALL, "logits_scaling": 6.0})
+    model = make(name, options)
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=1.0)
+    model.to(torch.bfloat16)(ModelWithHead.detect_head, torch.device("cpu"))
+    assert model.head.weight is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_that_is_not_found_is_said(
+    dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make("llama", SMALL)
+    model(ModelWithHead.detect_head, torch.device("cpu"))
+    assert caplog.text == ""
+    output: Any = model.model.get_output_embeddings()
+    output.register_forward_hook(lambda _, __, logits: 1.05 * logits)
+    model.to(dtype)(ModelWithHead.detect_head, torch.device("cpu"))
+    assert model.head.weight is None
+    assert "logits of this llama are not those of its last linear map" in caplog.text
+
+
 @pytest.mark.parametrize("name", MASKED)
 def test_a_masked_language_model_projects_only_what_the_loss_asks_for(name: str) -> None:
     model = make(name, MASKED[name], TaskSpec("masked-lm"))

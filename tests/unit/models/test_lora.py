@@ -1,6 +1,8 @@
 """Adapters against peft and plain torch alone: training, frozen weights, folders, merging."""
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +88,7 @@ def compute_loss(model: ModelWithHead, batch: Batch, step: int) -> torch.Tensor:
     ids, targets = batch
     hidden = model.hidden(ids, torch.ones_like(ids))[:, :-1].flatten(0, 1)
 
-    def at(part: slice, logits: torch.Tensor) -> SparseTargets:
+    def at(part: slice, _: Callable[[], torch.Tensor]) -> SparseTargets:
         return SparseTargets(targets.ids[part], targets.probs[part])
 
     labels = ids[:, 1:].flatten()
@@ -274,13 +276,13 @@ def test_a_frozen_head_takes_no_gradient_and_no_memory_for_one(
     weight = torch.randn(VOCAB, 32, requires_grad=not frozen)
     hidden = torch.randn(9, 32, requires_grad=True)
     buffers: list[tuple[int, ...]] = []
-    zeros_like = torch.zeros_like
 
-    def counted(tensor: torch.Tensor, **more: Any) -> torch.Tensor:
+    def counted(make: Callable[..., torch.Tensor], tensor: torch.Tensor, **more: Any) -> Any:
         buffers.append(tuple(tensor.shape))
-        return zeros_like(tensor, **more)
+        return make(tensor, **more)
 
-    monkeypatch.setattr(torch, "zeros_like", counted)
+    for name in ("zeros_like", "empty_like"):
+        monkeypatch.setattr(torch, name, partial(counted, getattr(torch, name)))
     loss = head_and_loss(hidden, Head(weight, None, VOCAB), torch.zeros(9).long())
     loss.objective.backward()
     assert buffers == ([(9, 32)] if frozen else [(9, 32), (VOCAB, 32)])

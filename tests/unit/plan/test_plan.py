@@ -171,7 +171,8 @@ def test_the_example_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_hardware_by_name_by_file_and_not_at_all(tmp_path: Path) -> None:
     assert find_hardware("h100") == find_hardware("H100")
-    assert {row.name for row in TABLE} == {"H100", "A100-80", "A100-40", "L40S", "A10G", "L4"}
+    names = {"B200", "H200", "H100", "A100-80", "A100-40", "L40S", "A10G", "L4"}
+    assert {row.name for row in TABLE} == names
     assert all(row.spot < row.on_demand for row in TABLE)
     own = find_hardware("H100").model_copy(update={"name": "ours", "on_demand": 2.0})
     path = tmp_path / "ours.yaml"

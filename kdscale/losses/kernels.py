@@ -1,0 +1,133 @@
+"""The loss of a chunk as one operator of torch, where there are a GPU, Triton and its compiler."""
+
+import logging
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
+from kdscale.losses.chunk import Objective
+from kdscale.losses.classes import ClassTargets
+from kdscale.types import Head, SparseTargets, Targets
+
+MOST_IDS = 127
+"""Ids of a position that the kernel takes: it compares each with each."""
+
+log = logging.getLogger(__name__)
+
+
+def takes(
+    logits: torch.Tensor, targets: Targets | ClassTargets | None, objective: Objective
+) -> bool:
+    """Return whether SparseLoss computes the loss on these targets, for such logits."""
+    if not objective.is_plain or not available(logits.device.type):
+        return False
+    if targets is None:
+        return True
+    return isinstance(targets, SparseTargets) and targets.ids.shape[-1] <= MOST_IDS
+
+
+class SparseLoss:
+    """Loss of P positions, some of them at a time; what is small is done once for all."""
+
+    def __init__(
+        self,
+        head: Head,
+        labels: torch.Tensor,
+        weight: float,
+        label_weights: torch.Tensor | None = None,
+    ) -> None:
+        """Take `labels` [P] int64 and their weights [P] float32 in the cross-entropy.
+
+        `weight` is that of the distillation, 0 without targets.
+        """
+        self._head, self._weight, self._label_weights = head, weight, label_weights
+        self._hard = torch.full_like(labels, 1 - weight, dtype=torch.float32)
+        if label_weights is not None:
+            self._hard *= label_weights
+            labels = labels.where(label_weights != 0, 0)
+        self._labels = labels
+        # Where nothing is added, nothing is lost.
+        self._values = self._hard.new_zeros(len(labels), 2)
+
+    def add(self, part: slice, products: torch.Tensor, targets: SparseTargets | None) -> None:
+        """Add some positions, whose head's `products` [C, V] become their gradient.
+
+        They are neither scaled nor capped yet, and of any float type.
+        """
+        labels, hard = self._labels[part], self._hard[part]
+        if targets is None:
+            targets = SparseTargets(labels[:, None][:, :0], hard[:, None][:, :0])
+        _sparse_chunk(
+            products,
+            self._values[part],
+            labels,
+            hard,
+            targets.ids,
+            targets.probs,
+            targets.ghost,
+            self._weight,
+            float(self._head.scale),
+            self._head.softcap,
+        )
+
+    def sums(self) -> torch.Tensor:
+        """Return [3] float64: sums of objective, cross-entropy and distillation, in nats."""
+        surprise, distillation = self._values.double().unbind(-1)
+        if self._label_weights is not None:
+            surprise = surprise * self._label_weights
+        cross_entropy, soft = surprise.sum(), distillation.sum()
+        total = self._weight * soft + (1 - self._weight) * cross_entropy
+        return torch.stack([total, cross_entropy, soft])
+
+
+@cache
+def available(device: str) -> bool:
+    """Return whether the kernel runs on a `device` of that type; a warning says why it does not.
+
+    Triton compiles at first use, for which it needs a C compiler.
+    """
+    if device != "cuda" or find_spec("triton") is None:
+        return False
+    logits = torch.zeros(1, 8, dtype=torch.bfloat16, device=device)
+    labels = torch.zeros(1, dtype=torch.int64, device=device)
+    try:
+        SparseLoss(Head(None, None, 8), labels, 0.0).add(slice(0, 1), logits, None)
+    except Exception as error:  # a compiler's, a driver's or Triton's own: each has its own kind
+        log.warning("The loss is computed without Triton, which fails here: %s", error)
+        return False
+    return True
+
+
+@torch.library.custom_op("kdscale::sparse_chunk", mutates_args=("logits", "values"))
+def _sparse_chunk(
+    logits: torch.Tensor,
+    values: torch.Tensor,
+    labels: torch.Tensor,
+    hard: torch.Tensor,
+    ids: torch.Tensor,
+    probs: torch.Tensor,
+    ghost: torch.Tensor | None,
+    weight: float,
+    scale: float,
+    softcap: float | None,
+) -> None:
+    from kdscale.losses.triton_chunk import sparse_chunk
+
+    sparse_chunk(logits, values, labels, hard, ids, probs, ghost, weight, scale, softcap)
+
+
+@_sparse_chunk.register_fake
+def _(
+    logits: torch.Tensor,
+    values: torch.Tensor,
+    labels: torch.Tensor,
+    hard: torch.Tensor,
+    ids: torch.Tensor,
+    probs: torch.Tensor,
+    ghost: torch.Tensor | None,
+    weight: float,
+    scale: float,
+    softcap: float | None,
+) -> None:
+    pass

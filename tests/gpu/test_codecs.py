@@ -1,0 +1,43 @@
+"""Encoders, decoders and the figures of an evaluation on fake CUDA tensors."""
+
+import pytest
+import torch
+
+from kdscale.cache.codecs import make_codec, uniforms
+from kdscale.evaluate.metrics import LanguageModelSums
+from kdscale.evaluate.temperature import TemperatureSums
+from tests.gpu.fake_cuda import CUDA, Record
+from tests.gpu.test_losses import CODECS
+
+SEQUENCES, LENGTH, VOCAB = 4, 300, 128_256
+# Of an encode: one in each chunk, of 523 positions here, and one at the end.
+ENCODE_SYNCS = 4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", CODECS)
+def test_codecs(record: Record, name: str, dtype: torch.dtype) -> None:
+    codec = make_codec(CODECS[name], VOCAB)
+    ids = torch.empty(SEQUENCES, 16, dtype=torch.uint8, device=CUDA)
+    noise = uniforms(0, ids, LENGTH, codec.streams).flatten(0, 1)
+    logits = torch.empty(SEQUENCES * LENGTH, VOCAB + 64, dtype=dtype, device=CUDA)
+    encoded = codec.encode(logits, noise, temperature=2.0)
+    assert encoded.payload.shape == (len(logits), codec.bytes_per_position)
+    assert {each.device.type for each in vars(encoded).values()} == {"cuda"}
+    assert record.syncs.total() <= ENCODE_SYNCS
+    record.clear()
+    for value in vars(codec.decode(encoded.payload)).values():
+        assert value is None or value.device.type == "cuda"
+    assert not record.syncs
+
+
+def test_language_model_figures(record: Record) -> None:
+    positions, rows = 300, 10
+    logits = torch.empty(positions, VOCAB, device=CUDA)
+    labels = torch.empty(positions, dtype=torch.int64, device=CUDA)
+    sums = LanguageModelSums(CUDA, rows, 0.9)
+    teacher, at = torch.empty_like(logits), torch.empty_like(labels)
+    record.clear()
+    sums.update(logits, labels, teacher, at)
+    TemperatureSums(CUDA).update(logits, labels)
+    assert not record.syncs

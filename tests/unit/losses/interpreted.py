@@ -1,0 +1,130 @@
+"""The Triton kernels on the CPU, by Triton's interpreter, against dense float64.
+
+`test_triton_chunk.py` runs this file in a process of its own, where Triton is imported with
+TRITON_INTERPRET=1: it looks at that only once.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from kdscale.losses import kernels, triton_chunk
+from kdscale.losses.fused import Objective, head_and_loss
+from kdscale.types import Head, SparseTargets
+from tests.unit.losses.test_fused import naive, part_of, randn, relative_error, targets_of
+
+
+@pytest.fixture(autouse=True)
+def several_blocks() -> Iterator[None]:
+    """Cut the few ids of a test into blocks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_chunk, "_BLOCK", 32)
+        yield
+
+
+def expected(
+    raw: torch.Tensor,
+    labels: torch.Tensor,
+    targets: SparseTargets | None,
+    kd_weight: float,
+    weights: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
+) -> tuple[float, torch.Tensor]:
+    """Return the objective of products `raw` and its gradient, in float64 by autograd."""
+    exact = raw.double().requires_grad_()
+    identity = torch.eye(raw.shape[1], dtype=torch.float64)
+    head = Head(identity, None, raw.shape[1], scale, softcap)
+    none = SparseTargets(labels[:, None].clamp_min(0), torch.zeros(len(raw), 1))
+    weights = None if weights is None else weights.double()
+    value = naive(
+        exact, head, identity, None, labels, targets or none, Objective(kd_weight), weights
+    )
+    value.backward()
+    assert exact.grad is not None
+    return value.item(), exact.grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("codec", ["varopt", "sample", "weighted sample", "topk"])
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.5, None), (0.5, 3.0)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_values_and_gradients(
+    codec: str,
+    dtype: torch.dtype,
+    scale: float,
+    softcap: float | None,
+    weighted: bool,
+) -> None:
+    positions, vocab, kd_weight = 7, 75, 0.3
+    memory = (3 * randn(0, positions, 128)).to(dtype)
+    raw = memory[:, :vocab]
+    labels = torch.arange(positions) * 11 % vocab
+    targets = targets_of(codec, positions, vocab, 0)
+    assert isinstance(targets, SparseTargets)
+    # A label that is listed, and one that is listed twice.
+    labels[1] = targets.ids[1, 0]
+    if targets.ghost is None:
+        targets.ids[2, 1] = targets.ids[2, 0]
+        labels[2] = targets.ids[2, 0]
+    weights = torch.arange(positions) % 3 / 2 if weighted else None
+    value, gradient = expected(raw, labels, targets, kd_weight, weights, scale, softcap)
+
+    hard = (1 - kd_weight) * (torch.ones(positions) if weights is None else weights)
+    beside = memory[:, vocab:].clone()
+    sums = torch.empty(positions, 2)
+    triton_chunk.sparse_chunk(
+        raw,
+        sums,
+        labels,
+        hard,
+        targets.ids,
+        targets.probs,
+        targets.ghost,
+        kd_weight,
+        scale,
+        softcap,
+    )
+    found = (hard * sums[:, 0] + kd_weight * sums[:, 1]).double().sum().item()
+    assert found == pytest.approx(value, rel=1e-5)
+    if dtype == torch.float32:
+        torch.testing.assert_close(raw.double(), gradient, rtol=1e-4, atol=1e-6)
+    else:
+        # Rounded once; the interpreter cuts off what a GPU rounds.
+        torch.testing.assert_close(raw.double(), gradient, rtol=2**-7, atol=1e-6)
+    assert torch.equal(memory[:, vocab:], beside)
+
+
+@pytest.mark.parametrize("codec", [None, "varopt", "topk"])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_the_fused_loss_takes_the_kernel(
+    codec: str | None, has_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left to it is what the operators of torch give, but for rounding."""
+    positions, vocab, width = 40, 70, 16
+    targets = None if codec is None else targets_of(codec, positions, vocab, 0)
+    labels = torch.arange(positions) % vocab
+    weights = (labels % 3).float()
+    found = []
+    for is_available in (False, True):
+        monkeypatch.setattr(kernels, "available", lambda _, answer=is_available: answer)
+        hidden = randn(0, positions, width).bfloat16().requires_grad_()
+        weight = randn(1, vocab + 3, width).bfloat16().requires_grad_()
+        bias = randn(2, vocab + 3).bfloat16().requires_grad_() if has_bias else None
+        sums = head_and_loss(
+            hidden,
+            Head(weight, bias, vocab, scale=0.5, softcap=5.0),
+            labels,
+            None if targets is None else lambda part, _: part_of(targets, part),
+            Objective(0.5),
+            weights,
+        )
+        (sums.objective / positions).backward()
+        gradients = [each.grad for each in (hidden, weight, bias) if each is not None]
+        found.append(([*vars(sums).values()], gradients))
+    for one, other in zip(found[0][0], found[1][0], strict=True):
+        assert one.item() == pytest.approx(other.item(), rel=2e-3)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        assert one is not None
+        assert relative_error(other, one.double()) < 1e-2
