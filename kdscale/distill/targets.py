@@ -13,12 +13,13 @@ from transformers import PreTrainedModel
 
 from kdscale.cache.codecs import Codec
 from kdscale.config import RunConfig
-from kdscale.config.training import ZeroConfig
+from kdscale.config.training import AttentionChoice, ZeroConfig
 from kdscale.data.rows.prepared import Prepared
 from kdscale.distill.batches import MicroBatch
 from kdscale.distributed.rank import Rank
 from kdscale.losses.classes import ClassMap, ClassTargets
 from kdscale.losses.divergences import entropy_sum
+from kdscale.models.attention import set_attention
 from kdscale.models.attention_check import check_attention
 from kdscale.models.forward import RowTensors
 from kdscale.models.head import LayerOutput, ModelWithHead
@@ -146,14 +147,19 @@ class OnlineTeacher:
         zero: ZeroConfig,
         spec: SequenceSpec,
         outputs: Collection[LayerOutput] = (),
+        attention: AttentionChoice = "auto",
     ) -> None:
         """Load the teacher; the `outputs` of its layers come with its targets.
 
-        Raises KdscaleError where it lacks them, or misreads such sequences.
+        `attention` is its kernel where attention weights are not among them. Raises KdscaleError
+        where it lacks the outputs or the kernel, or misreads such sequences.
         """
 
         def wrap(model: PreTrainedModel) -> ModelWithHead:
-            return ModelWithHead(model, spec.outputs, gives_attention="attention" in outputs)
+            gives_attention = "attention" in outputs
+            if not gives_attention:
+                set_attention(model, attention, worker.device, packs=spec.packs)
+            return ModelWithHead(model, spec.outputs, gives_attention=gives_attention)
 
         self._outputs = outputs
         self._is_sharded = zero.stage == 3
@@ -184,7 +190,8 @@ def open_online_teacher(
     online = config.distill.online
     spec = sequence_spec(config, prepared, config.distill.training.micro_batch_size)
     zero = ZeroConfig.for_teacher(online.teacher_sharding)
-    return OnlineTeacher(teacher, worker, zero, spec, online.layer_outputs)
+    attention = config.teacher.attention
+    return OnlineTeacher(teacher, worker, zero, spec, online.layer_outputs, attention)
 
 
 class OnlineTargets:

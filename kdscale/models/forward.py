@@ -15,6 +15,7 @@ import torch
 from transformers.masking_utils import create_masks_for_generate
 
 from kdscale.config.task import Task
+from kdscale.models.attention import FLASH, additive, implementation
 from kdscale.models.documents import Documents, copy_to, document_positions, packing_known
 from kdscale.models.tasks import task_of
 from kdscale.types import Rows, labels_of
@@ -87,20 +88,45 @@ def attention_inputs(
     `segments` is [B, T] int64, 0 where there is padding, and `documents` are those in it. The mask
     is what transformers makes for the model's attention implementation: one for each kind of its
     layers (full, sliding window, chunks), each inside a document. Sequences of one document need
-    none: the model's own causal attention does, as padding comes after the document.
+    none: the model's own causal attention does, as padding comes after the document. FlashAttention
+    takes the bounds of documents in place of masks.
     """
     documents = documents or Documents.ask(segments)
-    if not documents.packed:
+    bare = unwrapped(model)
+    is_flash = implementation(bare) == FLASH
+    if not documents.packed and not is_flash:
         return {}
     positions = document_positions(segments)
-    bare = unwrapped(model)
+    if is_flash:
+        # Without bounds it would look for them in every layer, in batches of one row alone.
+        return {"position_ids": positions, **_flash_inputs(documents)}
     make_masks = getattr(bare, "create_masks_for_generate", create_masks_for_generate)
-    dtype = next(p.dtype for p in bare.parameters() if p.is_floating_point())
+    dtype, device = _computed_dtype(bare, segments.device), segments.device
     # Read for its shape, dtype and device alone.
-    embeddings = torch.empty((*segments.shape, 1), dtype=dtype, device=segments.device)
+    embeddings = torch.empty((*segments.shape, 1), dtype=dtype, device=device)
     with packing_known(documents):
         masks = make_masks(bare.config, embeddings, None, None, position_ids=positions)
+    if device.type == "cuda":
+        masks = additive(masks, dtype)
     return {"position_ids": positions, "attention_mask": masks}
+
+
+def _flash_inputs(documents: Documents) -> dict[str, Any]:
+    """Return what transformers hands to FlashAttention of a batch's documents."""
+    bounds, longest = documents.bounds, documents.longest
+    return {
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def _computed_dtype(model: torch.nn.Module, device: torch.device) -> torch.dtype:
+    """Return the dtype of a model's products: autocast's where it is on, else the weights'."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return next(p.dtype for p in model.parameters() if p.is_floating_point())
 
 
 def model_inputs(
