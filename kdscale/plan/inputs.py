@@ -60,6 +60,7 @@ class Shape:
     gated: bool  # whether the MLP has a gate (SwiGLU), two matrices into it instead of one
     normed_queries: bool  # whether queries and keys are normalised
     adapters: AdapterShape | None = None  # which alone are trained, if there are any
+    needs_mask: bool = False  # of packed rows, with every kernel of a GPU
 
     @property
     def trained(self) -> int:
@@ -172,6 +173,7 @@ def shape_of(config: Any, lora: LoraConfig | None = None) -> Shape:
         gated=any(_GATED.search(name) for name in matrices),
         normed_queries=any("q_norm" in name for name in meta.shapes),
         adapters=adapter_shape(config, lora) if lora is not None else None,
+        needs_mask=meta.needs_mask,
     )
 
 
@@ -235,6 +237,15 @@ class PlanInputs:
         hardware = self.hardware
         inside = workers <= hardware.devices_per_node
         return 1e9 * (hardware.link_gb_s if inside else hardware.network_gb_s)
+
+    def has_mask(self, shape: Shape) -> bool:
+        """Return whether packed rows have a mask [T, T] in a model of the run."""
+        config = self.config
+        if not config.packs:
+            return False
+        source = config.teacher if shape is self.teacher else config.distill.student
+        by_blocks = not shape.needs_mask and source.attention != "sdpa"
+        return not (self.is_gpu and by_blocks)
 
     @property
     def in_student_tokens(self) -> "PlanInputs":
