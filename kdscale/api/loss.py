@@ -42,9 +42,10 @@ def model_inputs(model: torch.nn.Module, batch: Batch) -> dict[str, Any]:
 
     They keep packed documents apart: `position_ids` that start again with every document, and the
     attention mask that transformers makes of them for the model's attention implementation, one for
-    each kind of its layers (full, sliding window, chunks). Where every sequence is one document
-    there is neither, and the model runs its own causal attention, which is faster. `model` may be
-    inside of DistributedDataParallel or an engine. `kdscale run` computes with the same arguments.
+    each kind of its layers (full, sliding window, chunks); FlashAttention gets the bounds of
+    documents in its place. Where every sequence is one document there is no mask, and the model
+    runs its own causal attention, which is faster. `model` may be inside of DistributedDataParallel
+    or an engine. `kdscale run` computes with the same arguments.
     """
     rows = batch.rows
     return forward.model_inputs(model, rows.ids, rows.segments, rows.documents)
