@@ -19,8 +19,9 @@ def forward(spec: CaptureJob, rank: Rank, teacher: torch.nn.Module, prepared: Pr
     for shard in spec.plan.shards[rank.rank :: rank.world_size]:
         for start in range(shard.start, shard.stop, size):
             rows = table.take(spec.selected[start : min(start + size, shard.stop)])
-            ids, generations, _, _ = row_tensors(rows, rank.device)
-            compute_logits(teacher, ids, generations, prepared.vocab_size)
+            made = row_tensors(rows, rank.device)
+            size = prepared.vocab_size
+            compute_logits(teacher, made.ids, made.segments, size, made.documents)
 
 
 def capture(

@@ -156,7 +156,7 @@ def _write_hidden(teacher: Path, rows: Rows, path: Path) -> None:
     out = open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
     for first in range(0, len(rows), _ROWS_AT_ONCE):
         some = np.arange(first, min(first + _ROWS_AT_ONCE, len(rows)))
-        ids, segments, _, _ = row_tensors(rows.take(some), torch.device("cpu"))
+        ids, segments, *_ = row_tensors(rows.take(some), torch.device("cpu"))
         found = model.base_model(**model_inputs(model, ids, segments)).last_hidden_state
         out[some] = found.numpy()
         log(f"teacher: {some[-1] + 1} of {len(rows)} rows")

@@ -144,7 +144,7 @@ def evaluate(backend: Backend, corpus: Corpus) -> DomainMetrics:
     backend.model.eval()
     sums = LanguageModelSums()
     for row in range(len(corpus)):
-        ids, segments, mask, _ = row_tensors(corpus.rows.take(np.array([row])), WORKER.device)
+        ids, segments, mask, *_ = row_tensors(corpus.rows.take(np.array([row])), WORKER.device)
         logits = backend.model(_logits, ids, segments, mask)
         sums.update(logits, corpus.labels(row), corpus.log_probs(row))
     return sums.metrics()

@@ -42,11 +42,13 @@ def model_inputs(model: torch.nn.Module, batch: Batch) -> dict[str, Any]:
 
     They keep packed documents apart: `position_ids` that start again with every document, and the
     attention mask that transformers makes of them for the model's attention implementation, one for
-    each kind of its layers (full, sliding window, chunks). Where every sequence is one document
-    there is neither, and the model runs its own causal attention, which is faster. `model` may be
-    inside of DistributedDataParallel or an engine. `kdscale run` computes with the same arguments.
+    each kind of its layers (full, sliding window, chunks); FlashAttention gets the bounds of
+    documents in its place. Where every sequence is one document there is no mask, and the model
+    runs its own causal attention, which is faster. `model` may be inside of DistributedDataParallel
+    or an engine. `kdscale run` computes with the same arguments.
     """
-    return forward.model_inputs(model, batch.input_ids, batch.segment_ids)
+    rows = batch.rows
+    return forward.model_inputs(model, rows.ids, rows.segments, rows.documents)
 
 
 def distillation_loss(
@@ -119,14 +121,14 @@ def loss_parts(
             raise ValueError(
                 f"hidden states {tuple(hidden.shape)} are not of a batch {tuple(mask.shape)}"
             )
-        hidden = hidden[mask]
+        hidden = batch.rows.pick(hidden)
     settings = check_loss(kd_weight, divergence, str(batch.codec.describe()["kind"]))
     objective = Objective(kd_weight, batch.temperature, make_divergence(settings))
     targets = CachedTargets.of(batch, batch.codec, batch.temperature)
     found = head_and_loss(
         hidden,
         head if isinstance(head, Head) else _head(head, batch.vocab_size, config),
-        batch.rows.labels[mask],
+        batch.rows.pick(batch.rows.labels),
         targets.at,
         objective,
         _weights(batch, label_weights),
@@ -156,11 +158,11 @@ def _divergence(given: str | tuple[tuple[str, Any], ...]) -> DivergenceConfig:
 
 def _weights(batch: Batch, given: torch.Tensor | None) -> torch.Tensor | None:
     """Return [P] float32, 0 where a label is not known; None where every one counts 1."""
-    mask = batch.loss_mask
-    known = None if batch.num_labels == batch.num_targets else batch.rows.known[mask].float()
+    pick = batch.rows.pick
+    known = None if batch.num_labels == batch.num_targets else pick(batch.rows.known).float()
     if given is None:
         return known
-    weights = (given[mask] if given.dim() == 2 else given).float()
+    weights = (pick(given) if given.dim() == 2 else given).float()
     return weights if known is None else weights * known
 
 

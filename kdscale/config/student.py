@@ -12,7 +12,7 @@ from kdscale.config.loss import LossConfig
 from kdscale.config.online import OnlineConfig
 from kdscale.config.operational import Later, Operational
 from kdscale.config.teacher import ModelConfig
-from kdscale.config.training import TrainingConfig, WorkersConfig
+from kdscale.config.training import AttentionChoice, TrainingConfig, WorkersConfig
 
 TokenizerChoice = Literal["teacher", "student"]
 
@@ -62,6 +62,9 @@ class StudentConfig(Config):
     lora: Later[LoraConfig | None] = None
     """Train adapters beside the linear maps of the student, whose own weights stay as they are:
     {r: 16, alpha: 32}. All weights are trained, if not given."""
+
+    attention: Operational[AttentionChoice] = "auto"
+    """Kernel of its attention, in training and evaluation; see teacher.attention."""
 
     def place_form(self, field: str) -> PlaceForm:
         """Return what `field`, of the type Place, holds."""

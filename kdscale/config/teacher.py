@@ -6,7 +6,13 @@ from pydantic import Field, field_validator, model_validator
 
 from kdscale.config.base import Config, Place, PlaceForm, not_finite
 from kdscale.config.operational import Operational
-from kdscale.config.training import TeacherSharding, TrainingConfig, WorkersConfig, ZeroConfig
+from kdscale.config.training import (
+    AttentionChoice,
+    TeacherSharding,
+    TrainingConfig,
+    WorkersConfig,
+    ZeroConfig,
+)
 
 
 class ModelConfig(Config):
@@ -51,6 +57,12 @@ class TeacherConfig(Config):
 
     workers: Operational[WorkersConfig] = WorkersConfig()
     """Workers that train it."""
+
+    attention: Operational[AttentionChoice] = "auto"
+    """Kernel of its attention, wherever it runs. `auto` takes on GPUs one that keeps packed
+    documents apart without a mask [T, T], where the architecture has one: `flash_attention_2` if
+    flash-attn is installed and weights are bfloat16, else `flex_attention`, else `sdpa`; on CPUs
+    what transformers takes. The first two are for GPUs alone, and count as `auto` elsewhere."""
 
     def place_form(self, field: str) -> PlaceForm:
         """Return what `field`, of the type Place, holds."""

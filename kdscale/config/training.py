@@ -14,6 +14,10 @@ TeacherSharding = Literal["none", "zero3"]
 `zero3`, sharded over them (DeepSpeed ZeRO-3), so that none holds all of it."""
 
 
+AttentionChoice = Literal["auto", "flash_attention_2", "flex_attention", "sdpa"]
+"""Kernel of a model's attention."""
+
+
 class WorkersConfig(Config):
     """The Ray Train workers of a stage."""
 

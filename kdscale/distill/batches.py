@@ -10,8 +10,9 @@ from kdscale.cache.codecs import Codec
 from kdscale.cache.rows import CachedRows
 from kdscale.curriculum.length import shorten
 from kdscale.distill.aligned_reader import AlignedCachedRows
-from kdscale.models.forward import RowTensors, document_positions, row_tensors
-from kdscale.types import Targets
+from kdscale.models.documents import copy_to, document_positions
+from kdscale.models.forward import RowTensors, row_tensors
+from kdscale.types import Rows, Targets, labels_of
 
 IGNORED = -100
 """Label of a position that does not count, as `torch.nn.functional.cross_entropy` has it."""
@@ -30,18 +31,6 @@ class MicroBatch:
     has_target: torch.Tensor | None = field(default=None, kw_only=True)
     """[m, T] bool: where the payload is of the position; None: wherever one counts. A student with
     its own tokenizer learns from the label alone elsewhere."""
-
-    def first(self, length: int) -> Self:
-        """Return the first `length` positions of every sequence; the last has no target."""
-        rows = self.rows
-        if length >= rows.ids.shape[1]:
-            return self
-        mask, ids, segments, labels, payload = shorten(
-            length, rows.mask, rows.ids, rows.segments, rows.labels, self.payload
-        )
-        cut = RowTensors(ids, segments, mask, labels)
-        has_target = None if self.has_target is None else self.has_target[:, :length]
-        return replace(self, rows=cut, payload=payload, entropy=None, has_target=has_target)
 
 
 @dataclass(frozen=True)
@@ -105,31 +94,47 @@ class Batch(MicroBatch):
         (`log_probs` [P, V]) of the codec `full`. Decoded at every access; `distillation_loss`
         decodes a part at a time.
         """
-        return self.codec.decode(self.payload[self.rows.mask])
+        return self.codec.decode(self.rows.pick(self.payload))
 
     def to(self, device: torch.device | str) -> Self:
         """Return the batch on `device`."""
-        rows = RowTensors(*(tensor.to(device) for tensor in self.rows))
-        entropy, has_target = (
-            None if each is None else each.to(device) for each in (self.entropy, self.has_target)
+        rows, documents = self.rows, self.rows.documents
+        if documents is not None:
+            documents = documents._replace(bounds=documents.bounds.to(device))
+        at, entropy, has_target = (
+            None if each is None else each.to(device)
+            for each in (rows.at, self.entropy, self.has_target)
         )
+        rows = rows.each(lambda tensor: tensor.to(device))._replace(at=at, documents=documents)
         payload = self.payload.to(device)
         return replace(self, rows=rows, payload=payload, entropy=entropy, has_target=has_target)
 
-    def first(self, length: int) -> Self:
-        """See MicroBatch."""
-        cut = super().first(length)
-        if cut is self:
-            return cut
-        rows = cut.rows
-        return replace(cut, num_targets=int(rows.mask.sum()), num_labels=int(rows.known.sum()))
+
+def to_device(
+    cached: CachedRows, valid: np.ndarray, device: torch.device, length: int | None = None
+) -> MicroBatch:
+    """Return `cached` as tensors. Sequences that are not `valid` ([m] bool) get an empty mask.
+
+    Of every sequence the first `length` positions, all if not given; the last of those that are cut
+    has no target.
+    """
+    rows, payload, entropy = cached.rows, cached.payload, copy_to(cached.entropy, device)
+    has_target = cached.has_target if isinstance(cached, AlignedCachedRows) else None
+    is_cut = length is not None and length < rows.input_ids.shape[1]
+    if is_cut:
+        assert length is not None
+        rows, payload = _first(rows, length), payload[:, :length]
+        has_target = None if has_target is None else has_target[:, :length]
+    made = row_tensors(rows, device, valid)
+    if has_target is not None:
+        target = copy_to(has_target, device)
+        return MicroBatch(made, copy_to(payload, device), None, has_target=target)
+    return MicroBatch(made, copy_to(payload, device), None if is_cut else entropy)
 
 
-def to_device(cached: CachedRows, valid: np.ndarray, device: torch.device) -> MicroBatch:
-    """Return `cached` as tensors. Sequences that are not `valid` ([m] bool) get an empty mask."""
-    rows = row_tensors(cached.rows, device, valid)
-    payload = torch.from_numpy(cached.payload).to(device)
-    if isinstance(cached, AlignedCachedRows):
-        has_target = torch.from_numpy(cached.has_target).to(device)
-        return MicroBatch(rows, payload, None, has_target=has_target)
-    return MicroBatch(rows, payload, torch.from_numpy(cached.entropy).to(device))
+def _first(rows: Rows, length: int) -> Rows:
+    """Return the first `length` positions of each of `rows`, with the labels that they have."""
+    mask, ids, segments, labels = shorten(
+        length, rows.loss_mask, rows.input_ids, rows.segment_ids, labels_of(rows)
+    )
+    return replace(rows, loss_mask=mask, input_ids=ids, segment_ids=segments, labels=labels)

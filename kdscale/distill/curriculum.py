@@ -143,7 +143,7 @@ def measure_gap(
 
 def _loss_sums(model: ModelWithHead, batch: RowTensors) -> torch.Tensor:
     """Return the sum of the losses on each sequence's labels, [B] float64."""
-    hidden, known = model.hidden(batch.ids, batch.segments), batch.known
+    hidden, known = model.hidden(batch.ids, batch.segments, batch.documents), batch.known
     rows = [
         head_and_loss(of_row[where], model.head, labels[where]).cross_entropy
         for of_row, where, labels in zip(hidden, known, batch.labels, strict=True)

@@ -5,7 +5,7 @@ in it, so the sequences of a step do not depend on how many ranks there are, and
 the stream is all the state that there is.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from kdscale.cache.read.loader import CacheLoader, LoadedBatch
+from kdscale.curriculum.length import shorten
 from kdscale.distill.aligned_reader import Reader
 from kdscale.distill.batches import Batch, to_device
 from kdscale.errors import KdscaleError
@@ -57,12 +58,14 @@ class Loader:
         step_sequences: int | None = None,
         prefetch: int | None = None,
         settings: dict[str, Any] | None = None,
+        length_at: Callable[[int], int] | None = None,
     ) -> None:
         """See `kdscale.Cache.loader`.
 
         `span` is the sequences of an epoch over all ranks, None for no end. No batch goes across a
         multiple of `step_sequences`, the sequences of a step. `settings` name the order: a state is
-        refused where they differ.
+        refused where they differ. `length_at` gives the positions of a sequence that a step is to
+        have, which are its first; all where it is not given.
         """
         self.batch_size = batch_size
         self._reader, self._order = reader, order
@@ -70,6 +73,7 @@ class Loader:
         self._device = device or torch.device("cpu")
         self._span, self._step = span, step_sequences
         self._prefetch = prefetch
+        self._length_at = length_at
         self._settings = {"order": VERSION, "rows": len(reader), **(settings or {})}
         self._position = 0
 
@@ -104,7 +108,9 @@ class Loader:
             prefetch=self._prefetch,
         )
         with closing(iter(loader)) as loaded:
-            yield from map(self._batch, loaded)
+            for each in loaded:
+                yield self._batch(each, self._length(start))
+                start += len(each.indices)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of `epoch`, unless the loader is in it already."""
@@ -146,11 +152,20 @@ class Loader:
             yield from (rows[first : first + size] for first in range(0, len(rows), size))
             start = stop
 
-    def _batch(self, loaded: LoadedBatch) -> Batch:
+    def _length(self, position: int) -> int | None:
+        """Return the positions that the sequences of the step at `position` are to have."""
+        if self._length_at is None or self._step is None:
+            return None
+        return self._length_at(position // self._step)
+
+    def _batch(self, loaded: LoadedBatch, length: int | None) -> Batch:
         reader, rows = self._reader, loaded.sequences.rows
-        counted = rows.loss_mask & loaded.valid[:, None]
-        known = counted if rows.labels is None else counted & (rows.labels >= 0)
-        made = to_device(loaded.sequences, loaded.valid, self._device)
+        (mask,) = shorten(length or rows.loss_mask.shape[1], rows.loss_mask)
+        counted = mask & loaded.valid[:, None]
+        known = counted
+        if rows.labels is not None:
+            known = counted & (rows.labels[:, : counted.shape[1]] >= 0)
+        made = to_device(loaded.sequences, loaded.valid, self._device, length)
         return Batch(
             made.rows,
             made.payload,

@@ -94,7 +94,7 @@ class DistillationLoss:
         temperature = self._temperature_at(step)
         targets = self._targets(batch, temperature)
         hidden, layers = self._forward(model, batch.rows)
-        labels = batch.rows.labels[batch.rows.mask]
+        labels = batch.rows.pick(batch.rows.labels)
         objective = Objective(self._kd_weight(step), temperature, self._divergence)
         found = head_and_loss(
             hidden, model.head, labels, targets.at, objective, self._weights.at(labels)
@@ -116,8 +116,10 @@ class DistillationLoss:
 
     def _forward(self, model: ModelWithHead, rows: RowTensors) -> tuple[torch.Tensor, LayerOutputs]:
         """Return hidden states [P, D] for the head, and the outputs of layers for their losses."""
-        hidden, layers = model.hidden_and_layers(rows.ids, rows.segments, self._outputs)
-        return hidden[rows.mask], at_positions(layers, rows.mask)
+        hidden, layers = model.hidden_and_layers(
+            rows.ids, rows.segments, self._outputs, rows.documents
+        )
+        return rows.pick(hidden), at_positions(layers, rows)
 
     def _on_layers(
         self, model: ModelWithHead, mine: LayerOutputs, theirs: LayerOutputs

@@ -24,7 +24,7 @@ def read_steps(
     steps: range,
 ) -> Iterator[Step[MicroBatch]]:
     """Yield this rank's share of every one of `steps`, read ahead from the cache."""
-    training = distill.training
+    training, length = distill.training, distill.curriculum.length
     size, sequences = training.micro_batch_size, training.global_batch_size
     count = micro_batches_per_rank(sequences, size, worker.world_size)
     loader = Loader(
@@ -36,11 +36,10 @@ def read_steps(
         device=worker.device,
         step_sequences=sequences,
         prefetch=distill.prefetch_batches * count,
+        length_at=lambda step: length_at(length, step, training.steps, reader.seq_len),
     )
     batches = loader.between(steps.start * sequences, steps.stop * sequences)
-    for step in steps:
-        length = length_at(distill.curriculum.length, step, training.steps, reader.seq_len)
-        whole = list(islice(batches, count))
-        indices = np.concatenate([batch.indices for batch in whole])
-        parts = [batch.first(length) for batch in whole]
+    for _ in steps:
+        parts = list(islice(batches, count))
+        indices = np.concatenate([part.indices for part in parts])
         yield Step(list[MicroBatch](parts), sum(part.num_targets for part in parts), indices)

@@ -14,12 +14,13 @@ from transformers import PreTrainedModel
 from kdscale.cache.codecs import Codec
 from kdscale.cache.codecs.full import Full
 from kdscale.config import RunConfig
-from kdscale.config.training import ZeroConfig
+from kdscale.config.training import AttentionChoice, ZeroConfig
 from kdscale.data.rows.prepared import Prepared
 from kdscale.distill.batches import MicroBatch
 from kdscale.distributed.rank import Rank
 from kdscale.losses.classes import ClassMap, ClassTargets
 from kdscale.losses.divergences import entropy_sum
+from kdscale.models.attention import set_attention
 from kdscale.models.attention_check import check_attention
 from kdscale.models.forward import RowTensors
 from kdscale.models.head import LayerOutput, ModelWithHead
@@ -103,10 +104,10 @@ class CachedTargets:
     @classmethod
     def of(cls, batch: MicroBatch, codec: Codec, temperature: float) -> Self:
         """Return the targets of the positions of `batch` that count."""
-        mask, entropy = batch.rows.mask, batch.entropy
+        rows, entropy = batch.rows, batch.entropy
         if entropy is not None:
-            entropy = (entropy * mask.sum(dim=1)).sum()
-        return cls(codec, batch.payload[mask], entropy, temperature)
+            entropy = (entropy * rows.mask.sum(dim=1)).sum()
+        return cls(codec, rows.pick(batch.payload), entropy, temperature)
 
     def at(self, part: slice, logits: Callable[[], torch.Tensor]) -> Targets:
         """See BatchTargets."""
@@ -143,9 +144,9 @@ class ClassifiedTargets:
     @classmethod
     def of(cls, batch: MicroBatch, codec: Codec, classes: ClassMap) -> Self:
         """Return the targets of the positions of `batch` that count."""
-        mask = batch.rows.mask
+        pick = batch.rows.pick
         assert batch.has_target is not None
-        return cls(codec, batch.payload[mask], batch.has_target[mask], classes)
+        return cls(codec, pick(batch.payload), pick(batch.has_target), classes)
 
     def at(self, part: slice, logits: Callable[[], torch.Tensor]) -> ClassTargets:
         """See BatchTargets."""
@@ -168,14 +169,19 @@ class OnlineTeacher:
         zero: ZeroConfig,
         spec: SequenceSpec,
         outputs: Collection[LayerOutput] = (),
+        attention: AttentionChoice = "auto",
     ) -> None:
         """Load the teacher; the `outputs` of its layers come with its targets.
 
-        Raises KdscaleError where it lacks them, or misreads such sequences.
+        `attention` is its kernel where attention weights are not among them. Raises KdscaleError
+        where it lacks the outputs or the kernel, or misreads such sequences.
         """
 
         def wrap(model: PreTrainedModel) -> ModelWithHead:
-            return ModelWithHead(model, spec.outputs, gives_attention="attention" in outputs)
+            gives_attention = "attention" in outputs
+            if not gives_attention:
+                set_attention(model, attention, worker.device, packs=spec.packs)
+            return ModelWithHead(model, spec.outputs, gives_attention=gives_attention)
 
         self._outputs = outputs
         self._is_sharded = zero.stage == 3
@@ -192,10 +198,8 @@ class OnlineTeacher:
 
         With the layers' outputs there.
         """
-        hidden, layers, head = self._model(
-            _forward, rows.ids, rows.segments, self._outputs, self._is_sharded
-        )
-        return OnlineTargets(head, hidden[rows.mask], temperature, at_positions(layers, rows.mask))
+        hidden, layers, head = self._model(_forward, rows, self._outputs, self._is_sharded)
+        return OnlineTargets(head, rows.pick(hidden), temperature, at_positions(layers, rows))
 
 
 def open_online_teacher(
@@ -208,7 +212,8 @@ def open_online_teacher(
     online = config.distill.online
     spec = sequence_spec(config, prepared, config.distill.training.micro_batch_size)
     zero = ZeroConfig.for_teacher(online.teacher_sharding)
-    return OnlineTeacher(teacher, worker, zero, spec, online.layer_outputs)
+    attention = config.teacher.attention
+    return OnlineTeacher(teacher, worker, zero, spec, online.layer_outputs, attention)
 
 
 class OnlineTargets:
@@ -240,19 +245,15 @@ class OnlineTargets:
         return distillation - self._entropy * self.temperature**2
 
 
-def at_positions(layers: LayerOutputs, mask: torch.Tensor) -> LayerOutputs:
-    """Return the layers' outputs, [B, T, *] each, where `mask` [B, T] is True: [P, *]."""
-    return {name: [each[mask] for each in found] for name, found in layers.items()}
+def at_positions(layers: LayerOutputs, rows: RowTensors) -> LayerOutputs:
+    """Return the layers' outputs, [B, T, *] each, at the positions of `rows` that count, [P, *]."""
+    return {name: [rows.pick(each) for each in found] for name, found in layers.items()}
 
 
 def _forward(
-    model: ModelWithHead,
-    ids: torch.Tensor,
-    segments: torch.Tensor,
-    outputs: Collection[LayerOutput],
-    is_sharded: bool,
+    model: ModelWithHead, rows: RowTensors, outputs: Collection[LayerOutput], is_sharded: bool
 ) -> tuple[torch.Tensor, LayerOutputs, Head]:
     """Return hidden states [B, T, D], layers' outputs, and the head (whole in here only)."""
-    hidden, layers = model.hidden_and_layers(ids, segments, outputs)
+    hidden, layers = model.hidden_and_layers(rows.ids, rows.segments, outputs, rows.documents)
     # Gathered here, once: chunk by chunk, ranks with fewer targets would not be there to take part.
     return hidden, layers, model.head.copy() if is_sharded else model.head

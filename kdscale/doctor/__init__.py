@@ -1,7 +1,7 @@
 """Checks of this machine, a store and a cluster before a run, each finding with a fix.
 
-Only what no run can work without fails; the rest warns. `machine`, `storage` and `cluster` make the
-findings, `probes` is the code that runs on other nodes.
+Only what no run can work without fails, and a GPU that does not work; the rest warns. `machine`,
+`gpus`, `storage` and `cluster` make the findings, `probes` is the code that runs on other nodes.
 """
 
 import os
@@ -18,12 +18,12 @@ def run_checks(output: str | None = None, cluster: str | None = None) -> Iterato
     output: a run's output to try, if any. cluster: the address of a cluster to look at, by default
     RAY_ADDRESS, if set.
     """
-    from kdscale.doctor import machine, probes
+    from kdscale.doctor import gpus, machine, probes
 
     yield machine.python_version()
     for name in machine.LIBRARIES:
         yield machine.library(name)
-    for each in (machine.devices, machine.compiler, machine.ninja, machine.cuda_toolkit):
+    for each in (gpus.devices, machine.compiler, machine.ninja, gpus.cuda_toolkit):
         yield guarded(each)
     yield machine.shared_memory(probes.shared_memory())
     yield machine.disk(*probes.disk())

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from kdscale.doctor import machine, probes
+from kdscale.doctor import gpus, machine, probes
 from kdscale.doctor.machine import Check
 from kdscale.errors import last_line
 
@@ -79,6 +79,10 @@ def judge(node: str, found: dict[str, Any] | str, here: dict[str, str]) -> Itera
     for limit in limits:
         if limit.word != "ok":
             yield Check(limit.word, name, f"{limit.name}: {limit.value}", limit.fix)
+    # Without a GPU of its own the probe cannot open one.
+    driver = gpus.judge_driver(found["gpus"], found["cuda"])
+    if driver is not None:
+        yield Check(driver.word, name, f"{driver.name}: {driver.value}", driver.fix)
 
 
 def reachability(nodes: list[Node]) -> Iterator[Check]:

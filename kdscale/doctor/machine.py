@@ -1,11 +1,10 @@
-"""Checks of this machine: versions, devices, compilers, limits, and the services that it reaches.
+"""Checks of this machine: versions, compilers, limits, and the services that it reaches.
 
 Versions are held against the bounds that the installed package declares. The limits are those that
 every node of a cluster is held against.
 """
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -105,23 +104,6 @@ def library(name: str) -> Check:
     return Check("failed", name, f"{found}, not {wanted}", fix)
 
 
-def devices() -> Check:
-    """Report the GPUs that torch sees, and the backend that workers will use."""
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count == 0:
-        return Check(
-            "ok", "devices", f"{os.cpu_count()} CPUs, no GPU: gloo, float32, workers.gpus 0"
-        )
-    names = ", ".join(sorted({torch.cuda.get_device_name(index) for index in range(count)}))
-    if not torch.distributed.is_nccl_available():
-        return Check(
-            "failed", "devices", f"{count} x {names}, no NCCL", "Install a CUDA build of torch."
-        )
-    return Check("ok", "devices", f"{count} x {names}: NCCL, bfloat16, workers.gpus 1")
-
-
 def compiler() -> Check:
     """Check the C++ compiler: DeepSpeed builds its operators when they are first used."""
     name = os.environ.get("CXX", "c++")
@@ -158,34 +140,6 @@ def ninja() -> Check:
         "not on PATH",
         f"pip install ninja, and have {Path(sys.executable).parent} on PATH.",
     )
-
-
-def cuda_toolkit() -> Check:
-    """Check nvcc against the CUDA of torch: DeepSpeed builds operators for GPUs with it."""
-    import torch
-
-    return judge_cuda(torch.version.cuda)
-
-
-def judge_cuda(wanted: str | None) -> Check:
-    """Check the nvcc of CUDA_HOME, or on PATH, against torch's CUDA version (None: a CPU build)."""
-    name = "CUDA toolkit"
-    if wanted is None:
-        return Check("ok", name, "not needed: torch is built without CUDA")
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    nvcc = shutil.which(f"{home}/bin/nvcc") or shutil.which("nvcc")
-    fix = f"Install the CUDA toolkit {wanted} and set CUDA_HOME. ZeRO on GPUs needs it, DDP not."
-    if nvcc is None:
-        return Check("warning", name, f"no nvcc in {home} or on PATH; torch has {wanted}", fix)
-    printed = subprocess.run(
-        [nvcc, "--version"], capture_output=True, text=True, check=False
-    ).stdout
-    release = re.search(r"release (\d+)\.(\d+)", printed)
-    found = f"{release[1]}.{release[2]}" if release else "unknown"
-    # Minor releases of CUDA are compatible with each other; DeepSpeed refuses another major one.
-    if found.partition(".")[0] == wanted.partition(".")[0]:
-        return Check("ok", name, f"{found} ({nvcc}), torch has {wanted}")
-    return Check("warning", name, f"{found} ({nvcc}), but torch has {wanted}", fix)
 
 
 def ray_address() -> Check:

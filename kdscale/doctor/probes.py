@@ -10,6 +10,7 @@ from typing import Any
 PACKAGES = ("ray", "torch", "deepspeed", "transformers", "kdscale")
 _ELEMENTS = 2**18  # float32: a mebibyte
 _REPEATS = 8
+_SMI_SECONDS = 60  # a driver that is not kept loaded starts every GPU first
 
 
 def facts() -> dict[str, Any]:
@@ -30,6 +31,8 @@ def facts() -> dict[str, Any]:
         "disk_free": free,
         "disk_folder": folder,
         "open_files": open_files(),
+        "gpus": gpus(),
+        "cuda": cuda(),
     }
 
 
@@ -54,6 +57,42 @@ def open_files() -> int:
     import resource
 
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def gpus() -> dict[str, Any]:
+    """Return `names` and `driver` of this machine's GPUs, or the `problem` of nvidia-smi.
+
+    Empty where there is no nvidia-smi, or it finds no GPU.
+    """
+    import shutil
+    import subprocess
+
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return {}
+    query = [program, "--query-gpu=driver_version,name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(
+            query, capture_output=True, text=True, check=False, timeout=_SMI_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"problem": str(error)}
+    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    if any(line.startswith("No devices") for line in lines) or not (lines or done.returncode):
+        return {}
+    rows = [line.partition(", ") for line in lines if ", " in line]
+    if done.returncode or not rows:
+        return {"problem": lines[0] if lines else f"exit code {done.returncode}"}
+    return {"names": [name for _, _, name in rows], "driver": rows[0][0]}
+
+
+def cuda() -> str | None:
+    """Return the CUDA version that torch is built for; None for a CPU build, or without torch."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch.version.cuda
 
 
 class Peer:

@@ -89,8 +89,9 @@ class DomainScores:
         for name, model in models.items():
             data = self._data[name]
             batch = batches[data]
-            labels = batch.labels[batch.mask]
-            at = torch.from_numpy(part).to(worker.device)[batch.mask.nonzero()[:, 0]]
+            labels = batch.pick(batch.labels)
+            row = torch.from_numpy(part).to(worker.device)
+            at = batch.pick(row[:, None].expand_as(batch.mask))
             logits = target_logits(model, batch, data.outputs).float()
             # Position by position only where the positions are the same.
             beside = teacher_log_probs if data is self._data["teacher"] else None

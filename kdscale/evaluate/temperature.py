@@ -95,7 +95,7 @@ def fit_temperatures(
         batch = row_tensors(table.take(part), worker.device, valid)
         for name, model in models.items():
             logits = target_logits(model, batch, prepared.outputs).float()
-            sums[name].update(logits, batch.labels[batch.mask])
+            sums[name].update(logits, batch.pick(batch.labels))
         worker.beat("a batch for the temperatures")
     for total in sums.values():
         total.load(worker.all_reduce_sum(total.state()))

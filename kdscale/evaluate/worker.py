@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from kdscale.config import RunConfig
-from kdscale.config.training import ZeroConfig
+from kdscale.config.training import AttentionChoice, ZeroConfig
 from kdscale.data.rows.prepared import Prepared, open_prepared
 from kdscale.distill.alignment.student_data import AlignedPrepared, StudentTokenizer
 from kdscale.distributed.rank import Rank, current_rank
@@ -22,7 +22,8 @@ from kdscale.evaluate.samples import write_samples
 from kdscale.evaluate.single_device import load_models
 from kdscale.evaluate.speed import measure_speed
 from kdscale.evaluate.temperature import fit_temperatures
-from kdscale.models.forward import target_logits
+from kdscale.models.attention import set_attention
+from kdscale.models.forward import target_logits, unwrapped
 from kdscale.models.hf_folder import ModelReference
 from kdscale.models.sequence_check import check_sequences
 from kdscale.models.sharded import load_teacher
@@ -62,6 +63,13 @@ class EvaluateJob:
         """All models by name, the teacher first."""
         return self.models if self.teacher is None else {"teacher": self.teacher, **self.models}
 
+    def attention(self, name: str) -> AttentionChoice:
+        """Return the kernel of a model's attention: the config's, of its own models."""
+        if name == "teacher":
+            return self.config.teacher.attention
+        of_student = name in ("student", "baseline", "before")
+        return self.config.distill.student.attention if of_student else "auto"
+
     def run(self) -> None:
         """Evaluate on this rank."""
         evaluate(self)
@@ -82,7 +90,10 @@ def evaluate(spec: EvaluateJob) -> None:
     models = {}
     for name, reference in spec.references.items():
         zero = sharded if name == "teacher" else whole
-        models[name] = load_teacher(reference.local(), worker, zero, reference.revision)
+        model = load_teacher(reference.local(), worker, zero, reference.revision)
+        choice, packs = spec.attention(name), spec.config.packs
+        set_attention(unwrapped(model), choice, worker.device, packs=packs)
+        models[name] = model
     for name, model in models.items():
         kind = sequence_spec(spec.config, data[name], config.micro_batch_size)
         check_sequences(model, partial(target_logits, model, vocab_size=kind.outputs), kind)

@@ -6,6 +6,7 @@ causal language model is cut into its documents, each padded on the right.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def validation_batches(prepared: Prepared, rows: int, *, packed: bool) -> list[R
     labelled = table.labelled()
     chosen = table.take(labelled[spread(rows, len(labelled))])
     tensors = row_tensors(chosen, torch.device("cpu"))
-    sequences = [RowTensors(*parts) for parts in zip(*tensors, strict=True)]
+    sequences = [tensors.each(itemgetter(row)) for row in range(len(chosen))]
     if packed:
         sequences = [document for row in sequences for document in _documents(row)]
     sequences = [sequence for sequence in sequences if sequence.known.any()]
@@ -45,22 +46,22 @@ def shorter(batch: RowTensors, multiple: int = 1) -> RowTensors:
     Its labels do not count again.
     """
     length = max(multiple, batch.ids.shape[1] // 2 // multiple * multiple)
-    part = RowTensors(*(part[:1, :length] for part in batch))
-    return part._replace(mask=torch.zeros_like(part.mask))
+    part = batch.each(lambda part: part[:1, :length])
+    return part.with_mask(torch.zeros_like(part.mask))
 
 
 def _documents(row: RowTensors) -> list[RowTensors]:
     """Return the documents of a row [T], without its padding."""
     numbers = row.segments.unique()
-    return [RowTensors(*(part[row.segments == n] for part in row)) for n in numbers if n != 0]
+    return [row.each(itemgetter(row.segments == n)) for n in numbers if n != 0]
 
 
 def _padded(sequences: Sequence[RowTensors]) -> RowTensors:
     """Pad sequences [L'] on the right with id 0 to one batch [B, L]."""
-    columns = zip(*sequences, strict=True)
-    parts = [torch.nn.utils.rnn.pad_sequence(list(each), batch_first=True) for each in columns]
-    batch = RowTensors(*parts)
-    return batch._replace(segments=(batch.segments != 0).long())
+    columns = zip(*((s.ids, s.segments, s.mask, s.labels) for s in sequences), strict=True)
+    pad = torch.nn.utils.rnn.pad_sequence
+    ids, segments, mask, labels = (pad(list(each), batch_first=True) for each in columns)
+    return RowTensors(ids, (segments != 0).long(), mask, labels)
 
 
 Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

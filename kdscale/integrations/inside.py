@@ -50,7 +50,7 @@ def losses(
     trained: ModelWithHead, batch: Batch, kd_weight: float, divergence: str | Mapping[str, Any]
 ) -> MicroBatchLoss:
     """Return the sums over a batch's targets: what is trained on, and what is logged."""
-    hidden = trained.hidden(batch.input_ids, batch.segment_ids)
+    hidden = trained.hidden_at(batch.rows)
     found = loss_parts(hidden, trained.head, batch, kd_weight=kd_weight, divergence=divergence)
     parts = {"ce_loss": found.cross_entropy}
     if found.kl is not None:

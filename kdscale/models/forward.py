@@ -15,6 +15,8 @@ import torch
 from transformers.masking_utils import create_masks_for_generate
 
 from kdscale.config.task import Task
+from kdscale.models.attention import FLASH, additive, implementation
+from kdscale.models.documents import Documents, copy_to, document_positions, packing_known
 from kdscale.models.tasks import task_of
 from kdscale.types import Rows, labels_of
 
@@ -26,63 +28,121 @@ class RowTensors(NamedTuple):
     segments: torch.Tensor  # [B, T] int64
     mask: torch.Tensor  # [B, T] bool: the positions that count
     labels: torch.Tensor  # [B, T] int64; -1 where there is none
+    at: torch.Tensor | None = None
+    """[P] int64: the positions of the mask, in the flattened [B * T]; None: see the mask itself,
+    whose device is then waited for."""
+    documents: Documents | None = None
+    """Those of the sequences; None: see the segments."""
 
     @property
     def known(self) -> torch.Tensor:
         """The positions that count and have a label, [B, T] bool."""
         return self.mask & (self.labels >= 0)
 
+    @property
+    def targets(self) -> int:
+        """P, the number of positions that count."""
+        return int(self.mask.sum()) if self.at is None else len(self.at)
+
+    def pick(self, values: torch.Tensor) -> torch.Tensor:
+        """Return `values` [B, T, *] at the P positions that count, in order, [P, *]."""
+        if self.at is None:
+            return values[self.mask]
+        return values.flatten(0, 1)[self.at]
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "RowTensors":
+        """Return ids, segments, mask and labels, each as `change` makes it."""
+        return RowTensors(
+            change(self.ids), change(self.segments), change(self.mask), change(self.labels)
+        )
+
+    def with_mask(self, mask: torch.Tensor) -> "RowTensors":
+        """Return the same sequences, of which the positions in `mask` [B, T] bool count."""
+        return self._replace(mask=mask, at=None)
+
 
 def row_tensors(rows: Rows, device: torch.device, valid: np.ndarray | None = None) -> RowTensors:
     """Return `rows` on `device`. Those that are not `valid` ([B] bool) get an empty mask."""
-    mask = torch.from_numpy(rows.loss_mask).to(device, torch.bool)
+    mask = rows.loss_mask.astype(bool, copy=False)
     if valid is not None:
-        mask = mask & torch.from_numpy(valid).to(device)[:, None]
+        mask = mask & valid[:, None]
     ids, segments, labels = (
-        torch.from_numpy(each).to(device, torch.int64)
+        copy_to(each, device).to(torch.int64)
         for each in (rows.input_ids, rows.segment_ids, labels_of(rows))
     )
-    return RowTensors(ids, segments, mask, labels)
+    return RowTensors(
+        ids,
+        segments,
+        copy_to(mask, device),
+        labels,
+        copy_to(np.flatnonzero(mask), device),
+        Documents.of(rows.segment_ids, device),
+    )
 
 
-def attention_inputs(model: torch.nn.Module, segments: torch.Tensor) -> dict[str, Any]:
+def attention_inputs(
+    model: torch.nn.Module, segments: torch.Tensor, documents: Documents | None = None
+) -> dict[str, Any]:
     """Return position_ids [B, T] and attention_mask of a transformers `model` for packed documents.
 
-    `segments` is [B, T] int64, 0 where there is padding. The mask is what transformers makes for
-    the model's attention implementation: one for each kind of its layers (full, sliding window,
-    chunks), each inside a document. Sequences of one document need none: the model's own causal
-    attention does, as padding comes after the document.
+    `segments` is [B, T] int64, 0 where there is padding, and `documents` are those in it. The mask
+    is what transformers makes for the model's attention implementation: one for each kind of its
+    layers (full, sliding window, chunks), each inside a document. Sequences of one document need
+    none: the model's own causal attention does, as padding comes after the document. FlashAttention
+    takes the bounds of documents in place of masks.
     """
-    positions = document_positions(segments)
-    if not (positions[:, 1:] == 0).any():
-        return {}
+    documents = documents or Documents.ask(segments)
     bare = unwrapped(model)
+    is_flash = implementation(bare) == FLASH
+    if not documents.packed and not is_flash:
+        return {}
+    positions = document_positions(segments)
+    if is_flash:
+        # Without bounds it would look for them in every layer, in batches of one row alone.
+        return {"position_ids": positions, **_flash_inputs(documents)}
     make_masks = getattr(bare, "create_masks_for_generate", create_masks_for_generate)
-    dtype = next(p.dtype for p in bare.parameters() if p.is_floating_point())
+    dtype, device = _computed_dtype(bare, segments.device), segments.device
     # Read for its shape, dtype and device alone.
-    embeddings = torch.empty((*segments.shape, 1), dtype=dtype, device=segments.device)
-    masks = make_masks(bare.config, embeddings, None, None, position_ids=positions)
+    embeddings = torch.empty((*segments.shape, 1), dtype=dtype, device=device)
+    with packing_known(documents):
+        masks = make_masks(bare.config, embeddings, None, None, position_ids=positions)
+    if device.type == "cuda":
+        masks = additive(masks, dtype)
     return {"position_ids": positions, "attention_mask": masks}
 
 
-def document_positions(segments: torch.Tensor) -> torch.Tensor:
-    """Return each token's position in its document, [B, T] int64, of `segments` [B, T].
+def _flash_inputs(documents: Documents) -> dict[str, Any]:
+    """Return what transformers hands to FlashAttention of a batch's documents."""
+    bounds, longest = documents.bounds, documents.longest
+    return {
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
 
-    Padding continues the document before it.
-    """
-    starts = torch.zeros_like(segments, dtype=torch.bool)
-    starts[:, 1:] = (segments[:, 1:] != segments[:, :-1]) & (segments[:, 1:] != 0)
-    index = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
-    return index - torch.where(starts, index, 0).cummax(dim=1).values
+
+def _computed_dtype(model: torch.nn.Module, device: torch.device) -> torch.dtype:
+    """Return the dtype of a model's products: autocast's where it is on, else the weights'."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return next(p.dtype for p in model.parameters() if p.is_floating_point())
 
 
 def model_inputs(
-    model: torch.nn.Module, input_ids: torch.Tensor, segments: torch.Tensor
+    model: torch.nn.Module,
+    input_ids: torch.Tensor,
+    segments: torch.Tensor,
+    documents: Documents | None = None,
 ) -> dict[str, Any]:
-    """Return the arguments of a forward of a transformers `model` for sequences [B, T]."""
+    """Return the arguments of a forward of a transformers `model` for sequences [B, T].
+
+    `documents` are those in `segments`; their device is asked where they are not given.
+    """
     if model_task(model) != "causal-lm":
         return {"input_ids": input_ids, "attention_mask": (segments != 0).long()}
-    return {"input_ids": input_ids, "use_cache": False, **attention_inputs(model, segments)}
+    attention = attention_inputs(model, segments, documents)
+    return {"input_ids": input_ids, "use_cache": False, **attention}
 
 
 def broadcast_logits(model: torch.nn.Module, logits: torch.Tensor, length: int) -> torch.Tensor:
@@ -96,13 +156,21 @@ def broadcast_logits(model: torch.nn.Module, logits: torch.Tensor, length: int) 
 
 
 def compute_logits(
-    model: torch.nn.Module, input_ids: torch.Tensor, segments: torch.Tensor, vocab_size: int
+    model: torch.nn.Module,
+    input_ids: torch.Tensor,
+    segments: torch.Tensor,
+    vocab_size: int,
+    documents: Documents | None = None,
 ) -> torch.Tensor:
     """Return the logits [B, T, vocab_size] of `input_ids` [B, T], without padding ids.
 
-    `vocab_size` is the number of classes where sequences are classified.
+    `vocab_size` is the number of classes where sequences are classified. For `documents` see
+    model_inputs.
     """
-    logits = model(**model_inputs(model, input_ids, segments)).logits[..., :vocab_size]
+    documents = documents or Documents.ask(segments)
+    inputs = model_inputs(model, input_ids, segments, documents)
+    with packing_known(documents):
+        logits = model(**inputs).logits[..., :vocab_size]
     return broadcast_logits(model, logits, input_ids.shape[1])
 
 
@@ -111,12 +179,11 @@ def target_logits(model: torch.nn.Module, rows: RowTensors, vocab_size: int) -> 
 
     See compute_logits. A language model computes no others.
     """
-    mask = rows.mask
     with intercept_lm_head(
-        unwrapped(model), mask.shape, lambda hidden: hidden[mask][None]
+        unwrapped(model), rows.mask.shape, lambda hidden: rows.pick(hidden)[None]
     ) as given:
-        logits = compute_logits(model, rows.ids, rows.segments, vocab_size)
-    return logits[0] if given else logits[mask]
+        logits = compute_logits(model, rows.ids, rows.segments, vocab_size, rows.documents)
+    return logits[0] if given else rows.pick(logits)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
+from kdscale.models.documents import Documents, packing_known
 from kdscale.models.forward import (
     RowTensors,
     broadcast_logits,
@@ -101,33 +102,52 @@ class ModelWithHead(torch.nn.Module):
         """Return `fn(self, *arguments)`: the one way in, see the class."""
         return fn(self, *arguments)
 
-    def hidden(self, input_ids: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+    def hidden(
+        self,
+        input_ids: torch.Tensor,
+        segments: torch.Tensor,
+        documents: Documents | None = None,
+    ) -> torch.Tensor:
         """Return the input of `head`, [B, T, D], for `input_ids` [B, T] and `segments` [B, T]."""
-        return self.hidden_and_layers(input_ids, segments)[0]
+        return self.hidden_and_layers(input_ids, segments, documents=documents)[0]
+
+    def hidden_at(self, rows: RowTensors) -> torch.Tensor:
+        """Return the input of `head`, [P, D], at the P positions of `rows` that count."""
+        return rows.pick(self.hidden(rows.ids, rows.segments, rows.documents))
 
     def hidden_and_layers(
         self,
         input_ids: torch.Tensor,
         segments: torch.Tensor,
         outputs: Collection[LayerOutput] = (),
+        documents: Documents | None = None,
     ) -> tuple[torch.Tensor, dict[str, list[torch.Tensor]]]:
-        """Return `hidden`, and the `outputs` of all layers by name."""
+        """Return `hidden`, and the `outputs` of all layers by name.
+
+        `documents` are those in `segments`; their device is asked where they are not given.
+        """
+        documents = documents or Documents.ask(segments)
         flags = {_FLAGS[name]: True for name in outputs}
-        inputs = model_inputs(self.model, input_ids, segments) | flags
-        if self._head_input == "body":
-            found = self._body(inputs)
-            hidden = found.last_hidden_state
-        elif self._head_input == "projection":
-            hidden, found = self._before_projection(inputs)
-        else:
-            found = self.model(**inputs)
-            hidden = broadcast_logits(self.model, found.logits, input_ids.shape[1])
+        inputs = model_inputs(self.model, input_ids, segments, documents) | flags
+        with packing_known(documents):
+            hidden, found = self._run(inputs)
         layers = {}
         if "hidden" in outputs:
             layers["hidden"] = list(found.hidden_states[1:])
         if "attention" in outputs:
             layers["attention"] = [weights.mean(dim=1) for weights in found.attentions]
         return hidden, layers
+
+    def _run(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+        """Return the input of `head`, [B, T, D], and what the model or its body returns."""
+        if self._head_input == "body":
+            found = self._body(inputs)
+            return found.last_hidden_state, found
+        if self._head_input == "projection":
+            return self._before_projection(inputs)
+        found = self.model(**inputs)
+        length = inputs["input_ids"].shape[1]
+        return broadcast_logits(self.model, found.logits, length), found
 
     def _body(self, inputs: dict[str, Any]) -> Any:
         """Run the model below its head. Raises LookupError where it has no such part."""
@@ -151,7 +171,7 @@ class ModelWithHead(torch.nn.Module):
 
     def logits_at(self, rows: RowTensors) -> torch.Tensor:
         """Return logits [P, V] at the P positions of `rows` that count, as a loss makes them."""
-        return self.head.logits(self.hidden(rows.ids, rows.segments)[rows.mask])
+        return self.head.logits(self.hidden_at(rows))
 
     def check_sequences(self, spec: SequenceSpec) -> None:
         """Refuse a model that misreads such sequences, see sequence_check.py.

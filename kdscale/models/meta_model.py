@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from kdscale.models.attention import best_on_gpu
 from kdscale.models.load import build_model
 
 
@@ -21,6 +22,8 @@ class MetaModel:
         with torch.device("meta"):
             model = build_model(copy.deepcopy(config), seed=0)
         self.kind = type(model).__name__
+        self.needs_mask = best_on_gpu(model, packs=True) is None
+        """Whether packed rows need a mask [T, T] on a GPU, with every kernel of its attention."""
         parameters = dict(model.named_parameters())
         saved = model.state_dict()
         buffers = {name: b for name, b in model.named_buffers() if name in saved}

@@ -6,16 +6,20 @@ there makes no error but wrong targets, so it is tried at the start of every cap
 evaluation: on the model at hand, in its precision, over sequences of the run's own length.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from kdscale.errors import KdscaleError
+from kdscale.errors import KdscaleError, last_line
+from kdscale.models.attention import fall_back
 from kdscale.models.chunked_classifier import row_multiple
 from kdscale.models.forward import RowTensors, intercept_lm_head, model_task, unwrapped
 from kdscale.models.tasks import describe_task
+
+_log = logging.getLogger(__name__)
 
 LogitsAt = Callable[[RowTensors], torch.Tensor]
 """The logits [P, V] that a run computes at the P positions of sequences that count, in order."""
@@ -50,8 +54,19 @@ def check_sequences(model: torch.nn.Module, logits_at: LogitsAt, spec: SequenceS
 
     `model`, of transformers or an engine around one, is run on a document alone as transformers
     runs it; `logits_at` is what the run computes for sequences. The model stays in the mode that it
-    is in. Collective where it is sharded. Raises KdscaleError.
+    is in. Where `attention: auto` chose a kernel that fails here, it gets transformers' own.
+    Collective where it is sharded. Raises KdscaleError.
     """
+    try:
+        _check(model, logits_at, spec)
+    except (KdscaleError, *_REFUSALS) as error:
+        if _is_of_the_machine(error) or not fall_back(unwrapped(model)):
+            raise
+        _log.warning("the attention kernel that was chosen fails: %s", last_line(error))
+        _check(model, logits_at, spec)
+
+
+def _check(model: torch.nn.Module, logits_at: LogitsAt, spec: SequenceSpec) -> None:
     trial = _Trial(model, logits_at, spec)
     rows = [[document] for document in trial.single]
     found = trial.in_rows(rows)
@@ -88,10 +103,8 @@ def _check_packed(
     try:
         found = trial.in_rows(rows)
     except _REFUSALS as error:
-        from kdscale.distributed.failures import is_retryable  # which needs the store
-
-        if isinstance(error, torch.OutOfMemoryError) or is_retryable(error):
-            raise  # of the machine, not of the architecture
+        if _is_of_the_machine(error):
+            raise
         raise KdscaleError(
             f"{trial.name} cannot keep packed documents apart: {error}", "Set data.pack to false."
         ) from error
@@ -100,6 +113,13 @@ def _check_packed(
         "lets packed documents see each other, or loses its attention window where they are packed",
         "Set data.pack to false.",
     )
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Return whether an error says nothing of the architecture."""
+    from kdscale.distributed.failures import is_retryable  # which needs the store
+
+    return isinstance(error, torch.OutOfMemoryError) or is_retryable(error)
 
 
 @dataclass(frozen=True)

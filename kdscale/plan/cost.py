@@ -81,16 +81,16 @@ def store_money(found: Requests, inputs: PlanInputs) -> StoreMoney:
 def break_even(inputs: PlanInputs) -> BreakEven | None:
     """Return capture device hours / device hours that an online teacher adds to a pass.
 
-    Both run the same forward, so that this is 1 plus the cost of encoding, start-up and idle ranks;
-    each further pass, student or seed is free of the teacher. The baseline needs no teacher. None
-    where no cache is captured.
+    Both run the same forward, so that this is 1 plus the cost of encoding, start-up and idle ranks,
+    less what an online teacher waits longer for its weights; each further pass, student or seed is
+    free of the teacher. The baseline needs no teacher. None where no cache is captured.
     """
     config = inputs.config
     if config.cache.reuse is not None:
         return None
     capture = capture_seconds(inputs).total * config.cache.capture.workers.count / 3600
     ours = passes(inputs)
-    online = online_forward_seconds(inputs) * config.distill.workers.count / 3600 / ours
+    online = sum(online_forward_seconds(inputs)) * config.distill.workers.count / 3600 / ours
     needed = capture / online if online else math.inf
     return BreakEven(capture, online, needed, ours, ours * online - capture)
 

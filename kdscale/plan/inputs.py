@@ -60,6 +60,7 @@ class Shape:
     gated: bool  # whether the MLP has a gate (SwiGLU), two matrices into it instead of one
     normed_queries: bool  # whether queries and keys are normalised
     adapters: AdapterShape | None = None  # which alone are trained, if there are any
+    needs_mask: bool = False  # of packed rows, with every kernel of a GPU
 
     @property
     def trained(self) -> int:
@@ -70,6 +71,11 @@ class Shape:
     def head(self) -> int:
         """V h: elements of the map from hidden states to logits."""
         return self.vocabulary * self.hidden
+
+    @property
+    def active(self) -> int:
+        """M + V h: matrix elements that a token meets; of a mixture of experts, in its own."""
+        return self.matrices + self.head
 
     def attention_flops(self, seq_len: int) -> float:
         """Return forward FLOPs a token of scores and of their product with the values.
@@ -86,7 +92,7 @@ class Shape:
         the whole sequence, not half of it, as in PaLM (arXiv:2204.02311, appendix B). The embedding
         only looks up; norms and activations do not count.
         """
-        return 2.0 * (self.matrices + self.head) + self.attention_flops(seq_len)
+        return 2.0 * self.active + self.attention_flops(seq_len)
 
     def training_flops(self, seq_len: int, checkpointing: bool = False) -> float:
         """Return FLOPs a token of forward and backward: 3 times the forward's.
@@ -140,8 +146,8 @@ def shape_of(config: Any, lora: LoraConfig | None = None) -> Shape:
         return next((found for name in names if (found := getattr(text, name, None))), None)
 
     head_size = option("head_dim") or hidden // heads
-    experts = option("num_local_experts", "num_experts") or 1
-    active = option("num_experts_per_tok") or 1
+    experts = option("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts") or 1
+    active = option("num_experts_per_tok", "moe_topk", "moe_top_k", "moe_k") or 1
     neurons = option("intermediate_size", "n_inner") or 4 * hidden
     if experts > 1:
         neurons = active * (option("moe_intermediate_size") or neurons)
@@ -167,6 +173,7 @@ def shape_of(config: Any, lora: LoraConfig | None = None) -> Shape:
         gated=any(_GATED.search(name) for name in matrices),
         normed_queries=any("q_norm" in name for name in meta.shapes),
         adapters=adapter_shape(config, lora) if lora is not None else None,
+        needs_mask=meta.needs_mask,
     )
 
 
@@ -230,6 +237,15 @@ class PlanInputs:
         hardware = self.hardware
         inside = workers <= hardware.devices_per_node
         return 1e9 * (hardware.link_gb_s if inside else hardware.network_gb_s)
+
+    def has_mask(self, shape: Shape) -> bool:
+        """Return whether packed rows have a mask [T, T] in a model of the run."""
+        config = self.config
+        if not config.packs:
+            return False
+        source = config.teacher if shape is self.teacher else config.distill.student
+        by_blocks = not shape.needs_mask and source.attention != "sdpa"
+        return not (self.is_gpu and by_blocks)
 
     @property
     def in_student_tokens(self) -> "PlanInputs":

@@ -20,6 +20,9 @@ Parts = dict[str, int]
 # DeepSpeed's defaults, elements: gradients reduced at a time; parameters kept gathered at stage 3.
 _REDUCE_BUCKET = 500_000_000
 _MOST_LIVE = 1_000_000_000
+# flex_attention's blocks of positions, and bytes for each pair of them: two lists by queries and
+# two by keys, int32.
+_BLOCK, _BLOCK_BYTES = 128, 16
 # Bytes of a process without a model: Python, torch, Ray, transformers; CUDA's libraries.
 _BASE = {"cpu": 600 << 20, "gpu": 3 << 30}
 # Bytes that a process on a CPU adds once it works: maps of files, the allocator's reserve,
@@ -66,7 +69,7 @@ def layer_elements(shape: Shape, inputs: PlanInputs) -> int:
     norm = 4 if inputs.is_gpu else 3
     if shape.adapters is not None:
         norm -= 1
-    keys = shape.queries if inputs.config.data.pack else shape.keys
+    keys = shape.queries if inputs.has_mask(shape) else shape.keys
     mlp = 4 if shape.gated else 6
     kept_of_norm = 2 if shape.adapters is None else 1
     normed = kept_of_norm * (shape.queries + shape.keys) if shape.normed_queries else 0
@@ -97,13 +100,13 @@ def activations(shape: Shape, rows: int, checkpointing: bool, inputs: PlanInputs
     """Return the bytes between forward and backward of `rows` sequences: p B T (L a + 3 h + g).
 
     a is `layer_elements` and g = 4 h + 2 I the gradients of the current layer; with checkpointing
-    p B T (L h + a + 3 h + g). Packed sequences add a mask, (p + 1) B T^2.
+    p B T (L h + a + 3 h + g). Packed sequences add a mask.
     """
     each = layer_elements(shape, inputs)
     kept = shape.layers * shape.hidden + each if checkpointing else shape.layers * each
     gradients = 4 * shape.hidden + 2 * shape.neurons
     elements = kept + 3 * shape.hidden + gradients
-    return inputs.width * rows * inputs.tokens.seq_len * elements + _mask(rows, inputs)
+    return inputs.width * rows * inputs.tokens.seq_len * elements + _mask(shape, rows, inputs)
 
 
 def forward_only(shape: Shape, rows: int, inputs: PlanInputs) -> int:
@@ -112,11 +115,16 @@ def forward_only(shape: Shape, rows: int, inputs: PlanInputs) -> int:
     p B T (4 h + 2 q + 2 k' + 3 I), and the mask.
     """
     elements = 4 * shape.hidden + 4 * shape.queries + 3 * shape.neurons
-    return inputs.width * rows * inputs.tokens.seq_len * elements + _mask(rows, inputs)
+    return inputs.width * rows * inputs.tokens.seq_len * elements + _mask(shape, rows, inputs)
 
 
-def _mask(rows: int, inputs: PlanInputs) -> int:
-    return (inputs.width + 1) * rows * inputs.tokens.seq_len**2 if inputs.config.data.pack else 0
+def _mask(shape: Shape, rows: int, inputs: PlanInputs) -> int:
+    """Return the bytes of the mask of packed rows: (p + 1) B T^2, or 16 B (T / 128)^2 of blocks."""
+    length = inputs.tokens.seq_len
+    if inputs.has_mask(shape):
+        return (inputs.width + 1) * rows * length**2
+    packs_on_gpu = inputs.is_gpu and inputs.config.packs
+    return _BLOCK_BYTES * rows * math.ceil(length / _BLOCK) ** 2 if packs_on_gpu else 0
 
 
 def gathered(shape: Shape, inputs: PlanInputs) -> int:

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kdscale.plan.advise import Advice, advise
 from kdscale.plan.cache_size import CacheBytes, Requests, compared, requests
 from kdscale.plan.cost import (
     BreakEven,
@@ -51,6 +52,7 @@ class Plan:
     break_even: BreakEven | None
     scaling: list[Scaled]
     lora: list[StudentTraining]  # empty without LoRA
+    advice: list[Advice]
 
     @property
     def device_hours(self) -> float:
@@ -82,6 +84,7 @@ class Plan:
             "break_even": asdict(self.break_even) if self.break_even is not None else None,
             "scaling": [asdict(row) for row in self.scaling],
             "lora": [asdict(row) for row in self.lora],
+            "advice": [asdict(row) for row in self.advice],
         }
 
 
@@ -98,6 +101,7 @@ def make_plan(inputs: PlanInputs) -> Plan:
         break_even=break_even(inputs),
         scaling=scaling(inputs),
         lora=compare_with_full(inputs),
+        advice=advise(inputs),
     )
 
 
@@ -176,6 +180,7 @@ def _model(shape: Shape, inputs: PlanInputs) -> dict[str, Any]:
     return {
         "architecture": shape.architecture,
         "parameters": shape.parameters,
+        "active_parameters": shape.active,
         "layers": shape.layers,
         "hidden": shape.hidden,
         "forward_flops_a_token": shape.forward_flops(length),

@@ -17,6 +17,7 @@ def render(plan: Plan) -> str:
         _models(plan),
         _stages(plan),
         *_memory(plan),
+        _advice(plan),
         _lora(plan),
         _caches(plan),
         _store(plan),
@@ -30,7 +31,10 @@ def _models(plan: Plan) -> str:
     inputs = plan.inputs
     length = inputs.tokens.seq_len
     rows = [
-        ["Model", "parameters", "layers", "hidden", "FLOPs a token, forward", "of it attention"]
+        [
+            *("Model", "parameters", "a token meets", "layers", "hidden"),
+            *("FLOPs a token, forward", "of it attention"),
+        ]
     ]
     for name, shape in (("teacher", inputs.teacher), ("student", inputs.student)):
         flops = shape.forward_flops(length)
@@ -39,6 +43,7 @@ def _models(plan: Plan) -> str:
             [
                 name,
                 count(shape.parameters),
+                count(shape.active),
                 str(shape.layers),
                 str(shape.hidden),
                 count(flops),
@@ -94,6 +99,21 @@ def _memory(plan: Plan) -> list[str]:
         rows.append(["usable", *(size(stage.usable[place]) for stage in on if stage.usable)])
         tables.append(_aligned(rows))
     return tables
+
+
+def _advice(plan: Plan) -> str:
+    """Return the cheapest setting of each stage, a line each; "" where the run has none of them."""
+    lines = []
+    for found in plan.advice:
+        hours = f"{number(found.device_hours, 2)} device hours"
+        share = f"{percent(found.computing)} of them computing"
+        if not found.changes:
+            lines.append(f"{found.stage}: as cheap as any that fits, {hours}, {share}.")
+            continue
+        flags = " ".join(f"--set {change}" for change in found.changes)
+        before = number(found.before, 2)
+        lines.append(f"{found.stage}: {flags}\n  {hours} instead of {before}, {share}.")
+    return "\n".join(["Cheapest settings that fit", *lines]) if lines else ""
 
 
 def _parts(stage: StagePlan, where: str) -> dict[str, int]:

@@ -187,9 +187,8 @@ def capture_seconds(inputs: PlanInputs) -> Seconds:
     forwards = rounds * math.ceil(min(rows, per_shard) / capture.micro_batch_size)
     compute = rows * length * shape.forward_flops(length) / rate(inputs, workers, training=False)
     exposed = 0.0
-    if capture.zero.stage == 3 and not _is_measured(workers.count, inputs):
-        gather = 0.5 * all_reduce(inputs.width * shape.parameters, workers.count, inputs)
-        exposed = max(0.0, forwards * gather - compute)
+    if capture.zero.stage == 3:
+        exposed = exposed_gathering(forwards, compute, workers.count, inputs)
     encoding = _ENCODE_SHARE * compute
     if inputs.measured is not None and not inputs.is_gpu:
         encoding = rows * length * tokens.targets_share / inputs.measured.encode_tokens
@@ -209,7 +208,7 @@ def distill_seconds(inputs: PlanInputs) -> Seconds:
     """Return the time of the student, then its baseline.
 
     Chunks are read ahead: only the store's excess over the steps is waited for. An online teacher
-    adds its forward to each step of the student.
+    adds its forward, and what gathering it takes longer, to each step of the student.
     """
     distill = inputs.config.distill
     own = inputs.in_student_tokens
@@ -217,18 +216,43 @@ def distill_seconds(inputs: PlanInputs) -> Seconds:
         inputs.student, distill.training, "distill", own, models=inputs.students
     )
     if distill.targets == "online":
-        return replace(found, compute=found.compute + online_forward_seconds(inputs))
+        compute, exposed = online_forward_seconds(inputs)
+        communication = found.communication + exposed
+        return replace(found, compute=found.compute + compute, communication=communication)
     read_bytes = requests(inputs).read_bytes / inputs.machines(distill.workers.count)
     read = store_seconds(read_bytes, inputs, write=False)
     return replace(found, store=found.store + max(0.0, read - found.compute))
 
 
-def online_forward_seconds(inputs: PlanInputs) -> float:
-    """Return seconds of a teacher's forward over one student's steps, on the student's workers."""
-    distill, length = inputs.config.distill, inputs.tokens.seq_len
-    rows = rank_rows(distill.training, distill.workers.count) * distill.training.steps
+def online_forward_seconds(inputs: PlanInputs) -> tuple[float, float]:
+    """Return (compute, exposed gathering) of a teacher's forwards over one student's steps.
+
+    On the student's workers, in its micro-batches. A teacher that no run has beside a student is
+    placed as that of the capture is.
+    """
+    config, length = inputs.config, inputs.tokens.seq_len
+    training, workers = config.distill.training, config.distill.workers
+    rows = rank_rows(training, workers.count) * training.steps
     flops = rows * length * inputs.teacher.forward_flops(length)
-    return flops / rate(inputs, distill.workers, training=False)
+    compute = flops / rate(inputs, workers, training=False)
+    is_online = config.distill.targets == "online"
+    placed = config.distill.online if is_online else config.cache.capture
+    if placed.teacher_sharding == "none":
+        return compute, 0.0
+    size, batch = training.micro_batch_size, training.global_batch_size
+    forwards = training.steps * micro_batches_per_rank(batch, size, workers.count)
+    return compute, exposed_gathering(forwards, compute, workers.count, inputs)
+
+
+def exposed_gathering(forwards: int, compute: float, ranks: int, inputs: PlanInputs) -> float:
+    """Return seconds that gathering a ZeRO-3 teacher takes beyond the `compute` of its forwards.
+
+    Each gathers p N (n - 1) / n bytes, while the one before it computes.
+    """
+    if _is_measured(ranks, inputs):
+        return 0.0
+    gather = 0.5 * all_reduce(inputs.width * inputs.teacher.parameters, ranks, inputs)
+    return max(0.0, forwards * gather - compute)
 
 
 def evaluate_seconds(inputs: PlanInputs) -> Seconds:

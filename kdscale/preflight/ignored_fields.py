@@ -61,6 +61,21 @@ def _ignored(config: RunConfig) -> Iterator[tuple[str, str]]:
             for field, why in _of_optimiser(training.optimiser):
                 yield f"{name}.optimiser.{field}", why
     yield from _of_curriculum(distill.curriculum)
+    yield from _of_attention(config)
+
+
+def _of_attention(config: RunConfig) -> Iterator[tuple[str, str]]:
+    distill = config.distill
+    stages = (config.teacher, config.cache.capture, distill, config.evaluate)
+    on_gpus = any(stage.workers.gpus for stage in stages)
+    for name, choice in (
+        ("teacher", config.teacher.attention),
+        ("distill.student", distill.student.attention),
+    ):
+        if choice in ("flash_attention_2", "flex_attention") and not on_gpus:
+            yield f"{name}.attention", "it is a kernel for GPUs, and no worker has one"
+        elif choice != "auto" and distill.online.attention is not None:
+            yield f"{name}.attention", "distill.online.attention needs the attention weights"
 
 
 def _of_model(model: ModelConfig) -> Iterator[tuple[str, str]]:

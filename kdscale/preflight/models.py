@@ -13,6 +13,7 @@ from kdscale.config.training import TrainingConfig
 from kdscale.distill.layer_losses import choose_pairs
 from kdscale.distill.student_init import check_student_tokenizer, loaded_config, plan_init
 from kdscale.errors import KdscaleError
+from kdscale.models.attention import check_supported
 from kdscale.models.init.plan import InitPlan, absent_tensors
 from kdscale.models.load import build_model, count_parameters, load_config_of
 from kdscale.models.modes import checkpoint_activations, set_dropout
@@ -147,6 +148,7 @@ def _check_teacher(context: Context) -> None:
     training = config.teacher.training
     if training is not None and context.makes("teacher"):
         _check_trainable(model, training, "teacher.training")
+    check_supported(model, config.teacher.attention)
     if context.makes("cache", "teacher"):
         length = config.data.seq_len
         Probe(context.teacher, "teacher").check(packs=config.packs, seq_len=length)
@@ -157,6 +159,7 @@ def _check_student(context: Context) -> None:
     assert plan is not None
     model = _meta(plan.config)
     _check_trainable(model, config.distill.training, "distill.training")
+    check_supported(model, config.distill.student.attention)
     probe = Probe(model.config, "student")
     online = config.distill.online
     length = config.student_seq_len

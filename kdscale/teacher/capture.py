@@ -22,6 +22,7 @@ from kdscale.config import RunConfig
 from kdscale.data.rows.order import EvenRows
 from kdscale.data.rows.prepared import Prepared, open_prepared
 from kdscale.distributed.rank import GracefulStopError, Rank, current_rank
+from kdscale.models.attention import set_attention
 from kdscale.models.forward import row_tensors, target_logits, unwrapped
 from kdscale.models.hf_folder import ModelReference
 from kdscale.models.load import check_vocabulary
@@ -55,7 +56,9 @@ class CaptureJob:
         worker, prepared = current_rank(), open_prepared(self.prepared)
         capture = self.config.cache.capture
         model = load_teacher(self.teacher.local(), worker, capture.zero, self.teacher.revision)
-        check_vocabulary(unwrapped(model).config, prepared.vocab_size, "teacher")
+        bare, packs = unwrapped(model), self.config.packs
+        check_vocabulary(bare.config, prepared.vocab_size, "teacher")
+        set_attention(bare, self.config.teacher.attention, worker.device, packs=packs)
         held, total = parameters_held(model)
         worker.say(f"teacher holds {held:,} of {total:,} parameters here")
         spec = sequence_spec(self.config, prepared, capture.micro_batch_size)

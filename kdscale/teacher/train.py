@@ -77,7 +77,7 @@ class TeacherRecipe:
             micro_batches = [
                 row_tensors(self._table.take(part), worker.device, valid) for part, valid in parts
             ]
-            yield Step(micro_batches, sum(int(one.mask.sum()) for one in micro_batches), batch)
+            yield Step(micro_batches, sum(one.targets for one in micro_batches), batch)
 
     def compute_loss(self, model: ModelWithHead, batch: RowTensors, step: int) -> MicroBatchLoss:
         """See TrainingRecipe."""

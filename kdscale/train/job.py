@@ -19,8 +19,9 @@ from kdscale.config.training import TrainingConfig
 from kdscale.data.rows.order import spread
 from kdscale.data.rows.prepared import Prepared
 from kdscale.distributed.rank import GracefulStopError, Rank
+from kdscale.models.attention import set_attention
 from kdscale.models.attention_check import check_attention
-from kdscale.models.forward import row_tensors
+from kdscale.models.forward import row_tensors, unwrapped
 from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import MARKER, publish, read_marker
 from kdscale.models.load import count_parameters
@@ -118,6 +119,7 @@ def run_training(
         training.global_batch_size, training.micro_batch_size, worker.world_size
     )
     backend = make_backend(recipe.build, recipe.wrap, training, count, worker)
+    _choose_attention(job, backend, worker)
     start = _resume(job, worker, backend, prepared)
     if recipe.stateful_loss is not None:
         recipe.stateful_loss.restore(start.adapted)
@@ -145,6 +147,15 @@ def run_training(
         _log_published(job, tracker, {"parameters": parameters, "published_step": published})
         tracker.finish()
     worker.barrier()
+
+
+def _choose_attention(job: TrainingJob, backend: Backend, worker: Rank) -> None:
+    """Set the kernel of the model's attention, unless its loss takes the attention weights."""
+    trained, config = unwrapped(backend.model), job.config
+    if trained.gives_attention:
+        return
+    source = config.teacher if job.name == "teacher" else config.distill.student
+    set_attention(trained.model, source.attention, worker.device, packs=config.packs)
 
 
 def _resume(job: TrainingJob, worker: Rank, backend: Backend, prepared: Prepared) -> Progress:

@@ -31,14 +31,13 @@ EQUAL = LabelWeights()
 
 def label_loss(model: ModelWithHead, rows: RowTensors, weights: LabelWeights = EQUAL) -> LossSums:
     """Return the sums of the cross-entropy on the labels at the positions of `rows` that count."""
-    labels = rows.labels[rows.mask]
-    hidden = model.hidden(rows.ids, rows.segments)[rows.mask]
+    labels, hidden = rows.pick(rows.labels), model.hidden_at(rows)
     return head_and_loss(hidden, model.head, labels, label_weights=weights.at(labels))
 
 
 def known_cross_entropy(model: ModelWithHead, rows: RowTensors) -> torch.Tensor:
     """Return the cross-entropy, a sum, at the positions of `rows` that count and have a label."""
-    return label_loss(model, rows._replace(mask=rows.known)).cross_entropy
+    return label_loss(model, rows.with_mask(rows.known)).cross_entropy
 
 
 def class_weights(data: DataConfig, table: RowTable, device: torch.device) -> torch.Tensor | None:

@@ -57,7 +57,7 @@ def test_difficulties_are_what_their_names_say(folder: str) -> None:
     rarity = [np.mean([-np.log(counts[t] / counts.total()) for t in row]) for row in targets]
     assert found["rarity"] == pytest.approx(rarity, rel=1e-5)
 
-    ids, segments, mask, _ = row_tensors(rows, torch.device("cpu"))
+    ids, segments, mask, *_ = row_tensors(rows, torch.device("cpu"))
     with torch.no_grad():
         logits = compute_logits(make_student(3).model.eval(), ids, segments, VOCAB)
     losses = torch.nn.functional.cross_entropy(

@@ -17,6 +17,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 LLAMA = "jobs/configs/llama-70b.yaml"
 SHAPE = "jobs/configs/shapes/llama-3.1-70b"
+QWEN = "jobs/configs/qwen3-235b.yaml"
+MIXTURE = "jobs/configs/shapes/qwen3-235b-a22b"
 
 HERE = {
     "kdscale data preview run.yaml": "Tokenizer",
@@ -50,6 +52,7 @@ HERE = {
     "kdscale plan run.yaml --hardware H100": "H100",
     "kdscale plan run.yaml --hardware A100-40": "A100",
     f"kdscale plan {LLAMA} --hardware H100 --tokens 100e9 --teacher {SHAPE}": "H100",
+    f"kdscale plan {QWEN} --hardware H100 --tokens 100e9 --teacher {MIXTURE}": "Cheapest settings",
     "kdscale run run.yaml --dry-run": "Nothing was started.",
     "kdscale submit run.yaml --dry-run": "jobs/run.py",
     "kdscale submit CONFIG --backend kuberay --kube cluster/kuberay.yaml --dry-run": "RayJob",

@@ -103,7 +103,8 @@ class _Recorder:
         self._counted = computed_tokens(self._config, batch.segments != 0)
         # The head over all positions would cost as much as some layers, for nothing.
         short = {"logits_to_keep": 1} if task_of(self._config) == "causal-lm" else {}
-        model(**model_inputs(model, batch.ids, batch.segments), **short)
+        inputs = model_inputs(model, batch.ids, batch.segments, batch.documents)
+        model(**inputs, **short)
         self._tokens += int(self._counted.sum())
 
     def mean(self, *key: Any) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The loss of a batch, against whole logits and autograd in float64, over architectures."""
 
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ def test_micro_batches_add_up_to_the_loss_of_all(batches: dict[str, kdscale.Batc
 
 
 def take(batch: kdscale.Batch, part: slice) -> kdscale.Batch:
-    rows = type(batch.rows)(*(tensor[part] for tensor in batch.rows))
+    rows = batch.rows.each(itemgetter(part))
     count = int(rows.mask.sum())
     return replace(
         batch,

@@ -68,19 +68,6 @@ def test_build_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert machine.ninja() == Check("ok", "ninja", str(tmp_path / "ninja"))
 
 
-def test_cuda_toolkit_beside_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    assert machine.judge_cuda(None).word == "ok"
-    missing = machine.judge_cuda("12.8")
-    assert (missing.word, "no nvcc" in missing.value) == ("warning", True)
-    program(tmp_path / "bin" / "nvcc", "echo 'Cuda compilation tools, release 12.4, V12.4.131'")
-    assert machine.judge_cuda("12.8").word == "ok"
-    other = machine.judge_cuda("13.0")
-    assert (other.word, "12.4" in other.value) == ("warning", True)
-    assert "CUDA toolkit 13.0" in other.fix
-
-
 def test_limits_at_their_bounds() -> None:
     assert machine.shared_memory(None).word == "ok"
     assert machine.shared_memory(2 * GIB).word == "ok"

@@ -285,3 +285,21 @@ def test_ranks_share_a_machines_memory() -> None:
     alone, shared = capacity("cache", one)[0], capacity("cache", two)[0]
     assert alone == pytest.approx(one.hardware.memory_gib * 0.92 * 2**30)
     assert shared == pytest.approx(alone / min(2, cores))
+
+
+def test_packed_rows_need_a_mask_where_no_kernel_does_without() -> None:
+    packed, single = setting("H100"), setting("H100", data__pack=False)
+    assert not packed.has_mask(packed.student)
+    blocks = activations(packed.student, 4, False, packed)
+    assert blocks - activations(single.student, 4, False, single) == 16 * 4
+    asked = setting("H100", distill__student__attention="sdpa")
+    assert asked.has_mask(asked.student)
+    assert not asked.has_mask(asked.teacher)
+    repeated = 2 * (asked.student.queries - asked.student.keys)
+    more = 2 * 4 * 32 * asked.student.layers * repeated + 3 * 4 * 32**2
+    assert activations(asked.student, 4, False, asked) - blocks == more - 16 * 4
+    bloom = {"architecture": "bloom", "options": {"hidden_size": 64, "n_layer": 1, "n_head": 4}}
+    other = setting("H100", distill__student__model=bloom)
+    assert other.has_mask(other.student)
+    cpu = setting("cpu")
+    assert cpu.has_mask(cpu.student)

@@ -77,6 +77,14 @@ SCHEMA = {
         "store_money": {"required": ["requests", "month"]},
         "break_even": {"type": ["object", "null"]},
         "scaling": {"type": "array", "minItems": 5, "maxItems": 5},
+        "advice": {
+            "type": "array",
+            "items": {
+                "required": [
+                    *("stage", "changes", "device_hours", "computing", "before", "memory")
+                ],
+            },
+        },
         "lora": {
             "type": "array",
             "items": {"required": ["name", "trained", "memory", "step_seconds", "checkpoint"]},
@@ -167,6 +175,23 @@ def test_the_example_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan.caches[0].stored == pytest.approx(2.25e12, rel=0.01)
     assert stages["cache"].memory is not None
     assert stages["cache"].memory.device["logits"] == 4 * 2 * 4 * 4096 * 128256
+
+
+def test_the_mixture_of_the_docs_waits_for_its_weights() -> None:
+    shape = str(ROOT / "jobs/configs/shapes/qwen3-235b-a22b")
+    config = load_config(ROOT / "jobs/configs/qwen3-235b.yaml")
+    found = read_inputs(config, find_hardware("H100"), tokens=100e9, teacher_shape=shape)
+    plan = make_plan(found)
+    stages = {stage.name: stage for stage in plan.stages}
+    seconds = stages["cache"].seconds
+    assert seconds.communication > 2 * seconds.compute
+    (capture,) = [each for each in plan.advice if each.stage == "cache"]
+    assert capture.before == pytest.approx(stages["cache"].device_hours)
+    assert any(change.startswith("cache.capture.micro_batch_size=") for change in capture.changes)
+    assert capture.device_hours < 0.6 * capture.before
+    assert plan.break_even is not None
+    # An online teacher waits just as long in the student's micro-batches.
+    assert plan.break_even.passes == pytest.approx(1, abs=0.02)
 
 
 def test_hardware_by_name_by_file_and_not_at_all(tmp_path: Path) -> None:

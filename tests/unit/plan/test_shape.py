@@ -8,9 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdscale.config.lora import LoraConfig
 from kdscale.config.teacher import ModelConfig
-from kdscale.models.load import build_model, count_parameters, make_config
+from kdscale.models.load import build_model, count_parameters, load_config_of, make_config
 from kdscale.models.lora import add_adapters
 from kdscale.plan.inputs import Shape, shape_of
+from tests.architectures import tiny_config
 
 MODELS = {
     "llama": {
@@ -115,6 +116,26 @@ def test_a_mixture_counts_the_experts_that_a_token_meets() -> None:
     assert shape.neurons == 2 * 48
 
 
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "olmoe"])
+def test_mixtures_by_other_names_count_them_too(kind: str) -> None:
+    """2 of 4 experts: half of their elements, all of the others."""
+    config = tiny_config(kind)
+    with torch.device("meta"):
+        model = build_model(config, seed=0)
+    layers = {n: p for n, p in model.named_parameters() if ".layers." in n and p.dim() > 1}
+    experts = sum(p.numel() for n, p in layers.items() if ".experts." in n)
+    assert experts > 0
+    everything = sum(p.numel() for p in layers.values())
+    assert shape_of(config).matrices == everything - experts // 2
+
+
+def test_a_mixture_of_235b_has_the_parameters_that_its_authors_give() -> None:
+    shape = shape_of(load_config_of("jobs/configs/shapes/qwen3-235b-a22b"))
+    assert shape.parameters == 235_093_634_560
+    # With the embedding, which only looks up.
+    assert shape.active + shape.head == pytest.approx(22.2e9, rel=2e-3)
+
+
 def test_windows_bound_what_attention_sees() -> None:
     full = shape_of(config_of("qwen3"))
     assert full.attention_flops(100) == 4 * 4 * 32 * 2 * 100
@@ -123,8 +144,6 @@ def test_windows_bound_what_attention_sees() -> None:
 
 
 def test_llama_70b_has_the_parameters_that_its_authors_give() -> None:
-    from kdscale.models.load import load_config_of
-
     shape = shape_of(load_config_of("jobs/configs/shapes/llama-3.1-70b"))
     assert shape.parameters == 70_553_706_496
     # 2 N but for the embedding that looks up, and norms.

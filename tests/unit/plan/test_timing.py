@@ -1,5 +1,6 @@
 """Time by cause, computed again by hand at the boundaries: rounds, ranks, what hides what."""
 
+import math
 from typing import Any
 
 import pytest
@@ -129,10 +130,31 @@ def test_the_baseline_doubles_the_students_work() -> None:
 def test_a_online_teacher_adds_its_forward_to_the_students_steps_alone() -> None:
     online, cached = setting(distill__targets="online"), setting()
     more = distill_seconds(online).compute - distill_seconds(cached).compute
-    assert more == pytest.approx(online_forward_seconds(online))
+    assert more == pytest.approx(online_forward_seconds(online)[0])
     rows = 8 // 2 * 20  # of a rank, in all steps
     flops = rows * 32 * online.teacher.forward_flops(32)
-    assert online_forward_seconds(online) == pytest.approx(flops / (0.40 * 989e12))
+    assert online_forward_seconds(online) == (pytest.approx(flops / (0.40 * 989e12)), 0.0)
+
+
+def test_a_sharded_online_teacher_is_gathered_in_every_micro_batch() -> None:
+    sharded = {"distill__targets": "online", "distill__online": {"teacher_sharding": "zero3"}}
+    found = setting("A10G", **sharded)
+    compute, exposed = online_forward_seconds(found)
+    gathered = 0.5 * all_reduce(2 * found.teacher.parameters, 2, found)
+    training = found.config.distill.training
+    forwards = training.steps * math.ceil(8 / 2 / training.micro_batch_size)
+    assert exposed == pytest.approx(forwards * gathered - compute)
+    assert exposed > 0
+    whole = setting("A10G", distill__targets="online")
+    more = distill_seconds(found).communication - distill_seconds(whole).communication
+    assert more == pytest.approx(exposed)
+    # Of a run with a cache, the teacher of the capture is the one that it would take.
+    cached = setting("A10G")
+    assert online_forward_seconds(cached)[1] == pytest.approx(exposed)
+    even = break_even(cached)
+    assert even is not None
+    hours = 2 * (compute + exposed) / 3600 / even.passes_of_this_run
+    assert even.online_device_hours_a_pass == pytest.approx(hours)
 
 
 def test_what_is_there_already_takes_no_time() -> None:

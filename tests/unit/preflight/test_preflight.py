@@ -236,6 +236,18 @@ NOTES: dict[str, tuple[dict[str, Any], str]] = {
         {"distill__curriculum": {"pacing": "linear", "warmup_share": 0}},
         "distill.curriculum.pacing is ignored: warmup_share 0 turns the curriculum off",
     ),
+    "kernel": (
+        {"teacher__attention": "flex_attention"},
+        "teacher.attention is ignored: it is a kernel for GPUs, and no worker has one",
+    ),
+    "kernel beside weights": (
+        {
+            "distill__student__attention": "sdpa",
+            "distill__targets": "online",
+            "distill__online": {"attention": {}},
+        },
+        "distill.student.attention is ignored: distill.online.attention needs the attention",
+    ),
     "masking": (
         {"data__masking": {"share": 0.3}},
         "data.masking is ignored: the task is causal-lm",

@@ -232,6 +232,13 @@ CASES: dict[str, tuple[Changes, str]] = {
         {"distill__targets": "online", "distill__online": {"attention": {"layers": [[2, 3]]}}},
         "distill.online.attention.layers has [2, 3], but the student has layers 0 to 1",
     ),
+    "no-kernel": (
+        {
+            MODEL: {"architecture": "bloom", "options": {"hidden_size": 32, "n_layer": 1}},
+            "distill__student__attention": "flex_attention",
+        },
+        "(bloom) does not take attention 'flex_attention': transformers has no such kernel for it",
+    ),
     "attention-dropout": (
         {
             "distill__targets": "online",

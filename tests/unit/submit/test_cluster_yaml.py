@@ -13,9 +13,14 @@ import yaml
 from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from kdscale.doctor.gpus import LEAST_DRIVERS
+
 ROOT = Path(__file__).parents[3]
 CLOUDS = {"aws": ROOT / "ray_cluster.yaml", "gcp": ROOT / "cluster" / "gcp.yaml"}
 FILES = CLOUDS | {"on_premise": ROOT / "cluster" / "on_premise.yaml"}
+CUDA = "cu130"
+# Of PyPI's builds for Linux: the nvidia-* or cuda-* packages that they require.
+CUDA_OF_TORCH = {"2.13": "cu130"}
 SCHEMA = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
 
 
@@ -107,10 +112,34 @@ def test_what_all_files_must_agree_on() -> None:
 
 def test_images_have_the_ray_that_is_installed() -> None:
     docker = load("aws")["docker"]
-    for image, platform in (("head_image", "cpu"), ("worker_image", "gpu")):
+    for image, platform in (("head_image", "cpu"), ("worker_image", CUDA)):
         assert docker[image] == f"rayproject/ray:{version('ray')}-py311-{platform}"
     kdscale = next(r for r in map(Requirement, requires("kdscale") or ()) if r.name == "ray")
     assert kdscale.specifier.contains(version("ray"))
+
+
+def test_the_drivers_are_new_enough_for_the_cuda_of_torch() -> None:
+    lock = (ROOT / "cluster" / "requirements.lock").read_text(encoding="utf-8")
+    (torch,) = re.findall(r"^torch==(\d+\.\d+)", lock, re.MULTILINE)
+    assert CUDA_OF_TORCH[torch] == CUDA
+    least = LEAST_DRIVERS[int(CUDA[2:-1])]
+    types = load("gcp")["available_node_types"]
+    for group in ("teacher", "student"):
+        image = types[group]["node_config"]["disks"][0]["initializeParams"]["sourceImage"]
+        driver = re.search(r"-nvidia-(\d+)$", image)
+        assert driver is not None
+        assert int(driver[1]) >= least
+    # Ray's own choice on AWS has an older one, so that no group is left to it.
+    images = [
+        node["node_config"]["ImageId"] for node in load("aws")["available_node_types"].values()
+    ]
+    assert len(set(images)) == 1
+    for file in (
+        *FILES.values(),
+        ROOT / "cluster" / "kuberay.yaml",
+        ROOT / "cluster" / "Dockerfile",
+    ):
+        assert f"driver {least} or later" in file.read_text(encoding="utf-8"), file
 
 
 def test_kubernetes_waits_as_long_before_it_shrinks() -> None:
@@ -122,3 +151,4 @@ def test_dockerfile_is_on_the_same_ray() -> None:
     text = (ROOT / "cluster" / "Dockerfile").read_text(encoding="utf-8")
     assert f"ARG RAY_VERSION={version('ray')}\n" in text
     assert set(re.findall(r"kdscale:([\d.]+)-", text)) == {version("ray")}
+    assert f"ARG PLATFORM={CUDA}\n" in text

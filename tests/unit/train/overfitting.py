@@ -110,7 +110,7 @@ def lines(session: TrainingJob) -> dict[int, dict[str, float]]:
 def validation_loss(session: TrainingJob, prepared: Store) -> float:
     """Return the loss of the published model, by plain torch."""
     rows = open_prepared(prepared).split("validation").take(np.arange(ROWS))
-    ids, segments, mask, labels = row_tensors(rows, torch.device("cpu"))
+    ids, segments, mask, labels, *_ = row_tensors(rows, torch.device("cpu"))
     model = load_model(session.folder.url.removeprefix("file://")).eval()
     with torch.no_grad():
         logits = compute_logits(model, ids, segments, open_prepared(prepared).vocab_size)

@@ -83,7 +83,7 @@ def capture(
     entropy, nll = np.zeros(ROWS, np.float32), np.zeros(ROWS, np.float32)
     model = load_model(teacher).eval()
     for row in range(ROWS):
-        ids, segments, mask, _ = row_tensors(rows.take(np.array([row])), torch.device("cpu"))
+        ids, segments, mask, *_ = row_tensors(rows.take(np.array([row])), torch.device("cpu"))
         with torch.no_grad():
             logits = compute_logits(model, ids, segments, VOCAB)[0]
         names = torch.from_numpy(rows.sample_ids[row : row + 1].copy())

@@ -27,7 +27,7 @@ def test_positions_are_the_targets_of_the_rows_in_order(run: AuditedRun) -> None
     mask = cached.rows.loss_mask
     targets = mask.sum()
     assert [len(part.logits) for part in found] == [CHUNK, targets - CHUNK]
-    ids, segments, _, _ = row_tensors(cached.rows, CPU)
+    ids, segments, *_ = row_tensors(cached.rows, CPU)
     with torch.no_grad():
         logits = compute_logits(model, ids, segments, VOCAB)[torch.from_numpy(mask)]
     assert torch.allclose(torch.cat([part.logits for part in found]), logits, atol=1e-5)
