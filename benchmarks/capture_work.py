@@ -20,8 +20,7 @@ def forward(spec: CaptureJob, rank: Rank, teacher: torch.nn.Module, prepared: Pr
         for start in range(shard.start, shard.stop, size):
             rows = table.take(spec.selected[start : min(start + size, shard.stop)])
             made = row_tensors(rows, rank.device)
-            size = prepared.vocab_size
-            compute_logits(teacher, made.ids, made.segments, size, made.documents)
+            compute_logits(teacher, made.ids, made.segments, prepared.vocab_size, made.documents)
 
 
 def capture(

@@ -80,8 +80,8 @@ class FixedTeacher:
 
     @torch.no_grad()
     def targets(self, rows: RowTensors, temperature: float) -> OnlineTargets:
-        hidden, _, head = _forward(self._model, rows.ids, rows.segments, (), False)
-        return OnlineTargets(head, hidden[rows.mask], temperature, {})
+        hidden, _, head = _forward(self._model, rows, (), False)
+        return OnlineTargets(head, rows.pick(hidden), temperature, {})
 
 
 def test_copies_to_the_device(record: Record) -> None:
