@@ -23,6 +23,7 @@ from kdscale.models.attention_check import check_attention
 from kdscale.models.forward import RowTensors
 from kdscale.models.head import LayerOutput, ModelWithHead
 from kdscale.models.hf_folder import ModelReference
+from kdscale.models.release import release
 from kdscale.models.sequence_check import SequenceSpec
 from kdscale.models.sharded import load_teacher
 from kdscale.train.batches import sequence_spec
@@ -174,6 +175,10 @@ class OnlineTeacher:
             _forward, rows.ids, rows.segments, self._outputs, self._is_sharded
         )
         return OnlineTargets(head, hidden[rows.mask], temperature, at_positions(layers, rows.mask))
+
+    def close(self) -> None:
+        """Free the teacher's memory. Of all ranks together."""
+        release(self._model)
 
 
 def open_online_teacher(

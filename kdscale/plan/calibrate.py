@@ -41,6 +41,7 @@ from kdscale.models.hf_folder import ModelReference, read_marker
 from kdscale.models.init.layers import keep_layers
 from kdscale.models.load import build_model
 from kdscale.models.lora import add_adapters
+from kdscale.models.release import release
 from kdscale.models.sharded import load_teacher, place_teacher
 from kdscale.plan.calibration import Calibration, keep
 from kdscale.plan.inputs import PlanInputs, rank_rows, shape_of
@@ -243,6 +244,7 @@ def _teacher_rates(job: MeasureJob, rank: Rank) -> dict[str, float]:
     found = {"forward": median(times), "encode": median(encodes)}
     if job.existing is not None and job.config.cache.pack:
         found["stored_payload"] = _stored_payload(job, prepared, rank, model)
+    release(model)
     return found
 
 
@@ -355,7 +357,9 @@ def _step_seconds(
 
     first = run(2)[-1]
     rank.say(f"a step of {shape.model_type} takes {first:.3g} s")
-    return median(run(_repeats(first, rank)))
+    found = median(run(_repeats(first, rank)))
+    backend.close()
+    return found
 
 
 def _random_rows(

@@ -25,6 +25,7 @@ from kdscale.distributed.rank import GracefulStopError, Rank, current_rank
 from kdscale.models.forward import row_tensors, target_logits, unwrapped
 from kdscale.models.hf_folder import ModelReference
 from kdscale.models.load import check_vocabulary
+from kdscale.models.release import release
 from kdscale.models.sequence_check import check_sequences
 from kdscale.models.sharded import load_teacher, parameters_held
 from kdscale.store import PutIfAbsent, Store
@@ -61,6 +62,7 @@ class CaptureJob:
         spec = sequence_spec(self.config, prepared, capture.micro_batch_size)
         check_sequences(model, partial(target_logits, model, vocab_size=prepared.outputs), spec)
         fill_cache(self, worker, model, prepared)
+        release(model)
 
 
 def fill_cache(job: CaptureJob, worker: Rank, model: torch.nn.Module, prepared: Prepared) -> None:

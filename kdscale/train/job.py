@@ -145,6 +145,8 @@ def run_training(
         _log_published(job, tracker, {"parameters": parameters, "published_step": published})
         tracker.finish()
     worker.barrier()
+    # The next model on these workers needs the room.
+    backend.close()
 
 
 def _resume(job: TrainingJob, worker: Rank, backend: Backend, prepared: Prepared) -> Progress:

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from kdscale.config.training import OptimiserConfig
 from kdscale.distributed.rank import Rank
 from kdscale.models.head import ModelWithHead
+from kdscale.models.release import release
 from kdscale.train.state import (
     MOMENTS,
     Parts,
@@ -84,6 +85,15 @@ class DdpBackend:
     def trained_values(self) -> dict[str, torch.Tensor]:
         """See Backend."""
         return {name: each.detach() for name, each in of_model(self._parameters).items()}
+
+    def close(self) -> None:
+        """See Backend."""
+        model = self.model
+        # The buckets that gradients are reduced in go with the module.
+        del self.model, self._bare
+        self._optimiser.state.clear()
+        self._parameters.clear()
+        release(model)
 
     def _get(self, parameter: torch.nn.Parameter) -> Parts:
         state = self._optimiser.state.get(parameter, {})

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from kdscale.config.training import TrainingConfig
 from kdscale.distributed.rank import Rank
 from kdscale.models.head import PREFIX, ModelWithHead
+from kdscale.models.release import release
 from kdscale.models.sharded import initialize_engine, partitioned_construction
 from kdscale.train.state import (
     MOMENTS,
@@ -105,6 +106,13 @@ class ZeroBackend:
         """See Backend."""
         mine = of_model(self._parameters)
         return {name: self._shards.get(each)["value"] for name, each in mine.items()}
+
+    def close(self) -> None:
+        """See Backend."""
+        engine = self._engine
+        del self.model, self._engine, self._bare, self._shards
+        self._parameters.clear()
+        release(engine)
 
 
 def _zero_config(training: TrainingConfig, micro_batches: int, worker: Rank) -> dict[str, Any]:
