@@ -135,9 +135,10 @@ def model_states(
 
     Stage 0 (DDP) trains float32 weights: 4 N + 4 N + 8 N, and with n > 1 buckets of 4 N to reduce
     in; a GPU adds autocast's copy of the weights, 2 N. ZeRO (Rajbhandari et al. 2020,
-    arXiv:1910.02054, section 3 and 5): p N weights, p N gradients and 12 N of float32 weights and
-    moments, of which stage 1 divides the last by n, stage 2 the last two, stage 3 all; a bucket of
-    min(N, 5e8) p, and at stage 3 the `gathered` weights. Offload moves the optimiser, and at stage
+    arXiv:1910.02054, section 3 and 5): p N weights, p N gradients (4 N from stage 2 on, float32)
+    and 12 N of float32 weights and moments, of which stage 1 divides the last by n, stage 2 the
+    last two, stage 3 all; a bucket of min(N, 5e8) p, from stage 2 on its float32 copy on a GPU, and
+    at stage 3 the `gathered` weights. Offload moves the optimiser, and at stage
     3 the weights, to the host. With adapters of t parameters (LoRA), weights are those of N + t,
     and all else but the copy of autocast is t's; of the maps in four bits (NF4, arXiv:2305.14314),
     a weight takes 4 + 8 / 64 + 32 / (64 x 256) bits.
@@ -153,11 +154,12 @@ def model_states(
         if inputs.is_gpu:
             parts["autocast weights"] = 2 * (n - quantised)
         return parts, {}
+    bucket = p + 4 if zero.stage >= 2 and inputs.is_gpu else p
     device = {
         "weights": p * n // (ranks if zero.stage == 3 else 1),
-        "gradients": p * trained // (ranks if zero.stage >= 2 else 1),
+        "gradients": 4 * trained // ranks if zero.stage >= 2 else p * trained,
         "optimiser": 12 * trained // ranks,
-        "reduction buckets": p * min(trained, _REDUCE_BUCKET),
+        "reduction buckets": bucket * min(trained, _REDUCE_BUCKET),
     }
     host: Parts = {}
     if zero.stage == 3:

@@ -40,13 +40,14 @@ class DdpBackend:
             parameter_groups(trained, optimiser.weight_decay),
             lr=optimiser.learning_rate,
             betas=optimiser.betas,
+            fused=worker.device.type == "cuda" or None,
         )
 
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
         """See Backend."""
-        device_type = self._worker.device.type
-        with torch.autocast(device_type, self._worker.dtype, enabled=device_type == "cuda"):
+        dtype = self._worker.dtype
+        with torch.autocast(self._worker.device.type, dtype, enabled=dtype != torch.float32):
             if isinstance(self.model, DistributedDataParallel) and not last:
                 with self.model.no_sync():
                     yield
