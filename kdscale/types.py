@@ -119,7 +119,9 @@ class Head:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return logits [P, V] float32 of hidden states [P, D]."""
-        z = self.scale * self.cast(hidden.dtype).products(hidden).float()
+        z = self.cast(hidden.dtype).products(hidden).float()
+        if self.scale != 1.0:
+            z = self.scale * z
         return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
 
     def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Head":

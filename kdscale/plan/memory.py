@@ -28,6 +28,8 @@ _AT_WORK, _ENGINE = 90 << 20, 100 << 20
 _NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 # Positions of a chunk of the fused loss, see losses/fused.py.
 _LOSS_POSITIONS = 256
+# Elements of the logits that an encoder has at a time, see teacher/states.py.
+_LOGITS = {"cpu": 1 << 25, "gpu": 1 << 28}
 # Elements of an encoder's chunk, see cache/codecs/chunked.py, and its working tensors of 4 bytes.
 _ENCODE_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 26}
 _ENCODE_TENSORS = 4
@@ -216,21 +218,27 @@ def teacher_memory(inputs: PlanInputs) -> Memory | None:
 def capture_memory(inputs: PlanInputs) -> Memory:
     """Return the memory of a rank that captures.
 
-    The teacher's weights, a forward, the logits of its targets, p B T V (on a GPU those of
-    `queue_batches` that wait, one that is encoded and one that is made), the encoder's chunks, the
-    noise, 8 B T for each draw of the codec, and up to four decoded cache shards on the host.
+    The teacher's weights, a forward, the hidden states of its targets, p B T h (on a GPU those of
+    `queue_batches` that wait, one that is encoded and one that is made), the head whole where the
+    teacher is sharded, p V h, a chunk's logits in float32 (on a GPU in bfloat16 too), the encoder's
+    chunks, the noise, 8 B T for each draw of the codec, and up to four decoded cache shards on the
+    host.
     """
     config, shape, tokens = inputs.config, inputs.teacher, inputs.tokens
     capture = config.cache.capture
     codec = make_codec(config.cache.codec, tokens.outputs)
     positions = capture.micro_batch_size * tokens.seq_len
-    logits = inputs.width * _targets(capture.micro_batch_size, inputs) * shape.vocabulary
+    targets, is_sharded = _targets(capture.micro_batch_size, inputs), capture.zero.stage == 3
+    logits = min(_LOGITS[inputs.hardware.kind], targets * tokens.outputs)
     threads = 1 if inputs.is_gpu else max(1, int(capture.workers.cpus))
     encode = _ENCODE_ELEMENTS[inputs.hardware.kind] * threads * _ENCODE_TENSORS * 4
     device = {
-        **_weights(shape, capture.workers.count, capture.zero.stage == 3, inputs),
+        **_weights(shape, capture.workers.count, is_sharded, inputs),
         "forward": forward_only(shape, capture.micro_batch_size, inputs),
-        "logits": logits * (capture.queue_batches + 2 if inputs.is_gpu else 1),
+        "head": inputs.width * shape.head if is_sharded else 0,
+        "hidden states": (capture.queue_batches + 2 if inputs.is_gpu else 1)
+        * (inputs.width * targets * shape.hidden),
+        "logits": logits * (4 + 2 if inputs.is_gpu else 4),
         "encoder": encode + 8 * positions * codec.streams,
     }
     shard = config.cache.sequences_per_shard * tokens.seq_len

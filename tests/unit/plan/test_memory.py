@@ -214,17 +214,21 @@ def test_model_states_of_a_real_ddp_step_on_a_cpu() -> None:
     assert sum(states.values()) == bytes_of_a_step(model)
 
 
-def test_capture_on_a_gpu_holds_the_logits_that_wait() -> None:
+def test_capture_on_a_gpu_holds_the_hidden_states_that_wait_and_a_chunk_of_logits() -> None:
     few, more = (
         setting("H100", cache__capture__queue_batches=waiting, cache__capture__micro_batch_size=4)
         for waiting in (1, 5)
     )
-    logits = 2 * 4 * 32 * 512
-    assert capture_memory(few).device["logits"] == 3 * logits
-    assert capture_memory(more).device["logits"] == 7 * logits
+    states = 2 * 4 * 32 * 64
+    assert capture_memory(few).device["hidden states"] == 3 * states
+    assert capture_memory(more).device["hidden states"] == 7 * states
+    assert capture_memory(more).device["logits"] == (2 + 4) * 4 * 32 * 512
     on_cpu = capture_memory(setting("cpu", cache__capture__micro_batch_size=4))
+    assert on_cpu.device["hidden states"] == 4 * 4 * 32 * 64
     assert on_cpu.device["logits"] == 4 * 4 * 32 * 512
     assert on_cpu.host == {}
+    long = capture_memory(setting("H100", cache__capture__micro_batch_size=1 << 20))
+    assert long.device["logits"] == 6 << 28
 
 
 def test_a_masked_language_model_has_logits_where_it_guesses() -> None:
@@ -249,6 +253,8 @@ def test_a_sharded_teacher_takes_its_share_and_what_is_gathered() -> None:
     assert capture_memory(whole).device["gathered weights"] == 0
     assert capture_memory(shared).device["weights"] == 2 * n // 4
     assert capture_memory(shared).device["gathered weights"] == 2 * n
+    assert capture_memory(whole).device["head"] == 0
+    assert capture_memory(shared).device["head"] == 2 * 512 * 64
 
 
 def test_the_reader_takes_its_budget_or_the_whole_cache() -> None:
