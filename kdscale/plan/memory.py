@@ -31,7 +31,7 @@ _LOSS_POSITIONS = 256
 # Elements of the logits that an encoder has at a time, see teacher/states.py.
 _LOGITS = {"cpu": 1 << 25, "gpu": 1 << 28}
 # Elements of an encoder's chunk, see cache/codecs/chunked.py, and its working tensors of 4 bytes.
-_ENCODE_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 26}
+_ENCODE_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 28}
 _ENCODE_TENSORS = 4
 # Cache shards that an encoder holds at most, see teacher/encoder.py.
 _SHARDS_HELD = 4
@@ -231,7 +231,8 @@ def capture_memory(inputs: PlanInputs) -> Memory:
     targets, is_sharded = _targets(capture.micro_batch_size, inputs), capture.zero.stage == 3
     logits = min(_LOGITS[inputs.hardware.kind], targets * tokens.outputs)
     threads = 1 if inputs.is_gpu else max(1, int(capture.workers.cpus))
-    encode = _ENCODE_ELEMENTS[inputs.hardware.kind] * threads * _ENCODE_TENSORS * 4
+    chunk = min(_ENCODE_ELEMENTS[inputs.hardware.kind] * threads, logits)
+    encode = chunk * _ENCODE_TENSORS * 4
     device = {
         **_weights(shape, capture.workers.count, is_sharded, inputs),
         "forward": forward_only(shape, capture.micro_batch_size, inputs),
