@@ -135,9 +135,9 @@ def model_states(
 ) -> tuple[Parts, Parts]:
     """Return (on the device, on the host) bytes of weights, gradients and AdamW.
 
-    Stage 0 (DDP) trains float32 weights: 4 N + 4 N + 8 N, and with n > 1 buckets of 4 N to reduce
-    in; a GPU adds autocast's copy of the weights, 2 N. ZeRO (Rajbhandari et al. 2020,
-    arXiv:1910.02054, section 3 and 5): p N weights, p N gradients (4 N from stage 2 on, float32)
+    Stage 0 (DDP) trains float32 weights: 4 N + 4 N + 8 N, the gradients being views of the buckets
+    that they are reduced in; a GPU adds autocast's copy of the weights, 2 N. ZeRO (Rajbhandari et
+    al. 2020, arXiv:1910.02054, section 3 and 5): p N weights, p N gradients (4 N from stage 2 on)
     and 12 N of float32 weights and moments, of which stage 1 divides the last by n, stage 2 the
     last two, stage 3 all; a bucket of min(N, 5e8) p, from stage 2 on its float32 copy on a GPU, and
     at stage 3 the `gathered` weights. Offload moves the optimiser, and at stage
@@ -152,7 +152,6 @@ def model_states(
     if zero.stage == 0:
         weights = 4 * (n - quantised) + round(_NF4_BYTES * quantised)
         parts = {"weights": weights, "gradients": 4 * trained, "optimiser": 8 * trained}
-        parts["reduction buckets"] = 4 * trained if ranks > 1 else 0
         if inputs.is_gpu:
             parts["autocast weights"] = 2 * (n - quantised)
         return parts, {}

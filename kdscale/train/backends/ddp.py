@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from kdscale.config.training import OptimiserConfig
 from kdscale.distributed.rank import Rank
 from kdscale.models.head import ModelWithHead
+from kdscale.models.modes import computing_dtype
 from kdscale.models.release import release
 from kdscale.train.state import (
     MOMENTS,
@@ -35,7 +36,10 @@ class DdpBackend:
         self._parameters = trained_parameters(trained)
         self.model: torch.nn.Module = trained
         if worker.world_size > 1:
-            self.model = DistributedDataParallel(trained)
+            # A language model's buffers are constants, such as the frequencies of its positions.
+            self.model = DistributedDataParallel(
+                trained, gradient_as_bucket_view=True, broadcast_buffers=False
+            )
         self._optimiser = torch.optim.AdamW(
             parameter_groups(trained, optimiser.weight_decay),
             lr=optimiser.learning_rate,
@@ -46,8 +50,7 @@ class DdpBackend:
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
         """See Backend."""
-        dtype = self._worker.dtype
-        with torch.autocast(self._worker.device.type, dtype, enabled=dtype != torch.float32):
+        with computing_dtype(self.model, self._worker):
             if isinstance(self.model, DistributedDataParallel) and not last:
                 with self.model.no_sync():
                     yield

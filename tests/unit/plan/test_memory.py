@@ -115,7 +115,7 @@ def test_states_beside_adapters_are_theirs_but_for_the_weights(stage: Any) -> No
     assert device["optimiser"] == optimiser
     assert device["gradients"] == {0: 4 * t, 1: 2 * t, 2: 2 * t, 3: 2 * t}[stage]
     assert device["weights"] == {0: 4, 1: 2, 2: 2, 3: 1}[stage] * (n + t)
-    assert device["reduction buckets"] == {0: 4, 1: 2, 2: 6, 3: 6}[stage] * t
+    assert device.get("reduction buckets", 0) == {0: 0, 1: 2, 2: 6, 3: 6}[stage] * t
 
 
 def bytes_of_a_step(model: torch.nn.Module) -> int:
@@ -188,12 +188,12 @@ def test_model_states_are_the_zero_papers_but_for_float32_gradients(
         assert device["gathered weights"] == gathered(found.teacher, found)
 
 
-def test_ddp_has_sixteen_bytes_a_parameter_and_buckets_among_many() -> None:
+def test_ddp_has_sixteen_bytes_a_parameter_on_any_number_of_ranks() -> None:
     found = setting("cpu")
     n = found.student.parameters
     alone, _ = model_states(found.student, ZeroConfig(stage=0), 1, found)
     many, _ = model_states(found.student, ZeroConfig(stage=0), 2, found)
-    assert (sum(alone.values()), sum(many.values())) == (16 * n, 20 * n)
+    assert (sum(alone.values()), sum(many.values())) == (16 * n, 16 * n)
 
 
 def test_offload_moves_the_optimiser_and_at_stage_3_the_weights() -> None:

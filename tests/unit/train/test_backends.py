@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from kdscale.errors import KdscaleError
 from kdscale.losses.fused import head_and_loss
 from kdscale.models.head import ModelWithHead
 from kdscale.models.load import build_model, make_config
+from kdscale.models.modes import computing_dtype
 from kdscale.train.backends.base import Backend, make_backend
 from kdscale.train.backends.zero import _zero_config
 from kdscale.train.state import adam_state, count_updates
@@ -119,3 +121,21 @@ def test_zero_needs_no_compiler_on_any_device() -> None:
         assert adam["torch_adam"]
         assert adam.get("fused", False) == fused
         assert not config["zero_force_ds_cpu_optimizer"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "dtype", "products"),
+    [
+        (torch.float32, torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16, torch.bfloat16),
+        (torch.bfloat16, torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_a_validation_computes_in_the_dtype_of_the_training(
+    weights: torch.dtype, dtype: torch.dtype, products: torch.dtype
+) -> None:
+    model = torch.nn.Linear(4, 4, dtype=weights)
+    worker = Rank(0, 1, torch.device("cpu"))
+    with mock.patch.object(Rank, "dtype", dtype), computing_dtype(model, worker):
+        assert model(torch.ones(1, 4, dtype=weights)).dtype == products
+        assert torch.is_autocast_enabled("cpu") == (weights != dtype)
