@@ -122,12 +122,14 @@ def _mask(rows: int, inputs: PlanInputs) -> int:
     return (inputs.width + 1) * rows * inputs.tokens.seq_len**2 if inputs.config.data.pack else 0
 
 
-def gathered(shape: Shape, inputs: PlanInputs) -> int:
+def gathered(shape: Shape, inputs: PlanInputs, layers: int = 0) -> int:
     """Return the bytes that ZeRO-3 holds beyond a rank's shard while it computes.
 
-    p max(min(N, 1e9), largest tensor), DeepSpeed's `stage3_max_live_parameters`.
+    p max(min(N, l), largest tensor) with l = 1e9, DeepSpeed's `stage3_max_live_parameters`, or the
+    elements of so many `layers` if those are more.
     """
-    return inputs.width * max(min(shape.parameters, _MOST_LIVE), shape.largest)
+    live = max(_MOST_LIVE, layers * (shape.parameters - shape.head) // shape.layers)
+    return inputs.width * max(min(shape.parameters, live), shape.largest)
 
 
 def model_states(
@@ -174,10 +176,13 @@ def model_states(
 
 
 def _weights(shape: Shape, ranks: int, is_sharded: bool, inputs: PlanInputs) -> Parts:
-    """Return the weights of a model that only runs: p N, or p N / n and the `gathered` ones."""
+    """Return the weights of a model that only runs: p N, or p N / n and the `gathered` ones.
+
+    Those of three layers, see models/sharded.py.
+    """
     return {
         "weights": inputs.width * shape.parameters // (ranks if is_sharded else 1),
-        "gathered weights": gathered(shape, inputs) if is_sharded else 0,
+        "gathered weights": gathered(shape, inputs, layers=3) if is_sharded else 0,
     }
 
 
