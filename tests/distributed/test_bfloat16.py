@@ -5,22 +5,29 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
+from kdscale.cache.codecs import make_codec
+from kdscale.cache.read.reader import CacheReader
 from kdscale.config.lora import LoraConfig
 from kdscale.config.training import ZeroConfig
 from kdscale.distributed.rank import current_rank
 from kdscale.losses.fused import head_and_loss
+from kdscale.models.forward import row_tensors, target_logits
 from kdscale.models.head import ModelWithHead
 from kdscale.models.load import load_model
 from kdscale.models.lora import add_adapters
 from kdscale.train.backends import zero
 from kdscale.train.backends.base import Backend, make_backend
 from kdscale.train.loop import MicroBatchLoss
+from kdscale.types import DenseTargets
 from tests.distributed import test_training as whole
+from tests.distributed.test_capture import capture_all
 from tests.distributed.test_training import STEPS, VOCAB, make, resume, run, training
 from tests.ranks import run_ranks
+from tests.unit.teacher.test_capture import make_subject
 
 BF16 = torch.bfloat16
 STAGES = (0, 1, 2, 3)
@@ -210,3 +217,22 @@ def test_gradients_add_up_in_float32_but_at_stage_1(trained: dict[str, Any], sta
     expected = 1 if stage == 1 else 1 + 64 / 1024
     # The norm is that before clipping; the map's input is 1 / sqrt(8) in bfloat16.
     assert trained[f"sums {stage}"] == pytest.approx(expected, rel=5e-3)
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_a_sharded_teacher_captures_what_a_whole_one_says_in_float32(tmp_path: Path) -> None:
+    subject = make_subject(tmp_path, length=64, count=8, stage=3)
+    run_ranks(capture_all, 2, [subject.job], dtype=BF16)
+    cached = CacheReader(subject.job.cache).read(np.arange(8))
+    batch = row_tensors(subject.rows, torch.device("cpu"))
+    with torch.no_grad():
+        logits = target_logits(subject.model, batch, subject.job.identity["vocab_size"])
+    exact = (logits / subject.job.config.cache.temperature).log_softmax(-1)
+    codec = make_codec(subject.job.config.cache.codec, logits.shape[1])
+    cells = torch.from_numpy(cached.payload.copy()).view(*batch.mask.shape, -1)[batch.mask]
+    found = codec.decode(cells)
+    assert isinstance(found, DenseTargets)
+    kl = (exact.exp() * (exact - found.log_probs)).sum(-1)
+    assert exact.std() > 0.05
+    assert kl.max() < 1e-3 * exact.var()
