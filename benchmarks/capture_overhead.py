@@ -32,11 +32,11 @@ from kdscale.config import RunConfig
 from kdscale.config.training import WorkersConfig
 from kdscale.data.rows.prepared import open_prepared
 from kdscale.distributed.rank import current_rank
-from kdscale.models.sharded import load_teacher
 from kdscale.run.artifacts import RunArtifacts
 from kdscale.run.pipeline import run_pipeline
 from kdscale.run.stages.cache import own_store, plan_capture
 from kdscale.teacher.capture import CaptureJob
+from kdscale.teacher.states import place_captured
 from kdscale.workers.group import run_workers
 from kdscale.workers.progress import stage_progress
 from kdscale.workers.ray_session import ray_session
@@ -135,7 +135,8 @@ class TurnsJob:
         """
         spec, worker = self.capture, current_rank()
         prepared = open_prepared(spec.prepared)
-        teacher = load_teacher(spec.teacher.local(), worker, spec.config.cache.capture.zero)
+        zero = spec.config.cache.capture.zero
+        teacher = place_captured(spec.load, worker, zero, prepared)
         arguments = (spec, worker, teacher, prepared)
         turns = []
         for turn in range(self.turns + 1):

@@ -8,7 +8,7 @@ import torch
 
 from kdscale.data.rows.prepared import Prepared
 from kdscale.distributed.rank import Rank
-from kdscale.models.forward import compute_logits, row_tensors
+from kdscale.models.forward import compute_logits, row_tensors, unwrapped
 from kdscale.teacher.capture import CaptureJob, fill_cache
 
 
@@ -16,11 +16,12 @@ from kdscale.teacher.capture import CaptureJob, fill_cache
 def forward(spec: CaptureJob, rank: Rank, teacher: torch.nn.Module, prepared: Prepared) -> None:
     """Run the teacher over the rank's share of the shards, in the batches of a capture."""
     table, size = prepared.split("train"), spec.config.cache.capture.micro_batch_size
+    model = unwrapped(teacher).model
     for shard in spec.plan.shards[rank.rank :: rank.world_size]:
         for start in range(shard.start, shard.stop, size):
             rows = table.take(spec.selected[start : min(start + size, shard.stop)])
             made = row_tensors(rows, rank.device)
-            compute_logits(teacher, made.ids, made.segments, prepared.vocab_size, made.documents)
+            compute_logits(model, made.ids, made.segments, prepared.vocab_size, made.documents)
 
 
 def capture(

@@ -48,11 +48,11 @@ from kdscale.distill.steps import read_steps
 from kdscale.distributed.rank import Rank, current_rank
 from kdscale.models.head import ModelWithHead
 from kdscale.models.load import build_model, make_config
-from kdscale.models.sharded import load_teacher
 from kdscale.run.artifacts import RunArtifacts
 from kdscale.run.pipeline import run_pipeline
 from kdscale.run.stages.cache import own_store, plan_capture
 from kdscale.teacher.capture import CaptureJob, fill_cache
+from kdscale.teacher.states import place_captured
 from kdscale.train.backends.base import Backend, make_backend
 from kdscale.train.loop import Step
 from kdscale.workers.group import WorkerGroups, run_workers
@@ -176,7 +176,7 @@ class Works:
         if worker.rank == 0:
             self._ranks[1] = replace(worker, world_size=1)
         self._prepared = open_prepared(spec.prepared)
-        self._teacher = load_teacher(spec.teacher.local(), worker, ZeroConfig(stage=0))
+        self._teacher = place_captured(spec.load, worker, ZeroConfig(stage=0), self._prepared)
         fill_cache(spec, worker, self._teacher, self._prepared)
         self._reader = CacheReader(spec.cache)
         self._loss = DistillationLoss(spec.config, self._reader.codec, None)

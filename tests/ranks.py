@@ -7,21 +7,29 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+from kdscale.distributed.rank import Rank
 from tests.forked import context
 
 TIMEOUT_SECONDS = 240
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
+def run_ranks(
+    function: Callable[..., Any],
+    world_size: int,
+    *arguments: Any,
+    dtype: torch.dtype = torch.float32,
+) -> list[Any]:
     """Run `function(*arguments)` on each rank of a fresh gloo group; return results by rank.
 
-    `function` and its result must be picklable. A rank that fails or hangs fails the caller
-    with its traceback; only processes started here are ended.
+    Forward and backward are computed in `dtype`; GPUs have bfloat16. `function` and its result must
+    be picklable. A rank that fails or hangs fails the caller with its traceback; only processes
+    started here are ended.
     """
     deadline = time.monotonic() + TIMEOUT_SECONDS
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
@@ -30,7 +38,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) ->
         for rank in range(world_size):
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(
-                target=_rank, args=(rank, world_size, meeting, theirs, function, arguments)
+                target=_rank, args=(rank, world_size, meeting, theirs, dtype, function, arguments)
             )
             process.start()
             theirs.close()
@@ -64,6 +72,7 @@ def _rank(
     world_size: int,
     meeting: str,
     results: Connection,
+    dtype: torch.dtype,
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
@@ -79,7 +88,8 @@ def _rank(
         dist.init_process_group(
             "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size
         )
-        value = function(*arguments)
+        with mock.patch.object(Rank, "dtype", dtype):
+            value = function(*arguments)
         dist.barrier()
         results.send((value, None))
     except BaseException:

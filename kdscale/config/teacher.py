@@ -100,8 +100,8 @@ class CaptureConfig(Config):
     """Sequences of one forward on one rank."""
 
     queue_batches: int = Field(default=4, ge=1)
-    """Forwards that may wait for encoding before the teacher has to pause. GPUs only: a CPU worker
-    encodes between its forwards."""
+    """Forwards whose hidden states may wait for encoding before the teacher has to pause. GPUs
+    only: a CPU worker encodes between its forwards."""
 
     @model_validator(mode="after")
     def _offload_needs_sharding(self) -> "CaptureConfig":

@@ -36,7 +36,8 @@ class WorkersConfig(Config):
     """CPUs of a worker; also its number of threads on a CPU."""
 
     gpus: float = Field(default=0, ge=0, le=1)
-    """GPUs of a worker: 0 runs on CPU with gloo in float32, 1 on a GPU with NCCL in bfloat16."""
+    """GPUs of a worker: 0 runs on CPU with gloo in float32, 1 on a GPU with NCCL in bfloat16. A
+    part of one, as 0.5, leaves the rest of the GPU to others, and takes a `count` of 1."""
 
     max_failures: int = Field(default=3, ge=-1)
     """Restarts of the worker group after a worker died or hung, or its node was
@@ -59,6 +60,15 @@ class WorkersConfig(Config):
             raise ValueError(f"min_count {self.min_count} is more than count {self.count}")
         return self
 
+    @model_validator(mode="after")
+    def _gpus_are_whole(self) -> "WorkersConfig":
+        if 0 < self.gpus < 1 and self.count > 1:
+            raise ValueError(
+                f"{self.count} workers of {self.gpus:g} GPUs would share a GPU, which NCCL "
+                "refuses: give gpus 1, or count 1"
+            )
+        return self
+
     @property
     def least(self) -> int:
         """The smallest group that may work."""
@@ -70,7 +80,8 @@ class ZeroConfig(Config):
 
     stage: Literal[0, 1, 2, 3] = 0
     """1: optimiser states sharded, 2: gradients too, 3: parameters too. 0: plain data parallel
-    (DDP)."""
+    (DDP). Gradients add up in float32 over ranks and micro-batches, at stage 1 on GPUs in
+    bfloat16."""
 
     offload: Literal["none", "cpu"] = "none"
     """Place of sharded optimiser states (and, at stage 3, parameters) between uses."""

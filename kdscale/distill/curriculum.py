@@ -29,7 +29,7 @@ from kdscale.errors import KdscaleError
 from kdscale.losses.fused import head_and_loss
 from kdscale.models.forward import RowTensors, row_tensors
 from kdscale.models.head import ModelWithHead
-from kdscale.models.modes import evaluation_mode
+from kdscale.models.modes import computing_dtype, evaluation_mode
 from kdscale.store import Store
 from kdscale.train.loop import Step
 from kdscale.types import Rows, labels_of
@@ -127,7 +127,7 @@ def measure_gap(
     """
     parts = _parts(len(reader), worker, micro_batch_size)
     nll = np.zeros(len(reader))
-    with evaluation_mode(model):
+    with evaluation_mode(model), computing_dtype(model, worker):
         # Every rank calls the model equally often, as its parameters may be sharded.
         for number in range(_most_parts(len(reader), worker, micro_batch_size)):
             part = parts[number] if number < len(parts) else np.zeros(1, np.int64)

@@ -37,6 +37,9 @@ class LabelsLoss:
         """Return the scheduled values at `step`."""
         return {"kd_weight": 0.0}
 
+    def close(self) -> None:
+        """Hold nothing: see DistillationLoss."""
+
     def __call__(self, model: ModelWithHead, batch: MicroBatch, step: int) -> MicroBatchLoss:
         """Return the sums over the batch's targets."""
         loss = label_loss(model, batch.rows, self._weights).objective
@@ -81,6 +84,11 @@ class DistillationLoss:
         """Return the scheduled values at `step`, the present one."""
         found = {"kd_weight": self._kd_weight(step), "temperature": self._temperature_at(step)}
         return found if self.taid is None else found | {"taid_t": self.taid.t}
+
+    def close(self) -> None:
+        """Free the memory of the online teacher, if there is one. Not called afterwards."""
+        if self._teacher is not None:
+            self._teacher.close()
 
     def __call__(self, model: ModelWithHead, batch: MicroBatch, step: int) -> MicroBatchLoss:
         """Return the sums over the batch's targets.

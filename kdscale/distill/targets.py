@@ -25,6 +25,7 @@ from kdscale.models.attention_check import check_attention
 from kdscale.models.forward import RowTensors
 from kdscale.models.head import LayerOutput, ModelWithHead
 from kdscale.models.hf_folder import ModelReference
+from kdscale.models.release import release
 from kdscale.models.sequence_check import SequenceSpec
 from kdscale.models.sharded import load_teacher
 from kdscale.train.batches import sequence_spec
@@ -200,6 +201,10 @@ class OnlineTeacher:
         """
         hidden, layers, head = self._model(_forward, rows, self._outputs, self._is_sharded)
         return OnlineTargets(head, rows.pick(hidden), temperature, at_positions(layers, rows))
+
+    def close(self) -> None:
+        """Free the teacher's memory. Of all ranks together."""
+        release(self._model)
 
 
 def open_online_teacher(

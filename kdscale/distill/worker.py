@@ -89,6 +89,7 @@ class DistillJob:
         for training in trainings:
             recipe = StudentRecipe(training, worker, prepared, reader, start, self)
             run_training(training, recipe, worker, prepared)
+            recipe.close()
 
     def data(self, prepared: Prepared) -> Prepared:
         """Return the data in the student's tokens."""
@@ -200,6 +201,10 @@ class StudentRecipe:
         values = backend.trained_values()
         if self._worker.rank == 0:
             adapters.save(folder, model, values, self._base())
+
+    def close(self) -> None:
+        """Free what the loss holds beside the student. Of all ranks together."""
+        self._loss.close()
 
     def _base(self) -> Base:
         """Return the model that the adapters stand on: a copy, where no other place has it."""

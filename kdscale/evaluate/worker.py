@@ -4,7 +4,6 @@ The only place where teacher and students meet: agreement and KL compare them po
 The teacher may be sharded, so all ranks run equally many forwards; others are whole on each rank.
 """
 
-import gc
 import json
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +24,7 @@ from kdscale.evaluate.temperature import fit_temperatures
 from kdscale.models.attention import set_attention
 from kdscale.models.forward import target_logits, unwrapped
 from kdscale.models.hf_folder import ModelReference
+from kdscale.models.release import release
 from kdscale.models.sequence_check import check_sequences
 from kdscale.models.sharded import load_teacher
 from kdscale.store import Store
@@ -113,9 +113,9 @@ def evaluate(spec: EvaluateJob) -> None:
         found[domain] = scores
         if worker.rank == 0:
             worker.report(index + 1, len(domains), note=domain)
-    # Room for whole models.
-    del models
-    gc.collect()
+    # Room for whole models. A sharded one is left by all ranks together.
+    while models:
+        release(models.popitem()[1])
     if worker.rank == 0:
         measured = summarise(found, spec.references)
         measured |= _side_by_side(spec, data, worker)

@@ -23,6 +23,7 @@ from kdscale.models.forward import (
     intercept_lm_head,
     model_inputs,
     model_task,
+    target_logits,
 )
 from kdscale.models.modes import evaluation_mode
 from kdscale.models.sequence_check import SequenceSpec, check_sequences
@@ -169,9 +170,15 @@ class ModelWithHead(torch.nn.Module):
             raise LookupError(f"the last linear map was called {len(given)} times")
         return given[0], found
 
+    def states_at(self, rows: RowTensors) -> torch.Tensor:
+        """Return the input of `head`, [P, D], at the P positions of `rows` that count, in order."""
+        if self._head_input == "logits":
+            return target_logits(self.model, rows, self.vocab_size)
+        return self.hidden_at(rows)
+
     def logits_at(self, rows: RowTensors) -> torch.Tensor:
         """Return logits [P, V] at the P positions of `rows` that count, as a loss makes them."""
-        return self.head.logits(self.hidden_at(rows))
+        return self.head.logits(self.states_at(rows))
 
     def check_sequences(self, spec: SequenceSpec) -> None:
         """Refuse a model that misreads such sequences, see sequence_check.py.

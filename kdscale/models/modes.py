@@ -1,4 +1,4 @@
-"""Switches of a built model that leave its weights alone: evaluation, dropout, recomputation.
+"""Switches of a built model that leave its weights alone: evaluation, dtype, dropout and the like.
 
 Architectures call their dropouts by many names, keep them as modules or as plain numbers, and some
 read the config in the forward. So all three are set, by the kind of their names.
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from kdscale.distributed.rank import Rank
 from kdscale.errors import KdscaleError
 
 # Dropout of a classifier, of GPT-2's summary or of whole token positions is not that of a language
@@ -31,6 +32,17 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def computing_dtype(model: torch.nn.Module, worker: Rank) -> torch.autocast:
+    """Return a context in which float32 weights of `model` are multiplied in the rank's dtype.
+
+    As data parallelism trains them. It changes nothing for a model that is in that dtype.
+    """
+    casts = worker.dtype != torch.float32 and any(
+        each.dtype == torch.float32 for each in model.parameters()
+    )
+    return torch.autocast(worker.device.type, worker.dtype, enabled=casts)
 
 
 def set_dropout(model: PreTrainedModel, rate: float) -> None:

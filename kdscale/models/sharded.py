@@ -19,20 +19,50 @@ from kdscale.config.training import ZeroConfig
 from kdscale.distributed.rank import Rank
 from kdscale.models.load import load_model
 
+# DeepSpeed's defaults, elements.
+_LEAST_PREFETCH, _LEAST_LIVE, _SMALL_PARAMETER = 50_000_000, 1_000_000_000, 100_000
+_LARGE_MODEL = 100_000_000
+
 
 def zero3_config(worker: Rank, offload: str) -> dict[str, Any]:
     """Return the DeepSpeed config of a model without optimiser, sharded over all ranks."""
     zero: dict[str, Any] = {"stage": 3}
     if offload == "cpu":
         zero["offload_param"] = {"device": "cpu", "pin_memory": worker.device.type == "cuda"}
-    # Small parameters stay whole on every rank by default (threshold 1e5 elements), which would
-    # make a small teacher hardly sharded at all; norms and biases are still cheap enough to gather.
-    zero["stage3_param_persistence_threshold"] = 0
     return {
         "train_micro_batch_size_per_gpu": 1,
         "zero_optimization": zero,
         "bf16": {"enabled": worker.dtype == torch.bfloat16},
     }
+
+
+def gather_limits(model: torch.nn.Module) -> dict[str, int]:
+    """Return DeepSpeed's limits, in elements, for forwards of a partitioned `model`.
+
+    One layer is gathered ahead while another computes, and a third is being released: DeepSpeed's
+    own limits are less than that for layers of more than 5e7 and 3e8 elements, so that most of a
+    large layer would be waited for. What is released is not used again in a forward. Small
+    parameters (norms, biases) stay whole, which saves a third of the collectives; but for a small
+    model, which would hardly be sharded at all.
+    """
+    total, layer = _elements(model), largest_layer(model)
+    return {
+        "stage3_prefetch_bucket_size": max(_LEAST_PREFETCH, layer),
+        "stage3_max_live_parameters": max(_LEAST_LIVE, 3 * layer),
+        "stage3_max_reuse_distance": 0,
+        "stage3_param_persistence_threshold": _SMALL_PARAMETER if total >= _LARGE_MODEL else 0,
+    }
+
+
+def largest_layer(model: torch.nn.Module) -> int:
+    """Return the elements of the largest layer of a model: of the entries of its module lists."""
+    lists = (each for each in model.modules() if isinstance(each, torch.nn.ModuleList))
+    return max((_elements(layer) for layers in lists for layer in layers), default=0)
+
+
+def _elements(module: torch.nn.Module) -> int:
+    """Return the elements of the whole parameters of `module`."""
+    return sum(getattr(each, "ds_numel", each.numel()) for each in module.parameters())
 
 
 @contextmanager
@@ -83,6 +113,7 @@ def place_teacher(
     config = zero3_config(worker, zero.offload)
     with partitioned_construction(config):
         model = load()
+    config["zero_optimization"] |= gather_limits(model)
     engine = initialize_engine(wrap(model), config)
     engine.eval()
     gc.collect()

@@ -35,22 +35,23 @@ from kdscale.distill.objective import DistillationLoss, LabelsLoss
 from kdscale.distributed.rank import Rank, current_rank
 from kdscale.errors import KdscaleError
 from kdscale.losses.fused import head_and_loss
-from kdscale.models.forward import RowTensors, compute_logits, row_tensors, target_logits
+from kdscale.models.forward import RowTensors, row_tensors
 from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import ModelReference, read_marker
 from kdscale.models.init.layers import keep_layers
-from kdscale.models.load import build_model
+from kdscale.models.load import build_model, load_model
 from kdscale.models.lora import add_adapters
-from kdscale.models.sharded import load_teacher, place_teacher
+from kdscale.models.release import release
 from kdscale.plan.calibration import Calibration, keep
 from kdscale.plan.inputs import PlanInputs, rank_rows, shape_of
 from kdscale.plan.timing import rate
 from kdscale.run.artifacts import RunArtifacts
 from kdscale.store import Store, open_store
+from kdscale.teacher.states import encode_states, place_captured, states_of, whole_head
 from kdscale.train.backends.base import make_backend
 from kdscale.train.batches import micro_batches_per_rank
 from kdscale.train.loop import Callbacks, MicroBatchLoss, Progress, Step, train
-from kdscale.train.throughput import peak_memory
+from kdscale.train.throughput import DeviceTimer, peak_memory
 from kdscale.workers.group import run_workers
 from kdscale.workers.progress import stage_progress
 from kdscale.workers.ray_session import ray_session
@@ -58,7 +59,7 @@ from kdscale.workers.ray_session import ray_session
 RESULT = "calibration-measured.json"
 _PROBE = "calibration-probe"
 _OBJECT_BYTES = 8 << 20
-_ENCODE_REPEATS = 3
+_WARM_UPS = 3
 _STORED_POSITIONS, _PRIOR_ROWS = 16_384, 8192
 _BUDGET_SECONDS = 5.0  # of each measurement
 _FEWEST_LAYERS = 2
@@ -75,6 +76,11 @@ class MeasureJob:
     vocab_size: int
     existing: tuple[ModelReference, Store] | None
     """The complete teacher and the prepared data; else the teacher has random weights."""
+
+    @property
+    def outputs(self) -> int:
+        """Logits of a position: those of the vocabulary, as the task is a causal one."""
+        return self.vocab_size
 
     def run(self) -> None:
         """Measure on this rank, with all others; rank 0 writes `RESULT`.
@@ -209,41 +215,43 @@ def _rates(found: dict[str, Any], whole: float, teacher: Any, inputs: PlanInputs
 def _teacher_rates(job: MeasureJob, rank: Rank) -> dict[str, float]:
     """Return median seconds of a micro-batch's forward and encoding, and its stored bytes."""
     capture = job.config.cache.capture
-    if job.existing is not None:
-        own, prepared = job.existing
-        model = load_teacher(own.local(), rank, capture.zero, own.revision)
-    else:
-        build = partial(build_model, job.teacher, seed=0)
-        model = place_teacher(lambda: build().to(rank.dtype), rank, capture.zero)
+    model = place_captured(partial(_teacher, job, rank), rank, capture.zero, job)
+    head = whole_head(model)
     codec = make_codec(job.config.cache.codec, job.vocab_size)
     ids, segments = _random_rows(job, capture.micro_batch_size, rank.device)
     samples = torch.randint(256, (len(ids), 16), dtype=torch.uint8, device=rank.device)
-    encodes: list[float] = []
+    batch = RowTensors(ids, segments, torch.ones_like(ids, dtype=torch.bool), ids)
 
-    @torch.no_grad()
-    def forward() -> None:
-        logits = compute_logits(model, ids, segments, job.vocab_size).flatten(0, 1)
-        _synchronize(rank)
-        if len(encodes) < _ENCODE_REPEATS:
-            begun = time.perf_counter()
-            noise = uniforms(0, samples, ids.shape[1], codec.streams).flatten(0, 1)
-            codec.encode(logits, noise).payload.cpu()
-            encodes.append(time.perf_counter() - begun)
-
-    for _ in range(_ENCODE_REPEATS):
-        forward()
-    rank.say("the teacher runs")
-    begun = time.perf_counter()
-    forward()
-    times = []
-    for _ in range(_repeats(time.perf_counter() - begun, rank)):
+    def run() -> tuple[float, float]:
+        """Return seconds of a forward, the head's products included, and of encoding."""
+        timer = DeviceTimer(rank.device)
         begun = time.perf_counter()
-        forward()
-        times.append(time.perf_counter() - begun)
-    found = {"forward": median(times), "encode": median(encodes)}
+        states = states_of(model, batch)
+        _synchronize(rank)
+        forward = time.perf_counter() - begun
+        begun = time.perf_counter()
+        noise = uniforms(0, samples, ids.shape[1], codec.streams).flatten(0, 1)
+        encode_states(codec, head, states, ids.flatten(), noise, 1.0, timer).encoded.payload.cpu()
+        _synchronize(rank)
+        return forward + timer.seconds, time.perf_counter() - begun - timer.seconds
+
+    for _ in range(_WARM_UPS):
+        seconds = sum(run())
+    rank.say("the teacher runs")
+    forwards, encodes = zip(*(run() for _ in range(_repeats(seconds, rank))), strict=True)
+    found = {"forward": median(forwards), "encode": median(encodes)}
     if job.existing is not None and job.config.cache.pack:
-        found["stored_payload"] = _stored_payload(job, prepared, rank, model)
+        found["stored_payload"] = _stored_payload(job, job.existing[1], rank, model)
+    release(model)
     return found
+
+
+def _teacher(job: MeasureJob, rank: Rank) -> PreTrainedModel:
+    """Return the run's own teacher, or one of its shape."""
+    if job.existing is None:
+        return build_model(job.teacher, seed=0).to(rank.dtype)
+    own = job.existing[0]
+    return load_model(own.local(), rank.dtype, own.revision)
 
 
 @torch.no_grad()
@@ -256,16 +264,18 @@ def _stored_payload(job: MeasureJob, prepared: Store, rank: Rank, model: torch.n
     length = job.config.data.seq_len
     table = open_prepared(prepared).split("train")
     texts = table.take(spread(_PRIOR_ROWS, len(table)))
-    codec = make_codec(cache.codec, job.vocab_size)
+    codec, head = make_codec(cache.codec, job.vocab_size), whole_head(model)
     prior = count_prior([(texts.input_ids, texts.loss_mask)], job.vocab_size)
     stored = StoredSize(codec, prior, chunk=cache.sequences_per_chunk * length)
     chosen = spread(max(size, _STORED_POSITIONS // length), len(table))
     for first in range(0, len(chosen), size):
         rows = table.take(chosen[first : first + size])
-        logits = target_logits(model, row_tensors(rows, rank.device), job.vocab_size)
-        noise = torch.rand(len(logits), codec.streams, dtype=torch.float64, device=rank.device)
-        encoded = codec.encode(logits, noise, temperature=cache.temperature)
-        stored.add(rows.input_ids[rows.loss_mask], encoded.payload.cpu().numpy())
+        batch = row_tensors(rows, rank.device)
+        states, labels = states_of(model, batch), batch.labels[batch.mask]
+        noise = torch.rand(len(states), codec.streams, dtype=torch.float64, device=rank.device)
+        timer = DeviceTimer(rank.device)
+        found = encode_states(codec, head, states, labels, noise, cache.temperature, timer)
+        stored.add(rows.input_ids[rows.loss_mask], found.encoded.payload.cpu().numpy())
     return stored.bytes_per_position()
 
 
@@ -355,7 +365,9 @@ def _step_seconds(
 
     first = run(2)[-1]
     rank.say(f"a step of {shape.model_type} takes {first:.3g} s")
-    return median(run(_repeats(first, rank)))
+    found = median(run(_repeats(first, rank)))
+    backend.close()
+    return found
 
 
 def _random_rows(

@@ -30,8 +30,10 @@ _BASE = {"cpu": 600 << 20, "gpu": 3 << 30}
 _AT_WORK, _ENGINE = 90 << 20, 100 << 20
 # Of a weight in NF4: four bits, a scale of 8 bits for 64, and a scale in float32 for 256 of these.
 _NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+# Elements of the logits that an encoder has at a time, see teacher/states.py.
+_LOGITS = {"cpu": 1 << 25, "gpu": 1 << 28}
 # Elements of an encoder's chunk, see cache/codecs/chunked.py, and its working tensors of 4 bytes.
-_ENCODE_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 26}
+_ENCODE_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 28}
 _ENCODE_TENSORS = 4
 # Cache shards that an encoder holds at most, see teacher/encoder.py.
 _SHARDS_HELD = 4
@@ -127,12 +129,14 @@ def _mask(shape: Shape, rows: int, inputs: PlanInputs) -> int:
     return _BLOCK_BYTES * rows * math.ceil(length / _BLOCK) ** 2 if packs_on_gpu else 0
 
 
-def gathered(shape: Shape, inputs: PlanInputs) -> int:
+def gathered(shape: Shape, inputs: PlanInputs, layers: int = 0) -> int:
     """Return the bytes that ZeRO-3 holds beyond a rank's shard while it computes.
 
-    p max(min(N, 1e9), largest tensor), DeepSpeed's `stage3_max_live_parameters`.
+    p max(min(N, l), largest tensor) with l = 1e9, DeepSpeed's `stage3_max_live_parameters`, or the
+    elements of so many `layers` if those are more.
     """
-    return inputs.width * max(min(shape.parameters, _MOST_LIVE), shape.largest)
+    live = max(_MOST_LIVE, layers * (shape.parameters - shape.head) // shape.layers)
+    return inputs.width * max(min(shape.parameters, live), shape.largest)
 
 
 def model_states(
@@ -140,11 +144,12 @@ def model_states(
 ) -> tuple[Parts, Parts]:
     """Return (on the device, on the host) bytes of weights, gradients and AdamW.
 
-    Stage 0 (DDP) trains float32 weights: 4 N + 4 N + 8 N, and with n > 1 buckets of 4 N to reduce
-    in; a GPU adds autocast's copy of the weights, 2 N. ZeRO (Rajbhandari et al. 2020,
-    arXiv:1910.02054, section 3 and 5): p N weights, p N gradients and 12 N of float32 weights and
-    moments, of which stage 1 divides the last by n, stage 2 the last two, stage 3 all; a bucket of
-    min(N, 5e8) p, and at stage 3 the `gathered` weights. Offload moves the optimiser, and at stage
+    Stage 0 (DDP) trains float32 weights: 4 N + 4 N + 8 N, the gradients being views of the buckets
+    that they are reduced in; a GPU adds autocast's copy of the weights, 2 N. ZeRO (Rajbhandari et
+    al. 2020, arXiv:1910.02054, section 3 and 5): p N weights, p N gradients (4 N from stage 2 on)
+    and 12 N of float32 weights and moments, of which stage 1 divides the last by n, stage 2 the
+    last two, stage 3 all; a bucket of min(N, 5e8) p, from stage 2 on its float32 copy on a GPU, and
+    at stage 3 the `gathered` weights. Offload moves the optimiser, and at stage
     3 the weights, to the host. With adapters of t parameters (LoRA), weights are those of N + t,
     and all else but the copy of autocast is t's; of the maps in four bits (NF4, arXiv:2305.14314),
     a weight takes 4 + 8 / 64 + 32 / (64 x 256) bits.
@@ -156,15 +161,15 @@ def model_states(
     if zero.stage == 0:
         weights = 4 * (n - quantised) + round(_NF4_BYTES * quantised)
         parts = {"weights": weights, "gradients": 4 * trained, "optimiser": 8 * trained}
-        parts["reduction buckets"] = 4 * trained if ranks > 1 else 0
         if inputs.is_gpu:
             parts["autocast weights"] = 2 * (n - quantised)
         return parts, {}
+    bucket = p + 4 if zero.stage >= 2 and inputs.is_gpu else p
     device = {
         "weights": p * n // (ranks if zero.stage == 3 else 1),
-        "gradients": p * trained // (ranks if zero.stage >= 2 else 1),
+        "gradients": 4 * trained // ranks if zero.stage >= 2 else p * trained,
         "optimiser": 12 * trained // ranks,
-        "reduction buckets": p * min(trained, _REDUCE_BUCKET),
+        "reduction buckets": bucket * min(trained, _REDUCE_BUCKET),
     }
     host: Parts = {}
     if zero.stage == 3:
@@ -178,10 +183,13 @@ def model_states(
 
 
 def _weights(shape: Shape, ranks: int, is_sharded: bool, inputs: PlanInputs) -> Parts:
-    """Return the weights of a model that only runs: p N, or p N / n and the `gathered` ones."""
+    """Return the weights of a model that only runs: p N, or p N / n and the `gathered` ones.
+
+    Those of three layers, see models/sharded.py.
+    """
     return {
         "weights": inputs.width * shape.parameters // (ranks if is_sharded else 1),
-        "gathered weights": gathered(shape, inputs) if is_sharded else 0,
+        "gathered weights": gathered(shape, inputs, layers=3) if is_sharded else 0,
     }
 
 
@@ -227,21 +235,28 @@ def teacher_memory(inputs: PlanInputs) -> Memory | None:
 def capture_memory(inputs: PlanInputs) -> Memory:
     """Return the memory of a rank that captures.
 
-    The teacher's weights, a forward, the logits of its targets, p B T V (on a GPU those of
-    `queue_batches` that wait, one that is encoded and one that is made), the encoder's chunks, the
-    noise, 8 B T for each draw of the codec, and up to four decoded cache shards on the host.
+    The teacher's weights, a forward, the hidden states of its targets, p B T h (on a GPU those of
+    `queue_batches` that wait, one that is encoded and one that is made), the head whole where the
+    teacher is sharded, p V h, a chunk's logits in float32 (on a GPU in bfloat16 too), the encoder's
+    chunks, the noise, 8 B T for each draw of the codec, and up to four decoded cache shards on the
+    host.
     """
     config, shape, tokens = inputs.config, inputs.teacher, inputs.tokens
     capture = config.cache.capture
     codec = make_codec(config.cache.codec, tokens.outputs)
     positions = capture.micro_batch_size * tokens.seq_len
-    logits = inputs.width * _targets(capture.micro_batch_size, inputs) * shape.vocabulary
+    targets, is_sharded = _targets(capture.micro_batch_size, inputs), capture.zero.stage == 3
+    logits = min(_LOGITS[inputs.hardware.kind], targets * tokens.outputs)
     threads = 1 if inputs.is_gpu else max(1, int(capture.workers.cpus))
-    encode = _ENCODE_ELEMENTS[inputs.hardware.kind] * threads * _ENCODE_TENSORS * 4
+    chunk = min(_ENCODE_ELEMENTS[inputs.hardware.kind] * threads, logits)
+    encode = chunk * _ENCODE_TENSORS * 4
     device = {
-        **_weights(shape, capture.workers.count, capture.zero.stage == 3, inputs),
+        **_weights(shape, capture.workers.count, is_sharded, inputs),
         "forward": forward_only(shape, capture.micro_batch_size, inputs),
-        "logits": logits * (capture.queue_batches + 2 if inputs.is_gpu else 1),
+        "head": inputs.width * shape.head if is_sharded else 0,
+        "hidden states": (capture.queue_batches + 2 if inputs.is_gpu else 1)
+        * (inputs.width * targets * shape.hidden),
+        "logits": logits * (4 + 2 if inputs.is_gpu else 4),
         "encoder": encode + 8 * positions * codec.streams,
     }
     shard = config.cache.sequences_per_shard * tokens.seq_len

@@ -9,11 +9,11 @@ run beside the forwards.
 import math
 import time
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from kdscale.cache.commit.manifest import manifest_key, publish
 from kdscale.cache.commit.writer import ShardWriter, committed_shards
@@ -23,13 +23,15 @@ from kdscale.data.rows.order import EvenRows
 from kdscale.data.rows.prepared import Prepared, open_prepared
 from kdscale.distributed.rank import GracefulStopError, Rank, current_rank
 from kdscale.models.attention import set_attention
-from kdscale.models.forward import row_tensors, target_logits, unwrapped
+from kdscale.models.forward import row_tensors
+from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import ModelReference
-from kdscale.models.load import check_vocabulary
-from kdscale.models.sequence_check import check_sequences
-from kdscale.models.sharded import load_teacher, parameters_held
+from kdscale.models.load import load_model
+from kdscale.models.release import release
+from kdscale.models.sharded import parameters_held
 from kdscale.store import PutIfAbsent, Store
 from kdscale.teacher.encoder import Encoder, Forward
+from kdscale.teacher.states import place_captured, states_of, whole_head
 from kdscale.tracking import prometheus as metrics
 from kdscale.tracking.trackers import Tracker, open_tracker
 from kdscale.train.batches import sequence_spec
@@ -51,23 +53,28 @@ class CaptureJob:
     selected: np.ndarray | EvenRows  # training sequences to capture, in the plan's order
     put_if_absent: PutIfAbsent  # what decides between attempts, see kdscale.workers.commit_actor
 
+    def load(self) -> PreTrainedModel:
+        """Return the teacher in the dtype of this rank, with the kernel of attention asked for."""
+        worker, config = current_rank(), self.config
+        model = load_model(self.teacher.local(), worker.dtype, self.teacher.revision)
+        return set_attention(model, config.teacher.attention, worker.device, packs=config.packs)
+
     def run(self) -> None:
         """Load the teacher on this rank, with all others, and capture what is missing."""
         worker, prepared = current_rank(), open_prepared(self.prepared)
         capture = self.config.cache.capture
-        model = load_teacher(self.teacher.local(), worker, capture.zero, self.teacher.revision)
-        bare, packs = unwrapped(model), self.config.packs
-        check_vocabulary(bare.config, prepared.vocab_size, "teacher")
-        set_attention(bare, self.config.teacher.attention, worker.device, packs=packs)
+        model = place_captured(self.load, worker, capture.zero, prepared)
         held, total = parameters_held(model)
         worker.say(f"teacher holds {held:,} of {total:,} parameters here")
         spec = sequence_spec(self.config, prepared, capture.micro_batch_size)
-        check_sequences(model, partial(target_logits, model, vocab_size=prepared.outputs), spec)
+        with torch.no_grad():
+            model(ModelWithHead.check_sequences, spec)
         fill_cache(self, worker, model, prepared)
+        release(model)
 
 
 def fill_cache(job: CaptureJob, worker: Rank, model: torch.nn.Module, prepared: Prepared) -> None:
-    """Capture what is missing with the loaded teacher, and publish. Collective.
+    """Capture what is missing with the teacher of place_captured, and publish. Collective.
 
     Raises GracefulStopError, after the shards in flight, where the group was asked to stop.
     """
@@ -79,7 +86,7 @@ def fill_cache(job: CaptureJob, worker: Rank, model: torch.nn.Module, prepared: 
     encoder = Encoder(
         job.config.cache,
         writer.commit,
-        vocab_size=prepared.outputs,
+        head=whole_head(model),
         seed=job.config.seed,
         device=worker.device,
     )
@@ -112,7 +119,7 @@ class _CaptureLoop:
         encoder: Encoder,
     ) -> None:
         self._job, self._worker, self._model, self._encoder = job, worker, model, encoder
-        self._table, self._vocab_size = prepared.training("cache"), prepared.outputs
+        self._table = prepared.training("cache")
         self._size = job.config.cache.capture.micro_batch_size
         self._lockstep = job.config.cache.capture.zero.stage == 3
         self._timer = DeviceTimer(worker.device)
@@ -159,19 +166,17 @@ class _CaptureLoop:
             part = rows.take(np.arange(start, min(start + self._size, len(rows))))
             if shard is not None and len(part):
                 last = start + self._size >= len(rows)
-                # Not held by a name here: logits are the largest thing in memory.
+                # Not held by a name here, for the encoder to free.
                 self._encoder.submit(Forward(shard, part, self._forward(part), last))
             else:
                 self._forward(self._table.take(self._job.selected[:1]))
             self._worker.beat(f"sequences {start} to {start + self._size} of shard {shard}")
             self._report(sum(min(self._rows_of(each), start + self._size) for each in shards))
 
-    @torch.no_grad()
     def _forward(self, rows: Rows) -> torch.Tensor:
-        """Return logits [P, V] at the targets."""
+        """Return the hidden states [P, D] at the targets."""
         with self._timer.running():
-            batch = row_tensors(rows, self._worker.device)
-            return target_logits(self._model, batch, self._vocab_size)
+            return states_of(self._model, row_tensors(rows, self._worker.device))
 
     def _rows_of(self, shard: int) -> int:
         return len(self._job.plan.shards[shard])
@@ -188,15 +193,16 @@ class _CaptureLoop:
     def _log(self, tracker: Tracker, done: int, seconds: float) -> None:
         """Log tokens of all ranks, assuming equal progress of each, and this rank's other figures.
 
-        `outside_forward_share` is what capture costs over bare forwards. Encoding on a GPU and
-        uploads everywhere run meanwhile: their shares are how busy they are, not what they cost.
+        `outside_forward_share` is what capture costs over bare forwards, which have the head's
+        products in them. Encoding on a GPU and uploads everywhere run meanwhile: their shares are
+        how busy they are, not what they cost.
         """
         length = self._job.config.data.seq_len
         progress = self._encoder.progress
         tokens, committed = self._rows_done * length, progress.committed_rows * length
         shown = {
             "tokens_per_second": tokens / seconds,
-            "outside_forward_share": 1 - self._timer.seconds / seconds,
+            "outside_forward_share": 1 - (self._timer.seconds + progress.head) / seconds,
             "encode_share": progress.encoding / seconds,
             "upload_share": progress.committing / seconds,
             "queue_wait_seconds": progress.waiting,

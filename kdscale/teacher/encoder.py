@@ -1,11 +1,11 @@
-"""Encoder: from logits to committed shards, beside the teacher.
+"""Encoder: from hidden states to committed shards, beside the teacher.
 
     submit -> encode -> (shard complete) -> commit
 
 On a GPU a thread encodes, on a CUDA stream that waits for the forward it works on: the teacher's
 launches never wait for a payload. On a CPU `submit` encodes with all of the worker's threads: a
 further thread would only take a core from one of the forward's, and the others would wait for that
-one; and the logits are freed at once. Commits, which wait for the network, have threads everywhere.
+one; and the states are freed at once. Commits, which wait for the network, have threads everywhere.
 """
 
 import threading
@@ -23,9 +23,11 @@ from kdscale.cache.format.records import Commit
 from kdscale.cache.rows import RowStats
 from kdscale.config.cache import CacheConfig
 from kdscale.data.rows.pack import concatenate
+from kdscale.teacher.states import encode_states
 from kdscale.teacher.worker_queue import WorkerQueue
 from kdscale.tracking import prometheus as metrics
-from kdscale.types import Rows, labels_of
+from kdscale.train.throughput import DeviceTimer
+from kdscale.types import Head, Rows, labels_of
 
 # Shards in commit. With one that waits and one that fills, no more than four are in memory.
 _COMMITS = 2
@@ -37,11 +39,11 @@ CommitShard = Callable[[int, Rows, np.ndarray, RowStats], Commit | None]
 
 @dataclass(frozen=True)
 class Forward:
-    """Logits [P, V] at the targets of consecutive `rows` of a shard; `last` closes the shard."""
+    """Hidden states at the targets of consecutive `rows` of a shard; `last` closes the shard."""
 
     shard: int
     rows: Rows
-    logits: torch.Tensor
+    states: torch.Tensor  # [P, D], what the head takes
     last: bool
 
 
@@ -51,6 +53,7 @@ class EncoderProgress:
 
     committed_rows: int = 0
     committed_bytes: int = 0
+    head: float = 0.0  # the products of hidden states and head
     encoding: float = 0.0
     committing: float = 0.0  # summed over threads
     waiting: float = 0.0  # of the teacher, for a full queue
@@ -76,15 +79,20 @@ class Encoder:
         config: CacheConfig,
         commit: CommitShard,
         *,
-        vocab_size: int,
+        head: Head,
         seed: int,
         device: torch.device,
     ) -> None:
-        """Prepare the threads: `commit` is called from several; `seed` is that of the noise."""
+        """Prepare the threads: `commit` is called from several; `seed` is that of the noise.
+
+        `head` is the teacher's, whole on `device`.
+        """
         self._temperature = config.temperature
         self._seed = seed
         self._device = device
-        self._codec: Codec = make_codec(config.codec, vocab_size)
+        self._codec: Codec = make_codec(config.codec, head.vocab_size)
+        self._head = head
+        self._head_timer = DeviceTimer(device)
         self._commit_shard = commit
         self._parts: list[_Part] = []
         self._committed = (0, 0)  # rows, bytes
@@ -127,8 +135,9 @@ class Encoder:
         """The progress so far, at any time."""
         rows, size = self._committed
         waiting = self._commits.waited if self._stream is None else self._encodes.waited
-        encoding = self._encodes.busy - self._commits.waited
-        return EncoderProgress(rows, size, encoding, self._commits.busy, waiting)
+        head = self._head_timer.seconds
+        encoding = self._encodes.busy - self._commits.waited - head
+        return EncoderProgress(rows, size, head, encoding, self._commits.busy, waiting)
 
     def _encode(self, item: tuple[Forward, torch.cuda.Event | None]) -> None:
         forward, ready = item
@@ -140,7 +149,6 @@ class Encoder:
             parts, self._parts = self._parts, []
             self._commits.put((forward.shard, parts))
 
-    @torch.no_grad()
     def _part(self, forward: Forward) -> _Part:
         rows, device = forward.rows, self._device
         batch, length = rows.loss_mask.shape
@@ -149,19 +157,23 @@ class Encoder:
         labels = torch.from_numpy(labels_of(rows)).flatten()[targets].long().to(device)
         sample_ids = torch.from_numpy(rows.sample_ids).to(device)
         noise = uniforms(self._seed, sample_ids, length, self._codec.streams).flatten(0, 1)[where]
-        encoded = self._codec.encode(forward.logits, noise, temperature=self._temperature)
-        own = forward.logits.gather(1, labels.clamp(min=0)[:, None])[:, 0]
-        nll = encoded.log_norm - own.float() / self._temperature
-        # Without a label there is no loss.
-        nll = torch.where(labels >= 0, nll, torch.nan)
+        found = encode_states(
+            self._codec,
+            self._head,
+            forward.states,
+            labels,
+            noise,
+            self._temperature,
+            self._head_timer,
+        )
         # Positions that are no targets stay zero bytes: no loss ever looks at them.
         payload = np.zeros((batch * length, self._codec.bytes_per_position), np.uint8)
-        payload[targets] = encoded.payload.cpu().numpy()
+        payload[targets] = found.encoded.payload.cpu().numpy()
         return _Part(
             rows,
             payload.reshape(batch, -1),
-            _row_means(encoded.entropy, rows.loss_mask),
-            _row_means(nll, rows.loss_mask),
+            _row_means(found.encoded.entropy, rows.loss_mask),
+            _row_means(found.nll, rows.loss_mask),
         )
 
     def _commit(self, item: tuple[int, list[_Part]]) -> None:

@@ -26,6 +26,7 @@ from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import MARKER, publish, read_marker
 from kdscale.models.load import count_parameters
 from kdscale.models.lora import published_parameters
+from kdscale.models.modes import computing_dtype
 from kdscale.store import Fence, Store
 from kdscale.tracking.trackers import Tracker, open_tracker
 from kdscale.train.backends.base import Backend, make_backend
@@ -147,6 +148,8 @@ def run_training(
         _log_published(job, tracker, {"parameters": parameters, "published_step": published})
         tracker.finish()
     worker.barrier()
+    # The next model on these workers needs the room.
+    backend.close()
 
 
 def _choose_attention(job: TrainingJob, backend: Backend, worker: Rank) -> None:
@@ -254,7 +257,8 @@ def _validator(
         size = training.micro_batch_size
         for part, valid in split_micro_batches(order, size, worker.rank, worker.world_size):
             batch = row_tensors(rows.take(part), worker.device, valid)
-            sums[0] += backend.model(known_cross_entropy, batch)
+            with computing_dtype(backend.model, worker):
+                sums[0] += backend.model(known_cross_entropy, batch)
             sums[1] += batch.known.sum()
             worker.beat("a batch of validation")
         total, targets = worker.all_reduce_sum(sums).tolist()

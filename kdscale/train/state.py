@@ -95,8 +95,10 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
     return [group for group in groups if group["params"]]
 
 
-def adam_state(optimiser: Any, tensor: torch.Tensor, updates: int) -> dict[str, torch.Tensor]:
-    """Return the state of `optimiser` for `tensor` (a parameter, or a flat shard) after `updates`.
+def adam_state(
+    optimiser: torch.optim.Optimizer, tensor: torch.Tensor, updates: int
+) -> dict[str, torch.Tensor]:
+    """Return the state of an AdamW for `tensor` (a parameter, or a flat shard) after `updates`.
 
     Its moments (float32, as `tensor` in shape) are to be filled by the caller. An optimiser makes
     it at its first step only, so that it is made here where there is none.
@@ -104,9 +106,10 @@ def adam_state(optimiser: Any, tensor: torch.Tensor, updates: int) -> dict[str, 
     state: dict[str, Any] = optimiser.state[tensor]
     if not state:
         state.update({name: torch.zeros_like(tensor) for name in MOMENTS})
-    # torch counts in a tensor, DeepSpeed's own Adams in a number.
-    is_torch = isinstance(optimiser, torch.optim.AdamW)
-    state["step"] = torch.tensor(float(updates)) if is_torch else updates
+    # A fused kernel reads the count where the tensor is; others count on the CPU.
+    is_fused = any(group.get("fused") for group in optimiser.param_groups)
+    device = tensor.device if is_fused else None
+    state["step"] = torch.tensor(float(updates), dtype=torch.float32, device=device)
     return state
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from kdscale.teacher.capture import CaptureJob
 from tests.architectures import tiny_model
 from tests.ranks import run_ranks
-from tests.unit.teacher.test_capture import Subject, make_subject, worst_target
+from tests.unit.teacher.test_capture import Subject, differing_bytes, make_subject, worst_target
 
 # Dropout in the config; sliding windows and chunks; masks and positions made in other ways.
 KINDS = (
@@ -47,6 +47,14 @@ def test_the_cache_holds_what_the_teacher_says_of_a_document_alone(
     captured: dict[str, Subject], kind: str
 ) -> None:
     assert worst_target(captured[kind]) < 1e-2
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_bytes_are_those_of_the_whole_teachers_own_logits(
+    captured: dict[str, Subject], kind: str
+) -> None:
+    assert differing_bytes(captured[kind]) == 0
 
 
 @pytest.mark.dist

@@ -17,7 +17,7 @@ from kdscale.errors import KdscaleError
 # Elements of one working tensor; there are about three. Those of a CPU's thread should stay in its
 # share of the last-level cache; on a GPU larger pieces keep the launches few.
 _CHUNK_ELEMENTS_THREAD = 1 << 20
-_CHUNK_ELEMENTS_GPU = 1 << 26
+_CHUNK_ELEMENTS_GPU = 1 << 28
 
 
 class ChunkedCodec(ABC):
@@ -66,8 +66,7 @@ class ChunkedCodec(ABC):
         for some_logits, some_uniforms in zip(
             logits.split(size), uniforms.split(size), strict=True
         ):
-            rows = some_logits[:, : self.vocab_size].float()
-            p = distribution(rows if temperature == 1.0 else rows / temperature, scratch)
+            p = distribution(some_logits[:, : self.vocab_size], temperature, scratch)
             parts.append((p.entropy, p.log_norm, *self.select(p, some_uniforms)))
         entropy, log_norm, *selected = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         if bad := int((~valid(log_norm)).sum()):

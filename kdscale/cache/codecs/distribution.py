@@ -49,20 +49,39 @@ class Scratch:
     """Memory that every chunk works in, because fresh pages cost as much as a pass over them."""
 
     def __init__(self, positions: int, vocab_size: int, device: torch.device) -> None:
-        shape = (2, positions, vocab_size + -vocab_size % BLOCK)
-        self._tensors = torch.empty(shape, dtype=torch.float32, device=device)
+        self._shape = (positions, vocab_size + -vocab_size % BLOCK)
+        self._vocab_size = vocab_size
+        self._tensors = torch.empty((2, *self._shape), dtype=torch.float32, device=device)
+        self._logits: Tensor | None = None
 
     def take(self, positions: int) -> tuple[Tensor, Tensor]:
         """Two tensors [positions, N * BLOCK] float32, the same ones each time."""
         first, second = self._tensors[:, :positions]
         return first, second
 
+    def padded(self, logits: Tensor, temperature: float) -> Tensor:
+        """Return [C, V] logits of any float type, divided, as [C, N * BLOCK] float32.
 
-def distribution(logits: Tensor, scratch: Scratch) -> Distribution:
-    """Return the distribution of [C, V] float32 logits; its blocks live in `scratch`."""
+        The logits themselves, if that is what they are.
+        """
+        width = self._shape[1]
+        if temperature == 1.0 and logits.dtype == torch.float32 and logits.shape[1] == width:
+            return logits
+        if self._logits is None:
+            self._logits = self._tensors.new_empty(self._shape)
+            self._logits[:, self._vocab_size :] = _NOWHERE
+        # Cast, division and padding in one pass.
+        whole = self._logits[: len(logits)]
+        own = whole[:, : self._vocab_size].copy_(logits)
+        if temperature != 1.0:
+            own.div_(temperature)
+        return whole
+
+
+def distribution(logits: Tensor, temperature: float, scratch: Scratch) -> Distribution:
+    """Return the distribution of [C, V] logits of any float type; its blocks live in `scratch`."""
     vocab_size = logits.shape[1]
-    if beyond := -vocab_size % BLOCK:
-        logits = torch.nn.functional.pad(logits, (0, beyond), value=_NOWHERE)
+    logits = scratch.padded(logits, temperature)
     probs, products = scratch.take(len(logits))
     torch.softmax(logits, -1, out=probs)
     blocks = probs.unflatten(-1, (-1, BLOCK))
@@ -73,14 +92,23 @@ def distribution(logits: Tensor, scratch: Scratch) -> Distribution:
     # From an id with a large p, because there p is precise.
     top = largest(logit_blocks, maxima, 1, vocab_size)
     log_norm = logits.gather(-1, top).double() - (probs.gather(-1, top) / mass).log()
-    entropy = log_norm - _sum(torch.mul(logits, probs, out=products)) / mass
+    torch.mul(logits, probs, out=products)
+    if logits.is_cuda:
+        # To find out whether there is such a product would make the host wait for the device.
+        without_nowhere(products)
+    entropy = log_norm - _sum(products) / mass
     no_number = entropy.isnan()[:, 0]
-    if no_number.any():
+    if not logits.is_cuda and no_number.any():
         # 0 * -inf, which is rare. The logarithms of `entr` would be slow.
         own = mass[no_number]
         entropy[no_number] = _sum(torch.special.entr(probs[no_number])) / own + own.log()
     entropy, log_norm = (each[:, 0].float() for each in (entropy.clamp(min=0), log_norm))
     return Distribution(logits, blocks, sums, mass, maxima, entropy, log_norm, vocab_size)
+
+
+def without_nowhere(products: Tensor) -> Tensor:
+    """Set p * logit to 0 in place where p is 0 and the logit -inf."""
+    return products.nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
 
 
 def valid(log_norm: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ and rank 0's result counts, so that any number of ranks keeps the same dimension
 """
 
 import copy
-import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from kdscale.models.forward import model_inputs, row_tensors, unwrapped
 from kdscale.models.init.families import family_of
 from kdscale.models.init.width import WidthStatistics
 from kdscale.models.load import load_model
+from kdscale.models.release import release
 from kdscale.models.sharded import place_teacher
 from kdscale.models.tasks import task_of
 from kdscale.types import Rows
@@ -43,8 +43,7 @@ def calibrate(
         lambda: load_model(folder, worker.dtype, config=copy.deepcopy(further)), worker, zero
     )
     statistics = measure(model, rows, worker.device)
-    del model
-    gc.collect()
+    release(model)
     result: WidthStatistics = worker.broadcast(statistics)
     return result
 

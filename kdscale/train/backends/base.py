@@ -46,6 +46,9 @@ class Backend(Protocol):
     def trained_values(self) -> dict[str, torch.Tensor]:
         """Return the model's trained parameters by name, whole and in float32. Collective."""
 
+    def close(self) -> None:
+        """Free the memory of model and optimiser, which end here. Of all ranks together."""
+
 
 def make_backend(
     build: Callable[[], PreTrainedModel],

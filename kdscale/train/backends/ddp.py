@@ -10,6 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 from kdscale.config.training import OptimiserConfig
 from kdscale.distributed.rank import Rank
 from kdscale.models.head import ModelWithHead
+from kdscale.models.modes import computing_dtype
+from kdscale.models.release import release
 from kdscale.train.state import (
     MOMENTS,
     Parts,
@@ -34,18 +36,21 @@ class DdpBackend:
         self._parameters = trained_parameters(trained)
         self.model: torch.nn.Module = trained
         if worker.world_size > 1:
-            self.model = DistributedDataParallel(trained)
+            # A language model's buffers are constants, such as the frequencies of its positions.
+            self.model = DistributedDataParallel(
+                trained, gradient_as_bucket_view=True, broadcast_buffers=False
+            )
         self._optimiser = torch.optim.AdamW(
             parameter_groups(trained, optimiser.weight_decay),
             lr=optimiser.learning_rate,
             betas=optimiser.betas,
+            fused=worker.device.type == "cuda" or None,
         )
 
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
         """See Backend."""
-        device_type = self._worker.device.type
-        with torch.autocast(device_type, self._worker.dtype, enabled=device_type == "cuda"):
+        with computing_dtype(self.model, self._worker):
             if isinstance(self.model, DistributedDataParallel) and not last:
                 with self.model.no_sync():
                     yield
@@ -84,6 +89,15 @@ class DdpBackend:
     def trained_values(self) -> dict[str, torch.Tensor]:
         """See Backend."""
         return {name: each.detach() for name, each in of_model(self._parameters).items()}
+
+    def close(self) -> None:
+        """See Backend."""
+        model = self.model
+        # The buckets that gradients are reduced in go with the module.
+        del self.model, self._bare
+        self._optimiser.state.clear()
+        self._parameters.clear()
+        release(model)
 
     def _get(self, parameter: torch.nn.Parameter) -> Parts:
         state = self._optimiser.state.get(parameter, {})

@@ -5,7 +5,7 @@ them in the computing dtype. A checkpoint gathers the former, and sets both. Tha
 parameter by parameter, so that no rank holds more than one of them whole.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from kdscale.config.training import TrainingConfig
 from kdscale.distributed.rank import Rank
 from kdscale.models.head import PREFIX, ModelWithHead
+from kdscale.models.release import release
 from kdscale.models.sharded import initialize_engine, partitioned_construction
 from kdscale.train.state import (
     MOMENTS,
@@ -28,6 +29,13 @@ from kdscale.train.state import (
     trained_parameters,
     write_state,
 )
+
+# Sums over ranks and micro-batches. At stage 1 DeepSpeed would take another optimiser for them,
+# with other shards: gradients stay in the computing dtype there.
+_FLOAT32_GRADIENTS = {
+    "communication_data_type": "fp32",
+    "data_types": {"grad_accum_dtype": "fp32"},
+}
 
 
 class ZeroBackend:
@@ -49,6 +57,8 @@ class ZeroBackend:
             self._bare = build()
         trained = wrap(self._bare)
         self._parameters = trained_parameters(trained)
+        if self._stage == 3:
+            _cast_unpartitioned(self._parameters.values(), worker.dtype)
         groups = parameter_groups(trained, training.optimiser.weight_decay)
         self._engine = initialize_engine(trained, config, groups)
         self._shards: Shards = (FlatShards if self._stage < 3 else PartitionedShards)(self._engine)
@@ -106,6 +116,23 @@ class ZeroBackend:
         mine = of_model(self._parameters)
         return {name: self._shards.get(each)["value"] for name, each in mine.items()}
 
+    def close(self) -> None:
+        """See Backend."""
+        engine = self._engine
+        del self.model, self._engine, self._bare, self._shards
+        self._parameters.clear()
+        release(engine)
+
+
+def _cast_unpartitioned(parameters: Iterable[Any], dtype: torch.dtype) -> None:
+    """Cast what `wrap` has made: an engine of partitioned parameters casts no others.
+
+    It needs one dtype in all of them.
+    """
+    for parameter in parameters:
+        if not hasattr(parameter, "ds_id"):
+            parameter.data = parameter.data.to(dtype)
+
 
 def _zero_config(training: TrainingConfig, micro_batches: int, worker: Rank) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": training.zero.stage}
@@ -115,22 +142,19 @@ def _zero_config(training: TrainingConfig, micro_batches: int, worker: Rank) -> 
         if training.zero.stage == 3:
             zero["offload_param"] = {"device": "cpu", "pin_memory": pin}
     optimiser = training.optimiser
+    # torch's AdamW on every device: DeepSpeed's own need a compiler at run time.
+    adam = {"lr": optimiser.learning_rate, "betas": list(optimiser.betas), "torch_adam": True}
+    if worker.device.type == "cuda":
+        adam["fused"] = True
     return {
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
         "gradient_accumulation_steps": micro_batches,
         "gradient_clipping": optimiser.clip,
         "zero_optimization": zero,
         "bf16": {"enabled": worker.dtype == torch.bfloat16},
-        # The fused CPU Adam needs a compiler at run time; torch's AdamW does the same on a CPU.
-        "zero_force_ds_cpu_optimizer": worker.device.type == "cuda",
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": optimiser.learning_rate,
-                "betas": list(optimiser.betas),
-                "torch_adam": worker.device.type == "cpu",
-            },
-        },
+        "zero_force_ds_cpu_optimizer": False,
+        "optimizer": {"type": "AdamW", "params": adam},
+        **(_FLOAT32_GRADIENTS if training.zero.stage >= 2 else {}),
     }
 
 

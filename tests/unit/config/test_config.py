@@ -61,6 +61,10 @@ def test_every_field_is_documented_once_under_the_field() -> None:
         ("teacher.load=some/model", "give either `load` or `model`"),
         ("distill.student.teacher_layers=[0]", "give either `model` or `teacher_layers`"),
         ("cache.sequences=4", "global_batch_size 8 is more than cache.sequences 4"),
+        (
+            "distill.workers={count: 2, gpus: 0.5}",
+            "2 workers of 0.5 GPUs would share a GPU, which NCCL refuses: give gpus 1, or count 1",
+        ),
         ("cache.capture.teacher_sharding=zero2", "Input should be 'none' or 'zero3'"),
         (
             "cache.capture={teacher_sharding: none, teacher_offload: cpu}",

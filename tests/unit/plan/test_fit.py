@@ -80,8 +80,8 @@ def test_activations_are_met_with_checkpointing_first() -> None:
     assert "distill.training.activation_checkpointing=true" in fix
 
 
-def test_waiting_logits_are_met_with_a_shorter_queue() -> None:
-    capture = {"workers": EIGHT, "micro_batch_size": 32, "queue_batches": 40}
+def test_waiting_hidden_states_are_met_with_a_shorter_queue() -> None:
+    capture = {"workers": EIGHT, "micro_batch_size": 32, "queue_batches": 20_000}
     found = setting(
         "A100-80",
         data={"seq_len": 2048, "tokenizer": {"kind": "train", "vocab_size": 50000}},
@@ -90,7 +90,7 @@ def test_waiting_logits_are_met_with_a_shorter_queue() -> None:
     )
     error = refused(found)
     assert "The stage 'cache'" in error.problem
-    assert "the largest part is logits" in error.problem
+    assert "the largest part is hidden states" in error.problem
     assert error.fix.startswith("--set cache.capture.queue_batches=")
 
 

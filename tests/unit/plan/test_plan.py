@@ -174,7 +174,10 @@ def test_the_example_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
     assert stages["cache"].device_hours == pytest.approx(10_735, rel=0.01)
     assert plan.caches[0].stored == pytest.approx(2.25e12, rel=0.01)
     assert stages["cache"].memory is not None
-    assert stages["cache"].memory.device["logits"] == 4 * 2 * 4 * 4096 * 128256
+    parts = stages["cache"].memory.device
+    assert parts["hidden states"] == 4 * 2 * 4 * 4096 * 8192
+    assert parts["head"] == 2 * 128_256 * 8192
+    assert parts["logits"] == 6 * 2**28
 
 
 def test_the_mixture_of_the_docs_waits_for_its_weights() -> None:

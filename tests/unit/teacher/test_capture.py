@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from kdscale.cache.codecs import make_codec
+from kdscale.cache.codecs import make_codec, uniforms
 from kdscale.cache.commit.plan import create_or_load_plan, selection_hash
 from kdscale.cache.format.records import commit_key
 from kdscale.cache.read.reader import CacheReader
@@ -22,6 +22,7 @@ from kdscale.data.rows.manifest import VERSION, write_manifest
 from kdscale.data.rows.pack import Layout, RowBuilder, RowCounts, concatenate
 from kdscale.data.rows.splits import SplitWriter
 from kdscale.data.tokenizer import train_tokenizer
+from kdscale.models.forward import row_tensors, target_logits
 from kdscale.models.hf_folder import ModelReference
 from kdscale.store import Store, open_store, upload_folder
 from kdscale.teacher.capture import CaptureJob
@@ -90,6 +91,7 @@ def make_subject(
     length: int = T,
     count: int = CAPTURED,
     stage: int = 0,
+    codec: str = "full",
 ) -> Subject:
     """Return a job of `count` sequences in shards of 6, in batches of 4, at a ZeRO stage.
 
@@ -106,7 +108,7 @@ def make_subject(
             "data": {"seq_len": length, "tokenizer": {"kind": "teacher"}},
             "teacher": {"load": str(tmp_path / "teacher")},
             "cache": {
-                "codec": {"kind": "full"},
+                "codec": {"kind": codec},
                 "temperature": 1.5,
                 "sequences": count,
                 "sequences_per_shard": 6,
@@ -154,6 +156,38 @@ def make_subject(
 
 
 @torch.no_grad()
+def differing_bytes(subject: Subject) -> int:
+    """Return how many of the cached bytes differ from those of transformers' own logits.
+
+    And check the statistics, which are exact.
+    """
+    job, reader = subject.job, CacheReader(subject.job.cache)
+    cached = reader.read(np.arange(len(subject.rows)))
+    codec, config = make_codec(job.config.cache.codec, job.identity["vocab_size"]), job.config
+    differing = 0
+    for shard in job.plan.shards:
+        for start in range(shard.start, shard.stop, config.cache.capture.micro_batch_size):
+            stop = min(start + config.cache.capture.micro_batch_size, shard.stop)
+            rows = subject.rows.take(np.arange(start, stop))
+            batch, where = row_tensors(rows, torch.device("cpu")), rows.loss_mask
+            logits = target_logits(subject.model, batch, codec.vocab_size)
+            noise = uniforms(
+                config.seed,
+                torch.from_numpy(rows.sample_ids),
+                rows.input_ids.shape[1],
+                codec.streams,
+            )
+            encoded = codec.encode(logits, noise[batch.mask], temperature=config.cache.temperature)
+            found = cached.payload[start:stop].reshape(*where.shape, -1)
+            differing += int((found[where] != encoded.payload.numpy()).sum())
+            assert not found[~where].any()
+            each = np.split(encoded.entropy.numpy().astype(float), np.cumsum(where.sum(1))[:-1])
+            means = np.array([row.mean() for row in each], np.float32)
+            np.testing.assert_allclose(cached.entropy[start:stop], means, rtol=1e-6)
+    return differing
+
+
+@torch.no_grad()
 def worst_target(subject: Subject) -> float:
     """Return how far a log-probability in the cache is from the model's, at the likely ids.
 
@@ -185,6 +219,13 @@ def worst_target(subject: Subject) -> float:
 def test_every_target_is_the_teachers_distribution(subject: Subject) -> None:
     subject.run()
     assert worst_target(subject) < 5e-3
+
+
+@pytest.mark.parametrize("codec", ["full", "varopt", "topk", "sample"])
+def test_its_bytes_are_those_of_the_teachers_own_logits(codec: str, tmp_path: Path) -> None:
+    subject = make_subject(tmp_path, codec=codec)
+    subject.run()
+    assert differing_bytes(subject) == 0
 
 
 def test_a_line_a_round_with_what_capture_cost(subject: Subject) -> None:

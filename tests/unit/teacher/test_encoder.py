@@ -14,10 +14,12 @@ from kdscale.cache.rows import RowStats
 from kdscale.config.cache import CacheConfig, FullCodec, VaroptCodec
 from kdscale.errors import KdscaleError
 from kdscale.teacher.encoder import Encoder, Forward
-from kdscale.types import DenseTargets, Rows
+from kdscale.types import DenseTargets, Head, Rows
 from tests.unit.teacher.patience import PATIENCE_SECONDS, wait_until
 
 VOCAB, LENGTH, SEED = 8, 4, 5
+# A model that makes its logits itself: they are what is handed over.
+HEAD = Head(None, None, VOCAB)
 
 
 def some_rows(count: int, first: int = 0) -> Rows:
@@ -67,7 +69,7 @@ def encoder(commits: Commits, config: CacheConfig | None = None) -> Encoder:
     return Encoder(
         config or CacheConfig(codec=FullCodec()),
         commits,
-        vocab_size=VOCAB,
+        head=HEAD,
         seed=SEED,
         device=torch.device("cpu"),
     )
@@ -152,7 +154,7 @@ def test_memory_is_bounded_when_the_store_is_slow() -> None:
     def teach(subject: Encoder) -> None:
         for shard in range(12):
             made = forward(shard, some_rows(1), some_logits(1), last=True)
-            alive.append(weakref.ref(made.logits))
+            alive.append(weakref.ref(made.states))
             subject.submit(made)
             del made
             submitted.release()
@@ -197,7 +199,7 @@ def test_a_failing_commit_ends_the_capture() -> None:
     def run() -> None:
         device = torch.device("cpu")
         config = CacheConfig(codec=FullCodec())
-        with Encoder(config, refuse, vocab_size=VOCAB, seed=0, device=device) as subject:
+        with Encoder(config, refuse, head=HEAD, seed=0, device=device) as subject:
             for shard in range(50):
                 subject.submit(forward(shard, some_rows(1), some_logits(1), last=True))
 
@@ -211,6 +213,6 @@ def test_a_shard_that_another_attempt_committed_first_is_not_counted() -> None:
 
     device = torch.device("cpu")
     config = CacheConfig(codec=FullCodec())
-    with Encoder(config, lost, vocab_size=VOCAB, seed=0, device=device) as subject:
+    with Encoder(config, lost, head=HEAD, seed=0, device=device) as subject:
         subject.submit(forward(0, some_rows(1), some_logits(1), last=True))
     assert subject.progress.committed_rows == 0
