@@ -112,6 +112,11 @@ def _sparse_chunk(each: Operation) -> int:
     return 3 * each.inputs[0].nbytes + _sum(each.inputs[1:]) + _sum(each.outputs)
 
 
+def _dense_chunk(each: Operation) -> int:
+    """As a sparse one; the teacher's logits are read twice, too."""
+    return _sparse_chunk(each) + max(tensor.nbytes for tensor in each.inputs[1:])
+
+
 _RULES: dict[str, Callable[[Operation], int]] = {
     **dict.fromkeys(_SOFTMAX, _softmax),
     **dict.fromkeys(_GATHERS, _gather),
@@ -119,4 +124,5 @@ _RULES: dict[str, Callable[[Operation], int]] = {
     **dict.fromkeys(_READS_NOTHING, _write),
     "copy_": _copy,
     "sparse_chunk": _sparse_chunk,
+    "dense_chunk": _dense_chunk,
 }

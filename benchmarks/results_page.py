@@ -1,9 +1,9 @@
-"""Tables of docs/results.md and its plot, written from the results of the benchmarks.
+"""Tables of docs/results.md and docs/gpu.md, and the plot of the former, written from results/.
 
     python benchmarks/results_page.py
 
-The page's text stands in the page itself. Between `<!-- table: NAME -->` and `<!-- end -->` this
-script writes, from results/*.json, so that no figure is typed by hand.
+The pages' text stands in the pages themselves. Between `<!-- table: NAME -->` and `<!-- end -->`
+this script writes, from results/*.json, so that no figure is typed by hand.
 """
 
 import json
@@ -20,6 +20,7 @@ from kdscale.report.charts import line_chart
 from kdscale.report.curves import Series
 
 PAGE = ROOT / "docs" / "results.md"
+GPU_PAGE = ROOT / "docs" / "gpu.md"
 PLOT = ROOT / "docs" / "quality.svg"
 STYLE = ROOT / "kdscale" / "report" / "templates" / "style.css"
 WITH_GOALS = (
@@ -40,7 +41,8 @@ _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def main() -> None:
     """Rewrite the tables and the plot."""
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in (PAGE, GPU_PAGE):
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
     PLOT.write_text(plot(_load("quality")), encoding="utf-8")
 
 
@@ -227,6 +229,24 @@ def goal_table() -> str:
     )
 
 
+def gpu_table() -> str:
+    """Return the modelled times of the loss and of encoding on a GPU."""
+    return _table(
+        "gpu_model",
+        {
+            "part": _text("part"),
+            "ideal, ms": _figure("ideal_ms", 1),
+            "ms": _figure("ms", 1),
+            "over ideal": _figure("over_ideal", 2),
+            "kernels": _figure("kernels", 0),
+            "GB": _figure("gigabytes", 1),
+            "host syncs": _figure("syncs", 0),
+            "without Triton": _figure("over_ideal_without_triton", 2),
+            "before": _figure("over_ideal_before", 2),
+        },
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "quality": quality_table,
     "noise": noise_table,
@@ -239,6 +259,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "masked_lm": masked_lm_table,
     "prepare": prepare_table,
     "goals": goal_table,
+    "gpu": gpu_table,
 }
 
 

@@ -90,6 +90,23 @@ Targets = SparseTargets | DenseTargets
 
 
 @dataclass(frozen=True)
+class TeacherLogits:
+    """Logits of a teacher, whose softmax at a temperature is the target."""
+
+    logits: torch.Tensor  # [C, V], of any float type
+    temperature: float
+    add_entropy: Callable[[torch.Tensor], None]
+    """Called by who makes the softmax, with the sum of the targets' entropies, a scalar in nats."""
+
+    def dense(self) -> DenseTargets:
+        """Return the targets."""
+        logits = self.logits.float()
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        return DenseTargets(torch.log_softmax(logits, dim=-1))
+
+
+@dataclass(frozen=True)
 class Head:
     """Output head of a model, from hidden states h to logits: z = cap(scale * (h W^T + b))."""
 
@@ -116,6 +133,12 @@ class Head:
         if self.weight is None:
             return hidden[:, : self.vocab_size]
         return torch.nn.functional.linear(hidden, self.weight, self.bias)
+
+    def raw_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return logits [P, V] of hidden states [P, D], float32 or as the product makes them."""
+        if self.scale == 1.0 and self.softcap is None:
+            return self.cast(hidden.dtype).products(hidden)
+        return self.logits(hidden)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return logits [P, V] float32 of hidden states [P, D]."""

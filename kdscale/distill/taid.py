@@ -88,7 +88,7 @@ class InterpolatedTargets:
 
     def at(self, part: slice, logits: Callable[[], torch.Tensor]) -> Targets:
         """See BatchTargets."""
-        teacher = self._online.at(part, logits).log_probs
+        teacher = self._online.at(part, logits).dense().log_probs
         student = torch.log_softmax(logits() / self._online.temperature, dim=-1)
         found = forward_kl_sum(teacher, student)
         self._kl = found if self._kl is None else self._kl + found

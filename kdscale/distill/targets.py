@@ -20,6 +20,7 @@ from kdscale.distill.batches import MicroBatch
 from kdscale.distributed.rank import Rank
 from kdscale.losses.classes import ClassMap, ClassTargets
 from kdscale.losses.divergences import entropy_sum
+from kdscale.losses.fused import ChunkTargets
 from kdscale.models.attention import set_attention
 from kdscale.models.attention_check import check_attention
 from kdscale.models.forward import RowTensors
@@ -29,7 +30,7 @@ from kdscale.models.release import release
 from kdscale.models.sequence_check import SequenceSpec
 from kdscale.models.sharded import load_teacher
 from kdscale.train.batches import sequence_spec
-from kdscale.types import DenseTargets, Head, SparseTargets, Targets
+from kdscale.types import Head, SparseTargets, Targets, TeacherLogits
 
 LayerOutputs = dict[str, list[torch.Tensor]]
 """Tensors by name of the LayerOutput, then by layer."""
@@ -41,7 +42,7 @@ class BatchTargets(Protocol):
     layers: LayerOutputs
     """The teacher's outputs at these positions, [P, *] each; empty for a cache."""
 
-    def at(self, part: slice, logits: Callable[[], torch.Tensor]) -> Targets | ClassTargets:
+    def at(self, part: slice, logits: Callable[[], torch.Tensor]) -> ChunkTargets:
         """Return the targets of some C of the positions; each position is asked for once.
 
         `logits` returns the student's there, [C, V] float32, not divided by the temperature.
@@ -238,12 +239,13 @@ class OnlineTargets:
         self._hidden = hidden
         self._entropy = torch.zeros((), device=hidden.device)
 
-    def at(self, part: slice, logits: Callable[[], torch.Tensor]) -> DenseTargets:
+    def at(self, part: slice, logits: Callable[[], torch.Tensor]) -> TeacherLogits:
         """See BatchTargets."""
-        own = self._head.logits(self._hidden[part])
-        targets = DenseTargets(torch.log_softmax(own / self.temperature, dim=-1))
-        self._entropy = self._entropy + entropy_sum(targets)
-        return targets
+        own = self._head.raw_logits(self._hidden[part])
+        return TeacherLogits(own, self.temperature, self._add_entropy)
+
+    def _add_entropy(self, entropy: torch.Tensor) -> None:
+        self._entropy = self._entropy + entropy
 
     def kl(self, distillation: torch.Tensor) -> torch.Tensor:
         """See BatchTargets."""

@@ -19,8 +19,9 @@ import torch
 from kdscale.losses import kernels
 from kdscale.losses.chunk import Objective, chunk_loss
 from kdscale.losses.classes import ClassTargets
+from kdscale.losses.divergences import entropy_sum
 from kdscale.losses.products import HALVES, add_product, multiply
-from kdscale.types import DenseTargets, Head, Targets
+from kdscale.types import Head, Targets, TeacherLogits
 
 __all__ = ["LossSums", "Objective", "TargetsAt", "head_and_loss"]
 
@@ -33,7 +34,10 @@ _ELEMENTS_GPU = 5 << 26
 # Rows that a GPU's products read start at multiples of 128 bytes, as its fast copies need 16.
 _ALIGNED = 64
 
-TargetsAt = Callable[[slice, Callable[[], torch.Tensor]], Targets | ClassTargets]
+ChunkTargets = Targets | ClassTargets | TeacherLogits
+"""What a position may be trained on."""
+
+TargetsAt = Callable[[slice, Callable[[], torch.Tensor]], ChunkTargets]
 """The targets of some of the C positions, made when they are needed. They may depend on the
 student's logits there, which the second argument returns, [C, V] float32; these are gone when the
 call has returned."""
@@ -58,10 +62,10 @@ def head_and_loss(
 ) -> LossSums:
     """Return sums over P positions of the objective on hidden states [P, D] and labels [P] int64.
 
-    `targets` gives SparseTargets or DenseTargets over V ids, or ClassTargets, for a slice of the
-    positions, see TargetsAt; without it there is cross-entropy alone. `label_weights` [P]
-    float32 weigh the cross-entropy; where one is 0, the label may be any number. Gradients reach
-    `hidden`, the head's weight and its bias. Products are in the dtype of `hidden` or, where
+    `targets` gives SparseTargets, DenseTargets or TeacherLogits over V ids, or ClassTargets, for a
+    slice of the positions, see TargetsAt; without it there is cross-entropy alone. `label_weights`
+    [P] float32 weigh the cross-entropy; where one is 0, the label may be any number. Gradients
+    reach `hidden`, the head's weight and its bias. Products are in the dtype of `hidden` or, where
     autocast is on, in its dtype. Raises ValueError for shapes that do not fit each other, and for
     ClassTargets with another divergence or temperature or with label weights.
     """
@@ -103,8 +107,7 @@ class _FusedLoss(torch.autograd.Function):
         size = chunk_positions(hidden.device.type, head.vocab_size)
         buffers = _Buffers(min(size, len(labels)), head.vocab_size, hidden)
         sums = torch.zeros(3, dtype=torch.float64, device=hidden.device)
-        kd_weight = 0.0 if targets is None else objective.kd_weight
-        sparse: kernels.SparseLoss | None = None
+        kernel: kernels.KernelLoss | None = None
         for start in range(0, len(labels), size):
             part = slice(start, min(start + size, len(labels)))
             some = hidden[part]
@@ -112,12 +115,19 @@ class _FusedLoss(torch.autograd.Function):
             found = targets(part, logits) if targets is not None else None
             weights = None if label_weights is None else label_weights[part]
             rounded = buffers.rounded(len(some))
-            if buffers.rounds and kernels.takes(rounded, found, objective):
-                assert not isinstance(found, DenseTargets | ClassTargets)
-                sparse = sparse or kernels.SparseLoss(head, labels, kd_weight, label_weights)
+            if buffers.rounds and kernels.takes(found, rounded.device.type, objective):
+                if kernel is None:
+                    weight_of_targets = 0.0 if found is None else objective.kd_weight
+                    kernel = kernels.KernelLoss(
+                        head, labels, weight_of_targets, objective.temperature, label_weights
+                    )
                 _multiply(some, used, rounded)
-                sparse.add(part, rounded, found)
+                kernel.add(part, rounded, found)
             else:
+                if isinstance(found, TeacherLogits):
+                    dense = found.dense()
+                    found.add_entropy(entropy_sum(dense))
+                    found = dense
                 gradient = buffers.gradient(len(some))
                 value, factor = chunk_loss(
                     logits(),
@@ -133,8 +143,8 @@ class _FusedLoss(torch.autograd.Function):
                     _finish(gradient, factor, logits.slope, rounded)
             if gradients.wanted:
                 gradients.add(part, some, used, rounded)
-        if sparse is not None:
-            sums += sparse.sums()
+        if kernel is not None:
+            sums += kernel.sums()
         # Not by `save_for_backward`: what that holds on to, autograd copies instead of making it
         # the gradient of a leaf.
         ctx.gradients = gradients.all

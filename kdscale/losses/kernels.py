@@ -3,12 +3,12 @@
 import logging
 from functools import cache
 from importlib.util import find_spec
+from typing import TypeGuard
 
 import torch
 
 from kdscale.losses.chunk import Objective
-from kdscale.losses.classes import ClassTargets
-from kdscale.types import Head, SparseTargets, Targets
+from kdscale.types import Head, SparseTargets, TeacherLogits
 
 MOST_IDS = 127
 """Ids of a position that the kernel takes: it compares each with each."""
@@ -17,17 +17,18 @@ log = logging.getLogger(__name__)
 
 
 def takes(
-    logits: torch.Tensor, targets: Targets | ClassTargets | None, objective: Objective
-) -> bool:
-    """Return whether SparseLoss computes the loss on these targets, for such logits."""
-    if not objective.is_plain or not available(logits.device.type):
+    targets: object, device: str, objective: Objective
+) -> TypeGuard[SparseTargets | TeacherLogits | None]:
+    """Return whether KernelLoss computes the loss on these targets on such a device."""
+    if objective.divergence is not None or not available(device):
         return False
-    if targets is None:
+    if isinstance(targets, TeacherLogits):
         return True
-    return isinstance(targets, SparseTargets) and targets.ids.shape[-1] <= MOST_IDS
+    sparse = isinstance(targets, SparseTargets) and targets.ids.shape[-1] <= MOST_IDS
+    return (targets is None or sparse) and objective.temperature == 1.0
 
 
-class SparseLoss:
+class KernelLoss:
     """Loss of P positions, some of them at a time; what is small is done once for all."""
 
     def __init__(
@@ -35,48 +36,71 @@ class SparseLoss:
         head: Head,
         labels: torch.Tensor,
         weight: float,
+        temperature: float = 1.0,
         label_weights: torch.Tensor | None = None,
     ) -> None:
         """Take `labels` [P] int64 and their weights [P] float32 in the cross-entropy.
 
-        `weight` is that of the distillation, 0 without targets.
+        `weight` is that of the distillation, 0 without targets; `temperature` the student's in it.
         """
         self._head, self._weight, self._label_weights = head, weight, label_weights
+        self._temperature = temperature
         self._hard = torch.full_like(labels, 1 - weight, dtype=torch.float32)
         if label_weights is not None:
             self._hard *= label_weights
             labels = labels.where(label_weights != 0, 0)
         self._labels = labels
         # Where nothing is added, nothing is lost.
-        self._values = self._hard.new_zeros(len(labels), 2)
+        self._values = self._hard.new_zeros(len(labels), 3)
 
-    def add(self, part: slice, products: torch.Tensor, targets: SparseTargets | None) -> None:
+    def add(
+        self,
+        part: slice,
+        products: torch.Tensor,
+        targets: SparseTargets | TeacherLogits | None,
+    ) -> None:
         """Add some positions, whose head's `products` [C, V] become their gradient.
 
         They are neither scaled nor capped yet, and of any float type.
         """
-        labels, hard = self._labels[part], self._hard[part]
+        labels, hard, values = self._labels[part], self._hard[part], self._values[part]
+        scale, softcap = float(self._head.scale), self._head.softcap
+        if isinstance(targets, TeacherLogits):
+            _dense_chunk(
+                products,
+                values,
+                labels,
+                hard,
+                targets.logits,
+                self._weight,
+                self._temperature,
+                targets.temperature,
+                scale,
+                softcap,
+            )
+            targets.add_entropy(values[:, 2].sum())
+            return
         if targets is None:
             targets = SparseTargets(labels[:, None][:, :0], hard[:, None][:, :0])
         _sparse_chunk(
             products,
-            self._values[part],
+            values,
             labels,
             hard,
             targets.ids,
             targets.probs,
             targets.ghost,
             self._weight,
-            float(self._head.scale),
-            self._head.softcap,
+            scale,
+            softcap,
         )
 
     def sums(self) -> torch.Tensor:
         """Return [3] float64: sums of objective, cross-entropy and distillation, in nats."""
-        surprise, distillation = self._values.double().unbind(-1)
+        surprise, distillation, _ = self._values.double().unbind(-1)
         if self._label_weights is not None:
             surprise = surprise * self._label_weights
-        cross_entropy, soft = surprise.sum(), distillation.sum()
+        cross_entropy, soft = surprise.sum(), self._temperature**2 * distillation.sum()
         total = self._weight * soft + (1 - self._weight) * cross_entropy
         return torch.stack([total, cross_entropy, soft])
 
@@ -92,7 +116,7 @@ def available(device: str) -> bool:
     logits = torch.zeros(1, 8, dtype=torch.bfloat16, device=device)
     labels = torch.zeros(1, dtype=torch.int64, device=device)
     try:
-        SparseLoss(Head(None, None, 8), labels, 0.0).add(slice(0, 1), logits, None)
+        KernelLoss(Head(None, None, 8), labels, 0.0).add(slice(0, 1), logits, None)
     except Exception as error:  # a compiler's, a driver's or Triton's own: each has its own kind
         log.warning("The loss is computed without Triton, which fails here: %s", error)
         return False
@@ -127,6 +151,51 @@ def _(
     probs: torch.Tensor,
     ghost: torch.Tensor | None,
     weight: float,
+    scale: float,
+    softcap: float | None,
+) -> None:
+    pass
+
+
+@torch.library.custom_op("kdscale::dense_chunk", mutates_args=("logits", "values"))
+def _dense_chunk(
+    logits: torch.Tensor,
+    values: torch.Tensor,
+    labels: torch.Tensor,
+    hard: torch.Tensor,
+    teacher: torch.Tensor,
+    weight: float,
+    temperature: float,
+    teacher_temperature: float,
+    scale: float,
+    softcap: float | None,
+) -> None:
+    from kdscale.losses.triton_chunk import dense_chunk
+
+    dense_chunk(
+        logits,
+        values,
+        labels,
+        hard,
+        teacher,
+        weight,
+        temperature,
+        teacher_temperature,
+        scale,
+        softcap,
+    )
+
+
+@_dense_chunk.register_fake
+def _(
+    logits: torch.Tensor,
+    values: torch.Tensor,
+    labels: torch.Tensor,
+    hard: torch.Tensor,
+    teacher: torch.Tensor,
+    weight: float,
+    temperature: float,
+    teacher_temperature: float,
     scale: float,
     softcap: float | None,
 ) -> None:

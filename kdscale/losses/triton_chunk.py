@@ -1,8 +1,9 @@
 """Softmax, loss and gradient of a chunk of logits in one kernel, for GPUs, in Triton.
 
-Logits are read twice and overwritten once by their gradient: 6 bytes a logit in bfloat16. Formulas
-are those of `chunk.py`, here for sparse targets that share the labels' softmax, with or without a
-ghost bucket. A program has one position. What is listed is gathered before any of it is
+Logits are read twice and overwritten once by their gradient: 6 bytes a logit in bfloat16, and 4 for
+a teacher's beside them. Formulas are those of `chunk.py`: for sparse targets that share the labels'
+softmax, with or without a ghost bucket, and for a teacher's logits at any temperature. A program
+has one position. What is listed is gathered before any of it is
 overwritten, and written last: at these ids the gradient is a difference of numbers of one size,
 which is rounded once. The label is an entry like the listed ids, and all entries of an id add up.
 """
@@ -49,7 +50,7 @@ def _sparse_kernel(
     ids,  # [C, K] int64
     probs,  # [C, K] float32
     ghosts,  # [C] float32
-    values,  # [C, 2] float32: surprise of the label, soft cross-entropy
+    values,  # [C, 3] float32: surprise of the label, soft cross-entropy; the last is left alone
     weight,
     scale,
     cap,
@@ -115,8 +116,8 @@ def _sparse_kernel(
         rest_share = rest / whole
         soft -= ghost * tl.maximum(tl.log(rest_share), _LEAST_LOG)
         elsewhere -= weight * tl.where(rest_share > 0, ghost / rest_share, 0.0)
-    tl.store(values + 2 * position, surprise)
-    tl.store(values + 2 * position + 1, soft)
+    tl.store(values + 3 * position, surprise)
+    tl.store(values + 3 * position + 1, soft)
 
     # Gradient: of all ids, then of the listed ones.
     for start in range(0, VOCAB, BLOCK):
@@ -151,7 +152,7 @@ def sparse_chunk(
     scale: float,
     softcap: float | None,
 ) -> None:
-    """Write the label's surprise and the soft cross-entropy to `values` [C, 2] float32, in nats.
+    """Write the label's surprise and the soft cross-entropy to `values` [C, 3] float32, in nats.
 
     `logits` [C, V] are a head's products in any float type, rows of memory: they become the
     gradient in them of `weight` times the soft cross-entropy plus `hard` times the surprise, where
@@ -179,5 +180,127 @@ def sparse_chunk(
         HAS_GHOST=ghost is not None,
         HAS_CAP=softcap is not None,
         BLOCK=min(_BLOCK, triton.next_power_of_2(logits.shape[1])),
+        num_warps=_WARPS,
+    )
+
+
+@triton.jit
+def _dense_kernel(
+    logits,  # [C, V], rows `row_stride` apart: becomes the gradient
+    row_stride,
+    values,  # [C, 3] float32: surprise of the label, soft cross-entropy, entropy of the targets
+    labels,  # [C] int64
+    hard,  # [C] float32: weight of the label
+    teacher,  # [C, V], rows `teacher_stride` apart
+    teacher_stride,
+    weight,
+    temperature,
+    teacher_temperature,
+    scale,
+    cap,
+    VOCAB: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    position = tl.program_id(0).to(tl.int64)
+    row = logits + position * row_stride
+    teacher_row = teacher + position * teacher_stride
+    label = tl.load(labels + position)
+    pull_label = tl.load(hard + position)
+    raw = tl.load(row + label)
+    at_label, _ = _transformed(raw, scale, cap, HAS_CAP)
+    tl.debug_barrier()
+
+    lanes = tl.arange(0, BLOCK)
+    # Of logits: their maximum, and sums at temperature 1 and at that of the targets.
+    lane_max = tl.full([BLOCK], float("-inf"), tl.float32)
+    lane_sum = tl.zeros([BLOCK], tl.float32)
+    warm_sum = tl.zeros([BLOCK], tl.float32)
+    teacher_max = tl.full([BLOCK], float("-inf"), tl.float32)
+    teacher_sum = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, VOCAB, BLOCK):
+        inside = start + lanes < VOCAB
+        block = tl.load(row + start + lanes, mask=inside, other=float("-inf"))
+        value, _ = _transformed(block, scale, cap, HAS_CAP)
+        value = tl.where(inside & (block > float("-inf")), value, float("-inf"))
+        new_max = tl.maximum(lane_max, value)
+        base = tl.where(new_max == float("-inf"), 0.0, new_max)
+        lane_sum = lane_sum * tl.exp(lane_max - base) + tl.exp(value - base)
+        kept = warm_sum * tl.exp((lane_max - base) / temperature)
+        warm_sum = kept + tl.exp((value - base) / temperature)
+        lane_max = new_max
+        theirs = tl.load(teacher_row + start + lanes, mask=inside, other=float("-inf"))
+        theirs = theirs.to(tl.float32) / teacher_temperature
+        new_max = tl.maximum(teacher_max, theirs)
+        base = tl.where(new_max == float("-inf"), 0.0, new_max)
+        teacher_sum = teacher_sum * tl.exp(teacher_max - base) + tl.exp(theirs - base)
+        teacher_max = new_max
+    top = tl.max(lane_max, 0)
+    log_norm = top + tl.log(tl.sum(lane_sum * tl.exp(lane_max - top), 0))
+    warm = tl.sum(warm_sum * tl.exp((lane_max - top) / temperature), 0)
+    warm_norm = top / temperature + tl.log(warm)
+    top = tl.max(teacher_max, 0)
+    teacher_norm = top + tl.log(tl.sum(teacher_sum * tl.exp(teacher_max - top), 0))
+
+    soft = tl.zeros([BLOCK], tl.float32)
+    entropy = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, VOCAB, BLOCK):
+        inside = start + lanes < VOCAB
+        block = tl.load(row + start + lanes, mask=inside, other=float("-inf"))
+        value, slope = _transformed(block, scale, cap, HAS_CAP)
+        value = tl.where(inside & (block > float("-inf")), value, float("-inf"))
+        theirs = tl.load(teacher_row + start + lanes, mask=inside, other=float("-inf"))
+        log_p = theirs.to(tl.float32) / teacher_temperature - teacher_norm
+        p = tl.exp(log_p)
+        soft -= p * _log_ratio(value / temperature, warm_norm)
+        entropy -= tl.where(p > 0, p * log_p, 0.0)
+        gradient = pull_label * (
+            tl.exp(value - log_norm) - tl.where(start + lanes == label, 1.0, 0.0)
+        )
+        # Of T^2 times the soft cross-entropy.
+        gradient += weight * temperature * (tl.exp(value / temperature - warm_norm) - p)
+        gradient *= slope
+        tl.store(row + start + lanes, gradient.to(logits.dtype.element_ty), mask=inside)
+    tl.store(values + 3 * position, -_log_ratio(at_label, log_norm))
+    tl.store(values + 3 * position + 1, tl.sum(soft, 0))
+    tl.store(values + 3 * position + 2, tl.sum(entropy, 0))
+
+
+def dense_chunk(
+    logits: torch.Tensor,
+    values: torch.Tensor,
+    labels: torch.Tensor,
+    hard: torch.Tensor,
+    teacher: torch.Tensor,
+    weight: float,
+    temperature: float,
+    teacher_temperature: float,
+    scale: float,
+    softcap: float | None,
+) -> None:
+    """Write the label's surprise, soft cross-entropy and the targets' entropy to `values` [C, 3].
+
+    As `sparse_chunk`, for targets softmax(`teacher` / `teacher_temperature`), [C, V] in any float
+    type, and a student at `temperature`, whose square multiplies the soft cross-entropy in the
+    gradient, but not in `values`.
+    """
+    assert logits.stride(1) == teacher.stride(1) == 1, "rows of logits are not consecutive"
+    kernel: Any = _dense_kernel
+    kernel[(len(logits),)](
+        logits,
+        logits.stride(0),
+        values,
+        labels,
+        hard,
+        teacher,
+        teacher.stride(0),
+        weight,
+        temperature,
+        teacher_temperature,
+        scale,
+        softcap or 1.0,
+        VOCAB=logits.shape[1],
+        HAS_CAP=softcap is not None,
+        BLOCK=min(_BLOCK // 2, triton.next_power_of_2(logits.shape[1])),
         num_warps=_WARPS,
     )

@@ -11,7 +11,7 @@ from kdscale.cache.codecs import make_codec
 from kdscale.config.cache import CodecConfig, FullCodec, SampleCodec, TopkCodec, VaroptCodec
 from kdscale.distill.taid import InterpolatedTargets
 from kdscale.distill.targets import BatchTargets, CachedTargets, ClassifiedTargets, OnlineTargets
-from kdscale.losses import divergences
+from kdscale.losses import divergences, kernels
 from kdscale.losses.classes import ClassMap, Members
 from kdscale.losses.divergences import Divergence
 from kdscale.losses.fused import Objective, head_and_loss
@@ -157,3 +157,18 @@ def test_targets_over_classes(record: Record, classes: ClassMap, back_end: str) 
     record.clear()
     compute(back_end, targets)
     check(record)
+
+
+@pytest.mark.parametrize("back_end", BACK_ENDS)
+def test_with_triton(record: Record, back_end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "available", lambda device: device == "cuda")
+    for targets in (None, cached("varopt"), cached("topk"), online()):
+        record.clear()
+        compute(back_end, targets, weighted=True, scale=0.5, softcap=30.0)
+        names = {each.name for each in record.operations}
+        assert names & {"sparse_chunk", "dense_chunk"}
+        # Nothing of the logits' size is in float32.
+        assert max(each.nbytes for every in record.operations for each in every.outputs) <= max(
+            2 * POSITIONS * (VOCAB + 64), 4 * (VOCAB + 64) * WIDTH
+        )
+        check(record)

@@ -1,4 +1,4 @@
-"""docs/results.md has the figures that the benchmarks gave."""
+"""docs/results.md and docs/gpu.md have the figures that the benchmarks gave."""
 
 import json
 import re
@@ -7,9 +7,12 @@ from benchmarks import results_page
 
 
 def test_every_table_is_that_of_the_results() -> None:
-    page = results_page.PAGE.read_text(encoding="utf-8")
-    assert set(re.findall(r"<!-- table: (\w+) -->", page)) == set(results_page.TABLES)
-    assert results_page.filled(page) == page
+    names = set()
+    for path in (results_page.PAGE, results_page.GPU_PAGE):
+        page = path.read_text(encoding="utf-8")
+        names |= set(re.findall(r"<!-- table: (\w+) -->", page))
+        assert results_page.filled(page) == page
+    assert names == set(results_page.TABLES)
 
 
 def test_the_plot_is_that_of_the_results() -> None:

@@ -73,7 +73,7 @@ def test_values_and_gradients(
 
     hard = (1 - kd_weight) * (torch.ones(positions) if weights is None else weights)
     beside = memory[:, vocab:].clone()
-    sums = torch.empty(positions, 2)
+    sums = torch.empty(positions, 3)
     triton_chunk.sparse_chunk(
         raw,
         sums,
@@ -94,6 +94,42 @@ def test_values_and_gradients(
         # Rounded once; the interpreter cuts off what a GPU rounds.
         torch.testing.assert_close(raw.double(), gradient, rtol=2**-7, atol=1e-6)
     assert torch.equal(memory[:, vocab:], beside)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperatures", [(1.0, 1.0), (2.0, 2.0), (1.5, 2.0)])
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.5, 3.0)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_values_and_gradients_beside_a_teacher(
+    dtype: torch.dtype,
+    temperatures: tuple[float, float],
+    scale: float,
+    softcap: float | None,
+    weighted: bool,
+) -> None:
+    positions, vocab, kd_weight = 7, 75, 0.3
+    raw, teacher = ((3 * randn(seed, positions, 128)).to(dtype)[:, :vocab] for seed in (0, 1))
+    teacher[:, 5] = -torch.inf
+    labels = torch.arange(positions) * 11 % vocab
+    weights = torch.arange(positions) % 3 / 2 if weighted else torch.ones(positions)
+    own, theirs = temperatures
+    exact = raw.double().requires_grad_()
+    z = scale * exact if softcap is None else softcap * torch.tanh(scale * exact / softcap)
+    p, log_q = (teacher.double() / theirs).softmax(-1), (z / own).log_softmax(-1)
+    surprise = -z.log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+    hard = (1 - kd_weight) * weights
+    soft = -(p * log_q).sum(-1)
+    (hard * surprise + kd_weight * own**2 * soft).sum().backward()
+    assert exact.grad is not None
+
+    values = torch.empty(positions, 3)
+    triton_chunk.dense_chunk(
+        raw, values, labels, hard, teacher, kd_weight, own, theirs, scale, softcap
+    )
+    wanted = torch.stack([surprise, soft, torch.special.entr(p).sum(-1)], dim=-1)
+    torch.testing.assert_close(values.double(), wanted.detach(), rtol=1e-5, atol=1e-5)
+    rtol = 1e-4 if dtype == torch.float32 else 2**-7
+    torch.testing.assert_close(raw.double(), exact.grad, rtol=rtol, atol=2e-6)
 
 
 @pytest.mark.parametrize("codec", [None, "varopt", "topk"])
