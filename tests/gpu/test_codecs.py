@@ -10,8 +10,6 @@ from tests.gpu.fake_cuda import CUDA, Record
 from tests.gpu.test_losses import CODECS
 
 SEQUENCES, LENGTH, VOCAB = 4, 300, 128_256
-# Of an encode: one in each chunk, of 523 positions here, and one at the end.
-ENCODE_SYNCS = 4
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -24,7 +22,8 @@ def test_codecs(record: Record, name: str, dtype: torch.dtype) -> None:
     encoded = codec.encode(logits, noise, temperature=2.0)
     assert encoded.payload.shape == (len(logits), codec.bytes_per_position)
     assert {each.device.type for each in vars(encoded).values()} == {"cuda"}
-    assert record.syncs.total() <= ENCODE_SYNCS
+    # Whether all logits have a distribution is asked once.
+    assert record.syncs.total() <= 1
     record.clear()
     for value in vars(codec.decode(encoded.payload)).values():
         assert value is None or value.device.type == "cuda"

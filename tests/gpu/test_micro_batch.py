@@ -24,11 +24,6 @@ from tests.runs import tiny_config
 from tests.small_llama import llama_config
 
 VOCAB, SEQUENCES, LENGTH = 512, 3, 64
-# How often the host waits for the device: bounds that are to fall, not goals.
-COPY_SYNCS = 7  # a tensor of the batch each
-BATCH_SYNCS = 4  # whether rows are packed, and the loss mask as an index of three tensors
-ONLINE_SYNCS = 5  # the same, for two models
-CAPTURE_SYNCS = 4  # packed rows, the loss mask, a chunk's and a batch's check of the logits
 
 
 def rows() -> Rows:
@@ -86,7 +81,7 @@ class FixedTeacher:
 
 def test_copies_to_the_device(record: Record) -> None:
     micro_batch(make_codec(config().cache.codec, VOCAB))
-    assert record.syncs.total() <= COPY_SYNCS
+    assert not record.syncs
 
 
 @pytest.mark.parametrize("loss", ["distillation", "labels"])
@@ -102,7 +97,7 @@ def test_training(record: Record, loss: str) -> None:
     assert {each.device.type for each in parts.values()} == {"cuda"}
     assert record.products(torch.bfloat16)
     assert record.products(torch.float32) == []
-    assert record.syncs.total() <= BATCH_SYNCS
+    assert not record.syncs
 
 
 def test_training_beside_an_online_teacher(record: Record) -> None:
@@ -114,7 +109,7 @@ def test_training_beside_an_online_teacher(record: Record) -> None:
     with backend.micro_batch(last=True):
         backend.model(compute, batch, 0)
     assert record.products(torch.float32) == []
-    assert record.syncs.total() <= ONLINE_SYNCS
+    assert not record.syncs
 
 
 def test_capture(record: Record) -> None:
@@ -128,4 +123,5 @@ def test_capture(record: Record) -> None:
     noise = uniforms(0, samples, LENGTH, codec.streams).flatten(0, 1)
     codec.encode(logits, noise)
     assert record.products(torch.float32) == []
-    assert record.syncs.total() <= CAPTURE_SYNCS
+    # Whether all logits have a distribution is asked once, when they are encoded.
+    assert record.syncs.total() == 1
