@@ -5,7 +5,7 @@ BIN := .venv/bin
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow check docs docs-serve bench bench-setup clean
+.PHONY: help quickstart test test-slow test-gpu check docs docs-serve bench bench-setup clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -22,6 +22,10 @@ test: .venv/.installed-dev ## All tests but the slow ones
 # elastic groups, load.
 test-slow: .venv/.installed-dev ## The tests that take minutes each
 	$(BIN)/pytest -m slow
+
+# On a CPU it says what it skips.
+test-gpu: .venv/.installed-dev ## Values, memory and times on this machine's GPU, 10 minutes
+	$(BIN)/python benchmarks/gpu_check.py
 
 check: .venv/.installed-dev ## Lint, format, spelling, types, and a strict build of the docs
 	$(BIN)/ruff check .
