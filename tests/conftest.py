@@ -1,5 +1,6 @@
 """Fixtures that the tests of several packages use."""
 
+import gc
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +21,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             "shared_ray" not in getattr(item, "fixturenames", ()),
         )
     )
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let garbage collections skip what is there: libraries and tests, whose objects all stay."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,5 +1,6 @@
 """Run a function on real gloo ranks, one process each, and collect the results."""
 
+import gc
 import os
 import tempfile
 import time
@@ -77,6 +78,8 @@ def _rank(
     arguments: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
+    # Libraries' objects are many and stay: collections, which DeepSpeed asks for, skip them.
+    gc.freeze()
     # DeepSpeed and transformers read these; Ray sets them in a real worker group.
     os.environ.update(
         RANK=str(rank),
