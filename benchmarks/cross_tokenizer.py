@@ -147,6 +147,7 @@ def main(
         str | None, typer.Option(help="Folder in --assets that the student starts from.")
     ] = None,
     kd_weight: Annotated[float, typer.Option(min=0, max=1, help="Of the distillation.")] = 1.0,
+    whole: Annotated[bool, typer.Option(help="Measure the whole distribution, too.")] = True,
 ) -> None:
     """Measure all variants, print and keep."""
     torch.set_num_threads(os.cpu_count() or 1)
@@ -158,7 +159,7 @@ def main(
         start = None if student is None else assets / student
         own = start or _trained(corpora["train"], assets / teacher, folder)
         pair = _pair(assets / teacher, own, Path(scratch))
-        found = measure(corpora, pair, folder / teacher, range(seeds), start, kd_weight)
+        found = measure(corpora, pair, folder / teacher, range(seeds), start, kd_weight, whole)
         shares = {name: in_own_tokens(each, pair).target_share for name, each in corpora.items()}
     report(
         "cross_tokenizer" if student is None else f"cross_tokenizer_{teacher}_{student}",
@@ -204,6 +205,7 @@ def measure(
     seeds: range,
     student: Path | None,
     kd_weight: float,
+    whole: bool,
 ) -> list[Row]:
     """Return the rows of all variants at all seeds."""
     train_on = corpora["train"]
@@ -221,7 +223,9 @@ def measure(
     for seed in seeds:
         config = config_of(seed)
         for name, variant in variants.items():
-            if seed != seeds[0] and (name == "before" or name.endswith(WHOLE)):
+            if name.endswith(WHOLE) and not (whole and seed == seeds[0]):
+                continue
+            if name == "before" and seed != seeds[0]:
                 continue
             settings = [arguments_of(config), pair.digest, len(corpora["heldout"])]
             run = partial(run_variant, config, variant, student)
@@ -231,6 +235,7 @@ def measure(
         | deviation("bits_per_byte", [each["bits_per_byte"] for each in found])
         | deviation("seconds", [each["seconds"] for each in found])
         for name, found in scores.items()
+        if found
     ]
 
 

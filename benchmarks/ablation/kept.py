@@ -11,6 +11,7 @@ import torch
 from benchmarks.ablation.corpus import Corpus
 from benchmarks.common import log
 from kdscale.cache.codecs import Codec, make_codec, uniforms
+from kdscale.cache.codecs.full import Full
 from kdscale.cache.fidelity.codec_families import label
 from kdscale.cache.fidelity.stored_size import StoredSize
 from kdscale.cache.format.packing import packable
@@ -31,10 +32,11 @@ class Kept:
     distinct_ids: float  # of a target, on average
 
 
-class WholeDistribution:
+class WholeDistribution(Full):
     """Codec of the full distribution: a position's payload is the teacher's hidden state."""
 
     def __init__(self, head: torch.Tensor) -> None:
+        super().__init__(len(head))
         self._head = head
 
     def decode(self, payload: torch.Tensor) -> DenseTargets:
