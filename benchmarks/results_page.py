@@ -30,6 +30,7 @@ WITH_GOALS = (
     "loss",
     "classification",
     "masked_lm",
+    "loaded_student",
     "prepare_memory",
 )
 
@@ -196,6 +197,36 @@ def masked_lm_table() -> str:
     )
 
 
+def loaded_table() -> str:
+    """Return a loaded student before and after, by domain."""
+    return _table(
+        sorted(_load("loaded_student")["rows"], key=_text("domain")),
+        {
+            "domain": _text("domain"),
+            "trained": _text("variant"),
+            "teacher": _figure("teacher_loss", 3),
+            "before": _interval("before_loss", 3),
+            "baseline": _interval("baseline_loss", 3),
+            "student": _interval("student_loss", 3),
+            "better than before by": _interval("gain_over_before", 3, sign="+"),
+            "better than baseline by": _interval("gain_over_baseline", 3, sign="+"),
+        },
+    )
+
+
+def loaded_cost_table() -> str:
+    """Return what training all weights and adapters costs."""
+    return _table(
+        _load("loaded_student")["costs"],
+        {
+            "trained": _text("variant"),
+            "seconds of the stage": _median("distill_seconds", 0),
+            "tokens/s": _median("tokens_per_second", 0),
+            "peak memory of rank 0, GiB": _median("memory_gib", 2),
+        },
+    )
+
+
 def prepare_table() -> str:
     """Return time and memory of each run."""
 
@@ -257,6 +288,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "generalisation": generalisation_table,
     "generalisation_cost": generalisation_cost_table,
     "masked_lm": masked_lm_table,
+    "loaded": loaded_table,
+    "loaded_cost": loaded_cost_table,
     "prepare": prepare_table,
     "goals": goal_table,
     "gpu": gpu_table,
@@ -326,6 +359,10 @@ def _interval(name: str, digits: int, sign: str = "", scale: float = 1) -> Colum
         return _number(scale * row[name]["mean"], digits, sign) + within
 
     return text
+
+
+def _median(name: str, digits: int) -> Column:
+    return lambda row: _number(row[name]["median"], digits)
 
 
 def _with_deviation(name: str, digits: int, sign: str = "") -> Column:
