@@ -227,6 +227,37 @@ def loaded_cost_table() -> str:
     )
 
 
+def gemma_table() -> str:
+    """Return the models of a run whose student has another tokenizer, by domain, in bits a byte."""
+    models = _load("gemma3-smollm2")["models"]
+    rows = [
+        {"domain": domain, "model": name, "parameters": found["parameters"]} | score
+        for name, found in models.items()
+        for domain, score in found["domains"].items()
+    ]
+    return _table(
+        sorted(rows, key=_text("domain")),
+        {
+            "domain": _text("domain"),
+            "model": _text("model"),
+            "parameters": _millions,
+            "bits per byte": _figure("bits_per_byte", 4),
+            "ECE": _figure("ece", 3),
+        },
+    )
+
+
+def target_share_table() -> str:
+    """Return the share of positions that have a target of the teacher's, by kind of text."""
+    sets = _load("gemma3-smollm2")["alignment"]["sets"]
+    rows = [
+        {"sequences": name, "all": found["share"]} | found["kinds"] for name, found in sets.items()
+    ]
+    kinds = [name for name in rows[0] if name != "sequences"]
+    columns = {"sequences": _text("sequences")} | {name: _percent(name) for name in kinds}
+    return _table(rows, columns)
+
+
 def prepare_table() -> str:
     """Return time and memory of each run."""
 
@@ -290,6 +321,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "masked_lm": masked_lm_table,
     "loaded": loaded_table,
     "loaded_cost": loaded_cost_table,
+    "gemma": gemma_table,
+    "target_share": target_share_table,
     "prepare": prepare_table,
     "goals": goal_table,
     "gpu": gpu_table,
