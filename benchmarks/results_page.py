@@ -31,6 +31,7 @@ WITH_GOALS = (
     "classification",
     "masked_lm",
     "loaded_student",
+    "cross_tokenizer",
     "prepare_memory",
 )
 
@@ -227,6 +228,28 @@ def loaded_cost_table() -> str:
     )
 
 
+def cross_tokenizer_table() -> str:
+    """Return ways to targets in another tokenizer, with what they gain over labels."""
+    rows = _load("cross_tokenizer")["rows"]
+    bits = {row["variant"]: row["bits_per_byte"] for row in rows}
+
+    def gain(row: Row) -> str:
+        labels = "shared-labels" if row["variant"].startswith("shared") else "labels"
+        if row["variant"] == labels:
+            return ""
+        return _number(bits[labels] - row["bits_per_byte"], 4, "+")
+
+    return _table(
+        rows,
+        {
+            "variant": _text("variant"),
+            "seeds": _figure("seeds", 0),
+            "bits per byte": _with_deviation("bits_per_byte", 4),
+            "better than labels by": gain,
+        },
+    )
+
+
 def gemma_table() -> str:
     """Return the models of a run whose student has another tokenizer, by domain, in bits a byte."""
     models = _load("gemma3-smollm2")["models"]
@@ -321,6 +344,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "masked_lm": masked_lm_table,
     "loaded": loaded_table,
     "loaded_cost": loaded_cost_table,
+    "cross_tokenizer": cross_tokenizer_table,
     "gemma": gemma_table,
     "target_share": target_share_table,
     "prepare": prepare_table,
