@@ -2,8 +2,8 @@
 
 FLOPs are the data sheets' (`kdscale.train.throughput`), memory, bandwidth and links NVIDIA's and
 AWS's. Prices are AWS's list prices in us-east-1, Linux, since the cut of June 2025, for each GPU;
-spot prices move by the hour and are put at 40 % of those. `--hardware FILE` replaces a row. What of
-these figures a kernel reaches is in `roofline.py`.
+those of H200 and B200 are assumed. Spot prices move by the hour and are put at 40 % of those.
+`--hardware FILE` replaces a row. What of these figures a kernel reaches is in `roofline.py`.
 """
 
 from pathlib import Path
@@ -18,6 +18,7 @@ _SPOT_SHARE = 0.40
 # share of them that the quickstart's models reach.
 _CORE_FLOPS = 96e9
 _CORE_UTILISATION = 0.5
+_ASSUMED = "a price that is assumed, not read from a list"
 
 
 def _gpu(
@@ -31,6 +32,7 @@ def _gpu(
     float32: float,
     link: float,
     network: float,
+    price_from: str = "list price of June 2025",
 ) -> Hardware:
     flops = peak_flops(name.split("-")[0])
     assert flops is not None
@@ -46,7 +48,7 @@ def _gpu(
         network_gb_s=network,
         on_demand=price,
         spot=round(_SPOT_SHARE * price, 2),
-        source=f"AWS {instance}, us-east-1, list price of June 2025; spot put at 40 % of it",
+        source=f"AWS {instance}, us-east-1, {price_from}; spot put at 40 % of it",
     )
 
 
@@ -54,9 +56,9 @@ def _gpu(
 # of the matrix units, GB/s of link and network.
 TABLE = (
     # NVLink 5, 1,800 GB/s both ways; EFA, 3,200 Gb/s a machine.
-    _gpu("B200", "p6-b200.48xlarge", 14.24, 8, 179, 256, 7700, 80, 900, 50),
+    _gpu("B200", "p6-b200.48xlarge", 14.24, 8, 179, 256, 7700, 80, 900, 50, _ASSUMED),
     # NVLink 4, 900 GB/s both ways; EFA, 3,200 Gb/s a machine.
-    _gpu("H200", "p5en.48xlarge", 7.91, 8, 140, 256, 4800, 67, 450, 50),
+    _gpu("H200", "p5en.48xlarge", 7.91, 8, 140, 256, 4800, 67, 450, 50, _ASSUMED),
     _gpu("H100", "p5.48xlarge", 6.88, 8, 80, 256, 3350, 67, 450, 50),
     # NVLink 3, 600 GB/s both ways; EFA, 400 Gb/s a machine.
     _gpu("A100-80", "p4de.24xlarge", 3.43, 8, 80, 144, 2039, 19.5, 300, 6.25),
