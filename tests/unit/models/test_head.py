@@ -119,6 +119,30 @@ def test_a_head_that_is_not_found_is_said(
     assert "logits of this llama are not those of its last linear map" in caplog.text
 
 
+# Of logits around 1, which are changed by less than bfloat16 rounds the largest of them.
+UNKNOWN = {
+    "factor": lambda logits: 1.004 * logits,
+    "cap": lambda logits: 16 * torch.tanh(logits / 16),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("change", UNKNOWN)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_small_change_that_a_head_does_not_know_is_no_rounding(
+    change: str, seed: int, dtype: torch.dtype
+) -> None:
+    model = make("llama", SMALL)
+    torch.manual_seed(seed)
+    output: Any = model.model.get_output_embeddings()
+    torch.nn.init.normal_(output.weight)
+    output.register_forward_hook(
+        lambda _, __, logits: UNKNOWN[change](logits.float()).to(logits.dtype)
+    )
+    model.to(dtype)(ModelWithHead.detect_head, torch.device("cpu"))
+    assert model.head.weight is None
+
+
 @pytest.mark.parametrize("name", MASKED)
 def test_a_masked_language_model_projects_only_what_the_loss_asks_for(name: str) -> None:
     model = make(name, MASKED[name], TaskSpec("masked-lm"))
