@@ -59,7 +59,7 @@ class BatchTargets(Protocol):
 
 
 class _Payload:
-    """What a codec kept of P positions, decoded where it is asked for.
+    """Payload of P positions, decoded where it is asked for.
 
     Sparse targets all at once: decoding is many small operations, which on a GPU take as long for
     256 positions as for all. Dense ones are too large for that.

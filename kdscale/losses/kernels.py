@@ -3,7 +3,7 @@
 import logging
 from functools import cache
 from importlib.util import find_spec
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 
@@ -123,80 +123,32 @@ def available(device: str) -> bool:
     return True
 
 
-@torch.library.custom_op("kdscale::sparse_chunk", mutates_args=("logits", "values"))
-def _sparse_chunk(
-    logits: torch.Tensor,
-    values: torch.Tensor,
-    labels: torch.Tensor,
-    hard: torch.Tensor,
-    ids: torch.Tensor,
-    probs: torch.Tensor,
-    ghost: torch.Tensor | None,
-    weight: float,
-    scale: float,
-    softcap: float | None,
-) -> None:
+# Operators, so that tracers and fake tensors know what the kernels write to. Those import Triton.
+_SPARSE = """(
+    Tensor(a!) logits, Tensor(b!) values, Tensor labels, Tensor hard, Tensor ids, Tensor probs,
+    Tensor? ghost, float weight, float scale, float? softcap
+) -> ()"""
+_DENSE = """(
+    Tensor(a!) logits, Tensor(b!) values, Tensor labels, Tensor hard, Tensor teacher, float weight,
+    float temperature, float teacher_temperature, float scale, float? softcap
+) -> ()"""
+_WRITTEN = ("logits", "values")
+
+
+@torch.library.custom_op("kdscale::sparse_chunk", mutates_args=_WRITTEN, schema=_SPARSE)
+def _sparse_chunk(*arguments: Any) -> None:
     from kdscale.losses.triton_chunk import sparse_chunk
 
-    sparse_chunk(logits, values, labels, hard, ids, probs, ghost, weight, scale, softcap)
+    sparse_chunk(*arguments)
 
 
-@_sparse_chunk.register_fake
-def _(
-    logits: torch.Tensor,
-    values: torch.Tensor,
-    labels: torch.Tensor,
-    hard: torch.Tensor,
-    ids: torch.Tensor,
-    probs: torch.Tensor,
-    ghost: torch.Tensor | None,
-    weight: float,
-    scale: float,
-    softcap: float | None,
-) -> None:
-    pass
-
-
-@torch.library.custom_op("kdscale::dense_chunk", mutates_args=("logits", "values"))
-def _dense_chunk(
-    logits: torch.Tensor,
-    values: torch.Tensor,
-    labels: torch.Tensor,
-    hard: torch.Tensor,
-    teacher: torch.Tensor,
-    weight: float,
-    temperature: float,
-    teacher_temperature: float,
-    scale: float,
-    softcap: float | None,
-) -> None:
+@torch.library.custom_op("kdscale::dense_chunk", mutates_args=_WRITTEN, schema=_DENSE)
+def _dense_chunk(*arguments: Any) -> None:
     from kdscale.losses.triton_chunk import dense_chunk
 
-    dense_chunk(
-        logits,
-        values,
-        labels,
-        hard,
-        teacher,
-        weight,
-        temperature,
-        teacher_temperature,
-        scale,
-        softcap,
-    )
+    dense_chunk(*arguments)
 
 
-@_dense_chunk.register_fake
-def _(
-    logits: torch.Tensor,
-    values: torch.Tensor,
-    labels: torch.Tensor,
-    hard: torch.Tensor,
-    teacher: torch.Tensor,
-    weight: float,
-    temperature: float,
-    teacher_temperature: float,
-    scale: float,
-    softcap: float | None,
-) -> None:
-    pass
+for _operator in (_sparse_chunk, _dense_chunk):
+    # Nothing is returned.
+    _operator.register_fake(lambda *_: None)

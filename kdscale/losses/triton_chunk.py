@@ -42,6 +42,29 @@ def _transformed(raw, scale, cap, HAS_CAP: tl.constexpr):
 
 
 @triton.jit
+def _block(row, start, lanes, scale, cap, VOCAB: tl.constexpr, HAS_CAP: tl.constexpr):
+    """Return a block's logits, -inf where there are none, and their slope in the products."""
+    raw = tl.load(row + start + lanes, mask=start + lanes < VOCAB, other=float("-inf"))
+    value, slope = _transformed(raw, scale, cap, HAS_CAP)
+    # A cap makes -inf a number.
+    return tl.where(raw > float("-inf"), value, float("-inf")), slope
+
+
+@triton.jit
+def _added(total, old_max, new_max, value, temperature):
+    """Return sums of exp((z - new_max) / T): the `total`, which was over old_max, and `value`."""
+    base = tl.where(new_max == float("-inf"), 0.0, new_max)
+    kept = total * tl.exp((old_max - base) / temperature)
+    return kept + tl.exp((value - base) / temperature)
+
+
+@triton.jit
+def _whole(lane_sum, lane_max, top, temperature):
+    """Return the sum over all lanes, over their maximum `top`."""
+    return tl.sum(lane_sum * tl.exp((lane_max - top) / temperature), 0)
+
+
+@triton.jit
 def _sparse_kernel(
     logits,  # [C, V], rows `row_stride` apart: becomes the gradient
     row_stride,
@@ -88,20 +111,15 @@ def _sparse_kernel(
     lane_max = tl.full([BLOCK], float("-inf"), tl.float32)
     lane_sum = tl.zeros([BLOCK], tl.float32)
     for start in range(0, VOCAB, BLOCK):
-        inside = start + lanes < VOCAB
-        block = tl.load(row + start + lanes, mask=inside, other=float("-inf"))
-        value, _ = _transformed(block, scale, cap, HAS_CAP)
-        # A cap makes -inf a number.
-        value = tl.where(inside & (block > float("-inf")), value, float("-inf"))
+        value, _ = _block(row, start, lanes, scale, cap, VOCAB, HAS_CAP)
         new_max = tl.maximum(lane_max, value)
-        base = tl.where(new_max == float("-inf"), 0.0, new_max)
-        lane_sum = lane_sum * tl.exp(lane_max - base) + tl.exp(value - base)
+        lane_sum = _added(lane_sum, lane_max, new_max, value, 1.0)
         lane_max = new_max
     top = tl.max(lane_max, 0)
     if HAS_GHOST:
         top = tl.maximum(top, tl.max(tl.where(is_listed, z, float("-inf")), 0))
-    whole = tl.sum(lane_sum * tl.exp(lane_max - top), 0)
-    rest = whole
+    rest = _whole(lane_sum, lane_max, top, 1.0)
+    whole = rest
     if HAS_GHOST:
         whole += tl.sum(tl.where(is_listed, tl.exp(z - top), 0.0), 0)
     log_norm = top + tl.log(whole)
@@ -121,11 +139,9 @@ def _sparse_kernel(
 
     # Gradient: of all ids, then of the listed ones.
     for start in range(0, VOCAB, BLOCK):
+        value, block_slope = _block(row, start, lanes, scale, cap, VOCAB, HAS_CAP)
+        gradient = elsewhere * tl.exp(value - log_norm) * block_slope
         inside = start + lanes < VOCAB
-        block = tl.load(row + start + lanes, mask=inside, other=float("-inf"))
-        value, block_slope = _transformed(block, scale, cap, HAS_CAP)
-        q = tl.where(block > float("-inf"), tl.exp(value - log_norm), 0.0)
-        gradient = elsewhere * q * block_slope
         tl.store(row + start + lanes, gradient.to(logits.dtype.element_ty), mask=inside)
     tl.debug_barrier()
     taken = tl.where(entry == K, pull_label, weight * p)
@@ -219,38 +235,29 @@ def _dense_kernel(
     teacher_max = tl.full([BLOCK], float("-inf"), tl.float32)
     teacher_sum = tl.zeros([BLOCK], tl.float32)
     for start in range(0, VOCAB, BLOCK):
-        inside = start + lanes < VOCAB
-        block = tl.load(row + start + lanes, mask=inside, other=float("-inf"))
-        value, _ = _transformed(block, scale, cap, HAS_CAP)
-        value = tl.where(inside & (block > float("-inf")), value, float("-inf"))
+        value, _ = _block(row, start, lanes, scale, cap, VOCAB, HAS_CAP)
         new_max = tl.maximum(lane_max, value)
-        base = tl.where(new_max == float("-inf"), 0.0, new_max)
-        lane_sum = lane_sum * tl.exp(lane_max - base) + tl.exp(value - base)
-        kept = warm_sum * tl.exp((lane_max - base) / temperature)
-        warm_sum = kept + tl.exp((value - base) / temperature)
+        lane_sum = _added(lane_sum, lane_max, new_max, value, 1.0)
+        warm_sum = _added(warm_sum, lane_max, new_max, value, temperature)
         lane_max = new_max
-        theirs = tl.load(teacher_row + start + lanes, mask=inside, other=float("-inf"))
-        theirs = theirs.to(tl.float32) / teacher_temperature
+        theirs, _ = _block(teacher_row, start, lanes, 1.0, cap, VOCAB, False)
+        theirs = theirs / teacher_temperature
         new_max = tl.maximum(teacher_max, theirs)
-        base = tl.where(new_max == float("-inf"), 0.0, new_max)
-        teacher_sum = teacher_sum * tl.exp(teacher_max - base) + tl.exp(theirs - base)
+        teacher_sum = _added(teacher_sum, teacher_max, new_max, theirs, 1.0)
         teacher_max = new_max
     top = tl.max(lane_max, 0)
-    log_norm = top + tl.log(tl.sum(lane_sum * tl.exp(lane_max - top), 0))
-    warm = tl.sum(warm_sum * tl.exp((lane_max - top) / temperature), 0)
-    warm_norm = top / temperature + tl.log(warm)
+    log_norm = top + tl.log(_whole(lane_sum, lane_max, top, 1.0))
+    warm_norm = top / temperature + tl.log(_whole(warm_sum, lane_max, top, temperature))
     top = tl.max(teacher_max, 0)
-    teacher_norm = top + tl.log(tl.sum(teacher_sum * tl.exp(teacher_max - top), 0))
+    teacher_norm = top + tl.log(_whole(teacher_sum, teacher_max, top, 1.0))
 
     soft = tl.zeros([BLOCK], tl.float32)
     entropy = tl.zeros([BLOCK], tl.float32)
     for start in range(0, VOCAB, BLOCK):
         inside = start + lanes < VOCAB
-        block = tl.load(row + start + lanes, mask=inside, other=float("-inf"))
-        value, slope = _transformed(block, scale, cap, HAS_CAP)
-        value = tl.where(inside & (block > float("-inf")), value, float("-inf"))
-        theirs = tl.load(teacher_row + start + lanes, mask=inside, other=float("-inf"))
-        log_p = theirs.to(tl.float32) / teacher_temperature - teacher_norm
+        value, slope = _block(row, start, lanes, scale, cap, VOCAB, HAS_CAP)
+        theirs, _ = _block(teacher_row, start, lanes, 1.0, cap, VOCAB, False)
+        log_p = theirs / teacher_temperature - teacher_norm
         p = tl.exp(log_p)
         soft -= p * _log_ratio(value / temperature, warm_norm)
         entropy -= tl.where(p > 0, p * log_p, 0.0)

@@ -20,7 +20,7 @@ _LAUNCH_SECONDS = 5e-6
 
 @dataclass(frozen=True)
 class Rates:
-    """What kernels reach on a device."""
+    """Rates that kernels reach on a device."""
 
     products: float  # FLOPs a second of bfloat16 matrix products
     float32: float  # the same in float32, without TF32
