@@ -184,12 +184,15 @@ def _training(device: torch.device) -> Row:
 
 
 def _losses_of_training(device: torch.device) -> list[float]:
+    """Train on packed rows, with the kernel of attention that a run would choose."""
     vocab, length = 300, 128
-    model = ModelWithHead(_model("llama", vocab, length, width=64), vocab)
+    made = set_attention(_model("llama", vocab, length, width=64), "auto", device, packs=True)
+    model = ModelWithHead(made, vocab)
     backend = DdpBackend(model, OptimiserConfig(learning_rate=1e-3), Rank(0, 1, device))
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocab, (8, length), generator=generator).to(device)
-    rows = RowTensors(ids, torch.ones_like(ids), torch.ones_like(ids).bool(), ids)
+    segments = 1 + torch.arange(length, device=device).expand_as(ids) // 50
+    rows = RowTensors(ids, segments, torch.ones_like(ids).bool(), ids)
 
     def loss(wrapped: ModelWithHead) -> torch.Tensor:
         hidden = wrapped.hidden_at(rows)
