@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.environment import environment
 from tests.runs import FinishedRun, run_kdscale, tiny_config, write_config, write_corpus
 from tests.s3 import S3Server
 
@@ -48,10 +49,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @pytest.fixture(autouse=True)
 def environment_left_alone() -> Iterator[None]:
     """Restore the environment after each test."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
+    with environment():
+        yield
 
 
 @pytest.fixture(scope="session")

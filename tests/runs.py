@@ -17,6 +17,7 @@ import yaml
 
 from kdscale.cli import main
 from kdscale.config import RunConfig
+from tests.environment import environment
 
 
 @dataclass(frozen=True)
@@ -160,17 +161,13 @@ def run_program(*arguments: str, env: dict[str, str] | None = None) -> tuple[int
 
 def run_kdscale(*arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
     """Run the program inside this process, which has the imports, and return (code, output)."""
-    output, before = io.StringIO(), dict(os.environ)
-    os.environ.update({**CLEAN, **(env or {})})
+    output = io.StringIO()
     try:
-        with redirect_stdout(output), redirect_stderr(output):
+        with environment(**CLEAN | (env or {})), redirect_stdout(output), redirect_stderr(output):
             main(arguments)
         code: Any = 0
     except SystemExit as ended:
         code = ended.code or 0
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
     return code, output.getvalue()
 
 

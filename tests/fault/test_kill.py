@@ -1,7 +1,6 @@
 """Kill -9 of real workers and drivers in a run on a real S3 server, against an undisturbed run."""
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 from kdscale.cache.maintain.verify import verify
 from kdscale.run.status import run_status
 from kdscale.store import Store, open_store
+from tests.environment import environment
 from tests.runs import FinishedRun, read_metrics, run_kdscale, tiny_config, write_config
 from tests.s3 import S3Server
 from tests.watched import Watched
@@ -28,9 +28,7 @@ def disturbed(
     config = tiny_config(finished_run.corpus, url)
     path = write_config(tmp_path_factory.mktemp("disturbed") / "tiny.yaml", config)
     run = Watched("run", str(path), env=s3_server.env)
-    before = {key: os.environ.get(key) for key in s3_server.env}
-    os.environ.update(s3_server.env)
-    try:
+    with environment(**s3_server.env):
         store = open_store(url)
 
         def committed() -> int:
@@ -55,12 +53,6 @@ def disturbed(
         run.wait_for(lambda: checkpointed(10), "a student's checkpoint")
         run.kill_worker(0, "student")
         code = run.finish()
-    finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
     assert code == 0, run.log[-6000:]
     return run, url
 

@@ -4,7 +4,6 @@ Its stages run once more while workers, nodes, network, driver or S3 server fail
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kdscale.store import Store, open_store
+from tests.environment import environment
 from tests.nodes import Nodes, why_not
 from tests.recovery import FAULTS, SHARDS, STEPS, Stages, kill_node, submit
 from tests.runs import FinishedRun
@@ -31,15 +31,12 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def nodes(finished_run: FinishedRun) -> Iterator[Nodes]:
     """Start a head and three workers, which share the corpus, and their S3 server."""
-    before = dict(os.environ)
     with (
         tempfile.TemporaryDirectory(prefix="kdn", ignore_cleanup_errors=True) as folder,
         Nodes(Path(folder), finished_run.corpus) as nodes,
+        environment(**nodes.server.env),
     ):
-        os.environ.update(nodes.server.env)
         yield nodes
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

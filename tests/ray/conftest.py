@@ -4,8 +4,8 @@ Starting Ray costs ten seconds and a group twenty, most of it imports. Modules t
 start or the end of either have their own: they do not ask for `shared_ray`.
 """
 
-import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 import ray
@@ -13,6 +13,7 @@ import ray
 from kdscale.run import pipeline
 from kdscale.workers.group import WorkerGroups
 from kdscale.workers.ray_session import ray_session
+from tests.environment import environment
 from tests.runs import CLEAN
 from tests.s3 import S3Server
 
@@ -39,12 +40,11 @@ def shared_ray(s3_server: S3Server) -> Iterator[None]:
 
     Modules ask for it by `usefixtures("shared_ray")`, and tests/conftest.py puts them first.
     """
-    before = dict(os.environ)
     # Ray's workers would yield to the other test process, which needs as long as they do.
-    os.environ.update(CLEAN | s3_server.env | {"RAY_worker_niceness": "0"})
-    with ray_session():
-        os.environ.clear()
-        os.environ.update(before)
+    variables = CLEAN | s3_server.env | {"RAY_worker_niceness": "0"}
+    with ExitStack() as stack:
+        with environment(**variables):
+            stack.enter_context(ray_session())
         SHARED.setattr(pipeline, "WorkerGroups", lambda: GROUPS)
         yield
         end_sharing()
