@@ -12,14 +12,20 @@ from tests.runs import FinishedRun, run_kdscale, tiny_config, write_config, writ
 from tests.s3 import S3Server
 
 RAY = "tests/ray/"
+# They wait for stores, timeouts and other processes more than they compute.
+WAITING = ("tests/fault/", "tests/unit/store/", "tests/unit/submit/", "tests/unit/tracking/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests that use Ray first, as they take longest, and those that share one foremost."""
+    """Put the tests that use Ray first, as they take longest, and those that share one foremost.
+
+    What mostly waits comes next, as it runs beside them in the other process of `-n 2`.
+    """
     items.sort(
         key=lambda item: (
             not item.nodeid.startswith(RAY),
             "shared_ray" not in getattr(item, "fixturenames", ()),
+            not item.nodeid.startswith(WAITING),
         )
     )
 

@@ -10,13 +10,17 @@ context = multiprocessing.get_context("forkserver")
 # Modules after the first are imported by it at first use. A process has one such server.
 context.set_forkserver_preload(
     [
+        *("tests.fault.captures", "pandas", "pyarrow.compute"),
+        *("kdscale.store.obstore_backend", "s3fs", "pytest", "peft", "torch.distributed"),
         *(
-            "tests.fault.captures",
-            "pandas",
-            "pyarrow.compute",
-            "kdscale.store.obstore_backend",
-            "s3fs",
+            "deepspeed",
+            "deepspeed.runtime.zero.muon.original_muon",
+            "setuptools._distutils.ccompiler",
         ),
-        *("torch.distributed", "deepspeed", "transformers.models.llama", "kdscale.train.job"),
+        *(
+            "transformers.models.llama.modeling_llama",
+            "transformers.models.llama.configuration_llama",
+        ),
+        *("kdscale.train.job", "kdscale.integrations.transformers"),
     ]
 )
