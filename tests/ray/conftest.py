@@ -40,10 +40,14 @@ def shared_ray(s3_server: S3Server) -> Iterator[None]:
 
     Modules ask for it by `usefixtures("shared_ray")`, and tests/conftest.py puts them first.
     """
-    # Ray's workers would yield to the other test process, which needs as long as they do.
-    variables = CLEAN | s3_server.env | {"RAY_worker_niceness": "0"}
+    # Ray's workers would yield to the other test process, which needs as long as they do. Those of
+    # one run's data tasks are there for the next run.
+    ray_settings = {
+        "RAY_worker_niceness": "0",
+        "RAY_idle_worker_killing_time_threshold_ms": "600000",
+    }
     with ExitStack() as stack:
-        with environment(**variables):
+        with environment(**CLEAN | s3_server.env | ray_settings):
             stack.enter_context(ray_session())
         SHARED.setattr(pipeline, "WorkerGroups", lambda: GROUPS)
         yield
