@@ -2,6 +2,7 @@
 
     python benchmarks/assets.py
     python benchmarks/cross_tokenizer.py [--quick] [--assets FOLDER] [--keep FOLDER] [--seeds 3]
+        [--passes 4] [--only labels --only classes-varopt ...]
     python benchmarks/assets.py gemma3-270m
     python benchmarks/cross_tokenizer.py --teacher gemma3-270m --student smollm2-135m-instruct \
         --rows 96 --seeds 1
@@ -20,10 +21,10 @@ the teacher's distribution (`varopt`) and, at the first seed alone, at the whole
     chunks-*                  NeMo-RL's P-KL over chunks between common boundaries (see
                               ablation/own_tokens.py), beside cross-entropy
 
-All variants of a seed meet the same rows in the same order, once; those of one tokenizer start from
-the same weights. Scores are bits a byte of held-out articles. `gap_closed_vs_own_tokenizer` is what
-`classes-varopt` gains over `labels`, as a share of what the same student gains with the teacher's
-tokenizer. A finished variant is kept in --keep. The last line is one JSON object, also kept in
+All variants of a seed meet the same rows in the same order, once or --passes times; those of one
+tokenizer start from the same weights. Scores are bits a byte of held-out articles.
+`gap_closed_vs_own_tokenizer` is what `classes-varopt` gains over `labels`, as a share of what the
+same student gains with the teacher's tokenizer. A finished variant is kept in --keep. The last line is one JSON object, also kept in
 results/cross_tokenizer.json; --quick trains a few steps and keeps nothing.
 """
 
@@ -136,18 +137,31 @@ class Variant:
     batch: Callable[[np.ndarray], Any]
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What the command line says of the trainings."""
+
+    student: Path | None  # what it starts from
+    passes: int
+    kd_weight: float
+    whole: bool
+    only: list[str] | None
+
+
 def main(
     quick: Quick = False,
     assets: Assets = ASSETS,
     keep_in: Keep = ROOT / "runs" / "cross-tokenizer",
     seeds: Seeds = 3,
-    rows: Annotated[int, typer.Option(min=1, help="Rows of the one pass.")] = ROWS,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of a pass.")] = ROWS,
+    passes: Annotated[int, typer.Option(min=1, help="Passes over the rows.")] = 1,
     teacher: Annotated[str, typer.Option(help="Its folder in --assets.")] = TEACHER,
     student: Annotated[
         str | None, typer.Option(help="Folder in --assets that the student starts from.")
     ] = None,
     kd_weight: Annotated[float, typer.Option(min=0, max=1, help="Of the distillation.")] = 1.0,
     whole: Annotated[bool, typer.Option(help="Measure the whole distribution, too.")] = True,
+    only: Annotated[list[str] | None, typer.Option(help="A variant to measure; else all.")] = None,
 ) -> None:
     """Measure all variants, print and keep."""
     torch.set_num_threads(os.cpu_count() or 1)
@@ -159,10 +173,11 @@ def main(
         start = None if student is None else assets / student
         own = start or _trained(corpora["train"], assets / teacher, folder)
         pair = _pair(assets / teacher, own, Path(scratch))
-        found = measure(corpora, pair, folder / teacher, range(seeds), start, kd_weight, whole)
+        setting = Setting(start, passes, kd_weight, whole, only)
+        found = measure(corpora, pair, folder / teacher, range(seeds), setting)
         shares = {name: in_own_tokens(each, pair).target_share for name, each in corpora.items()}
     report(
-        "cross_tokenizer" if student is None else f"cross_tokenizer_{teacher}_{student}",
+        _name(teacher, student, passes),
         found,
         goals(found),
         keep=not quick,
@@ -172,9 +187,16 @@ def main(
         target_share=shares,
         tokens=corpora["train"].targets,
         row_length=ROW_LENGTH,
+        passes=passes,
         seeds=seeds,
         kd_weight=kd_weight,
     )
+
+
+def _name(teacher: str, student: str | None, passes: int) -> str:
+    """Return the name of the kept result."""
+    models = [] if student is None else [teacher, student]
+    return "_".join(["cross_tokenizer", *models, *([f"{passes}_passes"] if passes > 1 else [])])
 
 
 def _trained(corpus: Corpus, teacher: Path, folder: Path) -> Path:
@@ -203,27 +225,28 @@ def measure(
     pair: TokenizerPair,
     folder: Path,
     seeds: range,
-    student: Path | None,
-    kd_weight: float,
-    whole: bool,
+    setting: Setting,
 ) -> list[Row]:
     """Return the rows of all variants at all seeds."""
-    train_on = corpora["train"]
+    student = setting.student
+    sequences = len(corpora["train"]) * setting.passes
     start = {"model": SMALL} if student is None else {"load": str(student)}
-    weight = {"kd_weight": {"kind": "constant", "start": kd_weight}}
+    weight = {"kd_weight": {"kind": "constant", "start": setting.kd_weight}}
 
     def config_of(seed: int) -> RunConfig:
         optimiser = FAST if student is None else FOR_LOADED
-        made = make_config(len(train_on), seed, {"model": SMALL}, None, optimiser, BATCH)
+        made = make_config(sequences, seed, {"model": SMALL}, None, optimiser, BATCH)
         distill = made.model_dump()["distill"] | {"student": start, "loss": weight}
         return RunConfig.model_validate(made.model_dump() | {"distill": distill})
 
     variants = _variants(corpora, pair, folder, config_of(0), shared=student is None)
+    if setting.only is not None:
+        variants = {name: variants[name] for name in setting.only}
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
     for seed in seeds:
         config = config_of(seed)
         for name, variant in variants.items():
-            if name.endswith(WHOLE) and not (whole and seed == seeds[0]):
+            if name.endswith(WHOLE) and not (setting.whole and seed == seeds[0]):
                 continue
             if name == "before" and seed != seeds[0]:
                 continue
@@ -376,7 +399,7 @@ def _logits(
 def goals(rows: list[Row]) -> list[Row]:
     """Compare what the student gains with its own tokenizer, and with the teacher's."""
     bits = {row["variant"]: row["bits_per_byte"] for row in rows}
-    if "shared-labels" not in bits:
+    if not {"shared-labels", "shared-varopt", "labels", "classes-varopt"} <= set(bits):
         return []
     gap = bits["shared-labels"] - bits["shared-varopt"]
     share = (bits["labels"] - bits["classes-varopt"]) / gap
