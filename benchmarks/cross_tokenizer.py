@@ -24,7 +24,8 @@ the teacher's distribution (`varopt`) and, at the first seed alone, at the whole
 All variants of a seed meet the same rows in the same order, once or --passes times; those of one
 tokenizer start from the same weights. Scores are bits a byte of held-out articles.
 `gap_closed_vs_own_tokenizer` is what `classes-varopt` gains over `labels`, as a share of what the
-same student gains with the teacher's tokenizer. A finished variant is kept in --keep. The last line is one JSON object, also kept in
+same student gains with the teacher's tokenizer. A finished
+variant is kept in --keep. The last line is one JSON object, also kept in
 results/cross_tokenizer.json; --quick trains a few steps and keeps nothing.
 """
 
