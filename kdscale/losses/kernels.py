@@ -1,19 +1,16 @@
 """The loss of a chunk as one operator of torch, where there are a GPU, Triton and its compiler."""
 
-import logging
 from functools import cache
-from importlib.util import find_spec
 from typing import Any, TypeGuard
 
 import torch
 
 from kdscale.losses.chunk import Objective
 from kdscale.types import Head, SparseTargets, TeacherLogits
+from kdscale.utils.triton_runs import triton_runs
 
 MOST_IDS = 127
 """Ids of a position that the kernel takes: it compares each with each."""
-
-log = logging.getLogger(__name__)
 
 
 def takes(
@@ -107,20 +104,14 @@ class KernelLoss:
 
 @cache
 def available(device: str) -> bool:
-    """Return whether the kernel runs on a `device` of that type; a warning says why it does not.
+    """Return whether the kernel runs on a `device` of that type; a warning says why it does not."""
 
-    Triton compiles at first use, for which it needs a C compiler.
-    """
-    if device != "cuda" or find_spec("triton") is None:
-        return False
-    logits = torch.zeros(1, 8, dtype=torch.bfloat16, device=device)
-    labels = torch.zeros(1, dtype=torch.int64, device=device)
-    try:
+    def trial() -> None:
+        logits = torch.zeros(1, 8, dtype=torch.bfloat16, device=device)
+        labels = torch.zeros(1, dtype=torch.int64, device=device)
         KernelLoss(Head(None, None, 8), labels, 0.0).add(slice(0, 1), logits, None)
-    except Exception as error:  # a compiler's, a driver's or Triton's own: each has its own kind
-        log.warning("The loss is computed without Triton, which fails here: %s", error)
-        return False
-    return True
+
+    return triton_runs(device, "The loss is computed", trial)
 
 
 # Operators, so that tracers and fake tensors know what the kernels write to. Those import Triton.

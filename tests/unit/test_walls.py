@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "tracking": {"config", "store"},
     "data": {"config", "errors", "store", "types", "utils"},
     "cache": {"config", "errors", "store", "types", "utils"},
-    "losses": {"config", "types"},
+    "losses": {"config", "types", "utils"},
     "curriculum": {"cache", "config", "utils"},
     "models": {"config", "distributed", "errors", "store", "types", "utils"},
     "train": {
