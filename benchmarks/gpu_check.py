@@ -29,6 +29,7 @@ import typer
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.common import RESULTS, Quick, Row, goal, log, report
+from kdscale.cache.codecs import kernels as encoders
 from kdscale.cache.codecs import make_codec, uniforms
 from kdscale.config.cache import CodecConfig, SampleCodec, TopkCodec, VaroptCodec
 from kdscale.config.teacher import ModelConfig
@@ -90,7 +91,15 @@ def main(quick: Quick = False, device: DeviceName = None) -> None:
 def values(device: torch.device, quick: bool) -> list[Row]:
     """Return errors against the CPU, each with its bound."""
     positions, vocab = (128, 1_000) if quick else (1_024, 32_000)
-    rows = [_encoded(device, name, positions, vocab) for name in CODECS]
+    rows = [
+        _encoded(device, name, positions, vocab, triton=triton)
+        for name in CODECS
+        for triton in _ways(name, device)
+    ]
+    if encoders.available(device.type):
+        rows += [_beside_torch(device, positions, 4 * vocab), _mean_of_draws(device)]
+    else:
+        log(f"skipped: encoders with Triton, which does not run on this {device.type}")
     for half in (False, True):
         for triton in (False, True) if kernels.available(device.type) else (False,):
             rows.append(_loss_values(device, positions, vocab, half=half, triton=triton))
@@ -98,16 +107,58 @@ def values(device: torch.device, quick: bool) -> list[Row]:
     return [*rows, _training(device)]
 
 
-def _encoded(device: torch.device, name: str, positions: int, vocab: int) -> Row:
+def _ways(codec: str, device: torch.device) -> tuple[bool, ...]:
+    """Return whether encoders are tried without Triton, and with it."""
+    return (False, True) if codec == "varopt" and encoders.available(device.type) else (False,)
+
+
+def _encoded(device: torch.device, name: str, positions: int, vocab: int, *, triton: bool) -> Row:
     """Return the share of positions whose bytes differ from the CPU's, in float32."""
     codec = make_codec(CODECS[name], vocab)
     logits = 3 * _randn(positions, vocab)
     noise = uniforms(0, torch.zeros(1, 16, dtype=torch.uint8), positions, codec.streams)[0]
     mine = codec.encode(logits, noise).payload
-    theirs = codec.encode(logits.to(device), noise.to(device)).payload.cpu()
+    with mock.patch.object(encoders, "available", return_value=triton):
+        theirs = codec.encode(logits.to(device), noise.to(device)).payload.cpu()
     # A sum of other rounding moves a choice at its edge, seldom.
     differing = (mine != theirs).any(-1).float().mean().item()
-    return {"part": f"bytes of {name}, positions that differ", "error": differing, "bound": 0.01}
+    part = f"bytes of {name}{', Triton' if triton else ''}, positions that differ"
+    return {"part": part, "error": differing, "bound": 0.01}
+
+
+def _beside_torch(device: torch.device, positions: int, vocab: int) -> Row:
+    """Return the share of ids that differ between Triton and torch, from bfloat16 logits."""
+    codec = make_codec(CODECS["varopt"], vocab)
+    logits = (3 * _randn(positions, vocab)).to(device, torch.bfloat16)
+    noise = uniforms(0, torch.zeros(1, 16, dtype=torch.uint8), positions, codec.streams)[0]
+    found = []
+    for triton in (False, True):
+        with mock.patch.object(encoders, "available", return_value=triton):
+            payload = codec.encode(logits, noise.to(device)).payload
+        # Equal logits may change places in the head.
+        found.append(codec.decode(payload).ids.sort(-1).values)
+    differing = (found[0] != found[1]).float().mean().item()
+    part = f"ids of varopt, Triton beside torch, V={vocab:,}"
+    return {"part": part, "error": differing, "bound": 0.05}
+
+
+def _mean_of_draws(device: torch.device) -> Row:
+    """Return how far the mean of Triton's targets over a grid of uniforms is from p, at most.
+
+    Each id is hit within one of 64 points of its due, and rounded within one of 8.
+    """
+    vocab = 1_000
+    codec = make_codec(CODECS["varopt"], vocab)
+    logits = (3 * _randn(vocab)).to(device)
+    first, second = ((torch.arange(n, dtype=torch.float64) + 0.5) / n for n in (8, 64))
+    grid = torch.cartesian_prod(first, second).to(device)
+    targets = codec.decode(codec.encode(logits.expand(len(grid), -1).contiguous(), grid).payload)
+    total = torch.zeros(vocab, dtype=torch.float64, device=device)
+    total.index_add_(0, targets.ids.flatten(), targets.probs.flatten().double())
+    error = (total / len(grid) - logits.double().softmax(-1)).abs().max().item()
+    tau = targets.probs[:, -1].max().item()
+    part = "mean of varopt's targets over a grid, Triton"
+    return {"part": part, "error": error, "bound": tau / 64 + 1 / (8 * 254) + 1e-6}
 
 
 def _loss_values(
@@ -261,9 +312,19 @@ def encodes(device: torch.device, quick: bool) -> list[Row]:
         codec = make_codec(config, vocab)
         samples = torch.zeros(1, 16, dtype=torch.uint8, device=device)
         noise = uniforms(0, samples, positions, codec.streams)[0]
-        spent, peak = _milliseconds(partial(codec.encode, logits, noise), device)
         part = f"encode, {name}, V={vocab:,}"
-        rows.append({"part": part, "ms": spent, "peak_gib": peak, "model_ms": _modelled(part)})
+        for triton in _ways(name, device):
+            with mock.patch.object(encoders, "available", return_value=triton):
+                spent, peak = _milliseconds(partial(codec.encode, logits, noise), device)
+            figure = "ms" if triton else "ms_without_triton"
+            rows.append(
+                {
+                    "part": part + (", Triton" if triton else ""),
+                    "ms": spent,
+                    "peak_gib": peak,
+                    "model_ms": _modelled(part, figure),
+                }
+            )
     return rows
 
 

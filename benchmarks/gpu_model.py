@@ -12,8 +12,8 @@ KL. `over ideal` is the time over that of the three bfloat16 products of the hea
 
 Parts are at 16,384 positions: the head and the loss with their gradients, weights in float32 under
 autocast (DDP) or in bfloat16 (ZeRO), and encodes of bfloat16 logits, over the forward of a teacher
-with 8 B parameters. Figures are those with the Triton kernels of the loss; `without_triton` are
-those of torch's operators alone. --before shows the figures of an earlier results/gpu_model.json
+with 8 B parameters. Figures are those with Triton's kernels; `without_triton` are those of torch's
+operators alone. --before shows the figures of an earlier results/gpu_model.json
 beside. --show lists what takes longest in a part. The last line is one JSON object, also kept in
 results/gpu_model.json; --quick has 2,048 positions and keeps nothing.
 """
@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.common import Quick, Row, goal, log, report
 from benchmarks.gpu_cost import cost_of, costs_by_place
+from kdscale.cache.codecs import kernels as encoders
 from kdscale.cache.codecs import make_codec, uniforms
 from kdscale.config.cache import CodecConfig, SampleCodec, TopkCodec, VaroptCodec
 from kdscale.distill.taid import InterpolatedTargets
@@ -84,7 +85,11 @@ def main(
 
 def _run(run: Callable[[Record], None], *, with_triton: bool) -> Record:
     """Return the record of a part; fake tensors need no Triton to know what it would launch."""
-    with mock.patch.object(kernels, "available", return_value=with_triton), fake_cuda() as record:
+    with (
+        mock.patch.object(kernels, "available", return_value=with_triton),
+        mock.patch.object(encoders, "available", return_value=with_triton),
+        fake_cuda() as record,
+    ):
         run(record)
     return record
 

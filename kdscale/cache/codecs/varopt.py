@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdscale.cache.codecs import kernels
 from kdscale.cache.codecs.chunked import ChunkedCodec
 from kdscale.cache.codecs.distribution import Distribution
 from kdscale.cache.codecs.id_bytes import from_bytes, id_bytes, to_bytes
@@ -94,6 +95,14 @@ class Varopt(ChunkedCodec):
         own_ids = head_ids.gather(-1, slots.clamp(max=self.head).expand_as(tail_ids))
         ids = torch.where(slots < heads, own_ids, tail_ids)
         return codes.masked_fill(~in_head, self._steps + 1), ids
+
+    def select_by_kernel(
+        self, logits: Tensor, uniforms: Tensor, temperature: float
+    ) -> tuple[Tensor, ...] | None:
+        """See `ChunkedCodec.select_by_kernel`."""
+        if not kernels.take(self.k, self.vocab_size, logits.device.type):
+            return None
+        return kernels.varopt(logits, uniforms, self.k, self.head, self._steps, temperature)
 
     def pack(self, *selected: Tensor) -> Tensor:
         """See `ChunkedCodec.pack`."""
