@@ -43,6 +43,11 @@ class ChunkedCodec(ABC):
         """Blocks of a position that `select` takes out: they have to fit the memory too."""
         return 0
 
+    @property
+    def largest_read(self) -> int:
+        """Count of the most probable ids that `select` takes."""
+        return 1
+
     def select_by_kernel(
         self, logits: Tensor, uniforms: Tensor, temperature: float
     ) -> tuple[Tensor, ...] | None:
@@ -91,7 +96,7 @@ class ChunkedCodec(ABC):
         for some_logits, some_uniforms in zip(
             logits.split(size), uniforms.split(size), strict=True
         ):
-            p = distribution(some_logits, temperature, scratch)
+            p = distribution(some_logits, temperature, scratch, self.largest_read)
             parts.append((p.entropy, p.log_norm, *self.select(p, some_uniforms)))
         return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 

@@ -52,6 +52,11 @@ class Varopt(ChunkedCodec):
         """See `ChunkedCodec.blocks_read`."""
         return self.k
 
+    @property
+    def largest_read(self) -> int:
+        """See `ChunkedCodec.largest_read`: the head, and one that may be in it."""
+        return self.head + 1
+
     def decode(self, payload: Tensor) -> SparseTargets:
         """[..., bytes] uint8 -> K ids and probabilities that sum to 1. An id may occur twice."""
         codes = self._codes(payload)
@@ -80,7 +85,7 @@ class Varopt(ChunkedCodec):
 
     def select(self, p: Distribution, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """Codes [C, H] and ids [C, K] of a chunk."""
-        head_ids = p.largest(self.head + 1)
+        head_ids = p.largest
         values = p.blocks.flatten(1).gather(-1, head_ids).double()
         heads = _head_size(values, p.mass, self.k)
         in_head = torch.arange(self.head, device=values.device) < heads
