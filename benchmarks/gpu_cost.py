@@ -118,6 +118,11 @@ def _dense_chunk(each: Operation) -> int:
     return _sparse_chunk(each) + max(tensor.nbytes for tensor in each.inputs[1:])
 
 
+def _divergence_chunk(each: Operation) -> int:
+    """As a dense one, with a pass over both logits for the divergence itself."""
+    return _dense_chunk(each) + each.inputs[0].nbytes + max(t.nbytes for t in each.inputs[1:])
+
+
 def _encoder(each: Operation) -> int:
     """Logits once, blocks' sums written and read, and a block again for each id that is found.
 
@@ -139,5 +144,6 @@ _RULES: dict[str, Callable[[Operation], int]] = {
     "copy_": _copy,
     "sparse_chunk": _sparse_chunk,
     "dense_chunk": _dense_chunk,
+    "divergence_chunk": _divergence_chunk,
     "varopt": _encoder,
 }

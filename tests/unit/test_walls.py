@@ -120,7 +120,7 @@ WALLS = {
     "lm_eval": {"evaluate.harness"},
     "peft": {"models.lora", "models.adapter_folder"},
     "bitsandbytes": {"models.quantise"},
-    "triton": {"cache.codecs.triton_encode", "losses.triton_chunk"},
+    "triton": {"cache.codecs.triton_encode", "losses.triton_chunk", "losses.triton_dense"},
     "matplotlib": {"report.charts"},
     "jinja2": {"report.pages", "data.chat", "submit.kuberay"},
 }
