@@ -4,12 +4,12 @@
     python benchmarks/gpu_check.py [--quick] [--device cpu]
 
 Values: encoders give the bytes that they give on the CPU, losses and their gradients those of
-float32 on the CPU, with and without Triton, packed documents the logits that they have alone, and a
-training the losses of one on the CPU; each is a goal. Times: head and loss, encodes, and captures
-over the bare forward, with the peak of memory, beside what benchmarks/gpu_model.py says of the same
-device. Without a GPU the script says what it skips; --device cpu --quick runs all of it at a small
-size there, to check the script. At most ten minutes. The last line is one JSON object, also kept in
-results/gpu_check.json.
+float32 on the CPU, with and without Triton, draws by Triton have the mean that they should, packed
+documents the logits that they have alone, and a training the losses of one on the CPU; each is a
+goal. Times: head and loss, encodes, and captures over the bare forward, with the peak of memory,
+beside what benchmarks/gpu_model.py says of the same device. Without a GPU the script says what it
+skips; --device cpu --quick runs all of it at a small size there, to check the script. At most ten
+minutes. The last line is one JSON object, also kept in results/gpu_check.json.
 """
 
 import json
@@ -37,7 +37,8 @@ from kdscale.config.training import OptimiserConfig
 from kdscale.distill.targets import CachedTargets
 from kdscale.distributed.rank import Rank
 from kdscale.errors import KdscaleError
-from kdscale.losses import kernels
+from kdscale.losses import divergences, kernels
+from kdscale.losses.divergences import Divergence
 from kdscale.losses.fused import LossSums, Objective, head_and_loss
 from kdscale.models.attention import implementation, set_attention
 from kdscale.models.forward import RowTensors, target_logits
@@ -47,7 +48,7 @@ from kdscale.models.sequence_check import SequenceSpec, check_sequences
 from kdscale.teacher.states import encode_states
 from kdscale.train.backends.ddp import DdpBackend
 from kdscale.train.throughput import DeviceTimer
-from kdscale.types import Head
+from kdscale.types import Head, TeacherLogits
 
 CODECS: dict[str, CodecConfig] = {
     "varopt": VaroptCodec(),
@@ -55,6 +56,15 @@ CODECS: dict[str, CodecConfig] = {
     "sample": SampleCodec(),
 }
 SHAPES = ((4096, 128_256), (2048, 128_256), (896, 151_936))
+BESIDE_A_TEACHER: dict[str, tuple[Divergence | None, float | None]] = {
+    "forward KL": (None, None),
+    "TAID": (None, 0.4),
+    "reverse KL": (divergences.reverse_kl_sum, None),
+    "Jensen-Shannon": (partial(divergences.jensen_shannon_sum, beta=0.5), None),
+    "skewed KL": (partial(divergences.skewed_kl_sum, alpha=0.1), None),
+    "skewed reverse KL": (partial(divergences.skewed_reverse_kl_sum, alpha=0.1), None),
+    "total variation": (divergences.total_variation_sum, None),
+}
 ARCHITECTURES = ("llama", "qwen3", "gemma2", "gemma3_text", "mistral", "gpt2")
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 REPEATS = 7
@@ -103,6 +113,10 @@ def values(device: torch.device, quick: bool) -> list[Row]:
     for half in (False, True):
         for triton in (False, True) if kernels.available(device.type) else (False,):
             rows.append(_loss_values(device, positions, vocab, half=half, triton=triton))
+    if kernels.available(device.type):
+        rows += [_beside_teacher(device, name) for name in BESIDE_A_TEACHER]
+    else:
+        log(f"skipped: losses with Triton, which does not run on this {device.type}")
     rows += [_packed(device, each) for each in ARCHITECTURES]
     return [*rows, _training(device)]
 
@@ -208,6 +222,30 @@ def _loss(
     targets = CachedTargets(codec, payload, torch.zeros((), device=payload.device), 1.0)
     head = Head(weight, None, codec.vocab_size)
     return head_and_loss(hidden, head, labels, targets.at, Objective(0.5))
+
+
+def _beside_teacher(device: torch.device, name: str) -> Row:
+    """Return the relative error of the hidden states' gradient beside an online teacher."""
+    positions, vocab = 128, 10_000
+    hidden, weight = _randn(positions, 64), 0.3 * _randn(vocab, 64)
+    teacher, labels = 2 * _randn(positions, vocab), torch.arange(positions)
+    divergence, share = BESIDE_A_TEACHER[name]
+    found = []
+    for where in (torch.device("cpu"), device):
+        leaf = hidden.to(where).requires_grad_()
+        logits = teacher.to(where)
+
+        def targets(part: slice, _: Any, logits: torch.Tensor = logits) -> TeacherLogits:
+            return TeacherLogits(logits[part], 2.0, lambda _: None, share)
+
+        head, objective = Head(weight.to(where), None, vocab), Objective(0.5, 2.0, divergence)
+        half = where.type == "cuda"
+        with torch.autocast(where.type, torch.bfloat16) if half else nullcontext():
+            head_and_loss(leaf, head, labels.to(where), targets, objective).objective.backward()
+        assert leaf.grad is not None
+        found.append(leaf.grad.cpu())
+    error = ((found[0] - found[1]).norm() / found[0].norm()).item()
+    return {"part": f"gradients beside a teacher, {name}, Triton", "error": error, "bound": 0.02}
 
 
 def _packed(device: torch.device, architecture: str) -> Row:
