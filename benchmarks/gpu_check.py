@@ -4,12 +4,12 @@
     python benchmarks/gpu_check.py [--quick] [--device cpu]
 
 Values: encoders give the bytes that they give on the CPU, losses and their gradients those of
-float32 on the CPU, with and without Triton, packed documents the logits that they have alone, and a
-training the losses of one on the CPU; each is a goal. Times: head and loss, encodes, and captures
-over the bare forward, with the peak of memory, beside what benchmarks/gpu_model.py says of the same
-device. Without a GPU the script says what it skips; --device cpu --quick runs all of it at a small
-size there, to check the script. At most ten minutes. The last line is one JSON object, also kept in
-results/gpu_check.json.
+float32 on the CPU, with and without Triton, draws by Triton have the mean that they should, packed
+documents the logits that they have alone, and a training the losses of one on the CPU; each is a
+goal. Times: head and loss, encodes, and captures over the bare forward, with the peak of memory,
+beside what benchmarks/gpu_model.py says of the same device. Without a GPU the script says what it
+skips; --device cpu --quick runs all of it at a small size there, to check the script. At most ten
+minutes. The last line is one JSON object, also kept in results/gpu_check.json.
 """
 
 import json
@@ -29,6 +29,7 @@ import typer
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.common import RESULTS, Quick, Row, goal, log, report
+from kdscale.cache.codecs import kernels as encoders
 from kdscale.cache.codecs import make_codec, uniforms
 from kdscale.config.cache import CodecConfig, SampleCodec, TopkCodec, VaroptCodec
 from kdscale.config.teacher import ModelConfig
@@ -36,7 +37,8 @@ from kdscale.config.training import OptimiserConfig
 from kdscale.distill.targets import CachedTargets
 from kdscale.distributed.rank import Rank
 from kdscale.errors import KdscaleError
-from kdscale.losses import kernels
+from kdscale.losses import divergences, kernels
+from kdscale.losses.divergences import Divergence
 from kdscale.losses.fused import LossSums, Objective, head_and_loss
 from kdscale.models.attention import implementation, set_attention
 from kdscale.models.forward import RowTensors, target_logits
@@ -46,7 +48,7 @@ from kdscale.models.sequence_check import SequenceSpec, check_sequences
 from kdscale.teacher.states import encode_states
 from kdscale.train.backends.ddp import DdpBackend
 from kdscale.train.throughput import DeviceTimer
-from kdscale.types import Head
+from kdscale.types import Head, TeacherLogits
 
 CODECS: dict[str, CodecConfig] = {
     "varopt": VaroptCodec(),
@@ -54,6 +56,15 @@ CODECS: dict[str, CodecConfig] = {
     "sample": SampleCodec(),
 }
 SHAPES = ((4096, 128_256), (2048, 128_256), (896, 151_936))
+BESIDE_A_TEACHER: dict[str, tuple[Divergence | None, float | None]] = {
+    "forward KL": (None, None),
+    "TAID": (None, 0.4),
+    "reverse KL": (divergences.reverse_kl_sum, None),
+    "Jensen-Shannon": (partial(divergences.jensen_shannon_sum, beta=0.5), None),
+    "skewed KL": (partial(divergences.skewed_kl_sum, alpha=0.1), None),
+    "skewed reverse KL": (partial(divergences.skewed_reverse_kl_sum, alpha=0.1), None),
+    "total variation": (divergences.total_variation_sum, None),
+}
 ARCHITECTURES = ("llama", "qwen3", "gemma2", "gemma3_text", "mistral", "gpt2")
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 REPEATS = 7
@@ -90,24 +101,80 @@ def main(quick: Quick = False, device: DeviceName = None) -> None:
 def values(device: torch.device, quick: bool) -> list[Row]:
     """Return errors against the CPU, each with its bound."""
     positions, vocab = (128, 1_000) if quick else (1_024, 32_000)
-    rows = [_encoded(device, name, positions, vocab) for name in CODECS]
+    rows = [
+        _encoded(device, name, positions, vocab, triton=triton)
+        for name in CODECS
+        for triton in _ways(name, device)
+    ]
+    if encoders.available(device.type):
+        rows += [_beside_torch(device, positions, 4 * vocab), _mean_of_draws(device)]
+    else:
+        log(f"skipped: encoders with Triton, which does not run on this {device.type}")
     for half in (False, True):
         for triton in (False, True) if kernels.available(device.type) else (False,):
             rows.append(_loss_values(device, positions, vocab, half=half, triton=triton))
+    if kernels.available(device.type):
+        rows += [_beside_teacher(device, name) for name in BESIDE_A_TEACHER]
+    else:
+        log(f"skipped: losses with Triton, which does not run on this {device.type}")
     rows += [_packed(device, each) for each in ARCHITECTURES]
     return [*rows, _training(device)]
 
 
-def _encoded(device: torch.device, name: str, positions: int, vocab: int) -> Row:
+def _ways(codec: str, device: torch.device) -> tuple[bool, ...]:
+    """Return whether encoders are tried without Triton, and with it."""
+    return (False, True) if codec == "varopt" and encoders.available(device.type) else (False,)
+
+
+def _encoded(device: torch.device, name: str, positions: int, vocab: int, *, triton: bool) -> Row:
     """Return the share of positions whose bytes differ from the CPU's, in float32."""
     codec = make_codec(CODECS[name], vocab)
     logits = 3 * _randn(positions, vocab)
     noise = uniforms(0, torch.zeros(1, 16, dtype=torch.uint8), positions, codec.streams)[0]
     mine = codec.encode(logits, noise).payload
-    theirs = codec.encode(logits.to(device), noise.to(device)).payload.cpu()
+    with mock.patch.object(encoders, "available", return_value=triton):
+        theirs = codec.encode(logits.to(device), noise.to(device)).payload.cpu()
     # A sum of other rounding moves a choice at its edge, seldom.
     differing = (mine != theirs).any(-1).float().mean().item()
-    return {"part": f"bytes of {name}, positions that differ", "error": differing, "bound": 0.01}
+    part = f"bytes of {name}{', Triton' if triton else ''}, positions that differ"
+    return {"part": part, "error": differing, "bound": 0.01}
+
+
+def _beside_torch(device: torch.device, positions: int, vocab: int) -> Row:
+    """Return the share of ids that differ between Triton and torch, from bfloat16 logits."""
+    codec = make_codec(CODECS["varopt"], vocab)
+    logits = 3 * _randn(positions, vocab)
+    # Of equal logits, which bfloat16 has many of, either may be in the head: none here.
+    logits[:, :3] = logits.amax(-1, keepdim=True) + torch.tensor([0.5, 1.0, 1.5])
+    logits = logits.to(device, torch.bfloat16)
+    noise = uniforms(0, torch.zeros(1, 16, dtype=torch.uint8), positions, codec.streams)[0]
+    found = []
+    for triton in (False, True):
+        with mock.patch.object(encoders, "available", return_value=triton):
+            payload = codec.encode(logits, noise.to(device)).payload
+        found.append(codec.decode(payload).ids)
+    differing = (found[0] != found[1]).float().mean().item()
+    part = f"ids of varopt, Triton beside torch, V={vocab:,}"
+    return {"part": part, "error": differing, "bound": 0.05}
+
+
+def _mean_of_draws(device: torch.device) -> Row:
+    """Return how far the mean of Triton's targets over a grid of uniforms is from p, at most.
+
+    Each id is hit within one of 64 points of its due, and rounded within one of 8.
+    """
+    vocab = 1_000
+    codec = make_codec(CODECS["varopt"], vocab)
+    logits = (3 * _randn(vocab)).to(device)
+    first, second = ((torch.arange(n, dtype=torch.float64) + 0.5) / n for n in (8, 64))
+    grid = torch.cartesian_prod(first, second).to(device)
+    targets = codec.decode(codec.encode(logits.expand(len(grid), -1).contiguous(), grid).payload)
+    total = torch.zeros(vocab, dtype=torch.float64, device=device)
+    total.index_add_(0, targets.ids.flatten(), targets.probs.flatten().double())
+    error = (total / len(grid) - logits.double().softmax(-1)).abs().max().item()
+    tau = targets.probs[:, -1].max().item()
+    part = "mean of varopt's targets over a grid, Triton"
+    return {"part": part, "error": error, "bound": tau / 64 + 1 / (8 * 254) + 1e-6}
 
 
 def _loss_values(
@@ -157,6 +224,30 @@ def _loss(
     targets = CachedTargets(codec, payload, torch.zeros((), device=payload.device), 1.0)
     head = Head(weight, None, codec.vocab_size)
     return head_and_loss(hidden, head, labels, targets.at, Objective(0.5))
+
+
+def _beside_teacher(device: torch.device, name: str) -> Row:
+    """Return the relative error of the hidden states' gradient beside an online teacher."""
+    positions, vocab = 128, 10_000
+    hidden, weight = _randn(positions, 64), 0.3 * _randn(vocab, 64)
+    teacher, labels = 2 * _randn(positions, vocab), torch.arange(positions)
+    divergence, share = BESIDE_A_TEACHER[name]
+    found = []
+    for where in (torch.device("cpu"), device):
+        leaf = hidden.to(where).requires_grad_()
+        logits = teacher.to(where)
+
+        def targets(part: slice, _: Any, logits: torch.Tensor = logits) -> TeacherLogits:
+            return TeacherLogits(logits[part], 2.0, lambda _: None, share)
+
+        head, objective = Head(weight.to(where), None, vocab), Objective(0.5, 2.0, divergence)
+        half = where.type == "cuda"
+        with torch.autocast(where.type, torch.bfloat16) if half else nullcontext():
+            head_and_loss(leaf, head, labels.to(where), targets, objective).objective.backward()
+        assert leaf.grad is not None
+        found.append(leaf.grad.cpu())
+    error = ((found[0] - found[1]).norm() / found[0].norm()).item()
+    return {"part": f"gradients beside a teacher, {name}, Triton", "error": error, "bound": 0.02}
 
 
 def _packed(device: torch.device, architecture: str) -> Row:
@@ -261,9 +352,19 @@ def encodes(device: torch.device, quick: bool) -> list[Row]:
         codec = make_codec(config, vocab)
         samples = torch.zeros(1, 16, dtype=torch.uint8, device=device)
         noise = uniforms(0, samples, positions, codec.streams)[0]
-        spent, peak = _milliseconds(partial(codec.encode, logits, noise), device)
         part = f"encode, {name}, V={vocab:,}"
-        rows.append({"part": part, "ms": spent, "peak_gib": peak, "model_ms": _modelled(part)})
+        for triton in _ways(name, device):
+            with mock.patch.object(encoders, "available", return_value=triton):
+                spent, peak = _milliseconds(partial(codec.encode, logits, noise), device)
+            figure = "ms" if triton else "ms_without_triton"
+            rows.append(
+                {
+                    "part": part + (", Triton" if triton else ""),
+                    "ms": spent,
+                    "peak_gib": peak,
+                    "model_ms": _modelled(part, figure),
+                }
+            )
     return rows
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kdscale.cache.codecs.vocab_blocks import BLOCK
 from kdscale.plan.roofline import Rates
 from tests.gpu.fake_cuda import Facts, Operation, Record
 
@@ -14,7 +15,7 @@ _SOFTMAX_READS = 3
 _SOFTMAX = ("_softmax", "_log_softmax", "softmax", "log_softmax")
 _GATHERS = ("gather", "index", "index_select", "embedding", "searchsorted")
 _SCATTERS = ("scatter_", "scatter_add_", "index_add_", "index_put_", "scatter", "scatter_add")
-_KERNELS = {"sort": 4, "topk": 3}
+_KERNELS = {"sort": 4, "topk": 3, "varopt": 2}
 # Memory that is taken, and views that the schema does not say to be any.
 _NOTHING = (
     *("empty", "empty_like", "new_empty", "empty_strided", "_unsafe_view", "lift_fresh"),
@@ -117,6 +118,24 @@ def _dense_chunk(each: Operation) -> int:
     return _sparse_chunk(each) + max(tensor.nbytes for tensor in each.inputs[1:])
 
 
+def _divergence_chunk(each: Operation) -> int:
+    """As a dense one, with a pass over both logits for the divergence itself."""
+    return _dense_chunk(each) + each.inputs[0].nbytes + max(t.nbytes for t in each.inputs[1:])
+
+
+def _encoder(each: Operation) -> int:
+    """Logits once, blocks' sums written and read, and a block again for each id that is found.
+
+    Sums are three float32 and, running, a float64 that is searched in a few places.
+    """
+    logits = each.inputs[0]
+    positions, vocab_size = logits.shape
+    sums = (2 * 3 * 4 + 8) * positions * -(-vocab_size // BLOCK)
+    found = sum(_count(tensor) for tensor in each.outputs if len(tensor.shape) == 2)
+    again = found * BLOCK * logits.nbytes // _count(logits)
+    return logits.nbytes + sums + again + _sum(each.inputs[1:]) + _sum(each.outputs)
+
+
 _RULES: dict[str, Callable[[Operation], int]] = {
     **dict.fromkeys(_SOFTMAX, _softmax),
     **dict.fromkeys(_GATHERS, _gather),
@@ -125,4 +144,6 @@ _RULES: dict[str, Callable[[Operation], int]] = {
     "copy_": _copy,
     "sparse_chunk": _sparse_chunk,
     "dense_chunk": _dense_chunk,
+    "divergence_chunk": _divergence_chunk,
+    "varopt": _encoder,
 }

@@ -95,15 +95,20 @@ class TeacherLogits:
 
     logits: torch.Tensor  # [C, V], of any float type
     temperature: float
-    add_entropy: Callable[[torch.Tensor], None]
-    """Called by who makes the softmax, with the sum of the targets' entropies, a scalar in nats."""
+    add: Callable[[torch.Tensor], None]
+    """Called by who makes the softmax, with a sum in nats, a scalar: of the entropies of the
+    teacher's distributions or, with `share`, of the KL of the student's from these."""
 
-    def dense(self) -> DenseTargets:
-        """Return the targets."""
+    share: float | None = None
+    """Where it is given, the target is softmax((1 - share) z_S + share z_T) of logits z divided by
+    the temperature, the student's and the teacher's; no gradient goes through it."""
+
+    def log_probs(self) -> torch.Tensor:
+        """Return the teacher's log-probabilities, [C, V] float32."""
         logits = self.logits.float()
         if self.temperature != 1.0:
             logits = logits / self.temperature
-        return DenseTargets(torch.log_softmax(logits, dim=-1))
+        return torch.log_softmax(logits, dim=-1)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ import torch
 
 from kdscale.config.online import TaidConfig
 from kdscale.distill.targets import OnlineTargets
-from kdscale.losses.divergences import forward_kl_sum
-from kdscale.types import DenseTargets, Targets
+from kdscale.types import TeacherLogits
 
 LOSS = "taid_loss"
 """Name of the mean that t follows."""
@@ -86,31 +85,16 @@ class InterpolatedTargets:
         self._t = t
         self._kl: torch.Tensor | None = None
 
-    def at(self, part: slice, logits: Callable[[], torch.Tensor]) -> Targets:
+    def at(self, part: slice, logits: Callable[[], torch.Tensor]) -> TeacherLogits:
         """See BatchTargets."""
-        teacher = self._online.at(part, logits).dense().log_probs
-        student = torch.log_softmax(logits() / self._online.temperature, dim=-1)
-        found = forward_kl_sum(teacher, student)
-        self._kl = found if self._kl is None else self._kl + found
-        return DenseTargets(taid_log_probs(student, teacher, self._t))
+        online = self._online
+        return TeacherLogits(online.logits(part), online.temperature, self._add_kl, self._t)
+
+    def _add_kl(self, kl: torch.Tensor) -> None:
+        self._kl = kl if self._kl is None else self._kl + kl
 
     def kl(self, distillation: torch.Tensor) -> torch.Tensor:
         """See BatchTargets. From the teacher itself, not from the targets."""
         if self._kl is None:
             return torch.zeros_like(distillation)
         return self._kl * self._online.temperature**2
-
-
-def taid_log_probs(
-    student_logits: torch.Tensor, teacher_logits: torch.Tensor, t: float
-) -> torch.Tensor:
-    """Return log softmax((1 - t) z_S + t z_T), [P, V] float32, of logits [P, V] each.
-
-    Both may be shifted by a constant a position, so log-probabilities do as well; both are divided
-    by the temperature. No gradient goes through the result. Ids without probability in the teacher
-    (-inf: padding) have none here.
-    """
-    student, teacher = student_logits.detach().float(), teacher_logits.detach().float()
-    mixed = (1 - t) * student + t * teacher
-    # At t = 0 the product would be NaN.
-    return torch.log_softmax(mixed.masked_fill(teacher == -math.inf, -math.inf), dim=-1)

@@ -241,8 +241,11 @@ class OnlineTargets:
 
     def at(self, part: slice, logits: Callable[[], torch.Tensor]) -> TeacherLogits:
         """See BatchTargets."""
-        own = self._head.raw_logits(self._hidden[part])
-        return TeacherLogits(own, self.temperature, self._add_entropy)
+        return TeacherLogits(self.logits(part), self.temperature, self._add_entropy)
+
+    def logits(self, part: slice) -> torch.Tensor:
+        """Return the teacher's logits at some C of the positions, [C, V] of any float type."""
+        return self._head.raw_logits(self._hidden[part])
 
     def _add_entropy(self, entropy: torch.Tensor) -> None:
         self._entropy = self._entropy + entropy

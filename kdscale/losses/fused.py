@@ -19,7 +19,7 @@ import torch
 from kdscale.losses import kernels
 from kdscale.losses.chunk import Objective, chunk_loss
 from kdscale.losses.classes import ClassTargets
-from kdscale.losses.divergences import entropy_sum
+from kdscale.losses.dense import dense_targets
 from kdscale.losses.products import HALVES, add_product, multiply
 from kdscale.types import Head, Targets, TeacherLogits
 
@@ -119,15 +119,13 @@ class _FusedLoss(torch.autograd.Function):
                 if kernel is None:
                     weight_of_targets = 0.0 if found is None else objective.kd_weight
                     kernel = kernels.KernelLoss(
-                        head, labels, weight_of_targets, objective.temperature, label_weights
+                        head, labels, weight_of_targets, objective, label_weights
                     )
                 _multiply(some, used, rounded)
                 kernel.add(part, rounded, found)
             else:
                 if isinstance(found, TeacherLogits):
-                    dense = found.dense()
-                    found.add_entropy(entropy_sum(dense))
-                    found = dense
+                    found = dense_targets(found, logits)
                 gradient = buffers.gradient(len(some))
                 value, factor = chunk_loss(
                     logits(),

@@ -1,11 +1,11 @@
 """Softmax, loss and gradient of a chunk of logits in one kernel, for GPUs, in Triton.
 
-Logits are read twice and overwritten once by their gradient: 6 bytes a logit in bfloat16, and 4 for
-a teacher's beside them. Formulas are those of `chunk.py`: for sparse targets that share the labels'
-softmax, with or without a ghost bucket, and for a teacher's logits at any temperature. A program
-has one position. What is listed is gathered before any of it is
-overwritten, and written last: at these ids the gradient is a difference of numbers of one size,
-which is rounded once. The label is an entry like the listed ids, and all entries of an id add up.
+Logits are read twice and overwritten once by their gradient: 6 bytes a logit in bfloat16. Formulas
+are those of `chunk.py`, for sparse targets that share the labels' softmax, with or without a ghost
+bucket; a teacher's logits are those of `triton_dense.py`. A program has one position. What is
+listed is gathered before any of it is overwritten, and written last: at these ids the gradient is a
+difference of numbers of one size, which is rounded once. The label is an entry like the listed ids,
+and all entries of an id add up.
 """
 
 # Arguments of kernels are pointers and numbers of Triton's, which have no types for mypy.
@@ -17,19 +17,19 @@ import torch
 import triton
 import triton.language as tl
 
-_LEAST_LOG: tl.constexpr = tl.constexpr(-87.33654475055310)  # of the smallest normal float32
+LEAST_LOG: tl.constexpr = tl.constexpr(-87.33654475055310)  # of the smallest normal float32
 _BLOCK = 8192
 _WARPS = 16
 
 
 @triton.jit
-def _log_ratio(z, log_norm):
+def log_ratio(z, log_norm):
     """Return log q, where nothing counts for less than 1.2e-38."""
-    return tl.maximum(z - log_norm, _LEAST_LOG)
+    return tl.maximum(z - log_norm, LEAST_LOG)
 
 
 @triton.jit
-def _transformed(raw, scale, cap, HAS_CAP: tl.constexpr):
+def transformed(raw, scale, cap, HAS_CAP: tl.constexpr):
     """Return the logits of a head's products, and the slope of that."""
     z = raw.to(tl.float32) * scale
     slope = tl.zeros_like(z) + scale
@@ -42,16 +42,16 @@ def _transformed(raw, scale, cap, HAS_CAP: tl.constexpr):
 
 
 @triton.jit
-def _block(row, start, lanes, scale, cap, VOCAB: tl.constexpr, HAS_CAP: tl.constexpr):
+def logits_of_block(row, start, lanes, scale, cap, VOCAB: tl.constexpr, HAS_CAP: tl.constexpr):
     """Return a block's logits, -inf where there are none, and their slope in the products."""
     raw = tl.load(row + start + lanes, mask=start + lanes < VOCAB, other=float("-inf"))
-    value, slope = _transformed(raw, scale, cap, HAS_CAP)
+    value, slope = transformed(raw, scale, cap, HAS_CAP)
     # A cap makes -inf a number.
     return tl.where(raw > float("-inf"), value, float("-inf")), slope
 
 
 @triton.jit
-def _added(total, old_max, new_max, value, temperature):
+def added(total, old_max, new_max, value, temperature):
     """Return sums of exp((z - new_max) / T): the `total`, which was over old_max, and `value`."""
     base = tl.where(new_max == float("-inf"), 0.0, new_max)
     kept = total * tl.exp((old_max - base) / temperature)
@@ -59,7 +59,7 @@ def _added(total, old_max, new_max, value, temperature):
 
 
 @triton.jit
-def _whole(lane_sum, lane_max, top, temperature):
+def sum_of_lanes(lane_sum, lane_max, top, temperature):
     """Return the sum over all lanes, over their maximum `top`."""
     return tl.sum(lane_sum * tl.exp((lane_max - top) / temperature), 0)
 
@@ -97,7 +97,7 @@ def _sparse_kernel(
     entry_ids = tl.where(entry == K, label, listed)
     is_entry = entry <= K
     raw = tl.load(row + entry_ids, mask=is_entry, other=0.0)
-    z, slope = _transformed(raw, scale, cap, HAS_CAP)
+    z, slope = transformed(raw, scale, cap, HAS_CAP)
     mass = tl.sum(p, 0)
     if HAS_GHOST:
         ghost = tl.load(ghosts + position)
@@ -111,35 +111,35 @@ def _sparse_kernel(
     lane_max = tl.full([BLOCK], float("-inf"), tl.float32)
     lane_sum = tl.zeros([BLOCK], tl.float32)
     for start in range(0, VOCAB, BLOCK):
-        value, _ = _block(row, start, lanes, scale, cap, VOCAB, HAS_CAP)
+        value, _ = logits_of_block(row, start, lanes, scale, cap, VOCAB, HAS_CAP)
         new_max = tl.maximum(lane_max, value)
-        lane_sum = _added(lane_sum, lane_max, new_max, value, 1.0)
+        lane_sum = added(lane_sum, lane_max, new_max, value, 1.0)
         lane_max = new_max
     top = tl.max(lane_max, 0)
     if HAS_GHOST:
         top = tl.maximum(top, tl.max(tl.where(is_listed, z, float("-inf")), 0))
-    rest = _whole(lane_sum, lane_max, top, 1.0)
+    rest = sum_of_lanes(lane_sum, lane_max, top, 1.0)
     whole = rest
     if HAS_GHOST:
         whole += tl.sum(tl.where(is_listed, tl.exp(z - top), 0.0), 0)
     log_norm = top + tl.log(whole)
 
     # Values.
-    log_q = _log_ratio(z, log_norm)
+    log_q = log_ratio(z, log_norm)
     surprise = -tl.sum(tl.where(entry == K, log_q, 0.0), 0)
     soft = -tl.sum(p * log_q, 0)
     elsewhere = pull_label + weight * mass
     pull = elsewhere
     if HAS_GHOST:
         rest_share = rest / whole
-        soft -= ghost * tl.maximum(tl.log(rest_share), _LEAST_LOG)
+        soft -= ghost * tl.maximum(tl.log(rest_share), LEAST_LOG)
         elsewhere -= weight * tl.where(rest_share > 0, ghost / rest_share, 0.0)
     tl.store(values + 3 * position, surprise)
     tl.store(values + 3 * position + 1, soft)
 
     # Gradient: of all ids, then of the listed ones.
     for start in range(0, VOCAB, BLOCK):
-        value, block_slope = _block(row, start, lanes, scale, cap, VOCAB, HAS_CAP)
+        value, block_slope = logits_of_block(row, start, lanes, scale, cap, VOCAB, HAS_CAP)
         gradient = elsewhere * tl.exp(value - log_norm) * block_slope
         inside = start + lanes < VOCAB
         tl.store(row + start + lanes, gradient.to(logits.dtype.element_ty), mask=inside)
@@ -196,118 +196,5 @@ def sparse_chunk(
         HAS_GHOST=ghost is not None,
         HAS_CAP=softcap is not None,
         BLOCK=min(_BLOCK, triton.next_power_of_2(logits.shape[1])),
-        num_warps=_WARPS,
-    )
-
-
-@triton.jit
-def _dense_kernel(
-    logits,  # [C, V], rows `row_stride` apart: becomes the gradient
-    row_stride,
-    values,  # [C, 3] float32: surprise of the label, soft cross-entropy, entropy of the targets
-    labels,  # [C] int64
-    hard,  # [C] float32: weight of the label
-    teacher,  # [C, V], rows `teacher_stride` apart
-    teacher_stride,
-    weight,
-    temperature,
-    teacher_temperature,
-    scale,
-    cap,
-    VOCAB: tl.constexpr,
-    HAS_CAP: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    position = tl.program_id(0).to(tl.int64)
-    row = logits + position * row_stride
-    teacher_row = teacher + position * teacher_stride
-    label = tl.load(labels + position)
-    pull_label = tl.load(hard + position)
-    raw = tl.load(row + label)
-    at_label, _ = _transformed(raw, scale, cap, HAS_CAP)
-    tl.debug_barrier()
-
-    lanes = tl.arange(0, BLOCK)
-    # Of logits: their maximum, and sums at temperature 1 and at that of the targets.
-    lane_max = tl.full([BLOCK], float("-inf"), tl.float32)
-    lane_sum = tl.zeros([BLOCK], tl.float32)
-    warm_sum = tl.zeros([BLOCK], tl.float32)
-    teacher_max = tl.full([BLOCK], float("-inf"), tl.float32)
-    teacher_sum = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, VOCAB, BLOCK):
-        value, _ = _block(row, start, lanes, scale, cap, VOCAB, HAS_CAP)
-        new_max = tl.maximum(lane_max, value)
-        lane_sum = _added(lane_sum, lane_max, new_max, value, 1.0)
-        warm_sum = _added(warm_sum, lane_max, new_max, value, temperature)
-        lane_max = new_max
-        theirs, _ = _block(teacher_row, start, lanes, 1.0, cap, VOCAB, False)
-        theirs = theirs / teacher_temperature
-        new_max = tl.maximum(teacher_max, theirs)
-        teacher_sum = _added(teacher_sum, teacher_max, new_max, theirs, 1.0)
-        teacher_max = new_max
-    top = tl.max(lane_max, 0)
-    log_norm = top + tl.log(_whole(lane_sum, lane_max, top, 1.0))
-    warm_norm = top / temperature + tl.log(_whole(warm_sum, lane_max, top, temperature))
-    top = tl.max(teacher_max, 0)
-    teacher_norm = top + tl.log(_whole(teacher_sum, teacher_max, top, 1.0))
-
-    soft = tl.zeros([BLOCK], tl.float32)
-    entropy = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, VOCAB, BLOCK):
-        inside = start + lanes < VOCAB
-        value, slope = _block(row, start, lanes, scale, cap, VOCAB, HAS_CAP)
-        theirs, _ = _block(teacher_row, start, lanes, 1.0, cap, VOCAB, False)
-        log_p = theirs / teacher_temperature - teacher_norm
-        p = tl.exp(log_p)
-        soft -= p * _log_ratio(value / temperature, warm_norm)
-        entropy -= tl.where(p > 0, p * log_p, 0.0)
-        gradient = pull_label * (
-            tl.exp(value - log_norm) - tl.where(start + lanes == label, 1.0, 0.0)
-        )
-        # Of T^2 times the soft cross-entropy.
-        gradient += weight * temperature * (tl.exp(value / temperature - warm_norm) - p)
-        gradient *= slope
-        tl.store(row + start + lanes, gradient.to(logits.dtype.element_ty), mask=inside)
-    tl.store(values + 3 * position, -_log_ratio(at_label, log_norm))
-    tl.store(values + 3 * position + 1, tl.sum(soft, 0))
-    tl.store(values + 3 * position + 2, tl.sum(entropy, 0))
-
-
-def dense_chunk(
-    logits: torch.Tensor,
-    values: torch.Tensor,
-    labels: torch.Tensor,
-    hard: torch.Tensor,
-    teacher: torch.Tensor,
-    weight: float,
-    temperature: float,
-    teacher_temperature: float,
-    scale: float,
-    softcap: float | None,
-) -> None:
-    """Write the label's surprise, soft cross-entropy and the targets' entropy to `values` [C, 3].
-
-    As `sparse_chunk`, for targets softmax(`teacher` / `teacher_temperature`), [C, V] in any float
-    type, and a student at `temperature`, whose square multiplies the soft cross-entropy in the
-    gradient, but not in `values`.
-    """
-    assert logits.stride(1) == teacher.stride(1) == 1, "rows of logits are not consecutive"
-    kernel: Any = _dense_kernel
-    kernel[(len(logits),)](
-        logits,
-        logits.stride(0),
-        values,
-        labels,
-        hard,
-        teacher,
-        teacher.stride(0),
-        weight,
-        temperature,
-        teacher_temperature,
-        scale,
-        softcap or 1.0,
-        VOCAB=logits.shape[1],
-        HAS_CAP=softcap is not None,
-        BLOCK=min(_BLOCK // 2, triton.next_power_of_2(logits.shape[1])),
         num_warps=_WARPS,
     )

@@ -107,9 +107,10 @@ def encode_states(
         states.split(size), labels.split(size), noise.split(size), strict=True
     ):
         with timer.running():
-            logits = head.logits(some)
+            # Bfloat16 products are cast where they are read: a pass over memory less.
+            logits = head.raw_logits(some)
         encoded = codec.encode(logits, uniforms, temperature=temperature)
-        at_label = logits.gather(1, own.clamp(min=0)[:, None])[:, 0]
+        at_label = logits.gather(1, own.clamp(min=0)[:, None])[:, 0].float()
         nll = encoded.log_norm - at_label / temperature
         parts.append((encoded, nll.masked_fill(own < 0, torch.nan)))
         del logits

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdscale.cache.codecs import make_codec, uniforms
+from kdscale.cache.codecs import kernels, make_codec, uniforms
 from kdscale.evaluate.metrics import LanguageModelSums
 from kdscale.evaluate.temperature import TemperatureSums
 from tests.gpu.fake_cuda import CUDA, Record
@@ -28,6 +28,27 @@ def test_codecs(record: Record, name: str, dtype: torch.dtype) -> None:
     for value in vars(codec.decode(encoded.payload)).values():
         assert value is None or value.device.type == "cuda"
     assert not record.syncs
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_varopt_with_triton(
+    record: Record, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "available", lambda device: device == "cuda")
+    codec = make_codec(CODECS["varopt"], VOCAB)
+    noise = torch.empty(SEQUENCES * LENGTH, codec.streams, dtype=torch.float64, device=CUDA)
+    logits = torch.empty(SEQUENCES * LENGTH, VOCAB + 64, dtype=dtype, device=CUDA)
+    record.clear()
+    encoded = codec.encode(logits, noise, temperature=2.0)
+    assert encoded.payload.shape == (len(logits), codec.bytes_per_position)
+    assert {each.device.type for each in vars(encoded).values()} == {"cuda"}
+    assert "varopt" in {each.name for each in record.operations}
+    # Nothing of the logits' size is made.
+    made = [
+        each.nbytes for every in record.operations if not every.is_view for each in every.outputs
+    ]
+    assert max(made) < logits.nbytes / 100
+    assert record.syncs.total() == 1
 
 
 def test_language_model_figures(record: Record) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from benchmarks.gpu_cost import Cost, cost_of
+from kdscale.cache.codecs import kernels
 from kdscale.errors import KdscaleError
 from kdscale.plan.hardware import find_hardware
 from kdscale.plan.roofline import Rates
@@ -46,6 +47,17 @@ def test_memory_is_counted_as_it_is_touched(record: Record) -> None:
     assert cost(record).nbytes == 2 * 16_000
     assert torch.empty(5, device=CUDA).view(5, 1).expand(5, 9).T.shape == (9, 5)
     assert cost(record) == Cost()
+
+
+def test_an_encoder_reads_the_logits_once(record: Record) -> None:
+    logits = torch.empty(10, 300, device=CUDA, dtype=torch.bfloat16)[:, :257]
+    uniforms = torch.empty(10, 2, device=CUDA, dtype=torch.float64)
+    record.clear()
+    kernels.varopt(logits, uniforms, 5, 2, 254, 1.0)
+    found = cost(record)
+    sums = 10 * 3 * (3 * 4 * 2 + 8)
+    assert found.nbytes == 10 * (257 * 2 + 7 * 128 * 2 + 2 * 8 + 7 * 4 + 2 * 4) + sums
+    assert found.kernels == 2
 
 
 def test_small_kernels_take_their_launch(record: Record) -> None:

@@ -162,11 +162,18 @@ def test_targets_over_classes(record: Record, classes: ClassMap, back_end: str) 
 @pytest.mark.parametrize("back_end", BACK_ENDS)
 def test_with_triton(record: Record, back_end: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "available", lambda device: device == "cuda")
-    for targets in (None, cached("varopt"), cached("topk"), online()):
+    of_divergence = Objective(0.5, 2.0, DIVERGENCES["jensen_shannon"])
+    for targets, objective, kernel in (
+        (None, None, "sparse_chunk"),
+        (cached("varopt"), None, "sparse_chunk"),
+        (cached("topk"), None, "sparse_chunk"),
+        (online(), None, "dense_chunk"),
+        (taid(), Objective(0.5, 2.0), "dense_chunk"),
+        (online(), of_divergence, "divergence_chunk"),
+    ):
         record.clear()
-        compute(back_end, targets, weighted=True, scale=0.5, softcap=30.0)
-        names = {each.name for each in record.operations}
-        assert names & {"sparse_chunk", "dense_chunk"}
+        compute(back_end, targets, objective, weighted=True, scale=0.5, softcap=30.0)
+        assert kernel in {each.name for each in record.operations}
         # Nothing of the logits' size is in float32.
         assert max(each.nbytes for every in record.operations for each in every.outputs) <= max(
             2 * POSITIONS * (VOCAB + 64), 4 * (VOCAB + 64) * WIDTH

@@ -43,6 +43,20 @@ class ChunkedCodec(ABC):
         """Blocks of a position that `select` takes out: they have to fit the memory too."""
         return 0
 
+    @property
+    def largest_read(self) -> int:
+        """Count of the most probable ids that `select` takes."""
+        return 1
+
+    def select_by_kernel(
+        self, logits: Tensor, uniforms: Tensor, temperature: float
+    ) -> tuple[Tensor, ...] | None:
+        """Return entropy, log_norm and what `select` gives of [P, V] logits, if a kernel does it.
+
+        None where there is no such kernel.
+        """
+        return None
+
     @torch.no_grad()
     def encode(
         self,
@@ -59,6 +73,22 @@ class ChunkedCodec(ABC):
                 "Use the tokenizer that belongs to the teacher.",
             )
         assert uniforms.shape == (len(logits), self.streams)
+        own = logits[:, : self.vocab_size]
+        found = self.select_by_kernel(own, uniforms, temperature)
+        if found is None:
+            found = self._select_by_chunks(own, uniforms, temperature)
+        entropy, log_norm, *selected = found
+        if bad := int((~valid(log_norm)).sum()):
+            raise KdscaleError(
+                f"The teacher's logits hold NaN or infinity at {bad} of {len(logits)} positions.",
+                "Run the teacher in bfloat16 or float32: float16 overflows in many models.",
+            )
+        return Encoded(self.pack(*selected), entropy, log_norm)
+
+    def _select_by_chunks(
+        self, logits: Tensor, uniforms: Tensor, temperature: float
+    ) -> tuple[Tensor, ...]:
+        """Return entropy, log_norm and what `select` gives, [P, ...], of [P, V] logits."""
         elements = max(self.vocab_size, self.blocks_read * BLOCK)
         size = max(1, _chunk_elements(logits.device) // elements)
         scratch = Scratch(min(size, len(logits)), self.vocab_size, logits.device)
@@ -66,15 +96,9 @@ class ChunkedCodec(ABC):
         for some_logits, some_uniforms in zip(
             logits.split(size), uniforms.split(size), strict=True
         ):
-            p = distribution(some_logits[:, : self.vocab_size], temperature, scratch)
+            p = distribution(some_logits, temperature, scratch, self.largest_read)
             parts.append((p.entropy, p.log_norm, *self.select(p, some_uniforms)))
-        entropy, log_norm, *selected = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        if bad := int((~valid(log_norm)).sum()):
-            raise KdscaleError(
-                f"The teacher's logits hold NaN or infinity at {bad} of {len(logits)} positions.",
-                "Run the teacher in bfloat16 or float32: float16 overflows in many models.",
-            )
-        return Encoded(self.pack(*selected), entropy, log_norm)
+        return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
 
 def _chunk_elements(device: torch.device) -> int:

@@ -30,19 +30,13 @@ class Distribution:
     blocks: Tensor  # [C, N, BLOCK] float32: p times `mass`; a codec may overwrite it
     sums: Tensor  # [C, N] float32: of `blocks`
     mass: Tensor  # [C, 1] float64: of `sums`, 1 but for the softmax's rounding
-    maxima: Tensor  # [C, N] float32: the largest logit of each block
+    largest: Tensor  # [C, L] int64: the most probable ids, from the most probable down
     entropy: Tensor  # [C] float32, nats
     log_norm: Tensor  # [C] float32: logsumexp; `valid` says whether there is a distribution at all
-    vocab_size: int  # V
 
     def log_probs(self, ids: Tensor) -> Tensor:
         """Return log p [C, K] float32 of the ids [C, K], of full precision where p underflows."""
         return self.logits.gather(-1, ids) - self.log_norm[:, None]
-
-    def largest(self, count: int) -> Tensor:
-        """Return the `count` most probable ids, [C, count], from the most probable down."""
-        blocks = self.logits.unflatten(-1, (-1, BLOCK))
-        return largest(blocks, self.maxima, count, self.vocab_size)
 
 
 class Scratch:
@@ -78,8 +72,13 @@ class Scratch:
         return whole
 
 
-def distribution(logits: Tensor, temperature: float, scratch: Scratch) -> Distribution:
-    """Return the distribution of [C, V] logits of any float type; its blocks live in `scratch`."""
+def distribution(
+    logits: Tensor, temperature: float, scratch: Scratch, count: int = 1
+) -> Distribution:
+    """Return the distribution of [C, V] logits of any float type; its blocks live in `scratch`.
+
+    `count`: how many of the most probable ids it lists.
+    """
     vocab_size = logits.shape[1]
     logits = scratch.padded(logits, temperature)
     probs, products = scratch.take(len(logits))
@@ -88,27 +87,29 @@ def distribution(logits: Tensor, temperature: float, scratch: Scratch) -> Distri
     sums = blocks.sum(-1)
     mass = sums.sum(-1, keepdim=True, dtype=torch.float64)
     logit_blocks = logits.unflatten(-1, (-1, BLOCK))
-    maxima = logit_blocks.amax(-1)
+    top = largest(logit_blocks, logit_blocks.amax(-1), count, vocab_size)
     # From an id with a large p, because there p is precise.
-    top = largest(logit_blocks, maxima, 1, vocab_size)
-    log_norm = logits.gather(-1, top).double() - (probs.gather(-1, top) / mass).log()
-    torch.mul(logits, probs, out=products)
+    first = top[:, :1]
+    log_norm = logits.gather(-1, first).double() - (probs.gather(-1, first) / mass).log()
     if logits.is_cuda:
-        # To find out whether there is such a product would make the host wait for the device.
-        without_nowhere(products)
-    entropy = log_norm - _sum(products) / mass
-    no_number = entropy.isnan()[:, 0]
-    if not logits.is_cuda and no_number.any():
-        # 0 * -inf, which is rare. The logarithms of `entr` would be slow.
-        own = mass[no_number]
-        entropy[no_number] = _sum(torch.special.entr(probs[no_number])) / own + own.log()
+        entropy = entropy_of(probs, mass, products)
+    else:
+        torch.mul(logits, probs, out=products)
+        entropy = log_norm - _sum(products) / mass
+        no_number = entropy.isnan()[:, 0]
+        if no_number.any():  # 0 * -inf, which is rare
+            entropy[no_number] = entropy_of(probs[no_number], mass[no_number])
     entropy, log_norm = (each[:, 0].float() for each in (entropy.clamp(min=0), log_norm))
-    return Distribution(logits, blocks, sums, mass, maxima, entropy, log_norm, vocab_size)
+    return Distribution(logits, blocks, sums, mass, top, entropy, log_norm)
 
 
-def without_nowhere(products: Tensor) -> Tensor:
-    """Set p * logit to 0 in place where p is 0 and the logit -inf."""
-    return products.nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+def entropy_of(probs: Tensor, mass: Tensor, terms: Tensor | None = None) -> Tensor:
+    """Return the entropy [C, 1] float64, in nats, of `probs` [C, W] float32 that sum to `mass`.
+
+    It takes a logarithm of each, which is slow on a CPU; a GPU waits for memory anyway, and reads
+    no logits for it. `terms` [C, W] is memory for them.
+    """
+    return _sum(torch.special.entr(probs, out=terms)) / mass + mass.log()
 
 
 def valid(log_norm: Tensor) -> Tensor:

@@ -48,6 +48,11 @@ class Topk(ChunkedCodec):
         """See `ChunkedCodec.blocks_read`."""
         return self.k
 
+    @property
+    def largest_read(self) -> int:
+        """See `ChunkedCodec.largest_read`."""
+        return self.k
+
     def decode(self, payload: Tensor) -> SparseTargets:
         """[..., bytes] uint8 -> K ids, their probabilities, and the rest of the mass as `ghost`."""
         held, values = payload.split([self._ids_bytes, self._value_bytes], dim=-1)
@@ -71,8 +76,7 @@ class Topk(ChunkedCodec):
 
     def select(self, p: Distribution, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """Ids and log-probabilities [C, K] of a chunk."""
-        ids = p.largest(self.k)
-        return ids, p.log_probs(ids)
+        return p.largest, p.log_probs(p.largest)
 
     def pack(self, *selected: Tensor) -> Tensor:
         """See `ChunkedCodec.pack`."""

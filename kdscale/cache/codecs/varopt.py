@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdscale.cache.codecs import kernels
 from kdscale.cache.codecs.chunked import ChunkedCodec
 from kdscale.cache.codecs.distribution import Distribution
 from kdscale.cache.codecs.id_bytes import from_bytes, id_bytes, to_bytes
@@ -51,6 +52,11 @@ class Varopt(ChunkedCodec):
         """See `ChunkedCodec.blocks_read`."""
         return self.k
 
+    @property
+    def largest_read(self) -> int:
+        """See `ChunkedCodec.largest_read`: the head, and one that may be in it."""
+        return self.head + 1
+
     def decode(self, payload: Tensor) -> SparseTargets:
         """[..., bytes] uint8 -> K ids and probabilities that sum to 1. An id may occur twice."""
         codes = self._codes(payload)
@@ -79,7 +85,7 @@ class Varopt(ChunkedCodec):
 
     def select(self, p: Distribution, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """Codes [C, H] and ids [C, K] of a chunk."""
-        head_ids = p.largest(self.head + 1)
+        head_ids = p.largest
         values = p.blocks.flatten(1).gather(-1, head_ids).double()
         heads = _head_size(values, p.mass, self.k)
         in_head = torch.arange(self.head, device=values.device) < heads
@@ -94,6 +100,14 @@ class Varopt(ChunkedCodec):
         own_ids = head_ids.gather(-1, slots.clamp(max=self.head).expand_as(tail_ids))
         ids = torch.where(slots < heads, own_ids, tail_ids)
         return codes.masked_fill(~in_head, self._steps + 1), ids
+
+    def select_by_kernel(
+        self, logits: Tensor, uniforms: Tensor, temperature: float
+    ) -> tuple[Tensor, ...] | None:
+        """See `ChunkedCodec.select_by_kernel`."""
+        if not kernels.take(self.k, self.vocab_size, logits.device.type):
+            return None
+        return kernels.varopt(logits, uniforms, self.k, self.head, self._steps, temperature)
 
     def pack(self, *selected: Tensor) -> Tensor:
         """See `ChunkedCodec.pack`."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdscale.cache.codecs.distribution import Scratch, distribution, without_nowhere
+from kdscale.cache.codecs.distribution import Scratch, distribution, entropy_of
 from kdscale.cache.codecs.vocab_blocks import BLOCK
 
 
@@ -29,12 +29,19 @@ def test_logits_are_cast_divided_and_padded(
     assert torch.equal(given, kept)
 
 
-def test_a_product_is_nothing_where_an_id_has_no_probability() -> None:
-    logits = torch.randn(3, 40)
+def test_entropy_of_probabilities_that_sum_to_a_little_more_than_1() -> None:
+    logits = 3 * torch.randn(3, 2 * BLOCK)
     logits[0, 3:] = -torch.inf
     logits[1, 7] = -torch.inf
-    probs = logits.softmax(-1)
-    exact = -torch.special.entr(probs.double()).sum(-1)
-    products = without_nowhere(logits * probs)
-    entropy = logits.logsumexp(-1) - products.sum(-1)
-    torch.testing.assert_close(entropy.double(), -exact, rtol=1e-5, atol=1e-6)
+    exact = torch.special.entr(logits.double().softmax(-1)).sum(-1, keepdim=True)
+    probs = 1.001 * logits.softmax(-1)
+    mass = probs.sum(-1, keepdim=True, dtype=torch.float64)
+    torch.testing.assert_close(entropy_of(probs, mass), exact, rtol=1e-5, atol=1e-6)
+    given = torch.empty_like(probs)
+    assert torch.equal(entropy_of(probs, mass, given), entropy_of(probs, mass))
+
+
+def test_the_largest_ids_are_listed() -> None:
+    logits = torch.randn(4, 300)
+    p = distribution(logits, 1.0, Scratch(4, 300, logits.device), 7)
+    assert torch.equal(p.largest, logits.topk(7).indices)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdscale.config.online import TaidConfig
-from kdscale.distill.taid import Taid, TaidState, taid_log_probs
+from kdscale.distill.taid import Taid, TaidState
+from kdscale.losses.dense import taid_log_probs
 
 STEPS = 50
 CONFIG = TaidConfig(start=0.2, alpha=0.3, beta=0.5)
