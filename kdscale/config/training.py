@@ -13,6 +13,10 @@ TeacherSharding = Literal["none", "zero3"]
 """Placement on the workers of a teacher that is not trained: `none`, whole on each of them, or
 `zero3`, sharded over them (DeepSpeed ZeRO-3), so that none holds all of it."""
 
+TeacherGroup = Literal["auto", "node", "all"] | Annotated[int, Field(ge=2)]
+"""Workers that hold a sharded teacher together: those of a node, all of them, or so many in a row.
+`auto`: those of a node, if they are GPUs and a rank's share of the weights takes at most half of a
+GPU's memory, else all."""
 
 AttentionChoice = Literal["auto", "flash_attention_2", "flex_attention", "sdpa"]
 """Kernel of a model's attention."""
@@ -73,6 +77,24 @@ class WorkersConfig(Config):
     def least(self) -> int:
         """The smallest group that may work."""
         return self.count if self.min_count is None else self.min_count
+
+
+def check_teacher_group(
+    group: TeacherGroup, sharding: TeacherSharding, workers: WorkersConfig
+) -> None:
+    """Raise ValueError where the workers do not make groups of that size."""
+    if group == "auto":
+        return
+    if sharding == "none":
+        raise ValueError(
+            f"teacher_group {group} needs teacher_sharding zero3: without it every worker holds "
+            "all of the teacher"
+        )
+    if isinstance(group, int) and workers.count % group:
+        raise ValueError(
+            f"teacher_group {group} does not divide {workers.count} workers: give a divisor of "
+            "workers.count, or `auto`, or `all`"
+        )
 
 
 class ZeroConfig(Config):
