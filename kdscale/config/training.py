@@ -206,6 +206,11 @@ class TrainingConfig(Config):
     """Compute the activations of each layer again in the backward pass instead of keeping them:
     less memory for about a third more time."""
 
+    compile: Operational[bool] = False
+    """Compile the model's layers (torch.compile) before the first step, which takes a minute or
+    more; at zero.stage 0, 1 or 2. Needs a C++ compiler on CPUs, Triton and a C compiler on GPUs.
+    Results differ by rounding, and dropout drops other units."""
+
     early_stopping: EarlyStoppingConfig | None = None
     """{patience: n, min_delta: x} ends the training after n validations in a row without a gain of
     x nats a token."""
@@ -225,3 +230,12 @@ class TrainingConfig(Config):
     checkpoint_every: Operational[int] = Field(default=100, gt=0)
     """Steps between two checkpoints. The last two, and of `keep: best` the best one, are kept until
     the model is published."""
+
+    @model_validator(mode="after")
+    def _compiles_whole_layers(self) -> "TrainingConfig":
+        if self.compile and self.zero.stage == 3:
+            raise ValueError(
+                "compile needs zero.stage 0, 1 or 2: at stage 3 weights are gathered around every "
+                "module of a layer, outside of what can be compiled"
+            )
+        return self
