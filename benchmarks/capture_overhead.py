@@ -136,7 +136,7 @@ class TurnsJob:
         spec, worker = self.capture, current_rank()
         prepared = open_prepared(spec.prepared)
         zero = spec.config.cache.capture.zero
-        teacher = place_captured(spec.load, worker, zero, prepared)
+        teacher = place_captured(spec.load, worker, zero, prepared, spec.group(worker))
         arguments = (spec, worker, teacher, prepared)
         turns = []
         for turn in range(self.turns + 1):

@@ -35,7 +35,7 @@ def capture(
                 cache.put(key, spec.cache.get(key))
     rank.barrier()
     fresh = replace(spec, cache=cache, put_if_absent=cache.put_if_absent)
-    fill_cache(fresh, rank, teacher, prepared)
+    fill_cache(fresh, rank, teacher, prepared, spec.group(rank))
 
 
 def seconds_of(work: Callable[[], None], rank: Rank) -> float:

@@ -177,7 +177,7 @@ class Works:
             self._ranks[1] = replace(worker, world_size=1)
         self._prepared = open_prepared(spec.prepared)
         self._teacher = place_captured(spec.load, worker, ZeroConfig(stage=0), self._prepared)
-        fill_cache(spec, worker, self._teacher, self._prepared)
+        fill_cache(spec, worker, self._teacher, self._prepared, spec.group(worker))
         self._reader = CacheReader(spec.cache)
         self._loss = DistillationLoss(spec.config, self._reader.codec, None)
         self._students = {count: self._student(rank) for count, rank in self._ranks.items()}

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from kdscale.config.base import LEAST_TEMPERATURE, MOST_TEMPERATURE, Config
 from kdscale.config.curriculum import Schedule
 from kdscale.config.operational import Operational
-from kdscale.config.training import TeacherSharding
+from kdscale.config.training import TeacherGroup, TeacherSharding
 
 LayerPairs = Annotated[tuple[tuple[int, int], ...], Field(min_length=1)]
 
@@ -72,6 +72,9 @@ class OnlineConfig(Config):
 
     teacher_sharding: Operational[TeacherSharding] = "none"
     """`none`: the teacher whole on every worker; `zero3`: sharded over them (DeepSpeed ZeRO-3)."""
+
+    teacher_group: Operational[TeacherGroup] = "auto"
+    """Workers that hold a sharded teacher together; see cache.capture.teacher_group."""
 
     temperature: Schedule | None = None
     """Logits of teacher and student are divided by this before the softmax; by default the cache's

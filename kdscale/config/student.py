@@ -12,7 +12,12 @@ from kdscale.config.loss import LossConfig
 from kdscale.config.online import OnlineConfig
 from kdscale.config.operational import Later, Operational
 from kdscale.config.teacher import ModelConfig
-from kdscale.config.training import AttentionChoice, TrainingConfig, WorkersConfig
+from kdscale.config.training import (
+    AttentionChoice,
+    TrainingConfig,
+    WorkersConfig,
+    check_teacher_group,
+)
 
 TokenizerChoice = Literal["teacher", "student"]
 
@@ -164,6 +169,11 @@ class DistillConfig(Config):
     def _online_where_online(self) -> "DistillConfig":
         if self.targets == "cache" and self.online != OnlineConfig():
             raise ValueError("`online` says how an online teacher runs: set targets to `online`")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_are_equal(self) -> "DistillConfig":
+        check_teacher_group(self.online.teacher_group, self.online.teacher_sharding, self.workers)
         return self
 
     @model_validator(mode="after")

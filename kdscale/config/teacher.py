@@ -8,10 +8,12 @@ from kdscale.config.base import Config, Place, PlaceForm, not_finite
 from kdscale.config.operational import Operational
 from kdscale.config.training import (
     AttentionChoice,
+    TeacherGroup,
     TeacherSharding,
     TrainingConfig,
     WorkersConfig,
     ZeroConfig,
+    check_teacher_group,
 )
 
 
@@ -93,6 +95,12 @@ class CaptureConfig(Config):
     """`zero3`: the teacher sharded over the workers (DeepSpeed ZeRO-3), so that no rank ever holds
     all of it; `none`: a whole copy on each worker."""
 
+    teacher_group: Operational[TeacherGroup] = "auto"
+    """Workers that hold a sharded teacher together; each such group holds all of it. `node`: those
+    of a node, so that it is gathered over the fast link between its GPUs; a number: so many in a
+    row; `all`: one group. `auto` takes those of a node if they are GPUs and a worker's share of the
+    weights takes at most half of its memory, else all."""
+
     teacher_offload: Operational[Literal["none", "cpu"]] = "none"
     """Place of a sharded teacher's parameters between uses."""
 
@@ -107,6 +115,11 @@ class CaptureConfig(Config):
     def _offload_needs_sharding(self) -> "CaptureConfig":
         if self.teacher_offload != "none" and self.teacher_sharding == "none":
             raise ValueError("teacher_offload needs teacher_sharding zero3")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_are_equal(self) -> "CaptureConfig":
+        check_teacher_group(self.teacher_group, self.teacher_sharding, self.workers)
         return self
 
     @property

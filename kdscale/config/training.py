@@ -13,6 +13,10 @@ TeacherSharding = Literal["none", "zero3"]
 """Placement on the workers of a teacher that is not trained: `none`, whole on each of them, or
 `zero3`, sharded over them (DeepSpeed ZeRO-3), so that none holds all of it."""
 
+TeacherGroup = Literal["auto", "node", "all"] | Annotated[int, Field(ge=2)]
+"""Workers that hold a sharded teacher together: those of a node, all of them, or so many in a row.
+`auto`: those of a node, if they are GPUs and a rank's share of the weights takes at most half of a
+GPU's memory, else all."""
 
 AttentionChoice = Literal["auto", "flash_attention_2", "flex_attention", "sdpa"]
 """Kernel of a model's attention."""
@@ -73,6 +77,24 @@ class WorkersConfig(Config):
     def least(self) -> int:
         """The smallest group that may work."""
         return self.count if self.min_count is None else self.min_count
+
+
+def check_teacher_group(
+    group: TeacherGroup, sharding: TeacherSharding, workers: WorkersConfig
+) -> None:
+    """Raise ValueError where the workers do not make groups of that size."""
+    if group == "auto":
+        return
+    if sharding == "none":
+        raise ValueError(
+            f"teacher_group {group} needs teacher_sharding zero3: without it every worker holds "
+            "all of the teacher"
+        )
+    if isinstance(group, int) and workers.count % group:
+        raise ValueError(
+            f"teacher_group {group} does not divide {workers.count} workers: give a divisor of "
+            "workers.count, or `auto`, or `all`"
+        )
 
 
 class ZeroConfig(Config):
@@ -184,6 +206,11 @@ class TrainingConfig(Config):
     """Compute the activations of each layer again in the backward pass instead of keeping them:
     less memory for about a third more time."""
 
+    compile: Operational[bool] = False
+    """Compile the model's layers (torch.compile) before the first step, which takes a minute or
+    more; at zero.stage 0, 1 or 2. Needs a C++ compiler on CPUs, Triton and a C compiler on GPUs.
+    Results differ by rounding, and dropout drops other units."""
+
     early_stopping: EarlyStoppingConfig | None = None
     """{patience: n, min_delta: x} ends the training after n validations in a row without a gain of
     x nats a token."""
@@ -203,3 +230,12 @@ class TrainingConfig(Config):
     checkpoint_every: Operational[int] = Field(default=100, gt=0)
     """Steps between two checkpoints. The last two, and of `keep: best` the best one, are kept until
     the model is published."""
+
+    @model_validator(mode="after")
+    def _compiles_whole_layers(self) -> "TrainingConfig":
+        if self.compile and self.zero.stage == 3:
+            raise ValueError(
+                "compile needs zero.stage 0, 1 or 2: at stage 3 weights are gathered around every "
+                "module of a layer, outside of what can be compiled"
+            )
+        return self

@@ -6,6 +6,7 @@ on the way: it makes a KL of the soft cross-entropy.
 """
 
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Protocol, Self
 
 import torch
@@ -17,6 +18,7 @@ from kdscale.config import RunConfig
 from kdscale.config.training import AttentionChoice, ZeroConfig
 from kdscale.data.rows.prepared import Prepared
 from kdscale.distill.batches import MicroBatch
+from kdscale.distributed.groups import RankGroup
 from kdscale.distributed.rank import Rank
 from kdscale.losses.classes import ClassMap, ClassTargets
 from kdscale.losses.divergences import entropy_sum
@@ -26,9 +28,10 @@ from kdscale.models.attention_check import check_attention
 from kdscale.models.forward import RowTensors
 from kdscale.models.head import LayerOutput, ModelWithHead
 from kdscale.models.hf_folder import ModelReference
+from kdscale.models.load import load_config_of
 from kdscale.models.release import release
 from kdscale.models.sequence_check import SequenceSpec
-from kdscale.models.sharded import load_teacher
+from kdscale.models.sharded import load_teacher, teacher_group
 from kdscale.train.batches import sequence_spec
 from kdscale.types import Head, SparseTargets, Targets, TeacherLogits
 
@@ -172,11 +175,13 @@ class OnlineTeacher:
         spec: SequenceSpec,
         outputs: Collection[LayerOutput] = (),
         attention: AttentionChoice = "auto",
+        group: RankGroup | None = None,
     ) -> None:
         """Load the teacher; the `outputs` of its layers come with its targets.
 
-        `attention` is its kernel where attention weights are not among them. Raises KdscaleError
-        where it lacks the outputs or the kernel, or misreads such sequences.
+        Where `zero` shards it, the ranks of `group` hold it together, or all. `attention` is its
+        kernel where attention weights are not among them. Raises KdscaleError where it lacks the
+        outputs or the kernel, or misreads such sequences.
         """
 
         def wrap(model: PreTrainedModel) -> ModelWithHead:
@@ -188,7 +193,8 @@ class OnlineTeacher:
         self._outputs = outputs
         self._is_sharded = zero.stage == 3
         folder = reference.local()
-        self._model = load_teacher(folder, worker, zero, reference.revision, wrap=wrap)
+        revision = reference.revision
+        self._model = load_teacher(folder, worker, zero, revision, group=group, wrap=wrap)
         with torch.no_grad():
             self._model(ModelWithHead.detect_head, worker.device)
             self._model(check_attention, worker.device)
@@ -218,8 +224,12 @@ def open_online_teacher(
     online = config.distill.online
     spec = sequence_spec(config, prepared, config.distill.training.micro_batch_size)
     zero = ZeroConfig.for_teacher(online.teacher_sharding)
+    group = None
+    if zero.stage == 3:
+        shape = partial(load_config_of, teacher.local(), teacher.revision)
+        group = teacher_group(online.teacher_group, config.distill.workers, worker, shape)
     attention = config.teacher.attention
-    return OnlineTeacher(teacher, worker, zero, spec, online.layer_outputs, attention)
+    return OnlineTeacher(teacher, worker, zero, spec, online.layer_outputs, attention, group)
 
 
 class OnlineTargets:

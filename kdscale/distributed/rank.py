@@ -71,14 +71,14 @@ class Rank:
     def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
         """Return the sum of `values` over all ranks, on every rank; in place if several."""
         if self.world_size > 1:
-            with _waiting():
+            with waiting():
                 dist.all_reduce(values)
         return values
 
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world_size > 1:
-            with _waiting():
+            with waiting():
                 dist.barrier()
 
     def broadcast(self, value: Any) -> Any:
@@ -86,7 +86,7 @@ class Rank:
         if self.world_size == 1:
             return value
         box = [value]
-        with _waiting():
+        with waiting():
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
@@ -125,7 +125,8 @@ class Rank:
             raise GracefulStopError
 
 
-def _waiting() -> AbstractContextManager[None]:
+def waiting() -> AbstractContextManager[None]:
+    """Mark a block in which this rank waits for others, so that it does not count as hung."""
     return nullcontext() if _channel is None else _channel.waiting()
 
 

@@ -1,31 +1,50 @@
-"""Teacher under ZeRO-3: spread over all ranks, gathered layer by layer in the forward.
+"""Teacher under ZeRO-3: spread over ranks, gathered layer by layer in the forward.
 
-The only import of deepspeed. transformers partitions every parameter as it is built while an
-`HfDeepSpeedConfig` is alive, so that no rank ever holds the whole model. That object is global: it
-must be gone before another model (a student) is built in the same process, or that one would be
-partitioned too.
+Over all ranks, or over those of a group (shard_groups.py). The only import of deepspeed.
+transformers partitions every parameter as it is built while an `HfDeepSpeedConfig` is alive, so
+that no rank ever holds the whole model. That object is global: it must be gone before another model
+(a student) is built in the same process, or that one would be partitioned too.
 """
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from kdscale.config.training import ZeroConfig
+from kdscale.config.training import TeacherGroup, WorkersConfig, ZeroConfig
+from kdscale.distributed.groups import RankGroup, make_group
 from kdscale.distributed.rank import Rank
 from kdscale.models.load import load_model
+from kdscale.models.meta_model import MetaModel
+from kdscale.models.shard_groups import compare_within, constructed_over, copy_shards
 
 # DeepSpeed's defaults, elements.
 _LEAST_PREFETCH, _LEAST_LIVE, _SMALL_PARAMETER = 50_000_000, 1_000_000_000, 100_000
 _LARGE_MODEL = 100_000_000
 
 
+def teacher_group(
+    choice: TeacherGroup, workers: WorkersConfig, worker: Rank, shape: Callable[[], Any]
+) -> RankGroup:
+    """Return the ranks that hold a sharded teacher together with this one. Collective.
+
+    `shape` returns its transformers config. Raises KdscaleError where the ranks do not make such
+    groups.
+    """
+
+    def weights() -> int:
+        return sum(map(prod, MetaModel(shape()).shapes.values())) * worker.dtype.itemsize
+
+    return make_group(choice, worker, weights, workers.collective_timeout_seconds)
+
+
 def zero3_config(worker: Rank, offload: str) -> dict[str, Any]:
-    """Return the DeepSpeed config of a model without optimiser, sharded over all ranks."""
+    """Return the DeepSpeed config of a model without optimiser, sharded over ranks."""
     zero: dict[str, Any] = {"stage": 3}
     if offload == "cpu":
         zero["offload_param"] = {"device": "cpu", "pin_memory": worker.device.type == "cuda"}
@@ -66,18 +85,28 @@ def _elements(module: torch.nn.Module) -> int:
 
 
 @contextmanager
-def partitioned_construction(config: dict[str, Any]) -> Iterator[None]:
-    """Inside, let transformers partition every model it builds, if `config` asks for stage 3."""
+def partitioned_construction(
+    config: dict[str, Any], group: RankGroup | None = None
+) -> Iterator[None]:
+    """Inside, let transformers partition every model it builds, if `config` asks for stage 3.
+
+    Over the ranks of `group`, or all.
+    """
     from transformers.integrations import HfDeepSpeedConfig
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     if config["zero_optimization"]["stage"] != 3:
         yield
         return
-    _deepspeed()
+    zero = _deepspeed().zero
+    part = group if group is not None and group.is_part else None
+    if part is not None:
+        # It would take what a model's constructor sets from rank 0, which is in one group alone.
+        config["zero_optimization"]["override_module_apply"] = False
     alive = HfDeepSpeedConfig(config)
     try:
-        yield
+        with nullcontext() if part is None else constructed_over(part, zero):
+            yield
     finally:
         unset_hf_deepspeed_config()
         del alive
@@ -89,11 +118,12 @@ def load_teacher(
     zero: ZeroConfig,
     revision: str | None = None,
     *,
+    group: RankGroup | None = None,
     wrap: Callable[[PreTrainedModel], torch.nn.Module] = lambda model: model,
 ) -> torch.nn.Module:
     """Return the teacher in a folder or of a hub name, placed as `place_teacher` does."""
     return place_teacher(
-        lambda: load_model(folder, worker.dtype, revision), worker, zero, wrap=wrap
+        lambda: load_model(folder, worker.dtype, revision), worker, zero, group=group, wrap=wrap
     )
 
 
@@ -102,19 +132,26 @@ def place_teacher(
     worker: Rank,
     zero: ZeroConfig,
     *,
+    group: RankGroup | None = None,
     wrap: Callable[[PreTrainedModel], torch.nn.Module] = lambda model: model,
 ) -> torch.nn.Module:
     """Return the model that `load` gives in evaluation mode, inside of what `wrap` makes of it.
 
-    Sharded at stage 3 and whole at stage 0.
+    Whole at stage 0. At stage 3 sharded over the ranks of `group`, of all ranks if not given;
+    collective over all. Its forwards are collective in the group.
     """
     if zero.stage == 0:
         return wrap(load().to(worker.device)).eval()
+    group = group or RankGroup.of_all(worker)
     config = zero3_config(worker, zero.offload)
-    with partitioned_construction(config):
+    with partitioned_construction(config, group):
         model = load()
+    if group.is_part:
+        copy_shards(model, group, worker.device)
     config["zero_optimization"] |= gather_limits(model)
     engine = initialize_engine(wrap(model), config)
+    if group.is_part:
+        compare_within(engine, group)
     engine.eval()
     gc.collect()
     return engine

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from itertools import product
 
 from kdscale.config import RunConfig, dump_config, parse_config
+from kdscale.config.training import TeacherGroup
 from kdscale.errors import KdscaleError
 from kdscale.plan.fit import shortage
+from kdscale.plan.groups import check_groups
 from kdscale.plan.inputs import PlanInputs, rank_rows, workers_of
 from kdscale.plan.memory import memory_of
 from kdscale.plan.timing import seconds_of
@@ -73,9 +75,10 @@ def _try(stage: str, changes: tuple[str, ...], inputs: PlanInputs) -> _Tried | N
     """Return the figures of a stage with `changes`; None where it does not fit, or is not run."""
     try:
         config = parse_config(dump_config(inputs.config), changes) if changes else inputs.config
+        changed = inputs.with_config(config)
+        check_groups(changed)
     except KdscaleError:
-        return None  # the config refuses it
-    changed = inputs.with_config(config)
+        return None  # the config refuses it, or the machines do
     memory = memory_of(stage, changed)
     if memory is None or shortage(stage, changed) is not None:
         return None
@@ -101,6 +104,7 @@ def _settings(stage: str, config: RunConfig) -> Iterator[tuple[str, ...]]:
 def _of_capture(config: RunConfig) -> Iterator[_Choice]:
     capture, prefix = config.cache.capture, "cache.capture"
     yield f"{prefix}.teacher_sharding", capture.teacher_sharding, ("none", "zero3")
+    yield f"{prefix}.teacher_group", capture.teacher_group, _groups(capture.teacher_group)
     sizes = _sizes(config.cache.sequences_per_shard)
     yield f"{prefix}.micro_batch_size", capture.micro_batch_size, sizes
     queue = capture.queue_batches
@@ -117,6 +121,13 @@ def _of_student(config: RunConfig) -> Iterator[_Choice]:
     if config.distill.targets == "online":
         sharding = config.distill.online.teacher_sharding
         yield "distill.online.teacher_sharding", sharding, ("none", "zero3")
+        group = config.distill.online.teacher_group
+        yield "distill.online.teacher_group", group, _groups(group)
+
+
+def _groups(own: TeacherGroup) -> Sequence[TeacherGroup]:
+    """Return the groups to try: gathering in larger ones than a node's is never faster."""
+    return tuple(dict.fromkeys((own, "auto", "node")))
 
 
 def _sizes(most: int) -> Sequence[int]:

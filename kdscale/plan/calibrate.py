@@ -42,6 +42,7 @@ from kdscale.models.init.layers import keep_layers
 from kdscale.models.load import build_model, load_model
 from kdscale.models.lora import add_adapters
 from kdscale.models.release import release
+from kdscale.models.sharded import teacher_group
 from kdscale.plan.calibration import Calibration, keep
 from kdscale.plan.inputs import PlanInputs, rank_rows, shape_of
 from kdscale.plan.timing import rate
@@ -215,7 +216,10 @@ def _rates(found: dict[str, Any], whole: float, teacher: Any, inputs: PlanInputs
 def _teacher_rates(job: MeasureJob, rank: Rank) -> dict[str, float]:
     """Return median seconds of a micro-batch's forward and encoding, and its stored bytes."""
     capture = job.config.cache.capture
-    model = place_captured(partial(_teacher, job, rank), rank, capture.zero, job)
+    group = None
+    if capture.zero.stage == 3:
+        group = teacher_group(capture.teacher_group, capture.workers, rank, lambda: job.teacher)
+    model = place_captured(partial(_teacher, job, rank), rank, capture.zero, job, group)
     head = whole_head(model)
     codec = make_codec(job.config.cache.codec, job.vocab_size)
     ids, segments = _random_rows(job, capture.micro_batch_size, rank.device)

@@ -129,6 +129,10 @@ def _on(inputs: PlanInputs, devices: int) -> PlanInputs:
     tree: dict[str, Any] = inputs.config.model_dump()
     tree["cache"]["capture"]["workers"]["count"] = devices
     tree["distill"]["workers"]["count"] = devices
+    for placed in (tree["cache"]["capture"], tree["distill"]["online"]):
+        group = placed["teacher_group"]
+        if isinstance(group, int) and devices % group:
+            placed["teacher_group"] = "auto"
     return inputs.with_config(RunConfig.model_validate(tree))
 
 

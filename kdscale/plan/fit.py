@@ -94,7 +94,8 @@ def _changes(stage: str, config: RunConfig) -> Iterator[str]:
         capture = config.cache.capture
         yield from _halved("cache.capture.queue_batches", capture.queue_batches)
         yield from _halved("cache.capture.micro_batch_size", capture.micro_batch_size)
-        yield from ("cache.capture.teacher_sharding=zero3", "cache.capture.teacher_offload=cpu")
+        yield from ("cache.capture.teacher_sharding=zero3", "cache.capture.teacher_group=all")
+        yield "cache.capture.teacher_offload=cpu"
         yield from _halved("cache.sequences_per_shard", config.cache.sequences_per_shard)
         return
     if stage == "evaluate":
@@ -106,7 +107,7 @@ def _changes(stage: str, config: RunConfig) -> Iterator[str]:
     yield f"{stage}.training.activation_checkpointing=true"
     yield from _halved(f"{stage}.training.micro_batch_size", training.micro_batch_size)
     if stage == "distill" and config.distill.targets == "online":
-        yield "distill.online.teacher_sharding=zero3"
+        yield from ("distill.online.teacher_sharding=zero3", "distill.online.teacher_group=all")
     for zero in range(training.zero.stage + 1, 4):
         yield f"{stage}.training.zero.stage={zero}"
     yield f"{stage}.training.zero.offload=cpu"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from kdscale.cache.codecs import make_codec
 from kdscale.config.training import TrainingConfig, ZeroConfig
 from kdscale.losses.fused import chunk_positions
+from kdscale.plan.groups import teacher_ranks
 from kdscale.plan.inputs import PlanInputs, Shape, rank_rows, workers_of
 
 Parts = dict[str, int]
@@ -185,7 +186,7 @@ def model_states(
 def _weights(shape: Shape, ranks: int, is_sharded: bool, inputs: PlanInputs) -> Parts:
     """Return the weights of a model that only runs: p N, or p N / n and the `gathered` ones.
 
-    Those of three layers, see models/sharded.py.
+    n are the `ranks` that hold it together. Those of three layers, see models/sharded.py.
     """
     return {
         "weights": inputs.width * shape.parameters // (ranks if is_sharded else 1),
@@ -251,7 +252,12 @@ def capture_memory(inputs: PlanInputs) -> Memory:
     chunk = min(_ENCODE_ELEMENTS[inputs.hardware.kind] * threads, logits)
     encode = chunk * _ENCODE_TENSORS * 4
     device = {
-        **_weights(shape, capture.workers.count, is_sharded, inputs),
+        **_weights(
+            shape,
+            teacher_ranks(capture.teacher_group, capture.workers.count, inputs),
+            is_sharded,
+            inputs,
+        ),
         "forward": forward_only(shape, capture.micro_batch_size, inputs),
         "head": inputs.width * shape.head if is_sharded else 0,
         "hidden states": (capture.queue_batches + 2 if inputs.is_gpu else 1)
@@ -286,7 +292,9 @@ def distill_memory(inputs: PlanInputs) -> Memory:
     }
     device = dict(memory.device)
     if distill.targets == "online":
-        weights = _weights(shape, ranks, distill.online.teacher_sharding == "zero3", inputs)
+        is_sharded = distill.online.teacher_sharding == "zero3"
+        group = teacher_ranks(distill.online.teacher_group, ranks, inputs)
+        weights = _weights(shape, group, is_sharded, inputs)
         forward = forward_only(shape, min(distill.training.micro_batch_size, rows), inputs)
         device["online teacher"] = sum(weights.values()) + forward
         device["online targets"] = 3 * 4 * _chunk(inputs) * tokens.outputs

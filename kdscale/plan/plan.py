@@ -16,6 +16,7 @@ from kdscale.plan.cost import (
     store_money,
 )
 from kdscale.plan.fit import check_fits
+from kdscale.plan.groups import check_groups, describe_groups
 from kdscale.plan.inputs import PlanInputs, Shape, workers_of
 from kdscale.plan.lora import StudentTraining, compare_with_full
 from kdscale.plan.memory import Memory, capacity, memory_of
@@ -89,7 +90,11 @@ class Plan:
 
 
 def make_plan(inputs: PlanInputs) -> Plan:
-    """Work out all figures of a run. Raises KdscaleError where a stage does not fit."""
+    """Work out all figures of a run.
+
+    Raises KdscaleError where a stage does not fit, or the machines make no groups of workers.
+    """
+    check_groups(inputs)
     check_fits(inputs)
     asked = requests(inputs)
     return Plan(
@@ -142,6 +147,7 @@ def assumptions(inputs: PlanInputs) -> list[str]:
             f"{measured.created}: {measured.forward_flops / 1e12:,.3g} TFLOP/s a rank in a "
             f"forward, {measured.training_flops / 1e12:,.3g} in training."
         )
+    lines += describe_groups(inputs)
     if inputs.is_gpu and not inputs.config.cache.capture.workers.gpus:
         lines.append("Workers: the config's have no GPU; planned as if workers.gpus were 1.")
     return lines

@@ -8,8 +8,9 @@ rounds of cache shards, in micro-batches of whole ranks, so that a rank without 
 import math
 from dataclasses import dataclass, fields, replace
 
-from kdscale.config.training import TrainingConfig, WorkersConfig
+from kdscale.config.training import TeacherGroup, TrainingConfig, WorkersConfig
 from kdscale.plan.cache_size import cache_bytes, requests
+from kdscale.plan.groups import group_link, teacher_ranks
 from kdscale.plan.inputs import PlanInputs, Shape, rank_rows, workers_of
 from kdscale.run.stage_names import ON_WORKERS
 from kdscale.train.batches import micro_batches_per_rank
@@ -105,6 +106,11 @@ def all_reduce(n_bytes: float, workers: int, inputs: PlanInputs) -> float:
     return moved / inputs.link(workers) + 2 * (workers - 1) * _HOP_LATENCY
 
 
+def all_gather(n_bytes: float, ranks: int, link: float) -> float:
+    """Return seconds of a ring of `ranks`: (n - 1) / n bytes / link + (n - 1) latency."""
+    return (ranks - 1) / ranks * n_bytes / link + (ranks - 1) * _HOP_LATENCY
+
+
 def _is_measured(workers: int, inputs: PlanInputs) -> bool:
     """Tell whether the measured rates include the communication of so many workers."""
     return inputs.measured is not None and workers <= inputs.measured.workers
@@ -172,10 +178,10 @@ def teacher_seconds(inputs: PlanInputs) -> Seconds:
 def capture_seconds(inputs: PlanInputs) -> Seconds:
     """Return the time of the rank with most cache shards: rank r captures r, r + n, ...
 
-    Rounds = ceil(shards / n). Under ZeRO-3 a forward gathers p N (n - 1) / n bytes while the one
-    before computes: the excess is exposed. Encoding runs beside the forward on a GPU (2 % of it are
-    left), between forwards on a CPU. Uploads are hidden unless the store is slower than the
-    capture.
+    Rounds = ceil(shards / n). Under ZeRO-3 a forward gathers p N (g - 1) / g bytes of a group of g
+    while the one before computes: the excess is exposed. Encoding runs beside the forward on a GPU
+    (2 % of it are left), between forwards on a CPU. Uploads are hidden unless the store is slower
+    than the capture.
     """
     config, shape, tokens = inputs.config, inputs.teacher, inputs.tokens
     if config.cache.reuse is not None:
@@ -188,7 +194,7 @@ def capture_seconds(inputs: PlanInputs) -> Seconds:
     compute = rows * length * shape.forward_flops(length) / rate(inputs, workers, training=False)
     exposed = 0.0
     if capture.zero.stage == 3:
-        exposed = exposed_gathering(forwards, compute, workers.count, inputs)
+        exposed = exposed_gathering(forwards, compute, capture.teacher_group, workers.count, inputs)
     encoding = _ENCODE_SHARE * compute
     if inputs.measured is not None and not inputs.is_gpu:
         encoding = rows * length * tokens.targets_share / inputs.measured.encode_tokens
@@ -241,17 +247,23 @@ def online_forward_seconds(inputs: PlanInputs) -> tuple[float, float]:
         return compute, 0.0
     size, batch = training.micro_batch_size, training.global_batch_size
     forwards = training.steps * micro_batches_per_rank(batch, size, workers.count)
-    return compute, exposed_gathering(forwards, compute, workers.count, inputs)
+    group = placed.teacher_group
+    return compute, exposed_gathering(forwards, compute, group, workers.count, inputs)
 
 
-def exposed_gathering(forwards: int, compute: float, ranks: int, inputs: PlanInputs) -> float:
+def exposed_gathering(
+    forwards: int, compute: float, group: TeacherGroup, workers: int, inputs: PlanInputs
+) -> float:
     """Return seconds that gathering a ZeRO-3 teacher takes beyond the `compute` of its forwards.
 
-    Each gathers p N (n - 1) / n bytes, while the one before it computes.
+    Each gathers p N (g - 1) / g bytes over the link of a group of g, while the one before it
+    computes.
     """
-    if _is_measured(ranks, inputs):
+    if _is_measured(workers, inputs):
         return 0.0
-    gather = 0.5 * all_reduce(inputs.width * inputs.teacher.parameters, ranks, inputs)
+    ranks = teacher_ranks(group, workers, inputs)
+    n_bytes = inputs.width * inputs.teacher.parameters
+    gather = all_gather(n_bytes, ranks, group_link(ranks, workers, inputs))
     return max(0.0, forwards * gather - compute)
 
 

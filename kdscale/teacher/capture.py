@@ -1,14 +1,15 @@
 """Capture: run the teacher over the corpus and fill the cache.
 
 Shards are fixed by the plan of the cache's generation; rank r takes the missing shards r,
-r + world size, and so on. The ranks of a sharded teacher must run equally many forwards, so there a
-rank that has no shard in a round, or a shorter one, runs dummies. Encoding and upload (encoder.py)
-run beside the forwards.
+r + world size, and so on. The ranks that hold a sharded teacher together must run equally many
+forwards, so there a rank that has no shard in a round, or a shorter one, runs dummies; groups of
+them need not keep in step. Encoding and upload (encoder.py) run beside the forwards.
 """
 
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,15 @@ from kdscale.cache.format.records import Generation
 from kdscale.config import RunConfig
 from kdscale.data.rows.order import EvenRows
 from kdscale.data.rows.prepared import Prepared, open_prepared
+from kdscale.distributed.groups import RankGroup
 from kdscale.distributed.rank import GracefulStopError, Rank, current_rank
 from kdscale.models.attention import set_attention
 from kdscale.models.forward import row_tensors
 from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import ModelReference
-from kdscale.models.load import load_model
+from kdscale.models.load import load_config_of, load_model
 from kdscale.models.release import release
-from kdscale.models.sharded import parameters_held
+from kdscale.models.sharded import parameters_held, teacher_group
 from kdscale.store import PutIfAbsent, Store
 from kdscale.teacher.encoder import Encoder, Forward
 from kdscale.teacher.states import place_captured, states_of, whole_head
@@ -63,20 +65,36 @@ class CaptureJob:
         """Load the teacher on this rank, with all others, and capture what is missing."""
         worker, prepared = current_rank(), open_prepared(self.prepared)
         capture = self.config.cache.capture
-        model = place_captured(self.load, worker, capture.zero, prepared)
+        group = self.group(worker)
+        model = place_captured(self.load, worker, capture.zero, prepared, group)
         held, total = parameters_held(model)
         worker.say(f"teacher holds {held:,} of {total:,} parameters here")
         spec = sequence_spec(self.config, prepared, capture.micro_batch_size)
         with torch.no_grad():
             model(ModelWithHead.check_sequences, spec)
-        fill_cache(self, worker, model, prepared)
+        fill_cache(self, worker, model, prepared, group)
         release(model)
 
+    def group(self, worker: Rank) -> RankGroup:
+        """Return the ranks that hold the teacher together with this one. Collective."""
+        capture, teacher = self.config.cache.capture, self.teacher
+        if capture.zero.stage == 0:
+            return RankGroup.alone(worker)
+        shape = partial(load_config_of, teacher.local(), teacher.revision)
+        return teacher_group(capture.teacher_group, capture.workers, worker, shape)
 
-def fill_cache(job: CaptureJob, worker: Rank, model: torch.nn.Module, prepared: Prepared) -> None:
+
+def fill_cache(
+    job: CaptureJob,
+    worker: Rank,
+    model: torch.nn.Module,
+    prepared: Prepared,
+    group: RankGroup,
+) -> None:
     """Capture what is missing with the teacher of place_captured, and publish. Collective.
 
-    Raises GracefulStopError, after the shards in flight, where the group was asked to stop.
+    `group` are the ranks that hold the teacher together. Raises GracefulStopError, after the shards
+    in flight, where the group was asked to stop.
     """
     # Rank 0 reads what is missing, so that all ranks share out the same list.
     missing = worker.broadcast(_missing_shards(job) if worker.rank == 0 else None)
@@ -90,7 +108,7 @@ def fill_cache(job: CaptureJob, worker: Rank, model: torch.nn.Module, prepared: 
         seed=job.config.seed,
         device=worker.device,
     )
-    loop = _CaptureLoop(job, worker, model, prepared, encoder)
+    loop = _CaptureLoop(job, worker, model, prepared, encoder, group)
     loop.run(missing, tracker)
     # Also where all ranks wait for the last one's commits.
     if worker.any_rank(loop.stopped):
@@ -117,11 +135,12 @@ class _CaptureLoop:
         model: torch.nn.Module,
         prepared: Prepared,
         encoder: Encoder,
+        group: RankGroup,
     ) -> None:
         self._job, self._worker, self._model, self._encoder = job, worker, model, encoder
+        self._group = group
         self._table = prepared.training("cache")
         self._size = job.config.cache.capture.micro_batch_size
-        self._lockstep = job.config.cache.capture.zero.stage == 3
         self._timer = DeviceTimer(worker.device)
         self._rows_before = self._rows_done = 0  # in earlier attempts, in this one
         self.stopped = False
@@ -151,17 +170,17 @@ class _CaptureLoop:
             self._log(tracker, done, time.perf_counter() - started)
 
     def _is_to_stop(self) -> bool:
-        """Return whether to stop: ranks in lockstep together, others each when it learns of it."""
-        asked = self._worker.stop_requested()
-        return self._worker.any_rank(asked) if self._lockstep else asked
+        """Return whether to stop: a group's ranks together, each group when it learns of it."""
+        return self._group.any_rank(self._worker.stop_requested(), self._worker.device)
 
     def _run_round(self, shards: list[int]) -> None:
-        """Run this rank's shard, and in lockstep as many forwards as the longest shard takes."""
+        """Run this rank's shard, and as many forwards as the longest one of its group takes."""
         rank = self._worker.rank
         shard = shards[rank] if rank < len(shards) else None
         positions = range(0) if shard is None else self._job.plan.shards[shard]
         rows = self._table.take(self._job.selected[positions.start : positions.stop])
-        longest = max(map(self._rows_of, shards)) if self._lockstep else len(rows)
+        of_group = shards[self._group.ranks.start : self._group.ranks.stop]
+        longest = max(map(self._rows_of, of_group), default=0)
         for start in range(0, longest, self._size):
             part = rows.take(np.arange(start, min(start + self._size, len(rows))))
             if shard is not None and len(part):

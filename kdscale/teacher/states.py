@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from kdscale.cache.codecs import Codec
 from kdscale.cache.codecs.base import Encoded
 from kdscale.config.training import ZeroConfig
+from kdscale.distributed.groups import RankGroup
 from kdscale.distributed.rank import Rank
 from kdscale.models.forward import RowTensors
 from kdscale.models.head import ModelWithHead
@@ -50,26 +51,33 @@ class EncodedStates:
 
 @torch.no_grad()
 def place_captured(
-    load: Callable[[], PreTrainedModel], worker: Rank, zero: ZeroConfig, data: Outputs
+    load: Callable[[], PreTrainedModel],
+    worker: Rank,
+    zero: ZeroConfig,
+    data: Outputs,
+    group: RankGroup | None = None,
 ) -> torch.nn.Module:
     """Return the teacher that `load` gives, as `states_of` and `whole_head` take it. Collective.
 
-    A ModelWithHead, inside of an engine where `zero` shards it. Raises KdscaleError where it has
-    fewer ids than `data`.
+    A ModelWithHead, inside of an engine where `zero` shards it: over `group`, or all ranks. Raises
+    KdscaleError where it has fewer ids than `data`.
     """
 
     def wrap(model: PreTrainedModel) -> ModelWithHead:
         check_vocabulary(model.config, data.vocab_size, "teacher")
         return ModelWithHead(model, data.outputs)
 
-    model = place_teacher(load, worker, zero, wrap=wrap)
+    model = place_teacher(load, worker, zero, group=group, wrap=wrap)
     model(ModelWithHead.detect_head, worker.device)
     return model
 
 
 @torch.no_grad()
 def whole_head(model: torch.nn.Module) -> Head:
-    """Return the teacher's head, whole on every rank: a copy where it is sharded. Collective."""
+    """Return the teacher's head, whole on every rank: a copy where it is sharded.
+
+    Collective in the group that holds the teacher.
+    """
     head: Head = model(_whole_head)
     return head
 
@@ -78,8 +86,8 @@ def whole_head(model: torch.nn.Module) -> Head:
 def states_of(model: torch.nn.Module, rows: RowTensors) -> Tensor:
     """Return what the head takes, [P, D], at the P positions of `rows` that count, in order.
 
-    Of a model that makes its logits in its own way these, [P, V], see Head. Collective where the
-    model is sharded.
+    Of a model that makes its logits in its own way these, [P, V], see Head. Collective in the group
+    that holds the model, where it is sharded.
     """
     states: Tensor = model(ModelWithHead.states_at, rows)
     return states

@@ -21,6 +21,7 @@ from kdscale.data.rows.prepared import Prepared
 from kdscale.distributed.rank import GracefulStopError, Rank
 from kdscale.models.attention import set_attention
 from kdscale.models.attention_check import check_attention
+from kdscale.models.compilation import check_compiler, compile_layers
 from kdscale.models.forward import row_tensors, unwrapped
 from kdscale.models.head import ModelWithHead
 from kdscale.models.hf_folder import MARKER, publish, read_marker
@@ -116,12 +117,17 @@ def run_training(
     """
     worker.raise_if_stopping()
     training = job.training
+    if training.compile:
+        check_compiler(worker.device)
     count = micro_batches_per_rank(
         training.global_batch_size, training.micro_batch_size, worker.world_size
     )
     backend = make_backend(recipe.build, recipe.wrap, training, count, worker)
     _choose_attention(job, backend, worker)
     start = _resume(job, worker, backend, prepared)
+    if training.compile:
+        # After the checks, whose sequences have other shapes.
+        compile_layers(unwrapped(backend.model).model)
     if recipe.stateful_loss is not None:
         recipe.stateful_loss.restore(start.adapted)
     tracker = _open_tracker(job, worker, start) if worker.rank == 0 else None

@@ -70,6 +70,24 @@ def test_every_field_is_documented_once_under_the_field() -> None:
             "cache.capture={teacher_sharding: none, teacher_offload: cpu}",
             "teacher_offload needs teacher_sharding zero3",
         ),
+        (
+            "cache.capture={teacher_sharding: none, teacher_group: node}",
+            "teacher_group node needs teacher_sharding zero3",
+        ),
+        (
+            "cache.capture={teacher_group: 3, workers: {count: 8}}",
+            "teacher_group 3 does not divide 8 workers: give a divisor of workers.count",
+        ),
+        (
+            "distill.targets=online; distill.workers.count=4; "
+            "distill.online={teacher_sharding: zero3, teacher_group: 3}",
+            "teacher_group 3 does not divide 4 workers",
+        ),
+        (
+            "distill.training.compile=true; distill.training.zero.stage=3",
+            "compile needs zero.stage 0, 1 or 2",
+        ),
+        ("cache.capture.teacher_group=1", "greater than or equal to 2"),
         ("distill.loss.kd_weight={kind: linear, start: 1}", "`end` belongs to every kind"),
         ("distill.loss.kd_weight={start: 1.5}", r"kd_weight 1.5 is outside 0\.\.1"),
         ("distill.loss.kd_weight=1.5", r"kd_weight 1.5 is outside 0\.\.1"),

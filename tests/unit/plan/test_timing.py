@@ -60,7 +60,8 @@ def test_capture_takes_as_many_rounds_as_the_busiest_rank(workers: int, units: i
 
 
 def test_zero_3_waits_for_what_gathering_takes_longer() -> None:
-    found = setting("A100-80", cache__capture={"workers": {"count": 16, "gpus": 1}})
+    whole = {"workers": {"count": 16, "gpus": 1}, "teacher_group": "all"}
+    found = setting("A100-80", cache__capture=whole)
     seconds = capture_seconds(found)
     forwards = 3 * 2  # rounds of 16 ranks over 40 units, 16 rows in micro-batches of 8
     moved = 15 / 16 * 2 * found.teacher.parameters

@@ -17,6 +17,7 @@ from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.spec import FORMAT
 from kdscale.config import RunConfig
 from kdscale.config.data import DataConfig
+from kdscale.config.training import TeacherGroup
 from kdscale.data.rows.manifest import FORMAT as DATA_FORMAT
 from kdscale.data.rows.manifest import VERSION, write_manifest
 from kdscale.data.rows.pack import Layout, RowBuilder, RowCounts, concatenate
@@ -92,10 +93,12 @@ def make_subject(
     count: int = CAPTURED,
     stage: int = 0,
     codec: str = "full",
+    group: TeacherGroup = "auto",
 ) -> Subject:
     """Return a job of `count` sequences in shards of 6, in batches of 4, at a ZeRO stage.
 
-    `make_model` gives the teacher for a size of vocabulary.
+    With `group`, by as many workers as make two of them. `make_model` gives the teacher for a size
+    of vocabulary.
     """
     output = open_store(str(tmp_path / "output"))
     rows, vocab_size = write_prepared(output.child("prepared/x"), tmp_path / "tokenizer", length)
@@ -115,6 +118,8 @@ def make_subject(
                 "sequences_per_chunk": 3,
                 "capture": {
                     "teacher_sharding": "zero3" if stage == 3 else "none",
+                    "teacher_group": group,
+                    "workers": {"count": 2 * group if isinstance(group, int) else 2},
                     "micro_batch_size": 4,
                 },
             },
