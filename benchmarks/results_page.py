@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ WITH_GOALS = (
     "masked_lm",
     "loaded_student",
     "cross_tokenizer",
+    "cross_tokenizer_4_passes",
     "prepare_memory",
 )
 
@@ -228,9 +230,9 @@ def loaded_cost_table() -> str:
     )
 
 
-def cross_tokenizer_table() -> str:
+def cross_tokenizer_table(result: str = "cross_tokenizer") -> str:
     """Return ways to targets in another tokenizer, with what they gain over labels."""
-    rows = _load("cross_tokenizer")["rows"]
+    rows = _load(result)["rows"]
     bits = {row["variant"]: row["bits_per_byte"] for row in rows}
 
     def gain(row: Row) -> str:
@@ -345,6 +347,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "loaded": loaded_table,
     "loaded_cost": loaded_cost_table,
     "cross_tokenizer": cross_tokenizer_table,
+    "cross_tokenizer_4_passes": partial(cross_tokenizer_table, "cross_tokenizer_4_passes"),
     "gemma": gemma_table,
     "target_share": target_share_table,
     "prepare": prepare_table,

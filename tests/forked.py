@@ -15,7 +15,7 @@ context.set_forkserver_preload(
         *(
             "deepspeed",
             "deepspeed.runtime.zero.muon.original_muon",
-            "setuptools._distutils.ccompiler",
+            "setuptools",
         ),
         *(
             "transformers.models.llama.modeling_llama",
