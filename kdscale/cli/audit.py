@@ -43,16 +43,19 @@ def audit(
     from kdscale.cache.fidelity.page import render_audit
     from kdscale.cache.fidelity.tables import advice, audit_table, proof_sentence
     from kdscale.cli.find import find_cache
+    from kdscale.cli.work_progress import WorkProgress
 
     disable_progress_bar()
-    found = audit_cache(
-        find_cache(uri),
-        teacher=teacher,
-        rows=rows,
-        budget=budget,
-        draws=seeds,
-        say=lambda line: typer.echo(line, err=True),
-    )
+    with WorkProgress("positions") as progress:
+        found = audit_cache(
+            find_cache(uri),
+            teacher=teacher,
+            rows=rows,
+            budget=budget,
+            draws=seeds,
+            say=progress.say,
+            progress=progress.update,
+        )
     if out is not None:
         out.write_text(render_audit(found), encoding="utf-8")
         typer.echo(f"wrote {out}", err=True)
