@@ -52,7 +52,7 @@ SCHEMA = {
                 "type": "object",
                 "required": [
                     *("name", "workers", "positions", "flops", "seconds", "device_hours"),
-                    *("money", "memory", "usable"),
+                    *("device_hours_range", "money", "billion_tokens", "memory", "usable"),
                 ],
                 "properties": {
                     "seconds": {
@@ -64,11 +64,16 @@ SCHEMA = {
                         "additionalProperties": NUMBER,
                     },
                     "money": MONEY,
+                    "device_hours_range": {"required": ["low", "high"]},
+                    "billion_tokens": {"type": ["object", "null"]},
                     "memory": {"type": ["object", "null"]},
                 },
             },
         },
-        "total": {"type": "object", "required": ["device_hours", "money"]},
+        "total": {
+            "type": "object",
+            "required": ["device_hours", "device_hours_range", "money"],
+        },
         "caches": {
             "type": "array",
             "items": {"required": ["codec", "in_memory_position", "stored_position", "stored"]},
@@ -85,6 +90,18 @@ SCHEMA = {
                 ],
             },
         },
+        "baseline": {"type": ["object", "null"], "required": ["device_hours", "money"]},
+        "idle": {
+            "type": "array",
+            "items": {"required": ["stage", "devices", "device_hours", "money"]},
+        },
+        "interruptions": {
+            "type": "array",
+            "items": {
+                "required": ["stage", "machines", "expected", "seconds_each", "device_hours"]
+            },
+        },
+        "remarks": {"type": "array", "items": {"required": ["kind", "text", "changes"]}},
         "lora": {
             "type": "array",
             "items": {"required": ["name", "trained", "memory", "step_seconds", "checkpoint"]},
@@ -290,6 +307,23 @@ def test_the_command_prints_tables_or_json(
     found = json.loads(capsys.readouterr().out)
     assert (found["name"], found["hardware"]["name"]) == ("other", "cpu")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_given_share_of_the_peak_replaces_what_is_assumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path)
+    found = {}
+    for mfu in (0.2, 0.4):
+        options = ("--hardware", "A10G", "--tokens", "1e7", "--mfu", str(mfu), "--json")
+        assert command(path, *options) == 0
+        found[mfu] = json.loads(capsys.readouterr().out)
+    slow, fast = ({s["name"]: s for s in found[mfu]["stages"]} for mfu in (0.2, 0.4))
+    for stage in ("teacher", "cache", "distill"):
+        twice = slow[stage]["seconds"]["compute"] / fast[stage]["seconds"]["compute"]
+        assert twice == pytest.approx(2)
+    assert any("given, 20%" in line for line in found[0.2]["assumptions"])
+    assert command(path, "--mfu", "0.4", "--calibrate") == 2
 
 
 def test_the_command_refuses_what_cannot_fit(
