@@ -196,10 +196,8 @@ def _plan_stage(name: str, inputs: PlanInputs) -> StagePlan:
     seconds = seconds_of(name, inputs)
     workers = 0 if name == "prepare" else workers_of(name, inputs.config).count
     # Preparing runs on the cluster's cores: one machine of it is occupied.
-    slow, fast = (at_speed(inputs, factor) for factor in speeds(inputs))
-    low, hours, high = (
-        (workers or 1) * seconds_of(name, each).total / 3600 for each in (fast, inputs, slow)
-    )
+    planned = (inputs, *(at_speed(inputs, factor) for factor in speeds(inputs)))
+    hours, *others = ((workers or 1) * seconds_of(name, each).total / 3600 for each in planned)
     memory = memory_of(name, inputs)
     positions, flops = work(name, inputs)
     return StagePlan(
@@ -209,7 +207,8 @@ def _plan_stage(name: str, inputs: PlanInputs) -> StagePlan:
         flops=flops,
         seconds=seconds,
         device_hours=hours,
-        device_hours_range=Range(low, high),
+        # What a slow device hides behind its computing, a fast one may wait for.
+        device_hours_range=Range(min(hours, *others), max(hours, *others)),
         money=device_money(hours, inputs),
         memory=memory,
         usable=capacity(name, inputs) if memory is not None else None,

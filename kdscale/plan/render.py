@@ -254,8 +254,8 @@ def _break_even(plan: Plan) -> str:
     capture, online = map(_hours, (found.capture_device_hours, found.online_device_hours_a_pass))
     return (
         f"Break-even: the capture takes {capture} device hours, an online teacher {online} in each "
-        f"pass of each student: the cache pays from {found.passes:.2f} passes on. This run makes {found.passes_of_this_run:.2f}: "
-        f"it {more} device hours."
+        f"pass of each student: the cache pays from {found.passes:.2f} passes on. This run makes "
+        f"{found.passes_of_this_run:.2f}: it {more} device hours."
     )
 
 

@@ -33,10 +33,6 @@ def test_what_does_not_fit_is_a_list(width: int) -> None:
 
 def test_a_paragraph_breaks_at_spaces_only() -> None:
     text = wrapped("use --set distill.training.steps=100 twice-or-more", 30, "  ")
-    assert text.splitlines() == [
-        "use",
-        "  --set",
-        "  distill.training.steps=100",
-        "  twice-or-more",
-    ] or (max(map(len, text.splitlines())) <= 30 and "distill.training.steps=100" in text)
+    assert max(map(len, text.splitlines())) <= 30
+    assert "distill.training.steps=100" in text
     assert wrapped("x " * 100, None) == "x " * 100
