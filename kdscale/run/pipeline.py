@@ -65,13 +65,14 @@ def run_pipeline(
     with ExitStack() as stack:
         lease = stack.enter_context(run_lease(run.output, wait=wait_for_lease))
         requests = stack.enter_context(StopRequests(run.output))
-        progress_file = stack.enter_context(ProgressFile(run.output, check=lease.check))
+        progress_file = ProgressFile(run.output, check=lease.check)
+        stack.enter_context(_screen(run, progress_file))
+        stack.enter_context(progress_file)
         run.fence = lease.fence()
         run.output.put(CONFIG_KEY, dump_config(run.config).encode())
         if (expected := expect(run.config)) is not None:
             write_expectation(run.output, expected)
         record = RunRecord(run.output, run.config.name, run.fingerprint, lease.check)
-        stack.enter_context(_screen(run, progress_file))
         print(f"run {run.config.name} on data {prepared} -> {run.output}", flush=True)
         if others:
             print(f"evaluated too: {', '.join(others)}", flush=True)

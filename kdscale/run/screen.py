@@ -18,6 +18,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from kdscale.errors import KdscaleError
 from kdscale.run.status import RunStatus
 from kdscale.run.status_text import status_lines
 from kdscale.utils.local_cache_dir import local_cache_dir
@@ -83,15 +84,15 @@ class _Screen:
 
     def follow(self, ended: threading.Event, seconds: float) -> None:
         """Look again every few seconds, and once after the end."""
-        is_last = False
-        while True:
+        has_ended = False
+        while not has_ended:
+            has_ended = ended.wait(seconds)
             try:
                 self.draw(self._look())
+            except KdscaleError:
+                continue  # there is no record before the first stage
             except Exception as error:  # a store that does not answer must not end a display
                 print(f"screen: {error}", file=sys.__stderr__, flush=True)
-            if is_last:
-                return
-            is_last = ended.wait(seconds)
 
     def draw(self, run: RunStatus) -> None:
         """Show a status."""

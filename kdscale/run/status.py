@@ -129,7 +129,7 @@ def _seconds_left(
             continue
         if stage.seconds_left is not None:
             left += stage.seconds_left
-            if stage.name == "distill" and stage.note == "distill" and stage.done < stage.total:
+            if stage.name == "distill" and stage.note == "student" and stage.done < stage.total:
                 each = stage.seconds_left / (stage.total - stage.done) * stage.total
                 left += (trainings - 1) * each
         elif stage.name in planned:

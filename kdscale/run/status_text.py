@@ -1,12 +1,15 @@
 """A run's status as lines of text: for `kdscale status`, and for the screen of a run at work."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from kdscale.report.formatting import duration
 from kdscale.run.progress_file import Driver
 from kdscale.run.status import RunStatus, StageStatus
-from kdscale.utils.text_table import wrapped
+from kdscale.utils.text_table import UNBROKEN, wrapped
+
+_TRAININGS = {"distill": "student"}
+"""Models by the names of their files in `metrics/`, where these differ."""
 
 
 def status_lines(run: RunStatus, width: int | None = None) -> list[str]:
@@ -57,18 +60,24 @@ def _driver(driver: Driver) -> str:
 def _stage_lines(stage: StageStatus, run: RunStatus) -> Iterator[str]:
     line = f"  {stage.name:<9} {stage.state:<9}"
     if stage.state != "waiting":
-        line += f" {duration(stage.seconds):>12}  {', '.join(_details(stage))}"
+        line += f" {duration(stage.seconds):>12}  {_listed(_details(stage))}"
     elif run.expected is not None and run.expected.seconds.get(stage.name):
         line += f" {duration(run.expected.seconds[stage.name]):>12}  planned"
     yield line.rstrip()
     for failure in stage.failures:
         yield f"    {_clock(failure.time)} {failure.reason}"
     for losses in stage.losses:
-        values = ", ".join(
+        values = _listed(
             f"{name.replace('train/', '')} {'NaN' if value is None else f'{value:.4f}'}"
             for name, value in losses.values.items()
         )
-        yield f"    {losses.training}, step {losses.step:,}: {values}"
+        name = _TRAININGS.get(losses.training, losses.training)
+        yield f"    {name}, step {losses.step:,}: {values}"
+
+
+def _listed(parts: Iterable[str]) -> str:
+    """Join parts within which no line breaks."""
+    return ", ".join(part.replace(" ", UNBROKEN) for part in parts)
 
 
 def _details(stage: StageStatus) -> Iterator[str]:

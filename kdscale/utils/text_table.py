@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Sequence
 
 _BETWEEN = "  "
-_UNBROKEN = "\N{NO-BREAK SPACE}"
+UNBROKEN = "\N{NO-BREAK SPACE}"
+"""A space at which `wrapped` breaks no line; it comes out as a plain one."""
 
 
 def terminal_width() -> int | None:
@@ -38,8 +39,8 @@ def wrapped(text: str, width: int | None, indent: str = "") -> str:
     A word that is longer than a line stays whole.
     """
     if width is None:
-        return text
-    return "\n".join(
+        return text.replace(UNBROKEN, " ")
+    lines = "\n".join(
         textwrap.fill(
             line,
             width,
@@ -49,6 +50,7 @@ def wrapped(text: str, width: int | None, indent: str = "") -> str:
         )
         for line in text.splitlines()
     )
+    return lines.replace(UNBROKEN, " ")
 
 
 def _as_list(rows: Sequence[Sequence[str]], width: int) -> str:
@@ -58,10 +60,9 @@ def _as_list(rows: Sequence[Sequence[str]], width: int) -> str:
     for first, *cells in others:
         lines.append(wrapped(f"  {first}", width, "    "))
         named = [
-            f"{name} {cell}".replace(" ", _UNBROKEN)
+            f"{name} {cell}".replace(" ", UNBROKEN)
             for name, cell in zip(header[1:], cells, strict=True)
             if cell
         ]
-        body = wrapped(f"    {', '.join(named)}", width, "    ")
-        lines.append(body.replace(_UNBROKEN, " "))
+        lines.append(wrapped(f"    {', '.join(named)}", width, "    "))
     return "\n".join(lines)

@@ -368,3 +368,15 @@ def test_a_student_that_loads_a_model_is_planned_by_its_config(tmp_path: Path) -
     with pytest.raises(KdscaleError, match="does not exist") as caught:
         setting("H100", distill__student={"load": "/mnt/elsewhere/student"})
     assert "--set distill.student.load=FOLDER" in caught.value.fix
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("large", [False, True])
+def test_a_plan_fits_the_terminal(width: int, large: bool) -> None:
+    shape = str(ROOT / "jobs/configs/shapes/llama-3.1-70b")
+    inputs = setting("H100")
+    if large:
+        config = load_config(LARGE)
+        inputs = read_inputs(config, find_hardware("H100"), tokens=100e9, teacher_shape=shape)
+    text = render(make_plan(inputs), width)
+    assert max(map(len, text.splitlines())) <= width
