@@ -60,9 +60,9 @@ def _as_list(rows: Sequence[Sequence[str]], width: int) -> str:
     for first, *cells in others:
         lines.append(wrapped(f"  {first}", width, "    "))
         named = [
-            f"{name} {cell}".replace(" ", UNBROKEN)
+            f"{name}: {cell}".replace(" ", UNBROKEN)
             for name, cell in zip(header[1:], cells, strict=True)
             if cell
         ]
-        lines.append(wrapped(f"    {', '.join(named)}", width, "    "))
+        lines.append(wrapped(f"    {'; '.join(named)}", width, "    "))
     return "\n".join(lines)

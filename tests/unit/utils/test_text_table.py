@@ -26,9 +26,9 @@ def test_what_does_not_fit_is_a_list(width: int) -> None:
     assert lines[0] == "Stage"
     assert max(map(len, lines)) <= width + 4 * (width == 24)
     text = "\n".join(lines)
-    for cell in ("time taken 5.0-10 d", "device hours 7.7k-15k", "device hours 1 min 02 s"):
+    for cell in ("time taken: 5.0-10 d", "device hours: 7.7k-15k", "device hours: 1 min 02 s"):
         assert cell in text
-    assert "time taken ," not in text
+    assert "time taken: ;" not in text
 
 
 def test_a_paragraph_breaks_at_spaces_only() -> None:
