@@ -43,16 +43,20 @@ def audit(
     from kdscale.cache.fidelity.page import render_audit
     from kdscale.cache.fidelity.tables import advice, audit_table, proof_sentence
     from kdscale.cli.find import find_cache
+    from kdscale.utils.text_table import terminal_width, wrapped
+    from kdscale.workers.progress import stage_progress
 
     disable_progress_bar()
-    found = audit_cache(
-        find_cache(uri),
-        teacher=teacher,
-        rows=rows,
-        budget=budget,
-        draws=seeds,
-        say=lambda line: typer.echo(line, err=True),
-    )
+    with stage_progress("audit") as shown:
+        found = audit_cache(
+            find_cache(uri),
+            teacher=teacher,
+            rows=rows,
+            budget=budget,
+            draws=seeds,
+            say=lambda line: typer.echo(line, err=True),
+            progress=lambda done, total: shown.update(done, total, "positions"),
+        )
     if out is not None:
         out.write_text(render_audit(found), encoding="utf-8")
         typer.echo(f"wrote {out}", err=True)
@@ -60,5 +64,6 @@ def audit(
         typer.echo(json.dumps(found.as_dict()))
     else:
         typer.echo(aligned(audit_table(found)))
-        typer.echo(f"\n{proof_sentence(found)}\n\n{advice(found)}")
+        sentence = wrapped(proof_sentence(found), terminal_width())
+        typer.echo(f"\n{sentence}\n\n{advice(found)}")
     raise typer.Exit(0 if found.agrees else 1)

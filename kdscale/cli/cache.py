@@ -185,7 +185,12 @@ def _print(facts: dict[str, Any], as_json: bool) -> None:
     else:
         import yaml
 
-        typer.echo(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True), nl=False)
+        from kdscale.utils.text_table import terminal_width
+
+        # One column less: YAML breaks a line behind the word that reaches its width.
+        width = (terminal_width() or 81) - 1
+        text = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=width)
+        typer.echo(text, nl=False)
 
 
 def _sample(store: "Store", digest: str, count: int) -> list[dict[str, Any]]:

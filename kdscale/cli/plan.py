@@ -36,6 +36,16 @@ def plan(
         str | None,
         typer.Option(metavar="FOLDER", help="A config.json of the teacher's shape to plan with."),
     ] = None,
+    mfu: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=1,
+            metavar="SHARE",
+            callback=options.finite,
+            help="Share of the devices' peak that models reach, where you know it.",
+        ),
+    ] = None,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Measure speeds here first, for about a minute.")
     ] = False,
@@ -47,6 +57,8 @@ def plan(
     """
     from kdscale.config import load_config
 
+    if calibrate and mfu is not None:
+        raise typer.BadParameter("--calibrate measures what --mfu gives: use one of them.")
     resolved = load_config(config, overrides or ())
     from kdscale.plan.hardware import find_hardware
     from kdscale.plan.inputs import read_inputs
@@ -54,6 +66,7 @@ def plan(
     from kdscale.plan.render import render
     from kdscale.preflight import PreflightOptions, preflight
     from kdscale.run.artifacts import resolve_paths
+    from kdscale.utils.text_table import terminal_width
 
     resolved = resolve_paths(resolved)
     name = hardware or ("H100" if resolved.cache.capture.workers.gpus else "cpu")
@@ -62,12 +75,15 @@ def plan(
     for note in preflight(resolved, options=PreflightOptions(elsewhere, tokens, teacher)).notes:
         typer.echo(f"note: {note}", err=True)
     inputs = read_inputs(resolved, chosen, tokens=tokens, teacher_shape=teacher)
-    # With --tokens nothing remote is looked at: a plan of a cluster that is out of reach.
-    measured = (
-        _measure(inputs) if calibrate else _find_measured(inputs, near_only=tokens is not None)
-    )
-    found = make_plan(inputs.with_measured(measured))
-    typer.echo(json.dumps(found.as_dict()) if as_json else render(found))
+    if mfu is not None:
+        inputs = inputs.with_mfu(mfu)
+    elif calibrate:
+        inputs = inputs.with_measured(_measure(inputs))
+    else:
+        # With --tokens nothing remote is looked at: a plan of a cluster that is out of reach.
+        inputs = inputs.with_measured(_find_measured(inputs, near_only=tokens is not None))
+    found = make_plan(inputs)
+    typer.echo(json.dumps(found.as_dict()) if as_json else render(found, terminal_width()))
 
 
 def _measure(inputs: "PlanInputs") -> "Calibration":

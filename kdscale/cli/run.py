@@ -31,6 +31,7 @@ def run(
 
     # Before the pipeline, whose imports take seconds: a mistake in the config shows at once.
     resolved = load_config(config, overrides or ())
+    from kdscale.plan.expect import expect
     from kdscale.run.checks import check_run
     from kdscale.run.pipeline import run_pipeline
 
@@ -42,4 +43,4 @@ def run(
             typer.echo(f"checked: {what}")
         typer.echo("Nothing was started.")
         return
-    show(run_pipeline(resolved, only, start, overwrite, wait_for_lease, until))
+    show(run_pipeline(resolved, only, start, overwrite, wait_for_lease, until, expect))

@@ -12,10 +12,10 @@ import typer
 
 from kdscale.cli import jobs, options
 from kdscale.errors import ExitCode, KdscaleError
+from kdscale.utils.text_table import terminal_width
 
 if TYPE_CHECKING:
-    from kdscale.run.progress_file import Driver
-    from kdscale.run.status import RunStatus, StageStatus
+    from kdscale.run.status import RunStatus
     from kdscale.store import Store
 
 _EXIT_CODES = {
@@ -139,8 +139,10 @@ def _print_json(looks: Iterator["RunStatus"]) -> str:
 
 
 def _print(looks: Iterator["RunStatus"]) -> str:
+    from kdscale.run.status_text import status_lines
+
     for found in looks:
-        typer.echo("\n".join(_lines(found)))
+        typer.echo("\n".join(status_lines(found, terminal_width())))
     return found.state
 
 
@@ -150,74 +152,9 @@ def _show(looks: Iterator["RunStatus"]) -> str:
     from rich.live import Live
     from rich.text import Text
 
+    from kdscale.run.status_text import status_lines
+
     with Live(console=Console(), auto_refresh=False) as live:
         for found in looks:
-            live.update(Text("\n".join(_lines(found))), refresh=True)
+            live.update(Text("\n".join(status_lines(found, terminal_width()))), refresh=True)
     return found.state
-
-
-def _lines(run: "RunStatus") -> Iterator[str]:
-    """Yield the lines of a run's status."""
-    from kdscale.report.formatting import duration
-
-    heard = run.heard_seconds_ago
-    when = "" if heard is None else f", last heartbeat {duration(heard)} ago"
-    yield f"{run.name}: {run.state}{when if run.state in ('running', 'lost') else ''}"
-    yield f"output: {run.output}"
-    if run.driver is not None:
-        yield f"driver: {_driver(run.driver)}"
-    for stage in run.stages:
-        yield from _stage_lines(stage)
-    for driver in run.earlier_drivers:
-        if driver.state != "complete":
-            at = f" at {driver.stage}" if driver.stage else ""
-            end = f"{driver.state}{at}, {_clock(driver.heard)}: {driver.cause}"
-            yield f"earlier driver: {_driver(driver)}; {end}"
-    if run.driver is not None and run.driver.cause:
-        yield f"cause: {run.driver.cause}"
-
-
-def _driver(driver: "Driver") -> str:
-    job = f", job {driver.job}" if driver.job else ""
-    return f"{driver.host} (pid {driver.pid}{job}), since {_clock(driver.started)}"
-
-
-def _stage_lines(stage: "StageStatus") -> Iterator[str]:
-    from kdscale.report.formatting import duration
-
-    line = f"  {stage.name:<9} {stage.state:<9}"
-    if stage.state != "waiting":
-        line += f" {duration(stage.seconds):>12}  {', '.join(_details(stage))}"
-    yield line.rstrip()
-    for failure in stage.failures:
-        yield f"    {_clock(failure.time)} {failure.reason}"
-    for losses in stage.losses:
-        values = ", ".join(
-            f"{name.replace('train/', '')} {'NaN' if value is None else f'{value:.4f}'}"
-            for name, value in losses.values.items()
-        )
-        yield f"    {losses.training}, step {losses.step:,}: {values}"
-
-
-def _details(stage: "StageStatus") -> Iterator[str]:
-    """Yield what is known of a stage."""
-    from kdscale.report.formatting import duration
-
-    # What a stage said last before its end is no news once it is complete.
-    if stage.total and stage.state != "complete":
-        yield f"{stage.done:,}/{stage.total:,} {stage.note}".rstrip()
-    if stage.shards_committed is not None:
-        yield f"{stage.shards_committed:,}/{stage.shards_planned:,} shards committed"
-    if stage.tokens_per_second:
-        yield f"{stage.tokens_per_second:,.0f} tokens/s"
-    if stage.seconds_left is not None:
-        yield f"{duration(stage.seconds_left)} left"
-    if stage.attempts > 1:
-        yield f"attempt {stage.attempts}"
-    if stage.failed_groups:
-        yield f"{stage.failed_groups} worker groups failed"
-
-
-def _clock(seconds: float) -> str:
-    """Return a time in this machine's time zone."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

@@ -52,6 +52,9 @@ class Hardware(Config):
     spot: float = Field(ge=0)
     """The same for a device that may be taken away."""
 
+    interruptions: float = Field(default=0.05, ge=0)
+    """How often a spot machine is assumed to be taken away, times an hour."""
+
     source: str
     """Source of the figures, and date of the prices."""
 

@@ -86,6 +86,7 @@ def this_machine() -> Hardware:
         network_gb_s=1.25,
         on_demand=0,
         spot=0,
+        interruptions=0,
         source=f"{machine['cores']} cores of {machine['cpu']}, at no price",
         forward_utilisation=_CORE_UTILISATION,
         training_utilisation=_CORE_UTILISATION,

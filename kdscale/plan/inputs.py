@@ -189,6 +189,7 @@ class PlanInputs:
     teacher_config: Any  # of transformers
     student_config: Any
     measured: Calibration | None = None
+    mfu: float | None = None  # the share of the peak that was given, and is the hardware's here
 
     @property
     def is_gpu(self) -> bool:
@@ -258,6 +259,16 @@ class PlanInputs:
     def with_config(self, config: RunConfig) -> "PlanInputs":
         """Return the same run with other workers, micro-batches or parallelism."""
         return replace(self, config=config)
+
+    def with_hardware(self, hardware: Hardware) -> "PlanInputs":
+        """Return the same run on other hardware."""
+        return replace(self, hardware=hardware)
+
+    def with_mfu(self, mfu: float) -> "PlanInputs":
+        """Return the same run where models reach `mfu` of a device's peak."""
+        shares = {"forward_utilisation": mfu, "training_utilisation": mfu}
+        hardware = self.hardware.model_copy(update=shares)
+        return replace(self, hardware=hardware, measured=None, mfu=mfu)
 
     def with_measured(self, measured: Calibration | None) -> "PlanInputs":
         """Return the same run with other measurements, or without any."""

@@ -20,6 +20,16 @@ from kdscale.plan.groups import check_groups, describe_groups
 from kdscale.plan.inputs import PlanInputs, Shape, workers_of
 from kdscale.plan.lora import StudentTraining, compare_with_full
 from kdscale.plan.memory import Memory, capacity, memory_of
+from kdscale.plan.overhead import (
+    BaselineCost,
+    Idle,
+    Interruptions,
+    baseline_cost,
+    idle_devices,
+    interruptions,
+)
+from kdscale.plan.ranges import Range, at_speed, speeds
+from kdscale.plan.remarks import Remark, remarks
 from kdscale.plan.timing import Seconds, seconds_of
 from kdscale.run.stage_names import STAGES
 
@@ -36,9 +46,18 @@ class StagePlan:
     flops: float
     seconds: Seconds
     device_hours: float
+    device_hours_range: Range
     money: Money
     memory: Memory | None
     usable: tuple[float, float] | None  # bytes of device and host that a rank may take
+
+    @property
+    def billion_tokens(self) -> Money | None:
+        """Price of a billion tokens of one model of the stage; None where it computes on none."""
+        if not self.positions:
+            return None
+        share = 1e9 / self.positions
+        return Money(share * self.money.on_demand, share * self.money.spot)
 
 
 @dataclass(frozen=True)
@@ -54,6 +73,16 @@ class Plan:
     scaling: list[Scaled]
     lora: list[StudentTraining]  # empty without LoRA
     advice: list[Advice]
+    baseline: BaselineCost | None
+    idle: list[Idle]
+    interruptions: list[Interruptions]  # on spot machines
+    remarks: list[Remark]
+
+    @property
+    def device_hours_range(self) -> Range:
+        """Device hours of all stages where all are as slow, or as fast, as they may be."""
+        ranges = [stage.device_hours_range for stage in self.stages]
+        return Range(sum(each.low for each in ranges), sum(each.high for each in ranges))
 
     @property
     def device_hours(self) -> float:
@@ -78,7 +107,11 @@ class Plan:
             "tokens": asdict(inputs.tokens) | {"captured": inputs.tokens.captured},
             "models": {name: _model(shape, inputs) for name, shape in models.items()},
             "stages": [_stage(stage) for stage in self.stages],
-            "total": {"device_hours": self.device_hours, "money": asdict(self.money)},
+            "total": {
+                "device_hours": self.device_hours,
+                "device_hours_range": asdict(self.device_hours_range),
+                "money": asdict(self.money),
+            },
             "caches": [asdict(each) | {"codec": each.codec.model_dump()} for each in self.caches],
             "requests": asdict(self.requests),
             "store_money": asdict(self.store_money),
@@ -86,6 +119,10 @@ class Plan:
             "scaling": [asdict(row) for row in self.scaling],
             "lora": [asdict(row) for row in self.lora],
             "advice": [asdict(row) for row in self.advice],
+            "baseline": asdict(self.baseline) if self.baseline is not None else None,
+            "idle": [asdict(row) for row in self.idle],
+            "interruptions": [asdict(row) for row in self.interruptions],
+            "remarks": [asdict(row) for row in self.remarks],
         }
 
 
@@ -107,6 +144,10 @@ def make_plan(inputs: PlanInputs) -> Plan:
         scaling=scaling(inputs),
         lora=compare_with_full(inputs),
         advice=advise(inputs),
+        baseline=baseline_cost(inputs),
+        idle=idle_devices(inputs),
+        interruptions=interruptions(inputs),
+        remarks=remarks(inputs),
     )
 
 
@@ -135,11 +176,14 @@ def assumptions(inputs: PlanInputs) -> list[str]:
     """Return what the figures rest on, a sentence each."""
     hardware, measured = inputs.hardware, inputs.measured
     lines = [f"Text: {inputs.tokens.source}.", f"Prices: {hardware.source}."]
+    slow, fast = speeds(inputs)
     if measured is None:
+        what, more = "given", ""
+        if inputs.mfu is None:
+            what, more = "assumed", "; --calibrate measures it, --mfu gives it"
         lines.append(
-            f"Speed: assumed, {hardware.forward_utilisation:.0%} of {hardware.flops / 1e12:,.3g} "
-            f"TFLOP/s in a forward, {hardware.training_utilisation:.0%} in training; "
-            "--calibrate measures it."
+            f"Speed: {what}, {hardware.forward_utilisation:.0%} of {hardware.flops / 1e12:,.3g} "
+            f"TFLOP/s in a forward, {hardware.training_utilisation:.0%} in training{more}."
         )
     else:
         lines.append(
@@ -148,6 +192,7 @@ def assumptions(inputs: PlanInputs) -> list[str]:
             f"forward, {measured.training_flops / 1e12:,.3g} in training."
         )
     lines += describe_groups(inputs)
+    lines.append(f"Ranges: devices that compute {slow:g} to {fast:g} times as fast as that.")
     if inputs.is_gpu and not inputs.config.cache.capture.workers.gpus:
         lines.append("Workers: the config's have no GPU; planned as if workers.gpus were 1.")
     return lines
@@ -157,7 +202,8 @@ def _plan_stage(name: str, inputs: PlanInputs) -> StagePlan:
     seconds = seconds_of(name, inputs)
     workers = 0 if name == "prepare" else workers_of(name, inputs.config).count
     # Preparing runs on the cluster's cores: one machine of it is occupied.
-    hours = (workers or 1) * seconds.total / 3600
+    planned = (inputs, *(at_speed(inputs, factor) for factor in speeds(inputs)))
+    hours, *others = ((workers or 1) * seconds_of(name, each).total / 3600 for each in planned)
     memory = memory_of(name, inputs)
     positions, flops = work(name, inputs)
     return StagePlan(
@@ -167,6 +213,8 @@ def _plan_stage(name: str, inputs: PlanInputs) -> StagePlan:
         flops=flops,
         seconds=seconds,
         device_hours=hours,
+        # What a slow device hides behind its computing, a fast one may wait for.
+        device_hours_range=Range(min(hours, *others), max(hours, *others)),
         money=device_money(hours, inputs),
         memory=memory,
         usable=capacity(name, inputs) if memory is not None else None,
@@ -176,6 +224,8 @@ def _plan_stage(name: str, inputs: PlanInputs) -> StagePlan:
 def _stage(stage: StagePlan) -> dict[str, Any]:
     found = asdict(stage)
     found["seconds"]["total"] = stage.seconds.total
+    price = stage.billion_tokens
+    found["billion_tokens"] = asdict(price) if price is not None else None
     if stage.memory is not None:
         found["memory"]["total"] = stage.memory.total
     return found

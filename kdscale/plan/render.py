@@ -1,39 +1,48 @@
 """Tables of a plan for the terminal."""
 
+import math
+
 from kdscale.cache.fidelity.codec_families import label
 from kdscale.plan.cost import Money
 from kdscale.plan.plan import Plan, StagePlan, assumptions
+from kdscale.plan.ranges import Range
 from kdscale.report.formatting import count, duration, number, percent, size
+from kdscale.utils.text_table import aligned, wrapped
 
 Row = list[str]
 
+_UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
+_THOUSANDS = ("", "k", "M", "B")
 
-def render(plan: Plan) -> str:
-    """Return all tables, one under the other."""
+
+def render(plan: Plan, width: int | None = None) -> str:
+    """Return all tables, one under the other; lists instead where they are wider than `width`."""
     inputs = plan.inputs
     parts = [
         f"{inputs.config.name} on {inputs.hardware.name}",
-        "\n".join(assumptions(inputs)),
-        _models(plan),
-        _stages(plan),
-        *_memory(plan),
-        _advice(plan),
-        _lora(plan),
-        _caches(plan),
-        _store(plan),
-        _break_even(plan),
-        _scaling(plan),
+        wrapped("\n".join(assumptions(inputs)), width, "  "),
+        _models(plan, width),
+        _stages(plan, width),
+        wrapped(_overhead(plan), width, "  "),
+        *_memory(plan, width),
+        wrapped(_advice(plan), width, "  "),
+        wrapped(_remarks(plan), width, "  "),
+        _lora(plan, width),
+        _caches(plan, width),
+        wrapped(_store(plan), width, "  "),
+        wrapped(_break_even(plan), width, "  "),
+        _scaling(plan, width),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _models(plan: Plan) -> str:
+def _models(plan: Plan, width: int | None) -> str:
     inputs = plan.inputs
     length = inputs.tokens.seq_len
     rows = [
         [
             *("Model", "parameters", "a token meets", "layers", "hidden"),
-            *("FLOPs a token, forward", "of it attention"),
+            *("FLOPs a token", "attention"),
         ]
     ]
     for name, shape in (("teacher", inputs.teacher), ("student", inputs.student)):
@@ -50,38 +59,123 @@ def _models(plan: Plan) -> str:
                 percent(share),
             ]
         )
-    return _aligned(rows)
+    return aligned(rows, width)
 
 
-def _stages(plan: Plan) -> str:
-    head = "Stage|workers|positions|FLOPs|time|start-up|computing|rest|device hours|on demand|spot"
-    rows = [head.split("|")]
+def _stages(plan: Plan, width: int | None) -> str:
+    """Return a table of time and money in ranges, and one of where the time goes."""
+    rows = [["Stage", "workers", "time", "device hours", "on demand", "spot"]]
+    parts = [["Stage", "positions", "FLOPs", "time", "start-up", "computing", "rest"]]
     for stage in plan.stages:
-        seconds = stage.seconds
+        seconds, hours = stage.seconds, stage.device_hours_range
         if not seconds.total:
             continue
+        wall = hours.times(3600 / (stage.workers or 1))
+        rows.append([stage.name, str(stage.workers or "-"), _wall(wall), *_costs(hours, plan)])
         rest = max(0.0, seconds.total - seconds.start_up - seconds.compute)
-        rows.append(
+        parts.append(
             [
                 stage.name,
-                str(stage.workers or "-"),
                 count(stage.positions),
                 f"{stage.flops:.3g}",
-                duration(seconds.total),
-                duration(seconds.start_up),
-                duration(seconds.compute),
-                duration(rest),
-                number(stage.device_hours, 2),
-                *_dollars(stage.money),
+                *map(duration, (seconds.total, seconds.start_up, seconds.compute, rest)),
             ]
         )
-    total = sum(stage.seconds.total for stage in plan.stages)
-    hours = number(plan.device_hours, 2)
-    rows.append(["total", "", "", "", duration(total), "", "", "", hours, *_dollars(plan.money)])
-    return _aligned(rows)
+    hours = [stage.device_hours_range.times(1 / (stage.workers or 1)) for stage in plan.stages]
+    wall = Range(sum(each.low for each in hours), sum(each.high for each in hours)).times(3600)
+    rows.append(["total", "", _wall(wall), *_costs(plan.device_hours_range, plan)])
+    return f"{aligned(rows, width)}\n\n{aligned(parts, width)}"
 
 
-def _memory(plan: Plan) -> list[str]:
+def _costs(hours: Range, plan: Plan) -> Row:
+    """Return device hours, and their price on demand and spot."""
+    hardware = plan.inputs.hardware
+    on_demand, spot = (hours.times(price) for price in (hardware.on_demand, hardware.spot))
+    return [between(hours), f"${between(on_demand)}", f"${between(spot)}"]
+
+
+def _wall(seconds: Range) -> str:
+    """Format a range of seconds in one unit."""
+    unit, name = next((u, n) for u, n in _UNITS if seconds.high >= 2 * u or u == 1)
+    return f"{between(seconds.times(1 / unit))} {name}"
+
+
+def between(found: Range) -> str:
+    """Format a range in two significant digits, `12k-25k`; no figure of a plan is surer than that.
+
+    One number where both ends look alike.
+    """
+    power = 0
+    while found.high >= 999.5 * 1000**power and power < len(_THOUSANDS) - 1:
+        power += 1
+    low, high = (_two_digits(value / 1000**power) for value in (found.low, found.high))
+    suffix = _THOUSANDS[power]
+    return f"{high}{suffix}" if low == high else f"{low}{suffix}-{high}{suffix}"
+
+
+def _two_digits(value: float) -> str:
+    if not value:
+        return "0"
+    value = float(f"{value:.1e}")
+    return f"{value:,.{min(max(0, 1 - math.floor(math.log10(value))), 4)}f}"
+
+
+def _overhead(plan: Plan) -> str:
+    """Return what the run pays beside its teacher and its student, a line each."""
+    hardware, lines = plan.inputs.hardware, []
+    prices = [
+        f"{stage.name} {_dollars(price.on_demand)}"
+        for stage in plan.stages
+        if stage.name in ("teacher", "cache", "distill")
+        and (price := stage.billion_tokens) is not None
+        and price.on_demand
+    ]
+    if prices:
+        lines.append(f"A billion tokens, on demand, each model: {', '.join(prices)}.")
+    if (cost := plan.baseline) is not None:
+        lines.append(
+            f"Baseline: {_hours_and_money(cost.device_hours, cost.money)} of it are for the same "
+            "student on labels alone, the report's measure of what distillation gains. Leave it "
+            "out: --set distill.baseline=false"
+        )
+    for idle in plan.idle:
+        lines.append(
+            f"Idle: {idle.devices:,} devices wait during {idle.stage}, "
+            f"{_hours_and_money(idle.device_hours, idle.money)}, if the run holds all of them from "
+            "start to end."
+        )
+    for found in plan.interruptions:
+        lines.append(
+            f"Spot, {found.stage}: {found.expected:,.2g} interruptions expected, at "
+            f"{hardware.interruptions:g} an hour for each of {found.machines:,} machines; each "
+            f"costs {duration(found.seconds_each)}, {_hours(found.device_hours)} device hours "
+            "together."
+        )
+    return "\n".join(lines)
+
+
+def _hours_and_money(hours: float, money: Money) -> str:
+    return f"about {_hours(hours)} device hours ({_dollars(money.on_demand)} on demand)"
+
+
+def _hours(hours: float) -> str:
+    """Format device hours: no plan knows hundredths of many."""
+    return number(hours, 2 if hours < 100 else 0)
+
+
+def _dollars(price: float) -> str:
+    return f"${between(Range(price, price))}"
+
+
+def _remarks(plan: Plan) -> str:
+    lines = [
+        f"- {remark.text}{''.join(f' --set {change}' for change in remark.changes)}"
+        for remark in plan.remarks
+    ]
+    return "\n".join(["Remarks", *lines]) if lines else ""
+
+
+def _memory(plan: Plan, width: int | None) -> list[str]:
     """Return a table each of a rank's device and host memory, by part and stage."""
     on = [stage for stage in plan.stages if stage.memory is not None]
     tables = []
@@ -97,7 +191,7 @@ def _memory(plan: Plan) -> list[str]:
             rows.append([part, *(size(each) if each else "" for each in held)])
         rows.append(["total", *(size(sum(_parts(stage, where).values())) for stage in on)])
         rows.append(["usable", *(size(stage.usable[place]) for stage in on if stage.usable)])
-        tables.append(_aligned(rows))
+        tables.append(aligned(rows, width))
     return tables
 
 
@@ -105,13 +199,13 @@ def _advice(plan: Plan) -> str:
     """Return the cheapest setting of each stage, a line each; "" where the run has none of them."""
     lines = []
     for found in plan.advice:
-        hours = f"{number(found.device_hours, 2)} device hours"
+        hours = f"{_hours(found.device_hours)} device hours"
         share = f"{percent(found.computing)} of them computing"
         if not found.changes:
             lines.append(f"{found.stage}: as cheap as any that fits, {hours}, {share}.")
             continue
         flags = " ".join(f"--set {change}" for change in found.changes)
-        before = number(found.before, 2)
+        before = _hours(found.before)
         lines.append(f"{found.stage}: {flags}\n  {hours} instead of {before}, {share}.")
     return "\n".join(["Cheapest settings that fit", *lines]) if lines else ""
 
@@ -122,7 +216,7 @@ def _parts(stage: StagePlan, where: str) -> dict[str, int]:
     return found
 
 
-def _lora(plan: Plan) -> str:
+def _lora(plan: Plan, width: int | None) -> str:
     """Return a table of LoRA beside training all weights, "" without LoRA."""
     if not plan.lora:
         return ""
@@ -130,16 +224,16 @@ def _lora(plan: Plan) -> str:
     for row in plan.lora:
         step = f"{row.step_seconds:.3g} s"
         rows.append([row.name, count(row.trained), size(row.memory), step, size(row.checkpoint)])
-    return _aligned(rows)
+    return aligned(rows, width)
 
 
-def _caches(plan: Plan) -> str:
-    rows = [["Cache, by codec", "in memory, bytes a position", "stored", "in all"]]
+def _caches(plan: Plan, width: int | None) -> str:
+    rows = [["Cache, by codec; bytes a position", "in memory", "stored", "in all"]]
     for index, each in enumerate(plan.caches):
         chosen = " (this run)" if index == 0 else ""
         in_memory, stored = number(each.in_memory_position, 1), number(each.stored_position, 1)
         rows.append([label(each.codec) + chosen, in_memory, stored, size(each.stored)])
-    return _aligned(rows)
+    return aligned(rows, width)
 
 
 def _store(plan: Plan) -> str:
@@ -156,16 +250,16 @@ def _break_even(plan: Plan) -> str:
     if found is None:
         return "Break-even: the cache exists already, every pass is free of the teacher."
     saved = found.online_saved_device_hours
-    more = f"saves {saved:,.2f}" if saved >= 0 else f"costs {-saved:,.2f} more"
+    more = f"saves {_hours(saved)}" if saved >= 0 else f"costs {_hours(-saved)} more"
+    capture, online = map(_hours, (found.capture_device_hours, found.online_device_hours_a_pass))
     return (
-        f"Break-even: the capture takes {found.capture_device_hours:,.2f} device hours, an online "
-        f"teacher {found.online_device_hours_a_pass:,.2f} in each pass of each student: the cache "
-        f"pays from {found.passes:.2f} passes on. This run makes {found.passes_of_this_run:.2f}: "
-        f"it {more} device hours."
+        f"Break-even: the capture takes {capture} device hours, an online teacher {online} in each "
+        f"pass of each student: the cache pays from {found.passes:.2f} passes on. This run makes "
+        f"{found.passes_of_this_run:.2f}: it {more} device hours."
     )
 
 
-def _scaling(plan: Plan) -> str:
+def _scaling(plan: Plan, width: int | None) -> str:
     rows = [["Devices", "capture", "efficiency", "distill", "efficiency", "on demand", "spot"]]
     for row in plan.scaling:
         rows.append(
@@ -175,23 +269,10 @@ def _scaling(plan: Plan) -> str:
                 percent(row.capture_efficiency) if row.capture_fits else "",
                 duration(3600 * row.distill_hours) if row.distill_fits else "does not fit",
                 percent(row.distill_efficiency) if row.distill_fits else "",
-                *_dollars(row.money),
+                *(
+                    f"${between(Range(price, price))}"
+                    for price in (row.money.on_demand, row.money.spot)
+                ),
             ]
         )
-    return _aligned(rows)
-
-
-def _dollars(money: Money) -> Row:
-    return [f"${money.on_demand:,.2f}", f"${money.spot:,.2f}"]
-
-
-def _aligned(rows: list[Row]) -> str:
-    """Align rows in columns, the first one flush left."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    return aligned(rows, width)

@@ -7,18 +7,22 @@ fingerprints, and is published last. Running again skips complete stages and res
 ones; a finished model of another config is never overwritten unasked.
 """
 
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
 from kdscale.config import RunConfig, dump_config
 from kdscale.distributed.rank import GracefulStopError
 from kdscale.run.artifacts import RunArtifacts, resolve_paths
 from kdscale.run.checks import check_run, choose_stages, refuse_incomplete_base
+from kdscale.run.expectation import Expectation, write_expectation
 from kdscale.run.finished_run import CONFIG_KEY
 from kdscale.run.lock import run_lease
 from kdscale.run.progress_file import ProgressFile
 from kdscale.run.record import RunRecord
+from kdscale.run.screen import run_screen
 from kdscale.run.stages.base import Stage, StageContext
+from kdscale.run.status import RunStatus, run_status
 from kdscale.run.stop import StopRequests
 from kdscale.store import HeldLease, explained
 from kdscale.workers.group import WorkerGroups
@@ -34,6 +38,7 @@ def run_pipeline(
     overwrite: bool = False,
     wait_for_lease: float | None = None,
     until: str | None = None,
+    expect: Callable[[RunConfig], Expectation | None] = lambda config: None,
 ) -> str:
     """Run the stages that are not complete; return the report's Markdown summary, "" if none.
 
@@ -44,6 +49,7 @@ def run_pipeline(
         overwrite: Replace models of another config in the same output.
         wait_for_lease: Seconds to wait if another driver has the run: see run_lease.
         until: The last stage to run.
+        expect: Says what the run is expected to take, for those who look at its progress.
 
     Raises:
         KdscaleError: The input is bad; raised before a worker starts.
@@ -59,9 +65,13 @@ def run_pipeline(
     with ExitStack() as stack:
         lease = stack.enter_context(run_lease(run.output, wait=wait_for_lease))
         requests = stack.enter_context(StopRequests(run.output))
-        progress_file = stack.enter_context(ProgressFile(run.output, check=lease.check))
+        progress_file = ProgressFile(run.output, check=lease.check)
+        stack.enter_context(_screen(run, progress_file))
+        stack.enter_context(progress_file)
         run.fence = lease.fence()
         run.output.put(CONFIG_KEY, dump_config(run.config).encode())
+        if (expected := expect(run.config)) is not None:
+            write_expectation(run.output, expected)
         record = RunRecord(run.output, run.config.name, run.fingerprint, lease.check)
         print(f"run {run.config.name} on data {prepared} -> {run.output}", flush=True)
         if others:
@@ -83,6 +93,15 @@ def run_pipeline(
             driver.run_stage(stage)
     report = run.output.child("report")
     return report.get("summary.md").decode() if report.exists("summary.md") else ""
+
+
+def _screen(run: RunArtifacts, progress_file: ProgressFile) -> AbstractContextManager[None]:
+    """Return the display of the run in a terminal; none elsewhere."""
+
+    def look() -> RunStatus:
+        return run_status(run.output, progress=progress_file.record())
+
+    return run_screen(run.config.name, look, run.output.local_path() is not None)
 
 
 @dataclass(frozen=True)

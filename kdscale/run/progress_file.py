@@ -163,13 +163,18 @@ class ProgressFile:
             self._driver = self._driver.model_copy(update={"stage": stage.name})
         self._wake.set()
 
+    def record(self) -> ProgressRecord:
+        """Return the present progress, as the next beat would write it."""
+        with self._lock:
+            return self._present()
+
     def _run(self) -> None:
         while True:
             self._wake.wait(self._seconds)
             self._wake.clear()
             with self._lock:
                 ended = self._ended
-                content = self._content()
+                content = self._present().model_dump_json(indent=1).encode()
             try:
                 self._check()
                 self._store.put(PROGRESS_KEY, content)
@@ -181,11 +186,10 @@ class ProgressFile:
             if ended:
                 return
 
-    def _content(self) -> bytes:
+    def _present(self) -> ProgressRecord:
         self._follow()
         self._driver = self._driver.model_copy(update={"heard": time.time()})
-        record = ProgressRecord(drivers=(*self._earlier, self._driver), stages=self._stages)
-        return record.model_dump_json(indent=1).encode()
+        return ProgressRecord(drivers=(*self._earlier, self._driver), stages=dict(self._stages))
 
     def _follow(self) -> None:
         """Add the present stage's progress to that of the drivers before."""

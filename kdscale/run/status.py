@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from kdscale.cache.format.records import PlanRecord, read_record
+from kdscale.run.expectation import Expectation, read_expectation
 from kdscale.run.finished_run import FinishedRun
 from kdscale.run.progress_file import LOST_SECONDS, Driver, ProgressRecord, read_progress
 from kdscale.run.stage_names import CURVES, STAGES
@@ -62,28 +63,43 @@ class RunStatus:
     driver: Driver | None
     earlier_drivers: tuple[Driver, ...]
     stages: tuple[StageStatus, ...] = ()
+    expected: Expectation | None = None
+    """What was planned; None where nothing was."""
+
+    seconds_left: float | None = None
+    """Of the stages that are running and to come; None where one of them is unknown, or none is."""
+
+    dollars: float | None = None
+    """The devices' price so far; None where it is not known."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the status for JSON."""
         return asdict(self) | {
             "driver": None if self.driver is None else self.driver.model_dump(),
             "earlier_drivers": [driver.model_dump() for driver in self.earlier_drivers],
+            "expected": None if self.expected is None else self.expected.model_dump(),
         }
 
 
 @explained()
-def run_status(output: Store, now: float | None = None) -> RunStatus:
+def run_status(
+    output: Store, now: float | None = None, progress: ProgressRecord | None = None
+) -> RunStatus:
     """Return the status of the run in `output` at `now` (Unix seconds; the present by default).
 
-    Ages compare the driver's clock with this machine's. Raises KdscaleError if there is no run.
+    progress: that of the run's own driver, which knows more than it has written. Ages compare the
+    driver's clock with this machine's. Raises KdscaleError if there is no run.
     """
-    progress = read_progress(output)
+    progress = progress or read_progress(output)
     record = FinishedRun(output).record
     progress = progress or ProgressRecord()
     moment = time.time() if now is None else now
     driver = progress.drivers[-1] if progress.drivers else None
     age = None if driver is None else max(0.0, moment - driver.heard)
     state = _state(driver, age, record["stages"])
+    stages = tuple(_stage(output, name, record["stages"], progress, state) for name in STAGES)
+    expected = read_expectation(output)
+    trainings = 1 + bool(FinishedRun(output).config_tree.get("distill", {}).get("baseline"))
     return RunStatus(
         name=record.get("name", ""),
         output=str(output),
@@ -91,8 +107,44 @@ def run_status(output: Store, now: float | None = None) -> RunStatus:
         heard_seconds_ago=age,
         driver=driver,
         earlier_drivers=progress.drivers[:-1],
-        stages=tuple(_stage(output, name, record["stages"], progress, state) for name in STAGES),
+        stages=stages,
+        expected=expected,
+        seconds_left=_seconds_left(stages, expected, trainings) if state == "running" else None,
+        dollars=_dollars(stages, expected),
     )
+
+
+def _seconds_left(
+    stages: tuple[StageStatus, ...], expected: Expectation | None, trainings: int
+) -> float | None:
+    """Return the seconds left of all stages: by their pace where they run, else as planned.
+
+    The stage `distill` counts the steps of one training at a time: where the baseline is still to
+    come, it takes as long as the student. The report takes seconds, and is not planned.
+    """
+    planned = {} if expected is None else expected.seconds
+    left = 0.0
+    for stage in stages:
+        if stage.state == "complete":
+            continue
+        if stage.seconds_left is not None:
+            left += stage.seconds_left
+            if stage.name == "distill" and stage.note == "student" and stage.done < stage.total:
+                each = stage.seconds_left / (stage.total - stage.done) * stage.total
+                left += (trainings - 1) * each
+        elif stage.name in planned:
+            left += max(0.0, planned[stage.name] - stage.seconds)
+        elif stage.name != "report":
+            return None
+    return left
+
+
+def _dollars(stages: tuple[StageStatus, ...], expected: Expectation | None) -> float | None:
+    """Return the price of the devices of the stages so far, on demand; None without a price."""
+    if expected is None or not expected.on_demand:
+        return None
+    hours = sum(stage.seconds * expected.devices.get(stage.name, 1) for stage in stages) / 3600
+    return hours * expected.on_demand
 
 
 def _state(driver: Driver | None, age: float | None, stages: dict[str, Any]) -> str:

@@ -68,12 +68,14 @@ def audit(
     budget: float | None = None,
     draws: int = 4,
     say: Callable[[str], None] = print,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Audit:
     """Audit the cache in `store` on `rows` of its sequences, evenly spread.
 
     `draws` of each target are compared. budget: stored bytes per token; by default those of the
-    cache's codec. teacher: see `find_teacher`. say: called with what is being done. Raises
-    KdscaleError where there is no such cache or teacher, or where the sequences have no targets.
+    cache's codec. teacher: see `find_teacher`. say: called with what is being done; progress: with
+    the positions of it that are done, and all. Raises KdscaleError where there is no such cache or
+    teacher, or where the sequences have no targets.
     """
     reader = CacheReader(store)
     found = find_teacher(store, reader.identity, teacher)
@@ -82,11 +84,11 @@ def audit(
     guess = budget or min(_LARGEST_BUDGET, 0.6 * reader.codec.bytes_per_position)
     tried = [f.make(size) for f in FAMILIES for size in f.sizes(guess, bench.vocab_size)]
     say(f"{bench.positions:,} positions: trying codecs of several families and sizes")
-    codecs = bench.measure(distinct([own, FullCodec(), *tried]))
+    codecs = bench.measure(distinct([own, FullCodec(), *tried]), progress)
     limit = budget or min(_LARGEST_BUDGET, codecs[own].bytes_stored)
     fitted = [config for config in _fitted(limit, codecs) if config not in codecs]
     say(f"comparing codecs of {limit:.1f} stored bytes per token")
-    codecs |= bench.measure(fitted) if fitted else {}
+    codecs |= bench.measure(fitted, progress) if fitted else {}
     rising = sorted(codecs.values(), key=lambda codec: codec.bytes_stored)
     return Audit(
         cache=str(store),

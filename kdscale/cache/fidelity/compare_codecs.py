@@ -2,9 +2,15 @@
 
 One pass of the teacher serves any number of codecs. Memory holds one sequence's logits, a chunk's
 distributions, and of each codec its payload and a few sums over V.
+
+A chunk is some hundred small tensor operations for each codec. To share out each of them among the
+cores costs more than it saves, and where the machine is busy every one waits for the core that
+comes last. So the codecs are shared out instead, and each is measured by one thread.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -92,16 +98,26 @@ class Bench:
         check_vocabulary(self._model.config, self.vocab_size, "teacher")
         self.proof: dict[str, float] = {}
 
-    def measure(self, configs: Sequence[CodecConfig]) -> dict[CodecConfig, Audited]:
-        """Measure each of `configs` over all positions."""
+    def measure(
+        self, configs: Sequence[CodecConfig], progress: Callable[[int, int], None]
+    ) -> dict[CodecConfig, Audited]:
+        """Measure each of `configs` over all positions.
+
+        progress: called with the positions done and those to do.
+        """
         benched = [_Benched(config, self._prior, self) for config in configs]
         proof = Proof(self._reader.codec, self._reader.identity)
         streams = max((each.codec.streams for each in benched), default=0)
         rows = run_teacher(self._model, self._cached, self.vocab_size, self._worker.device)
-        for positions in draw_positions(proof.check(rows), self._seeds, streams):
-            truth = make_truth(positions.logits[:, : self.vocab_size], self.temperature)
-            for each in benched:
-                each.add(truth, positions)
+        done = 0
+        with _single_threads(self._worker.device) as pool:
+            for positions in draw_positions(proof.check(rows), self._seeds, streams):
+                logits = positions.logits[:, : self.vocab_size]
+                truth = pool.submit(make_truth, logits, self.temperature).result()
+                for added in [pool.submit(each.add, truth, positions) for each in benched]:
+                    added.result()
+                done += len(logits)
+                progress(done, self.positions)
         self.proof = proof.result()
         return {each.config: each.result() for each in benched}
 
@@ -143,6 +159,22 @@ class _Benched:
             bytes_stored=self._rest.bytes_per_position(),
             fidelity=self._measure.result(),
         )
+
+
+@contextmanager
+def _single_threads(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool with a thread for each core that torch uses, in which torch uses one.
+
+    A GPU gets a single thread: it has one queue of work.
+    """
+    threads = torch.get_num_threads()
+    size = threads if device.type == "cpu" else 1
+    try:
+        with ThreadPoolExecutor(size, "audit", torch.set_num_threads, (1,)) as pool:
+            yield pool
+    finally:
+        # Threads that start later take the number that was set last, in whichever thread.
+        torch.set_num_threads(threads)
 
 
 def _spread(rows: int, count: int) -> np.ndarray:

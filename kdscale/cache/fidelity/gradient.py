@@ -84,7 +84,8 @@ class Truth:
     @cached_property
     def gradient_square(self) -> Tensor:
         """|q - p|^2, [P] float64."""
-        return self.qq - 2 * self.pq + self.pp
+        # Where q is p, rounding can leave less than nothing.
+        return (self.qq - 2 * self.pq + self.pp).clamp_min(0)
 
 
 def make_truth(logits: Tensor, temperature: float = 1.0) -> Truth:

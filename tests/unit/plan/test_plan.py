@@ -52,7 +52,7 @@ SCHEMA = {
                 "type": "object",
                 "required": [
                     *("name", "workers", "positions", "flops", "seconds", "device_hours"),
-                    *("money", "memory", "usable"),
+                    *("device_hours_range", "money", "billion_tokens", "memory", "usable"),
                 ],
                 "properties": {
                     "seconds": {
@@ -64,11 +64,16 @@ SCHEMA = {
                         "additionalProperties": NUMBER,
                     },
                     "money": MONEY,
+                    "device_hours_range": {"required": ["low", "high"]},
+                    "billion_tokens": {"type": ["object", "null"]},
                     "memory": {"type": ["object", "null"]},
                 },
             },
         },
-        "total": {"type": "object", "required": ["device_hours", "money"]},
+        "total": {
+            "type": "object",
+            "required": ["device_hours", "device_hours_range", "money"],
+        },
         "caches": {
             "type": "array",
             "items": {"required": ["codec", "in_memory_position", "stored_position", "stored"]},
@@ -85,6 +90,18 @@ SCHEMA = {
                 ],
             },
         },
+        "baseline": {"type": ["object", "null"], "required": ["device_hours", "money"]},
+        "idle": {
+            "type": "array",
+            "items": {"required": ["stage", "devices", "device_hours", "money"]},
+        },
+        "interruptions": {
+            "type": "array",
+            "items": {
+                "required": ["stage", "machines", "expected", "seconds_each", "device_hours"]
+            },
+        },
+        "remarks": {"type": "array", "items": {"required": ["kind", "text", "changes"]}},
         "lora": {
             "type": "array",
             "items": {"required": ["name", "trained", "memory", "step_seconds", "checkpoint"]},
@@ -292,6 +309,23 @@ def test_the_command_prints_tables_or_json(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_given_share_of_the_peak_replaces_what_is_assumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path)
+    found = {}
+    for mfu in (0.2, 0.4):
+        options = ("--hardware", "A10G", "--tokens", "1e7", "--mfu", str(mfu), "--json")
+        assert command(path, *options) == 0
+        found[mfu] = json.loads(capsys.readouterr().out)
+    slow, fast = ({s["name"]: s for s in found[mfu]["stages"]} for mfu in (0.2, 0.4))
+    for stage in ("teacher", "cache", "distill"):
+        twice = slow[stage]["seconds"]["compute"] / fast[stage]["seconds"]["compute"]
+        assert twice == pytest.approx(2)
+    assert any("given, 20%" in line for line in found[0.2]["assumptions"])
+    assert command(path, "--mfu", "0.4", "--calibrate") == 2
+
+
 def test_the_command_refuses_what_cannot_fit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -334,3 +368,15 @@ def test_a_student_that_loads_a_model_is_planned_by_its_config(tmp_path: Path) -
     with pytest.raises(KdscaleError, match="does not exist") as caught:
         setting("H100", distill__student={"load": "/mnt/elsewhere/student"})
     assert "--set distill.student.load=FOLDER" in caught.value.fix
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("large", [False, True])
+def test_a_plan_fits_the_terminal(width: int, large: bool) -> None:
+    shape = str(ROOT / "jobs/configs/shapes/llama-3.1-70b")
+    inputs = setting("H100")
+    if large:
+        config = load_config(LARGE)
+        inputs = read_inputs(config, find_hardware("H100"), tokens=100e9, teacher_shape=shape)
+    text = render(make_plan(inputs), width)
+    assert max(map(len, text.splitlines())) <= width

@@ -1,0 +1,47 @@
+"""What a plan expects of a run on this machine, for the display of its progress."""
+
+import torch
+
+from kdscale.config import RunConfig
+from kdscale.config.hardware import Hardware
+from kdscale.errors import KdscaleError
+from kdscale.plan.calibration import find
+from kdscale.plan.hardware import TABLE, this_machine
+from kdscale.plan.inputs import read_inputs, workers_of
+from kdscale.plan.timing import seconds_of
+from kdscale.run.expectation import Expectation
+from kdscale.run.stage_names import ON_WORKERS
+from kdscale.store import open_store
+
+
+def expect(config: RunConfig) -> Expectation | None:
+    """Return what `kdscale plan` says of the run's stages.
+
+    None where the device is not in the plan's table, or a plan needs figures that are not at hand.
+    """
+    hardware = device_here() if config.cache.capture.workers.gpus else this_machine()
+    if hardware is None:
+        return None
+    try:
+        inputs = read_inputs(config, hardware)
+        inputs = inputs.with_measured(find(open_store(config.output), hardware.name))
+    except KdscaleError:
+        return None
+    workers = {stage: workers_of(stage, config).count for stage in ON_WORKERS}
+    stages = ("prepare", *ON_WORKERS)
+    return Expectation(
+        hardware=hardware.name,
+        on_demand=hardware.on_demand,
+        seconds={stage: round(seconds_of(stage, inputs).total, 1) for stage in stages},
+        devices={"prepare": 1, **workers},
+    )
+
+
+def device_here() -> Hardware | None:
+    """Return this machine's GPU as the table has it; None where it has none that is known."""
+    if not torch.cuda.is_available():
+        return None
+    found = torch.cuda.get_device_properties(0)
+    gib = found.total_memory / 2**30
+    alike = [row for row in TABLE if row.name.split("-")[0] in found.name.replace("-", " ").split()]
+    return min(alike, key=lambda row: abs(row.memory_gib - gib), default=None)
