@@ -68,7 +68,9 @@ LONG = (
 
 SUBMITTED = "ray/test_submit.py"
 ELSEWHERE = {
-    "kdscale init run.yaml": "unit/cli/test_init.py::test_init_writes_once",
+    "kdscale init run.yaml --teacher models/teacher --student models/student --data corpus.jsonl": (
+        "unit/start/test_start.py::test_a_config_of_two_models_and_lines_runs_as_it_is"
+    ),
     "kdscale doctor --output s3://bucket/run --cluster auto": (
         "ray/test_observability.py::test_doctor_finds_nothing_wrong"
     ),
