@@ -95,8 +95,8 @@ def config_page() -> str:
         "# Configuration",
         "One YAML file describes a run; `--set a.b=value` overrides a field. Unknown keys are an "
         "error. `kdscale init run.yaml --teacher MODEL --data PATH` writes a short file that runs, "
-        "`kdscale init --full run.yaml` one with every field. The file is a [RunConfig](#runconfig); each section has a "
-        "table below.",
+        "`kdscale init --full run.yaml` one with every field. The file is a "
+        "[RunConfig](#runconfig); each section has a table below.",
     ]
     places: dict[type, list[str]] = {}
     for root in (RunConfig, KubeOptions, Hardware):

@@ -61,7 +61,8 @@ def draft(request: Request, device: str) -> tuple[Settings, list[str]]:
     if data.chat is not None:
         settings["data.chat"] = data.chat
     if data.label is not None:
-        settings["data.labels"] = {"field": data.label}
+        classes = teacher.classes if teacher.task == task else []
+        settings["data.labels"] = {"field": data.label} | ({"classes": classes} if classes else {})
     settings["data.tokenizer"] = {"kind": "teacher"}
     counts = token_counts(teacher, data.texts)
     settings["data.seq_len"] = _seq_len(counts, teacher, student, device)

@@ -42,6 +42,12 @@ class Model:
         return usable_positions(self.config)
 
     @property
+    def classes(self) -> list[str]:
+        """Names of the classes that a classifier tells apart; none where they are only numbered."""
+        names = [str(name) for _, name in sorted(self.config.id2label.items())]
+        return [] if all(name.startswith("LABEL_") for name in names) else names
+
+    @property
     def task(self) -> Task:
         """The task that its head is for."""
         name = next(iter(self.config.architectures or ()), "")

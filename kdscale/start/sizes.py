@@ -38,6 +38,10 @@ _LEFT_OUT = {
     "distill.training.zero": {"stage": 0},
     "distill.training.activation_checkpointing": False,
     "cache.capture.queue_batches": 4,
+    "cache.capture.workers": {"count": 2},
+    "distill.workers": {"count": 2},
+    "evaluate.workers": {"count": 2},
+    "evaluate.micro_batch_size": 8,
 }
 """Defaults, which need not be written."""
 

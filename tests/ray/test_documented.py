@@ -69,7 +69,7 @@ LONG = (
 SUBMITTED = "ray/test_submit.py"
 ELSEWHERE = {
     "kdscale init run.yaml --teacher models/teacher --student models/student --data corpus.jsonl": (
-        "unit/start/test_start.py::test_a_config_of_two_models_and_lines_runs_as_it_is"
+        "ray/test_wheel.py::test_a_run_of_what_init_wrote"
     ),
     "kdscale doctor --output s3://bucket/run --cluster auto": (
         "ray/test_observability.py::test_doctor_finds_nothing_wrong"

@@ -1,4 +1,4 @@
-"""The built wheel, installed in a fresh environment, without a checkout and from an empty folder."""
+"""The built wheel in a fresh environment, without a checkout and from an empty folder."""
 
 import json
 import os
@@ -54,7 +54,8 @@ class Installed:
     def kdscale(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command that has to succeed."""
         done = self.run("kdscale", *arguments)
-        assert done.returncode == 0, (arguments, done.stdout[-3000:], done.stderr[-6000:])
+        if done.returncode != 0:
+            pytest.fail(f"{arguments}: {done.stdout[-3000:]}\n{done.stderr[-6000:]}")
         return done
 
 
@@ -177,9 +178,7 @@ def test_a_run_of_what_init_wrote(installed: Installed, config: str) -> None:
     assert "complete" in installed.kdscale("status", "out").stdout
 
 
-def test_a_job_is_followed_and_found_again(
-    installed: Installed, config: str, address: str
-) -> None:
+def test_a_job_is_followed_and_found_again(installed: Installed, config: str, address: str) -> None:
     output = installed.folder / "job-output"
     arguments = ("--until", "prepare", "--set", f"output={output}", "--name", "first-1")
     done = installed.kdscale("submit", config, "--address", address, "--follow", *arguments)

@@ -55,7 +55,11 @@ def _json(root: str, key: str, count: int) -> list[dict[str, Any]]:
 
 
 def _only_list(value: Any) -> list[Any] | None:
-    """Return the records that an object wraps, if it has one list of objects and nothing else."""
-    lists = value.values() if isinstance(value, dict) and len(value) == 1 else ()
-    found = [each for each in lists if isinstance(each, list)]
-    return next((each for each in found if all(isinstance(item, dict) for item in each)), None)
+    """Return the records that an object wraps, if it has one list of objects and nothing else.
+
+    A list of messages is a record's own.
+    """
+    only = next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else None
+    if not isinstance(only, list) or not all(isinstance(item, dict) for item in only):
+        return None
+    return None if any(name in item for item in only for name in ("role", "from")) else only
