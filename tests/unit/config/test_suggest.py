@@ -21,7 +21,7 @@ from kdscale.share import CLUSTERS
         ("learning_rate=3", "; did you mean teacher.training.optimiser.learning_rate?"),
         # In a union, the fields of the member that was chosen.
         ("cache.codec.kk=3", "; did you mean k?"),
-        ("distill.curriculum={lenght: null}", "did you mean length?"),
+        ("distill.curriculum={lengths: null}", "did you mean length?"),
         ("data.evaluate={a: {kind: text, path: x, limits: 3}}", "did you mean limit?"),
         ("zzz=3", "zzz: unknown key (of --set)\n"),
     ],
