@@ -16,7 +16,7 @@ import grimp
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs" / "images" / "imports.svg"
 # Used by nearly every package; their arrows would hide all others.
-OMITTED = {"errors", "types", "utils", "__main__", ""}
+OMITTED = {"errors", "share", "types", "utils", "__main__", ""}
 # Drawn apart from the package that they lie in: cache.fidelity imports more than the cache does,
 # and the modules that name and open a run's outputs are imported by what the pipeline runs.
 APART = {

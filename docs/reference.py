@@ -94,9 +94,9 @@ def config_page() -> str:
     parts = [
         "# Configuration",
         "One YAML file describes a run; `--set a.b=value` overrides a field. Unknown keys are an "
-        "error. `kdscale init run.yaml` writes a short file to start from, `kdscale init --full "
-        "run.yaml` one with every field. The file is a [RunConfig](#runconfig); each section has a "
-        "table below.",
+        "error. `kdscale init run.yaml --teacher MODEL --data PATH` writes a short file that runs, "
+        "`kdscale init --full run.yaml` one with every field. The file is a "
+        "[RunConfig](#runconfig); each section has a table below.",
     ]
     places: dict[type, list[str]] = {}
     for root in (RunConfig, KubeOptions, Hardware):

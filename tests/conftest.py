@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,9 +54,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def environment_left_alone() -> Iterator[None]:
-    """Restore the environment after each test."""
-    with environment():
+def environment_left_alone(tmp_path: Path) -> Iterator[None]:
+    """Restore the environment after each test, which has its own records of submitted jobs."""
+    with environment(XDG_STATE_HOME=str(tmp_path / "state")):
         yield
 
 

@@ -42,7 +42,6 @@ def _version(wanted: bool) -> None:
 app = typer.Typer(
     name="kdscale",
     no_args_is_help=True,
-    add_completion=False,
     # KdscaleErrors are printed below; other tracebacks stay plain, fit for a job's log.
     pretty_exceptions_enable=False,
 )

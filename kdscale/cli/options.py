@@ -16,6 +16,19 @@ def _stage(name: str | None) -> str | None:
     return name
 
 
+def _stages() -> list[str]:
+    return list(STAGES)
+
+
+def _fields(incomplete: str) -> list[str]:
+    """Return the fields whose names begin as what was typed."""
+    from kdscale.config import RunConfig
+    from kdscale.config.suggest import field_paths
+
+    names = dict.fromkeys(".".join(path) for path in field_paths(RunConfig))
+    return [f"{name}=" for name in names if name.startswith(incomplete)]
+
+
 def finite(value: float | None) -> float | None:
     """Refuse infinity and NaN, which pass any bounds of an option."""
     if value is not None and not math.isfinite(value):
@@ -48,21 +61,42 @@ def check_timeout(timeout: int | None, follow: bool) -> None:
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="A.B=C", help="Set a field of the config; may be repeated."),
+    typer.Option(
+        "--set",
+        metavar="A.B=C",
+        help="Set a field of the config; may be repeated.",
+        autocompletion=_fields,
+    ),
 ]
 Only = Annotated[
     str | None,
-    typer.Option("--only", metavar="STAGE", callback=_stage, help="Run this stage only."),
+    typer.Option(
+        "--only",
+        metavar="STAGE",
+        callback=_stage,
+        autocompletion=_stages,
+        help="Run this stage only.",
+    ),
 ]
 Start = Annotated[
     str | None,
     typer.Option(
-        "--from", metavar="STAGE", callback=_stage, help="Run this stage and those after."
+        "--from",
+        metavar="STAGE",
+        callback=_stage,
+        autocompletion=_stages,
+        help="Run this stage and those after.",
     ),
 ]
 Until = Annotated[
     str | None,
-    typer.Option("--until", metavar="STAGE", callback=_stage, help="Run no stage after this one."),
+    typer.Option(
+        "--until",
+        metavar="STAGE",
+        callback=_stage,
+        autocompletion=_stages,
+        help="Run no stage after this one.",
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Run complete stages again.")]
 WaitForLease = Annotated[
@@ -81,21 +115,44 @@ Address = Annotated[
     typer.Option(
         "--address",
         metavar="URL",
-        help="Dashboard of the cluster, http://HEAD:8265. Default: RAY_API_SERVER_ADDRESS, "
-        "RAY_ADDRESS, or this machine's cluster.",
+        help="Dashboard of the cluster, http://HEAD:8265. Default: where the job was submitted to "
+        "from here, else RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or this machine's cluster.",
     ),
 ]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id that `kdscale submit` printed.")]
-BackendName = Annotated[
+
+
+def _known_jobs() -> list[str]:
+    from kdscale.submit.records import known_jobs
+
+    return known_jobs()
+
+
+JobId = Annotated[
     str,
-    typer.Option("--backend", metavar="NAME", help="Where jobs run: ray or kuberay."),
+    typer.Argument(
+        metavar="JOB",
+        help="Id that `kdscale submit` printed; or the output or config of a run that was "
+        "submitted from here.",
+        autocompletion=_known_jobs,
+    ),
+]
+BackendName = Annotated[
+    str | None,
+    typer.Option(
+        "--backend",
+        metavar="NAME",
+        help="Where jobs run, ray or kuberay. Default: where the job was submitted to from here, "
+        "else ray.",
+        autocompletion=lambda: ["ray", "kuberay"],
+    ),
 ]
 Kube = Annotated[
     str | None,
     typer.Option(
         "--kube",
         metavar="FILE",
-        help="The Kubernetes cluster, for kuberay. Default: cluster/kuberay.yaml of the checkout.",
+        help="The Kubernetes cluster, for kuberay. Default: the example, which `kdscale init "
+        "--cluster kuberay` writes.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

@@ -34,7 +34,7 @@ def status(
         ),
     ],
     address: options.Address = None,
-    backend: options.BackendName = "ray",
+    backend: options.BackendName = None,
     kube: options.Kube = None,
     as_json: options.AsJson = False,
     watch: Annotated[bool, typer.Option("--watch", help="Repeat until the run ends.")] = False,
@@ -53,7 +53,7 @@ def status(
     Exit code 1 for a run that failed or whose driver was lost, 5 for one that was stopped; for
     a job, the code of its status.
     """
-    if not _is_run(thing):
+    if not jobs.is_run(thing):
         if watch:
             raise typer.BadParameter(f"{thing!r} is no run, and --watch is for runs.")
         _job_status(thing, address, backend, kube, as_json)
@@ -66,29 +66,28 @@ def status(
     raise typer.Exit(_EXIT_CODES.get(state, ExitCode.OK))
 
 
-def _is_run(thing: str) -> bool:
-    """Return whether `thing` is a run, not a job: an id has no slash and is no folder here."""
-    return "/" in thing or thing.endswith((".yaml", ".yml")) or Path(thing).is_dir()
-
-
 def _job_status(
-    thing: str, address: str | None, backend: str, kube: str | None, as_json: bool
+    thing: str, address: str | None, backend: str | None, kube: str | None, as_json: bool
 ) -> None:
     """Print a job's status.
 
-    Where no cluster is given and the job is unknown, the error covers a mistyped folder too.
+    Where no cluster is named and the job is unknown, the error is that of a mistyped folder.
     """
+    from kdscale.submit.cluster import environment_address
     from kdscale.submit.job import UnknownJobError, UnreachableError
 
+    is_named = any(option is not None for option in (address, backend, kube))
     try:
         jobs.status(thing, address, backend, kube, as_json)
     except (UnknownJobError, UnreachableError) as error:
-        if address is not None or backend != "ray":
+        if is_named or jobs.recorded(thing) is not None:
             raise
+        there = f" {error.problem}" if environment_address() else ""
         raise type(error)(
-            f"There is no run in a folder {thing!r} here{_near(thing)}. As a job's id: "
-            f"{error.problem}",
-            f"Give a run's output or config, or else a job's id. {error.fix}",
+            f"There is no such folder {thing!r} here, and no such job was submitted from here"
+            f"{_near(thing) or '.'}{there}",
+            "Give a run's output or config, or a job's id; with --address or --backend, where it "
+            "was submitted from another machine.",
         ) from error
 
 
@@ -97,27 +96,30 @@ def _output(thing: str) -> "Store":
     from kdscale.config import load_config
     from kdscale.store import open_store
 
-    if thing.endswith((".yaml", ".yml")) and "://" not in thing and not Path(thing).is_dir():
+    if jobs.is_config(thing):
         return open_store(load_config(thing, ()).output)
     store = open_store(thing)
     folder = store.local_path()
     if folder is not None and not folder.is_dir():
         what = "it is a file" if folder.is_file() else "there is no such folder"
         raise KdscaleError(
-            f"There is no run in {thing!r}: {what}{_near(thing)}.",
+            f"There is no run in {thing!r}, as {what}{_near(thing) or '.'}",
             "Give the `output` of a run's config, the config itself, or a job's id.",
         )
     return store
 
 
 def _near(thing: str) -> str:
-    """Return a folder beside it with a similar name, in brackets."""
-    path = Path(thing).expanduser()
+    """Return a folder beside it or a submitted job with a similar name, as a question."""
+    from kdscale.submit.records import similar_job
+
+    path, found = Path(thing).expanduser(), None
     with suppress(OSError):
         beside = [each.name for each in path.parent.iterdir() if each.is_dir()]
-        if found := get_close_matches(path.name, beside, 1):
-            return f" (there is {str(path.with_name(found[0]))!r})"
-    return ""
+        if near := get_close_matches(path.name, beside, 1):
+            found = str(path.with_name(near[0]))
+    found = found or similar_job(thing)
+    return f": did you mean {found!r}?" if found else ""
 
 
 def _looks(output: "Store", every: float) -> Iterator["RunStatus"]:

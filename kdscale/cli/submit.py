@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdscale.cli import options
-from kdscale.cli.jobs import conclude, next_commands, print_json, say, watch
+from kdscale.cli.jobs import conclude, next_commands, place_of, print_json, say, watch
 from kdscale.errors import ExitCode
 from kdscale.run.stage_names import STAGES, chosen_stages
 
@@ -105,7 +105,7 @@ AllowSkew = Annotated[
 def submit(
     config: options.Config,
     overrides: options.Overrides = None,
-    backend: options.BackendName = "ray",
+    backend: options.BackendName = None,
     address: options.Address = None,
     kube: options.Kube = None,
     submission_id: SubmissionId = None,
@@ -135,20 +135,20 @@ def submit(
     from kdscale import submit as api
     from kdscale.config import load_config
 
-    at = api.open_backend(
-        backend, address, kube, upload_to=upload_to, allow_skew=allow_skew, say=say
-    )
+    place = place_of(address, backend, kube)
+    at = api.open_backend(place, upload_to=upload_to, allow_skew=allow_skew, say=say)
     visible = api.read_environment(environment or (), env_file, allow_visible)
     shared: dict[str, Any] = {"environment": visible, "secret_names": secret or ()}
     shared["grace_seconds"] = grace
     if student:
-        if only or start or until or exclude or backend == "kuberay":
+        if only or start or until or exclude or place.backend == "kuberay":
             raise typer.BadParameter("--student goes with neither stages, --exclude nor kuberay.")
         graph = api.plan_graph(
             config, overrides or (), student, graph_id=submission_id, upload_to=upload_to, **shared
         )
         _preflight({node.config_text for node in graph.nodes})
         render, send = graph.summary, partial(api.submit_graph, at, graph, say)
+        runs = graph.outputs
     else:
         plan = api.plan_job(
             load_config(config, overrides or ()),
@@ -163,10 +163,12 @@ def submit(
             say(f"note: {note}")
         _preflight({plan.config_text}, chosen_stages(only, start, until))
         render, send = partial(at.render, plan), partial(_send, at, plan)
+        runs = {}
     if dry_run:
         _print_plan(render(), as_json)
         return
     submitted, found = send()
+    _record(at, runs | {submitted.submission_id: submitted.output})
     if found is not None:
         _report_earlier(found)
     _conclude(at, submitted, found is None, as_json, follow, timeout)
@@ -174,11 +176,11 @@ def submit(
 
 def run_graph(graph: Annotated[Path, typer.Argument(metavar="GRAPH")]) -> None:
     """Run the jobs of a submitted graph, on the cluster."""
-    from kdscale.submit import open_backend
+    from kdscale.submit import Place, open_backend
     from kdscale.submit.graph import GraphRun, load_graph
 
     planned = load_graph(graph.read_text(encoding="utf-8"))
-    at = open_backend("ray", upload_to=planned.upload_to, say=print)
+    at = open_backend(Place(), upload_to=planned.upload_to, say=print)
     try:
         succeeded = GraphRun(at, planned, print).run()
     except KeyboardInterrupt as error:
@@ -197,6 +199,17 @@ def _preflight(configs: set[str], stages: Sequence[str] = STAGES) -> None:
         notes |= dict.fromkeys(preflight(parse_config(text), stages, elsewhere).notes)
     for note in notes:
         say(f"note: {note}")
+
+
+def _record(backend: "Backend", outputs: dict[str, str]) -> None:
+    """Record where the jobs, each with its run's output, went; the last one is the newest."""
+    from kdscale.submit import Record, remember
+
+    try:
+        for job, output in outputs.items():
+            remember(Record(job, backend.place, output))
+    except OSError as error:
+        say(f"note: where the job went is not recorded, give it to other commands again: {error}")
 
 
 def _report_earlier(job: "Job") -> None:
@@ -220,7 +233,7 @@ def _conclude(
     job = plan.submission_id
     if not as_json:
         typer.echo(job)
-    next_commands(backend, job)
+    next_commands(job)
     if follow:
         # The id, or the object, has stdout to itself.
         conclude(
@@ -235,7 +248,7 @@ def _send(backend: "Backend", plan: "JobPlan") -> tuple["JobPlan", "Job | None"]
     from kdscale import submit as api
 
     with tempfile.TemporaryDirectory(prefix="kdscale-") as folder:
-        staged = api.stage(api.checkout(), plan.config_text, Path(folder), plan.excludes)
+        staged = api.stage(api.code_root(), plan.config_text, Path(folder), plan.excludes)
         return plan, api.submit_once(backend, plan, staged)
 
 

@@ -13,6 +13,7 @@ from kdscale.config.base import Config
 from kdscale.config.kube import KubeOptions
 from kdscale.config.renamed import new_name
 from kdscale.config.run import RunConfig
+from kdscale.config.suggest import suggest_field
 from kdscale.config.text import read_text
 from kdscale.errors import KdscaleError
 
@@ -80,7 +81,8 @@ def _parse(
         return kind.model_validate(tree)
     except ValidationError as error:
         raise KdscaleError(
-            f"{origin} is not valid:\n{_explain(error)}", f"Fix the reported fields, or {starter}."
+            f"{origin} is not valid:\n{_explain(error, kind, overrides)}",
+            f"Fix the reported fields, or {starter}.",
         ) from error
 
 
@@ -145,14 +147,21 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         ) from error
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(
+    error: ValidationError, kind: type[Config] | None = None, overrides: Sequence[str] = ()
+) -> str:
+    """Return a line on each field that is wrong, with those of overrides marked."""
     lines = []
+    given_here = [each.partition("=")[0].strip() for each in overrides]
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"] if part != "") or "(whole config)"
         if (renamed := new_name(where, item["input"])) is not None:
             lines.append(f"  {where}: {renamed}")
         elif item["type"] == "extra_forbidden":
-            lines.append(f"  {where}: unknown key")
+            meant = suggest_field(kind, item["loc"]) if kind is not None else None
+            marked = any(f"{key}.".startswith(f"{where}.") for key in given_here)
+            hint = f"; did you mean {meant}?" if meant else ""
+            lines.append(f"  {where}: unknown key{' (of --set)' if marked else ''}{hint}")
         else:
             given = "" if isinstance(item["input"], dict) else f" (given: {item['input']!r})"
             lines.append(f"  {where}: {item['msg'].removeprefix('Value error, ')}{given}")

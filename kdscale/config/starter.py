@@ -7,7 +7,6 @@ of the quickstart, which runs on two CPUs; other fields have their defaults.
 import textwrap
 import typing
 from collections.abc import Iterator
-from importlib.resources import files
 from typing import Any
 
 import yaml
@@ -15,13 +14,14 @@ from pydantic.fields import FieldInfo
 
 from kdscale.config.base import Config
 from kdscale.config.load import parse_config
+from kdscale.share import EXAMPLES
 
 _WIDTH = 100
 
 
 def starter_yaml(full: bool = False) -> str:
     """Return a run config as YAML: what most users set, or all fields with a comment on each."""
-    text = files("kdscale.config").joinpath("quickstart.yaml").read_text(encoding="utf-8")
+    text = EXAMPLES["quickstart"].read_text(encoding="utf-8")
     text = text[text.index("name: quickstart") :].replace("quickstart", "my-run")
     if not full:
         return f"# A run of kdscale. `kdscale init --full` lists every field.\n{text}"

@@ -5,6 +5,7 @@ environment.py   the job's variables; secrets.py: how secrets travel
 package.py       the files that travel with the job
 backend.py       the interface of a back end; ray_jobs.py and kube_jobs.py implement it
 graph.py         several jobs that depend on each other
+records.py       where the jobs submitted from this machine went
 follow.py        the log and the status of a job, until it has ended
 job.py           a job's status and its exit code
 """
@@ -17,7 +18,8 @@ from kdscale.submit.graph import plan_graph, submit_graph
 from kdscale.submit.job import Job, describe, exit_code
 from kdscale.submit.job_plan import GRACE_SECONDS, JobPlan, plan_job
 from kdscale.submit.log_times import offset_since
-from kdscale.submit.package import EXCLUDES, checkout, stage
+from kdscale.submit.package import EXCLUDES, code_root, stage
+from kdscale.submit.records import Place, Record, recall, recall_run, remember
 
 __all__ = [
     "EXCLUDES",
@@ -25,8 +27,10 @@ __all__ = [
     "Backend",
     "Job",
     "JobPlan",
+    "Place",
+    "Record",
     "check_same",
-    "checkout",
+    "code_root",
     "connect",
     "describe",
     "exit_code",
@@ -36,6 +40,9 @@ __all__ = [
     "plan_graph",
     "plan_job",
     "read_environment",
+    "recall",
+    "recall_run",
+    "remember",
     "stage",
     "submit_graph",
     "submit_once",

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from kdscale.errors import KdscaleError
 from kdscale.submit.job import DuplicateJobError, Job, UnknownJobError
 from kdscale.submit.job_plan import JobPlan
+from kdscale.submit.records import Place
 
 
 class Backend(Protocol):
@@ -16,8 +17,8 @@ class Backend(Protocol):
     """
 
     @property
-    def options(self) -> str:
-        """Options of a command that reach this back end again, with a space before each."""
+    def place(self) -> Place:
+        """What reaches this back end again, from any folder. May connect."""
 
     def render(self, plan: JobPlan) -> dict[str, Any]:
         """Return what a submission would send, as plain data. Contacts nothing."""
@@ -51,26 +52,25 @@ class Backend(Protocol):
 
 
 def open_backend(
-    name: str,
-    address: str | None = None,
-    kube: str | None = None,
+    place: Place,
     *,
     upload_to: str | None = None,
     allow_skew: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Backend:
-    """Return the back end `name`: `kube` is for kuberay, the other arguments for ray.
+    """Return the back end at `place`; the other arguments are for ray.
 
-    Raises KdscaleError for an unknown name.
+    Raises KdscaleError for an unknown one.
     """
+    name = place.backend
     if name == "ray":
         from kdscale.submit.ray_jobs import RayJobs
 
-        return RayJobs(address, upload_to=upload_to, allow_skew=allow_skew, say=say)
+        return RayJobs(place.address, upload_to=upload_to, allow_skew=allow_skew, say=say)
     if name == "kuberay":
         from kdscale.submit.kube_jobs import KubeJobs
 
-        return KubeJobs(kube)
+        return KubeJobs(place.kube)
     if name == "local":
         raise KdscaleError(
             "There is no back end 'local' any more: Ray's job server runs on one machine too.",

@@ -1,14 +1,16 @@
 """Client of a cluster's job server, with the address that was asked for and the token it needs.
 
 Two defaults of Ray's own client are corrected here. `RAY_API_SERVER_ADDRESS` and `RAY_ADDRESS`
-silently override its `address` argument, so that a job can land on the wrong cluster: a difference
-is refused. And it sends its token only where `RAY_AUTH_MODE=token` was set before Ray was imported:
-wherever a token is found, it is sent.
+silently override its `address` argument, so that a job can land on the wrong cluster: here the
+argument wins. And it sends its token only where `RAY_AUTH_MODE=token` was set before Ray was
+imported: wherever a token is found, it is sent.
 """
 
 import os
 import platform
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +22,15 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+# In this order Ray's client looks for an address.
+_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
 def connect(address: str | None) -> "JobSubmissionClient":
     """Return a client of the job server at `address`, after it has answered.
 
     Raises UnreachableError when nothing answers or the token is refused, KdscaleError when the
-    address is malformed or the environment names another one.
+    address is malformed.
     """
     url = resolve_address(address)
     token = find_token()
@@ -40,12 +44,13 @@ def connect(address: str | None) -> "JobSubmissionClient":
     from ray.job_submission import JobSubmissionClient
 
     try:
-        return JobSubmissionClient(url, headers=_headers())
+        with nullcontext() if address is None else _no_other_address():
+            return JobSubmissionClient(url, headers=_headers())
     except AuthenticationError as error:
         raise refused(url) from error
     except (ConnectionError, requests.RequestException, RuntimeError) as error:
         cause = str(error).splitlines()[0]
-        if url == DEFAULT_ADDRESS:
+        if address is None and url == DEFAULT_ADDRESS:
             raise UnreachableError(
                 f"No address was given, and no Ray job server answers on this machine, {url}: "
                 f"{cause}",
@@ -62,21 +67,26 @@ def connect(address: str | None) -> "JobSubmissionClient":
 def resolve_address(address: str | None) -> str:
     """Return the address given, else the environment's, else this machine's dashboard.
 
-    Raises KdscaleError when the one given is no http(s) URL, or is not the one Ray would use.
+    Raises KdscaleError when the one given is no http(s) URL.
     """
-    given = None if address is None else _normalise(address)
-    # In this order Ray's client looks for an address that overrides its argument.
-    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
-        value = os.environ.get(name)
-        if not value:
-            continue
-        if given is not None and value.rstrip("/") != given:
-            raise KdscaleError(
-                f"--address is {given}, but {name} is {value}, and Ray's client obeys the latter.",
-                f"Run `unset {name}`, or leave out --address.",
-            )
-        return value
-    return given or DEFAULT_ADDRESS
+    if address is not None:
+        return _normalise(address)
+    return environment_address() or DEFAULT_ADDRESS
+
+
+def environment_address() -> str | None:
+    """Return the address in the environment, if there is one."""
+    return next(filter(None, map(os.environ.get, _VARIABLES)), None)
+
+
+@contextmanager
+def _no_other_address() -> Iterator[None]:
+    """Hide the environment's addresses from Ray's client, which would prefer them."""
+    hidden = {name: os.environ.pop(name) for name in _VARIABLES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def find_token() -> str | None:
@@ -94,7 +104,7 @@ def find_token() -> str | None:
 def check_versions(client: "JobSubmissionClient") -> None:
     """Refuse a cluster whose Ray or Python is of another minor version than this one's.
 
-    A job's code is that of this checkout, tried with these versions. Where the cluster does not
+    A job's code is that of this machine, tried with these versions. Where the cluster does not
     tell its Python, Ray alone decides. Raises KdscaleError.
     """
     import ray

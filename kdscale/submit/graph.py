@@ -23,7 +23,7 @@ from kdscale.errors import KdscaleError
 from kdscale.submit.backend import Backend, check_same, submit_once
 from kdscale.submit.job import Job
 from kdscale.submit.job_plan import JobPlan, check_id, plan_job
-from kdscale.submit.package import CONFIG_PATH, checkout, stage
+from kdscale.submit.package import CONFIG_PATH, code_root, stage
 
 State = Literal["waiting", "going", "done", "failed", "blocked"]
 SETTLED = ("done", "failed", "blocked")
@@ -71,6 +71,12 @@ class Graph:
             secret_names=self.secrets,
             grace_seconds=self.grace_seconds,
         )
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """Outputs of the runs by the id of the job that is first to work on them."""
+        runs = {self.job_id(node, 1): parse_config(node.config_text) for node in self.nodes}
+        return {job: run.output for job, run in runs.items()}
 
     def driver(self, attempt: int) -> JobPlan:
         """Return the job that submits the others; its config is the graph."""
@@ -294,6 +300,6 @@ class GraphRun:
 
 
 def _submit(backend: Backend, plan: JobPlan) -> Job | None:
-    """Submit the plan with the files of this checkout; see `submit_once`."""
+    """Submit the plan with the files of this installation; see `submit_once`."""
     with TemporaryDirectory(prefix="kdscale-") as folder:
-        return submit_once(backend, plan, stage(checkout(), plan.config_text, Path(folder)))
+        return submit_once(backend, plan, stage(code_root(), plan.config_text, Path(folder)))

@@ -19,7 +19,7 @@ from kdscale.errors import KdscaleError
 from kdscale.store.redact import redact
 from kdscale.submit.environment import read_secrets
 from kdscale.submit.log_times import VARIABLE as LOG_TIMES
-from kdscale.submit.package import CONFIG_PATH, EXCLUDES, checkout, ignored
+from kdscale.submit.package import CONFIG_PATH, EXCLUDES, code_root, ignored
 
 GRACE_SECONDS = 600
 GRACE_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
@@ -69,7 +69,7 @@ class JobPlan:
 
     def summary(self) -> dict[str, Any]:
         """Return the plan as plain data, with the values of the variables in `given` masked."""
-        root = checkout()
+        root = code_root()
         shown = {name: "***" if name in self.given else v for name, v in self.environment.items()}
         return {
             "submission_id": self.submission_id,

@@ -8,11 +8,12 @@ from typing import Any
 
 from kdscale.config import load_kube_options, parse_config
 from kdscale.errors import KdscaleError
+from kdscale.share import CLUSTERS
 from kdscale.submit import kubectl
 from kdscale.submit.job import Job
 from kdscale.submit.job_plan import JobPlan
 from kdscale.submit.kuberay import rayjob_manifest
-from kdscale.submit.package import checkout
+from kdscale.submit.records import Place
 
 _POLL_SECONDS = 2.0
 
@@ -20,12 +21,12 @@ _POLL_SECONDS = 2.0
 class KubeJobs:
     """The jobs in the namespace that the options of the Kubernetes cluster name.
 
-    `file` has the options, by default the checkout's cluster/kuberay.yaml.
+    `file` has the options, by default those of cluster/kuberay.yaml.
     """
 
     def __init__(self, file: str | None = None) -> None:
-        self.options = " --backend kuberay" + ("" if file is None else f" --kube {file}")
-        self.file = file or str(checkout() / "cluster" / "kuberay.yaml")
+        self.place = Place("kuberay", kube=None if file is None else str(Path(file).absolute()))
+        self.file = file or str(CLUSTERS["kuberay"])
         self.cluster = load_kube_options(self.file)
 
     def render(self, plan: JobPlan) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """The files that travel with a job: the package, the job script and the resolved config.
 
-They are copied to a separate folder instead of uploading the checkout as it is: a checkout has
-`.git`, runs and data, and the config's file is on the submitter's machine. Ray takes a package over
-its dashboard, in one request and into its own memory: fine for code, not for hundreds of megabytes.
-So the package is measured before anything is sent; one above the limit is refused unless it may go
-through an object store, from which each node fetches it.
+They are copied to a separate folder instead of uploading what is around them: a checkout has
+`.git`, runs and data, an environment has all other packages, and the config's file is on the
+submitter's machine. Ray takes a package over its dashboard, in one request and into its own memory:
+fine for code, not for hundreds of megabytes. So the package is measured before anything is sent;
+one above the limit is refused unless it may go through an object store, from which each node
+fetches it.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ EXCLUDES = (
     *(".mypy_cache", ".pytest_cache", ".ruff_cache", "runs", "wandb"),
 )
 CONFIG_PATH = "job/config.yaml"
+_SHARED = Path("kdscale", "share")
 MIB = 2**20
 WARN_BYTES = 20 * MIB
 # Ray's own limits are 512 MiB for its store and 100 MiB for a request to a dashboard; the smaller
@@ -35,22 +37,16 @@ _SHOWN = 5
 _OLDEST = (1980, 1, 1, 0, 0, 0)
 
 
-def checkout() -> Path:
-    """Return the folder that holds `kdscale/` and `jobs/`; KdscaleError without `jobs/`."""
+def code_root() -> Path:
+    """Return the folder that holds the package `kdscale`: a checkout, or where it is installed."""
     assert kdscale.__file__ is not None
-    root = Path(kdscale.__file__).resolve().parent.parent
-    if not (root / "jobs" / "run.py").is_file():
-        raise KdscaleError(
-            f"kdscale is installed at {root}, without its `jobs` folder.",
-            "Submit from a checkout: `git clone` the project and `pip install -e .` in it.",
-        )
-    return root
+    return Path(kdscale.__file__).resolve().parent.parent
 
 
 def stage(root: Path, config_text: str, folder: Path, excludes: Sequence[str] = ()) -> Path:
-    """Fill the empty `folder` with the files that a job needs of the checkout `root`.
+    """Fill the empty `folder` with the package below `root`, its `jobs` and the config.
 
-    `config_text` becomes `job/config.yaml`, the path that the entrypoint names. `excludes` and the
+    `config_text` becomes `job/config.yaml`, the path that the entrypoint names. `excludes` and a
     checkout's `.rayignore` are patterns as of a `.gitignore`: `*.bin`, `jobs/data`. Returns the
     folder.
     """
@@ -63,17 +59,22 @@ def stage(root: Path, config_text: str, folder: Path, excludes: Sequence[str] = 
         return {
             name
             for name, path in paths.items()
-            if left_out.match_file(f"{path.relative_to(root)}{'/' if path.is_dir() else ''}")
+            if left_out.match_file(f"{_shown(path, root)}{'/' if path.is_dir() else ''}")
         }
 
-    for name in ("kdscale", "jobs"):
-        shutil.copytree(root / name, folder / name, ignore=ignore)
-    if (root / "pyproject.toml").is_file():
-        shutil.copy2(root / "pyproject.toml", folder)
+    shutil.copytree(root / "kdscale", folder / "kdscale", ignore=ignore)
+    # Where the entrypoint looks for it; the one in the package serves a job that submits others.
+    shutil.copytree(root / _SHARED / "jobs", folder / "jobs", ignore=ignore)
     config = folder / CONFIG_PATH
     config.parent.mkdir()
     config.write_text(config_text, encoding="utf-8")
     return folder
+
+
+def _shown(path: Path, root: Path) -> Path:
+    """Return a file's path as patterns spell it: that of a checkout."""
+    inside = path.relative_to(root)
+    return inside.relative_to(_SHARED) if inside.is_relative_to(_SHARED) else inside
 
 
 def ignored(root: Path) -> list[str]:

@@ -22,6 +22,7 @@ from kdscale.submit.job import (
     UnreachableError,
 )
 from kdscale.submit.job_plan import JobPlan
+from kdscale.submit.records import Place
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -56,9 +57,9 @@ class RayJobs:
         return connect(self.address)
 
     @property
-    def options(self) -> str:
-        """Options of a command that reach this cluster again."""
-        return "" if self.address is None else f" --address {self.address}"
+    def place(self) -> Place:
+        """The dashboard's URL: this shell's RAY_ADDRESS need not be that of another."""
+        return Place("ray", address=self.client.get_address())
 
     def render(self, plan: JobPlan) -> dict[str, Any]:
         """Return what a submission would send. Contacts nothing."""

@@ -68,7 +68,9 @@ LONG = (
 
 SUBMITTED = "ray/test_submit.py"
 ELSEWHERE = {
-    "kdscale init run.yaml": "unit/cli/test_init.py::test_init_writes_once",
+    "kdscale init run.yaml --teacher models/teacher --student models/student --data corpus.jsonl": (
+        "ray/test_wheel.py::test_a_run_of_what_init_wrote"
+    ),
     "kdscale doctor --output s3://bucket/run --cluster auto": (
         "ray/test_observability.py::test_doctor_finds_nothing_wrong"
     ),

@@ -35,6 +35,7 @@ from tests.s3 import S3Server
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(600)]
 
 QUICKSTART = Path(__file__).parents[2] / "jobs" / "configs" / "quickstart.yaml"
+JOBS = "kdscale/share/jobs"
 START_SECONDS = 300
 
 SUCCEED = """
@@ -180,12 +181,11 @@ def checkout_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[
 
     def make(script: str) -> Path:
         root = tmp_path / "checkout"
-        (root / "jobs").mkdir(parents=True)
-        (root / "jobs" / "run.py").write_text(script)
-        (root / "kdscale").mkdir()
+        (root / JOBS).mkdir(parents=True)
+        (root / JOBS / "run.py").write_text(script)
         (root / "kdscale" / "__init__.py").write_text("WHERE = 'staged'\n")
         for module in (room, graph):
-            monkeypatch.setattr(module, "checkout", lambda: root)
+            monkeypatch.setattr(module, "code_root", lambda: root)
         return root
 
     return make
@@ -193,9 +193,11 @@ def checkout_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[
 
 def with_real_package(root: Path) -> None:
     """Give the checkout the package as it is, beside its own job script."""
+    script = (root / JOBS / "run.py").read_text()
     shutil.rmtree(root / "kdscale")
     package = Path(room.__file__).parents[1]
     shutil.copytree(package, root / "kdscale", ignore=shutil.ignore_patterns("__pycache__"))
+    (root / JOBS / "run.py").write_text(script)
 
 
 def run(*arguments: str) -> int:
@@ -231,12 +233,16 @@ def test_success(
     # The code of the upload, not of this machine's installed package.
     assert "code: staged arguments: ['job/config.yaml', '--only', 'report']\n" in err
     assert "config: name: quickstart\n" in err
-    assert "  kdscale status good-1 --address" in err
-    assert "  kdscale logs -f good-1 --address" in err
-    assert "  kdscale stop good-1 --address" in err
+    assert "  kdscale status good-1\n" in err
+    assert "  kdscale logs -f good-1\n" in err
+    assert "  kdscale stop good-1\n" in err
     assert "good-1: SUCCEEDED after" in err
 
-    assert run("status", "good-1", "--address", address) == 0
+    # Where it went is recorded, also by its output.
+    for thing in ("good-1", f"{Path.cwd()}/runs/quickstart", str(QUICKSTART)):
+        assert run("logs", thing) == 0
+        assert "code: staged" in capfd.readouterr().out
+    assert run("status", "good-1") == 0
     assert capfd.readouterr().out.startswith("good-1: SUCCEEDED after")
     assert run("logs", "good-1", "--address", address) == 0
     log = capfd.readouterr().out

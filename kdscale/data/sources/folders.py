@@ -82,6 +82,12 @@ def find_files(path: str, kind: str) -> Folder:
     return Folder(root, keys, _summary(str(open_store(path)), unread))
 
 
+def kind_of(key: str) -> str:
+    """Return the kind of source that a file is of by its name: `text` where it is no other."""
+    kinds = (kind for kind in _NAMES if kind != "text" and not _reason(key, kind))
+    return next(kinds, "text")
+
+
 def suffixes(kind: str) -> str:
     """Return the file names of a kind, for a message."""
     return f"{', '.join(_NAMES[kind])}, compressed ({', '.join(_COMPRESSED[1:])}) or not"

@@ -53,6 +53,26 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert f" {command} " in text
 
 
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("kdscale sub", "submit"),
+        ("kdscale run run.yaml --only ev", "evaluate"),
+        ("kdscale run run.yaml --set distill.training.st", "distill.training.steps="),
+        ("kdscale status --backend k", "kuberay"),
+        ("kdscale init --cluster ku", "kuberay"),
+    ],
+)
+def test_the_shell_completes_commands_options_and_fields(words: str, found: str) -> None:
+    done = python(
+        "from kdscale.cli import main; main()",
+        _KDSCALE_COMPLETE="complete_bash",
+        COMP_WORDS=words,
+        COMP_CWORD=str(len(words.split()) - 1),
+    )
+    assert found in done.stdout.split(), done.stderr
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["cache", "--help"], ["run", "absent.yaml"]])
 def test_the_package_runs_as_the_program_does(arguments: list[str]) -> None:
     script = [str(Path(sys.executable).with_name("kdscale"))]

@@ -9,6 +9,7 @@ from kdscale.cli import jobs, main, status
 from kdscale.run.progress_file import ProgressFile
 from kdscale.run.record import RunRecord
 from kdscale.store import Store, open_store
+from kdscale.submit import cluster
 from kdscale.workers.progress import RunningStage
 from tests.runs import tiny_config, write_config
 
@@ -96,7 +97,7 @@ def test_what_is_no_run_is_a_job(
     asked = []
     monkeypatch.setattr(jobs, "status", lambda *arguments: asked.append(arguments))
     assert run("status", "quickstart-1", "--address", "http://h:8265") == 0
-    assert asked == [("quickstart-1", "http://h:8265", "ray", None, False)]
+    assert asked == [("quickstart-1", "http://h:8265", None, None, False)]
     assert run("status", "quickstart-1", "--watch") == 2
     assert "is no run" in capsys.readouterr().err
 
@@ -109,8 +110,8 @@ def test_a_mistyped_folder_is_told(
     mistyped = str(fail.with_name("outptu"))
     assert run("status", mistyped) == 2
     text = capsys.readouterr().err
-    assert f"There is no run in {mistyped!r}: there is no such folder" in text
-    assert f"(there is {output.url!r})" in text
+    assert f"There is no run in {mistyped!r}, as there is no such folder" in text
+    assert f"did you mean {output.url!r}?" in text
     (fail / "file").write_text("x")
     assert run("status", f"{output.url}/file") == 2
     assert "it is a file" in capsys.readouterr().err
@@ -118,11 +119,16 @@ def test_a_mistyped_folder_is_told(
     assert "Write s3://bucket/run" in capsys.readouterr().err
     # Without a slash it may be a job's id as well.
     monkeypatch.chdir(fail.parent)
-    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
+    monkeypatch.setattr(cluster, "DEFAULT_ADDRESS", "http://127.0.0.1:1")
     assert run("status", "outptu") == 3
     text = capsys.readouterr().err
-    assert "There is no run in a folder 'outptu' here (there is 'output')" in text
-    assert "No Ray job server answers at http://127.0.0.1:1" in text
+    assert "There is no such folder 'outptu' here, and no such job was submitted" in text
+    assert "from here: did you mean 'output'?" in text
+    assert "job server" not in text
+    # A cluster that the user has named is not passed over.
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:2")
+    assert run("status", "outptu") == 3
+    assert "No Ray job server answers at http://127.0.0.1:2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["logs", "wait", "stop"])

@@ -54,16 +54,6 @@ def test_dry_run_validates(capsys: pytest.CaptureFixture[str]) -> None:
     assert "distill.training.steps" in err
 
 
-def test_other_address_in_the_environment(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "http://other:8265")
-    assert run("submit", str(CONFIG), "--address", "http://head:8265") == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "RAY_ADDRESS is http://other:8265" in err
-
-
 @pytest.mark.parametrize("command", [("status", "x"), ("logs", "x"), ("stop", "x"), ("list",)])
 def test_unreachable_cluster(capsys: pytest.CaptureFixture[str], command: tuple[str, ...]) -> None:
     with socket.socket() as taken:

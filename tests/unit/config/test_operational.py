@@ -1,11 +1,10 @@
 """Fields that fingerprints leave out: always, or while they have their default."""
 
-from importlib.resources import files
-
 from kdscale.config import fingerprint, parse_config
 from kdscale.config.base import Config
 from kdscale.config.operational import Later, Operational, recipe
 from kdscale.config.student import StudentConfig
+from kdscale.share import EXAMPLES
 
 
 class Inner(Config):
@@ -45,7 +44,7 @@ def test_a_student_of_its_teachers_layers_has_the_recipe_of_before_load_existed(
 
 
 def test_outputs_of_runs_from_before_later_fields_keep_their_names() -> None:
-    text = files("kdscale.config").joinpath("quickstart.yaml").read_text(encoding="utf-8")
+    text = EXAMPLES["quickstart"].read_text(encoding="utf-8")
     config = parse_config(text)
     found = {
         stage: fingerprint(stage, recipe(getattr(config, stage)))

@@ -1,6 +1,7 @@
 """Which address and which token a submission uses."""
 
 import json
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,13 @@ import pytest
 import ray
 
 from kdscale.errors import KdscaleError
-from kdscale.submit.cluster import DEFAULT_ADDRESS, check_versions, find_token, resolve_address
+from kdscale.submit.cluster import (
+    DEFAULT_ADDRESS,
+    check_versions,
+    connect,
+    find_token,
+    resolve_address,
+)
 
 HEAD = "http://head:8265"
 
@@ -36,22 +43,14 @@ def test_default_is_this_machine() -> None:
 
 
 @pytest.mark.parametrize("name", ["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"])
-def test_another_address_in_the_environment_is_refused(
+def test_an_address_that_is_given_wins_over_the_environment(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setenv(name, "http://other:8265")
-    with pytest.raises(KdscaleError) as caught:
-        resolve_address(HEAD)
-    assert HEAD in caught.value.problem
-    assert f"{name} is http://other:8265" in caught.value.problem
-    assert caught.value.fix == f"Run `unset {name}`, or leave out --address."
-
-
-def test_same_address_in_the_environment_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"{HEAD}/")
-    # Ray's client stops looking after the first: this one changes nothing.
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert resolve_address(HEAD).rstrip("/") == HEAD
+    monkeypatch.setenv(name, "http://127.0.0.1:1")
+    with cluster(ray.__version__, None) as there:
+        client = connect(there.get_address())
+        assert client.get_address() == there.get_address()
+    assert os.environ[name] == "http://127.0.0.1:1"
 
 
 def test_environment_is_used_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:

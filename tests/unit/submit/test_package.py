@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-import kdscale
 from kdscale.errors import KdscaleError
 from kdscale.store import open_store
-from kdscale.submit import checkout, package, stage
+from kdscale.submit import code_root, package, stage
 
 
 def files(folder: Path) -> set[str]:
@@ -21,9 +20,8 @@ def test_staged_files(tmp_path: Path) -> None:
         "kdscale/__init__.py",
         "kdscale/cache/rows.py",
         "kdscale/data/rows.py",
-        "jobs/run.py",
-        "jobs/configs/a.yaml",
-        "pyproject.toml",
+        "kdscale/share/jobs/run.py",
+        "kdscale/share/jobs/configs/a.yaml",
     ]
     left = [
         ".git/config",
@@ -32,11 +30,12 @@ def test_staged_files(tmp_path: Path) -> None:
         "wandb/offline/run.wandb",
         "kdscale/__pycache__/x.pyc",
         "kdscale/cache/__pycache__/x.pyc",
-        "jobs/.mypy_cache/x",
+        "kdscale/share/jobs/.mypy_cache/x",
         "notes.txt",
+        "pyproject.toml",
         "kdscale/weights.bin",
-        "jobs/big.safetensors",
-        "jobs/data/x.txt",
+        "kdscale/share/jobs/big.safetensors",
+        "kdscale/share/jobs/data/x.txt",
     ]
     for name in kept + left:
         path = root / name
@@ -46,24 +45,20 @@ def test_staged_files(tmp_path: Path) -> None:
     folder = tmp_path / "staged"
     folder.mkdir()
     assert stage(root, "name: demo\n", folder, ["*.safetensors", "jobs/data"]) == folder
-    assert files(folder) == {*kept, "job/config.yaml"}
+    assert files(folder) == {*kept, "jobs/run.py", "jobs/configs/a.yaml", "job/config.yaml"}
     assert (folder / "job/config.yaml").read_text() == "name: demo\n"
     assert (folder / "kdscale/cache/rows.py").read_text() == "kdscale/cache/rows.py"
 
 
 def test_this_checkout_stages_every_module(tmp_path: Path) -> None:
-    root = checkout()
+    root = code_root()
     stage(root, "", tmp_path)
     modules = {path.relative_to(root).as_posix() for path in (root / "kdscale").rglob("*.py")}
-    assert modules <= files(tmp_path)
+    staged = files(tmp_path)
+    assert modules <= staged
+    assert {"jobs/run.py", "kdscale/share/cluster/kuberay.yaml"} <= staged
+    assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
     assert sum(path.stat().st_size for path in tmp_path.rglob("*")) < 5_000_000
-
-
-def test_without_jobs_nothing_is_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    installed = tmp_path / "site-packages" / "kdscale" / "__init__.py"
-    monkeypatch.setattr(kdscale, "__file__", str(installed))
-    with pytest.raises(KdscaleError, match="without its `jobs` folder"):
-        checkout()
 
 
 def packed(folder: Path, name: str = "package.zip") -> Path:
