@@ -49,6 +49,7 @@ HERE = {
     "kdscale lm-eval runs/quickstart": "heldout_cloze",
     "kdscale plan run.yaml": "student",
     "kdscale plan run.yaml --json": '"schema_version"',
+    "kdscale plan run.yaml --mfu 0.45": "given, 45%",
     "kdscale plan run.yaml --hardware H100": "H100",
     "kdscale plan run.yaml --hardware A100-40": "A100",
     f"kdscale plan {LLAMA} --hardware H100 --tokens 100e9 --teacher {SHAPE}": "H100",
@@ -68,6 +69,12 @@ LONG = (
 
 SUBMITTED = "ray/test_submit.py"
 ELSEWHERE = {
+    "kdscale init run.yaml --example llama-70b": (
+        "unit/start/test_start.py::test_examples_and_cluster_files_are_written"
+    ),
+    "kdscale init --cluster aws": (
+        "unit/start/test_start.py::test_examples_and_cluster_files_are_written"
+    ),
     "kdscale init run.yaml --teacher models/teacher --student models/student --data corpus.jsonl": (
         "ray/test_wheel.py::test_a_run_of_what_init_wrote"
     ),
