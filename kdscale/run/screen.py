@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -55,7 +56,7 @@ def run_screen(name: str, look: Callable[[], RunStatus], is_local: bool) -> Iter
 
 
 @contextmanager
-def _redirected(log: Path) -> Iterator[tuple[io.TextIOBase, io.TextIOBase]]:
+def _redirected(log: Path) -> Iterator[tuple[TextIO, TextIO]]:
     """Let this process's stdout and stderr be the file; yield the terminal and the file."""
     kept = os.dup(1), os.dup(2)
     with (
@@ -116,7 +117,7 @@ class _Screen:
 class _Lines(io.TextIOBase):
     """A stdout that writes to the log file and hands on whole lines."""
 
-    def __init__(self, log: io.TextIOBase, say: Callable[[str], None]) -> None:
+    def __init__(self, log: TextIO, say: Callable[[str], None]) -> None:
         self._log, self._say = log, say
         self._rest = ""
 
