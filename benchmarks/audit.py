@@ -48,7 +48,9 @@ def main(
 ) -> None:
     """Measure, print and keep."""
     cache = find_cache(str(captured(keep_in)))
-    rows, found, seconds = (2 if quick else 16), {}, {"shared": [], "threads": []}
+    rows = 2 if quick else 16
+    found: dict[str, Audit] = {}
+    seconds: dict[str, list[float]] = {"shared": [], "threads": []}
 
     def run(variant: str) -> None:
         found[variant] = audit(cache, rows=rows, say=log)

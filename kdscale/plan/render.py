@@ -81,8 +81,8 @@ def _stages(plan: Plan, width: int | None) -> str:
                 *map(duration, (seconds.total, seconds.start_up, seconds.compute, rest)),
             ]
         )
-    every = [stage.device_hours_range.times(1 / (stage.workers or 1)) for stage in plan.stages]
-    wall = Range(sum(each.low for each in every), sum(each.high for each in every)).times(3600)
+    walls = [stage.device_hours_range.times(1 / (stage.workers or 1)) for stage in plan.stages]
+    wall = Range(sum(each.low for each in walls), sum(each.high for each in walls)).times(3600)
     rows.append(["total", "", _wall(wall), *_costs(plan.device_hours_range, plan)])
     return f"{aligned(rows, width)}\n\n{aligned(parts, width)}"
 

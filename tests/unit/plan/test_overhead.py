@@ -1,5 +1,7 @@
 """Ranges, baseline, idle devices, interruptions and remarks of a plan, beside sums by hand."""
 
+from typing import Any
+
 import pytest
 
 from kdscale.plan.overhead import baseline_cost, idle_devices, interruptions
@@ -13,7 +15,7 @@ from tests.unit.plan.test_timing import MEASURED
 FOUR = {"count": 4, "gpus": 1}
 
 
-def kinds(**changes: object) -> list[str]:
+def kinds(**changes: Any) -> list[str]:
     return [remark.kind for remark in remarks(setting("H100", **changes))]
 
 
@@ -61,7 +63,7 @@ def test_the_baseline_costs_what_a_run_without_it_saves() -> None:
 
 def test_devices_idle_while_text_is_prepared_and_one_of_them_evaluates() -> None:
     one = {"count": 1, "gpus": 1}
-    groups = {"cache__capture": {"workers": FOUR}, "distill__workers": FOUR}
+    groups: dict[str, Any] = {"cache__capture": {"workers": FOUR}, "distill__workers": FOUR}
     inputs = setting("H100", **groups, evaluate__workers=one)
     seconds = {stage.name: stage.seconds.total for stage in make_plan(inputs).stages}
     found = {idle.stage: idle for idle in idle_devices(inputs)}
