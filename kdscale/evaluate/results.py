@@ -413,7 +413,7 @@ def _known(value: float | None) -> float:
 
 def write_results(store: Store, results: Results) -> None:
     """Write `results` to `results.json` of the run's `store`."""
-    text = json.dumps(_standard(results), indent=2, allow_nan=False)
+    text = json.dumps(standard_json(results), indent=2, allow_nan=False)
     store.put(RESULTS_KEY, text.encode() + b"\n")
 
 
@@ -439,12 +439,12 @@ def read_results(store: Store) -> Results:
         ) from error
 
 
-def _standard(value: Any) -> Any:
-    """Return `value` with non-finite floats as strings."""
+def standard_json(value: Any) -> Any:
+    """Return `value` with non-finite floats as strings, which JSON has no numbers for."""
     if isinstance(value, Mapping):
-        return {key: _standard(item) for key, item in value.items()}
+        return {key: standard_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_standard(item) for item in value]
+        return [standard_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
