@@ -82,7 +82,7 @@ _STYLE: Any = {
     "lines.dash_capstyle": "round",
 }
 _CHARACTER = 7.0  # mean width in pixels
-_TIPS = 24  # places of a line without markers that show their values on hover
+_TIPS = 16  # places of a line without markers that show their values on hover
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def _tips(axes: Axes, marks: Sequence[tuple[Point, str]]) -> None:
     for place in sorted({round(i * (len(marks) - 1) / (_TIPS - 1)) for i in range(_TIPS)}):
         (x, y), tip = marks[place]
         # Matplotlib leaves out what is wholly transparent.
-        axes.plot([x], [y], "o", ms=9, alpha=0.001, mew=0, zorder=2, gid=f"@tip|{tip}")
+        axes.plot([x], [y], "o", c="k", ms=9, alpha=0.001, mew=0, zorder=2, gid=f"@tip|{tip}")
 
 
 def _mark(
