@@ -136,7 +136,7 @@ def compare_table(runs: Sequence[ReportData], domain: str) -> Table:
             means = (_mean_text(each, group) for each in found)
             first = runs[group[0]].results
             rows.append([name, "all", _size(first), _bytes(first), *means])
-    return Table(f"{domain}: {len(runs)} runs", header, rows)
+    return Table(f"{domain}: {len(runs)} run{'s' * (len(runs) > 1)}", header, rows)
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:

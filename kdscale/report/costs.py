@@ -5,6 +5,7 @@ cloud bills them. Energy is a measured counter's where there is one, and else th
 design power times their hours: an upper bound of what the devices alone take.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -41,7 +42,7 @@ def stage_costs(results: Results) -> list[Cost]:
     if devices is None:
         return []
     joules = results.get("joules", {})
-    seconds = {name: found for name, found in results["seconds"].items() if found}
+    seconds = {n: found for n, found in results["seconds"].items() if 0 < found < math.inf}
     return [_cost(name, found, devices, joules.get(name)) for name, found in seconds.items()]
 
 

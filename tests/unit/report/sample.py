@@ -222,7 +222,7 @@ def sample_results(
         context=16,
         speed=sample_speed(found),
         samples=sample_texts(found),
-        cache_audit=AUDIT if "teacher" in found else None,
+        cache_audit=AUDIT if {"teacher", "student"} <= found.keys() else None,
         disagreements=sample_disagreements(found),
         devices=DEVICES,
         evaluated={
