@@ -222,11 +222,10 @@ def test_the_snippet_generates(tmp_path: Path, capsys: pytest.CaptureFixture[str
     code = snippet(write_model_card(store), tmp_path / "output" / "student")
     found: dict[str, Any] = {}
     exec(code, found)
-    prompt = "The first thing to know"
-    written = capsys.readouterr().out
-    # The run's tokenizer starts each text with a special token, which is not shown.
-    assert written.startswith(prompt)
-    assert len(written.strip()) > len(prompt)
+    # A library may have warned on the lines before.
+    _, prompt, rest = capsys.readouterr().out.partition("The first thing to know")
+    assert prompt
+    assert rest.strip()
     assert found["output"].shape[1] > found["inputs"]["input_ids"].shape[1]
 
 
