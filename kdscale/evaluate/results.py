@@ -295,7 +295,6 @@ class Results(TypedDict):
     disagreements: NotRequired[list[Disagreement]]  # the greatest KL first
     evaluated: NotRequired[Evaluated]
     devices: NotRequired[Devices]
-    joules: NotRequired[dict[str, float]]  # measured, of stages; see `kdscale.run.energy`
     lm_eval: NotRequired[dict[str, HarnessTask]]  # by task; of `kdscale lm-eval`
     cache: CacheFacts | None
     seconds: dict[str, float]  # wall time of each stage

@@ -1,8 +1,8 @@
 """What a run cost: device hours, money and energy of each stage, beside what its plan foresees.
 
 Device hours are a stage's wall time times its devices (GPUs, or cores of a CPU), busy or not, as a
-cloud bills them. Energy is a measured counter's where there is one, and else the devices' thermal
-design power times their hours: an upper bound of what the devices alone take.
+cloud bills them. Energy is the devices' thermal design power times their hours: about the most that
+the devices alone take.
 """
 
 import math
@@ -14,8 +14,6 @@ from kdscale.evaluate.results import Devices, Results
 from kdscale.report import formatting as units
 from kdscale.report.tables import Table
 
-JOULES_KWH = 3.6e6
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -26,7 +24,6 @@ class Cost:
     device_hours: float
     dollars: float | None
     kwh: float | None
-    is_measured: bool  # of the energy
     planned_seconds: float | None
     planned_device_hours: float | None
 
@@ -41,9 +38,8 @@ def stage_costs(results: Results) -> list[Cost]:
     devices = results.get("devices")
     if devices is None:
         return []
-    joules = results.get("joules", {})
     seconds = {n: found for n, found in results["seconds"].items() if 0 < found < math.inf}
-    return [_cost(name, found, devices, joules.get(name)) for name, found in seconds.items()]
+    return [_cost(name, found, devices) for name, found in seconds.items()]
 
 
 def total_cost(costs: Sequence[Cost]) -> Cost:
@@ -55,25 +51,22 @@ def total_cost(costs: Sequence[Cost]) -> Cost:
         device_hours=sum(each.device_hours for each in costs),
         dollars=_sum([each.dollars for each in costs]),
         kwh=_sum([each.kwh for each in costs]),
-        is_measured=all(each.is_measured for each in costs),
         planned_seconds=_sum([each.planned_seconds for each in planned]),
         planned_device_hours=_sum([each.planned_device_hours for each in planned]),
     )
 
 
-def _cost(name: str, seconds: float, devices: Devices, joules: float | None) -> Cost:
+def _cost(name: str, seconds: float, devices: Devices) -> Cost:
     count = devices["devices"].get(name, 1.0)  # the driver's own work occupies one
     hours = count * seconds / 3600
     price, watts = devices["price_hour"], devices["watts"]
     planned = devices["planned"].get(name)
-    by_design = None if watts is None else watts * hours / 1000
     return Cost(
         stage=name,
         seconds=seconds,
         device_hours=hours,
         dollars=None if price is None else price * hours,
-        kwh=by_design if joules is None else joules / JOULES_KWH,
-        is_measured=joules is not None,
+        kwh=None if watts is None else watts * hours / 1000,
         planned_seconds=planned["seconds"] if planned else None,
         planned_device_hours=planned["device_hours"] if planned else None,
     )
@@ -125,7 +118,7 @@ def cost_sentences(results: Results) -> list[str]:
     said = f"The run took {units.duration(total.seconds)}: {', '.join(parts)}."
     if total.of_plan is not None:
         said += f" That is {units.number(total.of_plan, 2)} times what kdscale plan foresees."
-    notes = [_money_note(devices), _energy_note(costs, devices)]
+    notes = [_money_note(devices), _energy_note(devices)]
     return [said, " ".join(note for note in notes if note), *_plan_note(devices)]
 
 
@@ -135,21 +128,11 @@ def _money_note(devices: Devices) -> str:
     return f"Money: ${devices['price_hour']:,.2f} a device and hour, {devices['price_source']}."
 
 
-def _energy_note(costs: Sequence[Cost], devices: Devices) -> str:
-    measured = [each.stage for each in costs if each.is_measured]
-    by_design = [each.stage for each in costs if not each.is_measured and each.kwh is not None]
-    of_design = (
-        f"thermal design power ({devices['watts']:g} W a device, {devices['watts_source']}) times "
-        "device hours"
-        if devices["watts"] is not None
-        else ""
-    )
-    if not measured:
-        return f"Energy: {of_design}." if by_design else "Energy is not known."
-    counter = "the devices' counters on this machine"
-    if not by_design:
-        return f"Energy: {counter}."
-    return f"Energy: {counter} for {', '.join(measured)}; {of_design} for the others."
+def _energy_note(devices: Devices) -> str:
+    if devices["watts"] is None:
+        return "Energy is not known."
+    power = f"{devices['watts']:g} W a device, {devices['watts_source']}"
+    return f"Energy: thermal design power ({power}) times device hours, not measured."
 
 
 def _plan_note(devices: Devices) -> list[str]:
