@@ -4,6 +4,11 @@ A straight line is fitted to the last third of the logged values. Its slope's in
 with the residuals' correlation from one value to the next taken off the number of values (Santer et
 al., "Statistical significance of trends", JGR 105, 2000, section 4): correlated noise looks like a
 trend.
+
+Most of that noise is the batches': some sequences are harder than others. The student's KL to its
+teacher is its loss on the teacher's distributions without their entropy, which differs from batch
+to batch and which no training lowers. So the slope of the student's loss is taken from its KL,
+where that was logged, in percent of the loss.
 """
 
 import math
@@ -51,7 +56,13 @@ class Trend:
         between = " to ".join(f"{units.signed(100 * bound, 1)}%" for bound in self.interval)
         if max(map(abs, self.interval)) < FLAT:
             return f"flat: {between} a hundred steps"
-        return f"no slope that stands out of its noise: {between} a hundred steps"
+        return f"neither seen to fall nor to rise for its noise: {between} a hundred steps"
+
+    def in_percent_of(self, level: float) -> "Trend":
+        """Return the end of a line at `level` that changes by as much as this one."""
+        scale = self.end / level
+        low, high = self.interval
+        return Trend(self.steps, level, scale * self.change, (scale * low, scale * high))
 
 
 def trend(points: Sequence[Point]) -> Trend | None:
@@ -116,13 +127,19 @@ def endings(run: ReportData) -> list[Ending]:
             Ending(
                 name=name,
                 step=int(points[-1][0]),
-                trend=trend(points),
+                trend=_student_trend(run, points) if name == "student" else trend(points),
                 rate=rates[-1] if rates else None,
                 rate_share=rates[-1] / highest if highest else None,
                 gradient_norm=median(late) if late else None,
             )
         )
     return found
+
+
+def _student_trend(run: ReportData, points: Sequence[Point]) -> Trend | None:
+    """Return the end of the student's loss, with the slope of its KL where that was logged."""
+    of_loss, of_kl = trend(points), trend(run.series("distill", "train/kl"))
+    return of_loss if of_loss is None or of_kl is None else of_kl.in_percent_of(of_loss.end)
 
 
 def share_read(run: ReportData) -> float | None:
@@ -187,7 +204,8 @@ def training_table(run: ReportData) -> Table | None:
     ]
     caption = (
         "The end of each training: a line through the last third of its logged losses, in brackets "
-        "the slope's 95 % interval"
+        "the slope's 95 % interval. The slope of the student's loss is that of its KL, which is without "
+        "what differs from batch to batch"
     )
     return Table(caption, header, rows, name="end-of-training")
 

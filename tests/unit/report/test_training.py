@@ -69,7 +69,7 @@ def test_the_interval_covers_the_true_slope(correlation: float, least: float) ->
         (-0.003, 0.001, "still falling: 10.0% ("),
         (+0.003, 0.001, "rising: 10.0% ("),
         (0.0, 0.001, "flat: "),
-        (0.0, 0.3, "no slope that stands out of its noise: "),
+        (0.0, 0.3, "neither seen to fall nor to rise for its noise: "),
     ],
 )
 def test_a_sentence_says_how_it_ended(slope: float, noise: float, said: str) -> None:
@@ -98,6 +98,15 @@ def test_each_training_has_its_end(run: ReportData) -> None:
     assert student.rate == pytest.approx(3e-4)
     assert student.rate_share == pytest.approx(3e-4 / (3e-3 * 0.95 + 3e-4))
     assert student.gradient_norm == pytest.approx(0.4 + 2 / 170, abs=1e-3)
+    # The sample's KL is its loss less 1.9 nats: the same slope, in percent of the loss.
+    loss, kl = (trend(run.series("distill", f"train/{key}")) for key in ("ce_loss", "kl"))
+    assert loss is not None
+    assert kl is not None
+    assert student.trend is not None
+    assert student.trend.end == loss.end
+    assert student.trend.change == pytest.approx(kl.change * kl.end / loss.end)
+    assert student.trend.change == pytest.approx(loss.change)
+    assert student.trend.interval == pytest.approx(loss.interval)
     table = training_table(run)
     assert table is not None
     assert [row[0] for row in table.rows] == list(found)
