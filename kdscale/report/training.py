@@ -204,8 +204,8 @@ def training_table(run: ReportData) -> Table | None:
     ]
     caption = (
         "The end of each training: a line through the last third of its logged losses, in brackets "
-        "the slope's 95 % interval. The slope of the student's loss is that of its KL, which is without "
-        "what differs from batch to batch"
+        "the slope's 95 % interval. The slope of the student's loss is that of its KL, which is "
+        "without what differs from batch to batch"
     )
     return Table(caption, header, rows, name="end-of-training")
 
