@@ -84,7 +84,7 @@ def cost_table(results: Results) -> Table | None:
     if not costs:
         return None
     costs = [*costs, total_cost(costs)]
-    header: list[str] = ["Stage", "Time", "Time planned", "Device hours", "Hours planned", "Of the plan"]
+    header = ["Stage", "Time", "Time planned", "Device hours", "Hours planned", "Of the plan"]
     shown = {
         "Money": any(each.dollars is not None for each in costs),
         "Energy": any(each.kwh is not None for each in costs),

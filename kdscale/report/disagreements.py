@@ -25,10 +25,10 @@ def disagreement_table(results: Results) -> Table | None:
         for each in found
     ]
     text = "Beginning of the document" if classifies(results) else "Text before"
-    header = ["Set, sequence:position", text, "Label", "KL", "Teacher says", "Student says"]
+    header = ["Where", text, "Label", "KL", "Teacher says", "Student says"]
     caption = (
-        "Positions of the greatest KL from teacher to student, at most one of a sequence; what "
-        "each finds likeliest"
+        "Positions of the greatest KL from teacher to student, at most one of a sequence: set, "
+        "number of the sequence and position in it; what each model finds likeliest"
     )
     return Table(caption, header, rows, name="disagreements", look="words")
 
