@@ -195,9 +195,11 @@ def _track(spec: EvaluateJob, measured: dict[str, Any]) -> None:
     )
     if samples := measured.get("samples"):
         names = list(samples["texts"][0]["models"]) if samples["texts"] else []
+        ways = ("models", "drawn")
         rows = [
-            [text["prompt"], text["truth"], *(text["models"][name] for name in names)]
+            [text["prompt"], text["truth"], *(text[how][name] for how in ways for name in names)]
             for text in samples["texts"]
         ]
-        gallery.log_table("samples", ["prompt", "document", *names], rows)
+        drawn = [f"{name}, drawn" for name in names]
+        gallery.log_table("samples", ["prompt", "document", *names, *drawn], rows)
     gallery.finish()
