@@ -1,4 +1,4 @@
-"""Write the pictures of the report in docs/: light and dark, on a laptop and on a telephone.
+"""Write the pictures of the report in docs/: light and dark, on telephone, laptop and wide screen.
 
     make quickstart && .venv/bin/python docs/pictures.py [RUN]
 
@@ -23,6 +23,8 @@ DOCS = Path(__file__).parent
 PICTURES = {
     "report-light": ("light", 1280, "header", "#quality > .scroll"),
     "report-dark": ("dark", 1280, "#training", "#training .pair"),
+    "report-light-1920": ("light", 1920, "#cost", "#cache .facts"),
+    "report-dark-1920": ("dark", 1920, "#disagreements", "#calibration .pair"),
     "report-light-360": ("light", 360, "header", "#quality > figure"),
     "report-dark-360": ("dark", 360, "#training", "#training > figure"),
 }

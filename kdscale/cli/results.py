@@ -1,7 +1,8 @@
 """`kdscale evaluate` and `kdscale report`: the two last stages by themselves."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,13 +26,23 @@ def report(
     to: Annotated[
         Path, typer.Option(metavar="FILE", help="Where the comparison of several runs goes.")
     ] = Path("comparison.html"),
+    form: Annotated[
+        Literal["text", "json"],
+        typer.Option("--format", help="text: the summary; json: all that the page says."),
+    ] = "text",
 ) -> None:
     """Write the report of a run from its results.json, and show it; of several, compare them."""
-    from kdscale.report import write_comparison, write_report
+    from kdscale.evaluate.results import standard_json
+    from kdscale.report import report_json, write_comparison, write_report
     from kdscale.store import open_store
 
-    if len(outputs) == 1:
-        show(write_report(open_store(outputs[0])))
-        return
-    show(write_comparison([open_store(output) for output in outputs], to))
-    typer.echo(f"Wrote {to}.", err=True)
+    stores = [open_store(output) for output in outputs]
+    if len(stores) == 1:
+        summary = write_report(stores[0])
+    else:
+        summary = write_comparison(stores, to)
+        typer.echo(f"Wrote {to}.", err=True)
+    if form == "json":
+        typer.echo(json.dumps(standard_json(report_json(stores)), indent=2))
+    else:
+        show(summary)

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from kdscale.config.base import Config, Place, PlaceForm, Temperature
-from kdscale.config.operational import Operational
+from kdscale.config.operational import Later, Operational
 from kdscale.config.training import TeacherSharding, WorkersConfig
 
 
@@ -40,8 +40,18 @@ class SamplesConfig(Config):
     """Tokens that are written."""
 
     temperature: Temperature | None = None
-    """None: always the likeliest token. Else tokens are drawn at this temperature, with the run's
-    seed."""
+    """Each text is written twice: with the likeliest token each time, and with tokens drawn at this
+    temperature (None: 1) with the run's seed."""
+
+
+class AuditConfig(Config):
+    """Comparison of the cache's targets with the teacher's whole distributions."""
+
+    positions: int = Field(default=1024, ge=64)
+    """Targets at least, of sequences spread evenly over the cache, as far as it has them."""
+
+    draws: int = Field(default=4, ge=2)
+    """Draws of each target of a codec that samples: bias and variance come apart by them."""
 
 
 class EvaluateConfig(Config):
@@ -60,8 +70,11 @@ class EvaluateConfig(Config):
     """Measurement of speed; null leaves it out."""
 
     samples: SamplesConfig | None = SamplesConfig()
-    """Text that causal language models write; null leaves it out, and with it the held-out text
-    that samples put into results and report."""
+    """Text that causal language models write; null leaves it out, and with it all held-out text in
+    results and report: also that of the positions where student and teacher disagree most."""
+
+    audit: Later[AuditConfig | None] = AuditConfig()
+    """A small audit of the cache; null leaves it out. `kdscale cache audit` makes a larger one."""
 
     models: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,31}$")], Place] = {}
     """Other models to evaluate beside teacher, student and baseline: a Hugging Face folder (local

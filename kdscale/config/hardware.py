@@ -58,6 +58,12 @@ class Hardware(Config):
     source: str
     """Source of the figures, and date of the prices."""
 
+    watts: float | None = Field(default=None, gt=0)
+    """Thermal design power of the device, W: a report's energy where none was measured."""
+
+    watts_source: str | None = None
+    """Source of that."""
+
     forward_utilisation: float = Field(default=0.40, gt=0, le=1)
     """Share of `flops` that a forward is assumed to reach where nothing was measured."""
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from kdscale.config.base import Config, Place
 from kdscale.config.cache import CacheConfig
+from kdscale.config.card import CardConfig
 from kdscale.config.data import DataConfig
 from kdscale.config.evaluate import EvaluateConfig
 from kdscale.config.loss import check_defined
@@ -60,6 +61,7 @@ class RunConfig(Config):
     distill: DistillConfig
     evaluate: EvaluateConfig = EvaluateConfig()
     tracking: TrackingConfig = TrackingConfig()
+    card: CardConfig = CardConfig()
 
     @property
     def aligns(self) -> bool:

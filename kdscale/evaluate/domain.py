@@ -17,6 +17,7 @@ from kdscale.evaluate.classification import (
     classification_metrics,
     fit_temperature,
 )
+from kdscale.evaluate.disagreements import Disagreements
 from kdscale.evaluate.intervals import draw_counts, gap_interval, language_model_intervals
 from kdscale.evaluate.metrics import BYTES, TOKENS, LanguageModelSums
 from kdscale.evaluate.results import DomainMetrics, Interval, ModelResults
@@ -46,6 +47,7 @@ class DomainScores:
         self.order = self._tables[prepared].labelled()
         rows, device = len(self.order), worker.device
         self.sums = {n: LanguageModelSums(device, rows, t) for n, t in temperatures.items()}
+        self.disagreements = Disagreements(device)
         self.logits: dict[str, torch.Tensor] = {}
         self.labels = torch.zeros(rows, dtype=torch.int64, device=device)
         if prepared.classes:
@@ -70,6 +72,7 @@ class DomainScores:
             worker.beat("a batch of evaluation")
         for total in self.sums.values():
             total.load(worker.all_reduce_sum(total.state()))
+        self.disagreements.gather(worker)
         if self.logits:
             worker.all_reduce_sum(self.labels)
         for logits in self.logits.values():
@@ -95,7 +98,9 @@ class DomainScores:
             logits = target_logits(model, batch, data.outputs).float()
             # Position by position only where the positions are the same.
             beside = teacher_log_probs if data is self._data["teacher"] else None
-            self.sums[name].update(logits, labels, beside, at)
+            kl = self.sums[name].update(logits, labels, beside, at)
+            if name == "student" and beside is not None:
+                self.disagreements.add(batch, at, kl, beside, logits)
             byte_counts = taken[data].byte_counts
             for place, byte_count in zip(part[valid], byte_counts[valid], strict=True):
                 self.sums[name].add_bytes(float(byte_count), int(place))

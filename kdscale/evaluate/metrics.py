@@ -61,8 +61,10 @@ class LanguageModelSums:
         labels: Tensor,
         teacher_log_probs: Tensor | None = None,
         rows: Tensor | None = None,
-    ) -> None:
-        """Add P target positions.
+    ) -> Tensor:
+        """Add P target positions; return the KL from the teacher at each, [P] float64.
+
+        That is 0 without a teacher.
 
         logits: [P, V] float32, -inf at padding ids. labels: [P] int64, none of them padding.
         teacher_log_probs: [P, V] float32, normalised, -inf at padding ids; given for all updates
@@ -76,6 +78,7 @@ class LanguageModelSums:
             )
         positions, vocabulary = logits.shape
         step = max(1, CHUNK_ELEMENTS // vocabulary)
+        kl = torch.zeros(positions, dtype=torch.float64, device=logits.device)
         for start in range(0, positions, step):
             chunk = slice(start, start + step)
             teacher = None if teacher_log_probs is None else teacher_log_probs[chunk]
@@ -83,6 +86,8 @@ class LanguageModelSums:
             scalars, bins = _chunk_sums(logits[chunk], labels[chunk], teacher, self._temperature)
             self._scalars.index_add_(0, at.to(self._state.device), scalars.to(self._state.device))
             self._bins.add_(bins.to(self._state.device))
+            kl[chunk] = scalars[:, KL]
+        return kl
 
     def add_bytes(self, n: float, row: int = 0) -> None:
         """Add `n` UTF-8 bytes of text that the updated positions of a row stand for."""

@@ -161,16 +161,94 @@ class Sample(TypedDict):
     prompt: str
     truth: str
     models: dict[str, str]
+    drawn: NotRequired[dict[str, str]]  # at `drawn_temperature`
 
 
 class Samples(TypedDict):
     """Continuations written by the models."""
 
     domain: str
-    temperature: float | None  # None: always the likeliest token
+    temperature: float | None  # of `models`; None: always the likeliest token
+    drawn_temperature: NotRequired[float]
     prompt_tokens: int
     new_tokens: int
     texts: list[Sample]
+
+
+class CacheAudit(TypedDict):
+    """The cache's targets beside the teacher's whole distributions, at a few of its positions.
+
+    Of the gradient of the loss with respect to the logits; see `kdscale.cache.fidelity.measure`.
+    """
+
+    sequences: int
+    positions: int
+    draws: int  # of each target; 1 of a codec that does not sample
+    squared_bias: float  # summed over the vocabulary; unbiased, and so also below 0
+    squared_bias_error: float  # its standard error
+    variance: float  # summed over the vocabulary
+    kept_mass: float  # the teacher's probability of the ids listed
+    distinct_ids: float
+    loss_bias: float  # nats per target
+    loss_bias_error: float
+    kl: float | None  # KL(teacher || target); None of targets that give ids 0
+    mean_positions: int  # over which the next two take the mean gradient
+    mean_error: float  # of the mean gradient, relative to the true one
+    mean_cosine: float  # between the two
+    ids_in_common: float  # share of the ids that come out the same when encoded again
+    seconds: float  # that the audit took
+
+
+class Prediction(TypedDict):
+    """One outcome and the probability that a model gives it."""
+
+    text: str
+    probability: float
+
+
+class Disagreement(TypedDict):
+    """A position where the student's distribution is far from the teacher's."""
+
+    domain: str
+    sequence: int  # its number in the evaluation set
+    position: int  # in the sequence
+    before: str  # the document's text up to what is predicted; of a classifier, its beginning
+    label: str
+    kl: float  # KL(teacher || student), nats
+    teacher: list[Prediction]  # the likeliest, in falling order
+    student: list[Prediction]
+
+
+class Evaluated(TypedDict):
+    """What the figures are of: runs are comparable where it is the same."""
+
+    tokenizer: str  # SHA-256
+    teacher: str | None  # digest of its weights
+    sets: dict[str, str]  # checksum of the sequences of each evaluation set
+
+
+class Foreseen(TypedDict):
+    """A stage as `kdscale plan` foresees it."""
+
+    seconds: float
+    device_hours: float
+
+
+class Devices(TypedDict):
+    """The devices that the run had, and what `kdscale plan` foresees for it there.
+
+    A device is a GPU, or a core of a CPU. Prices are US dollars.
+    """
+
+    name: str | None  # in plan's table; None: not in it
+    kind: Literal["cpu", "gpu"]
+    devices: dict[str, float]  # how many each stage has
+    price_hour: float | None  # on demand, of a device; None: it has none
+    price_source: str | None
+    watts: float | None  # thermal design power of a device
+    watts_source: str | None
+    planned: dict[str, Foreseen]  # empty where nothing can be planned
+    assumptions: list[str]  # of the plan; or why there is none
 
 
 class AlignedSet(TypedDict):
@@ -213,6 +291,10 @@ class Results(TypedDict):
     alignment: NotRequired[Alignment]  # of a student with its own tokenizer
     speed: NotRequired[Speed]
     samples: NotRequired[Samples]
+    cache_audit: NotRequired[CacheAudit]
+    disagreements: NotRequired[list[Disagreement]]  # the greatest KL first
+    evaluated: NotRequired[Evaluated]
+    devices: NotRequired[Devices]
     lm_eval: NotRequired[dict[str, HarnessTask]]  # by task; of `kdscale lm-eval`
     cache: CacheFacts | None
     seconds: dict[str, float]  # wall time of each stage
@@ -255,6 +337,10 @@ def build_results(
     gap_intervals: Mapping[str, Interval] | None = None,
     speed: Speed | None = None,
     samples: Samples | None = None,
+    cache_audit: CacheAudit | None = None,
+    disagreements: list[Disagreement] | None = None,
+    evaluated: Evaluated | None = None,
+    devices: Devices | None = None,
 ) -> Results:
     """Return the content of `results.json`, with the gap of every domain of the student.
 
@@ -262,7 +348,16 @@ def build_results(
     worker that evaluated: see `environment`. Raises pydantic's ValidationError where an argument
     does not fit the schema.
     """
-    measured = {"context": context, "alignment": alignment, "speed": speed, "samples": samples}
+    measured = {
+        "context": context,
+        "alignment": alignment,
+        "speed": speed,
+        "samples": samples,
+        "cache_audit": cache_audit,
+        "disagreements": disagreements,
+        "evaluated": evaluated,
+        "devices": devices,
+    }
     return _ADAPTER.validate_python(
         {name: value for name, value in measured.items() if value is not None}
         | {
@@ -317,7 +412,7 @@ def _known(value: float | None) -> float:
 
 def write_results(store: Store, results: Results) -> None:
     """Write `results` to `results.json` of the run's `store`."""
-    text = json.dumps(_standard(results), indent=2, allow_nan=False)
+    text = json.dumps(standard_json(results), indent=2, allow_nan=False)
     store.put(RESULTS_KEY, text.encode() + b"\n")
 
 
@@ -343,12 +438,12 @@ def read_results(store: Store) -> Results:
         ) from error
 
 
-def _standard(value: Any) -> Any:
-    """Return `value` with non-finite floats as strings."""
+def standard_json(value: Any) -> Any:
+    """Return `value` with non-finite floats as strings, which JSON has no numbers for."""
     if isinstance(value, Mapping):
-        return {key: _standard(item) for key, item in value.items()}
+        return {key: standard_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_standard(item) for item in value]
+        return [standard_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value

@@ -23,7 +23,7 @@ def write_samples(
     worker: Rank,
     seed: int,
 ) -> Samples:
-    """Sample from causal language models on the first evaluation set.
+    """Write with causal language models on the first evaluation set, greedily and drawn.
 
     `data` is what each model, and the teacher, reads. The same sequences, models and seed give the
     same texts on the same kind of device.
@@ -32,20 +32,28 @@ def write_samples(
     domain = prepared.evaluation_sets[0]
     prompts, truths = choose_prompts(prepared.split(domain), config)
     tokenizer = _tokenizer(prepared)
+    drawn_at = 1.0 if config.temperature is None else config.temperature
     written: dict[str, list[str]] = {}
+    drawn: dict[str, list[str]] = {}
     for name, model in models.items():
         own = data[name]
         if own is prepared:
             groups = [prompts]
         else:
             groups = _in_other_tokens(prompts, prepared, tokenizer, own)
-        written[name] = [
-            text for group in groups for text in _write(model, group, own, config, worker, seed)
-        ]
+        for texts, temperature in ((written, None), (drawn, drawn_at)):
+            texts[name] = [
+                text
+                for group in groups
+                for text in _write(
+                    model, group, own, config.new_tokens, worker, temperature=temperature, seed=seed
+                )
+            ]
         worker.beat(f"samples of the {name}")
     return {
         "domain": domain,
-        "temperature": config.temperature,
+        "temperature": None,
+        "drawn_temperature": drawn_at,
         "prompt_tokens": prompts.shape[1],
         "new_tokens": config.new_tokens,
         "texts": [
@@ -53,6 +61,7 @@ def write_samples(
                 "prompt": _text(tokenizer, prompt),
                 "truth": _text(tokenizer, truth),
                 "models": {name: texts[number] for name, texts in written.items()},
+                "drawn": {name: texts[number] for name, texts in drawn.items()},
             }
             for number, (prompt, truth) in enumerate(zip(prompts, truths, strict=True))
         ],
@@ -63,8 +72,10 @@ def _write(
     model: PreTrainedModel,
     prompts: np.ndarray,
     prepared: Prepared,
-    config: SamplesConfig,
+    new_tokens: int,
     worker: Rank,
+    *,
+    temperature: float | None,
     seed: int,
 ) -> list[str]:
     """Return the continuations of `prompts` [N, P] in the model's own tokens."""
@@ -73,10 +84,10 @@ def _write(
     new = write_text(
         model,
         torch.from_numpy(prompts).to(worker.device, torch.int64),
-        config.new_tokens,
+        new_tokens,
         prepared.special_ids,
         prepared.vocab_size,
-        temperature=config.temperature,
+        temperature=temperature,
         seed=seed,
     )
     tokenizer = _tokenizer(prepared)

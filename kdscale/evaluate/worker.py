@@ -9,14 +9,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
+
 from kdscale.config import RunConfig
 from kdscale.config.training import AttentionChoice, ZeroConfig
 from kdscale.data.rows.prepared import Prepared, open_prepared
 from kdscale.distill.alignment.student_data import AlignedPrepared, StudentTokenizer
 from kdscale.distributed.rank import Rank, current_rank
 from kdscale.evaluate.alignment import describe_alignment
+from kdscale.evaluate.cache_audit import audit_cache
+from kdscale.evaluate.disagreements import KEPT
 from kdscale.evaluate.domain import DomainScores, summarise
-from kdscale.evaluate.results import environment
+from kdscale.evaluate.results import CacheAudit, Disagreement, environment
 from kdscale.evaluate.samples import write_samples
 from kdscale.evaluate.single_device import load_models
 from kdscale.evaluate.speed import measure_speed
@@ -39,7 +43,8 @@ class EvaluateJob:
     """The inputs of an evaluation worker.
 
     `models` are those besides the teacher by name: student, baseline, the student before training,
-    and the config's. Without a teacher at hand nothing is compared with it. Those in `aligned` read
+    and the config's. Without a teacher at hand nothing is compared with it, and `cache` is not
+    audited. Those in `aligned` read
     the tokens of `tokenizer`, the student's own, the others the teacher's.
     """
 
@@ -48,6 +53,7 @@ class EvaluateJob:
     prepared: Store
     teacher: ModelReference | None
     models: dict[str, ModelReference]
+    cache: Store | None = None
     tokenizer: StudentTokenizer | None = None
     aligned: frozenset[str] = frozenset()
 
@@ -80,14 +86,15 @@ def evaluate(spec: EvaluateJob) -> None:
 
     It holds {"models": {name: ModelResults}, "gap_intervals", "task", "classes", "versions",
     "hardware"}, "context" of causal language models, "alignment" of a student with its own
-    tokenizer, and "speed" and "samples" if the config wants them.
+    tokenizer, "cache_audit" of a cache of this teacher, and "speed", "samples" and "disagreements"
+    if the config wants them.
     """
     worker = current_rank()
     config = spec.config.evaluate
     data = spec.data()
     prepared = data["teacher"]
     sharded, whole = ZeroConfig.for_teacher(config.teacher_sharding), ZeroConfig(stage=0)
-    models = {}
+    models: dict[str, torch.nn.Module] = {}
     for name, reference in spec.references.items():
         zero = sharded if name == "teacher" else whole
         model = load_teacher(reference.local(), worker, zero, reference.revision)
@@ -113,12 +120,17 @@ def evaluate(spec: EvaluateJob) -> None:
         found[domain] = scores
         if worker.rank == 0:
             worker.report(index + 1, len(domains), note=domain)
+    audited = _audit(spec, models, worker)
     # Room for whole models. A sharded one is left by all ranks together.
     while models:
         release(models.popitem()[1])
     if worker.rank == 0:
         measured = summarise(found, spec.references)
         measured |= _side_by_side(spec, data, worker)
+        if audited is not None:
+            measured["cache_audit"] = audited
+        if config.samples is not None:  # the positions have held-out text, as samples do
+            measured["disagreements"] = _disagreements(found, prepared)
         if isinstance(own := data["student"], AlignedPrepared):
             measured["alignment"] = describe_alignment(own)
         measured |= {"task": spec.config.task, "classes": prepared.classes}
@@ -128,6 +140,26 @@ def evaluate(spec: EvaluateJob) -> None:
         spec.output.put(MEASURED_KEY, json.dumps(measured).encode())
         _track(spec, measured)
     worker.barrier()
+
+
+def _audit(
+    spec: EvaluateJob, models: dict[str, torch.nn.Module], worker: Rank
+) -> CacheAudit | None:
+    """Audit the cache, where the config wants it and the teacher is at hand. Collective."""
+    config = spec.config.evaluate.audit
+    if config is None or spec.cache is None or spec.teacher is None:
+        return None
+    return audit_cache(spec.cache, models["teacher"], spec.teacher.digest, config, worker)
+
+
+def _disagreements(found: dict[str, DomainScores], prepared: Prepared) -> list[Disagreement]:
+    """Return the positions of all evaluation sets where student and teacher disagree most."""
+    described = [
+        each
+        for domain, scores in found.items()
+        for each in scores.disagreements.describe(domain, prepared, scores.order)
+    ]
+    return sorted(described, key=lambda each: each["kl"], reverse=True)[:KEPT]
 
 
 def _side_by_side(spec: EvaluateJob, data: dict[str, Prepared], worker: Rank) -> dict[str, Any]:
@@ -163,9 +195,11 @@ def _track(spec: EvaluateJob, measured: dict[str, Any]) -> None:
     )
     if samples := measured.get("samples"):
         names = list(samples["texts"][0]["models"]) if samples["texts"] else []
+        ways = ("models", "drawn")
         rows = [
-            [text["prompt"], text["truth"], *(text["models"][name] for name in names)]
+            [text["prompt"], text["truth"], *(text[how][name] for how in ways for name in names)]
             for text in samples["texts"]
         ]
-        gallery.log_table("samples", ["prompt", "document", *names], rows)
+        drawn = [f"{name}, drawn" for name in names]
+        gallery.log_table("samples", ["prompt", "document", *names, *drawn], rows)
     gallery.finish()

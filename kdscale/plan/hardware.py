@@ -18,6 +18,11 @@ _SPOT_SHARE = 0.40
 # share of them that the quickstart's models reach.
 _CORE_FLOPS = 96e9
 _CORE_UTILISATION = 0.5
+# A server processor's thermal design power by its cores: AMD EPYC 7763 280 W and 64, 9654 360 and
+# 96, Intel Xeon 8480+ 350 and 56.
+_CORE_WATTS = 5.0
+# Thermal design power, W, from NVIDIA's data sheets; of A10G the limit that its driver states.
+_WATTS = {"B200": 1000, "H200": 700, "H100": 700, "A100": 400, "L40S": 350, "A10G": 300, "L4": 72}
 _ASSUMED = "a price that is assumed, not read from a list"
 
 
@@ -49,6 +54,8 @@ def _gpu(
         on_demand=price,
         spot=round(_SPOT_SHARE * price, 2),
         source=f"AWS {instance}, us-east-1, {price_from}; spot put at 40 % of it",
+        watts=_WATTS[name.split("-")[0]],
+        watts_source="NVIDIA's data sheet",
     )
 
 
@@ -90,7 +97,22 @@ def this_machine() -> Hardware:
         source=f"{machine['cores']} cores of {machine['cpu']}, at no price",
         forward_utilisation=_CORE_UTILISATION,
         training_utilisation=_CORE_UTILISATION,
+        watts=_CORE_WATTS,
+        watts_source="a server processor's by its cores, assumed",
     )
+
+
+def gpu_hardware(device: str) -> Hardware | None:
+    """Return the row of a GPU by the name that torch gives it; None of one that has no row.
+
+    The memory in the name tells the two A100 apart.
+    """
+    words = device.replace("-", " ").split()
+    for row in TABLE:
+        model, _, memory = row.name.partition("-")
+        if model in words and "MIG" not in words and (not memory or f"{memory}GB" in words):
+            return row
+    return None
 
 
 def find_hardware(name: str) -> Hardware:

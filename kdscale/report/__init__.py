@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from kdscale.report.card import model_card
-from kdscale.report.compare import summarise_comparison
+from kdscale.report.compare import comparison_json, summarise_comparison
+from kdscale.report.content import as_json
 from kdscale.report.load import load_report_data, setting
 from kdscale.report.markdown import render_markdown
 from kdscale.store import Store
 
-__all__ = ["model_card", "write_comparison", "write_model_card", "write_report"]
+__all__ = ["model_card", "report_json", "write_comparison", "write_model_card", "write_report"]
 
 
 def write_report(store: Store) -> str:
@@ -25,6 +26,15 @@ def write_report(store: Store) -> str:
     store.put("report/index.html", render_report(run).encode())
     store.put("report/summary.md", summary.encode())
     return summary
+
+
+def report_json(runs: Sequence[Store]) -> dict[str, Any]:
+    """Return what the report of a run, or the comparison of several, says as plain values.
+
+    Raises KdscaleError as `write_report` and `write_comparison` do.
+    """
+    found = [load_report_data(store) for store in runs]
+    return as_json(found[0]) if len(found) == 1 else comparison_json(found)
 
 
 def write_comparison(runs: Sequence[Store], to: Path) -> str:

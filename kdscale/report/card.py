@@ -3,7 +3,8 @@
 The front matter is what the hub reads (base model, tags, results); the body is for people.
 Everything is written offline; huggingface_hub checks the front matter. Whether `teacher.load` names
 a hub repository or a local folder cannot be asked offline, so a base model is given only where no
-such folder exists here.
+such folder exists here, or where the folder is one of the hub's own cache. Licences are those of
+the config: nothing else knows them.
 """
 
 import json
@@ -24,6 +25,8 @@ from kdscale.report.load import setting
 from kdscale.report.markdown import plain, table
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+HUB_CACHE = re.compile(r"models--([\w.-]+)/snapshots/")
+UNKNOWN = "unknown"
 TEMPLATE = Path(__file__).with_name("templates") / "card.md.j2"
 METRICS = {
     "loss": "Loss (nats)",
@@ -69,7 +72,9 @@ def model_card(
             f"**{plain(content.caption)}**\n\n{table(content)}"
             for content in (*tables.result_tables(results), *_confusions(results, which))
         ),
-        limits=_limits(domains),
+        task=results["task"],
+        chats="chat" in results,
+        limits=_limits(domains, *_licences(config)),
     )
     return str(card)
 
@@ -87,6 +92,7 @@ def _data(
     sources = train if isinstance(train, list) else [train]
     datasets = [each["path"] for each in sources if each.get("kind") == "huggingface"] or None
     return ModelCardData(
+        license=_licence(*_licences(config)),
         base_model=_base_model(which, teacher, setting(config, "distill.student.load")),
         datasets=datasets,
         library_name="transformers" if adapter_base is None else "peft",
@@ -100,12 +106,30 @@ def _data(
 def _base_model(which: str, teacher: Any, start: Any) -> str | None:
     """Return the model on the hub that `which` was made from: its start, else its teacher."""
     if which != "teacher" and start is not None:
-        return str(start) if _on_the_hub(start) else None
-    return str(teacher) if which != "baseline" and _on_the_hub(teacher) else None
+        return _hub_name(start)
+    return _hub_name(teacher) if which != "baseline" else None
 
 
-def _on_the_hub(name: Any) -> bool:
-    return isinstance(name, str) and bool(HUB_NAME.fullmatch(name)) and not Path(name).exists()
+def _hub_name(name: Any) -> str | None:
+    """Return the hub's name of a model: of a hub name itself, or of a folder of the hub's cache."""
+    if not isinstance(name, str):
+        return None
+    if cached := HUB_CACHE.search(name):
+        return cached[1].replace("--", "/", 1)
+    return name if HUB_NAME.fullmatch(name) and not Path(name).exists() else None
+
+
+def _licences(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the licences of teacher and data that the config gives, or "unknown"."""
+    teacher, data = (setting(config, f"card.{name}_licence") for name in ("teacher", "data"))
+    return str(teacher or UNKNOWN), str(data or UNKNOWN)
+
+
+def _licence(teacher: str, data: str) -> str:
+    """Return the front matter's licence: that of both, `other` of two, `unknown` if one is."""
+    if UNKNOWN in (teacher, data):
+        return UNKNOWN
+    return teacher if teacher == data else "other"
 
 
 def _eval_results(results: Results, which: str) -> list[EvalResult]:
@@ -217,12 +241,13 @@ def _lora(lora: Mapping[str, Any]) -> str:
     )
 
 
-def _limits(domains: list[str]) -> str:
+def _limits(domains: list[str], teacher: str, data: str) -> str:
     names = ", ".join(plain(domain) for domain in domains) or "no domain at all"
     return (
         f"- Evaluated on {names} only; nothing is known about other text.\n"
         "- One seed: differences of the size of seed noise mean nothing.\n"
         "- Not tuned to follow instructions and not checked for safety; what the teacher and the "
         "training text get wrong, this model may get wrong too.\n"
-        "- No licence is stated: those of the teacher and of the training text decide."
+        f"- Licence of the teacher: {teacher}. Licence of the training text: {data}. Both decide "
+        "what this model may be used for."
     )

@@ -34,6 +34,7 @@ from kdscale.evaluate.results import DomainMetrics
 from kdscale.report import formatting as units
 from kdscale.report.compare import Dots
 from kdscale.report.curves import STEP, Series, thin
+from kdscale.report.load import Point
 from kdscale.report.tables import Table
 
 PALETTE = {
@@ -81,6 +82,7 @@ _STYLE: Any = {
     "lines.dash_capstyle": "round",
 }
 _CHARACTER = 7.0  # mean width in pixels
+_TIPS = 16  # places of a line without markers that show their values on hover
 
 
 @dataclass(frozen=True)
@@ -202,13 +204,25 @@ def _line(axes: Axes, series: Series, ends: tuple[float, float]) -> None:
         x, y = list(ends), [y[0], y[0]]
     strength = {"lw": 1.5, "alpha": 0.45} if series.kind == "faint" else {"lw": 2}
     axes.plot(x, y, gid=f"@series {series.kind} {series.role}", **_look(series.role), **strength)
-    if series.kind == "level" or (series.kind != "strong" and len(points) > 1):
-        return
     tips = series.tips or [f"{series.name}, {px:g}: {py:.4g}" for px, py in points]
     marks = list(zip(points, tips, strict=True))
-    # Beyond this, markers would hide the line they stand on.
-    for (px, py), tip in marks if len(marks) <= 60 else marks[-1:]:
+    if series.kind == "level" or (series.kind != "strong" and len(points) > 1):
+        marked = []
+    else:
+        # Beyond 60, markers would hide the line they stand on.
+        marked = marks if len(marks) <= 60 else marks[-1:]
+    if len(marked) < len(marks) and series.kind != "level":
+        _tips(axes, marks)
+    for (px, py), tip in marked:
         _mark(axes, series.role, px, py, 4, tip)
+
+
+def _tips(axes: Axes, marks: Sequence[tuple[Point, str]]) -> None:
+    """Lay places along a line that show nothing but, on hover, its values."""
+    for place in sorted({round(i * (len(marks) - 1) / (_TIPS - 1)) for i in range(_TIPS)}):
+        (x, y), tip = marks[place]
+        # Matplotlib leaves out what is wholly transparent.
+        axes.plot([x], [y], "o", c="k", ms=9, alpha=0.001, mew=0, zorder=2, gid=f"@tip|{tip}")
 
 
 def _mark(

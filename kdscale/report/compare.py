@@ -15,10 +15,11 @@ from kdscale.errors import KdscaleError
 from kdscale.evaluate.results import common_loss
 from kdscale.report import facts
 from kdscale.report import formatting as units
+from kdscale.report.comparable import comparable_groups, not_comparable, same_teacher
 from kdscale.report.facts import classifies, task_labels
 from kdscale.report.load import ReportData
 from kdscale.report.markdown import plain, table
-from kdscale.report.tables import Table
+from kdscale.report.tables import Table, table_json
 
 _ABSENT = object()  # where a run's config has no such setting
 _SEEDLESS = ("seed", "name", "output")
@@ -96,9 +97,10 @@ def figures(runs: Sequence[ReportData], domain: str) -> list[Figure]:
         Figure(_figure_name(model, label), of(model, score), is_class)
         for model in facts.in_order({m: None for each in results for m in each["models"]})
     ]
-    gaps = tuple(each["gap_recovered"].get(domain) for each in results)
-    shown.append(Figure("Gap recovered", gaps, True))
-    shown.append(Figure("Agreement", of("student", "agreement_top1"), True))
+    if same_teacher(runs):
+        gaps = tuple(each["gap_recovered"].get(domain) for each in results)
+        shown.append(Figure("Gap recovered", gaps, True))
+        shown.append(Figure("Agreement", of("student", "agreement_top1"), True))
     aligned = (dict(facts.aligned_sets(each)).get(domain) for each in results)
     with_target = tuple(None if found is None else found["share"] for found in aligned)
     shown.append(Figure("Positions with a target", with_target, True))
@@ -134,7 +136,7 @@ def compare_table(runs: Sequence[ReportData], domain: str) -> Table:
             means = (_mean_text(each, group) for each in found)
             first = runs[group[0]].results
             rows.append([name, "all", _size(first), _bytes(first), *means])
-    return Table(f"{domain}: {len(runs)} runs", header, rows)
+    return Table(f"{domain}: {len(runs)} run{'s' * (len(runs) > 1)}", header, rows)
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -145,8 +147,30 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
     return mean(values), half
 
 
+def joined(runs: Sequence[ReportData]) -> list[tuple[str, list[ReportData]]]:
+    """Return each common evaluation set with runs that can be compared on it, group by group."""
+    return [
+        (domain, [runs[place] for place in group])
+        for domain in common_domains(runs)
+        for group in comparable_groups(runs, domain)
+    ]
+
+
+def reservations(runs: Sequence[ReportData]) -> list[str]:
+    """Return what of the runs is not comparable, and why."""
+    return not_comparable(runs, common_domains(runs), labels(runs))
+
+
 def headline(runs: Sequence[ReportData]) -> str:
-    """Return which experiment has the best student, by the main figure."""
+    """Return which experiment has the best student, by the main figure, of comparable runs."""
+    _, main = joined(runs)[0]
+    if len(main) == 1 and len(runs) > 1:
+        return f"No two of these {len(runs)} runs can be compared."
+    among = "" if len(main) == len(runs) else f" among {len(main)} runs that can be compared"
+    return _best(main, among)
+
+
+def _best(runs: Sequence[ReportData], among: str) -> str:
     domain = common_domains(runs)[0]
     shown = main_figure(runs, domain)
     if shown is None:
@@ -157,16 +181,30 @@ def headline(runs: Sequence[ReportData]) -> str:
     kept = _bytes(runs[best[0]].results)
     what = shown.name[0].lower() + shown.name[1:]
     cached = "" if kept == units.NONE else f", at {kept} bytes per {target}"
-    return f"Best on {domain} is {best[1].name}: {what} {best[1].text}{cached}."
+    return f"Best on {domain}{among} is {best[1].name}: {what} {best[1].text}{cached}."
 
 
 def summarise_comparison(runs: Sequence[ReportData]) -> str:
     """Return the tables as Markdown."""
     check_comparable(runs)
-    parts = ["# Comparison of runs"]
-    for domain in common_domains(runs):
-        parts += [f"## {plain(domain)}", table(compare_table(runs, domain))]
+    parts = ["# Comparison of runs", plain(headline(runs)), *map(plain, reservations(runs))]
+    for domain, group in joined(runs):
+        parts += [f"## {plain(domain)}", table(compare_table(group, domain))]
     return "\n\n".join(parts) + "\n"
+
+
+def comparison_json(runs: Sequence[ReportData]) -> dict[str, Any]:
+    """Return the comparison as plain values: the text of every cell."""
+    check_comparable(runs)
+    shown = [compare_table(group, domain) for domain, group in joined(runs)]
+    return {
+        "schema_version": 1,
+        "headline": headline(runs),
+        "not_comparable": reservations(runs),
+        "tables": [table_json(each) for each in shown],
+        "settings": table_json(differences_table(runs)),
+        "provenance": table_json(provenance_table(runs)),
+    }
 
 
 def differences_table(runs: Sequence[ReportData]) -> Table:

@@ -65,6 +65,23 @@ def divergence(run: ReportData) -> list[Series]:
     return [Series("train", "student", smooth(run.series("distill", "train/kl")), "plain")]
 
 
+def learning_rates(run: ReportData) -> list[Series]:
+    """Return the learning rate of the student, which is the baseline's too, and of the teacher."""
+    return [
+        Series(role, role, run.series(stage, "lr"), "plain")
+        for stage, role in (("distill", "student"), ("teacher", "teacher"))
+    ]
+
+
+def gradient_norms(run: ReportData) -> list[Series]:
+    """Return the gradient's norm before clipping, of student, baseline and teacher."""
+    stages = {"student": "distill", "baseline": "baseline", "teacher": "teacher"}
+    return [
+        Series(role, role, smooth(run.series(stage, "train/gradient_norm")), "plain")
+        for role, stage in stages.items()
+    ]
+
+
 def shares_of_sequences(run: ReportData) -> list[Series]:
     """Return the share of sequences in the curriculum's pool, and the share seen so far."""
     return [

@@ -159,7 +159,7 @@ def key_figures(results: Results) -> list[KeyFigure]:
         sizes = f"{units.count(teacher)} to {units.count(student)} parameters"
         found.append(KeyFigure(f"{ratio:.1f}×", f"smaller: {sizes}"))
     speed = times_faster(results)
-    if speed is not None and "speed" in results:
+    if speed is not None and "speed" in results and not speed[1][0] <= 1 <= speed[1][1]:
         times, (low, high) = speed
         meaning = (
             f"as many tokens per second ({low:.1f} to {high:.1f}), {results['speed']['device']}"

@@ -46,6 +46,26 @@ def times(factor: float, low: float, high: float) -> str:
     return f"{number(factor, 1)} ({number(low, 1)} to {number(high, 1)})"
 
 
+def within(value: float | None, interval: Sequence[float] | None, digits: int = 4) -> str:
+    """Format `value` with its interval if it has one: `3.3821 (3.3612–3.4031)`."""
+    if value is None or interval is None:
+        return number(value, digits)
+    low, high = (number(bound, digits) for bound in interval)
+    return f"{number(value, digits)} ({low}–{high})"
+
+
+def dollars(value: float | None) -> str:
+    """Format US dollars, to the cent below a hundred; a dash for None."""
+    return NONE if value is None else f"${number(value, 2 if value < 100 else 0)}"
+
+
+def energy(kwh: float | None) -> str:
+    """Format kilowatt hours, as Wh below one; a dash for None."""
+    if kwh is None:
+        return NONE
+    return f"{kwh:,.3g} kWh" if kwh >= 1 else f"{1000 * kwh:,.3g} Wh"
+
+
 def count(value: float) -> str:
     """Format three significant digits and k, M, B or T; integers below 1,000 as they are."""
     return _scaled(value, 1000, ("", " k", " M", " B", " T"))

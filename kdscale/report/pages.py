@@ -26,6 +26,7 @@ from kdscale.report.charts import (
     reliability_chart,
 )
 from kdscale.report.compare import Figure
+from kdscale.report.content import sections
 from kdscale.report.curves import STEP, Series
 from kdscale.report.facts import task_labels
 from kdscale.report.load import ReportData
@@ -74,25 +75,15 @@ def _environment() -> Environment:
 def render_report(run: ReportData) -> str:
     """Render the page of one run."""
     results = run.results
-    found, labels = results["cache"], task_labels(results)
     pool = [value for _, value in run.series("distill", "curriculum/pool_size")]
     context = {
         "run": run,
         "results": results,
         "facts": facts,
-        "target": labels.target,
-        "reasons": _gap_reasons(results),
-        "score_tables": tables.score_tables(results),
-        "legend": tables.legend(results),
+        "content": sections(run),
         "confusions": _confusions(results),
-        "harness": tables.harness_table(results),
-        "cache": None if found is None else tables.cache_table(found, labels.target),
-        "model_speed": tables.model_speed_table(results),
-        "stage_speed": tables.speed_table(run),
         "total_time": units.duration(sum(results["seconds"].values())),
         "pool": [f"{size:,.0f}" for size in (pool[0], pool[-1])] if pool else [],
-        "provenance": tables.provenance_table(results),
-        "samples": tables.sample_tables(results),
         "gap": Chart(
             "Loss, from baseline to teacher",
             gap_chart("gap", _gaps(results), facts.loss_unit(results)),
@@ -103,7 +94,6 @@ def render_report(run: ReportData) -> str:
         "stages": Chart(
             "Stages",
             bar_chart("seconds", "Wall time of the stages", results["seconds"], units.duration),
-            tables.stage_table(results),
         ),
     }
     return render_page("report.html.j2", context)
@@ -122,6 +112,8 @@ def _curves(run: ReportData) -> dict[str, Chart]:
         ("loss", "Student and baseline", curves.losses(run), nats, late),
         ("kd", "KL to the teacher", curves.divergence(run), nats, narrow | late),
         ("teacher", "Teacher", curves.teacher_losses(run), nats, narrow | late),
+        ("rate", "Learning rate", curves.learning_rates(run), "", narrow),
+        ("norm", "Gradient norm", curves.gradient_norms(run), "", narrow | late),
         ("pool", "Share of the sequences", curves.shares_of_sequences(run), "", narrow | share),
         ("difficulty", "Mean difficulty", curves.difficulty(run), difficulty, narrow),
     )
@@ -131,12 +123,6 @@ def _curves(run: ReportData) -> dict[str, Chart]:
         )
         for name, title, series, unit, look in charts
     }
-
-
-def _gap_reasons(results: Results) -> list[str]:
-    """Return why domains have no gap recovered, each reason once."""
-    gaps = results["gap_recovered"]
-    return list(dict.fromkeys(facts.no_gap_reason(results, d) for d in gaps if gaps[d] is None))
 
 
 def _gaps(results: Results) -> list[Gap]:
@@ -178,23 +164,26 @@ def _calibration(results: Results) -> list[Chart]:
 def render_comparison(runs: Sequence[ReportData]) -> str:
     """Render the page of several runs; KdscaleError where they cannot be compared."""
     compare.check_comparable(runs)
-    groups, shown = len(compare.experiments(runs)), compare.common_domains(runs)
-    judged = [(domain, compare.main_figure(runs, domain)) for domain in shown]
+    groups, shown = len(compare.experiments(runs)), compare.joined(runs)
+    judged = [(domain, group, compare.main_figure(group, domain)) for domain, group in shown]
     counted = f" of {groups} experiment{'s' * (groups > 1)}" if groups < len(runs) else ""
+    # Lines of losses are joined as the figures of the first set are.
+    drawn = shown[0][1]
     context = {
         "counted": f"{len(runs)} runs{counted}",
         "headline": compare.headline(runs),
-        "figures_of": [compare.compare_table(runs, domain) for domain in shown],
+        "reservations": compare.reservations(runs),
+        "figures_of": [compare.compare_table(group, domain) for domain, group in shown],
         "domains": [
             (
                 figure.name if figure else "",
-                _dots(runs, domain, figure, f"dots-{i}"),
-                _sizes(runs, domain, figure, f"sizes-{i}"),
+                _dots(group, domain, figure, f"dots-{i}"),
+                _sizes(group, domain, figure, f"sizes-{i}"),
             )
-            for i, (domain, figure) in enumerate(judged)
+            for i, (domain, group, figure) in enumerate(judged)
         ],
-        "training": _students(runs),
-        "left_out": max(0, groups - len(_ROLES)),
+        "training": _students(drawn),
+        "left_out": max(0, len(compare.experiments(drawn)) - len(_ROLES)),
         "differences": compare.differences_table(runs),
         "provenance": compare.provenance_table(runs),
         "target": task_labels(runs[0].results).target,

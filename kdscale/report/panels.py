@@ -8,9 +8,12 @@ from itertools import chain, count
 
 from kdscale.evaluate.results import Results
 from kdscale.report import curves, facts, tables
+from kdscale.report.cache_quality import audit_table
+from kdscale.report.costs import cost_table
 from kdscale.report.curves import STEP, Series, thin
 from kdscale.report.load import ReportData
 from kdscale.report.tables import Table
+from kdscale.report.training import training_table
 from kdscale.tracking.metrics import BY_KEY
 from kdscale.tracking.panels import Cell, Panel
 
@@ -33,9 +36,14 @@ def panels(run: ReportData) -> list[Panel]:
         _lines("training", "student-and-baseline", curves.losses(run), unit),
         _lines("training", "kl-to-the-teacher", curves.divergence(run), unit),
         _lines("training", "teacher", curves.teacher_losses(run), unit),
+        _lines("training", "learning-rate", curves.learning_rates(run), "learning rate"),
+        _lines("training", "gradient-norm", curves.gradient_norms(run), "norm"),
+        *([_table("training", end)] if (end := training_table(run)) else []),
         _lines("curriculum", "share-of-the-sequences", curves.shares_of_sequences(run), "share"),
         _lines("curriculum", "mean-difficulty", curves.difficulty(run), "difficulty"),
         *([_table("cache", tables.cache_table(results["cache"]))] if results["cache"] else []),
+        *([_table("cache", audit)] if (audit := audit_table(results)) else []),
+        *([_table("cost", cost)] if (cost := cost_table(results)) else []),
         Panel("speed", "stages", "bars", ("stage", "seconds"), seconds),
         _table("speed", tables.speed_table(run)),
         *(_calibration(results, domain) for domain in domains),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from kdscale.evaluate.results import (
     Alignment,
@@ -12,6 +12,7 @@ from kdscale.evaluate.results import (
     HarnessScore,
     ModelSpeed,
     Results,
+    Samples,
     Speed,
 )
 from kdscale.report import facts
@@ -29,13 +30,21 @@ _CACHE_IDENTITY = ("url", "fingerprint", "created", "version", "identity")
 class Table:
     """A table of text; the first cell of a row is its header, the others are figures.
 
-    `name` is for tables whose caption holds what differs between the runs of an experiment.
+    `name` is for tables whose caption holds what differs between the runs of an experiment. `look`
+    is how a page shows it: `shares` are counts shaded by their share of the row, `facts` names and
+    values, `words` wrap, and `texts` keep their spaces and line ends.
     """
 
     caption: str
     header: list[str]
     rows: list[list[str]]
     name: str = ""
+    look: Literal["figures", "shares", "facts", "words", "texts"] = "figures"
+
+
+def table_json(table: Table) -> dict[str, Any]:
+    """Return a table's text as plain values."""
+    return {"caption": table.caption, "header": table.header, "rows": table.rows}
 
 
 Cell = Callable[[Any], str]  # of DomainMetrics
@@ -49,8 +58,12 @@ def _share(key: str) -> Cell:
     return lambda metrics: units.percent(metrics.get(key))
 
 
-def _f1(metrics: DomainMetrics) -> str:
-    return units.between(metrics.get("f1_macro"), metrics.get("intervals", {}).get("f1_macro"))
+def _with_interval(key: str) -> Cell:
+    return lambda m: units.within(m.get(key), m.get("intervals", {}).get(key))
+
+
+def _share_with_interval(key: str) -> Cell:
+    return lambda m: units.between(m.get(key), m.get("intervals", {}).get(key))
 
 
 def _scaled_error(metrics: DomainMetrics) -> str:
@@ -62,7 +75,7 @@ def _scaled_error(metrics: DomainMetrics) -> str:
 
 
 _OF_TOKENS: dict[str, Cell] = {
-    "Loss": _figure("loss"),
+    "Loss": _with_interval("loss"),
     "Perplexity": _figure("perplexity", 2),
     "Bits/byte": _figure("bits_per_byte"),
     "ECE": _figure("ece"),
@@ -70,23 +83,25 @@ _OF_TOKENS: dict[str, Cell] = {
 }
 _OF_OWN_TOKENS: dict[str, Cell] = {
     "Tokens": lambda metrics: f"{metrics['tokens']:,}",
-    **{name: _OF_TOKENS[name] for name in ("Bits/byte", "Loss", "Perplexity", "ECE", "ECE scaled")},
+    "Bits/byte": _with_interval("bits_per_byte"),
+    "Loss": _figure("loss"),
+    **{name: _OF_TOKENS[name] for name in ("Perplexity", "ECE", "ECE scaled")},
 }
 _OF_CLASSES: dict[str, Cell] = {
-    "Accuracy": _share("accuracy"),
-    "F1": _f1,
+    "Accuracy": _share_with_interval("accuracy"),
+    "F1": _share_with_interval("f1_macro"),
     "Precision": _share("precision_macro"),
     "Recall": _share("recall_macro"),
     "MCC": _figure("mcc", 3),
     "AUROC": _figure("auroc", 3),
-    "Loss": _figure("loss"),
+    "Loss": _with_interval("loss"),
     "ECE": _figure("ece"),
     "ECE scaled": _scaled_error,
 }
 _OF_FIDELITY: dict[str, Cell] = {
-    "Agreement": _share("agreement_top1"),
+    "Agreement": _share_with_interval("agreement_top1"),
     "Top 10": _share("overlap_top10"),
-    "KL": _figure("kl_teacher_student"),
+    "KL": _with_interval("kl_teacher_student"),
     "KL back": _figure("kl_student_teacher"),
 }
 
@@ -230,8 +245,8 @@ def legend(results: Results) -> str:
     """Return the meaning of the tables' columns."""
     target, seen = task_labels(results).target, results.get("context")
     of_classes = (
-        "F1, precision and recall are means over the classes; F1 with its 95 % interval over "
-        "documents drawn again. MCC: Matthews correlation. AUROC: one class against the others, "
+        "F1, precision and recall are means over the classes; intervals are over documents "
+        "drawn again. MCC: Matthews correlation. AUROC: one class against the others, "
         "mean over the classes. "
     )
     of_context = f"Context: at least {seen} of its document's tokens before each, or all there are."
@@ -241,7 +256,8 @@ def legend(results: Results) -> str:
     if "alignment" in results:
         return f"{_OWN_TOKENS}{'' if seen is None else of_context}{of_before}"
     return (
-        f"{of_classes if classifies(results) else ''}Loss in nats per {target}. "
+        f"{of_classes if classifies(results) else ''}Loss in nats per {target}. In brackets: the "
+        "95 % interval. "
         f"{'' if seen is None else of_context + ' '}ECE: expected calibration error over 15 "
         "equal-width bins; scaled: with logits divided by the temperature T that makes the "
         "validation labels likeliest. Agreement: share of targets where the model's top-1 choice "
@@ -361,23 +377,29 @@ def sample_tables(results: Results) -> list[Table]:
     """Return the continuations that the models wrote, one table a prompt."""
     if "samples" not in results:
         return []
-    samples = results["samples"]
-    how = "the likeliest token each time"
-    if samples["temperature"] is not None:
-        how = f"drawn at temperature {samples['temperature']:g}"
-    return [
-        Table(
+    samples, found = results["samples"], []
+    for number, text in enumerate(samples["texts"], start=1):
+        drawn = text.get("drawn", {})
+        rows = [["prompt", text["prompt"]], ["document", text["truth"]]]
+        for name in facts.in_order(text["models"]):
+            rows.append([name, text["models"][name]])
+            rows += [[f"{name}, drawn", drawn[name]]] if name in drawn else []
+        caption = (
             f"{samples['domain']}, sample {number}: {samples['new_tokens']} tokens after "
-            f"{samples['prompt_tokens']}, {how}",
-            ["Model", "Text"],
-            [
-                ["prompt", text["prompt"]],
-                ["document", text["truth"]],
-                *([name, text["models"][name]] for name in facts.in_order(text["models"])),
-            ],
+            f"{samples['prompt_tokens']}, {_how(samples)}"
         )
-        for number, text in enumerate(samples["texts"], start=1)
-    ]
+        found.append(Table(caption, ["Model", "Text"], rows, look="texts"))
+    return found
+
+
+def _how(samples: Samples) -> str:
+    """Return how the tokens of samples were chosen."""
+    if samples["temperature"] is not None:
+        return f"drawn at temperature {samples['temperature']:g}"
+    greedy = "the likeliest token each time"
+    if "drawn_temperature" not in samples:
+        return greedy
+    return f"{greedy}, and drawn at temperature {samples['drawn_temperature']:g}"
 
 
 def confusion_table(results: Results, model: str, domain: str) -> Table | None:
@@ -389,7 +411,7 @@ def confusion_table(results: Results, model: str, domain: str) -> Table | None:
         return None
     rows = [[name, *map(str, line)] for name, line in zip(names, counts, strict=True)]
     caption = f"{domain}: predictions of the {model} by label"
-    return Table(caption, ["Class", *names], rows)
+    return Table(caption, ["Class", *names], rows, look="shares")
 
 
 def calibration_table(results: Results, domain: str) -> Table:
@@ -416,7 +438,7 @@ def cache_table(cache: CacheFacts, target: str = "token") -> Table:
     told = (*_CACHE_NAMED, *_CACHE_IDENTITY)
     extra = {key: value for key, value in cache.items() if key not in told}
     rows += [[key.replace("_", " ").capitalize(), _plain(value)] for key, value in extra.items()]
-    return Table("The logit cache", ["Fact", "Value"], rows)
+    return Table("The logit cache", ["Fact", "Value"], rows, look="facts")
 
 
 def stage_table(results: Results) -> Table:
@@ -460,7 +482,7 @@ def provenance_table(results: Results) -> Table:
         *([_HARDWARE.get(key, key), value] for key, value in hardware.items()),
         ["Versions", ", ".join(f"{k} {v}" for k, v in results["versions"].items())],
     ]
-    return Table("Provenance", ["Fact", "Value"], rows)
+    return Table("Provenance", ["Fact", "Value"], rows, look="facts")
 
 
 def _cache_identity(cache: Mapping[str, Any]) -> list[list[str]]:

@@ -38,9 +38,20 @@ TABLE: tuple[Metric, ...] = (
         view=True,
         report=True,
     ),
-    Metric("Learning rate of the last logged step.", "", "lr", "kdscale_learning_rate", view=True),
     Metric(
-        "Norm of the gradient before clipping.", "", "train/gradient_norm", "kdscale_gradient_norm"
+        "Learning rate of the last logged step.",
+        "",
+        "lr",
+        "kdscale_learning_rate",
+        view=True,
+        report=True,
+    ),
+    Metric(
+        "Norm of the gradient before clipping.",
+        "",
+        "train/gradient_norm",
+        "kdscale_gradient_norm",
+        report=True,
     ),
     Metric(
         "Tokens per second over all ranks, since the last logged line.",

@@ -102,6 +102,15 @@ function chartTextOutside() {
   return found;
 }
 
+// Tables wider than the page, in no frame that scrolls or that is wider than the page itself.
+function tablesOutside() {
+  const width = document.documentElement.clientWidth;
+  return [...document.querySelectorAll("table")].filter(visible).filter((table) => {
+    const frame = table.closest(".scroll") ?? table;
+    return frame.getBoundingClientRect().right > width + 1;
+  }).map((table) => table.caption.textContent);
+}
+
 function focusable() {
   return [...document.querySelectorAll("a[href], summary, [tabindex='0']")].filter(visible).length;
 }

@@ -33,7 +33,17 @@ ARGUMENTS = (
 )
 PROBES = Path(__file__).with_name("probes.js").read_text(encoding="utf-8")
 PAGES = ("language-model", "classifier", "comparison")
-DRAWINGS = {"language-model": 9, "classifier": 9, "comparison": 4}
+DRAWINGS = {"language-model": 11, "classifier": 11, "comparison": 4}
+SECTIONS = {
+    "language-model": (
+        *("Quality", "Cost", "Cache", "Training", "Curriculum", "Disagreements", "Speed"),
+        *("Calibration", "Samples", "Configuration and provenance"),
+    ),
+    "comparison": (
+        *("Figures", "Quality", "Size and quality", "Training", "Configuration and provenance"),
+    ),
+}
+SECTIONS["classifier"] = SECTIONS["language-model"]
 
 pytestmark = [
     pytest.mark.browser,
@@ -112,6 +122,19 @@ def _resize(browser: webdriver.Chrome, width: int) -> None:
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
 
+def _spoken(browser: webdriver.Chrome) -> list[dict[str, Any]]:
+    """Return what a screen reader is given: role, name, description and level, in order."""
+    nodes = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    found = []
+    for node in nodes:
+        if not node.get("ignored"):
+            properties = {p["name"]: p["value"].get("value") for p in node.get("properties", [])}
+            texts = {key: node.get(key, {}).get("value", "") for key in ("role", "name")}
+            described = node.get("description", {}).get("value", "")
+            found.append(texts | {"description": described, "level": properties.get("level")})
+    return found
+
+
 def _probe(browser: webdriver.Chrome, function: str, *arguments: Any) -> Any:
     """Call a function of probes.js."""
     return browser.execute_script(f"{PROBES}\nreturn {function}(...arguments);", *arguments)
@@ -157,6 +180,34 @@ def test_headings_landmarks_and_tables_are_in_order(browser: webdriver.Chrome) -
     assert found["tablesWithoutCaption"] == []
 
 
+def test_a_screen_reader_is_told_headings_tables_and_charts(
+    browser: webdriver.Chrome, name: str
+) -> None:
+    browser.execute_script(
+        "for (const each of document.querySelectorAll('details')) each.open = true"
+    )
+    spoken = _spoken(browser)
+    headings = [(each["level"], each["name"]) for each in spoken if each["role"] == "heading"]
+    assert headings[0][0] == 1
+    assert tuple(text for level, text in headings if level == 2) == SECTIONS[name]
+    regions = [each["name"] for each in spoken if each["role"] == "region"]
+    assert tuple(regions) == SECTIONS[name]
+    tables = [each["name"] for each in spoken if each["role"] == "table"]
+    assert len(tables) == len(browser.find_elements(By.TAG_NAME, "table"))
+    assert all(tables)
+    charts = [each for each in spoken if each["role"] in ("img", "image")]
+    assert len(charts) == DRAWINGS[name]
+    assert all(each["name"] and len(each["description"]) >= 15 for each in charts)
+    headers = [each["name"] for each in spoken if each["role"] in ("columnheader", "rowheader")]
+    assert len(headers) > 20
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_wide_tables_scroll_inside_themselves(browser: webdriver.Chrome, width: int) -> None:
+    _resize(browser, width)
+    assert _probe(browser, "tablesOutside") == []
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_and_marks_stand_out(browser: webdriver.Chrome, scheme: str) -> None:
     _emulate(browser, "screen", scheme)
@@ -173,7 +224,7 @@ def test_text_and_marks_stand_out(browser: webdriver.Chrome, scheme: str) -> Non
     assert luminance > 0.9 if scheme == "light" else luminance < 0.05
 
 
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [360, 1280, 1920])
 def test_the_page_does_not_scroll_sideways(browser: webdriver.Chrome, width: int) -> None:
     _resize(browser, width)
     root = "return document.documentElement."
@@ -224,4 +275,4 @@ def test_paper_shows_all_and_cuts_nothing(browser: webdriver.Chrome, name: str) 
     printed = browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})
     pdf = base64.b64decode(printed["data"])
     assert pdf.startswith(b"%PDF-")
-    assert 2 <= pdf.count(b"/Type /Page\n") <= 12
+    assert 2 <= pdf.count(b"/Type /Page\n") <= 16

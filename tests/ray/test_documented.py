@@ -39,6 +39,7 @@ HERE = {
     "kdscale cache gc URI --dry-run": "",
     "kdscale cache export URI OUT --format parquet": "rows",
     "kdscale report runs/quickstart": "student",
+    "kdscale report runs/quickstart --format json": '"sections"',
     "kdscale report runs/a runs/b runs/c --to comparison.html": "Comparison",
     "kdscale export runs/quickstart --to exported": "hf",
     "kdscale export runs/quickstart --to exported --model teacher": "hf",

@@ -47,7 +47,8 @@ ALLOWED: dict[str, set[str]] = {
     "run.stage_names": {"errors"},
     "run.finished_run": {"config", "data", "distill.alignment", "errors", "models", "store"},
     "evaluate": {
-        *("config", "data", "distill.alignment", "distributed", "errors", "models"),
+        *("cache", "cache.fidelity", "config", "data", "distill.alignment", "distributed"),
+        *("errors", "models"),
         *("run.finished_run", "store", "tracking", "train", "types", "utils"),
     },
     "report": {
@@ -65,10 +66,12 @@ ALLOWED: dict[str, set[str]] = {
     },
     "run": {
         *("cache", "config", "data", "distill", "distill.alignment", "distributed", "errors"),
-        *("evaluate", "models"),
-        *("preflight", "report", "run.finished_run", "run.stage_names", "store", "teacher"),
+        *("evaluate", "models", "preflight", "report"),
+        *("run.devices", "run.finished_run", "run.stage_names", "store", "teacher"),
         *("tracking", "train", "utils", "workers"),
     },
+    # The report sets what a run cost against its plan.
+    "run.devices": {"config", "errors", "evaluate", "plan", "run.stage_names", "store"},
     "submit": {"config", "errors", "run", "run.stage_names", "share", "store", "utils"},
     "plan": {
         *("cache", "cache.fidelity", "config", "data", "distill", "distributed", "errors"),
@@ -94,7 +97,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 # Packages that only the CLI imports, and one another; `api` and `integrations` are for users alone.
-LEAVES = {"plan", "start", "export", "importing", "doctor"}
+LEAVES = {"start", "export", "importing", "doctor"}
 FOR_USERS = {"api", "integrations"}
 
 # Packages that train and read caches without Ray, as a user's own program does.

@@ -4,12 +4,13 @@ import json
 from typing import Any
 
 from kdscale.cache.maintain.inspect import inspect
-from kdscale.config import RunConfig
+from kdscale.config import RunConfig, fingerprint
 from kdscale.distill.alignment.student_data import AlignedPrepared
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.external_models import external_references
 from kdscale.evaluate.results import (
     RESULTS_KEY,
+    Evaluated,
     HarnessTask,
     build_results,
     read_results,
@@ -17,6 +18,7 @@ from kdscale.evaluate.results import (
 )
 from kdscale.evaluate.worker import MEASURED_KEY, EvaluateJob
 from kdscale.run.artifacts import RunArtifacts
+from kdscale.run.devices import describe_devices
 from kdscale.run.record import RunRecord
 from kdscale.run.stages.base import Stage, StageContext
 
@@ -40,6 +42,7 @@ def _make(context: StageContext) -> list[str]:
         prepared=run.prepared_store,
         teacher=run.teacher_if_present(),
         models={**{name: run.student(name) for name in run.evaluated_names}, **others},
+        cache=run.cache_stores[0][0],
         tokenizer=tokenizer,
         aligned=frozenset() if own is None else aligned | set(run.evaluated_names),
     )
@@ -53,6 +56,8 @@ def _make(context: StageContext) -> list[str]:
         seconds=context.record.seconds(),
         seed=config.seed,
         config_fingerprint=run.evaluate_fingerprint,
+        evaluated=_evaluated(run),
+        devices=describe_devices(config, run.output, measured["hardware"]["gpus"]),
         **measured,
     )
     if scores := _lm_eval_scores(run):
@@ -62,6 +67,19 @@ def _make(context: StageContext) -> list[str]:
     write_results(run.output, results)
     gaps = results["gap_recovered"].items()
     return [f"gap recovered on {d}: {'n/a' if g is None else f'{g:.1%}'}" for d, g in gaps]
+
+
+def _evaluated(run: RunArtifacts) -> Evaluated:
+    """Return what tells evaluations apart whose figures cannot be compared."""
+    manifest, teacher = run.prepared.manifest, run.teacher_if_present()
+    return {
+        "tokenizer": manifest["tokenizer"]["sha256"],
+        "teacher": None if teacher is None else teacher.digest,
+        "sets": {
+            name: fingerprint([shard["xxh3"] for shard in manifest["splits"][name]["shards"]])
+            for name in run.prepared.evaluation_sets
+        },
+    }
 
 
 def _lm_eval_scores(run: RunArtifacts) -> dict[str, HarnessTask]:

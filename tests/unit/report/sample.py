@@ -13,7 +13,10 @@ from typing import Any
 
 from kdscale.config import dump_config, parse_config
 from kdscale.evaluate.results import (
+    CacheAudit,
     CalibrationBin,
+    Devices,
+    Disagreement,
     DomainMetrics,
     ModelResults,
     Results,
@@ -127,6 +130,7 @@ def sample_texts(models: Iterable[str]) -> Samples | None:
     return {
         "domain": "validation",
         "temperature": None,
+        "drawn_temperature": 1.0,
         "prompt_tokens": 8,
         "new_tokens": 12,
         "texts": [
@@ -134,9 +138,68 @@ def sample_texts(models: Iterable[str]) -> Samples | None:
                 "prompt": "def less(a, b):\n    if a <",
                 "truth": " b:\n        return True",
                 "models": {model: f" <b>{model}</b>" for model in models},
+                "drawn": {model: f" {model}\n  drawn" for model in models},
             }
         ],
     }
+
+
+AUDIT: CacheAudit = {
+    "sequences": 8,
+    "positions": 1_016,
+    "draws": 4,
+    "squared_bias": 2.1e-5,
+    "squared_bias_error": 1.8e-5,
+    "variance": 8.25e-3,
+    "kept_mass": 0.6243,
+    "distinct_ids": 11.7,
+    "loss_bias": -0.0021,
+    "loss_bias_error": 0.0034,
+    "kl": None,
+    "mean_positions": 960,
+    "mean_error": 0.0312,
+    "mean_cosine": 0.9995,
+    "ids_in_common": 1.0,
+    "seconds": 1.84,
+}
+DEVICES: Devices = {
+    "name": "H100",
+    "kind": "gpu",
+    "devices": {"prepare": 1, "teacher": 2, "cache": 2, "distill": 2, "evaluate": 2},
+    "price_hour": 6.88,
+    "price_source": "AWS p5.48xlarge",
+    "watts": 700.0,
+    "watts_source": "NVIDIA's data sheet",
+    "planned": {
+        "prepare": {"seconds": 20.0, "device_hours": 20 / 3600},
+        "teacher": {"seconds": 200.0, "device_hours": 400 / 3600},
+        "cache": {"seconds": 50.0, "device_hours": 100 / 3600},
+        "distill": {"seconds": 100.0, "device_hours": 200 / 3600},
+        "evaluate": {"seconds": 10.0, "device_hours": 20 / 3600},
+    },
+    "assumptions": ["Text: known.", "Speed: assumed."],
+}
+
+
+def sample_disagreements(models: Iterable[str]) -> list[Disagreement] | None:
+    """Return a position with markup in its text, where there are a teacher and a student."""
+    if not {"teacher", "student"} <= set(models):
+        return None
+    return [
+        {
+            "domain": "validation",
+            "sequence": 1204,
+            "position": 77,
+            "before": "    for <b>line</b> in",
+            "label": " lines",
+            "kl": 6.125,
+            "teacher": [
+                {"text": " lines", "probability": 0.91},
+                {"text": "\n", "probability": 0.02},
+            ],
+            "student": [{"text": " range", "probability": 0.72}],
+        }
+    ]
 
 
 def sample_results(
@@ -159,6 +222,14 @@ def sample_results(
         context=16,
         speed=sample_speed(found),
         samples=sample_texts(found),
+        cache_audit=AUDIT if {"teacher", "student"} <= found.keys() else None,
+        disagreements=sample_disagreements(found),
+        devices=DEVICES,
+        evaluated={
+            "tokenizer": "17f1",
+            "teacher": "3922",
+            "sets": {domain: f"rows of {domain}" for domain in LOSSES},
+        },
         cache={
             "bytes_per_token": 15.23,
             "bytes": 3_214_336,
@@ -223,7 +294,8 @@ def _training_lines(steps: int, start: float, end: float, seed: int) -> list[dic
             "time": 1_700_000_000 + step,
             "train/loss": loss + noise.gauss(0, 0.06),
             "train/ce_loss": loss + noise.gauss(0, 0.06),
-            "lr": 3e-3 * (1 - step / steps),
+            "lr": 3e-3 * (1 - step / steps) + 3e-4,
+            "train/gradient_norm": 0.4 + 2 / step,
             "tokens_per_second": 3500 + noise.gauss(0, 120),
             "data_wait_share": 0.012,
         }
@@ -267,3 +339,14 @@ def sample_run(folder: Path, results: Results | None = None) -> Store:
         text = "".join(json.dumps(line) + "\n" for line in lines)
         store.put(f"metrics/{stage}.jsonl", text.encode())
     return store
+
+
+def old_results() -> Results:
+    """Return results as they were before audits, disagreements and devices were in them."""
+    found = sample_results()
+    for name in ("cache_audit", "disagreements", "devices", "evaluated"):
+        del found[name]  # type: ignore[misc]
+    del found["samples"]["drawn_temperature"]
+    for text in found["samples"]["texts"]:
+        del text["drawn"]
+    return found

@@ -1,5 +1,6 @@
 """The model card: what the hub reads, what people read, nothing asked of the network."""
 
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,12 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from kdscale.config import parse_config
 from kdscale.errors import KdscaleError
 from kdscale.report import facts, markdown, model_card, tables, write_model_card, write_report
+from tests.unit.evaluate.finished import make_finished_run
 from tests.unit.report.page import read_page
-from tests.unit.report.sample import class_results, sample_results, sample_run
+from tests.unit.report.sample import CONFIG, class_results, sample_results, sample_run
 
 HUB_CONFIG = {
     "teacher": {"load": "Qwen/Qwen3-8B"},
@@ -172,3 +175,69 @@ def test_a_merged_student_is_used_as_any_other() -> None:
     ) in text
     assert "on all linear maps but the head; all other weights" in text
     assert "LoRA" not in model_card(sample_results(), "teacher", config)
+
+
+CACHED = "/root/.cache/huggingface/hub/models--Qwen--Qwen3-8B/snapshots/b968826d"
+
+
+def test_a_folder_of_the_hubs_cache_has_the_hubs_name() -> None:
+    data = ModelCard(model_card(sample_results(), "student", {"teacher": {"load": CACHED}})).data
+    assert data.base_model == "Qwen/Qwen3-8B"
+
+
+@pytest.mark.parametrize(
+    ("teacher", "data", "licence"),
+    [
+        (None, None, "unknown"),
+        ("apache-2.0", None, "unknown"),
+        ("apache-2.0", "apache-2.0", "apache-2.0"),
+        ("llama3.1", "cc-by-4.0", "other"),
+    ],
+)
+def test_licences_are_those_of_the_config(
+    teacher: str | None, data: str | None, licence: str
+) -> None:
+    given = {"teacher_licence": teacher, "data_licence": data}
+    card = {name: value for name, value in given.items() if value is not None}
+    text = model_card(sample_results(), "student", HUB_CONFIG | {"card": card})
+    assert ModelCard(text).data.license == licence
+    said = f"teacher: {teacher or 'unknown'}. Licence of the training text: {data or 'unknown'}."
+    assert said in text
+
+
+def test_a_licence_that_is_a_sentence_is_refused() -> None:
+    with pytest.raises(KdscaleError, match="data_licence"):
+        parse_config(CONFIG, ["card.data_licence=ask my lawyer"])
+
+
+def snippet(card: str, folder: Path) -> str:
+    """Return the card's Python with the place of the model."""
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert '"path/to/this/folder"' in code
+    return str(code).replace("path/to/this/folder", str(folder))
+
+
+def test_the_snippet_generates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = make_finished_run(tmp_path)
+    code = snippet(write_model_card(store), tmp_path / "output" / "student")
+    found: dict[str, Any] = {}
+    exec(code, found)
+    # A library may have warned on the lines before.
+    _, prompt, rest = capsys.readouterr().out.partition("The first thing to know")
+    assert prompt
+    assert rest.strip()
+    assert found["output"].shape[1] > found["inputs"]["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize(
+    ("results", "words"),
+    [
+        (sample_results() | {"task": "masked-lm"}, "tokenizer.mask_token_id"),
+        (class_results(), "model.config.id2label["),
+        (sample_results() | {"chat": "by its template"}, "tokenizer.apply_chat_template("),
+    ],
+)
+def test_every_task_has_its_snippet(results: Any, words: str) -> None:
+    code = snippet(model_card(results), Path("x"))
+    compile(code, "card", "exec")
+    assert words in code

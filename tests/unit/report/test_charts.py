@@ -141,12 +141,21 @@ def test_long_names_get_rows_of_the_legend() -> None:
     assert heights[1] - heights[0] == 40
 
 
-def test_only_the_last_of_many_points_has_a_marker_with_its_values() -> None:
+def test_only_the_last_of_many_points_has_a_marker_but_hovering_shows_their_values() -> None:
     points = [(step, step / 7) for step in range(100)]
     svg = _svg(line_chart("c", "T", [Series("a", "student", points)], "y"))
     assert len(_line(svg)) == 100
     assert len(_marks(svg)) == 1
-    assert [title.text for title in svg.all("title")[1:]] == ["a, 99: 14.14"]
+    tips = [title.text for title in svg.all("title")[1:]]
+    assert tips[-1] == "a, 99: 14.14"
+    assert len(tips) == 17
+    assert tips[:2] == ["a, 0: 0", "a, 7: 1"]
+    places = [g for g in svg.all("g") if g.attributes.get("class") == "tip"]
+    # Nothing is seen of them, but they are there to be hovered over.
+    assert len(places) == 16
+    for place in places:
+        (use,) = place.all("use")
+        assert use.attributes["style"] == "fill-opacity: 0.001"
 
 
 def test_both_axes_can_be_logarithmic() -> None:

@@ -1,6 +1,7 @@
 """Several runs on one page: seeds of one experiment together, others apart."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from kdscale.cli import app
 from kdscale.errors import KdscaleError
+from kdscale.report.comparable import comparable_groups
 from kdscale.report.compare import (
     compare_table,
     differences_table,
@@ -17,6 +19,7 @@ from kdscale.report.compare import (
     figures,
     headline,
     labels,
+    reservations,
     summarise_comparison,
     t_interval,
 )
@@ -136,3 +139,95 @@ def test_the_command_compares_outputs(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "Comparison of runs" in done.output
     assert "mean of 2 seeds" in to.read_text()
+
+
+def evaluated(run: ReportData, **changes: Any) -> ReportData:
+    """Return the run with what its figures are of."""
+    known: Any = {"tokenizer": "t", "teacher": "w", "sets": {"validation": "v", "python-docs": "d"}}
+    run.results["evaluated"] = known | changes
+    return run
+
+
+def test_only_comparable_runs_are_joined() -> None:
+    runs = [
+        evaluated(run_of(0, 3.0, k=1)),
+        evaluated(run_of(0, 2.0, k=2), tokenizer="other"),
+        evaluated(run_of(0, 3.5, k=3)),
+        evaluated(run_of(0, 1.0, k=4), sets={"validation": "less", "python-docs": "d"}),
+    ]
+    assert comparable_groups(runs, "validation") == [[0, 2], [1], [3]]
+    assert comparable_groups(runs, "python-docs") == [[0, 2, 3], [1]]
+    said = [
+        "run-k2 is not comparable on validation with run-k1: it has another tokenizer.",
+        "run-k4 is not comparable on validation with run-k1: it has other evaluation data.",
+        "run-k2 is not comparable on python-docs with run-k1: it has another tokenizer.",
+    ]
+    assert reservations(runs) == said
+    page = read_page(render_comparison(runs))
+    assert all(sentence in page.text for sentence in said)
+    # Run 4's loss is the least, but of other sequences.
+    assert "Best on validation among 2 runs that can be compared is run-k1" in page.text
+    tables = [
+        (t.all("caption")[0].text, [r.all("th")[0].text for r in t.all("tbody")[0].all("tr")])
+        for t in page.all("table")
+    ]
+    assert tables[:5] == [
+        ("validation: 2 runs", ["run-k1", "run-k3"]),
+        ("validation: 1 run", ["run-k2"]),
+        ("validation: 1 run", ["run-k4"]),
+        ("python-docs: 3 runs", ["run-k1", "run-k3", "run-k4"]),
+        ("python-docs: 1 run", ["run-k2"]),
+    ]
+
+
+def test_another_context_or_number_of_targets_tells_older_results_apart() -> None:
+    runs = [run_of(0, 3.0, k=k) for k in (1, 2, 3)]
+    for run in runs:
+        del run.results["evaluated"]
+    runs[1].results["context"] = 512
+    for model in runs[2].results["models"].values():
+        model["domains"]["validation"]["tokens"] = 7
+    assert comparable_groups(runs, "validation") == [[0], [1], [2]]
+    assert comparable_groups(runs, "python-docs") == [[0, 2], [1]]
+    text = " ".join(reservations(runs))
+    assert "run-k2 is not comparable on validation with run-k1: it has another context." in text
+    assert headline(runs) == "No two of these 3 runs can be compared."
+
+
+def test_runs_of_other_teachers_are_compared_by_their_losses_alone() -> None:
+    runs = [evaluated(run_of(0, 3.0, k=1)), evaluated(run_of(0, 3.5, k=2), teacher="another")]
+    names = [each.name for each in figures(runs, "validation")]
+    assert "Student's loss" in names
+    assert "Gap recovered" not in names
+    assert "Agreement" not in names
+    assert "run-k1, run-k2 have different teachers" in reservations(runs)[0]
+    assert headline(runs).startswith("Best on validation is run-k1: student's loss 3.0000")
+
+
+def test_seeds_that_train_a_teacher_each_are_one_experiment() -> None:
+    recipe = {"training": {"steps": 640}, "workers": {"count": 2}}
+    runs = [evaluated(run_of(seed, 3.0, teacher=recipe), teacher=str(seed)) for seed in range(3)]
+    assert reservations(runs) == []
+    assert "Gap recovered" in [each.name for each in figures(runs, "validation")]
+
+
+def test_json_has_the_tables_of_the_comparison(tmp_path: Path) -> None:
+    outputs = []
+    for name in ("a", "b"):
+        sample_run(tmp_path / name, sample_results(run=name))
+        outputs.append(str(tmp_path / name))
+    to = tmp_path / "page.html"
+    command = ["report", *outputs, "--to", str(to), "--format", "json"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    page = read_page(to.read_text())
+    shown = {
+        t.all("caption")[0].text: [[c.text for c in row.children] for row in t.all("tr")]
+        for t in page.all("table")
+    }
+    for table in (*found["tables"], found["settings"], found["provenance"]):
+        if table["rows"]:
+            assert shown[table["caption"]] == [table["header"], *table["rows"]]
+    assert found["headline"] in page.text
+    assert found["not_comparable"] == []
