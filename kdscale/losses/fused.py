@@ -11,13 +11,13 @@ with cached targets.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 
 from kdscale.losses import kernels
 from kdscale.losses.chunk import Objective, chunk_loss
+from kdscale.losses.chunk_logits import Buffers, ChunkLogits, finish, multiply_head
 from kdscale.losses.classes import ClassTargets
 from kdscale.losses.dense import dense_targets
 from kdscale.losses.products import HALVES, add_product, multiply
@@ -31,8 +31,6 @@ __all__ = ["LossSums", "Objective", "TargetsAt", "head_and_loss"]
 _POSITIONS = 256
 _POSITIONS_GPU = 2048
 _ELEMENTS_GPU = 5 << 26
-# Rows that a GPU's products read start at multiples of 128 bytes, as its fast copies need 16.
-_ALIGNED = 64
 
 ChunkTargets = Targets | ClassTargets | TeacherLogits
 """What a position may be trained on."""
@@ -105,13 +103,13 @@ class _FusedLoss(torch.autograd.Function):
         gradients = _Gradients(ctx.needs_input_grad, hidden, weight, bias)
         used = head.cast(hidden.dtype)
         size = chunk_positions(hidden.device.type, head.vocab_size)
-        buffers = _Buffers(min(size, len(labels)), head.vocab_size, hidden)
+        buffers = Buffers(min(size, len(labels)), head.vocab_size, hidden)
         sums = torch.zeros(3, dtype=torch.float64, device=hidden.device)
         kernel: kernels.KernelLoss | None = None
         for start in range(0, len(labels), size):
             part = slice(start, min(start + size, len(labels)))
             some = hidden[part]
-            logits = _Logits(some, used, buffers)
+            logits = ChunkLogits(some, used, buffers)
             found = targets(part, logits) if targets is not None else None
             weights = None if label_weights is None else label_weights[part]
             rounded = buffers.rounded(len(some))
@@ -121,7 +119,7 @@ class _FusedLoss(torch.autograd.Function):
                     kernel = kernels.KernelLoss(
                         head, labels, weight_of_targets, objective, label_weights
                     )
-                _multiply(some, used, rounded)
+                multiply_head(some, used, rounded)
                 kernel.add(part, rounded, found)
             else:
                 if isinstance(found, TeacherLogits):
@@ -138,7 +136,7 @@ class _FusedLoss(torch.autograd.Function):
                 )
                 sums += value
                 if gradients.wanted:
-                    _finish(gradient, factor, logits.slope, rounded)
+                    finish(gradient, factor, logits.slope, rounded)
             if gradients.wanted:
                 gradients.add(part, some, used, rounded)
         if kernel is not None:
@@ -169,77 +167,6 @@ def chunk_positions(device: str, vocab_size: int) -> int:
         return _POSITIONS
     fitting = _ELEMENTS_GPU // vocab_size // _POSITIONS * _POSITIONS
     return min(_POSITIONS_GPU, max(_POSITIONS, fitting))
-
-
-class _Buffers:
-    """Memory that all chunks share: logits and their gradient, and the gradient for products."""
-
-    def __init__(self, positions: int, vocab_size: int, hidden: torch.Tensor) -> None:
-        self._shape, self._like = (positions, vocab_size), hidden
-        self.rounds = hidden.dtype in HALVES
-        """True if products take the gradient in less than float32."""
-
-    def logits(self, positions: int) -> torch.Tensor:
-        """Return memory for logits, [C, V] float32."""
-        return self._logits[:positions]
-
-    def gradient(self, positions: int) -> torch.Tensor:
-        """Return memory for their gradient, [C, V] float32."""
-        return self._gradient[:positions]
-
-    def rounded(self, positions: int) -> torch.Tensor:
-        """Return memory for the gradient in products, [C, V]: that of `gradient` if in float32."""
-        return self._rounded[:positions] if self.rounds else self.gradient(positions)
-
-    @cached_property
-    def _logits(self) -> torch.Tensor:
-        return self._like.new_empty(self._shape, dtype=torch.float32)
-
-    @cached_property
-    def _gradient(self) -> torch.Tensor:
-        return self._like.new_empty(self._shape, dtype=torch.float32)
-
-    @cached_property
-    def _rounded(self) -> torch.Tensor:
-        positions, vocab_size = self._shape
-        aligned = vocab_size + -vocab_size % _ALIGNED
-        return self._like.new_empty(positions, aligned)[:, :vocab_size]
-
-
-class _Logits:
-    """A chunk's logits, [C, V] float32, made when they are first asked for."""
-
-    def __init__(self, hidden: torch.Tensor, head: Head, buffers: _Buffers) -> None:
-        self._hidden, self._head, self._buffers = hidden, head, buffers
-        self._made: torch.Tensor | None = None
-        self.slope: torch.Tensor | float | None = None
-        """The derivative of the logits in the head's products; None for 1."""
-
-    def __call__(self) -> torch.Tensor:
-        if self._made is None:
-            self._made = self._buffers.logits(len(self._hidden))
-            _multiply(self._hidden, self._head, self._made)
-            self.slope = _transform(self._made, self._head)
-        return self._made
-
-
-def _finish(
-    gradient: torch.Tensor,
-    factor: torch.Tensor | None,
-    slope: torch.Tensor | float | None,
-    rounded: torch.Tensor,
-) -> None:
-    """Write `gradient` times `factor` and `slope` to `rounded`, which may be `gradient` itself.
-
-    Nothing of their size is read or written twice for it.
-    """
-    last = slope if slope is not None else factor
-    if factor is not None and slope is not None:
-        gradient.mul_(factor)
-    if last is not None:
-        torch.mul(gradient, last, out=rounded)
-    elif rounded is not gradient:
-        rounded.copy_(gradient)
 
 
 def _scale(gradient: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -298,28 +225,3 @@ def _sums(parameter: torch.Tensor, positions: int) -> torch.Tensor:
     dtype = torch.float32 if parameter.dtype in HALVES else parameter.dtype
     make = torch.empty_like if positions else torch.zeros_like
     return make(parameter, dtype=dtype)
-
-
-def _multiply(hidden: torch.Tensor, head: Head, out: torch.Tensor) -> None:
-    """Write the head's products to `out` [C, V], float32 or in their dtype."""
-    if head.weight is None:
-        out.copy_(head.products(hidden))
-    elif head.bias is None:
-        multiply(hidden, head.weight.T, out)
-    elif hidden.dtype == out.dtype:
-        torch.addmm(head.bias, hidden, head.weight.T, out=out)
-    else:
-        multiply(hidden, head.weight.T, out)
-        out.add_(head.bias)
-
-
-def _transform(logits: torch.Tensor, head: Head) -> torch.Tensor | float | None:
-    """Scale and cap `logits` in place; return the slope of that, None where there is neither."""
-    if head.scale != 1.0:
-        logits.mul_(head.scale)
-    if head.softcap is None:
-        return None if head.scale == 1.0 else head.scale
-    logits.div_(head.softcap).tanh_()
-    slope = (1 - logits**2).mul_(head.scale)
-    logits.mul_(head.softcap)
-    return slope
