@@ -20,7 +20,7 @@ WAITING = ("tests/fault/", "tests/unit/store/", "tests/unit/submit/", "tests/uni
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests that use Ray first, as they take longest, and those that share one foremost.
 
-    What mostly waits comes next, as it runs beside them in the other process of `-n 2`.
+    What mostly waits comes next, as it runs beside them in another process.
     """
     items.sort(
         key=lambda item: (
@@ -39,7 +39,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Run all Ray tests in one process of `-n 2`, and each file of the others in one.
+    """Run all Ray tests in one process, and each file of the others in one.
 
     So fixtures of modules are made once, and no two tests start a cluster at the same time.
     """

@@ -249,12 +249,16 @@ def _check_id(job: str) -> None:
 
 
 def _detach(backend: "Backend", job: str) -> None:
+    from kdscale.submit import recall
+
+    # Of a job that was submitted elsewhere nothing is recorded here.
+    options = backend.place.options if recall(job) is None else ""
     try:
         # Inside the block: a second Ctrl-C may come before the sleep.
         say(f"\nDetached; the job continues. Ctrl-C again within {AGAIN_SECONDS:.0f} s stops it.")
         time.sleep(AGAIN_SECONDS)
     except KeyboardInterrupt:
         backend.stop(job)
-        say(f"Asked the job to stop. See it end: kdscale wait {job}")
+        say(f"Asked the job to stop. See it end: kdscale wait {job}{options}")
     else:
-        say(f"Follow it again: kdscale logs -f {job}")
+        say(f"Follow it again: kdscale logs -f {job}{options}")

@@ -6,8 +6,9 @@ from kdscale.config import RunConfig
 from kdscale.config.hardware import Hardware
 from kdscale.errors import KdscaleError
 from kdscale.plan.calibration import find
-from kdscale.plan.hardware import TABLE, this_machine
+from kdscale.plan.hardware import gpu_hardware, this_machine
 from kdscale.plan.inputs import read_inputs, workers_of
+from kdscale.plan.plan import assumptions
 from kdscale.plan.timing import seconds_of
 from kdscale.run.expectation import Expectation
 from kdscale.run.stage_names import ON_WORKERS
@@ -32,16 +33,12 @@ def expect(config: RunConfig) -> Expectation | None:
     return Expectation(
         hardware=hardware.name,
         on_demand=hardware.on_demand,
-        seconds={stage: round(seconds_of(stage, inputs).total, 1) for stage in stages},
+        seconds={stage: seconds_of(stage, inputs).total for stage in stages},
         devices={"prepare": 1, **workers},
+        assumptions=assumptions(inputs),
     )
 
 
 def device_here() -> Hardware | None:
     """Return this machine's GPU as the table has it; None where it has none that is known."""
-    if not torch.cuda.is_available():
-        return None
-    found = torch.cuda.get_device_properties(0)
-    gib = found.total_memory / 2**30
-    alike = [row for row in TABLE if row.name.split("-")[0] in found.name.replace("-", " ").split()]
-    return min(alike, key=lambda row: abs(row.memory_gib - gib), default=None)
+    return gpu_hardware(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else None

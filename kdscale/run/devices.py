@@ -1,20 +1,16 @@
-"""The devices of a run, and the time that `kdscale plan` foresees for its stages on them.
+"""The devices of a run, and the time that `kdscale plan` foresaw for its stages on them.
 
 Kept with the results, so that a report can set what a run cost against the plan wherever it is
-opened. The plan is made for the device that evaluated, with the calibration that is at hand.
+opened. The plan is the one that the run began with (`plan.json`).
 """
 
 from collections.abc import Sequence
 
 from kdscale.config import RunConfig
-from kdscale.config.hardware import Hardware
-from kdscale.errors import KdscaleError
-from kdscale.evaluate.results import Devices, Foreseen
-from kdscale.plan.calibration import find
+from kdscale.evaluate.results import Devices
 from kdscale.plan.hardware import gpu_hardware, this_machine
-from kdscale.plan.inputs import read_inputs, workers_of
-from kdscale.plan.plan import assumptions
-from kdscale.plan.timing import seconds_of
+from kdscale.plan.inputs import workers_of
+from kdscale.run.expectation import read_expectation
 from kdscale.run.stage_names import ON_WORKERS
 from kdscale.store import Store
 
@@ -33,14 +29,15 @@ def describe_devices(config: RunConfig, output: Store, gpus: Sequence[str]) -> D
         "watts": hardware.watts if hardware else None,
         "watts_source": hardware.watts_source if hardware else None,
         "planned": {},
-        "assumptions": ["The device is not in the plan's table."],
+        "assumptions": ["No plan was made for the device when the run began."],
     }
-    if hardware is None:
-        return found
-    try:
-        found["planned"], found["assumptions"] = _planned(config, output, hardware, counts)
-    except KdscaleError as error:
-        found["assumptions"] = [f"No plan can be made: {error.problem}"]
+    expected = read_expectation(output)
+    if hardware is not None and expected is not None and expected.hardware == hardware.name:
+        found["planned"] = {
+            stage: {"seconds": seconds, "device_hours": counts[stage] * seconds / 3600}
+            for stage, seconds in expected.seconds.items()
+        }
+        found["assumptions"] = expected.assumptions
     return found
 
 
@@ -51,15 +48,3 @@ def _counts(config: RunConfig) -> dict[str, float]:
         workers = workers_of(stage, config)
         found[stage] = workers.count * (workers.gpus or workers.cpus)
     return found
-
-
-def _planned(
-    config: RunConfig, output: Store, hardware: Hardware, counts: dict[str, float]
-) -> tuple[dict[str, Foreseen], list[str]]:
-    """Return what is foreseen of each stage, and what that rests on."""
-    inputs = read_inputs(config, hardware).with_measured(find(output, hardware.name))
-    planned: dict[str, Foreseen] = {}
-    for stage, count in counts.items():
-        seconds = seconds_of(stage, inputs).total
-        planned[stage] = {"seconds": seconds, "device_hours": count * seconds / 3600}
-    return planned, assumptions(inputs)

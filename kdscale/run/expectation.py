@@ -26,6 +26,9 @@ class Expectation(Config):
     devices: dict[str, int]
     """Devices that a stage occupies."""
 
+    assumptions: list[str]
+    """What the seconds rest on."""
+
 
 def read_expectation(output: Store) -> Expectation | None:
     """Return what was expected of the run in `output`; None where nothing was."""

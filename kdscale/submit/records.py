@@ -26,6 +26,13 @@ class Place:
     address: str | None = None
     kube: str | None = None
 
+    @property
+    def options(self) -> str:
+        """Options of a command that reach it, with a space before each."""
+        backend = "" if self.backend == "ray" else f" --backend {self.backend}"
+        address = "" if self.address is None else f" --address {self.address}"
+        return backend + address + ("" if self.kube is None else f" --kube {self.kube}")
+
 
 @dataclass(frozen=True)
 class Record:

@@ -71,7 +71,7 @@ ALLOWED: dict[str, set[str]] = {
         *("tracking", "train", "utils", "workers"),
     },
     # The report sets what a run cost against its plan.
-    "run.devices": {"config", "errors", "evaluate", "plan", "run.stage_names", "store"},
+    "run.devices": {"config", "evaluate", "plan", "run", "run.stage_names", "store"},
     "submit": {"config", "errors", "run", "run.stage_names", "share", "store", "utils"},
     "plan": {
         *("cache", "cache.fidelity", "config", "data", "distill", "distributed", "errors"),

@@ -18,9 +18,11 @@ from kdscale.config.evaluate import AuditConfig
 from kdscale.distributed.rank import current_rank
 from kdscale.evaluate.cache_audit import audit_cache
 from kdscale.models.load import load_model
+from kdscale.plan.expect import expect
 from kdscale.plan.hardware import this_machine
 from kdscale.plan.inputs import read_inputs
 from kdscale.plan.plan import make_plan
+from kdscale.run.expectation import write_expectation
 from kdscale.types import SparseTargets
 from tests.unit.distill.whole_run import InProcess, WholeRun, make_run
 
@@ -30,8 +32,11 @@ SAMPLES = {"prompts": 2, "prompt_tokens": 8, "new_tokens": 6}
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> WholeRun:
     """Return an evaluated run with a small audit and samples."""
-    made = make_run(tmp_path_factory.mktemp("whole"), evaluate__samples=SAMPLES)
-    return made.distill().evaluate()
+    made = make_run(tmp_path_factory.mktemp("whole"), evaluate__samples=SAMPLES).distill()
+    expected = expect(made.run.config)
+    assert expected is not None
+    write_expectation(made.run.output, expected)
+    return made.evaluate()
 
 
 def _log_probs(whole: WholeRun, name: str, ids: np.ndarray) -> torch.Tensor:
@@ -82,7 +87,8 @@ def test_the_audit_is_that_of_the_command_on_the_same_sequences(whole: WholeRun)
     ((store, _),) = whole.run.cache_stores
     reader, found = CacheReader(store), whole.results["cache_audit"]
     bench = Bench(store, reader, whole.run.teacher(), found["sequences"], 4)
-    ((_, expected),) = bench.measure([whole.run.config.cache.codec]).items()
+    measured = bench.measure([whole.run.config.cache.codec], lambda done, total: None)
+    ((_, expected),) = measured.items()
     for name in ("positions", "draws", "squared_bias", "variance", "kept_mass", "loss_bias"):
         assert found[name] == pytest.approx(getattr(expected.fidelity, name)), name
     assert found["mean_error"] == pytest.approx(expected.fidelity.widest.error)

@@ -21,6 +21,7 @@ EXPECTED = Expectation(
     on_demand=6.88,
     seconds={"prepare": 10, "teacher": 0, "cache": 600, "distill": 400, "evaluate": 50},
     devices={"prepare": 1, "teacher": 1, "cache": 8, "distill": 8, "evaluate": 1},
+    assumptions=[],
 )
 LOSSES = {"train/loss": 5.2345, "train/ce_loss": 5.2015, "train/kl": 0.0337, "validation/loss": 5.1}
 STAGES = (
