@@ -7,6 +7,7 @@ from kdscale.config.load import (
     load_config,
     load_kube_options,
     load_overrides,
+    override,
     parse_config,
 )
 from kdscale.config.run import RunConfig
@@ -19,5 +20,6 @@ __all__ = [
     "load_config",
     "load_kube_options",
     "load_overrides",
+    "override",
     "parse_config",
 ]

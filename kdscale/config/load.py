@@ -36,6 +36,12 @@ def parse_config(text: str, overrides: Sequence[str] = (), origin: str = "config
     return _parse(RunConfig, text, overrides, origin, _STARTER)
 
 
+def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """Return `config` after the overrides. Raises KdscaleError as `load_config`."""
+    tree = config.model_dump(mode="json")
+    return _validate(RunConfig, tree, overrides, "config", _STARTER)
+
+
 def load_kube_options(path: str | Path, overrides: Sequence[str] = ()) -> KubeOptions:
     """Return the Kubernetes cluster in the YAML file at `path`; raises as `load_config`."""
     return _parse(KubeOptions, _read(path, _KUBE_STARTER), overrides, str(path), _KUBE_STARTER)
@@ -74,9 +80,15 @@ def _parse(
     kind: type[Kind], text: str, overrides: Sequence[str], origin: str, starter: str
 ) -> Kind:
     """YAML text to a valid config of `kind`. `starter` says where a user finds a correct one."""
-    tree = parse_tree(text, origin, starter)
-    for override in overrides:
-        _apply(tree, override)
+    return _validate(kind, parse_tree(text, origin, starter), overrides, origin, starter)
+
+
+def _validate(
+    kind: type[Kind], tree: dict[str, Any], overrides: Sequence[str], origin: str, starter: str
+) -> Kind:
+    """Return the config of a tree, which is changed, after the overrides."""
+    for each in overrides:
+        _apply(tree, each)
     try:
         return kind.model_validate(tree)
     except ValidationError as error:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from kdscale.config import RunConfig, dump_config, parse_config
+from kdscale.config import RunConfig, override
 from kdscale.config.training import TeacherGroup
 from kdscale.errors import KdscaleError
 from kdscale.plan.fit import shortage
@@ -74,7 +74,7 @@ def advise(inputs: PlanInputs) -> list[Advice]:
 def _try(stage: str, changes: tuple[str, ...], inputs: PlanInputs) -> _Tried | None:
     """Return the figures of a stage with `changes`; None where it does not fit, or is not run."""
     try:
-        config = parse_config(dump_config(inputs.config), changes) if changes else inputs.config
+        config = override(inputs.config, changes) if changes else inputs.config
         changed = inputs.with_config(config)
         check_groups(changed)
     except KdscaleError:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kdscale.config import RunConfig, dump_config, parse_config
+from kdscale.config import RunConfig, override
 from kdscale.errors import KdscaleError
 from kdscale.plan.inputs import PlanInputs
 from kdscale.plan.memory import capacity, memory_of
@@ -71,7 +71,7 @@ def _remedy(stage: str, inputs: PlanInputs) -> str:
         growing.append(list(together.values()))
     for tried in [*([change] for change in changes), *growing]:
         try:
-            config = parse_config(dump_config(inputs.config), tried)
+            config = override(inputs.config, tried)
         except KdscaleError:
             continue  # the config refuses it
         changed = inputs.with_config(config)
