@@ -43,6 +43,8 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     # Keeps CUDA_VISIBLE_DEVICES as it is for tasks without a GPU, as later releases of Ray do.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray Data's record of its own use takes a process, and asks for a Prometheus every few seconds.
+    os.environ.setdefault("RAY_DATA_USAGE_DISABLED", "1")
     options = {}
     address = os.environ.get("RAY_ADDRESS", "").strip()
     if address not in ("", "local"):

@@ -4,6 +4,7 @@ Starting Ray costs ten seconds and a group twenty, most of it imports. Modules t
 start or the end of either have their own: they do not ask for `shared_ray`.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -16,6 +17,11 @@ from kdscale.workers.ray_session import ray_session
 from tests.environment import environment
 from tests.runs import CLEAN
 from tests.s3 import S3Server
+
+
+# Also for tests that start Ray themselves: Ray Data's thread for it writes tracebacks, for which
+# Python 3.11 parses code, and parsing in two threads fails in the tests that parse kdscale's.
+os.environ.setdefault("RAY_DATA_USAGE_DISABLED", "1")
 
 
 class SharedGroups(WorkerGroups):
