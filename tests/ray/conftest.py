@@ -18,7 +18,6 @@ from tests.environment import environment
 from tests.runs import CLEAN
 from tests.s3 import S3Server
 
-
 # Also for tests that start Ray themselves: Ray Data's thread for it writes tracebacks, for which
 # Python 3.11 parses code, and parsing in two threads fails in the tests that parse kdscale's.
 os.environ.setdefault("RAY_DATA_USAGE_DISABLED", "1")
