@@ -31,7 +31,7 @@ def audit(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write an HTML page with charts.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Compare a cache's codec, and others of its size, with the teacher's full distribution.
 

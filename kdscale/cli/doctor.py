@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from kdscale.cli import options
+
 
 def doctor(
     output: Annotated[
@@ -23,7 +25,7 @@ def doctor(
             "auto, or HEAD:6379. Default: RAY_ADDRESS.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Check versions, devices, compilers, memory, disk, W&B, store and cluster.
 

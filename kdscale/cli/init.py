@@ -5,13 +5,8 @@ from typing import Annotated
 
 import typer
 
+from kdscale.cli import options
 from kdscale.errors import KdscaleError
-
-
-def _hardware_names() -> list[str]:
-    from kdscale.plan.hardware import TABLE
-
-    return ["cpu", *(row.name for row in TABLE)]
 
 
 def _examples() -> list[str]:
@@ -26,72 +21,81 @@ def _clusters() -> list[str]:
     return list(CLUSTERS)
 
 
+File = Annotated[
+    str | None,
+    typer.Argument(metavar="PATH", help="File to write.", show_default="kdscale.yaml"),
+]
+Teacher = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="Folder, URL or hub name of the teacher."),
+]
+Student = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL", help="The student's. Default: every second layer of the teacher."
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="Text, JSONL, CSV or Parquet: a file, folder, glob or URL. Kind and fields are "
+        "detected.",
+    ),
+]
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TASK",
+        help="causal-lm, masked-lm or sequence-classification. Default: the models'.",
+    ),
+]
+Gpus = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="GPUs, 0 for none. Default: the fewest that hold the models."),
+]
+HardwareName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Hardware of the run, as for `kdscale plan`. Default: this machine.",
+        autocompletion=options.hardware_names,
+    ),
+]
+Output = Annotated[
+    str | None, typer.Option(metavar="URL", help="Output of the run: a folder or URL.")
+]
+Full = Annotated[bool, typer.Option("--full", help="Write every field, with its meaning.")]
+Example = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Write an example: quickstart, llama-70b, ...",
+        autocompletion=_examples,
+    ),
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Write a cluster's file: aws, gcp, kuberay, local or on_premise.",
+        autocompletion=_clusters,
+    ),
+]
+
+
 def init(
-    path: Annotated[
-        str | None,
-        typer.Argument(metavar="PATH", help="File to write.", show_default="kdscale.yaml"),
-    ] = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="Folder, URL or hub name of the teacher."),
-    ] = None,
-    student: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL", help="The student's. Default: every second layer of the teacher."
-        ),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH",
-            help="Text, JSONL, CSV or Parquet: a file, folder, glob or URL. Kind and fields are "
-            "detected.",
-        ),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TASK",
-            help="causal-lm, masked-lm or sequence-classification. Default: the models'.",
-        ),
-    ] = None,
-    gpus: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="GPUs, 0 for none. Default: the fewest that hold the models."
-        ),
-    ] = None,
-    hardware: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Hardware of the run, as for `kdscale plan`. Default: this machine.",
-            autocompletion=_hardware_names,
-        ),
-    ] = None,
-    output: Annotated[
-        str | None, typer.Option(metavar="URL", help="Output of the run: a folder or URL.")
-    ] = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="Write every field, with its meaning.")
-    ] = False,
-    example: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Write an example: quickstart, llama-70b, ...",
-            autocompletion=_examples,
-        ),
-    ] = None,
-    cluster: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Write a cluster's file: aws, gcp, kuberay, local or on_premise.",
-            autocompletion=_clusters,
-        ),
-    ] = None,
+    path: File = None,
+    teacher: Teacher = None,
+    student: Student = None,
+    data: Data = None,
+    task: TaskName = None,
+    gpus: Gpus = None,
+    hardware: HardwareName = None,
+    output: Output = None,
+    full: Full = False,
+    example: Example = None,
+    cluster: Cluster = None,
 ) -> None:
     """Write a config for a teacher, a student and data, with sizes that fit; it runs as it is.
 

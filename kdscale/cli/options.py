@@ -20,6 +20,13 @@ def _stages() -> list[str]:
     return list(STAGES)
 
 
+def hardware_names() -> list[str]:
+    """Return the devices that a plan has figures of."""
+    from kdscale.plan.hardware import TABLE
+
+    return ["cpu", *(row.name for row in TABLE)]
+
+
 def _fields(incomplete: str) -> list[str]:
     """Return the fields whose names begin as what was typed."""
     from kdscale.config import RunConfig

@@ -12,44 +12,52 @@ if TYPE_CHECKING:
     from kdscale.plan.inputs import PlanInputs
 
 
+HardwareName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="A GPU of the plan's table (H200, H100, A100-80, L4, ...), cpu (this machine), or a "
+        "YAML file. Default: cpu where the workers have no GPU, else H100.",
+        autocompletion=options.hardware_names,
+    ),
+]
+Tokens = Annotated[
+    float | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        callback=options.finite,
+        help="Tokens of training text, where it is not at hand.",
+    ),
+]
+TeacherShape = Annotated[
+    str | None,
+    typer.Option(metavar="FOLDER", help="A config.json of the teacher's shape to plan with."),
+]
+Mfu = Annotated[
+    float | None,
+    typer.Option(
+        min=0.01,
+        max=1,
+        metavar="SHARE",
+        callback=options.finite,
+        help="Share of the devices' peak that models reach, where you know it.",
+    ),
+]
+Calibrate = Annotated[
+    bool, typer.Option("--calibrate", help="Measure speeds here first, for about a minute.")
+]
+
+
 def plan(
     config: options.Config,
     overrides: options.Overrides = None,
-    hardware: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="H100, A100-80, A100-40, L40S, A10G, L4, cpu (this machine), or a YAML file. "
-            "Default: cpu where the workers have no GPU, else H100.",
-        ),
-    ] = None,
-    tokens: Annotated[
-        float | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            callback=options.finite,
-            help="Tokens of training text, where it is not at hand.",
-        ),
-    ] = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(metavar="FOLDER", help="A config.json of the teacher's shape to plan with."),
-    ] = None,
-    mfu: Annotated[
-        float | None,
-        typer.Option(
-            min=0.01,
-            max=1,
-            metavar="SHARE",
-            callback=options.finite,
-            help="Share of the devices' peak that models reach, where you know it.",
-        ),
-    ] = None,
-    calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Measure speeds here first, for about a minute.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
+    hardware: HardwareName = None,
+    tokens: Tokens = None,
+    teacher: TeacherShape = None,
+    mfu: Mfu = None,
+    calibrate: Calibrate = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Estimate tokens, FLOPs, time, money, memory and bytes of a run, and whether it fits.
 

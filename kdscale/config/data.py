@@ -151,7 +151,7 @@ class MaskingConfig(Config):
 
 
 class DataConfig(Config):
-    """From raw text to sequences of fixed length."""
+    """Data and the way from raw text to sequences of fixed length."""
 
     train: Sources = SourceConfig(kind="python-stdlib")
     """Documents to train on; `validation_share` of them are held out. A list of sources, each with

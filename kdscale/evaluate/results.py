@@ -220,7 +220,7 @@ class Disagreement(TypedDict):
 
 
 class Evaluated(TypedDict):
-    """What the figures are of: runs are comparable where it is the same."""
+    """Data and teacher behind the figures: runs are comparable where they are the same."""
 
     tokenizer: str  # SHA-256
     teacher: str | None  # digest of its weights

@@ -1,4 +1,4 @@
-"""From token ids to logits, with attention kept inside each document of a sequence.
+"""Forward from token ids to logits, with attention kept inside each document of a sequence.
 
 Models that are no causal language models see all of a sequence but its padding. For those that are,
 packed documents get positions that start again and masks that end with the document, so that a

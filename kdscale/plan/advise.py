@@ -55,7 +55,7 @@ def advise(inputs: PlanInputs) -> list[Advice]:
         if own is None:
             continue
         tried = [own]
-        for changes in _settings(stage, inputs.config):
+        for changes in _settings(stage, inputs):
             other = _try(stage, changes, inputs)
             if other is not None:
                 tried.append(other)
@@ -88,9 +88,10 @@ def _try(stage: str, changes: tuple[str, ...], inputs: PlanInputs) -> _Tried | N
     return _Tried(changes, hours, computing, memory.total)
 
 
-def _settings(stage: str, config: RunConfig) -> Iterator[tuple[str, ...]]:
+def _settings(stage: str, inputs: PlanInputs) -> Iterator[tuple[str, ...]]:
     """Yield the changes that make each combination out of the config."""
-    choices = list(_of_capture(config) if stage == "cache" else _of_student(config))
+    config, node = inputs.config, inputs.hardware.devices_per_node
+    choices = list(_of_capture(config, node) if stage == "cache" else _of_student(config, node))
     for values in product(*(values for _, _, values in choices)):
         changes = [
             f"{name}={str(value).lower()}"
@@ -101,17 +102,23 @@ def _settings(stage: str, config: RunConfig) -> Iterator[tuple[str, ...]]:
             yield tuple(changes)
 
 
-def _of_capture(config: RunConfig) -> Iterator[_Choice]:
+def _of_capture(config: RunConfig, node: int) -> Iterator[_Choice]:
+    """Yield what may be changed of a capture on machines of `node` devices."""
     capture, prefix = config.cache.capture, "cache.capture"
     yield f"{prefix}.teacher_sharding", capture.teacher_sharding, ("none", "zero3")
-    yield f"{prefix}.teacher_group", capture.teacher_group, _groups(capture.teacher_group)
+    yield (
+        f"{prefix}.teacher_group",
+        capture.teacher_group,
+        _groups(capture.teacher_group, capture.workers.count, node),
+    )
     sizes = _sizes(config.cache.sequences_per_shard)
     yield f"{prefix}.micro_batch_size", capture.micro_batch_size, sizes
     queue = capture.queue_batches
     yield f"{prefix}.queue_batches", queue, tuple(sorted({1, 2, queue}))
 
 
-def _of_student(config: RunConfig) -> Iterator[_Choice]:
+def _of_student(config: RunConfig, node: int) -> Iterator[_Choice]:
+    """Yield what may be changed of a distillation on machines of `node` devices."""
     training, prefix = config.distill.training, "distill.training"
     yield f"{prefix}.zero.stage", training.zero.stage, (0, 1, 2, 3)
     sizes = _sizes(rank_rows(training, config.distill.workers.count))
@@ -122,12 +129,18 @@ def _of_student(config: RunConfig) -> Iterator[_Choice]:
         sharding = config.distill.online.teacher_sharding
         yield "distill.online.teacher_sharding", sharding, ("none", "zero3")
         group = config.distill.online.teacher_group
-        yield "distill.online.teacher_group", group, _groups(group)
+        yield (
+            "distill.online.teacher_group",
+            group,
+            _groups(group, config.distill.workers.count, node),
+        )
 
 
-def _groups(own: TeacherGroup) -> Sequence[TeacherGroup]:
+def _groups(own: TeacherGroup, workers: int, node: int) -> Sequence[TeacherGroup]:
     """Return the groups to try: gathering in larger ones than a node's is never faster."""
-    return tuple(dict.fromkeys((own, "auto", "node")))
+    sizes = [1 << power for power in range(1, node.bit_length())]
+    dividing = [size for size in sizes if size < workers and workers % size == 0]
+    return tuple(dict.fromkeys((own, "auto", "node", *dividing)))
 
 
 def _sizes(most: int) -> Sequence[int]:

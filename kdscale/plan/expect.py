@@ -1,4 +1,4 @@
-"""What a plan expects of a run on this machine, for the display of its progress."""
+"""Expectation of a run on this machine, by its plan: for the display of progress and the report."""
 
 import torch
 

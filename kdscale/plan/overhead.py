@@ -1,4 +1,4 @@
-"""What a run pays beside its teacher and its student: baseline, idle devices, interruptions."""
+"""Costs of a run beside its teacher and its student: baseline, idle devices, interruptions."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from kdscale.run.stage_names import ON_WORKERS
 
 @dataclass(frozen=True)
 class BaselineCost:
-    """What the baseline adds to training and evaluation."""
+    """Cost that the baseline adds to training and evaluation."""
 
     device_hours: float
     money: Money

@@ -1,4 +1,4 @@
-"""Whether the cache was good: its targets beside the teacher's whole distributions."""
+"""Quality of the cache: its targets beside the teacher's whole distributions."""
 
 from kdscale.evaluate.results import CacheAudit, Results
 from kdscale.report import formatting as units

@@ -1,4 +1,4 @@
-"""Which runs can be compared: those whose figures are of the same sequences and tokens.
+"""Groups of comparable runs: those whose figures are of the same sequences and tokens.
 
 Losses are of the tokens that they were measured on, so runs with another tokenizer, other sequences
 or another context have nothing to join. What is relative to a teacher (the gap, agreement) is

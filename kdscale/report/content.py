@@ -1,4 +1,4 @@
-"""What a report says, section by section: sentences, tables and numbers.
+"""Content of a report, section by section: sentences, tables and numbers.
 
 The page lays it out and draws charts beside it, and `as_json` gives the same to programs, so that
 neither can say what the other does not.

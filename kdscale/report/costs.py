@@ -1,4 +1,4 @@
-"""What a run cost: device hours, money and energy of each stage, beside what its plan foresees.
+"""Costs of a run: device hours, money and energy of each stage, beside those of its plan.
 
 Device hours are a stage's wall time times its devices (GPUs, or cores of a CPU), busy or not, as a
 cloud bills them. Energy is the devices' thermal design power times their hours: about the most that

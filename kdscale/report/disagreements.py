@@ -1,4 +1,4 @@
-"""Where student and teacher disagree most, as a table: the text, the label, what each says."""
+"""Table of the positions where student and teacher disagree most: text, label, what each says."""
 
 from collections.abc import Sequence
 

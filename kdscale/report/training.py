@@ -1,4 +1,4 @@
-"""Whether training was done: the slope of a loss at its end, with its noise taken into account.
+"""State of a training at its end: the slope of its loss, with the noise taken into account.
 
 A straight line is fitted to the last third of the logged values. Its slope's interval is Student's,
 with the residuals' correlation from one value to the next taken off the number of values (Santer et
@@ -179,8 +179,10 @@ def training_sentences(run: ReportData) -> list[str]:
         )
     share, passes = share_read(run), passes_read(run)
     if share is not None:
-        taken = "" if passes is None else f", in {units.number(passes, 2)} passes over as many"
-        found.append(f"The student read {units.percent(share)} of the cache's sequences{taken}.")
+        said = f"The student read {units.percent(share)} of the cache's sequences"
+        if passes is not None:
+            said += f"; its steps took {units.number(passes, 2)} times their number, with repeats"
+        found.append(f"{said}.")
     return found
 
 

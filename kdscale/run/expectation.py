@@ -12,7 +12,7 @@ PLAN_KEY = "plan.json"
 
 
 class Expectation(Config):
-    """What `kdscale plan` says of a run on the devices that it has."""
+    """Figures of `kdscale plan` for a run on the devices that it has."""
 
     hardware: str
     """Name of the device in the plan's table."""
@@ -27,7 +27,7 @@ class Expectation(Config):
     """Devices that a stage occupies."""
 
     assumptions: list[str]
-    """What the seconds rest on."""
+    """Sentences on the inputs of the plan."""
 
 
 def read_expectation(output: Store) -> Expectation | None:

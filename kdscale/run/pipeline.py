@@ -7,7 +7,7 @@ fingerprints, and is published last. Running again skips complete stages and res
 ones; a finished model of another config is never overwritten unasked.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
@@ -77,20 +77,7 @@ def run_pipeline(
         if others:
             print(f"evaluated too: {', '.join(others)}", flush=True)
         driver = _Driver(run, record, lease, requests, progress_file, WorkerGroups())
-        ray_started = False
-        for stage in chosen:
-            requests.check()
-            again = only is not None and stage.repeats_alone
-            if not again and stage.is_complete(run, record):
-                print(f"{stage.name}: complete, skipped", flush=True)
-                continue
-            refuse_incomplete_base(run, stage)
-            stage.check(run)
-            if stage.needs_ray and not ray_started:
-                stack.enter_context(ray_session())
-                stack.enter_context(driver.groups)
-                ray_started = True
-            driver.run_stage(stage)
+        driver.run_stages(chosen, is_alone=only is not None)
     report = run.output.child("report")
     return report.get("summary.md").decode() if report.exists("summary.md") else ""
 
@@ -114,6 +101,24 @@ class _Driver:
     requests: StopRequests
     progress_file: ProgressFile
     groups: WorkerGroups
+
+    def run_stages(self, chosen: Sequence[Stage], is_alone: bool) -> None:
+        """Make what is not complete. `is_alone`: a single stage was asked for by its name."""
+        with ExitStack() as stack:
+            ray_started = False
+            for stage in chosen:
+                self.requests.check()
+                again = is_alone and stage.repeats_alone
+                if not again and stage.is_complete(self.run, self.record):
+                    print(f"{stage.name}: complete, skipped", flush=True)
+                    continue
+                refuse_incomplete_base(self.run, stage)
+                stage.check(self.run)
+                if stage.needs_ray and not ray_started:
+                    stack.enter_context(ray_session())
+                    stack.enter_context(self.groups)
+                    ray_started = True
+                self.run_stage(stage)
 
     def run_stage(self, stage: Stage) -> None:
         """Make the stage's output, and record how it went."""

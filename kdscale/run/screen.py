@@ -33,9 +33,11 @@ _REMOTE_SECONDS, _LOCAL_SECONDS = 10.0, 1.0
 def run_screen(name: str, look: Callable[[], RunStatus], is_local: bool) -> Iterator[None]:
     """Show the status that `look` returns until the block ends, where stdout is a terminal.
 
+    Plain lines elsewhere, and in a terminal that cannot move its cursor (TERM=dumb).
+
     name: of the run. is_local: whether a look costs no request.
     """
-    if not sys.stdout.isatty():
+    if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
         yield
         return
     log = local_cache_dir("logs") / f"{name}-{os.getpid()}.log"
@@ -77,7 +79,7 @@ def _redirected(log: Path) -> Iterator[tuple[TextIO, TextIO]]:
 
 
 class _Screen:
-    """What the terminal shows."""
+    """Display of a run at the foot of a terminal."""
 
     def __init__(self, live: Live, look: Callable[[], RunStatus], log: Path) -> None:
         self._live, self._look, self._log = live, look, log

@@ -64,10 +64,10 @@ class RunStatus:
     earlier_drivers: tuple[Driver, ...]
     stages: tuple[StageStatus, ...] = ()
     expected: Expectation | None = None
-    """What was planned; None where nothing was."""
+    """Figures of the plan; None without one."""
 
     seconds_left: float | None = None
-    """Of the stages that are running and to come; None where one of them is unknown, or none is."""
+    """Seconds of the stages that run and are to come; None where those of one are unknown."""
 
     dollars: float | None = None
     """The devices' price so far; None where it is not known."""

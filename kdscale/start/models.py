@@ -1,4 +1,4 @@
-"""What a config has to know of teacher and student: task, layers, tokenizers, lengths."""
+"""Facts about teacher and student for a config: task, layers, tokenizers, lengths."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a user gives for a config to start from."""
+"""Request of a user for a config to start from."""
 
 from dataclasses import dataclass
 

@@ -10,7 +10,7 @@ import yaml
 from kdscale.config import parse_config
 from kdscale.config.hardware import Hardware
 from kdscale.errors import KdscaleError
-from kdscale.plan.hardware import TABLE, find_hardware
+from kdscale.plan.hardware import find_hardware, gpu_hardware
 from kdscale.preflight import PreflightOptions, preflight
 from kdscale.start.draft import Settings, draft, nested
 from kdscale.start.request import Request
@@ -55,9 +55,15 @@ def _hardware(request: Request) -> Hardware:
         )
     if request.gpus == 0 or (request.gpus is None and not torch.cuda.is_available()):
         return find_hardware("cpu")
-    here = torch.cuda.get_device_name() if torch.cuda.is_available() else "H100"
-    known = [row for row in TABLE if row.name.partition("-")[0] in here]
-    return known[0] if known else find_hardware("H100")
+    if not torch.cuda.is_available():
+        return find_hardware("H100")  # GPUs elsewhere, as for `kdscale plan`
+    here = torch.cuda.get_device_name()
+    if (found := gpu_hardware(here)) is None:
+        raise KdscaleError(
+            f"This machine's GPU, {here}, is not in the table of `kdscale plan`.",
+            "Give --hardware: a name of the table, or a YAML file of the device's figures.",
+        )
+    return found
 
 
 def _yaml(sized: Sized) -> str:

@@ -90,11 +90,11 @@ class HeldLease:
             raise self._lost
 
     def fence(self) -> "Fence":
-        """For the processes that write on this one's behalf."""
+        """Return a fence for the processes that write on this one's behalf."""
         return Fence(self._store, self._key, self._lease, self._terms.verb)
 
     def renew(self) -> None:
-        """Make the lease young again. KdscaleError when another one has taken over."""
+        """Renew the lease. Raises KdscaleError where another owner has taken it over."""
         with self._lock:
             self._check()
             self._lease = replace(self._lease, renewed=self._terms.clock())

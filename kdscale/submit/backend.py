@@ -18,7 +18,7 @@ class Backend(Protocol):
 
     @property
     def place(self) -> Place:
-        """What reaches this back end again, from any folder. May connect."""
+        """Place at which later commands reach this back end, from any folder. May connect."""
 
     def render(self, plan: JobPlan) -> dict[str, Any]:
         """Return what a submission would send, as plain data. Contacts nothing."""

@@ -1,4 +1,4 @@
-"""From hidden states to encoded positions: logits exist for a chunk of positions only.
+"""Way from hidden states to encoded positions: logits exist for a chunk of positions only.
 
 A position of hidden states is a few kilobytes, one of logits a few hundred. So the queue before the
 encoder holds the former, and the head, which is whole on every rank, is applied here.

@@ -1,4 +1,4 @@
-"""Whether kernels in Triton run on a device."""
+"""Check that kernels in Triton run on a device."""
 
 import logging
 from collections.abc import Callable

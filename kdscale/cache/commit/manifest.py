@@ -54,7 +54,7 @@ class Manifest:
 
     @property
     def generations(self) -> tuple[Generation, ...]:
-        """In the order of their rows."""
+        """Generations in the order of their rows."""
         return self.record.generations
 
     @property

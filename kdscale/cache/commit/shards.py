@@ -65,7 +65,7 @@ class ShardTable:
 
     @property
     def targets(self) -> int:
-        """In all shards."""
+        """Targets in all shards."""
         return int(self._table["targets"].sum())
 
     @property

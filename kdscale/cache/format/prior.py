@@ -25,7 +25,7 @@ _TOKENS = 64 << 20
 
 @dataclass(frozen=True, eq=False)
 class Prior:
-    """For each id c of V the ids that follow it, most frequent first, and all ids in one order."""
+    """Ids that follow each id c of V, most frequent first, and all ids in one order."""
 
     starts: np.ndarray  # [V + 1] int32: the followers of c are followers[starts[c] : starts[c + 1]]
     followers: np.ndarray  # [pairs] int32

@@ -38,7 +38,7 @@ class Reader(Protocol):
 
     @property
     def row_bytes(self) -> int:
-        """In-memory bytes of a sequence."""
+        """Bytes of a sequence in memory."""
         ...
 
 

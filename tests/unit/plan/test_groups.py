@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kdscale.config import dump_config, load_config, parse_config
+from kdscale.config import dump_config, load_config, override, parse_config
 from kdscale.distributed.groups import fits, ranks_of_node
 from kdscale.errors import KdscaleError
 from kdscale.plan.advise import advise
@@ -114,6 +114,21 @@ def test_the_advice_is_a_machine_where_gathering_between_them_is_slow() -> None:
     assert capture.changes == ("cache.capture.teacher_group=auto",)
     assert capture.device_hours < 0.1 * capture.before
     assert capture.computing > 0.97
+
+
+def test_where_workers_do_not_fill_machines_the_advice_is_a_part_of_one() -> None:
+    workers = {"count": 12, "gpus": 1}
+    changes = [f"cache.capture.workers={workers}", "cache.capture.teacher_group=all"]
+    config = load_config(JOBS / "llama-70b.yaml", changes)
+    hardware = find_hardware("H100").model_copy(update={"network_gb_s": 1.0})
+    shape = str(JOBS / "shapes/llama-3.1-70b")
+    inputs = read_inputs(config, hardware, tokens=1e10, teacher_shape=shape)
+    capture = next(each for each in advise(inputs) if each.stage == "cache")
+    (group,) = [each for each in capture.changes if "teacher_group" in each]
+    assert group == "cache.capture.teacher_group=4"  # two hold no 141 GB, six reach over
+    changed = inputs.with_config(override(config, [group]))
+    assert teacher_ranks(4, 12, changed) == 4
+    assert capture.device_hours < 0.9 * capture.before
 
 
 def test_the_plan_says_what_is_gathered_where() -> None:

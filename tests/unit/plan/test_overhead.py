@@ -106,25 +106,6 @@ def test_a_student_larger_than_its_teacher_is_remarked() -> None:
     assert "student_size" not in kinds()
 
 
-def test_sharding_over_more_devices_than_needed_is_remarked_where_it_costs() -> None:
-    def capture(count: int) -> dict[str, object]:
-        return {"workers": {"count": count, "gpus": 1}, "teacher_sharding": "zero3"}
-
-    many = setting("H100", tokens=32 * 64000, cache__capture=capture(64))
-    (found,) = [r for r in remarks(many) if r.kind == "sharding"]
-    assert "over 64 devices, and 2 hold it" in found.text
-    fewer = int(found.changes[0].rpartition("=")[2])
-    hours = {
-        count: make_plan(setting("H100", tokens=32 * 64000, cache__capture=capture(count)))
-        .stages[2]
-        .device_hours
-        for count in (fewer, 64)
-    }
-    assert hours[fewer] < 0.99 * hours[64]
-    assert "sharding" not in kinds(cache__capture={**capture(64), "teacher_sharding": "none"})
-    assert "sharding" not in kinds(cache__capture=capture(2))
-
-
 @pytest.mark.parametrize(
     ("low", "high", "text"),
     [

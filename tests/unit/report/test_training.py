@@ -115,7 +115,7 @@ def test_each_training_has_its_end(run: ReportData) -> None:
 def test_the_share_of_the_cache_is_the_curriculums_or_the_steps(run: ReportData) -> None:
     assert share_read(run) == pytest.approx(1 - math.exp(-1))
     assert passes_read(run) == pytest.approx(200 * 8 / 1600)
-    assert "The student read 63.2% of the cache's sequences, in 1.00 passes" in " ".join(
+    assert "The student read 63.2% of the cache's sequences; its steps took 1.00 times" in " ".join(
         training_sentences(run)
     )
     lines = [

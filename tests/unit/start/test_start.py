@@ -4,13 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from kdscale.cli import main
 from kdscale.config import RunConfig, load_config
+from kdscale.errors import KdscaleError
 from kdscale.models.tasks import TaskSpec
 from kdscale.plan.hardware import this_machine
 from kdscale.preflight import preflight
-from kdscale.start import sizes
+from kdscale.start import Request, sizes, write
 from tests.unit.preflight.runs import BERT, SMALL, write_documents, write_teacher
 
 H100 = ("--hardware", "H100")
@@ -180,6 +182,26 @@ def test_models_that_no_machine_holds_are_refused(
     assert "do not fit on 2 H100. fix: Give more: --gpus" in " ".join(
         capsys.readouterr().err.split()
     )
+
+
+@pytest.mark.parametrize(
+    ("gpu", "row"), [("NVIDIA A100-SXM4-40GB", "A100-40"), ("NVIDIA L4", "L4")]
+)
+def test_without_options_it_is_for_the_gpu_that_is_here(
+    gpu: str, row: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: gpu)
+    request = Request(str(place / "models/teacher"), str(place / "corpus.jsonl"))
+    assert write._hardware(request).name == row
+
+
+def test_a_gpu_without_figures_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA GeForce RTX 4090")
+    request = Request(str(place / "models/teacher"), str(place / "corpus.jsonl"))
+    with pytest.raises(KdscaleError, match="RTX 4090, is not in the table"):
+        write._hardware(request)
 
 
 def test_examples_and_cluster_files_are_written(
