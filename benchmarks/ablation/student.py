@@ -17,7 +17,7 @@ from kdscale.distill.batches import MicroBatch
 from kdscale.distill.objective import DistillationLoss, LabelsLoss
 from kdscale.distributed.rank import Rank
 from kdscale.evaluate.metrics import LanguageModelSums
-from kdscale.evaluate.results import DomainMetrics
+from kdscale.evaluate.schema import DomainMetrics
 from kdscale.models.forward import row_tensors
 from kdscale.models.head import ModelWithHead
 from kdscale.models.init.calibrate import calibrate

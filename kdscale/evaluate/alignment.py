@@ -11,7 +11,7 @@ import numpy as np
 from kdscale.data.rows.order import spread
 from kdscale.data.rows.prepared import RowTable
 from kdscale.distill.alignment.student_data import AlignedPrepared
-from kdscale.evaluate.results import AlignedSet, Alignment
+from kdscale.evaluate.schema import AlignedSet, Alignment
 
 _TRAINING_ROWS = 512
 _ROWS_AT_ONCE = 64

@@ -15,7 +15,7 @@ from kdscale.cache.fidelity.positions import Proof, draw_positions, run_teacher
 from kdscale.cache.read.reader import CacheReader
 from kdscale.config.evaluate import AuditConfig
 from kdscale.distributed.rank import Rank
-from kdscale.evaluate.results import CacheAudit
+from kdscale.evaluate.schema import CacheAudit
 from kdscale.store import Store
 
 _WIDEST = 64 * CHUNK

@@ -9,7 +9,7 @@ from sklearn import metrics
 
 from kdscale.evaluate.intervals import share_interval, wilson_interval
 from kdscale.evaluate.metrics import BINS
-from kdscale.evaluate.results import Interval
+from kdscale.evaluate.schema import Interval
 
 AVERAGES = ("macro", "micro", "weighted")
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from kdscale.data.rows.prepared import Prepared
 from kdscale.distributed.rank import Rank
-from kdscale.evaluate.results import Disagreement, Prediction
+from kdscale.evaluate.schema import Disagreement, Prediction
 from kdscale.models.forward import RowTensors
 from kdscale.types import labels_of
 

@@ -20,7 +20,7 @@ from kdscale.evaluate.classification import (
 from kdscale.evaluate.disagreements import Disagreements
 from kdscale.evaluate.intervals import draw_counts, gap_interval, language_model_intervals
 from kdscale.evaluate.metrics import BYTES, TOKENS, LanguageModelSums
-from kdscale.evaluate.results import DomainMetrics, Interval, ModelResults
+from kdscale.evaluate.schema import DomainMetrics, Interval, ModelResults
 from kdscale.evaluate.temperature import FITTED_ON
 from kdscale.models.forward import row_tensors, target_logits
 from kdscale.models.hf_folder import ModelReference

@@ -24,13 +24,8 @@ from kdscale.data.pretrained_tokenizer import load_tokenizer, vocabulary_size
 from kdscale.distributed.rank import single_process_rank
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.heldout import task_names, write_tasks
-from kdscale.evaluate.results import (
-    HarnessScore,
-    HarnessTask,
-    Results,
-    read_results,
-    write_results,
-)
+from kdscale.evaluate.results import read_results, write_results
+from kdscale.evaluate.schema import HarnessScore, HarnessTask, Results
 from kdscale.models.load import load_model
 from kdscale.models.tasks import describe_task, task_of
 from kdscale.run.finished_run import FinishedRun

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import binom, norm
 
 from kdscale.evaluate.metrics import AGREED, BYTES, KL, KL_BACK, LOSS, OVERLAP, TOKENS
-from kdscale.evaluate.results import Interval
+from kdscale.evaluate.schema import Interval
 
 DRAWS = 1000
 LEVEL = 0.95

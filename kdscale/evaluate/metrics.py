@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from kdscale.errors import KdscaleError
-from kdscale.evaluate.results import CalibrationBin, DomainMetrics
+from kdscale.evaluate.schema import CalibrationBin, DomainMetrics
 
 BINS = 15
 TOP = 10  # ids of the overlap

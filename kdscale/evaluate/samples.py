@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from kdscale.config.evaluate import SamplesConfig
 from kdscale.data.rows.prepared import Prepared, RowTable
 from kdscale.distributed.rank import Rank
-from kdscale.evaluate.results import Samples
+from kdscale.evaluate.schema import Samples
 from kdscale.evaluate.single_device import write_text
 
 _ROWS_LOOKED_AT = 512

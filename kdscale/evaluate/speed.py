@@ -18,7 +18,7 @@ from kdscale.config.evaluate import SpeedConfig
 from kdscale.data.rows.prepared import Prepared
 from kdscale.distributed.rank import Rank
 from kdscale.evaluate.intervals import median_interval
-from kdscale.evaluate.results import ModelSpeed, Speed
+from kdscale.evaluate.schema import ModelSpeed, Speed
 from kdscale.evaluate.single_device import write_text
 from kdscale.models.adapter_folder import AdapterFolder
 from kdscale.models.forward import RowTensors, model_inputs, row_tensors

@@ -20,8 +20,9 @@ from kdscale.evaluate.alignment import describe_alignment
 from kdscale.evaluate.cache_audit import audit_cache
 from kdscale.evaluate.disagreements import KEPT
 from kdscale.evaluate.domain import DomainScores, summarise
-from kdscale.evaluate.results import CacheAudit, Disagreement, environment
+from kdscale.evaluate.results import environment
 from kdscale.evaluate.samples import write_samples
+from kdscale.evaluate.schema import CacheAudit, Disagreement
 from kdscale.evaluate.single_device import load_models
 from kdscale.evaluate.speed import measure_speed
 from kdscale.evaluate.temperature import fit_temperatures

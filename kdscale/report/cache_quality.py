@@ -1,6 +1,6 @@
 """Quality of the cache: its targets beside the teacher's whole distributions."""
 
-from kdscale.evaluate.results import CacheAudit, Results
+from kdscale.evaluate.schema import CacheAudit, Results
 from kdscale.report import formatting as units
 from kdscale.report.facts import task_labels
 from kdscale.report.tables import Table

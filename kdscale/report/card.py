@@ -17,7 +17,7 @@ from typing import Any, Literal
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from kdscale.errors import KdscaleError
-from kdscale.evaluate.results import Alignment, Results
+from kdscale.evaluate.schema import Alignment, Results
 from kdscale.report import facts, tables
 from kdscale.report import formatting as units
 from kdscale.report.facts import classifies, task_labels

@@ -30,7 +30,7 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
-from kdscale.evaluate.results import DomainMetrics
+from kdscale.evaluate.schema import DomainMetrics
 from kdscale.report import formatting as units
 from kdscale.report.compare import Dots
 from kdscale.report.curves import STEP, Series, thin

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from kdscale.evaluate.results import Results
+from kdscale.evaluate.schema import Results
 from kdscale.report import facts, tables
 from kdscale.report.cache_quality import audit_sentences, audit_table
 from kdscale.report.costs import cost_figures, cost_sentences, cost_table

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kdscale.evaluate.results import Devices, Results
+from kdscale.evaluate.schema import Devices, Results
 from kdscale.report import formatting as units
 from kdscale.report.tables import Table
 

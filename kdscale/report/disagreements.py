@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from kdscale.evaluate.results import Prediction, Results
+from kdscale.evaluate.schema import Prediction, Results
 from kdscale.report import formatting as units
 from kdscale.report.facts import classifies
 from kdscale.report.tables import Table

@@ -4,7 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdscale.evaluate.results import AlignedSet, DomainMetrics, Results, common_loss
+from kdscale.evaluate.results import common_loss
+from kdscale.evaluate.schema import AlignedSet, DomainMetrics, Results
 from kdscale.report import formatting as units
 
 MODELS = ("teacher", "student", "baseline")

@@ -11,7 +11,8 @@ from typing import Any
 
 from kdscale.config.load import parse_tree
 from kdscale.errors import KdscaleError
-from kdscale.evaluate.results import Results, read_results
+from kdscale.evaluate.results import read_results
+from kdscale.evaluate.schema import Results
 from kdscale.run.finished_run import CONFIG_KEY, FinishedRun
 from kdscale.run.stage_names import CURVES
 from kdscale.store import Store

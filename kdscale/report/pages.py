@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from kdscale.evaluate.results import Results
+from kdscale.evaluate.schema import Results
 from kdscale.report import compare, curves, facts, tables
 from kdscale.report import formatting as units
 from kdscale.report.charts import (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain, count
 
-from kdscale.evaluate.results import Results
+from kdscale.evaluate.schema import Results
 from kdscale.report import curves, facts, tables
 from kdscale.report.cache_quality import audit_table
 from kdscale.report.costs import cost_table

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
-from kdscale.evaluate.results import (
+from kdscale.evaluate.schema import (
     Alignment,
     CacheFacts,
     DomainMetrics,

@@ -7,7 +7,7 @@ opened. The plan is the one that the run began with (`plan.json`).
 from collections.abc import Sequence
 
 from kdscale.config import RunConfig
-from kdscale.evaluate.results import Devices
+from kdscale.evaluate.schema import Devices
 from kdscale.plan.hardware import gpu_hardware, this_machine
 from kdscale.plan.inputs import workers_of
 from kdscale.run.expectation import read_expectation

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kdscale.evaluate.results import Results, read_results
+from kdscale.evaluate.results import read_results
+from kdscale.evaluate.schema import Results
 from kdscale.store import open_store
 from tests.runs import FinishedRun, read_metrics, run_kdscale, tiny_config, write_config
 

@@ -13,7 +13,8 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 from kdscale.cache.read.reader import CacheReader
 from kdscale.cache.read.subset import known_labels
 from kdscale.data.rows.prepared import open_prepared
-from kdscale.evaluate.results import Results, read_results
+from kdscale.evaluate.results import read_results
+from kdscale.evaluate.schema import Results
 from kdscale.store import open_store
 from tests.runs import run_kdscale, tiny_config, write_config, write_corpus
 

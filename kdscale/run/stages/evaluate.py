@@ -8,14 +8,8 @@ from kdscale.config import RunConfig, fingerprint
 from kdscale.distill.alignment.student_data import AlignedPrepared
 from kdscale.errors import KdscaleError
 from kdscale.evaluate.external_models import external_references
-from kdscale.evaluate.results import (
-    RESULTS_KEY,
-    Evaluated,
-    HarnessTask,
-    build_results,
-    read_results,
-    write_results,
-)
+from kdscale.evaluate.results import RESULTS_KEY, build_results, read_results, write_results
+from kdscale.evaluate.schema import Evaluated, HarnessTask
 from kdscale.evaluate.worker import MEASURED_KEY, EvaluateJob
 from kdscale.run.artifacts import RunArtifacts
 from kdscale.run.devices import describe_devices

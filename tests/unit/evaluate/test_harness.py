@@ -13,7 +13,8 @@ from kdscale.errors import KdscaleError
 from kdscale.evaluate import harness
 from kdscale.evaluate.harness import HarnessOptions, merge, named_folders, run_tasks
 from kdscale.evaluate.heldout import last_word_items, passages, task_names
-from kdscale.evaluate.results import HarnessTask, read_results
+from kdscale.evaluate.results import read_results
+from kdscale.evaluate.schema import HarnessTask
 from kdscale.models.load import load_model
 from kdscale.run.finished_run import FinishedRun
 from kdscale.store import open_store

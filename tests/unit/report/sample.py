@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from kdscale.config import dump_config, parse_config
-from kdscale.evaluate.results import (
+from kdscale.evaluate.results import build_results, write_results
+from kdscale.evaluate.schema import (
     CacheAudit,
     CalibrationBin,
     Devices,
@@ -22,8 +23,6 @@ from kdscale.evaluate.results import (
     Results,
     Samples,
     Speed,
-    build_results,
-    write_results,
 )
 from kdscale.store import Store, open_store
 

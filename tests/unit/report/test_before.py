@@ -6,7 +6,8 @@ from pathlib import Path
 import yaml
 from huggingface_hub import ModelCard
 
-from kdscale.evaluate.results import Results, read_results
+from kdscale.evaluate.results import read_results
+from kdscale.evaluate.schema import Results
 from kdscale.report import facts, model_card, tables, write_report
 from kdscale.report.compare import figures, summarise_comparison
 from kdscale.report.load import ReportData

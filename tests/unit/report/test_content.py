@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kdscale.cli import app
-from kdscale.evaluate.results import Results
+from kdscale.evaluate.schema import Results
 from kdscale.report import facts, write_report
 from kdscale.report.content import as_json
 from kdscale.report.load import load_report_data

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from kdscale.evaluate.results import Results
+from kdscale.evaluate.schema import Results
 from kdscale.report import tables, write_report
 from kdscale.report.load import ReportData, load_report_data
 from kdscale.report.panels import panels, summary

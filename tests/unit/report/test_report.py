@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from kdscale.errors import KdscaleError
-from kdscale.evaluate.results import Results, write_results
+from kdscale.evaluate.results import write_results
+from kdscale.evaluate.schema import Results
 from kdscale.report import write_model_card, write_report
 from kdscale.report.load import load_report_data
 from kdscale.store import open_store

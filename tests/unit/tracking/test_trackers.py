@@ -16,7 +16,7 @@ import pytest
 import wandb
 
 from kdscale.config.run import RunConfig, TrackingConfig
-from kdscale.evaluate.results import Results
+from kdscale.evaluate.schema import Results
 from kdscale.report.load import load_report_data
 from kdscale.report.panels import panels
 from kdscale.store import Store, open_store
