@@ -74,6 +74,92 @@ def _mixed(own, theirs, share):
 
 
 @triton.jit
+def _norms(
+    row,
+    teacher_row,
+    temperature,
+    teacher_temperature,
+    teacher_share,
+    scale,
+    cap,
+    VOCAB: tl.constexpr,
+    IS_MIXED: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Return log sums of exp: of the student at 1 and at its temperature, the teacher, the mixture.
+
+    The last is that of the teacher where there is no mixture.
+    """
+    lanes = tl.arange(0, BLOCK)
+    # Of logits: their maximum, and sums at temperature 1 and at that of the targets.
+    lane_max = tl.full([BLOCK], float("-inf"), tl.float32)
+    lane_sum = tl.zeros([BLOCK], tl.float32)
+    warm_sum = tl.zeros([BLOCK], tl.float32)
+    teacher_max = tl.full([BLOCK], float("-inf"), tl.float32)
+    teacher_sum = tl.zeros([BLOCK], tl.float32)
+    mixed_max = tl.full([BLOCK], float("-inf"), tl.float32)
+    mixed_sum = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, VOCAB, BLOCK):
+        value, _ = logits_of_block(row, start, lanes, scale, cap, VOCAB, HAS_CAP)
+        new_max = tl.maximum(lane_max, value)
+        lane_sum = added(lane_sum, lane_max, new_max, value, 1.0)
+        warm_sum = added(warm_sum, lane_max, new_max, value, temperature)
+        lane_max = new_max
+        theirs, _ = logits_of_block(teacher_row, start, lanes, 1.0, cap, VOCAB, False)
+        theirs = theirs / teacher_temperature
+        new_max = tl.maximum(teacher_max, theirs)
+        teacher_sum = added(teacher_sum, teacher_max, new_max, theirs, 1.0)
+        teacher_max = new_max
+        if IS_MIXED:
+            mixed = _mixed(value / temperature, theirs, teacher_share)
+            new_max = tl.maximum(mixed_max, mixed)
+            mixed_sum = added(mixed_sum, mixed_max, new_max, mixed, 1.0)
+            mixed_max = new_max
+    top = tl.max(lane_max, 0)
+    log_norm = top + tl.log(sum_of_lanes(lane_sum, lane_max, top, 1.0))
+    warm_norm = top / temperature + tl.log(sum_of_lanes(warm_sum, lane_max, top, temperature))
+    top = tl.max(teacher_max, 0)
+    teacher_norm = top + tl.log(sum_of_lanes(teacher_sum, teacher_max, top, 1.0))
+    mixed_norm = teacher_norm
+    if IS_MIXED:
+        top = tl.max(mixed_max, 0)
+        mixed_norm = top + tl.log(sum_of_lanes(mixed_sum, mixed_max, top, 1.0))
+    return log_norm, warm_norm, teacher_norm, mixed_norm
+
+
+@triton.jit
+def _divergence_sums(
+    row,
+    teacher_row,
+    temperature,
+    teacher_temperature,
+    warm_norm,
+    teacher_norm,
+    scale,
+    cap,
+    share,
+    VOCAB: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    KIND: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Return D by lanes, [BLOCK], and sum_u q_u g_u."""
+    lanes = tl.arange(0, BLOCK)
+    soft = tl.zeros([BLOCK], tl.float32)
+    slopes = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, VOCAB, BLOCK):
+        value, _ = logits_of_block(row, start, lanes, scale, cap, VOCAB, HAS_CAP)
+        theirs, _ = logits_of_block(teacher_row, start, lanes, 1.0, cap, VOCAB, False)
+        log_p = theirs / teacher_temperature - teacher_norm
+        log_q = value / temperature - warm_norm
+        terms, slope = _divergence(log_p, log_q, share, KIND)
+        soft += terms
+        slopes += tl.exp(log_q) * slope
+    return soft, tl.sum(slopes, 0)
+
+
+@triton.jit
 def _dense_kernel(
     logits,  # [C, V], rows `row_stride` apart: becomes the gradient
     row_stride,
@@ -105,52 +191,37 @@ def _dense_kernel(
     tl.debug_barrier()
 
     lanes = tl.arange(0, BLOCK)
-    # Of logits: their maximum, and sums at temperature 1 and at that of the targets.
-    lane_max = tl.full([BLOCK], float("-inf"), tl.float32)
-    lane_sum = tl.zeros([BLOCK], tl.float32)
-    warm_sum = tl.zeros([BLOCK], tl.float32)
-    teacher_max = tl.full([BLOCK], float("-inf"), tl.float32)
-    teacher_sum = tl.zeros([BLOCK], tl.float32)
-    mixed_max = tl.full([BLOCK], float("-inf"), tl.float32)
-    mixed_sum = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, VOCAB, BLOCK):
-        value, _ = logits_of_block(row, start, lanes, scale, cap, VOCAB, HAS_CAP)
-        new_max = tl.maximum(lane_max, value)
-        lane_sum = added(lane_sum, lane_max, new_max, value, 1.0)
-        warm_sum = added(warm_sum, lane_max, new_max, value, temperature)
-        lane_max = new_max
-        theirs, _ = logits_of_block(teacher_row, start, lanes, 1.0, cap, VOCAB, False)
-        theirs = theirs / teacher_temperature
-        new_max = tl.maximum(teacher_max, theirs)
-        teacher_sum = added(teacher_sum, teacher_max, new_max, theirs, 1.0)
-        teacher_max = new_max
-        if IS_MIXED:
-            mixed = _mixed(value / temperature, theirs, teacher_share)
-            new_max = tl.maximum(mixed_max, mixed)
-            mixed_sum = added(mixed_sum, mixed_max, new_max, mixed, 1.0)
-            mixed_max = new_max
-    top = tl.max(lane_max, 0)
-    log_norm = top + tl.log(sum_of_lanes(lane_sum, lane_max, top, 1.0))
-    warm_norm = top / temperature + tl.log(sum_of_lanes(warm_sum, lane_max, top, temperature))
-    top = tl.max(teacher_max, 0)
-    teacher_norm = top + tl.log(sum_of_lanes(teacher_sum, teacher_max, top, 1.0))
-    if IS_MIXED:
-        top = tl.max(mixed_max, 0)
-        mixed_norm = top + tl.log(sum_of_lanes(mixed_sum, mixed_max, top, 1.0))
-
+    log_norm, warm_norm, teacher_norm, mixed_norm = _norms(
+        row,
+        teacher_row,
+        temperature,
+        teacher_temperature,
+        teacher_share,
+        scale,
+        cap,
+        VOCAB,
+        IS_MIXED,
+        HAS_CAP,
+        BLOCK,
+    )
     soft = tl.zeros([BLOCK], tl.float32)
     pull = 0.0
     if KIND != "forward_kl":
-        slopes = tl.zeros([BLOCK], tl.float32)
-        for start in range(0, VOCAB, BLOCK):
-            value, _ = logits_of_block(row, start, lanes, scale, cap, VOCAB, HAS_CAP)
-            theirs, _ = logits_of_block(teacher_row, start, lanes, 1.0, cap, VOCAB, False)
-            log_p = theirs / teacher_temperature - teacher_norm
-            log_q = value / temperature - warm_norm
-            terms, slope = _divergence(log_p, log_q, share, KIND)
-            soft += terms
-            slopes += tl.exp(log_q) * slope
-        pull = tl.sum(slopes, 0)
+        soft, pull = _divergence_sums(
+            row,
+            teacher_row,
+            temperature,
+            teacher_temperature,
+            warm_norm,
+            teacher_norm,
+            scale,
+            cap,
+            share,
+            VOCAB,
+            HAS_CAP,
+            KIND,
+            BLOCK,
+        )
 
     rest = tl.zeros([BLOCK], tl.float32)
     for start in range(0, VOCAB, BLOCK):
