@@ -29,7 +29,7 @@ def audit_table(results: Results) -> Table | None:
         ["KL from the teacher to the target", units.number(found["kl"], 4)],
         [
             f"Error of the mean gradient over {found['mean_positions']:,}",
-            units.percent(found["mean_error"]),
+            _mean_error(found),
         ],
         ["Ids that come out the same again", units.percent(found["ids_in_common"], 2)],
         ["Seconds of the audit", units.number(found["seconds"], 1)],
@@ -50,7 +50,7 @@ def audit_sentences(results: Results) -> list[str]:
     said = (
         f"{_bias(found)} They cover {units.percent(found['kept_mass'])} of the teacher's "
         f"probability; over {found['mean_positions']:,} positions the mean gradient errs by "
-        f"{units.percent(found['mean_error'])}."
+        f"{_mean_error(found)}."
     )
     if found["ids_in_common"] < _SAME_TEACHER:
         said += (
@@ -58,6 +58,11 @@ def audit_sentences(results: Results) -> list[str]:
             "the same: the cache does not agree with this teacher."
         )
     return [said]
+
+
+def _mean_error(found: CacheAudit) -> str:
+    """Return the relative error; a teacher that knows nothing has a gradient of about 0."""
+    return units.percent(found["mean_error"]) if found["mean_error"] <= 1 else "more than 100%"
 
 
 def _bias(found: CacheAudit) -> str:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,6 +30,7 @@ class FoundData:
     texts: list[str]
     chat: dict[str, Any] | None = None
     label: str | None = None
+    is_single: bool = False  # one document in all
     notes: list[str] = field(default_factory=list)
 
 
@@ -64,8 +65,22 @@ def find_data(path: str, task: Task) -> FoundData:
             f"{keys[0]!r} of {path!r} holds no record that can be read.",
             f"Look whether it is a {kind} file in UTF-8, one object a line or one table.",
         )
+    if kind == "csv":
+        _check_columns(records[0], path)
     notes = [] if len(kinds) == 1 else [f"Of {path}, only the {len(keys):,} {kind} files are read."]
-    return _of_records({"kind": kind, "path": path}, records, task, notes)
+    found = _of_records({"kind": kind, "path": path}, records, task, notes)
+    return replace(found, is_single=len(records) == len(keys) == 1)
+
+
+def _check_columns(record: dict[str, Any], path: str) -> None:
+    """Raise KdscaleError for a table whose one column has other separators in its name."""
+    (first, *others) = record
+    found = [sign for sign in (";", "\t", "|") if sign in first]
+    if found and not others:
+        raise KdscaleError(
+            f"{path!r} has one column, {first!r}: it seems to be separated by {found[0]!r}.",
+            "Write it with commas, with tabs under a name in .tsv, or as JSON lines.",
+        )
 
 
 def _text(path: str, root: str, keys: list[str], task: Task) -> FoundData:
@@ -84,7 +99,7 @@ def _text(path: str, root: str, keys: list[str], task: Task) -> FoundData:
         each.decode("utf-8", "replace") if isinstance(each, bytes) else each for each in contents
     ]
     if task != "sequence-classification":
-        return FoundData(source, texts, notes=notes)
+        return FoundData(source, texts, is_single=len(keys) == 1, notes=notes)
     if len({PurePosixPath(key).parent for key in keys}) < 2:
         raise KdscaleError(
             f"The text files of {path!r} are in one folder, and a file's class is its folder.",

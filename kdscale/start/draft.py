@@ -55,6 +55,11 @@ def draft(request: Request, device: str) -> tuple[Settings, list[str]]:
     student = None if request.student is None else find_model("student", request.student)
     task = check_task(request.task) or (student or teacher).task
     data = find_data(request.data, task)
+    if data.is_single:
+        raise KdscaleError(
+            f"{request.data!r} holds one document: training and validation need one each.",
+            "Give more documents, or cut this one into several, such as a JSON line a chapter.",
+        )
     notes = [*data.notes, f"Data: {_described(data)}. Task: {task}."]
     settings: Settings = _named(request, teacher, task)
     settings |= {"data.train": data.source}

@@ -28,6 +28,7 @@ _MOST_SECONDS = {"cpu": 30 * 60.0, "gpu": 24 * 3600.0}
 _LEAST_ROWS = 64
 # A short corpus is read several times, until the student has made this many steps.
 _ENOUGH_STEPS, _MOST_PASSES = 1000, 4
+_LEAST_STEPS = 200  # for which batches become smaller
 _SHARDS_A_WORKER = 4
 _FREE_SHARE = 0.5  # of the output's disk, for the cache
 # Peak learning rate of a student by its parameters, up to each bound.
@@ -114,7 +115,7 @@ def _batch(settings: Settings, count: int, hardware: Hardware, rows: int | None)
     length = settings["data.seq_len"]
     wanted = max(1, _STEP_TOKENS[hardware.kind] // length)
     if rows is not None:
-        wanted = min(wanted, max(1, rows // 4))
+        wanted = min(wanted, max(1, _MOST_PASSES * rows // _LEAST_STEPS))
     batch = count * max(1, round(wanted / count))
     steps = 1
     if rows is not None:

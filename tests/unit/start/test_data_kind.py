@@ -103,6 +103,12 @@ def test_files_of_other_kinds_beside_it_are_told(tmp_path: Path) -> None:
     assert found.notes == [f"Of {tmp_path}, only the 1 jsonl files are read."]
 
 
+def test_a_table_with_other_separators_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id;text\n1;one\n2;two\n")
+    with pytest.raises(KdscaleError, match="seems to be separated by ';'"):
+        find_data(str(tmp_path / "a.csv"), "causal-lm")
+
+
 @pytest.mark.parametrize(
     ("rows", "task", "words"),
     [

@@ -32,7 +32,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_teacher(folder / "models" / "student", options=SMALL)
     write_teacher(folder / "models" / "other", options=SMALL, words=("zeta", "quick", "theta"))
     write_documents(folder / "text", 200)
-    (folder / "corpus.jsonl").write_text((folder / "text" / "a.jsonl").read_text())
+    lines = (folder / "text" / "a.jsonl").read_text()
+    (folder / "corpus.jsonl").write_text(lines)
+    (folder / "one.jsonl").write_text(lines.splitlines()[0])
     return folder
 
 
@@ -135,6 +137,7 @@ def test_a_classifier(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (("--teacher", "models/teacher"), "--data is missing"),
         (("--teacher", "./absent", "--data", "corpus.jsonl"), "The teacher --teacher './absent'"),
         (("--teacher", "models/teacher", "--data", "absent"), "no file to read in 'absent'"),
+        (("--teacher", "models/teacher", "--data", "one.jsonl"), "'one.jsonl' holds one document"),
         (("--teacher", "models/teacher", "--data", "text", "--task", "lm"), "no task 'lm'"),
         (
             ("--teacher", "models/teacher", "--data", "text", "--gpus", "0", *H100),
