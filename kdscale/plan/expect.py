@@ -1,5 +1,7 @@
 """Expectation of a run on this machine, by its plan: for the display of progress and the report."""
 
+import logging
+
 import torch
 
 from kdscale.config import RunConfig
@@ -14,9 +16,11 @@ from kdscale.run.expectation import Expectation
 from kdscale.run.stage_names import ON_WORKERS
 from kdscale.store import open_store
 
+log = logging.getLogger(__name__)
+
 
 def expect(config: RunConfig) -> Expectation | None:
-    """Return what `kdscale plan` says of the run's stages.
+    """Return the figures of `kdscale plan` for the run's stages.
 
     None where the device is not in the plan's table, or a plan needs figures that are not at hand.
     """
@@ -24,10 +28,17 @@ def expect(config: RunConfig) -> Expectation | None:
     if hardware is None:
         return None
     try:
-        inputs = read_inputs(config, hardware)
-        inputs = inputs.with_measured(find(open_store(config.output), hardware.name))
+        return _expected(config, hardware)
     except KdscaleError:
         return None
+    except Exception:  # Of a plan, which is for the display: no run is to end for it.
+        log.warning("no plan could be made of the run", exc_info=True)
+        return None
+
+
+def _expected(config: RunConfig, hardware: Hardware) -> Expectation:
+    inputs = read_inputs(config, hardware)
+    inputs = inputs.with_measured(find(open_store(config.output), hardware.name))
     workers = {stage: workers_of(stage, config).count for stage in ON_WORKERS}
     stages = ("prepare", *ON_WORKERS)
     return Expectation(
