@@ -5,7 +5,7 @@ BIN := .venv/bin
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-gpu check docs docs-serve bench bench-setup clean
+.PHONY: help quickstart test test-slow test-kernels test-gpu check docs docs-serve bench bench-setup clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | \
@@ -22,6 +22,11 @@ test: .venv/.installed-dev ## All tests but the slow ones
 # elastic groups, load.
 test-slow: .venv/.installed-dev ## The tests that take minutes each
 	$(BIN)/pytest -m slow
+
+# Triton's interpreter and compiler need no GPU, but 600 MB that torch's builds for CPUs do without.
+test-kernels: .venv/.installed-triton ## Kernels for GPUs: interpreted against float64, and compiled
+	PYTHONPATH=.venv/triton OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit/cache/test_triton_encode.py \
+		tests/unit/losses/test_triton_chunk.py
 
 # On a CPU it says what it skips.
 test-gpu: .venv/.installed-dev ## Values, memory and times on this machine's GPU, 10 minutes
@@ -63,4 +68,8 @@ clean: ## Remove environments, runs and the built docs
 
 .venv/.installed-dev: .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev,export,s3]"
+	touch $@
+
+.venv/.installed-triton: .venv/.installed-dev
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/triton "triton>=3.5,<3.10"
 	touch $@

@@ -47,7 +47,8 @@ def logits_of_block(row, start, lanes, scale, cap, VOCAB: tl.constexpr, HAS_CAP:
     raw = tl.load(row + start + lanes, mask=start + lanes < VOCAB, other=float("-inf"))
     value, slope = transformed(raw, scale, cap, HAS_CAP)
     # A cap makes -inf a number.
-    return tl.where(raw > float("-inf"), value, float("-inf")), slope
+    inside = raw.to(tl.float32) > float("-inf")
+    return tl.where(inside, value, float("-inf")), slope
 
 
 @triton.jit
