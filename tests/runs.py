@@ -83,13 +83,13 @@ def tiny_config(corpus: Path, output: str, **changes: Any) -> dict[str, Any]:
                 },
             },
             "training": {
-                "steps": 300,
+                "steps": 120,
                 "global_batch_size": 8,
                 "micro_batch_size": 4,
                 "optimiser": {"learning_rate": 4e-3},
                 "zero": {"stage": 2},
                 "validation_sequences": 16,
-                "checkpoint_every": 100,
+                "checkpoint_every": 40,
             },
         },
         "cache": {
@@ -123,6 +123,11 @@ def tiny_config(corpus: Path, output: str, **changes: Any) -> dict[str, Any]:
                 "log_every": 1,
                 "checkpoint_every": 10,
             },
+        },
+        "evaluate": {
+            "speed": {"turns": 6, "new_tokens": 8},
+            "samples": {"prompts": 2, "new_tokens": 8},
+            "audit": {"positions": 256},
         },
     }
     for key, value in changes.items():

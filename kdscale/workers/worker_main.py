@@ -65,6 +65,8 @@ def _run_job(assignment: Assignment, channel: Channel, hang_seconds: float) -> b
 
     # In a list, so that the channel's process does not unpickle it.
     job: Job = ray.get(assignment.job[0])
+    # Collections skip the libraries' objects, over which each would take half a second.
+    gc.freeze()
     rank, attempt, stage = dist.get_rank(), assignment.attempt, assignment.stage
     channel.join(RankHeartbeat(rank, attempt), ray.get_runtime_context().current_actor)
     heartbeats = HeartbeatThread(rank, attempt, hang_seconds, channel.beat)
