@@ -16,7 +16,7 @@ quickstart: .venv/.installed ## Raw text to a distilled, evaluated student on 2 
 
 # Two processes of one thread: tests/conftest.py keeps the tests that start Ray in one of them.
 test: .venv/.installed-dev ## All tests but the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 3 --durations=15
 
 # Minutes each: the quickstart on a disk, on a real S3 server and as a job, faults on three nodes,
 # elastic groups, load.

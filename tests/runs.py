@@ -83,13 +83,13 @@ def tiny_config(corpus: Path, output: str, **changes: Any) -> dict[str, Any]:
                 },
             },
             "training": {
-                "steps": 120,
+                "steps": 300,
                 "global_batch_size": 8,
                 "micro_batch_size": 4,
                 "optimiser": {"learning_rate": 4e-3},
                 "zero": {"stage": 2},
                 "validation_sequences": 16,
-                "checkpoint_every": 40,
+                "checkpoint_every": 100,
             },
         },
         "cache": {
