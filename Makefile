@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # mkdocs-material announces the end of mkdocs at every build.
 export NO_MKDOCS_2_WARNING := 1
+# Some containers set it; then every process compiles the package and its tests anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-slow test-kernels test-gpu check docs docs-serve bench bench-setup clean
@@ -14,7 +16,7 @@ help: ## List the targets
 quickstart: .venv/.installed ## Raw text to a distilled, evaluated student on 2 cores
 	$(BIN)/kdscale run jobs/configs/quickstart.yaml
 
-# Two processes of one thread: tests/conftest.py keeps the tests that start Ray in one of them.
+# Three processes of one thread: tests/conftest.py keeps the tests that start Ray in one of them.
 test: .venv/.installed-dev ## All tests but the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 3 --durations=15
 

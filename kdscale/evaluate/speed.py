@@ -26,8 +26,8 @@ from kdscale.models.hf_folder import ModelReference, loadable
 from kdscale.models.tasks import task_of
 
 # Forwards of a single sequence in a turn: enough of them for a 90th percentile.
-_SINGLES = 5
-_LATENCY_TURNS = 5
+SINGLES = 5
+LATENCY_TURNS = 5
 PROMPT_TOKENS = 16
 
 Action = Callable[[], object]
@@ -54,7 +54,7 @@ def measure_speed(
     }
     batches = _take_turns(_only(actions, "batch"), config.turns, config.seconds / 2, worker)
     others = _take_turns(
-        _only(actions, "row", "text"), min(config.turns, _LATENCY_TURNS), config.seconds / 2, worker
+        _only(actions, "row", "text"), min(config.turns, LATENCY_TURNS), config.seconds / 2, worker
     )
     teacher = batches["teacher"]["batch"] if "teacher" in batches else None
     is_gpu = worker.device.type == "cuda"
@@ -67,7 +67,7 @@ def measure_speed(
         "new_tokens": config.new_tokens,
         "turns": max((len(timed["batch"]) for timed in batches.values()), default=0),
         "latency_turns": max((len(timed["row"]) for timed in others.values()), default=0)
-        // _SINGLES,
+        // SINGLES,
         "models": {
             name: _figures(
                 {**batches[name], **others[name]},
@@ -156,7 +156,7 @@ def _take_turns(
             break
         for name in list(actions)[:: 1 if turn % 2 == 0 else -1]:
             for what, act in actions[name].items():
-                for _ in range(_SINGLES if what == "row" else 1):
+                for _ in range(SINGLES if what == "row" else 1):
                     times[name][what].append(_seconds(act, worker.device))
                 worker.beat(f"the speed of the {name}")
     return times

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 
 from kdscale.config.training import TeacherGroup, TrainingConfig, WorkersConfig
 from kdscale.plan.cache_size import cache_bytes, requests
+from kdscale.plan.evaluation import alone_seconds
 from kdscale.plan.groups import group_link, teacher_ranks
 from kdscale.plan.inputs import PlanInputs, Shape, rank_rows, workers_of
 from kdscale.run.stage_names import ON_WORKERS
@@ -39,6 +40,7 @@ class Seconds:
     encoding: float = 0.0
     store: float = 0.0  # loading models, checkpoints, chunks; not hidden either
     validation: float = 0.0
+    alone: float = 0.0  # of one rank, while the others wait
 
     @property
     def total(self) -> float:
@@ -275,10 +277,12 @@ def evaluate_seconds(inputs: PlanInputs) -> Seconds:
     flops = inputs.teacher.forward_flops(length) + students
     students_weights = inputs.evaluated_students * inputs.student.parameters
     weights = inputs.teacher.parameters + students_weights
+    speed = rate(inputs, workers, training=False)
     return Seconds(
         start_up=start_up("evaluate", inputs),
-        compute=rows * length * flops / rate(inputs, workers, training=False),
+        compute=rows * length * flops / speed,
         store=store_seconds(inputs.width * weights, inputs, write=False),
+        alone=alone_seconds(inputs, speed),
     )
 
 
